@@ -1,0 +1,167 @@
+"""``ModelCatalog``: ids and aliases to specs, specs to checked files."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Self
+
+from genai_ray.catalog.files import configs_folder, load_spec
+from genai_ray.catalog.spec import ModelSpec
+from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError
+
+__all__ = ["ModelCatalog", "models_folder"]
+
+_log = logging.getLogger(__name__)
+
+
+def models_folder() -> Path:
+    """Return the user's model folder, where ``models pull`` puts files: ``GENAI_RAY_MODELS``, else the platform's data folder.
+
+    Returns:
+        The folder; it may not exist yet.
+    """
+    if chosen := os.environ.get("GENAI_RAY_MODELS"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"), "genai_ray", "models")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "genai_ray" / "models"
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"), "genai_ray", "models")
+
+
+class ModelCatalog:
+    """The models that may be named by id.
+
+    Args:
+        folders: Folders of YAML files; a later one extends the earlier ones and may replace a model of the same id.
+
+    Raises:
+        ConfigError: If a file is wrong, or two models claim one word.
+    """
+
+    def __init__(self, *folders: Path) -> None:
+        self.folders = folders
+        self._specs: dict[str, ModelSpec] = {}
+        for folder in folders:
+            for path in sorted(folder.glob("*.yaml")):
+                spec = load_spec(path)
+                if spec.model_id in self._specs:
+                    _log.info("model %s: %s replaces the packaged spec", spec.model_id, path)
+                self._specs[spec.model_id] = spec
+        self._words: dict[str, str] = {}
+        for spec in self._specs.values():
+            for word in (spec.model_id, *spec.aliases):
+                if self._words.setdefault(word.lower(), spec.model_id) != spec.model_id:
+                    raise ConfigError(f"models {self._words[word.lower()]} and {spec.model_id} both claim {word!r}")
+
+    @classmethod
+    def default(cls) -> Self:
+        """Return the packaged models, extended by YAML files in the user's model folder; read once per folder.
+
+        Returns:
+            The catalog.
+
+        Raises:
+            ConfigError: If a file of the user's folder is wrong.
+        """
+        return _read(cls, models_folder())
+
+    def ids(self) -> list[str]:
+        """Return every canonical id, sorted.
+
+        Returns:
+            The ids.
+        """
+        return sorted(self._specs)
+
+    def resolve(self, name: str) -> str:
+        """Turn an id or alias into the canonical id.
+
+        Args:
+            name: Id or alias, in any case.
+
+        Returns:
+            The canonical id.
+
+        Raises:
+            ModelNotFoundError: If nothing is called so; names near it are in the text.
+        """
+        found = self._words.get(name.lower())
+        if found is None:
+            near = difflib.get_close_matches(name.lower(), self._words, n=3, cutoff=0.5)
+            hint = f"Did you mean {' or '.join(near)}? " if near else ""
+            raise ModelNotFoundError(
+                f"no model {name!r}", f"{', '.join(self.ids())}, or the path of an .onnx file", f"{hint}Specs are read from {self._places()}."
+            )
+        return found
+
+    def get(self, name: str) -> ModelSpec:
+        """Return the spec of a model.
+
+        Args:
+            name: Id or alias.
+
+        Returns:
+            Its spec.
+
+        Raises:
+            ModelNotFoundError: If nothing is called so.
+        """
+        return self._specs[self.resolve(name)]
+
+    def path(self, name: str) -> Path:
+        """Return the checked weights of a model.
+
+        Args:
+            name: Id or alias.
+
+        Returns:
+            Path of its .onnx file.
+
+        Raises:
+            ModelNotFoundError: If the model is not known, or its file is not on this machine.
+            ModelLoadError: If the file does not have the sha256 of the spec.
+        """
+        spec = self.get(name)
+        packaged = Path(__file__).resolve().parents[1] / "assets"
+        for folder in (packaged, models_folder()):
+            path = folder / spec.file
+            if path.is_file():
+                facts = path.stat()
+                found = hash_file(path, facts.st_size, facts.st_mtime_ns)
+                if spec.sha256 is not None and found != spec.sha256:
+                    raise ModelLoadError(f"{path} has sha256 {found}", spec.sha256, f"Remove it and run `genai-ray models pull {spec.model_id}`.")
+                return path
+        do = f"Run `genai-ray models pull {spec.model_id}`." if spec.url else f"Put {spec.file} into {models_folder()}."
+        raise ModelNotFoundError(f"{spec.file} of model {spec.model_id} is not in {packaged} or {models_folder()}", do=do)
+
+    def _places(self) -> str:
+        return " and ".join(str(folder) for folder in self.folders)
+
+
+@functools.cache
+def _read(cls: type[ModelCatalog], user_folder: Path) -> ModelCatalog:
+    return cls(configs_folder() / "models", user_folder)
+
+
+@functools.lru_cache(maxsize=256)
+def hash_file(path: Path, size_bytes: int, modified_ns: int) -> str:
+    """Hash a file once for each state it was seen in.
+
+    Args:
+        path: The file.
+        size_bytes: Its size, part of its state.
+        modified_ns: Its time of change, part of its state.
+
+    Returns:
+        sha256, hexadecimal.
+    """
+    del size_bytes, modified_ns  # they are the key
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""Getting the weights of a model that is not packaged: with progress, resumed where it broke off, held against its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from genai_ray.catalog.spec import ModelSpec
+from genai_ray.errors import ConfigError, ModelLoadError
+
+__all__ = ["pull_model"]
+
+_CHUNK_BYTES = 1 << 16
+_TIMEOUT_S = 30.0
+_PARTIAL, _RANGE_PAST_END = 206, 416
+
+
+def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | None], None] | None = None) -> Path:
+    """Download a model's file; what an earlier try left is continued, and the file appears only whole and with the right hash.
+
+    Args:
+        spec: A model with a ``url``.
+        folder: Where the file goes; made when it is not there.
+        progress: Called with (bytes so far, bytes in all or None) as they come.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ConfigError: If the model is packaged, or its url is not http or https.
+        ModelLoadError: If the server fails, the connection breaks, or the hash is wrong (then nothing is kept).
+    """
+    if spec.url is None:
+        raise ConfigError(f"model {spec.model_id} has no url", "models that are not packaged", "It is there already.")
+    if not spec.url.startswith(("http://", "https://")):
+        raise ConfigError(f"url {spec.url} of {spec.model_id}", "http:// or https://")
+    folder.mkdir(parents=True, exist_ok=True)
+    target, part = folder / spec.file, folder / f"{spec.file}.part"
+    try:
+        _download(spec.url, part, progress or (lambda _done, _total: None))
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as exc:
+        have = part.stat().st_size if part.exists() else 0
+        raise ModelLoadError(f"{spec.url}: {exc}", do=f"{have} bytes are kept in {part}; the same command goes on from there.") from exc
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if spec.sha256 is not None and found != spec.sha256:
+        size = part.stat().st_size
+        part.unlink()
+        raise ModelLoadError(f"{spec.url} gave {size} bytes of sha256 {found}", spec.sha256, "Nothing was kept.")
+    part.replace(target)
+    return target
+
+
+def _download(url: str, part: Path, progress: Callable[[int, int | None], None]) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310
+    except urllib.error.HTTPError as exc:
+        if have and exc.code == _RANGE_PAST_END:
+            return  # it is all there; the hash decides
+        raise
+    with response:
+        resumed = response.status == _PARTIAL
+        done = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length is not None else None
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := response.read(_CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, total)
+    if total is not None and done < total:
+        raise http.client.IncompleteRead(b"", total - done)

@@ -1,0 +1,22 @@
+"""ONNX graphs, read and rewritten without being run: frames fused into a model, batch axes freed, receptive fields, bytes.
+
+The only importer of ``onnx``.
+"""
+
+from genai_ray.graph.cost import activation_bytes, weight_bytes
+from genai_ray.graph.field import ReceptiveField, receptive_field
+from genai_ray.graph.fuse import fuse_frames
+from genai_ray.graph.model import Graph, free_batch, graph_inputs, read_model, sort_nodes
+
+__all__ = [
+    "Graph",
+    "ReceptiveField",
+    "activation_bytes",
+    "free_batch",
+    "fuse_frames",
+    "graph_inputs",
+    "read_model",
+    "receptive_field",
+    "sort_nodes",
+    "weight_bytes",
+]

@@ -1,0 +1,148 @@
+"""Turning a batch of frames into runtime calls: whole frames, pairs or tiles, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.backends import RuntimeSession
+from genai_ray.session.tiling import Tile, split_frame
+
+__all__ = ["RunPlan", "pad_frames", "run_frames"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """How frames of one shape are cut into runtime calls."""
+
+    scale: int
+    """Output pixels per input pixel."""
+    is_pairs: bool
+    """Whether a result belongs to a frame and its successor (interpolation)."""
+    run_batch: int
+    """Frames in one runtime call."""
+    tile_size_px: int | None
+    """Longest side of a call, halo included; None for whole frames."""
+    overlap_px: int
+    """Halo of a tile: the receptive-field radius."""
+    stride_px: int
+    """Tile origins are multiples of it."""
+    num_runs: int
+    """Calls at the same time."""
+
+    def tiles(self, height_px: int, width_px: int, num_results: int) -> tuple[Tile | None, ...]:
+        """Return the tiles of a frame, or ``(None,)`` for the frame as it is.
+
+        A frame that would leave cores idle is cut into one strip a core, where halos cost at most an eighth.
+
+        Args:
+            height_px: Height of the frame.
+            width_px: Width of the frame.
+            num_results: Frames that are computed together with it.
+
+        Returns:
+            Tiles in reading order.
+        """
+        if self.tile_size_px is None:
+            return (None,)
+        tiles = split_frame(height_px, width_px, self.tile_size_px, self.overlap_px, self.stride_px)
+        if len(tiles) > 1:
+            return tiles
+        strips = self.num_runs // num_results
+        if strips > 1 and height_px >= strips * (16 * self.overlap_px + 2 * self.stride_px):
+            strip_px = -(-height_px // strips) + 2 * self.overlap_px + 2 * self.stride_px
+            return tuple(
+                Tile(row, tiles[0].columns)
+                for row in (t.rows for t in split_frame(height_px, 1, strip_px, self.overlap_px, self.stride_px))
+            )
+        return (None,)
+
+
+def pad_frames(frames: Array, multiple_px: int, minimum_px: int) -> Array:
+    """Extend frames at the right and at the bottom to a size the model takes: reflected as far as that goes, then repeated.
+
+    Args:
+        frames: Frames (N, H, W, C); not written to.
+        multiple_px: Height and width become multiples of it.
+        minimum_px: Height and width become at least this.
+
+    Returns:
+        ``frames`` itself where it fits, else a larger copy.
+    """
+    height, width = frames.shape[1:3]
+    wanted = [-(-max(length, minimum_px) // multiple_px) * multiple_px for length in (height, width)]
+    for axis, target in zip((1, 2), wanted, strict=True):
+        length = frames.shape[axis]
+        for mode, most in (("reflect", length - 1), ("edge", target)):
+            extra = min(target - frames.shape[axis], most)
+            if extra > 0:
+                pads = [(0, 0)] * frames.ndim
+                pads[axis] = (0, extra)
+                frames = np.pad(frames, pads, mode=mode)  # type: ignore[call-overload]
+    return frames
+
+
+def run_frames(
+    runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: ThreadPoolExecutor
+) -> int:
+    """Run frames through a fused model and write what comes out.
+
+    Args:
+        runtime: A model that ``graph.fuse_frames`` made.
+        frames: Frames (N, H, W, 3), C-contiguous, of the fused model's dtype; may be read-only.
+        scalars: Extra inputs by name, shape ().
+        out: Written: (N, s*H, s*W, C), or N - 1 frames for pairs; C-contiguous.
+        plan: How to cut.
+        pool: Where calls run; its size bounds how many at once.
+
+    Returns:
+        The number of runtime calls made.
+
+    Raises:
+        InferenceError: If the runtime fails; what runs beside it has ended by then.
+    """
+    tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out))
+    calls = [(start, min(start + plan.run_batch, len(out)), tile) for start in range(0, len(out), plan.run_batch) for tile in tiles]
+    futures: list[Future[None]] = [
+        pool.submit(_run_call, runtime, dict(_feeds(frames, *call, plan)) | dict(scalars), out, call, plan) for call in calls
+    ]
+    done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in pending:
+        future.cancel()
+    wait(pending)
+    for future in done:
+        future.result()
+    return len(calls)
+
+
+def _feeds(frames: Array, start: int, stop: int, tile: Tile | None, plan: RunPlan) -> Iterator[tuple[str, Array]]:
+    if plan.is_pairs:
+        yield "frames0", frames[start:stop]
+        yield "frames1", frames[start + 1 : stop + 1]
+    elif tile is None:
+        yield "frames", frames[start:stop]
+    else:
+        yield "frames", frames[start:stop, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+
+
+def _run_call(runtime: RuntimeSession, feeds: dict[str, Array], out: Array, call: tuple[int, int, Tile | None], plan: RunPlan) -> None:
+    start, stop, tile = call
+    if tile is None:
+        runtime.run(feeds, {"output": out[start:stop]})
+        return
+    feeds["frames"] = np.ascontiguousarray(feeds["frames"])
+    result = runtime.run(feeds)["output"]
+    s, rows, columns = plan.scale, tile.rows, tile.columns
+    kept = result[
+        :,
+        (rows.keep_start - rows.start) * s : (rows.keep_stop - rows.start) * s,
+        (columns.keep_start - columns.start) * s : (columns.keep_stop - columns.start) * s,
+    ]
+    out[start:stop, rows.keep_start * s : rows.keep_stop * s, columns.keep_start * s : columns.keep_stop * s] = kept

@@ -1,0 +1,386 @@
+"""``InferenceSession``: frames in, frames out, with one model on one device."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.backends import RuntimeSession, Tensors, open_runtime, resolve_device
+from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ResourceExhaustedError
+from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_model
+from genai_ray.inspection import find_model
+from genai_ray.session.memory import anonymous_bytes, release_freed_memory
+from genai_ray.session.precision import convert_model
+from genai_ray.session.runs import RunPlan, pad_frames, run_frames
+from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames
+
+__all__ = ["InferenceSession", "SessionLimits"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_TILE_PX = 256
+"""Side of a run where nothing is known of the frames; measured: 240 to 360 cost -8 to +20 % time and a tenth of the memory."""
+MAX_TILE_PX = 512
+"""Largest side of a run chosen by itself."""
+MAX_EXACT_RADIUS_PX = 64
+"""Above this radius the halos of exact tiles cost more than the frame, so frames stay whole."""
+RUN_BYTES_FACTOR = 1.3
+"""What the runtime's arena takes over the tensors that live at the same time."""
+GPU_RUN_BATCH = 4
+"""Frames in one call on a GPU; on a CPU one, since more gain nothing and cost memory in proportion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """What a session may take; every field None by default, which means automatic."""
+
+    max_bytes: int | None = None
+    """Bytes it may add to its process: larger frames are tiled, and what cannot be tiled is refused."""
+    max_frame: tuple[int, int] | None = None
+    """(height, width) in pixels of the largest frame that will come; warm-up prepares for it."""
+    max_batch: int | None = None
+    """Most frames in one runtime call."""
+    tile_size_px: int | None = None
+    """Longest side of a tile, halo included; 0 for never."""
+
+
+class InferenceSession:
+    """One model on one device; safe to use from several threads, which share its bounded number of concurrent runs.
+
+    Results do not depend on tiling, on ``run_batch`` or on the number of threads: bit for bit on the CPU provider.
+
+    Args:
+        model: Catalog id, alias, or path of an .onnx file.
+        backend: The runtime.
+        precision: The number format; a converted one is accepted only where it agrees with FP32 by 40 dB.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
+        threads: CPU threads in all; None for every core this process may use.
+        limits: Bytes, sizes and tiling.
+
+    Raises:
+        ModelNotFoundError: If no such model or file is known.
+        ModelLoadError: If the model is corrupt, of a wrong sha256, or does not convert.
+        BackendUnavailableError: If the runtime or device is not there.
+        ConfigError: If an option makes no sense.
+        ResourceExhaustedError: If ``limits.max_bytes`` is too little for the model.
+
+    Example:
+        >>> import numpy as np
+        >>> with InferenceSession("websr-x2-s") as session:
+        ...     session.infer(np.zeros((72, 88, 3), np.uint8)).shape
+        (144, 176, 3)
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        backend: ModelBackend = ModelBackend.ONNX,
+        precision: ModelPrecision = ModelPrecision.FP32,
+        device: str = "auto",
+        threads: int | None = None,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        self.backend, self.precision = ModelBackend(backend), ModelPrecision(precision)
+        if ModelBackend.AUTO is self.backend or ModelPrecision.AUTO is self.precision:
+            raise ConfigError("backend or precision 'auto' for one session", "a backend and a precision by name", "Use onnx and fp32.")
+        self.spec, self._path = find_model(model)
+        self.limits = limits or SessionLimits()
+        self.threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+        self._asked_device = resolve_device(device, self.backend)
+        self._bytes_before = anonymous_bytes()
+        self._lock = threading.Lock()
+        self._runtimes: dict[str, RuntimeSession] = {}
+        self._precision_db: float | None = None
+        self._frames_done = self._calls_done = 0
+        self._seconds_busy = 0.0
+        self._peak_bytes = 0
+        self._bytes_per_px: float | None = None
+        self._closed = self._warm = False
+        is_cpu = self._asked_device == "cpu"
+        # Narrow runs side by side are faster than wide ones; a net that cannot be tiled needs the cores for its single run.
+        self.num_runs = (self.threads if self._can_tile() else 1) if is_cpu else 2
+        self.run_batch = min(1 if is_cpu else GPU_RUN_BATCH, self.limits.max_batch or MAX_TILE_PX)
+        if not self.spec.batchable:
+            self.run_batch = 1
+        self._pool = ThreadPoolExecutor(self.num_runs, thread_name_prefix="genai-ray-run")
+        first = self._runtime("uint8" if self.spec.is_image_model else "raw")
+        self._loaded_bytes = self.memory_bytes
+        self.device = first.device
+        self.computes_in = first.computes_in
+        if self.precision is ModelPrecision.FP16 and self.computes_in == "fp32":
+            _log.info("%s: the weights are in fp16, and this device computes in fp32", self.spec.model_id)
+        self.tile_size_px = self._choose_tile_size()
+
+    def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
+        """Enhance frames.
+
+        Args:
+            frames: (N, H, W, 3) or one frame (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1]; never written to.
+            params: Extra scalar inputs of the model by name, in the units of its spec; defaults where left out.
+
+        Returns:
+            Frames of the same dtype: (N, s*H, s*W, 3) for upscaling with scale s (1 for denoising and low light),
+            (N-1, H, W, 3) for interpolation, a mask (N, H, W, 1) for background removal; without N for one frame.
+
+        Raises:
+            InvalidInputError: If frames or params break the contract, or the model takes no frames.
+            ResourceExhaustedError: If the frame needs more than ``limits.max_bytes`` and the model cannot be tiled.
+            InferenceError: If the runtime fails or the session is closed.
+        """
+        started = time.perf_counter()
+        batch = self._check(frames)
+        scalars = self._scalars(params or {})
+        padded = pad_frames(batch, self.spec.size_multiple, self.spec.min_size_px)
+        self._check_room(padded)
+        runtime = self._runtime(batch.dtype.name)
+        is_pairs = self.spec.task is ModelTask.INTERPOLATION
+        count, scale = len(batch) - is_pairs, self.spec.scale
+        channels = 1 if self.spec.task is ModelTask.BACKGROUND_REMOVAL else 3
+        out = np.empty((count, padded.shape[1] * scale, padded.shape[2] * scale, channels), batch.dtype)
+        calls = run_frames(runtime, padded, scalars, out, plan=self._plan(), pool=self._pool)
+        if padded is not batch:
+            out = np.ascontiguousarray(out[:, : batch.shape[1] * scale, : batch.shape[2] * scale])
+        with self._lock:
+            self._frames_done += count
+            self._calls_done += calls
+            self._seconds_busy += time.perf_counter() - started
+        return out if np.ndim(frames) == out.ndim else out[0]  # type: ignore[no-any-return]
+
+    def run(self, feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Run the model as its file has it: its own names, layouts and ranges; for any ONNX model.
+
+        Args:
+            feeds: One array for each input of the graph, of its dtype and shape.
+
+        Returns:
+            Every output by name.
+
+        Raises:
+            InvalidInputError: If names, dtypes or shapes do not fit the graph.
+            InferenceError: If the runtime fails or the session is closed.
+        """
+        runtime = self._runtime("raw")
+        outputs = self._pool.submit(runtime.run, feeds).result()
+        with self._lock:
+            self._calls_done += 1
+        return outputs
+
+    def warmup(self) -> None:
+        """Make three rounds of the largest run at full concurrency, so that speed and ``memory_bytes`` are true from then on.
+
+        Raises:
+            InferenceError: If the runtime fails or the session is closed.
+            ResourceExhaustedError: If it takes more than ``limits.max_bytes``.
+        """
+        if not self.spec.is_image_model:
+            self._runtime("raw")
+        else:
+            height, width = self._largest_run()
+            count = self.num_runs * self.run_batch + (self.spec.task is ModelTask.INTERPOLATION)
+            frames = pad_frames(np.zeros((count, height, width, 3), np.uint8), self.spec.size_multiple, self.spec.min_size_px)
+            for _ in range(3):
+                self.infer(frames)
+            with self._lock:
+                self._frames_done = self._calls_done = 0
+                self._seconds_busy = self._seconds_busy / (3 * len(frames))  # so that the average is known before the first frame
+            del frames
+        release_freed_memory()
+        self._warm = True
+        taken, allowed = self.memory_bytes, self.limits.max_bytes
+        if allowed is not None and taken > allowed:
+            raise ResourceExhaustedError(
+                f"{self.spec.model_id} takes {taken} bytes at runs of {self._largest_run()}",
+                f"{allowed} bytes",
+                "Give it more bytes or a smaller tile.",
+            )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that this session added to its process, at the most seen so far (other work of the process counts too)."""
+        self._peak_bytes = max(self._peak_bytes, anonymous_bytes() - self._bytes_before)
+        return self._peak_bytes
+
+    @property
+    def warm(self) -> bool:
+        """Whether ``warmup`` has ended."""
+        return self._warm
+
+    @property
+    def inference_count(self) -> int:
+        """Frames computed since warm-up."""
+        return self._frames_done
+
+    @property
+    def runtime_calls(self) -> int:
+        """Calls of the runtime since warm-up."""
+        return self._calls_done
+
+    @property
+    def avg_latency_ms(self) -> float:
+        """Mean milliseconds a frame took within ``infer``; after warm-up and before the first frame, that of warm-up."""
+        return 1000 * self._seconds_busy / max(self._frames_done, 1)
+
+    def status(self) -> dict[str, Any]:
+        """Return what this session is and has done, fit for JSON.
+
+        Returns:
+            Identity, device, precision (asked for, of the weights, of the arithmetic), sizes, counts and bytes.
+        """
+        agreement = self._precision_db
+        return {
+            "model_id": self.spec.model_id,
+            "backend": self.backend.value,
+            "precision": self.precision.value,
+            "weights_in": self.precision.value,
+            "computes_in": self.computes_in if self.computes_in == "fp32" else self.precision.value,
+            "precision_db": agreement if agreement is None or np.isfinite(agreement) else "inf",
+            "device": self.device,
+            "threads": self.threads,
+            "num_runs": self.num_runs,
+            "run_batch": self.run_batch,
+            "tile_size_px": self.tile_size_px,
+            "warm": self.warm,
+            "memory_bytes": self.memory_bytes,
+            "inference_count": self.inference_count,
+            "runtime_calls": self.runtime_calls,
+            "avg_latency_ms": self.avg_latency_ms,
+        }
+
+    def close(self) -> None:
+        """End the session and give its memory back to the operating system; a second call does nothing."""
+        with self._lock:
+            self._closed = True
+            runtimes, self._runtimes = self._runtimes, {}
+        self._pool.shutdown(wait=True)
+        for runtime in runtimes.values():
+            runtime.close()
+        del runtimes
+        release_freed_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check(self, frames: Frames) -> npt.NDArray[Any]:
+        if not self.spec.is_image_model:
+            raise InvalidInputError(f"frames for {self.spec.model_id}, which is not an image model", "run() with its own tensors")
+        batch = check_frames(frames)
+        if self.spec.task is ModelTask.INTERPOLATION and len(batch) < 2:
+            raise InvalidInputError(f"{len(batch)} frame for interpolation", "at least two neighbours, (N, H, W, 3)")
+        return batch
+
+    def _scalars(self, params: Mapping[str, float]) -> dict[str, npt.NDArray[np.float32]]:
+        unknown = sorted(set(params) - set(self.spec.params))
+        if unknown:
+            raise InvalidInputError(f"params {unknown} for {self.spec.model_id}", f"{sorted(self.spec.params) or 'none'}")
+        scalars = {}
+        for name, param in self.spec.params.items():
+            value = float(params.get(name, param.default))
+            if not param.minimum <= value <= param.maximum:
+                raise InvalidInputError(f"{name}={value} for {self.spec.model_id}", f"from {param.minimum} to {param.maximum}")
+            scalars[name] = np.full((), value, np.float32)
+        return scalars
+
+    def _can_tile(self) -> bool:
+        return self.spec.is_tileable and (self.spec.receptive_field_px or 0) <= MAX_EXACT_RADIUS_PX
+
+    def _plan(self) -> RunPlan:
+        spec = self.spec
+        return RunPlan(
+            scale=spec.scale,
+            is_pairs=spec.task is ModelTask.INTERPOLATION,
+            run_batch=self.run_batch,
+            tile_size_px=self.tile_size_px,
+            overlap_px=spec.receptive_field_px or 0,
+            stride_px=int(np.lcm(spec.tile_stride, spec.size_multiple)),
+            num_runs=self.num_runs,
+        )
+
+    def _largest_run(self) -> tuple[int, int]:
+        fixed = self.spec.inputs[0]
+        if fixed.height is not None and fixed.width is not None:
+            return fixed.height, fixed.width
+        height, width = self.limits.max_frame or (self.tile_size_px or DEFAULT_TILE_PX,) * 2
+        side = self.tile_size_px or max(height, width)
+        return min(height, side), min(width, side)
+
+    def _choose_tile_size(self) -> int | None:
+        """Return the longest side of a run that is wanted and fits ``limits.max_bytes``; None for whole frames."""
+        asked, radius = self.limits.tile_size_px, self.spec.receptive_field_px or 0
+        if not self.spec.is_image_model or asked == 0 or not self._can_tile():
+            if asked:
+                raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}, whose pixels see the whole frame", "0: whole frames only")
+            return None
+        least = 2 * radius + 16 * self.spec.tile_stride
+        if asked is not None and asked < least:
+            raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}", f"at least {least} px: twice its receptive field and some")
+        side = asked or DEFAULT_TILE_PX
+        if asked is None and self.limits.max_frame is not None:
+            side = min(max(DEFAULT_TILE_PX, 24 * radius), MAX_TILE_PX)
+        room = self._room_for_runs()
+        while room is not None and self._run_bytes(side, side) * self.num_runs > room:
+            side = side * 7 // 8
+            if side < least:
+                raise ResourceExhaustedError(
+                    f"{self.limits.max_bytes} bytes for {self.spec.model_id}: too little for tiles of {least} px", do="Give it more bytes."
+                )
+        return side
+
+    def _room_for_runs(self) -> int | None:
+        """Return the bytes that runs may take together: what is allowed less the loaded model and the frames that leave."""
+        if self.limits.max_bytes is None:
+            return None
+        height, width = self.limits.max_frame or (0, 0)
+        leaving = 2 * height * width * 3 * self.spec.scale**2
+        return self.limits.max_bytes - self._loaded_bytes - leaving
+
+    def _run_bytes(self, height: int, width: int) -> int:
+        """Predict the bytes of one run; its tensors grow with the area, so the graph is asked at one size only."""
+        if self._bytes_per_px is None:
+            side = -(-128 // self.spec.size_multiple) * self.spec.size_multiple
+            names = ("frames0", "frames1") if self.spec.task is ModelTask.INTERPOLATION else ("frames",)
+            shapes = dict.fromkeys(names, (1, side, side, 3))
+            self._bytes_per_px = RUN_BYTES_FACTOR * activation_bytes(self._fused("uint8"), shapes) / side**2
+        return int(self._bytes_per_px * height * width * self.run_batch)
+
+    def _check_room(self, frames: npt.NDArray[Any]) -> None:
+        room, (height, width) = self._room_for_runs(), frames.shape[1:3]
+        if room is None or self.tile_size_px is not None or self.spec.is_fixed_size:
+            return
+        needed = self._run_bytes(height, width)
+        if needed > room:
+            raise ResourceExhaustedError(
+                f"a frame of {width}x{height} needs {needed} bytes in {self.spec.model_id}, which cannot be tiled", f"{room} bytes"
+            )
+
+    def _fused(self, kind: str) -> Graph:
+        model = read_model(self._path)
+        converted, agreement = convert_model(model, self.spec, self.precision)
+        self._precision_db = agreement
+        return converted if kind == "raw" else fuse_frames(converted, self.spec, np.dtype(kind))
+
+    def _runtime(self, kind: str) -> RuntimeSession:
+        """Return the loaded model for a dtype of frames, or ``raw``; loaded when first asked for."""
+        with self._lock:
+            if self._closed:
+                raise InferenceError(f"a closed session of {self.spec.model_id} was used", do="Open a new one.")
+            if kind not in self._runtimes:
+                threads = max(self.threads // self.num_runs, 1) if self._asked_device == "cpu" else self.threads
+                model = self._fused(kind).SerializeToString()
+                room = None if self.limits.max_bytes is None else self.limits.max_bytes - len(model)
+                self._runtimes[kind] = open_runtime(model, backend=self.backend, device=self._asked_device, threads=threads, max_bytes=room)
+            return self._runtimes[kind]

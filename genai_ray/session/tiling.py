@@ -1,0 +1,80 @@
+"""Cutting a frame into tiles that together equal the whole, bit for bit.
+
+A tile is handed to the model with a halo of at least the receptive-field radius around the part that is kept; at the
+border of the frame it ends where the frame ends, so that the model's own padding is the same as untiled. Origins are
+multiples of the model's stride. Tiles of a frame have one shape (the last may be less than a stride longer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Span", "Tile", "split_frame", "split_length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tile along one axis, in input pixels, half-open."""
+
+    start: int
+    """First pixel handed to the model."""
+    stop: int
+    """One past the last pixel handed to the model."""
+    keep_start: int
+    """First pixel whose result is kept."""
+    keep_stop: int
+    """One past the last pixel whose result is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One tile of a frame."""
+
+    rows: Span
+    """Along the height."""
+    columns: Span
+    """Along the width."""
+
+
+def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[Span, ...]:
+    """Cut one axis into the fewest spans of at most about ``tile_size_px``, evenly, overlapping by twice the halo or more.
+
+    Args:
+        length_px: Length of the axis.
+        tile_size_px: Longest span handed to the model, halo included; made long enough to keep one stride of it.
+        overlap_px: Halo on each inner side: the receptive-field radius.
+        stride_px: Origins are multiples of it.
+
+    Returns:
+        Spans in order; what they keep covers the axis exactly once.
+    """
+    halo = -(-overlap_px // stride_px) * stride_px
+    longest = max(tile_size_px // stride_px * stride_px, 2 * halo + 4 * stride_px)
+    if length_px <= longest:
+        return (Span(0, length_px, 0, length_px),)
+    usable = longest - stride_px if stride_px > 1 else longest  # aligning an origin may cost up to a stride
+    count = -(-(length_px - 2 * halo) // (usable - 2 * halo))
+    size = -(-(length_px + 2 * halo * (count - 1)) // count)
+    size = -(-size // stride_px) * stride_px + (stride_px if stride_px > 1 else 0)
+    starts = [(length_px - size) * i // (count - 1) // stride_px * stride_px for i in range(count)]
+    stops = [start + size for start in starts[:-1]] + [length_px]
+    cuts = [0, *((a + b) // 2 for a, b in zip(starts[1:], stops, strict=False)), length_px]
+    return tuple(Span(*span) for span in zip(starts, stops, cuts, cuts[1:], strict=False))
+
+
+def split_frame(height_px: int, width_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[Tile, ...]:
+    """Cut a frame into tiles, row by row.
+
+    Args:
+        height_px: Height of the frame.
+        width_px: Width of the frame.
+        tile_size_px: Longest side handed to the model, halo included.
+        overlap_px: Halo on each inner side: the receptive-field radius.
+        stride_px: Origins are multiples of it.
+
+    Returns:
+        The tiles; one, the whole frame, when it is small enough.
+    """
+    rows = split_length(height_px, tile_size_px, overlap_px, stride_px)
+    columns = split_length(width_px, tile_size_px, overlap_px, stride_px)
+    return tuple(Tile(row, column) for row in rows for column in columns)

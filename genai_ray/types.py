@@ -1,0 +1,147 @@
+"""The words and value objects that every other module shares: enums, results, and the frame contract.
+
+Frames are always C-contiguous RGB, ``(N, H, W, 3)``; one frame is ``(H, W, 3)``. dtype is ``uint8`` in [0, 255],
+``uint16`` in [0, 65535] or ``float32`` in [0, 1], and the dtype that goes in comes out. Arrays may be read-only
+(Arrow's and Ray's are) and are never written in place. The module does not know any runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.errors import InvalidInputError
+
+__all__ = [
+    "FRAME_DTYPES",
+    "Frames",
+    "InferenceResult",
+    "ModelBackend",
+    "ModelPrecision",
+    "ModelTask",
+    "ValidationResult",
+    "check_frames",
+    "full_range",
+]
+
+Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+"""Frames as the contract of this module says."""
+
+FRAME_DTYPES: tuple[np.dtype[np.generic], ...] = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
+"""The dtypes a frame may have."""
+
+
+class ModelBackend(StrEnum):
+    """The runtime that computes; values are the words of the command line."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    COREML = "coreml"
+    DIRECTML = "directml"
+    AUTO = "auto"
+
+
+class ModelPrecision(StrEnum):
+    """The number format that weights and arithmetic are asked to be in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    AUTO = "auto"
+
+
+class ModelTask(StrEnum):
+    """What a model does to frames, and with it the shape law of its output.
+
+    ``upscaling`` (N, H, W, 3) -> (N, s*H, s*W, 3); ``denoising`` and ``low-light`` keep the size; ``interpolation``
+    (N, H, W, 3) -> (N-1, H, W, 3), one frame between each pair of neighbours; ``background-removal`` gives a mask
+    (N, H, W, 1); ``other`` is any ONNX model that is not an image model: only raw tensors.
+    """
+
+    UPSCALING = "upscaling"
+    DENOISING = "denoising"
+    INTERPOLATION = "interpolation"
+    BACKGROUND_REMOVAL = "background-removal"
+    LOW_LIGHT = "low-light"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferenceResult:
+    """What one frame became."""
+
+    frame_index: int
+    """Position of the frame in the input, counted from 0."""
+    output: Frames
+    """The result of this frame, one frame of the contract: (s*H, s*W, 3), or a mask (H, W, 1)."""
+    latency_ms: float
+    """Milliseconds from handing the frame's batch over to having its result, as the caller saw them; always above 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationResult:
+    """Whether a picture is fit to keep."""
+
+    passed: bool
+    """True when ``psnr`` is at least the validator's threshold."""
+    psnr: float
+    """Peak signal-to-noise ratio in dB over the dtype's full range; ``inf`` for equal arrays."""
+    score: float
+    """``clamp(psnr / 100, 0, 1)``; 1.0 for ``inf``."""
+
+
+def full_range(dtype: npt.DTypeLike) -> float:
+    """Return the largest value of the frame contract's range for a dtype: 255, 65535 or 1.
+
+    Args:
+        dtype: One of ``FRAME_DTYPES``.
+
+    Returns:
+        The upper end of the value range; the lower end is always 0.
+
+    Raises:
+        InvalidInputError: If the dtype is none of the contract's.
+    """
+    kind = np.dtype(dtype)
+    if kind not in FRAME_DTYPES:
+        raise InvalidInputError(f"frames of dtype {kind}", "uint8, uint16 or float32", "Convert them first, with rounding and clamping.")
+    return 1.0 if kind == np.float32 else float(np.iinfo(kind).max)
+
+
+def check_frames(frames: object, *, channels: tuple[int, ...] = (3,)) -> npt.NDArray[np.generic]:
+    """Hold frames against the contract, and give one frame its batch axis.
+
+    Args:
+        frames: Array (N, H, W, C) or (H, W, C), uint8, uint16 or float32, with at least one pixel; read-only is fine.
+        channels: The values of C that are allowed.
+
+    Returns:
+        A C-contiguous array (N, H, W, C) of the same dtype; a view of ``frames`` where that is contiguous already.
+
+    Raises:
+        InvalidInputError: If it is not an array, or its rank, channels or dtype are wrong, if it is empty, or if
+            float values are NaN, infinite or outside [0, 1].
+    """
+    if not isinstance(frames, np.ndarray):
+        raise InvalidInputError(f"frames of type {type(frames).__name__}", "a numpy array", "Use numpy.asarray(image).")
+    wanted = " or ".join(map(str, channels))
+    if frames.ndim not in (3, 4) or frames.shape[-1] not in channels:
+        raise InvalidInputError(
+            f"frames of shape {frames.shape}", f"(N, H, W, {wanted}) or (H, W, {wanted})", "Channels come last, in the order RGB."
+        )
+    limit = full_range(frames.dtype)
+    if frames.size == 0:
+        raise InvalidInputError(f"empty frames of shape {frames.shape}", "at least one frame of at least one pixel")
+    if frames.dtype == np.float32:
+        low, high = float(frames.min()), float(frames.max())
+        if not (low >= 0.0 and high <= limit):  # NaN fails this too
+            raise InvalidInputError(
+                f"float32 frames with values from {low} to {high}", "finite values in [0, 1]", "Divide and clip them first."
+            )
+    batch = frames if frames.ndim == 4 else frames[None]
+    return np.ascontiguousarray(batch)

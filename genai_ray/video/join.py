@@ -1,0 +1,156 @@
+"""Joining: packets of the segments, re-stamped from the plan, with everything else of the source copied once."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Stream
+
+from genai_ray.errors import VideoError
+from genai_ray.video.container import av_errors, open_video
+from genai_ray.video.plan import VideoPlan, main_stream
+
+__all__ = ["join_segments"]
+
+
+def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> tuple[str, ...]:
+    """Write the result: the n-th frame gets the n-th planned time; audio and subtitle packets are copied as they are.
+
+    The file appears under its name only when it is whole and on disk. Two joins of the same parts give the same bytes.
+
+    Args:
+        plan: The planned video.
+        parts: The segments' files in order; those of no frames are left out.
+        counts: Frames in each of them; fewer than planned only at the end of a truncated video.
+        output: A file ending in .mp4 or .mkv; replaced when it exists.
+
+    Returns:
+        Notes: streams that the container cannot take, each by name.
+
+    Raises:
+        VideoError: If a part does not hold its frames, parts were encoded differently, or writing fails.
+    """
+    partial = output.with_name(f".{output.name}.partial{output.suffix}")
+    options = {"fflags": "+bitexact"}
+    if output.suffix.lower() == ".mp4":
+        # Edit lists are in movie units: with the default of 1/1000 s a late start would be rounded.
+        options |= {"movflags": "+faststart", "movie_timescale": str(max(plan.info.time_base.denominator, 1000))}
+    try:
+        with ExitStack() as stack:
+            source = stack.enter_context(open_video(plan.path))
+            stack.enter_context(av_errors(output, "writing"))
+            sink = stack.enter_context(av.open(str(partial), "w", options=options))
+            boxes = [stack.enter_context(av.open(str(part))) for part, count in zip(parts, counts, strict=True) if count]
+            kept = [count for count in counts if count]
+            video = _add_video(sink, boxes, plan, source)
+            copies, notes = _add_copies(sink, source)
+            streams = heapq.merge(_video_packets(boxes, kept, plan, video), _copied_packets(source, copies), key=lambda entry: entry[0])
+            for _, packet in streams:
+                sink.mux_one(packet)
+        _sync(partial)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return notes
+
+
+def _add_video(sink: OutputContainer, boxes: Sequence[InputContainer], plan: VideoPlan, source: InputContainer) -> Stream:
+    templates = [box.streams.video[0] for box in boxes]
+    extradata = {bytes(template.codec_context.extradata or b"") for template in templates}
+    if len(extradata) != 1:
+        raise VideoError(f"{plan.path}: its segments were encoded in {len(extradata)} different ways", "one", "Remove the work folder.")
+    stream = sink.add_stream_from_template(templates[0])
+    stream.time_base = plan.info.time_base
+    if plan.info.rotation:
+        stream.set_display_rotation(plan.info.rotation)
+    original = main_stream(source)
+    stream.metadata.update({key: value for key, value in original.metadata.items() if key in ("language", "title")})
+    stream.disposition = original.disposition
+    sink.metadata.update({key: value for key, value in source.metadata.items() if key not in ("encoder", "major_brand", "minor_version", "compatible_brands")})
+    sink.set_chapters(source.chapters())
+    return stream
+
+
+def _add_copies(sink: OutputContainer, source: InputContainer) -> tuple[dict[int, Stream], tuple[str, ...]]:
+    copies, notes = {}, []
+    for stream in source.streams:
+        if stream.type == "video" and stream.index == main_stream(source).index:
+            continue
+        name = f"{stream.type} stream {stream.index}"
+        codec = getattr(stream, "codec_context", None)
+        try:
+            if stream.type == "attachment" and sink.format.name == "matroska":
+                sink.add_attachment(stream.name or "attachment", stream.mimetype or "application/octet-stream", stream.data)
+                continue
+            if stream.type not in ("audio", "subtitle") or codec is None or codec.codec.canonical_name not in sink.supported_codecs:
+                raise ValueError(codec.name if codec is not None else "data")
+            copy = sink.add_stream_from_template(stream)
+        except (ValueError, av.FFmpegError) as exc:
+            notes.append(f"{name} was left out: {sink.format.name} cannot take it ({exc})")
+            continue
+        copy.time_base = stream.time_base
+        copy.metadata.update(stream.metadata)
+        copy.disposition = stream.disposition
+        copies[stream.index] = copy
+    return copies, tuple(notes)
+
+
+def _video_packets(boxes: Sequence[InputContainer], counts: Sequence[int], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Packet]]:
+    """Give every packet its planned time, and decode times that rise and never pass it.
+
+    dts of the k-th packet is the pts of the (k - d)-th frame, where d is how far packets are out of display order; before the
+    first frame the times go on backwards at the first frame's distance.
+    """
+    depth = max(_reorder_depth(box) for box in boxes)
+    pts, done, base = plan.pts, 0, plan.info.time_base
+    step = max(pts[1] - pts[0], 1) if len(pts) > 1 else 1
+    for box, count in zip(boxes, counts, strict=True):
+        packets = [packet for packet in box.demux(box.streams.video[0]) if packet.size]
+        if len(packets) != count:
+            raise VideoError(f"{plan.path}: a segment holds {len(packets)} frames", f"{count}", "Remove the work folder.")
+        ranks = {time: rank for rank, time in enumerate(sorted(packet.pts for packet in packets))}
+        for position, packet in enumerate(packets):
+            index, order = done + ranks[packet.pts], done + position - depth
+            following = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.duration
+            packet.stream, packet.time_base = stream, base
+            packet.pts, packet.dts = pts[index], pts[order] if order >= 0 else pts[0] + order * step
+            packet.duration = following
+            yield float(packet.dts * base), packet
+        done += count
+
+
+def _reorder_depth(box: InputContainer) -> int:
+    """Return how many places packets of a segment come before their place in display order, at the most."""
+    times = [packet.pts for packet in box.demux(box.streams.video[0]) if packet.size]
+    ranks = {time: rank for rank, time in enumerate(sorted(times))}
+    box.seek(0, stream=box.streams.video[0])
+    return max(position - ranks[time] for position, time in enumerate(times))
+
+
+def _copied_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterator[tuple[float, Packet]]:
+    if not copies:
+        return
+    latest = float("-inf")
+    for packet in source.demux([source.streams[index] for index in copies]):
+        if packet.size == 0:
+            continue
+        time: Any = packet.dts if packet.dts is not None else packet.pts
+        latest = max(latest, float(time * packet.time_base)) if time is not None else latest
+        packet.stream = copies[packet.stream_index]
+        yield latest, packet
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

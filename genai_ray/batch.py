@@ -1,0 +1,174 @@
+"""``BatchInference``: frames through a model in batches, from numpy, from Arrow tables, or one stage of a chain."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.cluster import CachedSession, ModelCache, PendingCall
+from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.frames import append_results, iter_frames
+from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames
+
+__all__ = ["BatchInference"]
+
+BATCHES_IN_FLIGHT = 2
+"""Batches that are sent before the first of them is waited for."""
+
+
+class BatchInference:
+    """Frames through one model, ``batch_size`` at a time; results in order, whatever the batch size.
+
+    An object of this class is also what ``Dataset.map_batches`` calls: a table of frames in, the same with the columns
+    ``output`` and ``latency_ms`` out (``batch_format="pyarrow"``, ``batch_size=None``).
+
+    Args:
+        model: Id, alias, or path of an .onnx file.
+        batch_size: Frames handed to the session at a time.
+        backend: The runtime; None for the entry of the cache used last, else ONNX.
+        precision: The number format; None likewise, else FP32.
+        params: Extra inputs of the model by name.
+        cache_name: Cache to use where tables are mapped.
+
+    Raises:
+        ConfigError: If ``batch_size`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        batch_size: int = 8,
+        backend: ModelBackend | None = None,
+        precision: ModelPrecision | None = None,
+        params: Mapping[str, float] | None = None,
+        cache_name: str = "default",
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}", "1 or more")
+        self.model, self.batch_size, self.params = model, batch_size, params
+        self.backend, self.precision, self.cache_name = backend, precision, cache_name
+        self.frames_done = 0
+        self._session: CachedSession | None = None
+
+    def open(self, cache: ModelCache, *, device: str = "auto", tag: str | None = None) -> CachedSession:
+        """Get the session, and keep it.
+
+        Args:
+            cache: Where it is.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            tag: Whose progress its frames count as.
+
+        Returns:
+            The session.
+
+        Raises:
+            GenAIRayError: As ``ModelCache.get_session``.
+        """
+        self._session = cache.get_session(self.model, self.backend, self.precision, device=device, tag=tag)
+        return self._session
+
+    def submit(self, frames: Frames | PendingCall) -> PendingCall:
+        """Send one batch without waiting; ``open`` comes first.
+
+        Args:
+            frames: (N, H, W, 3), or the pending result of another stage.
+
+        Returns:
+            The result to come.
+
+        Raises:
+            InvalidInputError: If frames break the contract.
+            ConfigError: If there is no session yet.
+        """
+        if self._session is None:
+            raise ConfigError("submit() before open()", "open(cache) first")
+        pending = self._session.submit(frames, self.params)
+        self.frames_done += pending.num_frames
+        return pending
+
+    def process_batch(self, cache: ModelCache, frames: Sequence[Frames]) -> list[InferenceResult]:
+        """Enhance single frames, batched by shape.
+
+        Args:
+            cache: Where the model is, or will be loaded.
+            frames: Frames (H, W, 3) of any shapes and dtypes of the contract; for interpolation all of one shape.
+
+        Returns:
+            One result a frame in the order of the frames (for interpolation one a pair of neighbours).
+
+        Raises:
+            InvalidInputError: If there are no frames, or one breaks the contract.
+            GenAIRayError: Whatever the session raises.
+        """
+        if len(frames) == 0:
+            raise InvalidInputError("no frames", "at least one")
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for index, frame in enumerate(frames):
+            check_frames(frame)
+            if frame.ndim != 3:
+                raise InvalidInputError(f"a frame of shape {frame.shape} at {index}", "(H, W, 3) each")
+            groups[(frame.shape, frame.dtype)].append(index)
+        session = self.open(cache)
+        overlap = int(session.spec.task is ModelTask.INTERPOLATION)
+        if overlap and len(groups) > 1:
+            raise InvalidInputError(f"frames of {len(groups)} shapes to interpolate between", "one shape")
+        results: dict[int, InferenceResult] = {}
+        for indices in groups.values():
+            arrays = (np.stack([frames[i] for i in indices[at : at + self.batch_size + overlap]]) for at in self._starts(len(indices) - overlap))
+            positions = iter(indices)
+            for output, latency_ms in self._stream(arrays):
+                for one in output:
+                    index = next(positions)
+                    results[index] = InferenceResult(index, one, latency_ms)
+        return [results[index] for index in sorted(results)]
+
+    def __call__(self, table: Any) -> Any:
+        """Enhance a table of frames; frames go from Arrow to the session and back without a copy in this process.
+
+        Args:
+            table: A ``pyarrow.Table`` with the column ``frame``.
+
+        Returns:
+            The table with the columns ``output`` and ``latency_ms``.
+
+        Raises:
+            InvalidInputError: If there are no frames in it, their results have several shapes, or the model interpolates.
+            GenAIRayError: Whatever the session raises.
+        """
+        if self._session is None:
+            self.open(ModelCache(name=self.cache_name))
+        if self._session is not None and self._session.spec.task is ModelTask.INTERPOLATION:
+            raise InvalidInputError(f"{self.model}, which interpolates, over a table", "models that give one frame for one frame")
+        outputs, latencies = [], []
+        batches = (array[at : at + self.batch_size] for array in iter_frames(table) for at in self._starts(len(array)))
+        for output, latency_ms in self._stream(batches):
+            outputs.append(output)
+            latencies += [latency_ms] * len(output)
+        if not outputs:
+            raise InvalidInputError("a table without rows", "at least one frame")
+        return append_results(table, outputs, np.array(latencies))
+
+    def _starts(self, count: int) -> range:
+        return range(0, count, self.batch_size)
+
+    def _stream(self, batches: Iterator[npt.NDArray[Any]]) -> Iterator[tuple[npt.NDArray[Any], float]]:
+        """Send batches, a few ahead of what is waited for; gives (output, milliseconds) in order."""
+        waiting: deque[tuple[PendingCall, float]] = deque()
+        for batch in batches:
+            waiting.append((self.submit(batch), time.perf_counter()))  # type: ignore[arg-type]
+            if len(waiting) > BATCHES_IN_FLIGHT:
+                yield _finish(*waiting.popleft())
+        while waiting:
+            yield _finish(*waiting.popleft())
+
+
+def _finish(pending: PendingCall, sent_at: float) -> tuple[npt.NDArray[Any], float]:
+    output = pending.result()
+    return output, 1000 * (time.perf_counter() - sent_at)

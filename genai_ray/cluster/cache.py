@@ -1,0 +1,363 @@
+"""The ``CacheActor``: loads, evicts and keeps the ledger; decisions are ``placement``'s."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from genai_ray.cluster.actor import CONCURRENCY_GROUPS, Recency, SessionActor, SessionRequest
+from genai_ray.cluster.placement import Ledger, Slot, SlotState
+from genai_ray.errors import ConfigError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
+
+__all__ = ["NAMESPACE", "CacheActor", "Entry", "Key"]
+
+NAMESPACE = "genai_ray"
+"""Ray namespace of every actor of ours."""
+
+_GONE_WITHIN_S = 10.0
+_RETRY_S = 0.05
+_ROOM_WITHIN_S = 60.0
+
+Key = tuple[str, str, str, str]
+"""Model id, backend, precision, device: one entry of the cache."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One session of the cache."""
+
+    request: SessionRequest
+    """What was asked for."""
+    name: str
+    """Name of its actor, never used twice."""
+    handle: ActorHandle
+    """Its actor."""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has loaded or failed."""
+    error: GenAIRayError | None = None
+    """Why it failed."""
+
+
+def key_of(request: SessionRequest) -> Key:
+    """Return the entry that a request means.
+
+    Args:
+        request: Any request.
+
+    Returns:
+        Its key.
+    """
+    return (request.model, request.backend.value, request.precision.value, request.device)
+
+
+class CacheActor:
+    """One cache of the cluster; async, so that everything here runs on one thread.
+
+    Args:
+        name: Name of the cache.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._ledger: Ledger[Key] | None = None
+        self._entries: dict[Key, Entry] = {}
+        self._making_room = asyncio.Lock()
+        self._counts = {"loads": 0, "evictions": 0, "failures": 0}
+
+    async def open(self, budget_bytes: int | None, default_bytes: int) -> int:
+        """Set the budget, or join a cache that has one.
+
+        Args:
+            budget_bytes: The budget; None to join.
+            default_bytes: The budget of a new cache that is given none.
+
+        Returns:
+            The budget in force.
+
+        Raises:
+            ConfigError: If the cache has another budget.
+        """
+        if self._ledger is None:
+            self._ledger = Ledger(budget_bytes or default_bytes)
+        elif budget_bytes is not None and budget_bytes != self._ledger.budget_bytes:
+            raise ConfigError(
+                f"cache {self._name!r} with a budget of {budget_bytes} bytes", f"{self._ledger.budget_bytes} bytes, which it has", "Use another name."
+            )
+        return self._ledger.budget_bytes
+
+    async def acquire(self, request: SessionRequest, needed_bytes: int, lost: str | None = None) -> tuple[str, ActorHandle]:
+        """Return a ready session, loaded where it is not there; concurrent calls for one entry load it once.
+
+        Args:
+            request: Which session.
+            needed_bytes: Bytes to reserve for a new one.
+            lost: Name of a session that the caller saw dead or retired.
+
+        Returns:
+            Name and handle of its actor.
+
+        Raises:
+            GenAIRayError: Why it cannot be loaded.
+        """
+        key = key_of(request)
+        while True:
+            entry = self._entries.get(key)
+            if entry is not None and lost is not None and entry.name == lost:
+                self._drop(key)
+                entry = None
+            if entry is None:
+                entry = self._start(key, request)
+                await self._load(key, entry, needed_bytes)
+            await entry.ready.wait()
+            if entry.error is not None:
+                raise entry.error
+            if self._entries.get(key) is entry:
+                return entry.name, entry.handle
+
+    async def find(self, model: str) -> SessionRequest | None:
+        """Return the entry of a model that was used last.
+
+        Args:
+            model: Canonical id.
+
+        Returns:
+            Its request, or None where no entry of it is loaded.
+        """
+        await self._refresh()
+        slots = [slot for slot in self._open_ledger().by_recency() if slot.key[0] == model]
+        loading = [entry.request for key, entry in self._entries.items() if key[0] == model]
+        return self._entries[slots[-1].key].request if slots else loading[-1] if loading else None
+
+    async def memory(self) -> tuple[int, int]:
+        """Return bytes used and the budget.
+
+        Returns:
+            Both in bytes.
+        """
+        ledger = self._open_ledger()
+        return ledger.used_bytes, ledger.budget_bytes
+
+    async def loaded(self) -> list[str]:
+        """Return the ids of ready entries, least recently used first.
+
+        Returns:
+            The ids; a model with several entries once, at its latest.
+        """
+        await self._refresh()
+        ids = [slot.key[0] for slot in self._open_ledger().by_recency()]
+        return [model for index, model in enumerate(ids) if model not in ids[index + 1 :]]
+
+    async def evict(self, model: str) -> int:
+        """Evict every entry of a model.
+
+        Args:
+            model: Canonical id.
+
+        Returns:
+            The number of entries that went.
+
+        Raises:
+            ModelNotFoundError: If it is not loaded.
+            ResourceExhaustedError: If one is pinned, loading, or at work until the deadline.
+        """
+        keys = [key for key in self._entries if key[0] == model]
+        if not keys:
+            raise ModelNotFoundError(f"{model} is not loaded", f"{', '.join(await self.loaded()) or 'nothing is'}")
+        for key in keys:
+            await self._entries[key].ready.wait()
+            slot = self._open_ledger().slots.get(key)
+            if slot is None:
+                continue
+            if slot.pinned:
+                raise ResourceExhaustedError(f"{model} is pinned", do="Unpin it first.")
+            deadline = time.monotonic() + _ROOM_WITHIN_S
+            while not await self._retire(slot):
+                if time.monotonic() > deadline:
+                    raise ResourceExhaustedError(f"{model} is at work", do="Try again when it is idle.")
+                await asyncio.sleep(_RETRY_S)
+        return len(keys)
+
+    async def evict_lru(self) -> str | None:
+        """Evict the entry that was not used for the longest time.
+
+        Returns:
+            Its model's id, or None where none may go.
+        """
+        async with self._making_room:
+            victim = await self._stalest(frozenset())
+            return victim.key[0] if victim is not None and await self._retire(victim) else None
+
+    async def pin(self, model: str, pinned: bool) -> None:
+        """Keep every entry of a model, or let it go again.
+
+        Args:
+            model: Canonical id.
+            pinned: Which.
+
+        Raises:
+            ModelNotFoundError: If it is not loaded.
+        """
+        slots = [slot for key, slot in self._open_ledger().slots.items() if key[0] == model]
+        if not slots:
+            raise ModelNotFoundError(f"{model} is not loaded", f"{', '.join(await self.loaded()) or 'nothing is'}")
+        for slot in slots:
+            slot.pinned = pinned
+
+    async def status(self) -> dict[str, Any]:
+        """Return the whole state, fit for JSON.
+
+        Returns:
+            Budget, bytes, counts, and one entry a session, least recently used first.
+        """
+        await self._refresh()
+        ledger = self._open_ledger()
+        models = []
+        for slot in sorted(ledger.slots.values(), key=lambda slot: slot.last_used_s):
+            session: dict[str, Any] = {}
+            if slot.state is SlotState.READY:
+                try:
+                    session = await self._entries[slot.key].handle.status.remote()
+                except RayActorError:
+                    session = {"dead": True}
+            model, backend, precision, device = slot.key
+            models.append(
+                {"model_id": model, "backend": backend, "precision": precision, "device": device, "state": slot.state.value}
+                | {"bytes": slot.reserved_bytes, "floor_bytes": slot.floor_bytes, "pinned": slot.pinned, "session": session}
+            )
+        return {"name": self._name, "used_bytes": ledger.used_bytes, "budget_bytes": ledger.budget_bytes, **self._counts, "models": models}
+
+    async def shutdown(self) -> None:
+        """End every session."""
+        for key in list(self._entries):
+            self._drop(key)
+
+    def _open_ledger(self) -> Ledger[Key]:
+        if self._ledger is None:
+            raise ConfigError(f"cache {self._name!r} has no budget yet")
+        return self._ledger
+
+    def _start(self, key: Key, request: SessionRequest) -> Entry:
+        name = f"session:{request.model}:{uuid.uuid4().hex[:12]}"
+        on_gpu = request.device.startswith("cuda")
+        options = {"num_gpus": 1} if on_gpu else {}
+        remote = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)
+        entry = Entry(request, name, None)  # type: ignore[arg-type]
+        entry.handle = remote.options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, **options)
+        self._entries[key] = entry
+        return entry
+
+    async def _load(self, key: Key, entry: Entry, needed_bytes: int) -> None:
+        ledger = self._open_ledger()
+        try:
+            await self._make_room(key, entry.request.model, needed_bytes)
+            entry.handle = entry.handle.remote()  # only now is there room for the process
+            measured = await entry.handle.load.remote(entry.request)
+            if not ledger.settle(key, measured):
+                await self._shrink(key)
+            self._counts["loads"] += 1
+        except (GenAIRayError, RayTaskError, RayActorError) as exc:
+            self._counts["failures"] += 1
+            cause = getattr(exc, "cause", None)
+            entry.error = (
+                exc
+                if isinstance(exc, GenAIRayError)
+                else cause
+                if isinstance(cause, GenAIRayError)
+                else ResourceExhaustedError(f"the session of {entry.request.model} ended while it loaded: {str(exc).splitlines()[0]}")
+            )
+            self._drop(key)
+        finally:
+            entry.ready.set()
+
+    async def _make_room(self, key: Key, model: str, needed_bytes: int) -> None:
+        """Evict in LRU order until the bytes are free, and reserve them."""
+        ledger = self._open_ledger()
+        ledger.check_fits(needed_bytes, model)
+        deadline = time.monotonic() + _ROOM_WITHIN_S
+        async with self._making_room:
+            while not ledger.has_room(needed_bytes):
+                victim = await self._stalest(frozenset([key]))
+                if victim is None or not await self._retire(victim):
+                    if time.monotonic() > deadline:
+                        raise ResourceExhaustedError(
+                            f"{model} needs {needed_bytes} bytes", f"{ledger.budget_bytes - ledger.used_bytes} are free and the rest is in use or pinned"
+                        )
+                    await asyncio.sleep(_RETRY_S)
+            ledger.reserve(key, needed_bytes, self._entries[key].request.floor_bytes or 0, time.monotonic())
+
+    async def _shrink(self, key: Key) -> None:
+        """Make room for a session that took more than was reserved."""
+        ledger = self._open_ledger()
+        async with self._making_room:
+            while ledger.used_bytes > ledger.budget_bytes:
+                victim = await self._stalest(frozenset([key]))
+                if victim is None or not await self._retire(victim):
+                    raise ResourceExhaustedError(
+                        f"{key[0]} took {ledger.slots[key].reserved_bytes} bytes", f"{ledger.budget_bytes} bytes for everything"
+                    )
+
+    async def _stalest(self, but: frozenset[Key]) -> Slot[Key] | None:
+        """Ask the stalest candidate for its true recency, again until the answer still makes it the stalest."""
+        ledger = self._open_ledger()
+        while (slot := ledger.stalest(but)) is not None:
+            before = slot.last_used_s
+            await self._ask(slot)
+            if slot.key not in ledger.slots:
+                continue
+            if slot.last_used_s <= before or ledger.stalest(but) is slot:
+                return slot
+        return None
+
+    async def _ask(self, slot: Slot[Key]) -> Recency | None:
+        try:
+            recency: Recency = await self._entries[slot.key].handle.recency.remote()
+        except RayActorError:
+            self._drop(slot.key)
+            return None
+        slot.last_used_s = max(slot.last_used_s, time.monotonic() - recency.idle_s)
+        return recency
+
+    async def _refresh(self) -> None:
+        ready = [slot for slot in self._open_ledger().slots.values() if slot.state is SlotState.READY]
+        await asyncio.gather(*(self._ask(slot) for slot in ready))
+
+    async def _retire(self, slot: Slot[Key]) -> bool:
+        """Take a session out of use and end its process; False where it is at work."""
+        recency = await self._ask(slot)
+        if recency is None:
+            return True
+        entry = self._entries[slot.key]
+        try:
+            if not await entry.handle.try_retire.remote(recency.use_count):
+                return False
+        except RayActorError:
+            self._drop(slot.key)
+            return True
+        slot.state = SlotState.RETIRING
+        ray.kill(entry.handle)
+        deadline = time.monotonic() + _GONE_WITHIN_S
+        while time.monotonic() < deadline:
+            try:
+                await entry.handle.recency.remote()
+            except RayActorError:
+                break
+            await asyncio.sleep(_RETRY_S)
+        self._counts["evictions"] += 1
+        if self._entries.get(slot.key) is entry:
+            del self._entries[slot.key]
+        self._open_ledger().release(slot.key)
+        return True
+
+    def _drop(self, key: Key) -> None:
+        """Forget a session that is dead or failed, and make sure that its process ends."""
+        entry = self._entries.pop(key, None)
+        if entry is not None and isinstance(entry.handle, ActorHandle):
+            ray.kill(entry.handle)
+        self._open_ledger().release(key)

@@ -1,0 +1,453 @@
+"""``ModelCache`` and ``CachedSession``: what callers hold; cheap, picklable, and a hit costs no call to the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
+
+from genai_ray.backends import Tensors
+from genai_ray.catalog import ModelSpec
+from genai_ray.cluster.actor import Retired, SessionRequest
+from genai_ray.cluster.cache import NAMESPACE, CacheActor, Key, key_of
+from genai_ray.cluster.connect import connect
+from genai_ray.errors import CacheClosedError, ConfigError, GenAIRayError, InferenceError, ResourceExhaustedError
+from genai_ray.inspection import find_model
+from genai_ray.types import Frames, ModelBackend, ModelPrecision, check_frames
+
+__all__ = ["CachedSession", "ModelCache", "PendingCall"]
+
+BUDGET_SHARE = 0.6
+"""Of Ray's ``memory`` resource, the budget of a cache that is given none."""
+
+UNKNOWN_MODEL_BYTES = 400_000_000
+"""Reserved for a model of which nothing is known; what is measured replaces it."""
+
+MAX_DEATHS = 3
+"""A request in flight in this many sessions that died is what ends them."""
+
+
+class ModelCache:
+    """Client of one cache of the cluster, which holds models in processes of their own within a budget of bytes.
+
+    Args:
+        max_memory_bytes: Budget of a new cache; None to join one, or for 60 % of the cluster's memory.
+        name: Name of the cache.
+        address: Ray cluster to join; None for the one around, or one of this process's own.
+
+    Raises:
+        ConfigError: If the budget is not positive, or the cache has another one.
+
+    Example:
+        >>> with ModelCache(max_memory_bytes=10**9, name="example") as cache:
+        ...     cache.load_model("websr-x2-s")
+        ...     cache.loaded_models()
+        ['websr-x2-s']
+    """
+
+    def __init__(self, max_memory_bytes: int | None = None, *, name: str = "default", address: str | None = None) -> None:
+        if max_memory_bytes is not None and max_memory_bytes <= 0:
+            raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
+        self.name = name
+        self.is_embedded = connect(address)
+        actor = ray.remote(CacheActor).options(
+            name=f"cache:{name}", namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_concurrency=1000
+        )
+        self._actor: ActorHandle = actor.remote(name)
+        self._handles: dict[Key, tuple[str, ActorHandle]] = {}
+        self._closed = False
+        total = int(ray.cluster_resources().get("memory", 0) * BUDGET_SHARE)
+        self._call("open", max_memory_bytes, total)
+
+    def load_model(
+        self,
+        model: str | Path,
+        backend: ModelBackend = ModelBackend.ONNX,
+        precision: ModelPrecision = ModelPrecision.FP32,
+        memory_bytes: int | None = None,
+        *,
+        device: str = "auto",
+        max_frame: tuple[int, int] | None = None,
+    ) -> None:
+        """Load a model, evicting idle ones in LRU order where bytes are short; does nothing where it is loaded already.
+
+        Args:
+            model: Id, alias, or path of an .onnx file.
+            backend: The runtime.
+            precision: The number format.
+            memory_bytes: Bytes to reserve at the least; measured when left out.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            max_frame: (height, width) in pixels of the largest frame that will come; larger ones are tiled.
+
+        Raises:
+            ModelNotFoundError: If it is not known.
+            ModelLoadError: If it cannot be loaded.
+            BackendUnavailableError: If runtime or device is not there.
+            ResourceExhaustedError: If it is larger than the budget, or nothing may go for it.
+            CacheClosedError: If the cache was shut down.
+        """
+        if memory_bytes is not None and memory_bytes <= 0:
+            raise ConfigError(f"memory_bytes={memory_bytes}", "more than 0")
+        spec, _ = find_model(model)
+        request = SessionRequest(
+            spec.model_id, ModelBackend(backend), ModelPrecision(precision), device=device, floor_bytes=memory_bytes, max_frame=max_frame
+        )
+        self._acquire(request, spec)
+
+    def get_session(
+        self,
+        model: str | Path,
+        backend: ModelBackend | None = None,
+        precision: ModelPrecision | None = None,
+        *,
+        device: str = "auto",
+        tag: str | None = None,
+    ) -> CachedSession:
+        """Return a session; loaded where it is not there.
+
+        Args:
+            model: Id, alias, or path of an .onnx file.
+            backend: The runtime; None for the entry of this model used last, else ONNX.
+            precision: The number format; None likewise, else FP32.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            tag: Whose progress its frames count as.
+
+        Returns:
+            The session; it stays usable when the cache evicts and loads the model again.
+
+        Raises:
+            GenAIRayError: As ``load_model``.
+        """
+        spec, _ = find_model(model)
+        if backend is None and precision is None:
+            known: SessionRequest | None = self._call("find", spec.model_id)
+            if known is not None:
+                session = CachedSession(self, known, spec, tag)
+                session.touch()
+                return session
+        request = SessionRequest(
+            spec.model_id, ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device=device
+        )
+        session = CachedSession(self, request, spec, tag)
+        session.touch()
+        return session
+
+    def memory_usage(self) -> tuple[int, int]:
+        """Return (bytes used, budget in bytes).
+
+        Returns:
+            Both; loading and retiring sessions count as used.
+        """
+        used, budget = self._call("memory")
+        return used, budget
+
+    def loaded_models(self) -> list[str]:
+        """Return the canonical ids of loaded models, least recently used first.
+
+        Returns:
+            The ids.
+        """
+        return list(self._call("loaded"))
+
+    def evict(self, model: str | Path) -> None:
+        """Evict every entry of a model, when what it computes is done.
+
+        Args:
+            model: Id, alias or path.
+
+        Raises:
+            ModelNotFoundError: If it is not loaded.
+            ResourceExhaustedError: If it is pinned or stays at work.
+        """
+        self._call("evict", find_model(model)[0].model_id)
+
+    def evict_lru(self) -> str | None:
+        """Evict the model that was not used for the longest time.
+
+        Returns:
+            Its id, or None where nothing may go.
+        """
+        evicted: str | None = self._call("evict_lru")
+        return evicted
+
+    def pin(self, model: str | Path) -> None:
+        """Keep a model from being evicted.
+
+        Args:
+            model: Id, alias or path.
+
+        Raises:
+            ModelNotFoundError: If it is not loaded.
+        """
+        self._call("pin", find_model(model)[0].model_id, True)
+
+    def unpin(self, model: str | Path) -> None:
+        """Let a pinned model go again.
+
+        Args:
+            model: Id, alias or path.
+
+        Raises:
+            ModelNotFoundError: If it is not loaded.
+        """
+        self._call("pin", find_model(model)[0].model_id, False)
+
+    def status(self) -> dict[str, Any]:
+        """Return budget, bytes, counts and every session, fit for JSON.
+
+        Returns:
+            The state.
+        """
+        return dict(self._call("status"))
+
+    def progress(self, tag: str) -> dict[str, int]:
+        """Ask the sessions that this client knows how many frames they computed for somebody.
+
+        Args:
+            tag: Whose.
+
+        Returns:
+            Frames by model id; sessions that are gone count as nothing.
+        """
+        counts = {}
+        for key, (_, handle) in list(self._handles.items()):
+            try:
+                counts[key[0]] = ray.get(handle.progress.remote(tag))
+            except RayActorError:
+                counts[key[0]] = 0
+        return counts
+
+    def shutdown(self) -> None:
+        """End every session and the cache itself, and Ray where this client started it; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if ray.is_initialized():
+            try:
+                ray.get(self._actor.shutdown.remote())
+            except RayActorError:
+                pass
+            ray.kill(self._actor)
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.shutdown()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handles": {}, "is_embedded": False}
+
+    def _acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, ActorHandle]:
+        key = key_of(request)
+        known = self._handles.get(key)
+        if known is not None and (lost is None or known[0] != lost):
+            return known
+        needed = request.floor_bytes or spec.memory_bytes or UNKNOWN_MODEL_BYTES
+        if request.floor_bytes is None:
+            needed = min(needed, self.memory_usage()[1])
+        found: tuple[str, ActorHandle] = self._call("acquire", request, needed, lost)
+        self._handles[key] = found
+        return found
+
+    def _call(self, method: str, *args: Any) -> Any:
+        if self._closed:
+            raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
+        try:
+            return _get(getattr(self._actor, method).remote(*args))
+        except ActorDiedError as exc:
+            self._closed = True
+            raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc
+
+
+class CachedSession:
+    """A session in the cache: the methods of ``InferenceSession``, computed in its process.
+
+    A session that was evicted or died is acquired again without the caller noticing.
+
+    Args:
+        cache: The client it was asked from.
+        request: Which session.
+        spec: The model.
+        tag: Whose progress its frames count as.
+    """
+
+    def __init__(self, cache: ModelCache, request: SessionRequest, spec: ModelSpec, tag: str | None = None) -> None:
+        self.spec = spec
+        self._cache, self._request, self._tag = cache, request, tag
+
+    def touch(self) -> None:
+        """Make sure that the session is loaded, and count this as a use."""
+        self._ask(lambda handle: handle.touch.remote())
+
+    def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
+        """Enhance frames; see ``InferenceSession.infer``.
+
+        Args:
+            frames: (N, H, W, 3) or (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1].
+            params: Extra inputs by name.
+
+        Returns:
+            Frames by the model's shape law.
+
+        Raises:
+            GenAIRayError: As ``InferenceSession.infer``; ``CacheClosedError`` after ``shutdown``.
+        """
+        return self.submit(frames, params).result()
+
+    def submit(self, frames: Frames | PendingCall, params: Mapping[str, float] | None = None) -> PendingCall:
+        """Send frames without waiting for the result.
+
+        Args:
+            frames: Frames; or the pending result of another session, which then goes from process to process.
+            params: Extra inputs by name.
+
+        Returns:
+            The result to come.
+
+        Raises:
+            InvalidInputError: If frames break the contract.
+        """
+        if not isinstance(frames, PendingCall):
+            check_frames(frames)
+        return PendingCall(self, frames, params)
+
+    def run(self, feeds: Tensors) -> dict[str, Any]:
+        """Run raw tensors; see ``InferenceSession.run``.
+
+        Args:
+            feeds: Arrays by name.
+
+        Returns:
+            Outputs by name.
+
+        Raises:
+            GenAIRayError: As ``InferenceSession.run``.
+        """
+        arrays = {name: np.asarray(array) for name, array in feeds.items()}
+        return dict(self._ask(lambda handle: handle.run.remote(arrays)))
+
+    def warmup(self) -> None:
+        """Do nothing more: a session of the cache is warm when it is ready."""
+        self.touch()
+
+    def status(self) -> dict[str, Any]:
+        """Return what the session is and has done.
+
+        Returns:
+            ``InferenceSession.status`` with the bytes of its whole process.
+        """
+        return dict(self._ask(lambda handle: handle.status.remote()))
+
+    @property
+    def avg_latency_ms(self) -> float:
+        """Mean milliseconds a frame took in the session."""
+        return float(self.status()["avg_latency_ms"])
+
+    @property
+    def inference_count(self) -> int:
+        """Frames computed since warm-up."""
+        return int(self.status()["inference_count"])
+
+    @property
+    def runtime_calls(self) -> int:
+        """Calls of the runtime since warm-up."""
+        return int(self.status()["runtime_calls"])
+
+    @property
+    def memory_bytes(self) -> int:
+        """Anonymous bytes of the session's whole process."""
+        return int(self.status()["memory_bytes"])
+
+    @property
+    def warm(self) -> bool:
+        """Always true: a session of the cache is warm when it is ready."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: the cache owns the session."""
+
+    def _send(self, frames: Any, params: Mapping[str, float] | None, lost: str | None) -> tuple[str, ray.ObjectRef]:
+        name, handle = self._cache._acquire(self._request, self.spec, lost)
+        return name, handle.infer.remote(frames, params, self._tag)
+
+    def _ask(self, call: Callable[[ActorHandle], ray.ObjectRef]) -> Any:
+        lost = None
+        for _ in range(MAX_DEATHS):
+            name, handle = self._cache._acquire(self._request, self.spec, lost)
+            try:
+                answer = _get(call(handle))
+            except (RayActorError, OutOfMemoryError):
+                lost = name
+                continue
+            if not isinstance(answer, Retired):
+                return answer
+            lost = name
+        raise InferenceError(f"{MAX_DEATHS} sessions of {self.spec.model_id} ended during one request", do="This input ends the runtime.")
+
+
+class PendingCall:
+    """A result to come of ``CachedSession.submit``.
+
+    Args:
+        session: Where the frames were sent.
+        source: The frames, or the pending result that they are.
+        params: Extra inputs by name.
+    """
+
+    def __init__(self, session: CachedSession, source: Frames | PendingCall, params: Mapping[str, float] | None) -> None:
+        self._session, self.source, self._params = session, source, params
+        self.num_frames: int = source.num_frames if isinstance(source, PendingCall) else len(source) if source.ndim == 4 else 1
+        self._name, self.ref = session._send(self._argument(), params, None)
+
+    def result(self) -> Frames:
+        """Wait for the result; where the session was retired or died meanwhile, the frames are sent again.
+
+        Returns:
+            Frames by the model's shape law.
+
+        Raises:
+            GenAIRayError: What the session raised.
+            InferenceError: If the third session in a row died of this request.
+        """
+        deaths = 0
+        while True:
+            lost: str | None = self._name
+            try:
+                answer = _get(self.ref)
+            except (RayActorError, OutOfMemoryError) as exc:
+                deaths += 1
+                if deaths == MAX_DEATHS:
+                    raise InferenceError(f"{deaths} sessions of {self._session.spec.model_id} died of one request") from exc
+            else:
+                if not isinstance(answer, Retired):
+                    return answer  # type: ignore[no-any-return]
+            if isinstance(self.source, PendingCall):
+                self.source.result()  # what was retired may be the session before this one
+            self._name, self.ref = self._session._send(self._argument(), self._params, lost)
+
+    def _argument(self) -> Any:
+        return self.source.ref if isinstance(self.source, PendingCall) else self.source
+
+
+def _get(ref: ray.ObjectRef) -> Any:
+    """Wait for an answer; an error of ours comes out as itself, with its fields."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as exc:
+        cause = exc.cause
+        if isinstance(cause, GenAIRayError):
+            raise cause from None
+        if isinstance(cause, RayActorError | OutOfMemoryError):
+            raise cause from None
+        if isinstance(cause, MemoryError):
+            raise ResourceExhaustedError(f"the session ran out of memory: {cause}") from exc
+        raise

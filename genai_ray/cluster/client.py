@@ -75,6 +75,7 @@ class ModelCache:
         *,
         device: str = "auto",
         max_frame: tuple[int, int] | None = None,
+        tile_size_px: int | None = None,
     ) -> None:
         """Load a model, evicting idle ones in LRU order where bytes are short; does nothing where it is loaded already.
 
@@ -85,6 +86,7 @@ class ModelCache:
             memory_bytes: Bytes to reserve at the least; measured when left out.
             device: ``auto``, ``cpu`` or ``cuda``.
             max_frame: (height, width) in pixels of the largest frame that will come; larger ones are tiled.
+            tile_size_px: Longest side of a tile, halo included; 0 for never; None for automatic.
 
         Raises:
             ModelNotFoundError: If it is not known.
@@ -97,7 +99,13 @@ class ModelCache:
             raise ConfigError(f"memory_bytes={memory_bytes}", "more than 0")
         spec, _ = find_model(model)
         request = SessionRequest(
-            spec.model_id, ModelBackend(backend), ModelPrecision(precision), device=device, floor_bytes=memory_bytes, max_frame=max_frame
+            spec.model_id,
+            ModelBackend(backend),
+            ModelPrecision(precision),
+            device=device,
+            floor_bytes=memory_bytes,
+            max_frame=max_frame,
+            tile_size_px=tile_size_px,
         )
         self._acquire(request, spec)
 

@@ -32,17 +32,18 @@ _ENVIRONMENT = {
 _own_folders: list[str] = []
 
 
-def connect(address: str | None = None) -> bool:
+def connect(address: str | None = None, *, start: bool = True) -> bool:
     """Make sure that this process is connected to Ray.
 
     Args:
         address: A cluster's address; None for ``RAY_ADDRESS``, a cluster running on this machine, or one of our own.
+        start: Whether one may be started.
 
     Returns:
         Whether this call started a cluster of this process's own, which ``disconnect`` ends.
 
     Raises:
-        ConfigError: If the named cluster does not answer.
+        ConfigError: If the named cluster does not answer, or there is none and none may be started.
     """
     if ray.is_initialized():
         return False
@@ -53,6 +54,8 @@ def connect(address: str | None = None) -> bool:
         except (ConnectionError, ValueError, RuntimeError) as exc:
             raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do="Start one with `ray start --head`, or leave the address out.") from exc
         return False
+    if not start:
+        raise ConfigError("no Ray cluster is running on this machine", "a running one", "Start one with `ray start --head`, or pass --address.")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder = tempfile.mkdtemp(prefix="genai-ray-")

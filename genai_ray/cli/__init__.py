@@ -1,0 +1,45 @@
+"""The command line: parses, calls, prints; no logic.
+
+Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from genai_ray import __version__
+from genai_ray.cli import cache, enhance, models
+from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, ModelNotFoundError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(name="genai-ray", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Better videos with AI models, on Ray.")
+app.command("enhance")(enhance.enhance)
+app.add_typer(models.app, name="models")
+app.add_typer(cache.app, name="cache")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"genai-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _callback(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    try:
+        app()
+    except GenAIRayError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(exc, ConfigError | InvalidInputError | ModelNotFoundError) else 1) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

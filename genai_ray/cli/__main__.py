@@ -1,0 +1,5 @@
+"""``python -m genai_ray.cli``."""
+
+from genai_ray.cli import main
+
+main()

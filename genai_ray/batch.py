@@ -162,7 +162,7 @@ class BatchInference:
         """Send batches, a few ahead of what is waited for; gives (output, milliseconds) in order."""
         waiting: deque[tuple[PendingCall, float]] = deque()
         for batch in batches:
-            waiting.append((self.submit(batch), time.perf_counter()))  # type: ignore[arg-type]
+            waiting.append((self.submit(batch), time.perf_counter()))
             if len(waiting) > BATCHES_IN_FLIGHT:
                 yield _finish(*waiting.popleft())
         while waiting:

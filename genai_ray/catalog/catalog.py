@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Self
 
 from genai_ray.catalog.files import configs_folder, load_spec
 from genai_ray.catalog.spec import ModelSpec
@@ -60,8 +59,8 @@ class ModelCatalog:
                 if self._words.setdefault(word.lower(), spec.model_id) != spec.model_id:
                     raise ConfigError(f"models {self._words[word.lower()]} and {spec.model_id} both claim {word!r}")
 
-    @classmethod
-    def default(cls) -> Self:
+    @staticmethod
+    def default() -> ModelCatalog:
         """Return the packaged models, extended by YAML files in the user's model folder; read once per folder.
 
         Returns:
@@ -70,7 +69,7 @@ class ModelCatalog:
         Raises:
             ConfigError: If a file of the user's folder is wrong.
         """
-        return _read(cls, models_folder())
+        return _read(models_folder())
 
     def ids(self) -> list[str]:
         """Return every canonical id, sorted.
@@ -97,7 +96,9 @@ class ModelCatalog:
             near = difflib.get_close_matches(name.lower(), self._words, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
             raise ModelNotFoundError(
-                f"no model {name!r}", f"{', '.join(self.ids())}, or the path of an .onnx file", f"{hint}Specs are read from {self._places()}."
+                f"no model {name!r}",
+                f"{', '.join(self.ids())}, or the path of an .onnx file",
+                f"{hint}Specs are read from {self._places()}.",
             )
         return found
 
@@ -146,8 +147,8 @@ class ModelCatalog:
 
 
 @functools.cache
-def _read(cls: type[ModelCatalog], user_folder: Path) -> ModelCatalog:
-    return cls(configs_folder() / "models", user_folder)
+def _read(user_folder: Path) -> ModelCatalog:
+    return ModelCatalog(configs_folder() / "models", user_folder)
 
 
 @functools.lru_cache(maxsize=256)

@@ -57,9 +57,9 @@ def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | 
 
 def _download(url: str, part: Path, progress: Callable[[int, int | None], None]) -> None:
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as exc:
         if have and exc.code == _RANGE_PAST_END:
             return  # it is all there; the hash decides

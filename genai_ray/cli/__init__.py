@@ -16,7 +16,13 @@ from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, Mode
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(name="genai-ray", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Better videos with AI models, on Ray.")
+app = typer.Typer(
+    name="genai-ray",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Better videos with AI models, on Ray.",
+)
 app.command("enhance")(enhance.enhance)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
@@ -29,7 +35,9 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _callback(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _callback(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     pass
 
 

@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 
 
 def _join(name: str, address: str | None) -> Any:
-    from genai_ray.cluster import ModelCache, connect  # noqa: PLC0415
+    from genai_ray.cluster import ModelCache, connect
 
     connect(address, start=False)
     return ModelCache(name=name, address=address)
@@ -61,7 +61,10 @@ def _show(status: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(status))
         return
-    print(f"cache {status['name']}: {status['used_bytes'] / 1e6:.0f} of {status['budget_bytes'] / 1e6:.0f} MB, {status['loads']} loads, {status['evictions']} evictions")
+    print(
+        f"cache {status['name']}: {status['used_bytes'] / 1e6:.0f} of {status['budget_bytes'] / 1e6:.0f} MB, "
+        f"{status['loads']} loads, {status['evictions']} evictions"
+    )
     table = Table("model", "backend", "precision", "device", "state", "MB", "pinned", "frames", box=None)
     for entry in status["models"]:
         session = entry["session"]

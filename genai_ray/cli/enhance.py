@@ -45,9 +45,9 @@ def enhance(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
 ) -> None:
     """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
-    from genai_ray.catalog import EngineProfile, load_profile  # noqa: PLC0415
-    from genai_ray.enhance import EnhanceOptions, enhance_videos  # noqa: PLC0415
-    from genai_ray.video import Encoding  # noqa: PLC0415
+    from genai_ray.catalog import EngineProfile, load_profile
+    from genai_ray.enhance import EnhanceOptions, enhance_videos
+    from genai_ray.video import Encoding
 
     base = load_profile(profile) if profile else EngineProfile(name="default")
     options = EnhanceOptions(
@@ -84,7 +84,14 @@ class _Bar:
     """A progress bar on the terminal: frames, frames per second, time left."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), _FramesPerSecond(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("frames"),
+            _FramesPerSecond(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task("starting", total=None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,13 +12,13 @@ from rich.table import Table
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Models: list, show, inspect, pull.")
+app = typer.Typer(no_args_is_help=True, help="Models: list, show, pull.")
 
 
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False) -> None:
     """List every model that may be named by id."""
-    from genai_ray.catalog import ModelCatalog  # noqa: PLC0415
+    from genai_ray.catalog import ModelCatalog
 
     catalog = ModelCatalog.default()
     specs = [catalog.get(model_id) for model_id in catalog.ids()]
@@ -36,7 +35,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="One line o
 @app.command("show")
 def show_model(model: str, as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False) -> None:
     """Show everything the catalog knows of a model."""
-    from genai_ray.catalog import ModelCatalog, dump_spec  # noqa: PLC0415
+    from genai_ray.catalog import ModelCatalog, dump_spec
 
     spec = ModelCatalog.default().get(model)
     print(json.dumps(spec.model_dump(mode="json")) if as_json else dump_spec(spec), end="\n" if as_json else "")
@@ -45,7 +44,7 @@ def show_model(model: str, as_json: Annotated[bool, typer.Option("--json", help=
 @app.command("pull")
 def pull(model: str) -> None:
     """Download a model that is not packaged into the user's model folder."""
-    from genai_ray.catalog import ModelCatalog, models_folder, pull_model  # noqa: PLC0415
+    from genai_ray.catalog import ModelCatalog, models_folder, pull_model
 
     spec = ModelCatalog.default().get(model)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -53,12 +52,3 @@ def pull(model: str) -> None:
         task = progress.add_task(spec.model_id, total=spec.size_bytes)
         path = pull_model(spec, models_folder(), progress=lambda done, total: progress.update(task, completed=done, total=total))
     print(path)
-
-
-@app.command("inspect")
-def inspect(file: Path) -> None:
-    """Find out what an .onnx file takes and gives, and print a spec that can be saved as FILE.yaml beside it."""
-    from genai_ray.catalog import dump_spec  # noqa: PLC0415
-    from genai_ray.inspection import inspect_model  # noqa: PLC0415
-
-    print(dump_spec(inspect_model(file)), end="")

@@ -37,7 +37,7 @@ class Entry:
     """What was asked for."""
     name: str
     """Name of its actor, never used twice."""
-    handle: ActorHandle
+    handle: Any
     """Its actor."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it has loaded or failed."""
@@ -88,11 +88,13 @@ class CacheActor:
             self._ledger = Ledger(budget_bytes or default_bytes)
         elif budget_bytes is not None and budget_bytes != self._ledger.budget_bytes:
             raise ConfigError(
-                f"cache {self._name!r} with a budget of {budget_bytes} bytes", f"{self._ledger.budget_bytes} bytes, which it has", "Use another name."
+                f"cache {self._name!r} with a budget of {budget_bytes} bytes",
+                f"{self._ledger.budget_bytes} bytes, which it has",
+                "Use another name.",
             )
         return self._ledger.budget_bytes
 
-    async def acquire(self, request: SessionRequest, needed_bytes: int, lost: str | None = None) -> tuple[str, ActorHandle]:
+    async def acquire(self, request: SessionRequest, needed_bytes: int, lost: str | None = None) -> tuple[str, Any]:
         """Return a ready session, loaded where it is not there; concurrent calls for one entry load it once.
 
         Args:
@@ -247,8 +249,8 @@ class CacheActor:
         name = f"session:{request.model}:{uuid.uuid4().hex[:12]}"
         on_gpu = request.device.startswith("cuda")
         options = {"num_gpus": 1} if on_gpu else {}
-        remote = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)
-        entry = Entry(request, name, None)  # type: ignore[arg-type]
+        remote: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)  # type: ignore[call-overload]
+        entry = Entry(request, name, None)
         entry.handle = remote.options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, **options)
         self._entries[key] = entry
         return entry
@@ -287,7 +289,8 @@ class CacheActor:
                 if victim is None or not await self._retire(victim):
                     if time.monotonic() > deadline:
                         raise ResourceExhaustedError(
-                            f"{model} needs {needed_bytes} bytes", f"{ledger.budget_bytes - ledger.used_bytes} are free and the rest is in use or pinned"
+                            f"{model} needs {needed_bytes} bytes",
+                            f"{ledger.budget_bytes - ledger.used_bytes} are free and the rest is in use or pinned",
                         )
                     await asyncio.sleep(_RETRY_S)
             ledger.reserve(key, needed_bytes, self._entries[key].request.floor_bytes or 0, time.monotonic())
@@ -299,9 +302,7 @@ class CacheActor:
             while ledger.used_bytes > ledger.budget_bytes:
                 victim = await self._stalest(frozenset([key]))
                 if victim is None or not await self._retire(victim):
-                    raise ResourceExhaustedError(
-                        f"{key[0]} took {ledger.slots[key].reserved_bytes} bytes", f"{ledger.budget_bytes} bytes for everything"
-                    )
+                    raise ResourceExhaustedError(f"{key[0]} took {ledger.slots[key].reserved_bytes} bytes", f"{ledger.budget_bytes} bytes for everything")
 
     async def _stalest(self, but: frozenset[Key]) -> Slot[Key] | None:
         """Ask the stalest candidate for its true recency, again until the answer still makes it the stalest."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import ray
@@ -23,6 +23,9 @@ from genai_ray.inspection import find_model
 from genai_ray.types import Frames, ModelBackend, ModelPrecision, check_frames
 
 __all__ = ["CachedSession", "ModelCache", "PendingCall"]
+
+Handle: TypeAlias = "ActorHandle[Any]"
+Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 BUDGET_SHARE = 0.6
 """Of Ray's ``memory`` resource, the budget of a cache that is given none."""
@@ -60,10 +63,10 @@ class ModelCache:
         actor = ray.remote(CacheActor).options(
             name=f"cache:{name}", namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_concurrency=1000
         )
-        self._actor: ActorHandle = actor.remote(name)
-        self._handles: dict[Key, tuple[str, ActorHandle]] = {}
+        self._actor: Any = actor.remote(name)
+        self._handles: dict[Key, tuple[str, Handle]] = {}
         self._closed = False
-        total = int(ray.cluster_resources().get("memory", 0) * BUDGET_SHARE)
+        total = int(ray.cluster_resources().get("memory", 0) * BUDGET_SHARE)  # type: ignore[no-untyped-call]
         self._call("open", max_memory_bytes, total)
 
     def load_model(
@@ -140,9 +143,7 @@ class ModelCache:
                 session = CachedSession(self, known, spec, tag)
                 session.touch()
                 return session
-        request = SessionRequest(
-            spec.model_id, ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device=device
-        )
+        request = SessionRequest(spec.model_id, ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device=device)
         session = CachedSession(self, request, spec, tag)
         session.touch()
         return session
@@ -224,10 +225,10 @@ class ModelCache:
         Returns:
             Frames by model id; sessions that are gone count as nothing.
         """
-        counts = {}
+        counts: dict[str, int] = {}
         for key, (_, handle) in list(self._handles.items()):
             try:
-                counts[key[0]] = ray.get(handle.progress.remote(tag))
+                counts[key[0]] = int(_get(handle.progress.remote(tag)))
             except RayActorError:
                 counts[key[0]] = 0
         return counts
@@ -238,10 +239,8 @@ class ModelCache:
             return
         self._closed = True
         if ray.is_initialized():
-            try:
+            with contextlib.suppress(RayActorError):
                 ray.get(self._actor.shutdown.remote())
-            except RayActorError:
-                pass
             ray.kill(self._actor)
         self._handles.clear()
 
@@ -254,7 +253,7 @@ class ModelCache:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": {}, "is_embedded": False}
 
-    def _acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, ActorHandle]:
+    def _acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, Handle]:
         key = key_of(request)
         known = self._handles.get(key)
         if known is not None and (lost is None or known[0] != lost):
@@ -262,7 +261,7 @@ class ModelCache:
         needed = request.floor_bytes or spec.memory_bytes or UNKNOWN_MODEL_BYTES
         if request.floor_bytes is None:
             needed = min(needed, self.memory_usage()[1])
-        found: tuple[str, ActorHandle] = self._call("acquire", request, needed, lost)
+        found: tuple[str, Handle] = self._call("acquire", request, needed, lost)
         self._handles[key] = found
         return found
 
@@ -383,11 +382,11 @@ class CachedSession:
     def close(self) -> None:
         """Do nothing: the cache owns the session."""
 
-    def _send(self, frames: Any, params: Mapping[str, float] | None, lost: str | None) -> tuple[str, ray.ObjectRef]:
+    def _send(self, frames: Any, params: Mapping[str, float] | None, lost: str | None) -> tuple[str, Ref]:
         name, handle = self._cache._acquire(self._request, self.spec, lost)
         return name, handle.infer.remote(frames, params, self._tag)
 
-    def _ask(self, call: Callable[[ActorHandle], ray.ObjectRef]) -> Any:
+    def _ask(self, call: Callable[[Handle], Ref]) -> Any:
         lost = None
         for _ in range(MAX_DEATHS):
             name, handle = self._cache._acquire(self._request, self.spec, lost)
@@ -446,7 +445,7 @@ class PendingCall:
         return self.source.ref if isinstance(self.source, PendingCall) else self.source
 
 
-def _get(ref: ray.ObjectRef) -> Any:
+def _get(ref: Ref) -> Any:
     """Wait for an answer; an error of ours comes out as itself, with its fields."""
     try:
         return ray.get(ref)

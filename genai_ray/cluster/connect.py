@@ -17,7 +17,7 @@ from genai_ray.errors import ConfigError
 __all__ = ["connect", "disconnect"]
 
 _ANSWER_WITHIN_S = 2.0
-_CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 - where `ray start` writes the address of a running cluster
+_CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 _ENVIRONMENT = {
     # A dead raylet is noticed in 1.2 s instead of 15, a silent one in 4.2 s instead of over 60.
     "RAY_health_check_initial_delay_ms": "500",

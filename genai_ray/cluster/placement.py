@@ -71,7 +71,9 @@ class Ledger(Generic[Key]):
         """
         if needed_bytes > self.budget_bytes:
             raise ResourceExhaustedError(
-                f"{what} needs {needed_bytes} bytes", f"{self.budget_bytes} bytes, the budget of this cache", "Give the cache a larger budget."
+                f"{what} needs {needed_bytes} bytes",
+                f"{self.budget_bytes} bytes, the budget of this cache",
+                "Give the cache a larger budget.",
             )
 
     def has_room(self, needed_bytes: int) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
 import time
 import uuid
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,10 +56,7 @@ class _Video:
 
     def counts(self) -> list[int]:
         """Frames of each segment, as they are in its file."""
-        return [
-            self.results[segment.index].frames if segment.index in self.results else segment.stop - segment.start
-            for segment in self.plan.segments
-        ]
+        return [self.results[segment.index].frames if segment.index in self.results else segment.stop - segment.start for segment in self.plan.segments]
 
 
 def enhance_videos(
@@ -142,7 +141,12 @@ def _load(cache: ModelCache, videos: Sequence[_Video], specs: Sequence[ModelSpec
     uses = []
     for spec in specs:
         cache.load_model(
-            spec.model_id, options.backend, options.precision, device=options.device, max_frame=(height, width), tile_size_px=options.tile_size_px
+            spec.model_id,
+            options.backend,
+            options.precision,
+            device=options.device,
+            max_frame=(height, width),
+            tile_size_px=options.tile_size_px,
         )
         status = cache.get_session(spec.model_id, options.backend, options.precision, device=options.device).status()
         uses.append(ModelUse(spec.model_id, status["backend"], status["precision"], status["device"]))
@@ -153,10 +157,7 @@ def _load(cache: ModelCache, videos: Sequence[_Video], specs: Sequence[ModelSpec
 def _enhance(videos: Sequence[_Video], job: SegmentJob, loading: Future[Any]) -> None:
     """Run every segment that is not finished yet as one task of Ray Data, and gather what came of them."""
     todo = [
-        {"video": number, "segment": index}
-        for number, video in enumerate(videos)
-        for index in range(len(video.plan.segments))
-        if index not in video.reused
+        {"video": number, "segment": index} for number, video in enumerate(videos) for index in range(len(video.plan.segments)) if index not in video.reused
     ]
     if not todo:
         return
@@ -164,9 +165,12 @@ def _enhance(videos: Sequence[_Video], job: SegmentJob, loading: Future[Any]) ->
     context.max_errored_blocks = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     plans = ray.put([(video.plan, video.store.paths) for video in videos])
-    rows = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-        _segment_task, fn_args=(_Common(plans, ray.put(job)),), num_cpus=1, ray_remote_args_fn=lambda: {"max_retries": MAX_SEGMENT_TRIES - 1}
-    )
+    common = _Common(plans, ray.put(job))
+    with warnings.catch_warnings():
+        # Ray Data has no other word for max_retries yet (2.60); without it a segment that kills its worker is tried for ever.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        dataset = ray.data.from_items(todo, override_num_blocks=len(todo))
+        rows = dataset.map(functools.partial(_segment_task, common=common), num_cpus=1, max_retries=MAX_SEGMENT_TRIES - 1)
     failures: dict[int, list[BaseException]] = defaultdict(list)
     for row in rows.iter_rows():
         if loading.done():
@@ -188,11 +192,11 @@ def _enhance(videos: Sequence[_Video], job: SegmentJob, loading: Future[Any]) ->
 class _Common:
     """What all tasks share, put into the object store once."""
 
-    plans: ray.ObjectRef
-    job: ray.ObjectRef
+    plans: Any
+    job: Any
 
 
-def _segment_task(row: dict[str, int], common: _Common) -> dict[str, Any]:
+def _segment_task(row: dict[str, Any], common: _Common) -> dict[str, Any]:
     """Enhance one segment in a worker; its errors are values, since an exception would end the whole job."""
     job: SegmentJob = ray.get(common.job)
     plan, paths = ray.get(common.plans)[row["video"]]
@@ -218,9 +222,7 @@ def _join(videos: Sequence[_Video], specs: Sequence[ModelSpec]) -> None:
 
 
 @contextmanager
-def _watch(
-    videos: Sequence[_Video], cache: ModelCache, tag: str, on_progress: Callable[[Progress], None] | None
-) -> Iterator[None]:
+def _watch(videos: Sequence[_Video], cache: ModelCache, tag: str, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
     """Tell ``on_progress`` how many frames the sessions have computed for this job, about twice a second."""
     if on_progress is None:
         yield

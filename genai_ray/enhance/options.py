@@ -90,7 +90,7 @@ def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
     if options.batch_size < 1 or options.segment_frames < 1:
         raise ConfigError(f"batch_size={options.batch_size}, segment_frames={options.segment_frames}", "1 or more each")
-    if len(options.background) != 3 or not all(0 <= value <= 255 for value in options.background):
+    if not all(0 <= value <= 255 for value in options.background):
         raise ConfigError(f"background {options.background}", "three values from 0 to 255: red, green, blue")
     specs = tuple(find_model(model)[0] for model in models)
     for spec in specs:

@@ -86,5 +86,3 @@ class Progress:
     """Frames of the whole job."""
     stage: str
     """What it is doing: ``starting``, ``enhancing`` or ``joining``."""
-
-

@@ -74,7 +74,13 @@ def enhance_segment(plan: VideoPlan, index: int, path: Path, job: SegmentJob) ->
     """
     options = job.options
     stages = [
-        BatchInference(spec.model_id, batch_size=options.batch_size, backend=options.backend, precision=options.precision, params=_params(spec, options))
+        BatchInference(
+            spec.model_id,
+            batch_size=options.batch_size,
+            backend=options.backend,
+            precision=options.precision,
+            params=_params(spec, options),
+        )
         for spec in job.specs
     ]
     for stage in stages:
@@ -141,4 +147,5 @@ def _compose(source: PendingCall | npt.NDArray[Any], mask: PendingCall, backgrou
     peak = float(np.iinfo(frames.dtype).max)
     share = mask.result().astype(np.float32) / peak
     colour = np.asarray(background, np.float32) * (peak / 255)
-    return np.rint(frames * share + colour * (1 - share)).astype(frames.dtype)
+    composed: npt.NDArray[Any] = np.rint(frames * share + colour * (1 - share)).astype(frames.dtype)
+    return composed

@@ -18,8 +18,49 @@ from genai_ray.graph.model import Graph, graph_inputs
 __all__ = ["ReceptiveField", "receptive_field"]
 
 _POINTWISE = frozenset(
-    "Abs Add Cast Ceil Clip Concat Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mul Neg PRelu Pow "
-    "Relu Round Selu Sigmoid Sign Softplus Split Sqrt Sub Sum Tanh Where BatchNormalization Dropout Mod Expand Transpose Mish".split()
+    [
+        "Abs",
+        "Add",
+        "Cast",
+        "Ceil",
+        "Clip",
+        "Concat",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "PRelu",
+        "Pow",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Split",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "Where",
+        "BatchNormalization",
+        "Dropout",
+        "Mod",
+        "Expand",
+        "Transpose",
+        "Mish",
+    ]
 )
 _BORDER = frozenset(["Pad", "Slice"])
 _KERNEL = frozenset(["Conv", "AveragePool", "MaxPool", "ConvTranspose"])

@@ -70,7 +70,8 @@ class _Builder:
         unknown = set(names) - set(images) - set(spec.params)
         if unknown or not set(images) <= set(names) or output not in outputs:
             raise ModelLoadError(
-                f"{spec.model_id} has inputs {names} and outputs {outputs}", f"images {images}, params {sorted(spec.params)}, output {output!r}"
+                f"{spec.model_id} has inputs {names} and outputs {outputs}",
+                f"images {images}, params {sorted(spec.params)}, output {output!r}",
             )
         ends = ["frames"] if len(images) == 1 else [f"frames{index}" for index in range(len(images))]
         for end, name, tensor in zip(ends, images, spec.inputs, strict=True):

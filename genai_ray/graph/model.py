@@ -77,7 +77,10 @@ def sort_nodes(model: Graph) -> None:
     Args:
         model: The model; changed.
     """
-    waiting, known = list(model.graph.node), {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input} | {""}
+    waiting, known = (
+        list(model.graph.node),
+        {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input} | {""},
+    )
     made = {name for node in waiting for name in node.output}
     ordered: list[onnx.NodeProto] = []
     while waiting:

@@ -53,6 +53,4 @@ class QualityValidator:
             QualityError: If shape or dtype differ from the reference's, or a value is not finite.
         """
         psnr = psnr_db(self.reference, output)
-        return ValidationResult(
-            passed=psnr >= self.threshold_db, psnr=psnr, score=1.0 if math.isinf(psnr) else min(max(psnr / 100, 0.0), 1.0)
-        )
+        return ValidationResult(passed=psnr >= self.threshold_db, psnr=psnr, score=1.0 if math.isinf(psnr) else min(max(psnr / 100, 0.0), 1.0))

@@ -61,9 +61,7 @@ def _run_calibration(model: Graph, spec: ModelSpec) -> npt.NDArray[np.float32]:
     runtime = open_runtime(fuse_frames(model, spec, np.float32).SerializeToString())
     try:
         frames = calibration_frames(_CALIBRATION_SIZE_PX)
-        feeds: dict[str, npt.NDArray[Any]] = (
-            {"frames": frames[:1]} if len(spec.inputs) == 1 else {"frames0": frames[:1], "frames1": frames[1:]}
-        )
+        feeds: dict[str, npt.NDArray[Any]] = {"frames": frames[:1]} if len(spec.inputs) == 1 else {"frames0": frames[:1], "frames1": frames[1:]}
         feeds |= {name: np.full((), param.default, np.float32) for name, param in spec.params.items()}
         return runtime.run(feeds)["output"]
     finally:

@@ -58,10 +58,7 @@ class RunPlan:
         strips = self.num_runs // num_results
         if strips > 1 and height_px >= strips * (16 * self.overlap_px + 2 * self.stride_px):
             strip_px = -(-height_px // strips) + 2 * self.overlap_px + 2 * self.stride_px
-            return tuple(
-                Tile(row, tiles[0].columns)
-                for row in (t.rows for t in split_frame(height_px, 1, strip_px, self.overlap_px, self.stride_px))
-            )
+            return tuple(Tile(row, tiles[0].columns) for row in (t.rows for t in split_frame(height_px, 1, strip_px, self.overlap_px, self.stride_px)))
         return (None,)
 
 
@@ -89,9 +86,7 @@ def pad_frames(frames: Array, multiple_px: int, minimum_px: int) -> Array:
     return frames
 
 
-def run_frames(
-    runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: ThreadPoolExecutor
-) -> int:
+def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: ThreadPoolExecutor) -> int:
     """Run frames through a fused model and write what comes out.
 
     Args:
@@ -110,9 +105,7 @@ def run_frames(
     """
     tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out))
     calls = [(start, min(start + plan.run_batch, len(out)), tile) for start in range(0, len(out), plan.run_batch) for tile in tiles]
-    futures: list[Future[None]] = [
-        pool.submit(_run_call, runtime, dict(_feeds(frames, *call, plan)) | dict(scalars), out, call, plan) for call in calls
-    ]
+    futures: list[Future[None]] = [pool.submit(_run_call, runtime, dict(_feeds(frames, *call, plan)) | dict(scalars), out, call, plan) for call in calls]
     done, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:
         future.cancel()

@@ -35,7 +35,7 @@ MAX_TILE_PX = 512
 """Largest side of a run chosen by itself."""
 MAX_EXACT_RADIUS_PX = 64
 """Above this radius the halos of exact tiles cost more than the frame, so frames stay whole."""
-RUN_BYTES_FACTOR = 1.3
+RUN_BYTES_FACTOR = 1.5
 """What the runtime's arena takes over the tensors that live at the same time."""
 GPU_RUN_BATCH = 4
 """Frames in one call on a GPU; on a CPU one, since more gain nothing and cost memory in proportion."""
@@ -156,7 +156,7 @@ class InferenceSession:
             self._frames_done += count
             self._calls_done += calls
             self._seconds_busy += time.perf_counter() - started
-        return out if np.ndim(frames) == out.ndim else out[0]  # type: ignore[no-any-return]
+        return out if np.ndim(frames) == out.ndim else out[0]
 
     def run(self, feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Run the model as its file has it: its own names, layouts and ranges; for any ONNX model.
@@ -363,9 +363,7 @@ class InferenceSession:
             return
         needed = self._run_bytes(height, width)
         if needed > room:
-            raise ResourceExhaustedError(
-                f"a frame of {width}x{height} needs {needed} bytes in {self.spec.model_id}, which cannot be tiled", f"{room} bytes"
-            )
+            raise ResourceExhaustedError(f"a frame of {width}x{height} needs {needed} bytes in {self.spec.model_id}, which cannot be tiled", f"{room} bytes")
 
     def _fused(self, kind: str) -> Graph:
         model = read_model(self._path)

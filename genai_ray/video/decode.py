@@ -83,7 +83,8 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
         raise VideoError(f"{exc.got} ({counts})", exc.allowed, exc.do) from exc
     if position < len(wanted) and not allow_truncated:
         raise VideoError(
-            f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode", do="Pass --allow-truncated to enhance what is there."
+            f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
+            do="Pass --allow-truncated to enhance what is there.",
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, cast
 
 import av
 import numpy as np
@@ -130,7 +130,7 @@ class SegmentWriter:
         options = {"preset": encoding.preset, "crf": f"{encoding.crf:g}"}
         if _has_avx512():
             options["x264-params"] = "asm=avx2"  # with AVX-512 x264's bytes vary for equal frames
-        stream: VideoStream = self._sink.add_stream(encoding.codec, rate=info.average_rate, options=options)
+        stream: Any = self._sink.add_stream(encoding.codec, rate=info.average_rate, options=options)
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
         codec = stream.codec_context
@@ -140,7 +140,7 @@ class SegmentWriter:
         colour = info.colour
         codec.colorspace, codec.color_range = colour.matrix, colour.range
         codec.color_primaries, codec.color_trc = colour.primaries, colour.transfer
-        return stream
+        return cast(VideoStream, stream)
 
 
 def _has_avx512() -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import av
 from av.container import InputContainer, OutputContainer
-from av.packet import Packet
 from av.stream import Stream
 
 from genai_ray.errors import VideoError
@@ -80,7 +79,9 @@ def _add_video(sink: OutputContainer, boxes: Sequence[InputContainer], plan: Vid
 
 
 def _add_copies(sink: OutputContainer, source: InputContainer) -> tuple[dict[int, Stream], tuple[str, ...]]:
-    copies, notes = {}, []
+    copies: dict[int, Stream] = {}
+    notes: list[str] = []
+    stream: Any
     for stream in source.streams:
         if stream.type == "video" and stream.index == main_stream(source).index:
             continue
@@ -103,7 +104,7 @@ def _add_copies(sink: OutputContainer, source: InputContainer) -> tuple[dict[int
     return copies, tuple(notes)
 
 
-def _video_packets(boxes: Sequence[InputContainer], counts: Sequence[int], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Packet]]:
+def _video_packets(boxes: Sequence[InputContainer], counts: Sequence[int], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Any]]:
     """Give every packet its planned time, and decode times that rise and never pass it.
 
     dts of the k-th packet is the pts of the (k - d)-th frame, where d is how far packets are out of display order; before the
@@ -113,7 +114,7 @@ def _video_packets(boxes: Sequence[InputContainer], counts: Sequence[int], plan:
     pts, done, base = plan.pts, 0, plan.info.time_base
     step = max(pts[1] - pts[0], 1) if len(pts) > 1 else 1
     for box, count in zip(boxes, counts, strict=True):
-        packets = [packet for packet in box.demux(box.streams.video[0]) if packet.size]
+        packets: list[Any] = [packet for packet in box.demux(box.streams.video[0]) if packet.size]
         if len(packets) != count:
             raise VideoError(f"{plan.path}: a segment holds {len(packets)} frames", f"{count}", "Remove the work folder.")
         ranks = {time: rank for rank, time in enumerate(sorted(packet.pts for packet in packets))}
@@ -129,13 +130,13 @@ def _video_packets(boxes: Sequence[InputContainer], counts: Sequence[int], plan:
 
 def _reorder_depth(box: InputContainer) -> int:
     """Return how many places packets of a segment come before their place in display order, at the most."""
-    times = [packet.pts for packet in box.demux(box.streams.video[0]) if packet.size]
+    times: list[Any] = [packet.pts for packet in box.demux(box.streams.video[0]) if packet.size]
     ranks = {time: rank for rank, time in enumerate(sorted(times))}
     box.seek(0, stream=box.streams.video[0])
     return max(position - ranks[time] for position, time in enumerate(times))
 
 
-def _copied_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterator[tuple[float, Packet]]:
+def _copied_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterator[tuple[float, Any]]:
     if not copies:
         return
     latest = float("-inf")

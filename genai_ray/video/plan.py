@@ -129,7 +129,8 @@ def plan_video(path: Path, *, segment_frames: int = 128) -> VideoPlan:
     Raises:
         VideoError: If the file is missing, not a video, has no frames, or no times.
     """
-    digest, times, last_s = hashlib.sha256(), [], 0.0
+    digest, last_s = hashlib.sha256(), 0.0
+    times: list[tuple[int, int, bool]] = []
     with open_video(path) as container:
         stream = main_stream(container)
         corrupt = False

@@ -21,7 +21,13 @@ def main(clip: Path = CLIPS / "iscc-demo.mkv") -> None:
             ours.append(report["fps"])
             startup.append(report["startup_s"])
             elapsed.append(report["elapsed_s"])
-            rival = [sys.executable, str(Path(__file__).with_name("plain_script.py")), str(clip), str(Path(folder, f"plain-{run}.mkv")), str(model)]
+            rival = [
+                sys.executable,
+                str(Path(__file__).with_name("plain_script.py")),
+                str(clip),
+                str(Path(folder, f"plain-{run}.mkv")),
+                str(model),
+            ]
             plain.append(float(subprocess.run(rival, check=True, capture_output=True, text=True).stdout))
     ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     keep(

@@ -40,7 +40,12 @@ def main() -> None:
     actor = max((size for name, size in run.peak_of_name.items() if "SessionActor" in name), default=0)
     keep(
         "uhd_frame",
-        {"reserved_bytes": RESERVED, "session_bytes": status["memory_bytes"], "tile_size_px": status["tile_size_px"], "enhance_session_bytes": actor},
+        {
+            "reserved_bytes": RESERVED,
+            "session_bytes": status["memory_bytes"],
+            "tile_size_px": status["tile_size_px"],
+            "enhance_session_bytes": actor,
+        },
         [
             ("reserved, MB", RESERVED / 1e6),
             ("session actor at its peak, MB", status["memory_bytes"] / 1e6),

@@ -1,5 +1,7 @@
 """Tiles cover a frame exactly once, with halos, at aligned origins."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def test_spans_cover_the_axis_once_with_halo_and_aligned_origins(length, tile, o
         assert span.stop - span.start <= longest + stride
         assert span.start == 0 or span.keep_start - span.start >= overlap
         assert span.stop == length or span.stop - span.keep_stop >= overlap
-    for left, right in zip(spans, spans[1:], strict=False):
+    for left, right in itertools.pairwise(spans):
         assert left.keep_stop == right.keep_start
     sizes = {span.stop - span.start for span in spans[:-1]} or {length}
     assert len(sizes) == 1

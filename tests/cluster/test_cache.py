@@ -1,0 +1,115 @@
+"""``ModelCache`` on a real Ray: budget, exact LRU, single flight, deaths, ends."""
+
+import os
+import pickle
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import ray
+
+from genai_ray import BatchInference, InferenceSession, ModelCache, errors
+
+MODELS = ["websr-x2-s", "websr-x2-m", "websr-x2-l"]
+
+
+@pytest.fixture
+def cache(ray_session, request):
+    with ModelCache(1_000_000_000, name=request.node.name) as cache:
+        yield cache
+
+
+def test_least_recently_used_goes_first(cache, frames):
+    for model in MODELS[:2]:
+        cache.load_model(model, memory_bytes=400_000_000)
+    cache.get_session(MODELS[0]).infer(frames)
+    cache.load_model(MODELS[2], memory_bytes=400_000_000)
+    assert cache.loaded_models() == [MODELS[0], MODELS[2]]
+    used, budget = cache.memory_usage()
+    assert 800_000_000 <= used <= budget == 1_000_000_000
+    with pytest.raises(errors.ResourceExhaustedError, match="1000000000"):
+        cache.load_model(MODELS[1], memory_bytes=2_000_000_000)
+    cache.pin(MODELS[0])
+    cache.load_model(MODELS[1], memory_bytes=400_000_000)
+    assert cache.loaded_models() == [MODELS[0], MODELS[1]]
+    with pytest.raises(errors.ResourceExhaustedError, match="pinned"):
+        cache.evict(MODELS[0])
+    assert cache.evict_lru() == MODELS[1]
+
+
+def test_concurrent_first_requests_load_once(cache, frames):
+    with ThreadPoolExecutor(8) as pool:
+        outputs = list(pool.map(lambda _: cache.get_session("websr-x2-s").infer(frames), range(8)))
+    assert cache.status()["loads"] == 1
+    with InferenceSession("websr-x2-s") as local:
+        expected = local.infer(frames)
+    assert all(np.array_equal(output, expected) for output in outputs)
+
+
+def test_a_killed_session_is_replaced_without_the_caller_noticing(cache, frames):
+    session = cache.get_session("websr-x2-s")
+    before = session.infer(frames)
+    os.kill(session.status()["pid"], signal.SIGKILL)
+    assert np.array_equal(session.infer(frames), before)
+
+
+def test_an_evicted_session_is_loaded_again_without_the_caller_noticing(cache, frames):
+    session = cache.get_session("websr-x2-s")
+    before = session.infer(frames)
+    cache.evict("websr-x2-s")
+    assert cache.loaded_models() == []
+    assert np.array_equal(session.infer(frames), before)
+
+
+def test_errors_come_out_as_themselves(cache, frames):
+    session = cache.get_session("websr-x2-s")
+    with pytest.raises(errors.InvalidInputError, match="params"):
+        session.infer(frames, {"sigma": 1.0})
+    with pytest.raises(errors.ModelNotFoundError, match="websr-x2-s"):
+        cache.load_model("websr-x2")
+    with pytest.raises(errors.ModelNotFoundError, match="not loaded"):
+        cache.evict("rife")
+    with pytest.raises(errors.ConfigError, match="more than 0"):
+        cache.load_model("rife", memory_bytes=0)
+
+
+def test_two_budgets_of_one_name_are_refused(cache):
+    with pytest.raises(errors.ConfigError, match=r"5000.*1000000000"):
+        ModelCache(5000, name=cache.name)
+    assert ModelCache(name=cache.name).memory_usage()[1] == 1_000_000_000
+
+
+def test_a_client_travels(cache, frames):
+    cache.load_model("websr-x2-s")
+    assert pickle.loads(pickle.dumps(cache)).loaded_models() == ["websr-x2-s"]
+
+    @ray.remote(num_cpus=0)
+    def infer(client, batch):
+        return client.get_session("websr-x2-s").infer(batch)
+
+    assert ray.get(infer.remote(cache, frames)).shape == (3, 98, 122, 3)
+
+
+def test_shutdown_leaves_nothing_and_handles_say_so(ray_session, frames):
+    cache = ModelCache(1_000_000_000, name="short")
+    session = cache.get_session("websr-x2-s")
+    cache.shutdown()
+    cache.shutdown()
+    with pytest.raises(errors.CacheClosedError):
+        cache.loaded_models()
+    with pytest.raises(errors.CacheClosedError):
+        session.infer(frames)
+    names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
+    assert "cache:short" not in names
+    assert not any(name.startswith("session:websr-x2-s") for name in names)
+
+
+def test_batches_of_several_shapes_come_back_in_order(cache, frames):
+    pictures = [frames[0], frames[1][:20, :30], frames[2]]
+    results = BatchInference("websr-x2-s", batch_size=2).process_batch(cache, pictures)
+    assert [result.frame_index for result in results] == [0, 1, 2]
+    assert [result.output.shape for result in results] == [(98, 122, 3), (40, 60, 3), (98, 122, 3)]
+    assert all(result.latency_ms > 0 for result in results)
+    with pytest.raises(errors.InvalidInputError, match="no frames"):
+        BatchInference("websr-x2-s").process_batch(cache, [])

@@ -1,0 +1,36 @@
+"""Fixtures shared by all tests: where things are, one Ray for the whole run, small clips."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    return ROOT / "samples"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "clips").is_dir():
+        pytest.skip("../shared, with real clips, is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One embedded Ray for every test that needs one."""
+    from genai_ray.cluster import connect, disconnect
+
+    connect()
+    yield
+    disconnect()
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 49, 61, 3), np.uint8)

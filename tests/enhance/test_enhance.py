@@ -1,0 +1,89 @@
+"""The main job on a real clip, as a person runs it, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+
+def run(*args):
+    return subprocess.run([sys.executable, "-m", "genai_ray.cli", *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def facts(path):
+    with av.open(str(path)) as box:
+        video = box.streams.video[0]
+        frames = [(frame.pts * frame.time_base, frame.width, frame.height) for frame in box.decode(video)]
+        colour = (video.codec_context.colorspace, video.codec_context.color_range)
+    with av.open(str(path)) as box:
+        audio = [bytes(packet) for packet in box.demux(box.streams.audio[0]) if packet.size] if box.streams.audio else []
+    return frames, colour, audio
+
+
+def test_a_clip_becomes_a_better_one(samples, tmp_path):
+    source, result = samples / "bigbuckbunny-360p.mp4", tmp_path / "enhanced.mp4"
+    done = run("enhance", source, "-o", result, "--model", "websr-x2-s", "--preset", "ultrafast", "--segment-frames", 50, "--json")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    report = json.loads(line)
+    assert (report["frames"], report["segments"], report["segments_reused"]) == (132, 3, 0)
+    assert report["frames_inferred"] == 132
+    assert report["models"] == [{"model_id": "websr-x2-s", "backend": "onnx", "precision": "fp32", "device": "cpu"}]
+    assert report["outputs"] == [str(result)]
+    before, after = facts(source), facts(result)
+    assert [time for time, _, _ in after[0]] == [time for time, _, _ in before[0]]
+    assert {size for _, *size in map(tuple, after[0]) for size in [tuple(size)]} == {(1280, 720)}
+    assert after[1] == before[1]
+    assert after[2] == before[2]
+    assert list(tmp_path.iterdir()) == [result]
+
+
+@pytest.fixture
+def bad(tmp_path, samples):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video " * 100)
+    whole = (samples / "bigbuckbunny-720p.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    with av.open(str(tmp_path / "sound.mp4"), "w") as sink:
+        stream = sink.add_stream("aac", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        frame.rate = 48000
+        sink.mux(stream.encode(frame))
+        sink.mux(stream.encode(None))
+    (tmp_path / "there.mp4").write_bytes(b"precious")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "more", "code", "words"),
+    [
+        ("missing.mp4", "out.mp4", [], 1, "missing.mp4: no such file"),
+        ("empty.mp4", "out.mp4", [], 1, "empty.mp4: the file is empty"),
+        ("text.mp4", "out.mp4", [], 1, "text.mp4: not a video"),
+        ("sound.mp4", "out.mp4", [], 1, "sound.mp4: no video stream"),
+        ("cut.mp4", "out.mp4", [], 1, "cut.mp4"),
+        ("cut.mp4", "nowhere/out.mp4", [], 2, "nowhere does not exist"),
+        ("cut.mp4", "cut.mp4", [], 2, "is an input"),
+        ("cut.mp4", "there.mp4", [], 2, "--overwrite"),
+        ("cut.mp4", "out.avi", [], 2, ".mp4 or .mkv"),
+        ("cut.mp4", "out.mp4", ["--model", "websr-x2"], 2, "Did you mean"),
+        ("cut.mp4", "out.mp4", ["--model", "rife"], 2, "rife"),
+        ("cut.mp4", "out.mp4", ["--param", "sigma=1"], 2, "sigma"),
+        ("cut.mp4", "out.mp4", ["--crf", "99"], 2, "crf"),
+        ("cut.mp4", "out.mp4", ["--device", "tpu"], 2, "tpu"),
+        ("cut.mp4", "out.mp4", ["--profile", "desktop"], 2, "laptop"),
+        ("cut.mp4", "out.mp4", ["--backend", "ONNX2"], 2, "ONNX2"),
+    ],
+)
+def test_refusals(bad, source, output, more, code, words):
+    before = sorted(bad.iterdir())
+    models = [] if "--model" in more else ["--model", "websr-x2-s"]
+    done = run("enhance", bad / source, "-o", bad / output, *models, *more)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(bad.iterdir()) == before
+    assert (bad / "there.mp4").read_bytes() == b"precious"

@@ -1,0 +1,139 @@
+"""``InferenceSession`` on real models: shapes, dtypes, tiling bit for bit, errors."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from genai_ray import InferenceSession, ModelCatalog, ModelPrecision, SessionLimits, errors
+
+CATALOG = ModelCatalog.default()
+PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+TILEABLE = [model_id for model_id in PACKAGED if CATALOG.get(model_id).is_tileable]
+
+
+@pytest.mark.parametrize("model_id", PACKAGED)
+def test_shape_law_and_batch_equals_single_frames(model_id, frames):
+    spec = CATALOG.get(model_id)
+    with InferenceSession(model_id) as session:
+        out = session.infer(frames)
+        pairs = spec.task == "interpolation"
+        channels = 1 if spec.task == "background-removal" else 3
+        assert out.shape == (3 - pairs, 49 * spec.scale, 61 * spec.scale, channels)
+        assert out.dtype == np.uint8
+        single = [session.infer(frames[i : i + 2])[0] if pairs else session.infer(frames[i]) for i in range(3 - pairs)]
+        assert np.array_equal(out, np.stack(single))
+
+
+@pytest.mark.parametrize("model_id", TILEABLE)
+@pytest.mark.parametrize("size", [(149, 171), (150, 173)])
+def test_tiled_equals_untiled_bit_for_bit(model_id, size):
+    spec = CATALOG.get(model_id)
+    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    tile = 2 * spec.receptive_field_px + 16 * spec.tile_stride
+    with InferenceSession(model_id, limits=SessionLimits(tile_size_px=0)) as whole:
+        expected = whole.infer(picture)
+        assert whole.runtime_calls == 1
+    with InferenceSession(model_id, limits=SessionLimits(tile_size_px=tile)) as tiled:
+        assert np.array_equal(tiled.infer(picture), expected)
+        assert tiled.runtime_calls > 4
+
+
+@pytest.mark.parametrize(("model_id", "layout"), [("websr-x2-s", "nchw"), ("esrgan-2x", "nhwc")])
+def test_fused_frames_equal_numpy_before_and_after(model_id, layout, frames):
+    bare = ort.InferenceSession(CATALOG.path(model_id), providers=["CPUExecutionProvider"])
+    tensor = frames.astype(np.float32)
+    if layout == "nchw":
+        tensor = np.ascontiguousarray(tensor.transpose(0, 3, 1, 2)) / 255
+    raw = bare.run(None, {bare.get_inputs()[0].name: tensor})[0]
+    values = raw.transpose(0, 2, 3, 1) * 255 if layout == "nchw" else raw
+    expected = np.rint(np.clip(values, 0, 255)).astype(np.int16)
+    with InferenceSession(model_id) as session:
+        difference = np.abs(session.infer(frames) - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() <= 1e-3
+
+
+def test_dtypes_agree(frames):
+    with InferenceSession("websr-x2-s") as session:
+        eight = session.infer(frames)
+        sixteen = session.infer(frames.astype(np.uint16) * 257)
+        floats = session.infer(frames.astype(np.float32) / 255)
+    assert sixteen.dtype == np.uint16
+    assert floats.dtype == np.float32
+    assert np.abs(sixteen / 257 - eight).max() < 0.51
+    assert np.abs(floats * 255 - eight).max() < 0.51
+
+
+def test_raw_run_has_the_models_own_names_and_range(frames):
+    tensor = np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).astype(np.float32) / 255
+    with InferenceSession("websr-x2-s") as session:
+        assert session.run({"input": tensor})["output"].shape == (3, 3, 98, 122)
+        with pytest.raises(errors.InvalidInputError, match="exactly"):
+            session.run({"picture": tensor})
+
+
+def test_ffdnet_takes_sigma_and_denoises():
+    clean = np.full((64, 64, 3), 0.5, np.float32)
+    noisy = np.clip(clean + np.random.default_rng(2).normal(0, 0.1, clean.shape), 0, 1).astype(np.float32)
+    with InferenceSession("ffdnet") as session:
+        out = session.infer(noisy, params={"sigma": 0.1})
+        assert np.square(out - clean).mean() < 0.2 * np.square(noisy - clean).mean()
+        with pytest.raises(errors.InvalidInputError, match="sigma"):
+            session.infer(noisy, params={"sigma": 9.0})
+        with pytest.raises(errors.InvalidInputError, match="strength"):
+            session.infer(noisy, params={"strength": 1.0})
+
+
+def test_fp16_is_gated_and_says_what_it_computes_in():
+    with InferenceSession("rife", precision=ModelPrecision.FP16) as session:
+        status = session.status()
+    assert status["precision_db"] > 60
+    assert (status["weights_in"], status["computes_in"]) == ("fp16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("picture", "match"),
+    [
+        (np.zeros((4, 4), np.uint8), "shape"),
+        (np.zeros((4, 4, 4), np.uint8), "shape"),
+        (np.zeros((4, 4, 3), np.int32), "dtype"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "empty"),
+        (np.full((4, 4, 3), np.nan, np.float32), "nan"),
+        (np.full((4, 4, 3), 1.5, np.float32), "1.5"),
+        ([[1, 2, 3]], "list"),
+    ],
+)
+def test_bad_frames(picture, match):
+    with InferenceSession("websr-x2-s") as session, pytest.raises(errors.InvalidInputError, match=match):
+        session.infer(picture)
+
+
+def test_cuda_that_is_not_there_is_an_error_that_says_what_is_missing():
+    if "cuda" in InferenceSession("websr-x2-s").device:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(errors.BackendUnavailableError, match=r"(?i)missing: .*"):
+        InferenceSession("websr-x2-s", device="cuda")
+
+
+def test_corrupt_file(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(errors.ModelLoadError, match=r"broken\.onnx"):
+        InferenceSession(path)
+
+
+def test_closed_session_refuses(frames):
+    session = InferenceSession("websr-x2-s")
+    session.close()
+    session.close()
+    with pytest.raises(errors.InferenceError, match="closed"):
+        session.infer(frames)
+
+
+def test_a_reservation_makes_tiles_and_is_kept_to():
+    limits = SessionLimits(max_bytes=150_000_000, max_frame=(1080, 1920))
+    with InferenceSession("websr-x2-l", limits=limits) as session:
+        session.warmup()
+        session.infer(np.zeros((1080, 1920, 3), np.uint8))
+        assert session.tile_size_px < 512
+        assert session.memory_bytes <= limits.max_bytes

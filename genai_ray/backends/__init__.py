@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.errors import BackendUnavailableError
+from genai_ray.errors import BackendUnavailableError, ConfigError
 from genai_ray.types import ModelBackend
 
 __all__ = ["RuntimeSession", "TensorInfo", "Tensors", "open_runtime", "resolve_device"]
@@ -106,11 +106,11 @@ def resolve_device(device: str, backend: ModelBackend = ModelBackend.ONNX) -> st
         ``cpu``, ``cuda``, ``cuda:INDEX``, or the one device of a backend that has only one.
 
     Raises:
-        BackendUnavailableError: If the device is none of these words.
+        ConfigError: If the device is none of these words.
     """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "gpu") or (index and not index.isdigit()):
-        raise BackendUnavailableError(f"device {device!r}", "auto, cpu, cuda or cuda:INDEX")
+        raise ConfigError(f"device {device!r}", "auto, cpu, cuda or cuda:INDEX")
     if device != "auto":
         return device.replace("gpu", "cuda", 1)
     if backend is not ModelBackend.ONNX:

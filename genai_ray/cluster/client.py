@@ -110,6 +110,7 @@ class ModelCache:
             max_frame=max_frame,
             tile_size_px=tile_size_px,
         )
+        self._handles.pop(key_of(request), None)  # it may have been evicted since: the cache knows
         self._acquire(request, spec)
 
     def get_session(

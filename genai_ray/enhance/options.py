@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from genai_ray.backends import resolve_device
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import ConfigError, InvalidInputError, VideoError
 from genai_ray.inspection import find_model
@@ -88,6 +89,7 @@ def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple
         raise ConfigError("no model", "at least one model id or path", "Pass --model; `genai-ray models list` shows them.")
     if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
+    resolve_device(options.device, options.backend)
     if options.batch_size < 1 or options.segment_frames < 1:
         raise ConfigError(f"batch_size={options.batch_size}, segment_frames={options.segment_frames}", "1 or more each")
     if not all(0 <= value <= 255 for value in options.background):

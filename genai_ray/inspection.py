@@ -1,27 +1,46 @@
-"""An ONNX file given by path: its saved spec, or none yet; and the catalog for everything else."""
+"""An ONNX file that nobody described: what its graph says, and what trial runs show, as a ``ModelSpec``.
+
+Names of symbolic dimensions and ``metadata_props`` are not read: real files lack them. What cannot be found out for certain is
+said in ``ModelSpec.unsure``; a model that is not an image model gets the task ``other`` and never an exception.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from genai_ray.catalog import ModelCatalog, ModelSpec, load_spec
-from genai_ray.errors import ModelNotFoundError
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["find_model"]
+from genai_ray.backends import RuntimeSession, TensorInfo, open_runtime
+from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec, TensorSpec, load_spec
+from genai_ray.errors import InferenceError, InvalidInputError, ModelNotFoundError
+from genai_ray.graph import free_batch, read_model, receptive_field
+from genai_ray.types import ModelTask
+
+__all__ = ["find_model", "inspect_model"]
+
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+_TRIAL_PX = 128
+_MAX_MINIMUM_PX = 64
+_COLOURS = (1, 3)
+_CLEAR_RATIO = 1.3
 
 
 def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
     """Find a model by id, alias or path.
 
     Args:
-        model: Catalog id or alias; or the path of an .onnx file.
+        model: Catalog id or alias; or the path of an .onnx file, whose spec is read from the .yaml beside it, or inspected.
 
     Returns:
         Its spec, and the path of its checked weights.
 
     Raises:
         ModelNotFoundError: If neither id nor file is there.
-        ModelLoadError: If the file does not have the hash of its spec.
+        ModelLoadError: If the file is corrupt, or does not have the hash of its spec.
         ConfigError: If a spec saved beside a file is wrong.
     """
     path = Path(model)
@@ -32,5 +51,224 @@ def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file, or a model id")
     path = path.resolve()
     saved = path.with_suffix(".yaml")
-    spec = load_spec(saved) if saved.is_file() else ModelSpec(model_id=str(path), file=str(path))
+    facts = path.stat()
+    spec = load_spec(saved) if saved.is_file() else _inspect_once(path, facts.st_size, facts.st_mtime_ns)
     return spec.model_copy(update={"model_id": str(path), "file": str(path)}), path
+
+
+def inspect_model(path: Path) -> ModelSpec:
+    """Find out what a model takes and gives.
+
+    Args:
+        path: An .onnx file.
+
+    Returns:
+        A spec that the engine can use; for a model that is not one of images, task ``other`` without image inputs.
+
+    Raises:
+        ModelNotFoundError: If there is no such file.
+        ModelLoadError: If it is corrupt or not ONNX, or the runtime cannot load it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file")
+    model = read_model(path)
+    runtime = open_runtime(model.SerializeToString())
+    try:
+        trial = _Trial(path, runtime)
+        spec = trial.describe()
+        if spec.is_image_model:
+            freed = open_runtime(free_batch(model).SerializeToString())
+            try:
+                trial.runtime = freed
+                reach = receptive_field(model)
+                field_px = None if spec.is_fixed_size or spec.task is ModelTask.INTERPOLATION else reach.radius_px
+                stride = math.lcm(reach.stride, spec.size_multiple) if field_px is not None else 1
+                spec = spec.model_copy(
+                    update={
+                        "batchable": trial.is_batchable(spec),
+                        "receptive_field_px": field_px,
+                        "tile_stride": stride,
+                    }
+                )
+            finally:
+                freed.close()
+        return spec.model_copy(update={"unsure": tuple(trial.unsure)})
+    finally:
+        runtime.close()
+
+
+_inspected: dict[tuple[Path, int, int], ModelSpec] = {}
+
+
+def _inspect_once(path: Path, size_bytes: int, modified_ns: int) -> ModelSpec:
+    key = (path, size_bytes, modified_ns)
+    if key not in _inspected:
+        _inspected[key] = inspect_model(path)
+    return _inspected[key]
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One inspection: the loaded model, and what could not be found out."""
+
+    path: Path
+    runtime: RuntimeSession
+    unsure: list[str] = field(default_factory=list)
+
+    def describe(self) -> ModelSpec:
+        spec = ModelSpec(model_id=self.path.stem, file=str(self.path.resolve()))
+        images = [info for info in self.runtime.inputs if _layout_of(info) is not None]
+        params = [info for info in self.runtime.inputs if info not in images and _is_scalar(info)]
+        rest = [info.name for info in self.runtime.inputs if info not in images and info not in params]
+        if rest or len(images) not in (1, 2) or (len(images) == 2 and images[0].shape != images[1].shape):
+            shapes = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in self.runtime.inputs) or "none"
+            self.unsure.append(f"whether it is an image model at all; its inputs are: {shapes}")
+            return spec
+        inputs = tuple(_describe_input(info) for info in images)
+        spec = spec.model_copy(
+            update={
+                "inputs": inputs,
+                "params": {info.name: ParamSpec(default=0.5, minimum=0.0, maximum=1.0, description="not known") for info in params},
+            }
+        )
+        for info in params:
+            self.unsure.append(f"the default and range of the extra input {info.name!r}")
+        return self._try_sizes(spec)
+
+    def _try_sizes(self, spec: ModelSpec) -> ModelSpec:
+        """Run it: what comes out decides scale, multiple, output and task."""
+        fixed = spec.inputs[0].height, spec.inputs[0].width
+        size = (fixed[0] or _TRIAL_PX, fixed[1] or _TRIAL_PX)
+        output = self._run(spec, *size)
+        image = next(((i, array) for i, array in enumerate(output or []) if array.ndim == 4), None)
+        if image is None:
+            self.unsure.append(f"what it gives: no picture came out of {size[1]}x{size[0]}")
+            return spec.model_copy(update={"inputs": (), "params": {}})
+        index, array = image
+        layout: Literal["nchw", "nhwc"] = "nhwc" if array.shape[-1] in _COLOURS and array.shape[1] not in _COLOURS else "nchw"
+        height, width, channels = (array.shape[1:4]) if layout == "nhwc" else (*array.shape[2:4], array.shape[1])
+        scale = height // size[0]
+        if channels not in _COLOURS or (height, width) != (size[0] * scale, size[1] * scale) or scale < 1:
+            self.unsure.append(f"what it gives: {list(array.shape)} came out of {size[1]}x{size[0]}")
+            return spec.model_copy(update={"inputs": (), "params": {}})
+        is_mask = channels == 1 and spec.inputs[0].channels == 3
+        high = self._guess_range(spec, index, is_mask, scale)
+        inputs = tuple(tensor.model_copy(update={"value_range": (0.0, high)}) for tensor in spec.inputs)
+        out = TensorSpec(
+            name=self.runtime.outputs[index].name,
+            layout=layout,
+            channels=channels,
+            value_range=(0.0, 1.0 if is_mask else high),
+            height=fixed[0],
+            width=fixed[1],
+        )
+        spec = spec.model_copy(update={"inputs": inputs, "outputs": (out,), "scale": scale, "task": self._guess_task(len(inputs), scale, is_mask)})
+        if fixed[0] is not None:
+            return spec
+        multiple = next((m for m in _MULTIPLES if self._is_exact_at(spec, m)), None)
+        if multiple is None:
+            self.unsure.append("the size multiple: none up to 128 always gave exactly the scale")
+        smallest = next((n for n in range(multiple or 1, _MAX_MINIMUM_PX + 1, multiple or 1) if self._fits(spec, n, n)), multiple or 1)
+        return spec.model_copy(update={"size_multiple": multiple or 1, "min_size_px": max(smallest, 1)})
+
+    def _is_exact_at(self, spec: ModelSpec, multiple: int) -> bool:
+        """Whether sizes that are multiples of it, and of nothing more, give exactly the scale."""
+        near = max(48 // multiple, 1) | 1
+        sizes = [((near + i) * multiple, (near + j) * multiple) for i, j in ((0, 0), (0, 1), (2, 4), (1, 3))]
+        return all(self._fits(spec, *size) for size in sizes)
+
+    def _fits(self, spec: ModelSpec, height: int, width: int) -> bool:
+        outputs = self._run(spec, height, width)
+        if outputs is None:
+            return False
+        shape = next(array.shape for array in outputs if array.ndim == 4)
+        found = shape[1:3] if spec.outputs[0].layout == "nhwc" else shape[2:4]
+        return bool(found == (height * spec.scale, width * spec.scale))
+
+    def _guess_range(self, spec: ModelSpec, index: int, is_mask: bool, scale: int) -> float:
+        """Feed a picture in both usual ranges: a net that keeps pictures gives it back best in the range it was trained on."""
+        errors = {}
+        size = spec.inputs[0].height or 64, spec.inputs[0].width or 64
+        for high in (1.0, 255.0):
+            outputs = None if is_mask else self._run(spec, *size, high=high, picture=True)
+            if outputs is not None:
+                array = outputs[index][0] / high
+                picture = array if array.shape[-1] in _COLOURS else array.transpose(1, 2, 0)
+                shrunk = picture.reshape(size[0], scale, size[1], scale, -1).mean(axis=(1, 3), dtype=np.float64)
+                errors[high] = float(np.abs(shrunk - _picture(*size)[..., : shrunk.shape[-1]]).mean())
+        best, worst = min(errors.values(), default=0.0), max(errors.values(), default=0.0)
+        if not math.isfinite(worst) or worst < _CLEAR_RATIO * best or not errors:
+            self.unsure.append("the value range: 0..1 is assumed" + ("" if is_mask else ", 0..255 gives a picture as good"))
+            return 1.0
+        return min(errors, key=lambda high: errors[high])
+
+    def _guess_task(self, num_images: int, scale: int, is_mask: bool) -> ModelTask:
+        if num_images == 2:
+            return ModelTask.INTERPOLATION
+        if is_mask:
+            return ModelTask.BACKGROUND_REMOVAL
+        if scale > 1:
+            return ModelTask.UPSCALING
+        self.unsure.append("the task; it keeps the size, so denoising is assumed")
+        return ModelTask.DENOISING
+
+    def is_batchable(self, spec: ModelSpec) -> bool:
+        """Whether two frames in one run equal two runs, bit for bit."""
+        height, width = (spec.inputs[0].height or 64), (spec.inputs[0].width or 64)
+        both = self._run(spec, height, width, count=2, picture=True)
+        if both is None:
+            return False
+        for index in range(2):
+            single = self._run(spec, height, width, picture=True, start=index)
+            if single is None or not all(np.array_equal(a[index : index + 1], b) for a, b in zip(both, single, strict=True) if a.ndim == 4):
+                return False
+        return True
+
+    def _run(
+        self, spec: ModelSpec, height: int, width: int, *, high: float | None = None, count: int = 1, picture: bool = False, start: int = 0
+    ) -> list[npt.NDArray[Any]] | None:
+        """Run at a size; None where the model refuses it."""
+        feeds: dict[str, npt.NDArray[Any]] = {}
+        infos = {info.name: info for info in self.runtime.inputs}
+        for position, tensor in enumerate(spec.inputs):
+            top = high if high is not None else tensor.value_range[1]
+            frames = np.stack([_picture(height, width, start + i + 2 * position) for i in range(count)])[..., : tensor.channels]
+            frames = frames * np.float32(top) if picture else np.full_like(frames, 0.5 * top)
+            array = frames if tensor.layout == "nhwc" else frames.transpose(0, 3, 1, 2)
+            info = infos[tensor.name or self.runtime.inputs[position].name]
+            feeds[info.name] = np.ascontiguousarray(array).astype(info.dtype)
+        for name, param in spec.params.items():
+            shape = [count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(infos[name].shape)]
+            feeds[name] = np.full(shape, param.default, infos[name].dtype)
+        try:
+            return list(self.runtime.run(feeds).values())
+        except (InferenceError, InvalidInputError):
+            return None
+
+
+def _layout_of(info: TensorInfo) -> str | None:
+    """Return the layout of an image input; None for what is no picture."""
+    if len(info.shape) != 4 or not np.issubdtype(info.dtype, np.floating) or info.shape[0] not in (None, 1):
+        return None
+    if info.shape[1] in _COLOURS and not _is_scalar(info):
+        return "nchw"
+    return "nhwc" if info.shape[3] in _COLOURS and not _is_scalar(info) else None
+
+
+def _is_scalar(info: TensorInfo) -> bool:
+    first_is_batch = len(info.shape) > 1 and info.shape[0] is None
+    return bool(np.issubdtype(info.dtype, np.floating)) and all(axis == 1 for axis in info.shape[int(first_is_batch) :])
+
+
+def _describe_input(info: TensorInfo) -> TensorSpec:
+    layout = _layout_of(info)
+    height, width, channels = info.shape[1:4] if layout == "nhwc" else (info.shape[2], info.shape[3], info.shape[1])
+    return TensorSpec(name=info.name, layout="nhwc" if layout == "nhwc" else "nchw", channels=channels or 3, height=height, width=width)
+
+
+def _picture(height: int, width: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """Make a picture with ramps and edges around grey, float32 (H, W, 3) in [0, 1]."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    waves = np.stack([np.sin((x + seed) / (5 + c)) * np.cos(y / (7 - c)) for c in range(3)], axis=-1)
+    return (0.5 + 0.35 * waves).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from rich.table import Table
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Models: list, show, pull.")
+app = typer.Typer(no_args_is_help=True, help="Models: list, show, inspect, pull.")
 
 
 @app.command("list")
@@ -52,3 +53,12 @@ def pull(model: str) -> None:
         task = progress.add_task(spec.model_id, total=spec.size_bytes)
         path = pull_model(spec, models_folder(), progress=lambda done, total: progress.update(task, completed=done, total=total))
     print(path)
+
+
+@app.command("inspect")
+def inspect(file: Path) -> None:
+    """Find out what an .onnx file takes and gives, and print a spec that can be saved as NAME.yaml beside it."""
+    from genai_ray.catalog import dump_spec
+    from genai_ray.inspection import inspect_model
+
+    print(dump_spec(inspect_model(file)), end="")

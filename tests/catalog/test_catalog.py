@@ -1,0 +1,84 @@
+"""The packaged catalog is true, and user folders extend it."""
+
+import hashlib
+
+import pytest
+
+from genai_ray import ModelCatalog, errors
+from genai_ray.catalog import dump_spec, load_profile, load_spec, models_folder
+from genai_ray.catalog.files import configs_folder
+
+CATALOG = ModelCatalog.default()
+
+
+def test_every_id_that_people_type_resolves():
+    wanted = "esrgan-4x esrgan-2x rife u2net realesr-animevideov3-x2 realesr-animevideov3-x4 waifu2x-x2 websr-x2-s websr-x2-m websr-x2-l"
+    wanted += " ffdnet selfie-segmentation zero-dce"
+    assert set(wanted.split()) <= set(CATALOG.ids())
+    assert CATALOG.resolve("ESRGAN") == "esrgan-4x"
+    assert "not the 64 MB RRDB" in CATALOG.get("esrgan").description
+
+
+@pytest.mark.parametrize("model_id", CATALOG.ids())
+def test_every_file_has_its_hash_size_and_words(model_id):
+    spec = CATALOG.get(model_id)
+    assert spec.licence
+    assert spec.source
+    assert spec.description
+    if spec.url is None:
+        data = CATALOG.path(model_id).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (spec.size_bytes, spec.sha256)
+
+
+@pytest.mark.parametrize("model_id", CATALOG.ids())
+def test_a_spec_written_reads_back(model_id, tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_spec(CATALOG.get(model_id)))
+    assert load_spec(path) == CATALOG.get(model_id)
+
+
+def test_near_names_are_suggested_and_missing_files_say_pull(monkeypatch, tmp_path):
+    with pytest.raises(errors.ModelNotFoundError, match="Did you mean waifu2x-x2"):
+        CATALOG.get("waifu2x-2x")
+    monkeypatch.setenv("GENAI_RAY_MODELS", str(tmp_path))
+    with pytest.raises(errors.ModelNotFoundError, match="genai-ray models pull u2net"):
+        ModelCatalog.default().path("u2net")
+
+
+def test_a_folder_of_the_user_extends_and_replaces(monkeypatch, tmp_path):
+    monkeypatch.setenv("GENAI_RAY_MODELS", str(tmp_path))
+    assert models_folder() == tmp_path
+    mine = CATALOG.get("websr-x2-s").model_copy(update={"sha256": "0" * 64, "file": "mine.onnx"})
+    (tmp_path / "websr-x2-s.yaml").write_text(dump_spec(mine))
+    (tmp_path / "mine.onnx").write_bytes(b"x")
+    catalog = ModelCatalog(configs_folder() / "models", tmp_path)
+    assert catalog.get("websr-x2-s").file == "mine.onnx"
+    with pytest.raises(errors.ModelLoadError, match="sha256"):
+        catalog.path("websr-x2-s")
+
+
+def test_two_models_of_one_name_and_bad_fields_are_refused(tmp_path):
+    spec = CATALOG.get("websr-x2-s")
+    (tmp_path / "a.yaml").write_text(dump_spec(spec.model_copy(update={"model_id": "a", "aliases": ("b",)})))
+    (tmp_path / "b.yaml").write_text(dump_spec(spec.model_copy(update={"model_id": "b"})))
+    with pytest.raises(errors.ConfigError, match="both claim 'b'"):
+        ModelCatalog(tmp_path)
+    for text, words in (("model_id: [", "YAML"), ("model_id: a\nfile: a\nscal: 2\n", "scal"), ("model_id: a\nfile: a\nscale: 0\n", "scale")):
+        (tmp_path / "b.yaml").write_text(text)
+        with pytest.raises(errors.ConfigError, match=words):
+            load_spec(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((configs_folder() / "engine").glob("*.yaml")), ids=lambda path: path.stem)
+def test_profiles_load(path):
+    assert load_profile(path.stem).name == path.stem
+    assert load_profile(str(path)).segment_frames >= 1
+
+
+def test_bad_profiles(tmp_path):
+    with pytest.raises(errors.ConfigError, match="laptop"):
+        load_profile("desktop")
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nbatch_size: 0\n")
+    with pytest.raises(errors.ConfigError, match="batch_size"):
+        load_profile(str(path))

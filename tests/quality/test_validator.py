@@ -1,0 +1,61 @@
+"""PSNR against the reference vectors, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from genai_ray import QualityValidator, errors
+from genai_ray.quality import psnr_db
+
+
+def triangle(t, p):
+    t = t % (2 * p)
+    return np.where(t > p, 2 * p - t, t)
+
+
+def vectors():
+    y, x, c = np.mgrid[0:256, 0:256, 0:3]
+    a, b = triangle(x * (2 + c) + y, 97), triangle(y * (3 - c) + x // 2, 61)
+    d = triangle((x * x + y * y * (c + 1)) // 64, 37)
+    reference = ((2 * a + b + d) * 255 // 292).astype(np.int64)
+    distorted = np.clip(reference + (7 * x + 13 * y + 17 * c) % 23 - 11, 0, 255)
+    return reference.astype(np.uint8), distorted.astype(np.uint8), np.clip(reference + 5, 0, 255).astype(np.uint8)
+
+
+def test_psnr_equals_independent_libraries():
+    reference, distorted, plus5 = vectors()
+    assert int(reference.sum()) == 25_077_122
+    assert psnr_db(reference, distorted) == pytest.approx(31.69709975, abs=1e-6)
+    assert psnr_db(reference, plus5) == pytest.approx(34.15151839, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_equal_arrays_pass_with_full_score(dtype):
+    reference = np.ones((4, 4, 3), dtype)
+    result = QualityValidator(reference, 99.0).validate(reference.copy())
+    assert (result.passed, result.psnr, result.score) == (True, math.inf, 1.0)
+
+
+def test_score_is_psnr_over_100_and_threshold_decides():
+    reference = np.full((8, 8, 3), 0.5, np.float32)
+    result = QualityValidator(reference, 30.0).validate(reference + np.float32(0.1))
+    assert not result.passed
+    assert result.psnr == pytest.approx(20.0, abs=1e-4)
+    assert result.score == pytest.approx(0.2, abs=1e-6)
+
+
+def test_what_is_refused():
+    reference = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(errors.QualityError, match=r"\(4, 5, 3\)"):
+        QualityValidator(reference).validate(np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(errors.QualityError, match="uint16"):
+        QualityValidator(reference).validate(reference.astype(np.uint16))
+    with pytest.raises(errors.QualityError, match="threshold"):
+        QualityValidator(reference, math.nan)
+    with pytest.raises(errors.QualityError, match="empty"):
+        QualityValidator(reference[:0])
+    with pytest.raises(errors.InvalidInputError, match="int32"):
+        QualityValidator(reference.astype(np.int32))
+    with pytest.raises(errors.QualityError, match="NaN"):
+        QualityValidator(np.full((2, 2), np.nan, np.float32)).validate(np.zeros((2, 2), np.float32))

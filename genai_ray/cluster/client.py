@@ -1,40 +1,31 @@
-"""``ModelCache`` and ``CachedSession``: what callers hold; cheap, picklable, and a hit costs no call to the cache."""
+"""``ModelCache``: what callers hold; cheap, picklable, and a hit costs no call to the cache."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
-import numpy as np
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError
 
-from genai_ray.backends import Tensors
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster.actor import Retired, SessionRequest
+from genai_ray.cluster.actor import SessionRequest
 from genai_ray.cluster.cache import NAMESPACE, CacheActor, Key, key_of
+from genai_ray.cluster.calls import CachedSession, Handle, wait_for
 from genai_ray.cluster.connect import connect
-from genai_ray.errors import CacheClosedError, ConfigError, GenAIRayError, InferenceError, ResourceExhaustedError
+from genai_ray.errors import CacheClosedError, ConfigError
 from genai_ray.inspection import find_model
-from genai_ray.types import Frames, ModelBackend, ModelPrecision, check_frames
+from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["CachedSession", "ModelCache", "PendingCall"]
-
-Handle: TypeAlias = "ActorHandle[Any]"
-Ref: TypeAlias = "ray.ObjectRef[Any]"
+__all__ = ["ModelCache"]
 
 BUDGET_SHARE = 0.6
 """Of Ray's ``memory`` resource, the budget of a cache that is given none."""
 
 UNKNOWN_MODEL_BYTES = 400_000_000
 """Reserved for a model of which nothing is known; what is measured replaces it."""
-
-MAX_DEATHS = 3
-"""A request in flight in this many sessions that died is what ends them."""
 
 
 class ModelCache:
@@ -111,7 +102,7 @@ class ModelCache:
             tile_size_px=tile_size_px,
         )
         self._handles.pop(key_of(request), None)  # it may have been evicted since: the cache knows
-        self._acquire(request, spec)
+        self.acquire(request, spec)
 
     def get_session(
         self,
@@ -229,7 +220,7 @@ class ModelCache:
         counts: dict[str, int] = {}
         for key, (_, handle) in list(self._handles.items()):
             try:
-                counts[key[0]] = int(_get(handle.progress.remote(tag)))
+                counts[key[0]] = int(wait_for(handle.progress.remote(tag)))
             except RayActorError:
                 counts[key[0]] = 0
         return counts
@@ -254,7 +245,20 @@ class ModelCache:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": {}, "is_embedded": False}
 
-    def _acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, Handle]:
+    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, Handle]:
+        """Return the actor of a session, from what this client knows or from the cache.
+
+        Args:
+            request: Which session.
+            spec: Its model.
+            lost: Name of a session that the caller saw dead or retired.
+
+        Returns:
+            Name and handle.
+
+        Raises:
+            GenAIRayError: Why it cannot be loaded.
+        """
         key = key_of(request)
         known = self._handles.get(key)
         if known is not None and (lost is None or known[0] != lost):
@@ -270,192 +274,7 @@ class ModelCache:
         if self._closed:
             raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
         try:
-            return _get(getattr(self._actor, method).remote(*args))
+            return wait_for(getattr(self._actor, method).remote(*args))
         except ActorDiedError as exc:
             self._closed = True
             raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc
-
-
-class CachedSession:
-    """A session in the cache: the methods of ``InferenceSession``, computed in its process.
-
-    A session that was evicted or died is acquired again without the caller noticing.
-
-    Args:
-        cache: The client it was asked from.
-        request: Which session.
-        spec: The model.
-        tag: Whose progress its frames count as.
-    """
-
-    def __init__(self, cache: ModelCache, request: SessionRequest, spec: ModelSpec, tag: str | None = None) -> None:
-        self.spec = spec
-        self._cache, self._request, self._tag = cache, request, tag
-
-    def touch(self) -> None:
-        """Make sure that the session is loaded, and count this as a use."""
-        self._ask(lambda handle: handle.touch.remote())
-
-    def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
-        """Enhance frames; see ``InferenceSession.infer``.
-
-        Args:
-            frames: (N, H, W, 3) or (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1].
-            params: Extra inputs by name.
-
-        Returns:
-            Frames by the model's shape law.
-
-        Raises:
-            GenAIRayError: As ``InferenceSession.infer``; ``CacheClosedError`` after ``shutdown``.
-        """
-        return self.submit(frames, params).result()
-
-    def submit(self, frames: Frames | PendingCall, params: Mapping[str, float] | None = None) -> PendingCall:
-        """Send frames without waiting for the result.
-
-        Args:
-            frames: Frames; or the pending result of another session, which then goes from process to process.
-            params: Extra inputs by name.
-
-        Returns:
-            The result to come.
-
-        Raises:
-            InvalidInputError: If frames break the contract.
-        """
-        if not isinstance(frames, PendingCall):
-            check_frames(frames)
-        return PendingCall(self, frames, params)
-
-    def run(self, feeds: Tensors) -> dict[str, Any]:
-        """Run raw tensors; see ``InferenceSession.run``.
-
-        Args:
-            feeds: Arrays by name.
-
-        Returns:
-            Outputs by name.
-
-        Raises:
-            GenAIRayError: As ``InferenceSession.run``.
-        """
-        arrays = {name: np.asarray(array) for name, array in feeds.items()}
-        return dict(self._ask(lambda handle: handle.run.remote(arrays)))
-
-    def warmup(self) -> None:
-        """Do nothing more: a session of the cache is warm when it is ready."""
-        self.touch()
-
-    def status(self) -> dict[str, Any]:
-        """Return what the session is and has done.
-
-        Returns:
-            ``InferenceSession.status`` with the bytes of its whole process.
-        """
-        return dict(self._ask(lambda handle: handle.status.remote()))
-
-    @property
-    def avg_latency_ms(self) -> float:
-        """Mean milliseconds a frame took in the session."""
-        return float(self.status()["avg_latency_ms"])
-
-    @property
-    def inference_count(self) -> int:
-        """Frames computed since warm-up."""
-        return int(self.status()["inference_count"])
-
-    @property
-    def runtime_calls(self) -> int:
-        """Calls of the runtime since warm-up."""
-        return int(self.status()["runtime_calls"])
-
-    @property
-    def memory_bytes(self) -> int:
-        """Anonymous bytes of the session's whole process."""
-        return int(self.status()["memory_bytes"])
-
-    @property
-    def warm(self) -> bool:
-        """Always true: a session of the cache is warm when it is ready."""
-        return True
-
-    def close(self) -> None:
-        """Do nothing: the cache owns the session."""
-
-    def _send(self, frames: Any, params: Mapping[str, float] | None, lost: str | None) -> tuple[str, Ref]:
-        name, handle = self._cache._acquire(self._request, self.spec, lost)
-        return name, handle.infer.remote(frames, params, self._tag)
-
-    def _ask(self, call: Callable[[Handle], Ref]) -> Any:
-        lost = None
-        for _ in range(MAX_DEATHS):
-            name, handle = self._cache._acquire(self._request, self.spec, lost)
-            try:
-                answer = _get(call(handle))
-            except (RayActorError, OutOfMemoryError):
-                lost = name
-                continue
-            if not isinstance(answer, Retired):
-                return answer
-            lost = name
-        raise InferenceError(f"{MAX_DEATHS} sessions of {self.spec.model_id} ended during one request", do="This input ends the runtime.")
-
-
-class PendingCall:
-    """A result to come of ``CachedSession.submit``.
-
-    Args:
-        session: Where the frames were sent.
-        source: The frames, or the pending result that they are.
-        params: Extra inputs by name.
-    """
-
-    def __init__(self, session: CachedSession, source: Frames | PendingCall, params: Mapping[str, float] | None) -> None:
-        self._session, self.source, self._params = session, source, params
-        self.num_frames: int = source.num_frames if isinstance(source, PendingCall) else len(source) if source.ndim == 4 else 1
-        self._name, self.ref = session._send(self._argument(), params, None)
-
-    def result(self) -> Frames:
-        """Wait for the result; where the session was retired or died meanwhile, the frames are sent again.
-
-        Returns:
-            Frames by the model's shape law.
-
-        Raises:
-            GenAIRayError: What the session raised.
-            InferenceError: If the third session in a row died of this request.
-        """
-        deaths = 0
-        while True:
-            lost: str | None = self._name
-            try:
-                answer = _get(self.ref)
-            except (RayActorError, OutOfMemoryError) as exc:
-                deaths += 1
-                if deaths == MAX_DEATHS:
-                    raise InferenceError(f"{deaths} sessions of {self._session.spec.model_id} died of one request") from exc
-            else:
-                if not isinstance(answer, Retired):
-                    return answer  # type: ignore[no-any-return]
-            if isinstance(self.source, PendingCall):
-                self.source.result()  # what was retired may be the session before this one
-            self._name, self.ref = self._session._send(self._argument(), self._params, lost)
-
-    def _argument(self) -> Any:
-        return self.source.ref if isinstance(self.source, PendingCall) else self.source
-
-
-def _get(ref: Ref) -> Any:
-    """Wait for an answer; an error of ours comes out as itself, with its fields."""
-    try:
-        return ray.get(ref)
-    except RayTaskError as exc:
-        cause = exc.cause
-        if isinstance(cause, GenAIRayError):
-            raise cause from None
-        if isinstance(cause, RayActorError | OutOfMemoryError):
-            raise cause from None
-        if isinstance(cause, MemoryError):
-            raise ResourceExhaustedError(f"the session ran out of memory: {cause}") from exc
-        raise

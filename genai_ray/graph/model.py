@@ -76,6 +76,9 @@ def sort_nodes(model: Graph) -> None:
 
     Args:
         model: The model; changed.
+
+    Raises:
+        ModelLoadError: If the graph has a cycle.
     """
     waiting, known = (
         list(model.graph.node),

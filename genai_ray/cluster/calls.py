@@ -1,0 +1,224 @@
+"""``CachedSession`` and ``PendingCall``: calls of a session actor that survive its eviction and its death."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+
+from genai_ray.backends import Tensors
+from genai_ray.catalog import ModelSpec
+from genai_ray.cluster.actor import Retired, SessionRequest
+from genai_ray.errors import GenAIRayError, InferenceError, ResourceExhaustedError
+from genai_ray.types import Frames, check_frames
+
+if TYPE_CHECKING:
+    from genai_ray.cluster.client import ModelCache
+
+__all__ = ["CachedSession", "PendingCall", "wait_for"]
+
+Handle: TypeAlias = "ActorHandle[Any]"
+Ref: TypeAlias = "ray.ObjectRef[Any]"
+
+MAX_DEATHS = 3
+"""A request in flight in this many sessions that died is what ends them."""
+
+
+class CachedSession:
+    """A session in the cache: the methods of ``InferenceSession``, computed in its process.
+
+    A session that was evicted or died is acquired again without the caller noticing.
+
+    Args:
+        cache: The client it was asked from.
+        request: Which session.
+        spec: The model.
+        tag: Whose progress its frames count as.
+    """
+
+    def __init__(self, cache: ModelCache, request: SessionRequest, spec: ModelSpec, tag: str | None = None) -> None:
+        self.spec = spec
+        self._cache, self._request, self._tag = cache, request, tag
+
+    def touch(self) -> None:
+        """Make sure that the session is loaded, and count this as a use."""
+        self._ask(lambda handle: handle.touch.remote())
+
+    def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
+        """Enhance frames; see ``InferenceSession.infer``.
+
+        Args:
+            frames: (N, H, W, 3) or (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1].
+            params: Extra inputs by name.
+
+        Returns:
+            Frames by the model's shape law.
+
+        Raises:
+            GenAIRayError: As ``InferenceSession.infer``; ``CacheClosedError`` after ``shutdown``.
+        """
+        return self.submit(frames, params).result()
+
+    def submit(self, frames: Frames | PendingCall, params: Mapping[str, float] | None = None) -> PendingCall:
+        """Send frames without waiting for the result.
+
+        Args:
+            frames: Frames; or the pending result of another session, which then goes from process to process.
+            params: Extra inputs by name.
+
+        Returns:
+            The result to come.
+
+        Raises:
+            InvalidInputError: If frames break the contract.
+        """
+        if not isinstance(frames, PendingCall):
+            check_frames(frames)
+        return PendingCall(self, frames, params)
+
+    def run(self, feeds: Tensors) -> dict[str, Any]:
+        """Run raw tensors; see ``InferenceSession.run``.
+
+        Args:
+            feeds: Arrays by name.
+
+        Returns:
+            Outputs by name.
+
+        Raises:
+            GenAIRayError: As ``InferenceSession.run``.
+        """
+        arrays = {name: np.asarray(array) for name, array in feeds.items()}
+        return dict(self._ask(lambda handle: handle.run.remote(arrays)))
+
+    def warmup(self) -> None:
+        """Do nothing more: a session of the cache is warm when it is ready."""
+        self.touch()
+
+    def status(self) -> dict[str, Any]:
+        """Return what the session is and has done.
+
+        Returns:
+            ``InferenceSession.status`` with the bytes of its whole process.
+        """
+        return dict(self._ask(lambda handle: handle.status.remote()))
+
+    @property
+    def avg_latency_ms(self) -> float:
+        """Mean milliseconds a frame took in the session."""
+        return float(self.status()["avg_latency_ms"])
+
+    @property
+    def inference_count(self) -> int:
+        """Frames computed since warm-up."""
+        return int(self.status()["inference_count"])
+
+    @property
+    def runtime_calls(self) -> int:
+        """Calls of the runtime since warm-up."""
+        return int(self.status()["runtime_calls"])
+
+    @property
+    def memory_bytes(self) -> int:
+        """Anonymous bytes of the session's whole process."""
+        return int(self.status()["memory_bytes"])
+
+    @property
+    def warm(self) -> bool:
+        """Always true: a session of the cache is warm when it is ready."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: the cache owns the session."""
+
+    def _send(self, frames: Any, params: Mapping[str, float] | None, lost: str | None) -> tuple[str, Ref]:
+        name, handle = self._cache.acquire(self._request, self.spec, lost)
+        return name, handle.infer.remote(frames, params, self._tag)
+
+    def _ask(self, call: Callable[[Handle], Ref]) -> Any:
+        lost = None
+        for _ in range(MAX_DEATHS):
+            name, handle = self._cache.acquire(self._request, self.spec, lost)
+            try:
+                answer = wait_for(call(handle))
+            except (RayActorError, OutOfMemoryError):
+                lost = name
+                continue
+            if not isinstance(answer, Retired):
+                return answer
+            lost = name
+        raise InferenceError(f"{MAX_DEATHS} sessions of {self.spec.model_id} ended during one request", do="This input ends the runtime.")
+
+
+class PendingCall:
+    """A result to come of ``CachedSession.submit``.
+
+    Args:
+        session: Where the frames were sent.
+        source: The frames, or the pending result that they are.
+        params: Extra inputs by name.
+    """
+
+    def __init__(self, session: CachedSession, source: Frames | PendingCall, params: Mapping[str, float] | None) -> None:
+        self._session, self.source, self._params = session, source, params
+        self.num_frames: int = source.num_frames if isinstance(source, PendingCall) else len(source) if source.ndim == 4 else 1
+        self._name, self.ref = session._send(self._argument(), params, None)
+
+    def result(self) -> Frames:
+        """Wait for the result; where the session was retired or died meanwhile, the frames are sent again.
+
+        Returns:
+            Frames by the model's shape law.
+
+        Raises:
+            GenAIRayError: What the session raised.
+            InferenceError: If the third session in a row died of this request.
+        """
+        deaths = 0
+        while True:
+            lost: str | None = self._name
+            try:
+                answer = wait_for(self.ref)
+            except (RayActorError, OutOfMemoryError) as exc:
+                deaths += 1
+                if deaths == MAX_DEATHS:
+                    raise InferenceError(f"{deaths} sessions of {self._session.spec.model_id} died of one request") from exc
+            else:
+                if not isinstance(answer, Retired):
+                    return answer  # type: ignore[no-any-return]
+            if isinstance(self.source, PendingCall):
+                self.source.result()  # what was retired may be the session before this one
+            self._name, self.ref = self._session._send(self._argument(), self._params, lost)
+
+    def _argument(self) -> Any:
+        return self.source.ref if isinstance(self.source, PendingCall) else self.source
+
+
+def wait_for(ref: Ref) -> Any:
+    """Wait for an answer; an error of ours comes out as itself, with its fields.
+
+    Args:
+        ref: What was called.
+
+    Returns:
+        The answer.
+
+    Raises:
+        GenAIRayError: What was raised on the other side, as its own class.
+        ResourceExhaustedError: If the other side ran out of memory.
+    """
+    try:
+        return ray.get(ref)
+    except RayTaskError as exc:
+        cause = exc.cause
+        if isinstance(cause, GenAIRayError):
+            raise cause from None
+        if isinstance(cause, RayActorError | OutOfMemoryError):
+            raise cause from None
+        if isinstance(cause, MemoryError):
+            raise ResourceExhaustedError(f"the session ran out of memory: {cause}") from exc
+        raise

@@ -1,0 +1,101 @@
+"""The package's shape: import levels, one gateway for each foreign library, sizes, and habits."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "genai_ray").rglob("*.py"))
+LEVELS = {
+    "errors": 0,
+    "types": 1,
+    "catalog": 2,
+    "graph": 2,
+    "frames": 2,
+    "quality": 2,
+    "video": 2,
+    "backends": 3,
+    "inspection": 4,
+    "session": 5,
+    "cluster": 6,
+    "tune": 7,
+    "batch": 8,
+    "enhance": 8,
+    "validate": 8,
+    "bench": 9,
+    "doctor": 9,
+    "serve": 9,
+    "cli": 10,
+}
+SAME_LEVEL = {("graph", "catalog"), ("enhance", "batch")}  # graph needs the ModelSpec that the catalog defines
+GATEWAYS = {
+    "onnx": {"graph"},
+    "yaml": {"catalog"},
+    "pydantic": {"catalog"},
+    "pyarrow": {"frames"},
+    "av": {"video"},
+    "onnxruntime": {"backends"},
+    "openvino": {"backends"},
+    "ray": {"cluster", "batch", "enhance", "validate", "serve"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "fastapi": {"serve"},
+}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "genai_ray").with_suffix("").parts
+    return parts[0]
+
+
+def imports_of(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != ROOT / "genai_ray" / "__init__.py"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_up_only_and_libraries_have_one_gateway(path):
+    room = room_of(path)
+    for name in imports_of(path):
+        top, *rest = name.split(".")
+        if top == "genai_ray" and rest:
+            assert rest[0] == room or LEVELS[rest[0]] < LEVELS[room] or (room, rest[0]) in SAME_LEVEL, name
+        assert room in GATEWAYS.get(top, {room}), f"{name} is imported by {sorted(GATEWAYS[top])} alone"
+
+
+def functions_of(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_sizes_and_habits(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    is_command = room_of(path) == "cli"
+    for function in functions_of(path):
+        first = function.body[0]
+        has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+        length = function.end_lineno - (first.end_lineno if has_docstring else function.lineno)
+        assert length <= 60, f"{function.name} has {length} lines"
+        arguments = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
+        assert is_command or len(arguments) <= 7, f"{function.name} takes {len(arguments)}"
+    for node in ast.walk(ast.parse(text)):
+        assert not isinstance(node, ast.Assert), "assert as validation"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print" or is_command
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type is not None else ""
+            assert caught not in ("", "Exception"), "errors swallowed"
+
+
+def test_no_file_names_a_development_machine():
+    words = ["/wo" + "rk/", "/ro" + "ot/", "Test" + "PyPI"]
+    for path in [*FILES, *ROOT.glob("*.md"), *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text()
+        assert not [word for word in words if word in text], path

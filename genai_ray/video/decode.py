@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain, dropwhile
 
 import av
 import numpy as np
@@ -20,6 +21,9 @@ __all__ = ["SWS_FLAGS", "DecodedFrame", "colorspace_of", "decode_segment"]
 # Without these an 8-bit identity round trip loses luma (46.5 dB); with them luma is lossless and chroma 60.8 dB.
 SWS_FLAGS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 """How swscale converts, both ways."""
+
+SEEK_TRIES = 2
+"""Key frames that are sought before decoding starts at the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
     wanted = plan.pts[segment.start : segment.stop]
     position = 0
     try:
-        for frame in _decode_from(plan.path, wanted[0], plan.pts[0]):
+        for frame in _decode_from(plan, segment.start):
             if frame.pts is None or frame.pts < wanted[0]:
                 continue
             if position == len(wanted):
@@ -105,11 +109,22 @@ def _to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(rgb.to_ndarray())
 
 
-def _decode_from(path: Path, pts: int, first_pts: int) -> Iterator[av.VideoFrame]:
-    with open_video(path) as container:
-        stream = main_stream(container)
-        stream.thread_type = "SLICE"
-        stream.codec_context.thread_count = 1
-        if pts > first_pts:
-            container.seek(pts, stream=stream, backward=True, any_frame=False)
-        yield from container.decode(stream)
+def _decode_from(plan: VideoPlan, start: int) -> Iterator[av.VideoFrame]:
+    """Decode from the key frame at or before a frame; where a seek misses it (MPEG-TS has no index), from an earlier one."""
+    before = bisect.bisect_right(plan.keys, start)
+    for key in (*reversed(plan.keys[max(before - SEEK_TRIES, 0) : before]), 0):
+        with open_video(plan.path) as container:
+            stream = main_stream(container)
+            stream.thread_type = "SLICE"
+            stream.codec_context.thread_count = 1
+            packets: Iterator[av.Packet] = container.demux(stream)
+            if key > 0:
+                container.seek(plan.pts[key], stream=stream, backward=True, any_frame=False)
+                packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
+                first = next(packets, None)
+                if first is None or first.pts is None or first.pts > plan.pts[start]:
+                    continue
+                packets = chain([first], packets)
+            for packet in packets:
+                yield from stream.codec_context.decode(packet)
+            return

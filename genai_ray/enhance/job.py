@@ -54,6 +54,9 @@ class _Video:
     def frames_reused(self) -> int:
         return sum(self.plan.segments[index].stop - self.plan.segments[index].start for index in self.reused)
 
+    def frames_expected(self) -> int:
+        return max(len(self.plan.pts), self.plan.num_frames_from_header or 0)
+
     def counts(self) -> list[int]:
         """Frames of each segment, as they are in its file."""
         return [self.results[segment.index].frames if segment.index in self.results else segment.stop - segment.start for segment in self.plan.segments]
@@ -213,12 +216,24 @@ def _join(videos: Sequence[_Video], specs: Sequence[ModelSpec]) -> None:
     scale = math.prod(spec.scale for spec in specs)
     for video in videos:
         if video.error is None:
-            video.notes = join_segments(video.plan, video.store.paths, video.counts(), video.target.output)
+            notes = join_segments(video.plan, video.store.paths, video.counts(), video.target.output)
+            video.notes = (*_notes(video), *notes)
             video.size_out = (video.plan.info.width * scale, video.plan.info.height * scale)
             video.store.clear()
     for video in videos:
         if video.error is not None:
             raise video.error
+
+
+def _notes(video: _Video) -> Iterator[str]:
+    """Say what a person could not see in the result."""
+    info, frames, expected = video.plan.info, sum(video.counts()), video.frames_expected()
+    if frames < expected:
+        yield f"truncated input: {frames} of {expected} frames"
+    if info.colour.assumed:
+        yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
+    if info.bit_depth > 8:
+        yield f"{info.bit_depth} bits a component were reduced to 8"
 
 
 @contextmanager
@@ -257,7 +272,7 @@ def _report(videos: Sequence[_Video], uses: tuple[ModelUse, ...], started_at: fl
             source=str(video.target.source),
             output=str(video.target.output),
             frames=sum(video.counts()),
-            frames_expected=max(len(video.plan.pts), video.plan.num_frames_from_header or 0),
+            frames_expected=video.frames_expected(),
             size_in=(video.plan.info.width, video.plan.info.height),
             size_out=video.size_out,
             notes=video.notes,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from genai_ray.backends import open_runtime
 from genai_ray.backends.convert import to_fp16
 from genai_ray.catalog import ModelSpec
-from genai_ray.errors import ConfigError, ModelLoadError
+from genai_ray.errors import ConfigError, InferenceError, ModelLoadError
 from genai_ray.graph import Graph, fuse_frames
 from genai_ray.types import ModelPrecision
 
@@ -45,7 +45,11 @@ def convert_model(model: Graph, spec: ModelSpec, precision: ModelPrecision) -> t
     converted = to_fp16(model)
     if not spec.is_image_model:
         return converted, None
-    reference, candidate = (_run_calibration(graph, spec) for graph in (model, converted))
+    reference = _run_calibration(model, spec)
+    try:
+        candidate = _run_calibration(converted, spec)
+    except (ModelLoadError, InferenceError) as exc:
+        raise ModelLoadError(f"{spec.model_id} does not convert to {precision.value}: {exc.got}", do="Use fp32.") from exc
     mse = float(np.mean((reference.astype(np.float64) - candidate) ** 2))
     agreement_db = float("inf") if mse == 0 else 10 * float(np.log10(1 / mse)) if np.isfinite(mse) else float("-inf")
     if agreement_db < MIN_AGREEMENT_DB:

@@ -41,6 +41,11 @@ class Colour:
     assumed: bool
     """Whether the matrix was not tagged and follows from the height."""
 
+    @property
+    def standard(self) -> str:
+        """The matrix in words, such as BT.709."""
+        return {1: "BT.709", 5: "BT.601", 6: "BT.601", 9: "BT.2020", 10: "BT.2020"}.get(self.matrix, f"matrix {self.matrix}")
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:

@@ -1,0 +1,107 @@
+"""The runtime's contract: devices said aloud, outputs written in place, its errors as ours, conversion that is measured."""
+
+import logging
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from genai_ray import InferenceSession, ModelBackend, ModelCatalog, ModelPrecision, errors
+from genai_ray.backends import open_runtime, resolve_device
+from genai_ray.backends.convert import to_fp16
+from genai_ray.graph import fuse_frames, read_model
+
+CATALOG = ModelCatalog.default()
+PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+
+
+@pytest.fixture
+def runtime():
+    spec = CATALOG.get("websr-x2-s")
+    runtime = open_runtime(fuse_frames(read_model(CATALOG.path(spec.model_id)), spec, "uint8").SerializeToString())
+    yield runtime
+    runtime.close()
+
+
+def test_results_are_written_where_the_caller_wants_them(runtime, frames):
+    read_only = frames.copy()
+    read_only.flags.writeable = False
+    out = np.zeros((3, 98, 122, 3), np.uint8)
+    given = runtime.run({"frames": read_only}, {"output": out})
+    assert given["output"] is out
+    assert np.array_equal(out, runtime.run({"frames": frames})["output"])
+
+
+def test_wrong_feeds_are_named(runtime, frames):
+    with pytest.raises(errors.InvalidInputError, match="exactly"):
+        runtime.run({"picture": frames})
+    with pytest.raises(errors.InvalidInputError, match="float32"):
+        runtime.run({"frames": frames.astype(np.float32)})
+    with pytest.raises(errors.InvalidInputError, match="shape"):
+        runtime.run({"frames": frames[..., :1]})
+
+
+def test_a_closed_runtime_says_so(runtime, frames):
+    runtime.close()
+    runtime.close()
+    with pytest.raises(errors.InferenceError, match="closed"):
+        runtime.run({"frames": frames})
+
+
+def test_devices_that_are_not_there_are_refused_by_name():
+    for device, words in (("cuda", "GPU"), ("cuda:0", "GPU")):
+        with pytest.raises(errors.BackendUnavailableError, match=words):
+            InferenceSession("websr-x2-s", device=device)
+    for device in ("tpu", "cuda:x", ""):
+        with pytest.raises(errors.ConfigError, match="device"):
+            resolve_device(device, ModelBackend.ONNX)
+    for backend in (ModelBackend.TENSORRT, ModelBackend.COREML, ModelBackend.DIRECTML, ModelBackend.OPENVINO):
+        with pytest.raises(errors.BackendUnavailableError):
+            InferenceSession("websr-x2-s", backend=backend)
+
+
+def test_auto_says_once_what_it_chose(caplog):
+    from genai_ray.backends.onnx_runtime import choose_device
+
+    choose_device.cache_clear()
+    with caplog.at_level(logging.INFO, "genai_ray"):
+        for _ in range(2):
+            assert resolve_device("auto", ModelBackend.ONNX) == "cpu"
+    assert sum("chose cpu" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("model_id", PACKAGED)
+def test_fp16_agrees_with_fp32_by_at_least_40_db(model_id, frames):
+    with InferenceSession(model_id, precision=ModelPrecision.FP16) as session:
+        status = session.status()
+        assert status["precision_db"] == "inf" or status["precision_db"] >= 40
+        assert (status["precision"], status["weights_in"], status["computes_in"]) == ("fp16", "fp16", "fp32")
+        assert session.infer(frames).dtype == np.uint8
+
+
+def test_weights_get_smaller_and_the_model_is_not_touched():
+    model = read_model(CATALOG.path("waifu2x-x2"))
+    before = model.SerializeToString()
+    assert to_fp16(model).ByteSize() < 0.6 * len(before)
+    assert model.SerializeToString() == before
+
+
+def test_a_model_that_does_not_convert_says_so(tmp_path):
+    """A quantized model: QuantizeLinear of operator set 17 takes no fp16."""
+    weights = [numpy_helper.from_array(np.array(value, kind), name) for name, value, kind in (("s", 1 / 255, np.float32), ("z", 0, np.uint8))]
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    path = tmp_path / "quantized.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with InferenceSession(path) as session:
+        assert session.infer(np.full((16, 16, 3), 7, np.uint8)).min() == 7
+    with pytest.raises(errors.ModelLoadError, match="fp16"):
+        InferenceSession(path, precision=ModelPrecision.FP16)
+
+
+@pytest.mark.parametrize("precision", [ModelPrecision.INT8, ModelPrecision.BF16])
+def test_precisions_that_this_backend_cannot_hold(precision):
+    with pytest.raises(errors.ConfigError, match="fp32 or fp16"):
+        InferenceSession("websr-x2-s", precision=precision)

@@ -7,13 +7,18 @@ count wherever only this process has touched a page.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import os
 import sys
 from pathlib import Path
 
-__all__ = ["anonymous_bytes", "release_freed_memory"]
+__all__ = ["anonymous_bytes", "map_large_blocks", "release_freed_memory"]
 
 _STATUS = Path("/proc/self/status")
+
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK_BYTES = 1 << 20
 
 
 def anonymous_bytes() -> int:
@@ -32,6 +37,21 @@ def anonymous_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@functools.cache
+def map_large_blocks() -> None:
+    """Let glibc map every block from 1 MiB on by itself, for the whole process, so that freeing it gives it back.
+
+    By default the limit rises to the largest block ever freed, up to 32 MiB; weights and tensors then lie in heaps of several
+    threads, which do not shrink: twelve load / close cycles of waifu2x-x2 ended between 77 and 105 MB, with this at 49 MB each
+    time. Limits set by the environment are left alone.
+    """
+    chosen = "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and not chosen:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def release_freed_memory() -> None:

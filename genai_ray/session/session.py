@@ -20,7 +20,7 @@ from genai_ray.backends import RuntimeSession, Tensors, open_runtime, resolve_de
 from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ResourceExhaustedError
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_model
 from genai_ray.inspection import find_model
-from genai_ray.session.memory import anonymous_bytes, release_freed_memory
+from genai_ray.session.memory import anonymous_bytes, map_large_blocks, release_freed_memory
 from genai_ray.session.precision import convert_model
 from genai_ray.session.runs import RunPlan, pad_frames, run_frames
 from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames
@@ -99,6 +99,7 @@ class InferenceSession:
         self.limits = limits or SessionLimits()
         self.threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
         self._asked_device = resolve_device(device, self.backend)
+        map_large_blocks()
         self._bytes_before = anonymous_bytes()
         self._lock = threading.Lock()
         self._runtimes: dict[str, RuntimeSession] = {}

@@ -16,6 +16,9 @@ from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, Mode
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130
+"""What Typer makes of ctrl-C."""
+
 app = typer.Typer(
     name="genai-ray",
     no_args_is_help=True,
@@ -48,6 +51,7 @@ def main() -> None:
     except GenAIRayError as exc:
         print(f"error: {exc}", file=sys.stderr)
         raise SystemExit(2 if isinstance(exc, ConfigError | InvalidInputError | ModelNotFoundError) else 1) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as exc:
+        if exc.code == _INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+        raise

@@ -10,11 +10,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from genai_ray.cluster.actor import CONCURRENCY_GROUPS, Recency, SessionActor, SessionRequest
 from genai_ray.cluster.placement import Ledger, Slot, SlotState
-from genai_ray.errors import ConfigError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
+from genai_ray.errors import BackendUnavailableError, ConfigError, DeadlineExceededError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
 
 __all__ = ["NAMESPACE", "CacheActor", "Entry", "Key"]
 
@@ -24,6 +24,7 @@ NAMESPACE = "genai_ray"
 _GONE_WITHIN_S = 10.0
 _RETRY_S = 0.05
 _ROOM_WITHIN_S = 60.0
+_LOAD_WITHIN_S = 300.0
 
 Key = tuple[str, str, str, str]
 """Model id, backend, precision, device: one entry of the cache."""
@@ -55,6 +56,12 @@ def key_of(request: SessionRequest) -> Key:
         Its key.
     """
     return (request.model, request.backend.value, request.precision.value, request.device)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a GPU that no node has: Ray would wait for one for ever."""
+    if device.startswith("cuda") and ray.cluster_resources().get("GPU", 0) < 1:  # type: ignore[no-untyped-call]
+        raise BackendUnavailableError(f"asked for device {device!r}", "devices of this cluster: no node has an NVIDIA GPU", "Use device='cpu'.")
 
 
 class CacheActor:
@@ -258,14 +265,17 @@ class CacheActor:
     async def _load(self, key: Key, entry: Entry, needed_bytes: int) -> None:
         ledger = self._open_ledger()
         try:
+            _check_device(entry.request.device)
             await self._make_room(key, entry.request.model, needed_bytes)
             entry.handle = entry.handle.remote()  # only now is there room for the process
-            measured = await entry.handle.load.remote(entry.request)
+            measured = await asyncio.wait_for(entry.handle.load.remote(entry.request), _LOAD_WITHIN_S)
             if not ledger.settle(key, measured):
                 await self._shrink(key)
             self._counts["loads"] += 1
-        except (GenAIRayError, RayTaskError, RayActorError) as exc:
+        except (GenAIRayError, RayError, TimeoutError) as exc:
             self._counts["failures"] += 1
+            if isinstance(exc, TimeoutError) and not isinstance(exc, GenAIRayError):
+                exc = DeadlineExceededError(f"{entry.request.model} did not load within {_LOAD_WITHIN_S:.0f} s", do="See whether its node is overloaded.")
             cause = getattr(exc, "cause", None)
             entry.error = (
                 exc
@@ -298,6 +308,7 @@ class CacheActor:
     async def _shrink(self, key: Key) -> None:
         """Make room for a session that took more than was reserved."""
         ledger = self._open_ledger()
+        ledger.check_fits(ledger.slots[key].reserved_bytes, key[0])
         async with self._making_room:
             while ledger.used_bytes > ledger.budget_bytes:
                 victim = await self._stalest(frozenset([key]))

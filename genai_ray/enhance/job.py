@@ -32,6 +32,8 @@ from genai_ray.video import VideoPlan, join_segments, plan_video
 
 __all__ = ["enhance_videos"]
 
+_log = logging.getLogger(__name__)
+
 MAX_SEGMENT_TRIES = 3
 """A segment whose worker dies this often fails its video."""
 
@@ -105,7 +107,8 @@ def enhance_videos(
         uses, closed_at = _run(videos, specs, options, on_progress)
     except BaseException:
         for video in videos:
-            video.store.discard_partials()
+            if kept := video.store.discard_partials():
+                _log.warning("%s: %d finished segments are kept in %s; the same job goes on from there", video.target.source, kept, video.target.work_dir)
         raise
     return _report(videos, uses, started_at, closed_at)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,11 +148,19 @@ def _check_output(target: Target, inputs: Sequence[Path], options: EnhanceOption
     if not folder.is_dir():
         raise ConfigError(f"output folder {folder} does not exist", do="Create it first.")
     for place in (folder, options.work_dir):
-        if place is not None and place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
-            raise ConfigError(f"folder {place} is not writable", do="Choose another one, or change its permissions.")
+        if place is not None and place.is_dir():
+            _check_writable(place)
     if any(output.exists() and source.exists() and output.samefile(source) for source in inputs):
         raise ConfigError(f"output {output} is an input", "another file", "The input is never replaced.")
     if output.is_dir():
         raise ConfigError(f"output {output} is a folder", "a file name ending in .mp4 or .mkv")
     if output.exists() and not options.overwrite:
         raise ConfigError(f"output {output} exists", do="Choose another name, or pass --overwrite.")
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a read-only file system
+            pass
+    except OSError as exc:
+        raise ConfigError(f"folder {folder} is not writable ({exc.strerror})", do="Choose another one, or change its permissions.") from exc

@@ -125,6 +125,9 @@ def _decode_from(plan: VideoPlan, start: int) -> Iterator[av.VideoFrame]:
                 if first is None or first.pts is None or first.pts > plan.pts[start]:
                     continue
                 packets = chain([first], packets)
-            for packet in packets:
-                yield from stream.codec_context.decode(packet)
+            frames = (frame for packet in packets for frame in stream.codec_context.decode(packet))
+            for index, frame in enumerate(frames):
+                if plan.is_counted:
+                    frame.pts = plan.pts[index] if index < len(plan.pts) else None
+                yield frame
             return

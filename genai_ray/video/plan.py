@@ -98,7 +98,9 @@ class VideoPlan:
     duration: int
     """Of the last frame, in ``info.time_base`` units."""
     keys: tuple[int, ...]
-    """Display positions of the key frames."""
+    """Display positions of the key frames that decoding may start at."""
+    is_counted: bool
+    """Whether frames get their times by counting, since the file keeps them in decode order (AVI with B-frames)."""
     content_hash: str
     """sha256 over packets and times: the identity of the input."""
     num_frames_from_header: int | None
@@ -162,14 +164,17 @@ def plan_video(path: Path, *, segment_frames: int = 128) -> VideoPlan:
         if len(set(pts)) != len(pts):
             raise VideoError(f"{path}: {len(pts) - len(set(pts))} frames share a time with another one")
         promised = stream.frames or None
+        # AVI has no presentation times: what the demuxer makes up is right in number and wrong in order where frames are reordered.
+        is_counted = container.format.name == "avi" and stream.codec_context.has_b_frames
         ends_s = None if container.duration is None else (container.duration + max(container.start_time or 0, 0)) / av.time_base
-    keys = tuple(index for index, entry in enumerate(times) if entry[2])
+    keys = (0,) if is_counted else tuple(index for index, entry in enumerate(times) if entry[2])
     return VideoPlan(
         path=path,
         info=_describe(path),
         pts=pts,
         duration=times[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else 1),
         keys=keys,
+        is_counted=is_counted,
         content_hash=digest.hexdigest(),
         num_frames_from_header=promised,
         truncated=_find_cut(len(pts), promised, corrupt, last_s, ends_s),

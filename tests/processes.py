@@ -1,0 +1,71 @@
+"""Real processes, watched and ended by their ids."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+DEADLINE_S = 120.0
+
+
+def start(*args, **options):
+    """Start the command line in a process group of its own."""
+    command = [sys.executable, "-m", "genai_ray.cli", *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+
+
+def run(*args, **options):
+    """Run the command line to its end."""
+    command = [sys.executable, "-m", "genai_ray.cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def wait_until(condition, process=None):
+    """Wait until a condition holds; fails when the process ends before, or at the deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "not within the deadline"
+        time.sleep(0.02)
+
+
+def descendants(root):
+    """Return the ids of all processes that a process started, and of those that they started.
+
+    Ray's own two agents are left out: when their raylet is killed they end by themselves after a minute.
+    """
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    mine = {root}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return {pid for pid in mine - {root} if title(pid) not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")}
+
+
+def title(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def is_alive(pid):
+    """Tell whether a process runs; one that has ended and was not fetched does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,122 @@
+"""``BatchInference`` over arrays and over ``Dataset.map_batches``: order, counts, and results that no batch size changes."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import ray.data
+
+from genai_ray import BatchInference, InferenceSession, ModelCache, errors
+from genai_ray.frames import build_table, from_column, iter_frames
+
+MODEL = "websr-x2-s"
+
+
+@pytest.fixture(scope="module")
+def cache(ray_session):
+    with ModelCache(2_000_000_000, name="batches") as cache:
+        cache.load_model(MODEL)
+        yield cache
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return np.random.default_rng(5).integers(0, 256, (10, 40, 52, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected(clip):
+    with InferenceSession(MODEL) as session:
+        return session.infer(clip)
+
+
+def table_of(frames, start):
+    numbers = list(range(start, start + len(frames)))
+    return build_table(frames, video="clip.mp4", frame_index=numbers, pts=[40 * number for number in numbers], time_base="1/1000")
+
+
+def test_a_dataset_is_mapped_in_order(cache, clip, expected):
+    tables = [table_of(clip[start : start + 4], start) for start in range(0, 10, 4)]
+    calls = cache.get_session(MODEL).runtime_calls
+    mapped = ray.data.from_arrow(tables).map_batches(
+        BatchInference,
+        fn_constructor_kwargs={"model": MODEL, "batch_size": 3, "cache_name": cache.name},
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    result = pa.concat_tables(ray.get(mapped.to_arrow_refs())).sort_by("frame_index")
+    assert result.column_names == ["video", "frame_index", "pts", "time_base", "frame", "output", "latency_ms"]
+    assert result.column("output").type == pa.fixed_shape_tensor(pa.uint8(), [80, 104, 3])
+    assert result.column("frame").type == pa.fixed_shape_tensor(pa.uint8(), [40, 52, 3])
+    assert result.column("pts").to_pylist() == [40 * number for number in range(10)]
+    assert np.array_equal(np.concatenate(from_column(result.column("output"))), expected)
+    assert min(result.column("latency_ms").to_pylist()) > 0
+    status = cache.get_session(MODEL).status()
+    assert status["runtime_calls"] - calls == sum(math.ceil(n / status["run_batch"]) for n in (3, 1, 3, 1, 2))
+
+
+def test_a_table_passes_without_a_copy_in_this_process(cache, clip, expected):
+    table = table_of(clip, 0)
+    result = BatchInference(MODEL, batch_size=10, cache_name=cache.name)(table)
+    assert next(iter_frames(result)).__array_interface__["data"][0] == clip.__array_interface__["data"][0]
+    (output,) = from_column(result.column("output"))
+    assert not output.flags.owndata
+    assert np.array_equal(output, expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 64])
+def test_results_do_not_depend_on_the_batch_size(cache, clip, expected, batch_size):
+    results = BatchInference(MODEL, batch_size=batch_size).process_batch(cache, list(clip))
+    assert [result.frame_index for result in results] == list(range(10))
+    assert all(np.array_equal(result.output, one) for result, one in zip(results, expected, strict=True))
+    assert all(result.latency_ms > 0 for result in results)
+
+
+@pytest.mark.parametrize("run_batch", [1, 2, 3, 4, 10])
+def test_runtime_calls_are_n_over_run_batch_and_results_the_same(clip, expected, run_batch):
+    with InferenceSession(MODEL) as session:
+        session.run_batch = run_batch
+        assert np.array_equal(session.infer(clip), expected)
+        assert session.runtime_calls == math.ceil(len(clip) / run_batch)
+
+
+def test_every_frame_reaches_the_session_once(cache, clip):
+    session = cache.get_session(MODEL)
+    before = session.inference_count
+    batch = BatchInference(MODEL, batch_size=4)
+    batch.process_batch(cache, list(clip))
+    assert session.inference_count - before == batch.frames_done == 10
+
+
+def test_interpolation_gives_one_frame_a_pair(cache, clip):
+    frames = list(clip[:5, :32, :32])
+    with InferenceSession("rife") as session:
+        wanted = session.infer(np.ascontiguousarray(np.stack(frames)))
+    results = BatchInference("rife", batch_size=2).process_batch(cache, frames)
+    assert [result.frame_index for result in results] == [0, 1, 2, 3]
+    assert np.array_equal(np.stack([result.output for result in results]), wanted)
+    with pytest.raises(errors.InvalidInputError, match="one shape"):
+        BatchInference("rife").process_batch(cache, [clip[0], clip[1][:20]])
+    with pytest.raises(errors.InvalidInputError, match="interpolates"):
+        BatchInference("rife", cache_name=cache.name)(table_of(clip, 0))
+
+
+def test_what_is_refused(cache, clip):
+    with pytest.raises(errors.ConfigError, match="batch_size=0"):
+        BatchInference(MODEL, batch_size=0)
+    with pytest.raises(errors.ConfigError, match="open"):
+        BatchInference(MODEL).submit(clip)
+    with pytest.raises(errors.InvalidInputError, match="no frames"):
+        BatchInference(MODEL).process_batch(cache, [])
+    with pytest.raises(errors.InvalidInputError, match=r"\(H, W, 3\) each"):
+        BatchInference(MODEL).process_batch(cache, [clip])
+    with pytest.raises(errors.InvalidInputError, match="rows"):
+        BatchInference(MODEL, cache_name=cache.name)(table_of(clip[:0], 0))
+    floats = clip[0].astype(np.float32)
+    floats[0, 0, 0] = np.nan
+    with pytest.raises(errors.InvalidInputError, match="nan"):
+        BatchInference(MODEL).process_batch(cache, [floats])

@@ -1,0 +1,45 @@
+"""The wheel carries everything, and does the main job in an empty environment from another folder."""
+
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_contents(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    weights = {path.name for path in (ROOT / "genai_ray" / "assets").glob("*.onnx")}
+    assert {Path(name).name for name in names if name.endswith(".onnx")} == weights
+    for folder in ("models", "engine"):
+        wanted = {f"genai_ray/configs/{folder}/{path.name}" for path in (ROOT / "configs" / folder).glob("*.yaml")}
+        assert wanted <= set(names)
+    assert "genai_ray/py.typed" in names
+    assert any(name.endswith("licenses/NOTICE") for name in names)
+    assert not any(name.startswith(("tests", "samples")) for name in names)
+
+
+def test_the_main_job_in_an_empty_environment(wheel, samples, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True, capture_output=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [python.with_name("genai-ray"), "enhance", samples / "bigbuckbunny-360p.mp4", "-o", "enhanced.mp4", "--model", "websr-x2-l", "--json"]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["frames"] == 132
+    assert [path.name for path in elsewhere.iterdir()] == ["enhanced.mp4"]

@@ -1,0 +1,54 @@
+"""What a person can paste from the README works, and is what CI runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import run
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(marker):
+    return re.search(rf"<!-- {marker} -->\n```sh\n(.*?)\n```\n<!-- end -->", README, re.S)[1]
+
+
+def test_the_two_commands_are_one_line_each_and_ci_runs_them():
+    ci = (ROOT / ".ci" / "run").read_text()
+    for marker in ("enhance-command", "test-command"):
+        assert "\n" not in block(marker)
+        assert marker in ci
+    assert block("test-command").endswith("pytest")
+
+
+def test_the_python_block_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "(4, 144, 176, 3)"
+    assert "['websr-x2-s']" in done.stdout
+    assert "passed=True" in done.stdout
+
+
+COMMANDS = sorted({line.partition("#")[0].strip() for text in re.findall(r"```sh\n(.*?)```", README, re.S) for line in text.splitlines() if "genai-ray " in line})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_of_every_command_exist(command):
+    words = command.rpartition("genai-ray ")[2].split()
+    verb = words[:2] if words[0] in ("models", "cache") else words[:1]
+    told = run(*verb, "--help", env={"PATH": "", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert told.returncode == 0, told.stderr
+    assert all(word in told.stdout for word in words if word.startswith("--"))
+
+
+def test_every_packaged_model_is_in_the_table():
+    from genai_ray import ModelCatalog
+
+    table = README.partition("## Models")[2]
+    for model_id in ModelCatalog.default().ids():
+        stem, _, end = model_id.rpartition("-")
+        assert f"`{model_id}`" in table or (f"`-{end}`" in table and f"`{stem}" in table), model_id

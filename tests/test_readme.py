@@ -33,7 +33,8 @@ def test_the_python_block_runs():
     assert "passed=True" in done.stdout
 
 
-COMMANDS = sorted({line.partition("#")[0].strip() for text in re.findall(r"```sh\n(.*?)```", README, re.S) for line in text.splitlines() if "genai-ray " in line})
+LINES = [line for text in re.findall(r"```sh\n(.*?)```", README, re.S) for line in text.splitlines()]
+COMMANDS = sorted({line.partition("#")[0].strip() for line in LINES if "genai-ray " in line})
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_usage_stats_enabled": "0",
 }
+_START = "Start one with `ray start --head`, or leave the address out."
 _own_folders: list[str] = []
 
 
@@ -49,10 +50,12 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         return False
     wanted = address or os.environ.get("RAY_ADDRESS") or _find_running()
     if wanted and wanted != "local":
+        if not _answers(wanted):
+            raise ConfigError(f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_START)
         try:
             ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as exc:
-            raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do="Start one with `ray start --head`, or leave the address out.") from exc
+            raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_START) from exc
         return False
     if not start:
         raise ConfigError("no Ray cluster is running on this machine", "a running one", "Start one with `ray start --head`, or pass --address.")
@@ -80,11 +83,16 @@ def _find_running() -> str | None:
     if not _CURRENT_CLUSTER.is_file():
         return None
     address = _CURRENT_CLUSTER.read_text().strip()
+    return address if address.rpartition(":")[2].isdigit() and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    """Tell whether the port of ``host:port`` can be reached, where Ray itself would try for minutes; other words are Ray's to judge."""
     host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return None
+    if not port.isdigit() or "/" in host:
+        return True
     try:
-        with socket.create_connection((host, int(port)), timeout=_ANSWER_WITHIN_S):
-            return address
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_WITHIN_S):
+            return True
     except OSError:
-        return None
+        return False

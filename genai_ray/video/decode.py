@@ -6,6 +6,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, dropwhile
+from typing import Any
 
 import av
 import numpy as np
@@ -117,7 +118,7 @@ def _decode_from(plan: VideoPlan, start: int) -> Iterator[av.VideoFrame]:
             stream = main_stream(container)
             stream.thread_type = "SLICE"
             stream.codec_context.thread_count = 1
-            packets: Iterator[av.Packet] = container.demux(stream)
+            packets: Iterator[av.Packet[Any]] = container.demux(stream)
             if key > 0:
                 container.seek(plan.pts[key], stream=stream, backward=True, any_frame=False)
                 packets = dropwhile(lambda packet: not packet.is_keyframe, packets)

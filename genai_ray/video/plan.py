@@ -26,6 +26,9 @@ END_TOLERANCE_S = 1.0
 """A container that promises more than this beyond its last packet has lost its end."""
 
 
+_TRANSPORT_PACKET_BYTES = (188, 192, 204)
+
+
 @dataclass(frozen=True, slots=True)
 class Colour:
     """How numbers mean colours; FFmpeg's (and ITU-T H.273's) code points."""
@@ -148,7 +151,7 @@ def plan_video(path: Path, *, segment_frames: int = 128) -> VideoPlan:
                 last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index:
                 continue
-            corrupt = packet.is_corrupt
+            corrupt = bool(packet.is_corrupt)
             time = packet.pts if packet.pts is not None else packet.dts
             if time is None:
                 raise VideoError(f"{path}: packet {len(times)} has no time", do="Remux it first, for instance into .mkv.")
@@ -164,6 +167,7 @@ def plan_video(path: Path, *, segment_frames: int = 128) -> VideoPlan:
         if len(set(pts)) != len(pts):
             raise VideoError(f"{path}: {len(pts) - len(set(pts))} frames share a time with another one")
         promised = stream.frames or None
+        corrupt = corrupt or (container.format.name == "mpegts" and _ends_within_packet(path))
         # AVI has no presentation times: what the demuxer makes up is right in number and wrong in order where frames are reordered.
         is_counted = container.format.name == "avi" and stream.codec_context.has_b_frames
         ends_s = None if container.duration is None else (container.duration + max(container.start_time or 0, 0)) / av.time_base
@@ -190,6 +194,11 @@ def _find_cut(count: int, promised: int | None, corrupt: bool, last_s: float, en
     if ends_s is not None and ends_s - last_s > END_TOLERANCE_S:
         return f"{count} frames end at {last_s:.2f} s of {ends_s:.2f} s"
     return None
+
+
+def _ends_within_packet(path: Path) -> bool:
+    """Tell whether a transport stream ends in the middle of one of its packets, the only cut that shows in a file without an index."""
+    return all(path.stat().st_size % size for size in _TRANSPORT_PACKET_BYTES)
 
 
 def _cut(count: int, keys: tuple[int, ...], most: int) -> tuple[Segment, ...]:

@@ -39,7 +39,7 @@ def test_models_are_listed_and_shown(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["models", "show", "waifu"], "Did you mean waifu2x-x2"),
+        (["models", "show", "waifu"], "Did you mean waifu2x"),
         (["models", "pull", "rife"], "rife has no url"),
         (["models", "inspect", "none.onnx"], "none.onnx"),
         (["enhance", "a.mp4", "-o", "b.mp4"], "--model"),

@@ -39,7 +39,7 @@ def own_folders():
     return set(Path("/tmp").glob("genai-ray-*"))
 
 
-@pytest.mark.parametrize("after", [1, 8])
+@pytest.mark.parametrize("after", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_killed_job_goes_on_where_it_stopped(source, undisturbed, tmp_path, after):
     output = tmp_path / "b.mkv"
     job = start("enhance", source, "-o", output, *MODEL)

@@ -178,6 +178,7 @@ def test_models_that_cannot_be_had(bad_models, tmp_path, options, words):
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.slow
 def test_a_profile_is_read_and_its_options_overridden(tmp_path):
     source = write(tmp_path / "a.mp4", pts=list(range(20)), options={"g": "5"})
     profile = tmp_path / "mine.yaml"

@@ -138,14 +138,10 @@ def test_untagged_colour_follows_the_height_and_is_said(height, matrix, tmp_path
 def test_a_file_that_ends_too_early_is_noticed(suffix, share, tmp_path):
     path = write(tmp_path / f"a{suffix}", codec="mpeg4", pts=list(range(100)), tracks=0)
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    try:
-        plan = plan_video(path)
-        list(decode_segment(plan, plan.segments[-1]))
-    except errors.VideoError as exc:
-        assert path.name in str(exc)
-    else:
-        assert plan.truncated or suffix == ".ts", "a transport stream has no index that could tell"
+    path.write_bytes(data[: int(len(data) * share) | 1])
+    plan = plan_video(path)
+    assert plan.truncated
+    assert f"{len(plan.pts)}" in plan.truncated
 
 
 def test_a_cut_mp4_says_how_many_frames_are_there(tmp_path):

@@ -67,6 +67,10 @@ def test_imports_go_up_only_and_libraries_have_one_gateway(path):
         assert room in GATEWAYS.get(top, {room}), f"{name} is imported by {sorted(GATEWAYS[top])} alone"
 
 
+ARGUMENTS = {"load_model": 8, "_run": 7}
+"""More than 6: what the design writes of ``load_model``; one trial run of an inspected model, named by keywords."""
+
+
 def functions_of(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -84,7 +88,7 @@ def test_sizes_and_habits(path):
         length = function.end_lineno - (first.end_lineno if has_docstring else function.lineno)
         assert length <= 60, f"{function.name} has {length} lines"
         arguments = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
-        assert is_command or len(arguments) <= 7, f"{function.name} takes {len(arguments)}"
+        assert is_command or len(arguments) <= ARGUMENTS.get(function.name, 6), f"{function.name} takes {len(arguments)}"
     for node in ast.walk(ast.parse(text)):
         assert not isinstance(node, ast.Assert), "assert as validation"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

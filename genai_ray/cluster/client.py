@@ -60,7 +60,7 @@ class ModelCache:
         total = int(ray.cluster_resources().get("memory", 0) * BUDGET_SHARE)  # type: ignore[no-untyped-call]
         self._call("open", max_memory_bytes, total)
 
-    def load_model(
+    def load_model(  # noqa: PLR0913 - the design's own signature
         self,
         model: str | Path,
         backend: ModelBackend = ModelBackend.ONNX,
@@ -69,6 +69,7 @@ class ModelCache:
         *,
         device: str = "auto",
         max_frame: tuple[int, int] | None = None,
+        max_batch: int | None = None,
         tile_size_px: int | None = None,
     ) -> None:
         """Load a model, evicting idle ones in LRU order where bytes are short; does nothing where it is loaded already.
@@ -80,17 +81,20 @@ class ModelCache:
             memory_bytes: Bytes to reserve at the least; measured when left out.
             device: ``auto``, ``cpu`` or ``cuda``.
             max_frame: (height, width) in pixels of the largest frame that will come; larger ones are tiled.
+            max_batch: Most frames in one runtime call; None for automatic.
             tile_size_px: Longest side of a tile, halo included; 0 for never; None for automatic.
 
         Raises:
+            ConfigError: If a number is not positive, or tiles are asked for that the model cannot have.
             ModelNotFoundError: If it is not known.
             ModelLoadError: If it cannot be loaded.
             BackendUnavailableError: If runtime or device is not there.
             ResourceExhaustedError: If it is larger than the budget, or nothing may go for it.
             CacheClosedError: If the cache was shut down.
         """
-        if memory_bytes is not None and memory_bytes <= 0:
-            raise ConfigError(f"memory_bytes={memory_bytes}", "more than 0")
+        for name, value in {"memory_bytes": memory_bytes, "max_batch": max_batch, "max_frame": min(max_frame) if max_frame else None}.items():
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}={value}", "more than 0")
         spec, _ = find_model(model)
         request = SessionRequest(
             spec.model_id,
@@ -99,6 +103,7 @@ class ModelCache:
             device=device,
             floor_bytes=memory_bytes,
             max_frame=max_frame,
+            max_batch=max_batch,
             tile_size_px=tile_size_px,
         )
         self._handles.pop(key_of(request), None)  # it may have been evicted since: the cache knows

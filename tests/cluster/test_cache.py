@@ -72,6 +72,8 @@ def test_errors_come_out_as_themselves(cache, frames):
         cache.evict("rife")
     with pytest.raises(errors.ConfigError, match="more than 0"):
         cache.load_model("rife", memory_bytes=0)
+    with pytest.raises(errors.ConfigError, match="max_batch=0"):
+        cache.load_model("rife", max_batch=0)
 
 
 def test_two_budgets_of_one_name_are_refused(cache):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import ray
@@ -16,9 +16,6 @@ from genai_ray.cluster.actor import Retired, SessionRequest
 from genai_ray.errors import GenAIRayError, InferenceError, ResourceExhaustedError
 from genai_ray.types import Frames, check_frames
 
-if TYPE_CHECKING:
-    from genai_ray.cluster.client import ModelCache
-
 __all__ = ["CachedSession", "PendingCall", "wait_for"]
 
 Handle: TypeAlias = "ActorHandle[Any]"
@@ -26,6 +23,14 @@ Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 MAX_DEATHS = 3
 """A request in flight in this many sessions that died is what ends them."""
+
+
+class SessionSource(Protocol):
+    """Where sessions come from: the part of ``ModelCache`` that a call needs."""
+
+    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, Handle]:
+        """Return name and actor of a session; see ``ModelCache.acquire``."""
+        ...
 
 
 class CachedSession:
@@ -40,7 +45,7 @@ class CachedSession:
         tag: Whose progress its frames count as.
     """
 
-    def __init__(self, cache: ModelCache, request: SessionRequest, spec: ModelSpec, tag: str | None = None) -> None:
+    def __init__(self, cache: SessionSource, request: SessionRequest, spec: ModelSpec, tag: str | None = None) -> None:
         self.spec = spec
         self._cache, self._request, self._tag = cache, request, tag
 

@@ -61,7 +61,7 @@ def key_of(request: SessionRequest) -> Key:
 def _check_device(device: str) -> None:
     """Refuse a GPU that no node has: Ray would wait for one for ever."""
     if device.startswith("cuda") and ray.cluster_resources().get("GPU", 0) < 1:  # type: ignore[no-untyped-call]
-        raise BackendUnavailableError(f"asked for device {device!r}", "devices of this cluster: no node has an NVIDIA GPU", "Use device='cpu'.")
+        raise BackendUnavailableError(f"asked for device {device!r}", "cpu, since no node of this cluster has an NVIDIA GPU", "Use device='cpu'.")
 
 
 class CacheActor:

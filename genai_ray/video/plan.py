@@ -25,7 +25,6 @@ HD_LINES = 720
 END_TOLERANCE_S = 1.0
 """A container that promises more than this beyond its last packet has lost its end."""
 
-
 _TRANSPORT_PACKET_BYTES = (188, 192, 204)
 
 

@@ -1,23 +1,48 @@
-"""``enhance`` against the plain script on a 60 s clip of 176x144, in turn; goal: at least 1.0 of its frame rate, start-up at most 12 s."""
+"""``enhance`` against the plain script on a 60 s clip of 176x144, in turn; goal: at least 1.0 of its frame rate, at most 12 s to the first encoded frame."""
 
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import av
 from common import CLIPS, MODELS, genai_ray, keep, median
 
 RUNS = 3
 
 
+def enhance(clip: Path, output: Path) -> tuple[dict[str, float], float]:
+    """Run the job; give its report, and the seconds from the start of its process until an encoded frame can be read from its work folder."""
+    started, encoded_s = time.perf_counter(), 0.0
+    command = genai_ray("enhance", clip, "-o", output, "--model", "websr-x2-l", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
+        while not encoded_s and job.poll() is None:
+            if any(has_frame(part) for part in output.with_name(output.name + ".genai-ray").glob("*.nut*")):
+                encoded_s = time.perf_counter() - started
+            time.sleep(0.05)
+        out, _ = job.communicate()
+    if job.returncode or not encoded_s:
+        raise SystemExit(f"enhance ended with {job.returncode}, its first encoded frame seen at {encoded_s} s")
+    return json.loads(out), encoded_s
+
+
+def has_frame(part: Path) -> bool:
+    try:
+        with av.open(str(part)) as box:
+            return any(packet.size for packet in box.demux(video=0))
+    except (av.FFmpegError, OSError):
+        return False
+
+
 def main(clip: Path = CLIPS / "iscc-demo.mkv") -> None:
     model = MODELS / "websr-anime4k-cnn-x2-l-rl.onnx"
-    ours, plain, startup, elapsed = [], [], [], []
+    ours, plain, startup, encoded, elapsed = [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for run in range(RUNS):
-            command = genai_ray("enhance", clip, "-o", Path(folder, f"ours-{run}.mkv"), "--model", "websr-x2-l", "--json")
-            report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            report, encoded_s = enhance(clip, Path(folder, f"ours-{run}.mkv"))
+            encoded.append(encoded_s)
             ours.append(report["fps"])
             startup.append(report["startup_s"])
             elapsed.append(report["elapsed_s"])
@@ -32,12 +57,13 @@ def main(clip: Path = CLIPS / "iscc-demo.mkv") -> None:
     ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     keep(
         "enhance_speed",
-        {"clip": clip.name, "fps": ours, "plain_fps": plain, "ratio": ratios, "startup_s": startup, "elapsed_s": elapsed},
+        {"clip": clip.name, "fps": ours, "plain_fps": plain, "ratio": ratios, "startup_s": startup, "first_encoded_s": encoded, "elapsed_s": elapsed},
         [
             ("enhance, frames/s", median(ours)),
             ("plain script, frames/s", median(plain)),
             ("ratio (goal 1.0)", median(ratios)),
-            ("start-up to first decoded frame, s (goal 12 to the first encoded)", median(startup)),
+            ("start-up to first decoded frame, s", median(startup)),
+            ("start-up to first encoded frame, s (goal 12)", median(encoded)),
         ],
     )
 

@@ -14,7 +14,7 @@ from genai_ray import EnhanceOptions, InferenceSession, QualityValidator, enhanc
 from genai_ray.enhance.options import resolve_targets
 from genai_ray.video import Encoding
 from tests.processes import run
-from tests.video.clips import NUM_FRAMES, write
+from tests.video.clips import NUM_FRAMES, write, write_cut
 
 FAST = Encoding(preset="ultrafast", crf=1)
 
@@ -95,23 +95,8 @@ def test_subtitles_chapters_attachments_and_titles_come_along(ray_session, tmp_p
     assert any("attachment" in note for note in left_out)
 
 
-@pytest.fixture
-def cut(tmp_path):
-    """An MP4 whose index promises 40 frames and whose data ends after two thirds of them."""
-    source, whole = write(tmp_path / "plain.mp4", tracks=0), tmp_path / "whole.mp4"
-    with av.open(str(source)) as box, av.open(str(whole), "w", options={"movflags": "+faststart"}) as sink:
-        copy = sink.add_stream_from_template(box.streams.video[0])
-        for packet in box.demux(box.streams.video[0]):
-            if packet.size:
-                packet.stream = copy
-                sink.mux(packet)
-    data = whole.read_bytes()
-    source.unlink()
-    whole.write_bytes(data[: len(data) * 2 // 3])
-    return whole
-
-
-def test_a_truncated_video_is_refused_and_enhanced_when_allowed(ray_session, cut, tmp_path):
+def test_a_truncated_video_is_refused_and_enhanced_when_allowed(ray_session, tmp_path):
+    cut = write_cut(tmp_path / "whole.mp4")
     with pytest.raises(errors.VideoError, match=r"whole\.mp4.* of 40 frames.*allow-truncated"):
         enhance_videos(cut, tmp_path / "b.mp4", models="websr-x2-s")
     assert list(tmp_path.iterdir()) == [cut]

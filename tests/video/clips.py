@@ -45,6 +45,21 @@ def write(path: Path, *, codec="libx264", size=(96, 64), pix_fmt="yuv420p", pts=
     return path
 
 
+def write_cut(path: Path):
+    """Write an MP4 whose index promises NUM_FRAMES frames and whose data ends after two thirds of them."""
+    source = write(path.with_name("uncut.mp4"), tracks=0)
+    with av.open(str(source)) as box, av.open(str(path), "w", options={"movflags": "+faststart"}) as sink:
+        copy = sink.add_stream_from_template(box.streams.video[0])
+        for packet in box.demux(box.streams.video[0]):
+            if packet.size:
+                packet.stream = copy
+                sink.mux(packet)
+    source.unlink()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    return path
+
+
 CLIPS = {
     "plain": ("a.mp4", {}),
     "matroska": ("a.mkv", {}),

@@ -6,7 +6,7 @@ import pytest
 
 from genai_ray import errors
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video, validate_encoding
-from tests.video.clips import CLIPS, NUM_FRAMES, make, write
+from tests.video.clips import CLIPS, NUM_FRAMES, make, write, write_cut
 
 
 def sequential(path):
@@ -145,17 +145,7 @@ def test_a_file_that_ends_too_early_is_noticed(suffix, share, tmp_path):
 
 
 def test_a_cut_mp4_says_how_many_frames_are_there(tmp_path):
-    path = write(tmp_path / "a.mp4", tracks=0)
-    fast = tmp_path / "fast.mp4"
-    with av.open(str(path)) as box, av.open(str(fast), "w", options={"movflags": "+faststart"}) as sink:
-        copy = sink.add_stream_from_template(box.streams.video[0])
-        for packet in box.demux(box.streams.video[0]):
-            if packet.size:
-                packet.stream = copy
-                sink.mux(packet)
-    data = fast.read_bytes()
-    fast.write_bytes(data[: len(data) * 2 // 3])
-    plan = plan_video(fast)
+    plan = plan_video(write_cut(tmp_path / "a.mp4"))
     assert plan.truncated
     assert f"of {NUM_FRAMES}" in plan.truncated
     decoded = [frame for segment in plan.segments for frame in decode_segment(plan, segment, allow_truncated=True)]

@@ -16,16 +16,26 @@ RUNS = 3
 def enhance(clip: Path, output: Path) -> tuple[dict[str, float], float]:
     """Run the job; give its report, and the seconds from the start of its process until an encoded frame can be read from its work folder."""
     started, encoded_s = time.perf_counter(), 0.0
+    sizes: dict[Path, int] = {}
     command = genai_ray("enhance", clip, "-o", output, "--model", "websr-x2-l", "--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as job:
         while not encoded_s and job.poll() is None:
-            if any(has_frame(part) for part in output.with_name(output.name + ".genai-ray").glob("*.nut*")):
+            now = {part: size_of(part) for part in output.with_name(output.name + ".genai-ray").glob("*.partial")}
+            grown, sizes = [part for part in now if now[part] != sizes.get(part)], now
+            if any(has_frame(part) for part in grown):
                 encoded_s = time.perf_counter() - started
             time.sleep(0.05)
         out, _ = job.communicate()
     if job.returncode or not encoded_s:
         raise SystemExit(f"enhance ended with {job.returncode}, its first encoded frame seen at {encoded_s} s")
     return json.loads(out), encoded_s
+
+
+def size_of(part: Path) -> int:
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:  # it has just been published
+        return 0
 
 
 def has_frame(part: Path) -> bool:

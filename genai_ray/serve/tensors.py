@@ -1,0 +1,264 @@
+"""Tensors of the Open Inference Protocol to and from numpy: its datatypes, as JSON and as bytes.
+
+Every size is checked before anything is allocated for it, so that no request takes more than a few times its own bytes.
+BF16, for which numpy has no type, is a ``uint16`` array that holds the same bits. The module knows neither HTTP nor Ray.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.errors import InvalidInputError
+
+__all__ = ["DATATYPES", "Tensor", "TensorFacts", "check_shape", "datatype_of", "from_binary", "from_json", "to_binary", "to_json"]
+
+Array = npt.NDArray[Any]
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BF16": np.dtype("<u2"),
+    "BYTES": np.dtype(object),
+}
+"""The protocol's datatypes and what numpy holds them in; ``BYTES`` is an object array of ``bytes`` or ``str``."""
+
+_MAX_RANK = 32
+_MAX_ELEMENTS = 2**40
+_BINARY_ONLY = ("FP16", "BF16")
+_NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """What a model says of one of its inputs or outputs."""
+
+    name: str
+    """Name in the graph."""
+    datatype: str
+    """A word of ``DATATYPES``."""
+    shape: tuple[int, ...]
+    """Sizes of the axes; -1 where free."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """One named tensor of a request or a response."""
+
+    name: str
+    """Its name."""
+    datatype: str
+    """A word of ``DATATYPES``."""
+    array: Array
+    """Its values, in its shape; may be read-only."""
+
+
+def datatype_of(array: Array) -> str:
+    """Return the protocol's word for a numpy array's type.
+
+    Args:
+        array: Any array.
+
+    Returns:
+        A word of ``DATATYPES``; ``BYTES`` for strings.
+
+    Raises:
+        InvalidInputError: If the protocol has none.
+    """
+    if array.dtype.kind in "OSU":
+        return "BYTES"
+    name = _NAMES.get(array.dtype.newbyteorder("<"))
+    if name is None:
+        raise InvalidInputError(f"a tensor of dtype {array.dtype}", ", ".join(DATATYPES))
+    return name
+
+
+def check_shape(name: str, shape: object) -> tuple[int, ...]:
+    """Check a shape that came over the wire.
+
+    Args:
+        name: The tensor's name, for the error.
+        shape: What was sent.
+
+    Returns:
+        The shape.
+
+    Raises:
+        InvalidInputError: If it is not a list of sizes, has a negative one, too many axes, or too many elements.
+    """
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise InvalidInputError(f"input {name!r}: shape is not a list of integers", do='Send "shape": [N, ...].')
+    if any(size < 0 for size in shape):
+        raise InvalidInputError(f"input {name!r}: shape {shape[:_MAX_RANK]} has a negative size", "0 or more along every axis")
+    if len(shape) > _MAX_RANK:
+        raise InvalidInputError(f"input {name!r}: {len(shape)} axes", f"at most {_MAX_RANK}")
+    if math.prod(size for size in shape if size) > _MAX_ELEMENTS:  # zeros left out: numpy cannot hold (0, 2**62) either
+        raise InvalidInputError(f"input {name!r}: shape with more elements than any tensor has", f"at most {_MAX_ELEMENTS}")
+    return tuple(shape)
+
+
+def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Array:
+    """Read a tensor from JSON: a flat row-major list, or lists nested to the shape.
+
+    Args:
+        name: The tensor's name, for errors.
+        datatype: A word of ``DATATYPES``.
+        shape: Its checked shape.
+        data: The JSON value.
+
+    Returns:
+        The array.
+
+    Raises:
+        InvalidInputError: If the datatype is binary only, or number, nesting, type or range of the elements is wrong.
+    """
+    if datatype in _BINARY_ONLY:
+        raise InvalidInputError(f"input {name!r}: {datatype} as JSON", "binary data", "Use the binary tensor data extension.")
+    if not isinstance(data, list):
+        raise InvalidInputError(f"input {name!r}: data is not a list")
+    flat = _flatten(name, shape, data)
+    count = math.prod(shape)
+    if len(flat) != count:
+        raise InvalidInputError(f"input {name!r}: {len(flat)} elements of data", f"{count}, the product of shape {list(shape)}")
+    _check_elements(name, datatype, flat)
+    if datatype == "BYTES":
+        try:
+            return _objects([text.encode() for text in flat]).reshape(shape)
+        except UnicodeEncodeError as exc:
+            raise InvalidInputError(f"input {name!r}: a string that is not Unicode text: {exc.reason}") from exc
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(flat, DATATYPES[datatype])
+    except OverflowError as exc:
+        raise InvalidInputError(f"input {name!r}: a number outside the range of {datatype}") from exc
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInputError(f"input {name!r}: a number outside the range of {datatype}", do="Use binary data for infinities and NaN.")
+    return array.reshape(shape)
+
+
+def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryview) -> Array:
+    """Read a tensor from its bytes: little-endian, row-major, no padding.
+
+    Args:
+        name: The tensor's name, for errors.
+        datatype: A word of ``DATATYPES``.
+        shape: Its checked shape.
+        data: Exactly its bytes.
+
+    Returns:
+        A read-only array over the same memory; for BYTES an array of ``bytes``.
+
+    Raises:
+        InvalidInputError: If the number of bytes is not what the shape needs, or a BOOL is neither 0 nor 1.
+    """
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _objects(_split_strings(name, count, data)).reshape(shape)
+    dtype = DATATYPES[datatype]
+    if len(data) != count * dtype.itemsize:
+        raise InvalidInputError(f"unexpected size for input {name!r}: {len(data)} bytes", f"{count * dtype.itemsize} for {datatype} {list(shape)}")
+    if datatype == "BOOL" and np.any(np.frombuffer(data, np.uint8) > 1):
+        raise InvalidInputError(f"input {name!r}: a BOOL byte that is neither 0 nor 1")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def to_json(tensor: Tensor) -> list[Any]:
+    """Write a tensor's values for JSON.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        Its elements, flat and row-major.
+
+    Raises:
+        InvalidInputError: If JSON cannot hold them: FP16, BF16, NaN, infinity, bytes that are not UTF-8.
+    """
+    do = 'Ask for this output with "parameters": {"binary_data": true}.'
+    if tensor.datatype in _BINARY_ONLY:
+        raise InvalidInputError(f"output {tensor.name!r}: {tensor.datatype} as JSON", "binary data", do)
+    flat = tensor.array.reshape(-1)
+    if tensor.datatype == "BYTES":
+        try:
+            return [item.decode() if isinstance(item, bytes) else str(item) for item in flat.tolist()]
+        except UnicodeDecodeError as exc:
+            raise InvalidInputError(f"output {tensor.name!r}: bytes that are not UTF-8 text", "binary data", do) from exc
+    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+        raise InvalidInputError(f"output {tensor.name!r} has NaN or infinite values, which JSON cannot hold", "binary data", do)
+    return list(flat.tolist())
+
+
+def to_binary(tensor: Tensor) -> bytes | memoryview:
+    """Write a tensor's bytes: little-endian, row-major, no padding.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        The bytes; a view of the array's memory where it is contiguous.
+    """
+    if tensor.datatype == "BYTES":
+        items = (item if isinstance(item, bytes) else str(item).encode() for item in tensor.array.reshape(-1).tolist())
+        return b"".join(struct.pack("<I", len(item)) + item for item in items)
+    array = np.ascontiguousarray(tensor.array, DATATYPES[tensor.datatype])
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _flatten(name: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
+    if not data or not isinstance(data[0], list):
+        return data
+    level: list[Any] = [data]
+    for size in shape:
+        if not all(isinstance(item, list) and len(item) == size for item in level):
+            raise InvalidInputError(f"input {name!r}: data is not nested to shape {list(shape)}", "a flat list, or lists nested to the shape")
+        level = [element for item in level for element in item]
+    return level
+
+
+def _check_elements(name: str, datatype: str, flat: list[Any]) -> None:
+    kinds: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, "FP32": {int, float}, "FP64": {int, float}}
+    allowed = kinds.get(datatype, {int})
+    wrong = set(map(type, flat)) - allowed
+    if wrong:
+        words = " and ".join(sorted({"NoneType": "null", "dict": "object"}.get(kind.__name__, kind.__name__) for kind in wrong))
+        raise InvalidInputError(f"input {name!r}: data of {datatype} holds {words}", " or ".join(sorted(kind.__name__ for kind in allowed)))
+
+
+def _split_strings(name: str, count: int, data: memoryview) -> list[bytes]:
+    wrong = f"unexpected size for input {name!r}: {len(data)} bytes of BYTES"
+    if count * 4 > len(data):
+        raise InvalidInputError(wrong, f"{count} elements, each a length of four bytes and that many more")
+    strings, position = [], 0
+    for _ in range(count):
+        if position + 4 > len(data):
+            raise InvalidInputError(wrong, f"{count} elements; the bytes end before")
+        (length,) = struct.unpack_from("<I", data, position)
+        position += 4
+        if position + length > len(data):
+            raise InvalidInputError(wrong, f"{count} elements; one says that it has {length} bytes")
+        strings.append(bytes(data[position : position + length]))
+        position += length
+    if position != len(data):
+        raise InvalidInputError(wrong, f"{count} elements, which take {position}")
+    return strings
+
+
+def _objects(items: list[bytes]) -> Array:
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array

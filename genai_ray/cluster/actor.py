@@ -17,10 +17,19 @@ from genai_ray.errors import ResourceExhaustedError
 from genai_ray.session import InferenceSession, SessionLimits, anonymous_bytes
 from genai_ray.types import Frames, ModelBackend, ModelPrecision
 
-__all__ = ["Recency", "Retired", "SessionActor", "SessionRequest"]
+__all__ = ["Description", "Recency", "Retired", "SessionActor", "SessionRequest"]
 
-CONCURRENCY_GROUPS = {"infer": 16, "control": 2}
+CONCURRENCY_GROUPS = {"infer": 16, "control": 2, "load": 2, "watch": 2}
 """Questions about a session have threads of their own, so that no inference delays them."""
+
+RETIRED_FOR_S = 30.0
+"""A retired session whose cache does not end it ends itself after this."""
+
+DRAIN_QUIET_S = 0.05
+"""A retired session that nobody has called for this long may end."""
+
+DRAIN_MOST_S = 1.0
+"""After this it may end all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +71,46 @@ class SessionRequest:
     """Longest side of a tile; 0 for never."""
 
 
-class SessionActor:
-    """Wraps one session; every public method is called through Ray."""
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a session tells a cache that has restarted and finds it."""
 
-    def __init__(self) -> None:
+    cache: str
+    """Name of the cache that started it."""
+    request: SessionRequest
+    """What it is a session of."""
+    reserved_bytes: int
+    """Bytes reserved for it, or measured where it has loaded."""
+    pinned: bool
+    """Whether it must stay."""
+    retired: bool
+    """Whether it only waits for its end."""
+
+
+class SessionActor:
+    """Wraps one session; every public method is called through Ray.
+
+    Args:
+        cache: Name of the cache that starts it.
+        request: Which session.
+        reserved_bytes: Bytes reserved for it until it has loaded.
+    """
+
+    def __init__(self, cache: str, request: SessionRequest, reserved_bytes: int) -> None:
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and every GPU would be seen
-        self._lock = threading.Lock()
+        self._cache, self._request, self._bytes = cache, request, reserved_bytes
+        self._lock, self._loading = threading.Lock(), threading.Lock()
         self._session: InferenceSession | None = None
         self._frames_of: Counter[str] = Counter()
         self._in_flight = self._use_count = 0
         self._last_use_s = time.monotonic()
-        self._retired = False
+        self._retired = self._pinned = False
+        self._last_refused_s = 0.0
 
-    @ray.method(concurrency_group="infer")
-    def load(self, request: SessionRequest) -> int:
-        """Load and warm the session.
-
-        Args:
-            request: Which session.
+    @ray.method(concurrency_group="load")
+    def load(self) -> int:
+        """Load and warm the session; a second call waits for the first and loads nothing.
 
         Returns:
             Anonymous bytes of this process when warm.
@@ -88,14 +118,24 @@ class SessionActor:
         Raises:
             GenAIRayError: Whatever ``InferenceSession`` raises.
         """
-        room = None if request.floor_bytes is None else request.floor_bytes - anonymous_bytes()
-        try:
-            self._session = self._open(request, room)
-        except ResourceExhaustedError:
-            # Bytes given are a floor, not a ceiling: what the model needs at the least is measured and recorded.
-            self._session = self._open(request, None)
-        self._last_use_s = time.monotonic()
-        return anonymous_bytes()
+        with self._loading:
+            if self._session is not None:
+                return self._bytes
+            floor = self._request.floor_bytes
+            room = None if floor is None else floor - anonymous_bytes()
+            try:
+                session = self._open(room)
+            except ResourceExhaustedError:
+                # Bytes given are a floor, not a ceiling: what the model needs at the least is measured and recorded.
+                session = self._open(None)
+            self._bytes, self._last_use_s = anonymous_bytes(), time.monotonic()
+            self._session = session
+            return self._bytes
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        """Never return: the call fails within some ms of this process's death, which is how a cache learns of it."""
+        threading.Event().wait()
 
     @ray.method(concurrency_group="infer")
     def infer(self, frames: Frames | Retired, params: Mapping[str, float] | None = None, tag: str | None = None) -> Frames | Retired:
@@ -142,6 +182,24 @@ class SessionActor:
         return status | {"memory_bytes": anonymous_bytes(), "pid": os.getpid(), "retired": self._retired, "in_flight": self._in_flight}
 
     @ray.method(concurrency_group="control")
+    def describe(self) -> Description:
+        """Return what a restarted cache must know.
+
+        Returns:
+            Whose it is, what it is, and in which state.
+        """
+        return Description(self._cache, self._request, self._bytes, self._pinned, self._retired)
+
+    @ray.method(concurrency_group="control")
+    def pin(self, pinned: bool) -> None:
+        """Remember whether this session must stay, for a cache that restarts.
+
+        Args:
+            pinned: Which.
+        """
+        self._pinned = pinned
+
+    @ray.method(concurrency_group="control")
     def recency(self) -> Recency:
         """Return how long the session has been idle.
 
@@ -173,7 +231,17 @@ class SessionActor:
             if self._in_flight or use_count != self._use_count:
                 return False
             self._retired = True
-            return True
+        end = threading.Timer(RETIRED_FOR_S, os._exit, (0,))
+        end.daemon = True
+        end.start()
+        return True
+
+    @ray.method(concurrency_group="control")
+    def drain(self) -> None:
+        """Return when nobody has met this retired session for a while: calls on their way get an answer, not a dead process."""
+        started = time.monotonic()
+        while time.monotonic() < min(max(self._last_refused_s, started) + DRAIN_QUIET_S, started + DRAIN_MOST_S):
+            time.sleep(DRAIN_QUIET_S / 5)
 
     @ray.method(concurrency_group="control")
     def progress(self, tag: str) -> int:
@@ -187,7 +255,8 @@ class SessionActor:
         """
         return self._frames_of[tag]
 
-    def _open(self, request: SessionRequest, room: int | None) -> InferenceSession:
+    def _open(self, room: int | None) -> InferenceSession:
+        request = self._request
         limits = SessionLimits(max_bytes=room, max_frame=request.max_frame, max_batch=request.max_batch, tile_size_px=request.tile_size_px)
         session = InferenceSession(request.model, backend=request.backend, precision=request.precision, device=request.device, limits=limits)
         session.warmup()
@@ -197,7 +266,7 @@ class SessionActor:
     def _use(self) -> Iterator[InferenceSession | None]:
         with self._lock:
             if self._retired or self._session is None:
-                usable = None
+                usable, self._last_refused_s = None, time.monotonic()
             else:
                 usable = self._session
                 self._in_flight += 1

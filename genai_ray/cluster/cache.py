@@ -3,87 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Coroutine
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from genai_ray.cluster.actor import CONCURRENCY_GROUPS, Recency, SessionActor, SessionRequest
+from genai_ray.cluster.actor import Description, Recency, SessionRequest
 from genai_ray.cluster.placement import Ledger, Slot, SlotState
-from genai_ray.errors import BackendUnavailableError, ConfigError, DeadlineExceededError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
+from genai_ray.cluster.sessions import NAMESPACE, Entry, Key, check_device, is_there, key_of, session_names, start_session, to_load_error
+from genai_ray.errors import ConfigError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
 
-__all__ = ["NAMESPACE", "CacheActor", "Entry", "Key"]
-
-NAMESPACE = "genai_ray"
-"""Ray namespace of every actor of ours."""
+__all__ = ["CacheActor"]
 
 _GONE_WITHIN_S = 10.0
 _RETRY_S = 0.05
 _ROOM_WITHIN_S = 60.0
 _LOAD_WITHIN_S = 300.0
 
-Key = tuple[str, str, str, str]
-"""Model id, backend, precision, device: one entry of the cache."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One session of the cache."""
-
-    request: SessionRequest
-    """What was asked for."""
-    name: str
-    """Name of its actor, never used twice."""
-    handle: Any
-    """Its actor."""
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it has loaded or failed."""
-    error: GenAIRayError | None = None
-    """Why it failed."""
-
-
-def key_of(request: SessionRequest) -> Key:
-    """Return the entry that a request means.
-
-    Args:
-        request: Any request.
-
-    Returns:
-        Its key.
-    """
-    return (request.model, request.backend.value, request.precision.value, request.device)
-
-
-def _check_device(device: str) -> None:
-    """Refuse a GPU that no node has: Ray would wait for one for ever."""
-    if device.startswith("cuda") and ray.cluster_resources().get("GPU", 0) < 1:  # type: ignore[no-untyped-call]
-        raise BackendUnavailableError(f"asked for device {device!r}", "cpu, since no node of this cluster has an NVIDIA GPU", "Use device='cpu'.")
-
 
 class CacheActor:
     """One cache of the cluster; async, so that everything here runs on one thread.
 
+    Where its process dies Ray starts it again with the same arguments, and it adopts the sessions that are there.
+
     Args:
         name: Name of the cache.
+        budget_bytes: Most bytes of all sessions together.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, budget_bytes: int) -> None:
         self._name = name
-        self._ledger: Ledger[Key] | None = None
+        self._ledger: Ledger[Key] = Ledger(budget_bytes)
+        self._adopting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._entries: dict[Key, Entry] = {}
         self._making_room = asyncio.Lock()
-        self._counts = {"loads": 0, "evictions": 0, "failures": 0}
+        self._counts = {"loads": 0, "adoptions": 0, "evictions": 0, "failures": 0}
 
-    async def open(self, budget_bytes: int | None, default_bytes: int) -> int:
-        """Set the budget, or join a cache that has one.
+    async def open(self, budget_bytes: int | None) -> int:
+        """Join the cache.
 
         Args:
-            budget_bytes: The budget; None to join.
-            default_bytes: The budget of a new cache that is given none.
+            budget_bytes: The budget that the caller means it to have; None for any.
 
         Returns:
             The budget in force.
@@ -91,9 +58,8 @@ class CacheActor:
         Raises:
             ConfigError: If the cache has another budget.
         """
-        if self._ledger is None:
-            self._ledger = Ledger(budget_bytes or default_bytes)
-        elif budget_bytes is not None and budget_bytes != self._ledger.budget_bytes:
+        await self._adopt()
+        if budget_bytes is not None and budget_bytes != self._ledger.budget_bytes:
             raise ConfigError(
                 f"cache {self._name!r} with a budget of {budget_bytes} bytes",
                 f"{self._ledger.budget_bytes} bytes, which it has",
@@ -115,15 +81,18 @@ class CacheActor:
         Raises:
             GenAIRayError: Why it cannot be loaded.
         """
+        await self._adopt()
         key = key_of(request)
         while True:
             entry = self._entries.get(key)
-            if entry is not None and lost is not None and entry.name == lost:
-                self._drop(key)
-                entry = None
+            if entry is not None and entry.name == lost and not await is_there(entry):
+                if self._entries.get(key) is entry:
+                    self._drop(key)
+                continue
             if entry is None:
-                entry = self._start(key, request)
-                await self._load(key, entry, needed_bytes)
+                entry = Entry(request, f"session:{request.model}:{uuid.uuid4().hex[:12]}", None)
+                self._entries[key] = entry
+                self._spawn(self._load(key, entry, needed_bytes))
             await entry.ready.wait()
             if entry.error is not None:
                 raise entry.error
@@ -139,8 +108,9 @@ class CacheActor:
         Returns:
             Its request, or None where no entry of it is loaded.
         """
+        await self._adopt()
         await self._refresh()
-        slots = [slot for slot in self._open_ledger().by_recency() if slot.key[0] == model]
+        slots = [slot for slot in self._ledger.by_recency() if slot.key[0] == model]
         loading = [entry.request for key, entry in self._entries.items() if key[0] == model]
         return self._entries[slots[-1].key].request if slots else loading[-1] if loading else None
 
@@ -150,7 +120,8 @@ class CacheActor:
         Returns:
             Both in bytes.
         """
-        ledger = self._open_ledger()
+        await self._adopt()
+        ledger = self._ledger
         return ledger.used_bytes, ledger.budget_bytes
 
     async def loaded(self) -> list[str]:
@@ -159,8 +130,9 @@ class CacheActor:
         Returns:
             The ids; a model with several entries once, at its latest.
         """
+        await self._adopt()
         await self._refresh()
-        ids = [slot.key[0] for slot in self._open_ledger().by_recency()]
+        ids = [slot.key[0] for slot in self._ledger.by_recency()]
         return [model for index, model in enumerate(ids) if model not in ids[index + 1 :]]
 
     async def evict(self, model: str) -> int:
@@ -176,12 +148,13 @@ class CacheActor:
             ModelNotFoundError: If it is not loaded.
             ResourceExhaustedError: If one is pinned, loading, or at work until the deadline.
         """
+        await self._adopt()
         keys = [key for key in self._entries if key[0] == model]
         if not keys:
             raise ModelNotFoundError(f"{model} is not loaded", f"{', '.join(await self.loaded()) or 'nothing is'}")
         for key in keys:
             await self._entries[key].ready.wait()
-            slot = self._open_ledger().slots.get(key)
+            slot = self._ledger.slots.get(key)
             if slot is None:
                 continue
             if slot.pinned:
@@ -199,6 +172,7 @@ class CacheActor:
         Returns:
             Its model's id, or None where none may go.
         """
+        await self._adopt()
         async with self._making_room:
             victim = await self._stalest(frozenset())
             return victim.key[0] if victim is not None and await self._retire(victim) else None
@@ -213,11 +187,15 @@ class CacheActor:
         Raises:
             ModelNotFoundError: If it is not loaded.
         """
-        slots = [slot for key, slot in self._open_ledger().slots.items() if key[0] == model]
+        await self._adopt()
+        slots = [slot for key, slot in self._ledger.slots.items() if key[0] == model]
         if not slots:
             raise ModelNotFoundError(f"{model} is not loaded", f"{', '.join(await self.loaded()) or 'nothing is'}")
         for slot in slots:
             slot.pinned = pinned
+            entry = self._entries[slot.key]
+            if isinstance(entry.handle, ActorHandle):
+                await entry.handle.pin.remote(pinned)
 
     async def status(self) -> dict[str, Any]:
         """Return the whole state, fit for JSON.
@@ -225,8 +203,9 @@ class CacheActor:
         Returns:
             Budget, bytes, counts, and one entry a session, least recently used first.
         """
+        await self._adopt()
         await self._refresh()
-        ledger = self._open_ledger()
+        ledger = self._ledger
         models = []
         for slot in sorted(ledger.slots.values(), key=lambda slot: slot.last_used_s):
             session: dict[str, Any] = {}
@@ -240,57 +219,93 @@ class CacheActor:
                 {"model_id": model, "backend": backend, "precision": precision, "device": device, "state": slot.state.value}
                 | {"bytes": slot.reserved_bytes, "floor_bytes": slot.floor_bytes, "pinned": slot.pinned, "session": session}
             )
-        return {"name": self._name, "used_bytes": ledger.used_bytes, "budget_bytes": ledger.budget_bytes, **self._counts, "models": models}
+        return {"name": self._name, "pid": os.getpid(), "used_bytes": ledger.used_bytes, "budget_bytes": ledger.budget_bytes, **self._counts, "models": models}
 
     async def shutdown(self) -> None:
         """End every session."""
         for key in list(self._entries):
             self._drop(key)
 
-    def _open_ledger(self) -> Ledger[Key]:
-        if self._ledger is None:
-            raise ConfigError(f"cache {self._name!r} has no budget yet")
-        return self._ledger
+    async def _adopt(self) -> None:
+        """Enter the sessions that an earlier life of this cache has left; every caller waits until that is done, once."""
+        if self._adopting is None:
+            self._adopting = asyncio.create_task(self._adopt_all())
+        await self._adopting
 
-    def _start(self, key: Key, request: SessionRequest) -> Entry:
-        name = f"session:{request.model}:{uuid.uuid4().hex[:12]}"
-        on_gpu = request.device.startswith("cuda")
-        options = {"num_gpus": 1} if on_gpu else {}
-        remote: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)  # type: ignore[call-overload]
-        entry = Entry(request, name, None)
-        entry.handle = remote.options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, **options)
+    async def _adopt_all(self) -> None:
+        await asyncio.gather(*(self._adopt_one(name) for name in session_names()))
+
+    async def _adopt_one(self, name: str) -> None:
+        try:
+            handle = ray.get_actor(name, namespace=NAMESPACE)
+            found: Description = await asyncio.wait_for(handle.describe.remote(), _GONE_WITHIN_S)
+        except (RayError, TimeoutError, ValueError):
+            return  # gone or silent: not known to be ours, so not ours to end
+        if found.cache != self._name:
+            return
+        key = key_of(found.request)
+        if found.retired or key in self._entries or not self._ledger.has_room(found.reserved_bytes):
+            ray.kill(handle)
+            return
+        entry = Entry(found.request, name, handle, adopted=True)
         self._entries[key] = entry
-        return entry
+        self._ledger.reserve(key, found.reserved_bytes, found.request.floor_bytes or 0, time.monotonic()).pinned = found.pinned
+        self._spawn(self._finish(key, entry))
 
     async def _load(self, key: Key, entry: Entry, needed_bytes: int) -> None:
-        ledger = self._open_ledger()
+        """Make room, start the process and load; what fails is the entry's error."""
         try:
-            _check_device(entry.request.device)
+            check_device(entry.request.device)
             await self._make_room(key, entry.request.model, needed_bytes)
-            entry.handle = entry.handle.remote()  # only now is there room for the process
-            measured = await asyncio.wait_for(entry.handle.load.remote(entry.request), _LOAD_WITHIN_S)
+        except GenAIRayError as exc:
+            self._fail(key, entry, exc)
+            return
+        start_session(entry, self._name, needed_bytes)
+        await self._finish(key, entry)
+
+    async def _finish(self, key: Key, entry: Entry) -> None:
+        """Wait until a session has loaded, enter what it takes, and watch it from then on."""
+        ledger = self._ledger
+        try:
+            measured = await asyncio.wait_for(entry.handle.load.remote(), _LOAD_WITHIN_S)
+            if self._entries.get(key) is not entry:
+                raise ResourceExhaustedError(f"{entry.request.model} was dropped while it loaded")
             if not ledger.settle(key, measured):
                 await self._shrink(key)
-            self._counts["loads"] += 1
+            self._counts["adoptions" if entry.adopted else "loads"] += 1
         except (GenAIRayError, RayError, TimeoutError) as exc:
-            self._counts["failures"] += 1
-            if isinstance(exc, TimeoutError) and not isinstance(exc, GenAIRayError):
-                exc = DeadlineExceededError(f"{entry.request.model} did not load within {_LOAD_WITHIN_S:.0f} s", do="See whether its node is overloaded.")
-            cause = getattr(exc, "cause", None)
-            entry.error = (
-                exc
-                if isinstance(exc, GenAIRayError)
-                else cause
-                if isinstance(cause, GenAIRayError)
-                else ResourceExhaustedError(f"the session of {entry.request.model} ended while it loaded: {str(exc).splitlines()[0]}")
-            )
+            self._fail(key, entry, to_load_error(exc, entry.request.model, _LOAD_WITHIN_S))
+            return
+        entry.ready.set()
+        self._spawn(self._watch(key, entry))
+
+    def _fail(self, key: Key, entry: Entry, error: GenAIRayError) -> None:
+        self._counts["failures"] += 1
+        entry.error = error
+        if self._entries.get(key) is entry:
             self._drop(key)
-        finally:
-            entry.ready.set()
+        entry.ready.set()
+
+    async def _watch(self, key: Key, entry: Entry) -> None:
+        """Strike a session out as soon as its process dies, whether anybody uses it or not."""
+        while self._entries.get(key) is entry:
+            try:
+                await entry.handle.watch.remote()
+            except ActorUnavailableError:
+                await asyncio.sleep(_RETRY_S)
+            except RayError:
+                break
+        if self._entries.get(key) is entry and self._ledger.slots[key].state is not SlotState.RETIRING:
+            self._drop(key)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # asyncio itself keeps no more than a weak reference
+        task.add_done_callback(self._tasks.discard)
 
     async def _make_room(self, key: Key, model: str, needed_bytes: int) -> None:
         """Evict in LRU order until the bytes are free, and reserve them."""
-        ledger = self._open_ledger()
+        ledger = self._ledger
         ledger.check_fits(needed_bytes, model)
         deadline = time.monotonic() + _ROOM_WITHIN_S
         async with self._making_room:
@@ -307,7 +322,7 @@ class CacheActor:
 
     async def _shrink(self, key: Key) -> None:
         """Make room for a session that took more than was reserved."""
-        ledger = self._open_ledger()
+        ledger = self._ledger
         ledger.check_fits(ledger.slots[key].reserved_bytes, key[0])
         async with self._making_room:
             while ledger.used_bytes > ledger.budget_bytes:
@@ -317,7 +332,7 @@ class CacheActor:
 
     async def _stalest(self, but: frozenset[Key]) -> Slot[Key] | None:
         """Ask the stalest candidate for its true recency, again until the answer still makes it the stalest."""
-        ledger = self._open_ledger()
+        ledger = self._ledger
         while (slot := ledger.stalest(but)) is not None:
             before = slot.last_used_s
             await self._ask(slot)
@@ -337,7 +352,7 @@ class CacheActor:
         return recency
 
     async def _refresh(self) -> None:
-        ready = [slot for slot in self._open_ledger().slots.values() if slot.state is SlotState.READY]
+        ready = [slot for slot in self._ledger.slots.values() if slot.state is SlotState.READY]
         await asyncio.gather(*(self._ask(slot) for slot in ready))
 
     async def _retire(self, slot: Slot[Key]) -> bool:
@@ -353,6 +368,8 @@ class CacheActor:
             self._drop(slot.key)
             return True
         slot.state = SlotState.RETIRING
+        with contextlib.suppress(RayError):
+            await entry.handle.drain.remote()
         ray.kill(entry.handle)
         deadline = time.monotonic() + _GONE_WITHIN_S
         while time.monotonic() < deadline:
@@ -364,7 +381,7 @@ class CacheActor:
         self._counts["evictions"] += 1
         if self._entries.get(slot.key) is entry:
             del self._entries[slot.key]
-        self._open_ledger().release(slot.key)
+        self._ledger.release(slot.key)
         return True
 
     def _drop(self, key: Key) -> None:
@@ -372,4 +389,4 @@ class CacheActor:
         entry = self._entries.pop(key, None)
         if entry is not None and isinstance(entry.handle, ActorHandle):
             ray.kill(entry.handle)
-        self._open_ledger().release(key)
+        self._ledger.release(key)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from genai_ray.backends import Tensors
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster.actor import Retired, SessionRequest
-from genai_ray.errors import GenAIRayError, InferenceError, ResourceExhaustedError
+from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
 from genai_ray.types import Frames, check_frames
 
 __all__ = ["CachedSession", "PendingCall", "wait_for"]
@@ -25,8 +26,18 @@ MAX_DEATHS = 3
 """A request in flight in this many sessions that died is what ends them."""
 
 
+SILENT_S = 3.0
+"""A request unanswered for this long asks whether its session is there at all."""
+
+PING_S = 2.0
+"""A session that does not answer a ping for this long is taken for lost; the cache asks it once more before it believes that."""
+
+
 class SessionSource(Protocol):
     """Where sessions come from: the part of ``ModelCache`` that a call needs."""
+
+    deadline_s: float
+    """Most seconds that a request may take."""
 
     def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, Handle]:
         """Return name and actor of a session; see ``ModelCache.acquire``."""
@@ -140,23 +151,49 @@ class CachedSession:
     def close(self) -> None:
         """Do nothing: the cache owns the session."""
 
-    def _send(self, frames: Any, params: Mapping[str, float] | None, lost: str | None) -> tuple[str, Ref]:
-        name, handle = self._cache.acquire(self._request, self.spec, lost)
-        return name, handle.infer.remote(frames, params, self._tag)
+    @property
+    def deadline_s(self) -> float:
+        """Most seconds that a request may take."""
+        return self._cache.deadline_s
+
+    def _acquire(self, lost: str | None) -> tuple[str, Handle]:
+        return self._cache.acquire(self._request, self.spec, lost)
+
+    def _infer(self, handle: Handle, frames: Any, params: Mapping[str, float] | None) -> Ref:
+        return handle.infer.remote(frames, params, self._tag)
+
+    def _wait(self, name: str, ref: Ref, deadline: float) -> Any:
+        """Wait for an answer of a session; where that is silent and the cache has another one by now, it counts as dead."""
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return wait_for(ref, max(min(left_s, SILENT_S), 0.0))
+            except GetTimeoutError as exc:
+                if left_s <= SILENT_S:
+                    raise DeadlineExceededError(f"a request to {self.spec.model_id} was not done within {self.deadline_s:g} s") from exc
+            current, handle = self._acquire(None)
+            if current == name:
+                try:
+                    wait_for(handle.recency.remote(), PING_S)
+                except (GetTimeoutError, RayActorError):
+                    current = self._acquire(name)[0]
+            if current != name:
+                raise ActorUnavailableError(f"session {name} is silent", None)
 
     def _ask(self, call: Callable[[Handle], Ref]) -> Any:
-        lost = None
-        for _ in range(MAX_DEATHS):
-            name, handle = self._cache.acquire(self._request, self.spec, lost)
+        lost, deaths, deadline = None, 0, time.monotonic() + self.deadline_s
+        while True:
+            name, handle = self._acquire(lost)
             try:
-                answer = wait_for(call(handle))
-            except (RayActorError, OutOfMemoryError):
-                lost = name
-                continue
-            if not isinstance(answer, Retired):
-                return answer
+                answer = self._wait(name, call(handle), deadline)
+            except (RayActorError, OutOfMemoryError) as exc:
+                deaths += 1
+                if deaths == MAX_DEATHS:
+                    raise InferenceError(f"{deaths} sessions of {self.spec.model_id} died of one request", do="This input ends the runtime.") from exc
+            else:
+                if not isinstance(answer, Retired):
+                    return answer
             lost = name
-        raise InferenceError(f"{MAX_DEATHS} sessions of {self.spec.model_id} ended during one request", do="This input ends the runtime.")
 
 
 class PendingCall:
@@ -171,7 +208,8 @@ class PendingCall:
     def __init__(self, session: CachedSession, source: Frames | PendingCall, params: Mapping[str, float] | None) -> None:
         self._session, self.source, self._params = session, source, params
         self.num_frames: int = source.num_frames if isinstance(source, PendingCall) else len(source) if source.ndim == 4 else 1
-        self._name, self.ref = session._send(self._argument(), params, None)
+        self._deadline = time.monotonic() + session.deadline_s
+        self._send(None)
 
     def result(self) -> Frames:
         """Wait for the result; where the session was retired or died meanwhile, the frames are sent again.
@@ -181,33 +219,39 @@ class PendingCall:
 
         Raises:
             GenAIRayError: What the session raised.
+            DeadlineExceededError: If it is not there ``deadline_s`` after it was sent.
             InferenceError: If the third session in a row died of this request.
         """
         deaths = 0
         while True:
             lost: str | None = self._name
             try:
-                answer = wait_for(self.ref)
+                answer = self._session._wait(self._name, self.ref, self._deadline)
             except (RayActorError, OutOfMemoryError) as exc:
                 deaths += 1
                 if deaths == MAX_DEATHS:
-                    raise InferenceError(f"{deaths} sessions of {self._session.spec.model_id} died of one request") from exc
+                    raise InferenceError(f"{deaths} sessions of {self._session.spec.model_id} died of one request", do="This input ends the runtime.") from exc
             else:
                 if not isinstance(answer, Retired):
                     return answer  # type: ignore[no-any-return]
             if isinstance(self.source, PendingCall):
                 self.source.result()  # what was retired may be the session before this one
-            self._name, self.ref = self._session._send(self._argument(), self._params, lost)
+            self._send(lost)
+
+    def _send(self, lost: str | None) -> None:
+        self._name, handle = self._session._acquire(lost)
+        self.ref = self._session._infer(handle, self._argument(), self._params)
 
     def _argument(self) -> Any:
         return self.source.ref if isinstance(self.source, PendingCall) else self.source
 
 
-def wait_for(ref: Ref) -> Any:
+def wait_for(ref: Ref, timeout_s: float | None = None) -> Any:
     """Wait for an answer; an error of ours comes out as itself, with its fields.
 
     Args:
         ref: What was called.
+        timeout_s: Most seconds to wait; None for as long as it takes. Ray's ``GetTimeoutError`` tells that they are over.
 
     Returns:
         The answer.
@@ -217,7 +261,7 @@ def wait_for(ref: Ref) -> Any:
         ResourceExhaustedError: If the other side ran out of memory.
     """
     try:
-        return ray.get(ref)
+        return ray.get(ref, timeout=timeout_s)
     except RayTaskError as exc:
         cause = exc.cause
         if isinstance(cause, GenAIRayError):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster.actor import SessionRequest
-from genai_ray.cluster.cache import NAMESPACE, CacheActor, Key, key_of
+from genai_ray.cluster.cache import CacheActor
 from genai_ray.cluster.calls import CachedSession, Handle, wait_for
 from genai_ray.cluster.connect import connect
-from genai_ray.errors import CacheClosedError, ConfigError
+from genai_ray.cluster.sessions import NAMESPACE, Key, end_sessions, key_of
+from genai_ray.errors import CacheClosedError, ConfigError, DeadlineExceededError
 from genai_ray.inspection import find_model
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -28,6 +29,13 @@ UNKNOWN_MODEL_BYTES = 400_000_000
 """Reserved for a model of which nothing is known; what is measured replaces it."""
 
 
+DEADLINE_S = 3600.0
+"""Longer than a load may take in the worst case, and than a batch of large frames takes on a slow CPU."""
+
+_RETRY_S = 0.1
+_SHUTDOWN_WITHIN_S = 10.0
+
+
 class ModelCache:
     """Client of one cache of the cluster, which holds models in processes of their own within a budget of bytes.
 
@@ -35,9 +43,10 @@ class ModelCache:
         max_memory_bytes: Budget of a new cache; None to join one, or for 60 % of the cluster's memory.
         name: Name of the cache.
         address: Ray cluster to join; None for the one around, or one of this process's own.
+        deadline_s: Most seconds that a call of this client or of its sessions may take.
 
     Raises:
-        ConfigError: If the budget is not positive, or the cache has another one.
+        ConfigError: If budget or deadline is not positive, or the cache has another budget.
 
     Example:
         >>> with ModelCache(max_memory_bytes=10**9, name="example") as cache:
@@ -46,19 +55,28 @@ class ModelCache:
         ['websr-x2-s']
     """
 
-    def __init__(self, max_memory_bytes: int | None = None, *, name: str = "default", address: str | None = None) -> None:
+    def __init__(self, max_memory_bytes: int | None = None, *, name: str = "default", address: str | None = None, deadline_s: float = DEADLINE_S) -> None:
+        if not deadline_s > 0:
+            raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
         if max_memory_bytes is not None and max_memory_bytes <= 0:
             raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
-        self.name = name
+        self.name, self.deadline_s = name, deadline_s
         self.is_embedded = connect(address)
+        total = int(ray.cluster_resources().get("memory", 0) * BUDGET_SHARE)  # type: ignore[no-untyped-call]
         actor = ray.remote(CacheActor).options(
-            name=f"cache:{name}", namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_concurrency=1000
+            name=f"cache:{name}",
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_concurrency=1000,
+            max_restarts=-1,
+            resources={"node:__internal_head__": 0.001},
         )
-        self._actor: Any = actor.remote(name)
+        self._actor: Any = actor.remote(name, max_memory_bytes or total)
         self._handles: dict[Key, tuple[str, Handle]] = {}
         self._closed = False
-        total = int(ray.cluster_resources().get("memory", 0) * BUDGET_SHARE)  # type: ignore[no-untyped-call]
-        self._call("open", max_memory_bytes, total)
+        self._call("open", max_memory_bytes)
 
     def load_model(  # noqa: PLR0913 - the design's own signature
         self,
@@ -236,8 +254,10 @@ class ModelCache:
             return
         self._closed = True
         if ray.is_initialized():
-            with contextlib.suppress(RayActorError):
-                ray.get(self._actor.shutdown.remote())
+            try:
+                ray.get(self._actor.shutdown.remote(), timeout=_SHUTDOWN_WITHIN_S)
+            except (RayActorError, GetTimeoutError):
+                end_sessions(self.name)  # the cache is dead or silent, and its sessions would outlive it
             ray.kill(self._actor)
         self._handles.clear()
 
@@ -278,8 +298,15 @@ class ModelCache:
     def _call(self, method: str, *args: Any) -> Any:
         if self._closed:
             raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
+        deadline = time.monotonic() + self.deadline_s
         try:
-            return wait_for(getattr(self._actor, method).remote(*args))
+            while True:
+                try:
+                    return wait_for(getattr(self._actor, method).remote(*args), deadline - time.monotonic())
+                except ActorUnavailableError:
+                    time.sleep(_RETRY_S)  # its process died; Ray starts it again within 2 s, and it adopts its sessions
+        except GetTimeoutError as exc:
+            raise DeadlineExceededError(f"cache {self.name!r}: {method} was not done within {self.deadline_s:g} s", do="Give the client more time.") from exc
         except ActorDiedError as exc:
             self._closed = True
             raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc

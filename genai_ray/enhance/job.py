@@ -39,6 +39,9 @@ MAX_SEGMENT_TRIES = 3
 
 PROGRESS_PERIOD_S = 0.5
 
+REQUEST_WITHIN_S = 24 * 3600.0
+"""A batch of large frames may take hours on a CPU; a session that hangs is known by its silence long before."""
+
 
 @dataclass(slots=True)
 class _Video:
@@ -125,7 +128,7 @@ def _run(
     videos: Sequence[_Video], specs: Sequence[ModelSpec], options: EnhanceOptions, on_progress: Callable[[Progress], None] | None
 ) -> tuple[tuple[ModelUse, ...], float]:
     tag = f"enhance-{uuid.uuid4().hex[:12]}"
-    cache = ModelCache(options.max_memory_bytes, address=options.address)
+    cache = ModelCache(options.max_memory_bytes, address=options.address, deadline_s=REQUEST_WITHIN_S)
     is_own = cache.is_embedded
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="genai-ray-load") as loader, _watch(videos, cache, tag, on_progress):

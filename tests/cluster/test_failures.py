@@ -1,0 +1,147 @@
+"""What the cache does when its own process, a session's or a machine's answers end: real SIGKILL and SIGSTOP on a real Ray."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import ray
+
+from genai_ray import InferenceSession, ModelCache, errors
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.cluster
+
+MODEL, OTHER = "websr-x2-s", "websr-x2-m"
+
+
+@pytest.fixture
+def cache(ray_session, request):
+    with ModelCache(2_000_000_000, name=request.node.name) as cache:
+        yield cache
+
+
+@pytest.fixture
+def expected(frames):
+    with InferenceSession(MODEL) as local:
+        return local.infer(frames)
+
+
+def session_names():
+    return sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:"))
+
+
+def restart(cache):
+    """Kill the cache actor's process, and return the state of the one that takes its place."""
+    before = cache.status()
+    os.kill(before["pid"], signal.SIGKILL)
+    after = cache.status()
+    assert after["pid"] != before["pid"]
+    return before, after
+
+
+def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
+    session = cache.get_session(MODEL)
+    session.infer(frames)
+    cache.load_model(OTHER, memory_bytes=300_000_000)
+    cache.pin(OTHER)
+    names = session_names()
+    before, after = restart(cache)
+    wait_until(lambda: len(cache.loaded_models()) == 2)
+    after = cache.status()
+    assert session_names() == names
+    assert after["budget_bytes"] == before["budget_bytes"] == 2_000_000_000
+    by_id = {entry["model_id"]: entry for entry in after["models"]}
+    for entry in before["models"]:
+        found = by_id[entry["model_id"]]
+        assert (found["bytes"], found["floor_bytes"], found["pinned"]) == (entry["bytes"], entry["floor_bytes"], entry["pinned"])
+        assert found["session"]["pid"] == entry["session"]["pid"]
+    assert (after["loads"], after["adoptions"]) == (0, 2)
+    assert np.array_equal(session.infer(frames), expected)
+    with pytest.raises(errors.ResourceExhaustedError, match="pinned"):
+        cache.evict(OTHER)
+    with pytest.raises(errors.ConfigError, match=r"5000.*2000000000"):
+        ModelCache(5000, name=cache.name)
+
+
+def test_a_load_survives_the_cache_that_began_it(cache, frames, expected):
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(cache.load_model, MODEL)
+        wait_until(lambda: len(session_names()) == 1)
+        os.kill(cache.status()["pid"], signal.SIGKILL)
+        loading.result(60)
+    assert cache.loaded_models() == [MODEL]
+    assert len(session_names()) == 1
+    assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
+
+
+def test_the_death_of_an_idle_session_is_noticed(cache):
+    cache.load_model(MODEL)
+    os.kill(cache.status()["models"][0]["session"]["pid"], signal.SIGKILL)
+    killed_at = time.monotonic()
+    wait_until(lambda: cache.memory_usage()[0] == 0)
+    assert time.monotonic() - killed_at < 5
+    assert cache.loaded_models() == []
+
+
+def test_no_request_is_lost_while_cache_and_session_are_killed(cache, frames, expected):
+    cache.load_model(MODEL)
+    over = threading.Event()
+
+    def ask():
+        answers = 0
+        while not over.is_set():
+            assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
+            answers += 1
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            for _ in range(2):
+                os.kill(cache.status()["pid"], signal.SIGKILL)
+                os.kill(cache.get_session(MODEL).status()["pid"], signal.SIGKILL)
+                cache.get_session(MODEL).infer(frames)
+        finally:
+            over.set()
+        assert all(request.result(120) > 0 for request in asking)
+    wait_until(lambda: len(session_names()) == 1)
+
+
+def test_a_request_ends_at_its_deadline(cache, frames, expected):
+    patient = cache.get_session(MODEL)
+    hasty = ModelCache(name=cache.name, deadline_s=1.0).get_session(MODEL)
+    pid = patient.status()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(errors.DeadlineExceededError, match=f"{MODEL}.*1 s"):
+            hasty.infer(frames)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert np.array_equal(patient.infer(frames), expected)
+
+
+def test_a_silent_cache_is_told_and_shut_down(ray_session):
+    cache = ModelCache(1_000_000_000, name="silent", deadline_s=60)
+    cache.load_model(MODEL)
+    os.kill(cache.status()["pid"], signal.SIGSTOP)
+    with pytest.raises(errors.DeadlineExceededError, match=r"silent.*open.*1 s"):
+        ModelCache(name="silent", deadline_s=1.0)
+    cache.shutdown()
+    wait_until(lambda: session_names() == [])
+
+
+def test_a_silent_session_is_replaced(cache, frames, expected):
+    session = cache.get_session(MODEL)
+    pid = session.status()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    assert np.array_equal(session.infer(frames), expected)
+    assert session.status()["pid"] != pid
+
+
+def test_a_deadline_is_positive(ray_session):
+    with pytest.raises(errors.ConfigError, match="deadline_s=0"):
+        ModelCache(1_000_000_000, name="hasty", deadline_s=0)

@@ -20,7 +20,7 @@ NAMESPACE = "genai_ray"
 """Ray namespace of every actor of ours."""
 
 ANSWER_WITHIN_S = 3.0
-"""A session that does not say what it is within this is taken for lost;."""
+"""A session that does not say what it is within this is taken for lost: on two busy cores an answer may take over 1 s."""
 
 Key = tuple[str, str, str, str]
 """Model id, backend, precision, device: one entry of the cache."""

@@ -29,9 +29,11 @@ def enhance(
     precision: Annotated[ModelPrecision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     param: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for models that have such a param.", show_default=False)] = None,
-    codec: Annotated[str, typer.Option(help="Video encoder.")] = "libx264",
-    preset: Annotated[str, typer.Option(help="Encoder preset.")] = "medium",
-    crf: Annotated[float, typer.Option(help="Constant rate factor: 0 is lossless.")] = 18.0,
+    codec: Annotated[str, typer.Option(help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1 or prores_ks.")] = "libx264",
+    preset: Annotated[str | None, typer.Option(help="Encoder preset. [default: the encoder's, medium for libx264]", show_default=False)] = None,
+    crf: Annotated[float | None, typer.Option(help="Constant rate factor. [default: the encoder's, 18 for libx264]", show_default=False)] = None,
+    bit_depth: Annotated[int | None, typer.Option(help="8 or 10. [default: as the source]", show_default=False)] = None,
+    encoder_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the encoder.", show_default=False)] = None,
     tile: Annotated[int | None, typer.Option(help="Longest side of a tile in pixels; 0 for never. [default: automatic]", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Frames handed to a session at a time. [default: 8]", show_default=False)] = None,
     threads: Annotated[int | None, typer.Option(help="Encoder threads of one segment. [default: 1]", show_default=False)] = None,
@@ -55,7 +57,14 @@ def enhance(
         precision=precision or base.precision,
         device=device,
         params=_parse_params(param or []),
-        encoding=Encoding(codec=codec, preset=preset, crf=crf, threads=threads if threads is not None else base.threads),
+        encoding=Encoding(
+            codec=codec,
+            preset=preset,
+            crf=crf,
+            threads=threads if threads is not None else base.threads,
+            bit_depth=bit_depth,
+            options=_parse_options(encoder_option or []),
+        ),
         tile_size_px=tile,
         address=address,
         overwrite=overwrite,
@@ -117,6 +126,16 @@ def _parse_params(pairs: list[str]) -> dict[str, float]:
         if not found or not name.strip():
             raise ConfigError(f"--param {pair}", "NAME=VALUE with a number, such as sigma=0.06")
     return params
+
+
+def _parse_options(pairs: list[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found or not name.strip():
+            raise ConfigError(f"--encoder-option {pair}", "NAME=VALUE, such as tune=film")
+        options[name.strip()] = value
+    return options
 
 
 def _print_table(report: Any) -> None:

@@ -28,7 +28,7 @@ from genai_ray.enhance.report import EnhanceReport, ModelUse, Progress, VideoRep
 from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment
 from genai_ray.enhance.store import SegmentStore, key_segments
 from genai_ray.errors import GenAIRayError, VideoError
-from genai_ray.video import VideoPlan, join_segments, plan_video
+from genai_ray.video import Encoding, VideoPlan, choose_pixel_format, join_segments, plan_video
 
 __all__ = ["enhance_videos"]
 
@@ -51,8 +51,8 @@ class _Video:
     plan: VideoPlan
     store: SegmentStore
     reused: frozenset[int]
+    size_out: tuple[int, int]
     results: dict[int, SegmentResult] = field(default_factory=dict)
-    size_out: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     error: BaseException | None = None
 
@@ -120,8 +120,11 @@ def _open_video(target: Target, specs: Sequence[ModelSpec], options: EnhanceOpti
     plan = plan_video(target.source, segment_frames=options.segment_frames)
     if plan.truncated and not options.allow_truncated:
         raise VideoError(f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there.")
+    scale = math.prod(spec.scale for spec in specs)
+    size_out = (plan.info.width * scale, plan.info.height * scale)
+    choose_pixel_format(options.encoding, size_out, plan.info.bit_depth)
     store = SegmentStore(target, key_segments(plan, specs, options))
-    return _Video(target, plan, store, store.open())
+    return _Video(target, plan, store, store.open(), size_out)
 
 
 def _run(
@@ -135,7 +138,7 @@ def _run(
             loading = loader.submit(_load, cache, videos, specs, options)
             _enhance(videos, SegmentJob(tuple(specs), options, cache, tag), loading)
             uses = loading.result()
-            _join(videos, specs)
+            _join(videos, options)
             return uses, time.time()
     finally:
         if is_own:
@@ -217,29 +220,28 @@ def _segment_task(row: dict[str, Any], common: _Common) -> dict[str, Any]:
     return {**row, "outcome": outcome}
 
 
-def _join(videos: Sequence[_Video], specs: Sequence[ModelSpec]) -> None:
+def _join(videos: Sequence[_Video], options: EnhanceOptions) -> None:
     """Publish every video that is whole, then fail with the first error of those that are not."""
-    scale = math.prod(spec.scale for spec in specs)
     for video in videos:
         if video.error is None:
             notes = join_segments(video.plan, video.store.paths, video.counts(), video.target.output)
-            video.notes = (*_notes(video), *notes)
-            video.size_out = (video.plan.info.width * scale, video.plan.info.height * scale)
+            video.notes = (*_notes(video, options.encoding), *notes)
             video.store.clear()
     for video in videos:
         if video.error is not None:
             raise video.error
 
 
-def _notes(video: _Video) -> Iterator[str]:
+def _notes(video: _Video, encoding: Encoding) -> Iterator[str]:
     """Say what a person could not see in the result."""
     info, frames, expected = video.plan.info, sum(video.counts()), video.frames_expected()
     if frames < expected:
         yield f"truncated input: {frames} of {expected} frames"
     if info.colour.assumed:
         yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
-    if info.bit_depth > 8:
-        yield f"{info.bit_depth} bits a component were reduced to 8"
+    bits = 10 if choose_pixel_format(encoding, video.size_out, info.bit_depth).endswith("10le") else 8
+    if info.bit_depth > bits:
+        yield f"{info.bit_depth} bits a component were reduced to {bits}"
 
 
 @contextmanager

@@ -12,12 +12,9 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.errors import ConfigError, InvalidInputError, VideoError
 from genai_ray.inspection import find_model
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
-from genai_ray.video import Encoding, validate_encoding
+from genai_ray.video import SUFFIXES, Encoding, validate_encoding
 
 __all__ = ["EnhanceOptions", "Target", "check_models", "resolve_targets"]
-
-SUFFIXES = (".mp4", ".mkv")
-"""Containers that results are written to."""
 
 WORK_SUFFIX = ".genai-ray"
 """Added to an output's name, it is the folder of its finished segments."""
@@ -153,7 +150,7 @@ def _check_output(target: Target, inputs: Sequence[Path], options: EnhanceOption
     if any(output.exists() and source.exists() and output.samefile(source) for source in inputs):
         raise ConfigError(f"output {output} is an input", "another file", "The input is never replaced.")
     if output.is_dir():
-        raise ConfigError(f"output {output} is a folder", "a file name ending in .mp4 or .mkv")
+        raise ConfigError(f"output {output} is a folder", f"a file name ending in {' or '.join(SUFFIXES)}")
     if output.exists() and not options.overwrite:
         raise ConfigError(f"output {output} exists", do="Choose another name, or pass --overwrite.")
 

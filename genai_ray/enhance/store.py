@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOp
             "precision": options.precision.value,
             "device": options.device,
             "params": dict(sorted(options.params.items())),
-            "encoding": repr(options.encoding),
+            "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),
             "background": list(options.background),
             "tile_size_px": options.tile_size_px,
             "allow_truncated": options.allow_truncated,

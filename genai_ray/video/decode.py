@@ -9,19 +9,14 @@ from itertools import chain, dropwhile
 from typing import Any
 
 import av
-import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from genai_ray.errors import VideoError
+from genai_ray.video.colour import to_rgb
 from genai_ray.video.container import open_video
-from genai_ray.video.plan import FULL, Colour, Segment, VideoPlan, main_stream
+from genai_ray.video.plan import Segment, VideoPlan, main_stream
 
-__all__ = ["SWS_FLAGS", "DecodedFrame", "colorspace_of", "decode_segment"]
-
-# Without these an 8-bit identity round trip loses luma (46.5 dB); with them luma is lossless and chroma 60.8 dB.
-SWS_FLAGS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-"""How swscale converts, both ways."""
+__all__ = ["DecodedFrame", "decode_segment"]
 
 SEEK_TRIES = 2
 """Key frames that are sought before decoding starts at the beginning."""
@@ -35,21 +30,8 @@ class DecodedFrame:
     """Position in the video, in display order."""
     pts: int
     """Presentation time in the plan's ``time_base`` units."""
-    frame: npt.NDArray[np.uint8]
-    """RGB (H, W, 3), uint8, C-contiguous."""
-
-
-def colorspace_of(colour: Colour) -> Colorspace:
-    """Return swscale's matrix for a colour.
-
-    Args:
-        colour: Of the picture.
-
-    Returns:
-        The matrix; BT.601 for codes that swscale does not know.
-    """
-    known = {1: Colorspace.ITU709, 4: Colorspace.FCC, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020, 10: Colorspace.BT2020}
-    return known.get(colour.matrix, Colorspace.ITU601)
+    frame: npt.NDArray[Any]
+    """RGB (H, W, 3), C-contiguous: uint8, or uint16 in [0, 65535] where the source has more than 8 bits."""
 
 
 def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool = False) -> Iterator[DecodedFrame]:
@@ -79,7 +61,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             if (frame.width, frame.height) != (plan.info.width, plan.info.height):
                 got = f"{plan.path}: frame {segment.start + position} is {frame.width}x{frame.height}"
                 raise VideoError(got, f"{plan.info.width}x{plan.info.height} throughout")
-            yield DecodedFrame(segment.start + position, frame.pts, _to_rgb(frame, plan.info.colour))
+            yield DecodedFrame(segment.start + position, frame.pts, to_rgb(frame, plan.info.colour))
             position += 1
     except VideoError as exc:
         if allow_truncated:
@@ -91,23 +73,6 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
             do="Pass --allow-truncated to enhance what is there.",
         )
-
-
-_REFORMATTER = VideoReformatter()
-
-
-def _to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[np.uint8]:
-    span = ColorRange.JPEG if colour.range == FULL else ColorRange.MPEG
-    rgb = _REFORMATTER.reformat(
-        frame,
-        format="rgb24",
-        src_colorspace=colorspace_of(colour),
-        src_color_range=span,
-        dst_color_range=ColorRange.JPEG,
-        interpolation=SWS_FLAGS,
-        threads=1,
-    )
-    return np.ascontiguousarray(rgb.to_ndarray())
 
 
 def _decode_from(plan: VideoPlan, start: int) -> Iterator[av.VideoFrame]:

@@ -29,7 +29,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
         plan: The planned video.
         parts: The segments' files in order; those of no frames are left out.
         counts: Frames in each of them; fewer than planned only at the end of a truncated video.
-        output: A file ending in .mp4 or .mkv; replaced when it exists.
+        output: A file ending in one of ``SUFFIXES``; replaced when it exists.
 
     Returns:
         Notes: streams that the container cannot take, each by name.
@@ -39,7 +39,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
     """
     partial = output.with_name(f".{output.name}.partial{output.suffix}")
     options = {"fflags": "+bitexact"}
-    if output.suffix.lower() == ".mp4":
+    if output.suffix.lower() in (".mp4", ".mov"):
         # Edit lists are in movie units: with the default of 1/1000 s a late start would be rounded.
         options |= {"movflags": "+faststart", "movie_timescale": str(max(plan.info.time_base.denominator, 1000))}
     try:
@@ -66,7 +66,11 @@ def _add_video(sink: OutputContainer, boxes: Sequence[InputContainer], plan: Vid
     extradata = {bytes(template.codec_context.extradata or b"") for template in templates}
     if len(extradata) != 1:
         raise VideoError(f"{plan.path}: its segments were encoded in {len(extradata)} different ways", "one", "Remove the work folder.")
-    stream = sink.add_stream_from_template(templates[0])
+    # AV1's decoder is named libdav1d, which is no encoder to make a stream of.
+    is_opaque = templates[0].codec_context.name == "libdav1d"
+    stream = sink.add_stream_from_template(templates[0], opaque=is_opaque)
+    if not is_opaque:
+        plan.info.colour.tag(stream.codec_context)  # neither FFV1 nor NUT keeps it
     stream.time_base = plan.info.time_base
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -47,6 +48,15 @@ class Colour:
     def standard(self) -> str:
         """The matrix in words, such as BT.709."""
         return {1: "BT.709", 5: "BT.601", 6: "BT.601", 9: "BT.2020", 10: "BT.2020"}.get(self.matrix, f"matrix {self.matrix}")
+
+    def tag(self, codec: Any) -> None:
+        """Write the code points on a stream to be written.
+
+        Args:
+            codec: PyAV's codec context of that stream.
+        """
+        codec.colorspace, codec.color_range = self.matrix, self.range
+        codec.color_primaries, codec.color_trc = self.primaries, self.transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +239,10 @@ def _describe(path: Path) -> VideoInfo:
         matrix, span, assumed = int(codec.colorspace), int(codec.color_range), False
         if matrix == UNSPECIFIED:
             matrix, assumed = (BT709 if frame.height >= HD_LINES else SMPTE170M), True
+        if frame.format.is_rgb:  # results are YUV, of the matrix that players assume by the height
+            matrix, span, assumed = (BT709 if frame.height >= HD_LINES else SMPTE170M), LIMITED, True
         if span not in (LIMITED, FULL):
-            span = FULL if frame.format.name.startswith("yuvj") or frame.format.is_rgb else LIMITED
+            span = FULL if frame.format.name.startswith("yuvj") else LIMITED
         return VideoInfo(
             width=frame.width,
             height=frame.height,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from genai_ray.cli import main
+from tests.video.clips import NUM_FRAMES, write
 
 
 def run(*args):
@@ -91,3 +92,18 @@ def test_refusals(bad, source, output, more, code, words, monkeypatch, capsys):
     assert words in told
     assert sorted(bad.iterdir()) == before
     assert (bad / "there.mp4").read_bytes() == b"precious"
+
+
+def test_ten_bits_and_their_tags_are_kept(tmp_path):
+    source, result = tmp_path / "hlg.mkv", tmp_path / "enhanced.mkv"
+    write(source, pix_fmt="yuv420p10le", colour=(9, 1, 9, 18))
+    done = run("enhance", source, "-o", result, "--model", "websr-x2-s", "--codec", "ffv1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not any("bits" in note for note in json.loads(done.stdout)["videos"][0]["notes"])
+    with av.open(str(result)) as box:
+        codec = box.streams.video[0].codec_context
+        tags = codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc
+        frames = [frame.to_ndarray() for frame in box.decode(video=0)]
+    assert (codec.pix_fmt, tags) == ("yuv420p10le", (9, 1, 9, 18))
+    assert len(frames) == NUM_FRAMES
+    assert np.count_nonzero(frames[0] % 4) > frames[0].size // 4  # values that 8 bits do not have

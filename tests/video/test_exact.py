@@ -169,5 +169,5 @@ def test_a_failed_segment_leaves_no_file(tmp_path):
     plan = plan_video(make("plain", tmp_path))
     part = tmp_path / "a.nut"
     with pytest.raises(errors.InvalidInputError, match="uint8"), SegmentWriter(part, info=plan.info, size=(96, 64), encoding=Encoding()) as writer:
-        writer.write(np.zeros((64, 96, 3), np.uint16), 0)
+        writer.write(np.zeros((64, 96, 3), np.float32), 0)
     assert not part.exists()

@@ -23,7 +23,9 @@ __all__ = ["enhance"]
 
 def enhance(
     inputs: Annotated[list[Path], typer.Argument(help="Video files.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A file ending in .mp4 or .mkv; a folder for several inputs.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs.", show_default=False)
+    ],
     model: Annotated[list[str], typer.Option("--model", "-m", help="Model id or .onnx file; again for a chain.", show_default=False)],
     backend: Annotated[ModelBackend | None, typer.Option(help="Runtime. [default: onnx]", show_default=False)] = None,
     precision: Annotated[ModelPrecision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)] = None,

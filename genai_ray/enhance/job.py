@@ -83,7 +83,7 @@ def enhance_videos(
 
     Args:
         inputs: One video file or several.
-        output: For one input a file ending in .mp4 or .mkv; for several a folder, where each result keeps its input's name.
+        output: For one input a file ending in .mp4, .mkv, .mov or .webm; for several a folder, where each result keeps its input's name.
         models: Model ids, aliases or paths of .onnx files, in the order in which frames pass them.
         options: Everything else; defaults are ONNX Runtime, FP32, libx264, preset medium, CRF 18.
         on_progress: Called about twice a second from a thread of the job.

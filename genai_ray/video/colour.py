@@ -76,7 +76,7 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
 
     Args:
         frame: RGB (H, W, 3), uint8 in [0, 255] or uint16 in [0, 65535], C-contiguous.
-        colour: What the numbers of the result mean; its matrix and range are written on it.
+        colour: What the numbers of the result mean; its tags are written on it.
         pix_fmt: A planar YUV format of 8 or 10 bits.
 
     Returns:
@@ -112,6 +112,7 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
             plane.update(padded.tobytes())
         yuv = _resample(full, pix_fmt, colour)
     yuv.colorspace, yuv.color_range = colour.matrix, colour.range
+    yuv.color_primaries, yuv.color_trc = colour.primaries, colour.transfer
     return yuv
 
 

@@ -32,6 +32,9 @@ def planes(path):
     return [[np.frombuffer(p, kind).reshape(p.height, -1)[:, : p.width].astype(int) for p in frame.planes] for frame in frames]
 
 
+PRESETS = {"h264": "ultrafast", "hevc": "ultrafast", "av1": "12", "vp9": "8"}
+
+
 def chroma_db(before, after, peak):
     error = np.mean([np.mean((a - b) ** 2) for one, two in zip(before, after, strict=True) for a, b in zip(one[1:], two[1:], strict=True)])
     return 10 * np.log10(peak**2 / error) if error else np.inf
@@ -54,8 +57,7 @@ def chroma_db(before, after, peak):
 )
 def test_every_encoder_keeps_frames_times_and_depth(codec, suffix, pix_fmt, tmp_path):
     source = write(tmp_path / "a.mkv", codec="ffv1", pix_fmt=pix_fmt, tracks=0, colour=(1, 1, 1, 1))
-    presets = {"h264": "ultrafast", "hevc": "ultrafast", "av1": "12", "vp9": "8"}
-    plan = identity(source, tmp_path / f"b{suffix}", Encoding(codec=codec, preset=presets.get(codec)))
+    plan = identity(source, tmp_path / f"b{suffix}", Encoding(codec=codec, preset=PRESETS.get(codec)))
     result = plan_video(tmp_path / f"b{suffix}")
     assert [float(t * result.info.time_base) for t in result.pts] == pytest.approx([float(t * plan.info.time_base) for t in plan.pts], abs=0.001)
     assert (len(result.pts), result.info.pix_fmt) == (NUM_FRAMES, pix_fmt)
@@ -127,3 +129,15 @@ def test_a_depth_that_this_build_lacks_is_refused(codec):
             continue
         with pytest.raises(errors.ConfigError, match=f"{codec}.*{pix_fmt}"):
             choose_pixel_format(Encoding(codec=codec), (96, 64), bits)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("h264", ".mp4"), ("hevc", ".mp4"), ("av1", ".mp4"), ("av1", ".webm"), ("ffv1", ".mkv"), ("prores", ".mov"), ("prores", ".mkv")],
+)
+def test_every_encoder_keeps_the_tags_of_hdr(codec, suffix, tmp_path):
+    source, result = tmp_path / "a.mkv", tmp_path / f"b{suffix}"
+    write(source, codec="ffv1", pix_fmt="yuv420p10le", tracks=0, colour=PQ)
+    identity(source, result, Encoding(codec=codec, preset=PRESETS.get(codec)))
+    colour = plan_video(result).info.colour
+    assert (colour.matrix, colour.range, colour.primaries, colour.transfer) == PQ

@@ -86,7 +86,9 @@ class CacheActor:
         while True:
             entry = self._entries.get(key)
             if entry is not None and entry.name == lost and not await is_there(entry):
-                if self._entries.get(key) is entry:
+                if self._is_retiring(key):
+                    await entry.gone.wait()  # its bytes are not free before its process is gone
+                elif self._entries.get(key) is entry:
                     self._drop(key)
                 continue
             if entry is None:
@@ -121,8 +123,7 @@ class CacheActor:
             Both in bytes.
         """
         await self._adopt()
-        ledger = self._ledger
-        return ledger.used_bytes, ledger.budget_bytes
+        return self._ledger.used_bytes, self._ledger.budget_bytes
 
     async def loaded(self) -> list[str]:
         """Return the ids of ready entries, least recently used first.
@@ -195,7 +196,8 @@ class CacheActor:
             slot.pinned = pinned
             entry = self._entries[slot.key]
             if isinstance(entry.handle, ActorHandle):
-                await entry.handle.pin.remote(pinned)
+                with contextlib.suppress(RayError):  # one that is dead is struck out, and its pin with it
+                    await entry.handle.pin.remote(pinned)
 
     async def status(self) -> dict[str, Any]:
         """Return the whole state, fit for JSON.
@@ -295,8 +297,11 @@ class CacheActor:
                 await asyncio.sleep(_RETRY_S)
             except RayError:
                 break
-        if self._entries.get(key) is entry and self._ledger.slots[key].state is not SlotState.RETIRING:
+        if self._entries.get(key) is entry and not self._is_retiring(key):
             self._drop(key)
+
+    def _is_retiring(self, key: Key) -> bool:
+        return key in self._ledger.slots and self._ledger.slots[key].state is SlotState.RETIRING
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -322,13 +327,13 @@ class CacheActor:
 
     async def _shrink(self, key: Key) -> None:
         """Make room for a session that took more than was reserved."""
-        ledger = self._ledger
-        ledger.check_fits(ledger.slots[key].reserved_bytes, key[0])
+        ledger, taken = self._ledger, self._ledger.slots[key].reserved_bytes
+        ledger.check_fits(taken, key[0])
         async with self._making_room:
             while ledger.used_bytes > ledger.budget_bytes:
                 victim = await self._stalest(frozenset([key]))
                 if victim is None or not await self._retire(victim):
-                    raise ResourceExhaustedError(f"{key[0]} took {ledger.slots[key].reserved_bytes} bytes", f"{ledger.budget_bytes} bytes for everything")
+                    raise ResourceExhaustedError(f"{key[0]} took {taken} bytes", f"{ledger.budget_bytes} bytes for everything")
 
     async def _stalest(self, but: frozenset[Key]) -> Slot[Key] | None:
         """Ask the stalest candidate for its true recency, again until the answer still makes it the stalest."""
@@ -346,7 +351,8 @@ class CacheActor:
         try:
             recency: Recency = await self._entries[slot.key].handle.recency.remote()
         except RayActorError:
-            self._drop(slot.key)
+            if slot.state is not SlotState.RETIRING:
+                self._drop(slot.key)
             return None
         slot.last_used_s = max(slot.last_used_s, time.monotonic() - recency.idle_s)
         return recency
@@ -361,13 +367,14 @@ class CacheActor:
         if recency is None:
             return True
         entry = self._entries[slot.key]
+        slot.state = SlotState.RETIRING  # from here on nobody else strikes it out
         try:
             if not await entry.handle.try_retire.remote(recency.use_count):
+                slot.state = SlotState.READY
                 return False
         except RayActorError:
             self._drop(slot.key)
             return True
-        slot.state = SlotState.RETIRING
         with contextlib.suppress(RayError):
             await entry.handle.drain.remote()
         ray.kill(entry.handle)
@@ -380,13 +387,14 @@ class CacheActor:
             await asyncio.sleep(_RETRY_S)
         self._counts["evictions"] += 1
         if self._entries.get(slot.key) is entry:
-            del self._entries[slot.key]
-        self._ledger.release(slot.key)
+            self._drop(slot.key)
         return True
 
     def _drop(self, key: Key) -> None:
         """Forget a session that is dead or failed, and make sure that its process ends."""
         entry = self._entries.pop(key, None)
-        if entry is not None and isinstance(entry.handle, ActorHandle):
-            ray.kill(entry.handle)
         self._ledger.release(key)
+        if entry is not None:
+            entry.gone.set()
+            if isinstance(entry.handle, ActorHandle):
+                ray.kill(entry.handle)

@@ -181,11 +181,19 @@ class CachedSession:
                 raise ActorUnavailableError(f"session {name} is silent", None)
 
     def _ask(self, call: Callable[[Handle], Ref]) -> Any:
-        lost, deaths, deadline = None, 0, time.monotonic() + self.deadline_s
-        while True:
+        def send(lost: str | None) -> tuple[str, Ref]:
             name, handle = self._acquire(lost)
+            return name, call(handle)
+
+        return self._settle(send(None), send, time.monotonic() + self.deadline_s)
+
+    def _settle(self, sent: tuple[str, Ref], send: Callable[[str], tuple[str, Ref]], deadline: float) -> Any:
+        """Wait for an answer; where the session was retired or died meanwhile, send again."""
+        deaths = 0
+        while True:
+            name, ref = sent
             try:
-                answer = self._wait(name, call(handle), deadline)
+                answer = self._wait(name, ref, deadline)
             except (RayActorError, OutOfMemoryError) as exc:
                 deaths += 1
                 if deaths == MAX_DEATHS:
@@ -193,7 +201,7 @@ class CachedSession:
             else:
                 if not isinstance(answer, Retired):
                     return answer
-            lost = name
+            sent = send(name)
 
 
 class PendingCall:
@@ -222,25 +230,18 @@ class PendingCall:
             DeadlineExceededError: If it is not there ``deadline_s`` after it was sent.
             InferenceError: If the third session in a row died of this request.
         """
-        deaths = 0
-        while True:
-            lost: str | None = self._name
-            try:
-                answer = self._session._wait(self._name, self.ref, self._deadline)
-            except (RayActorError, OutOfMemoryError) as exc:
-                deaths += 1
-                if deaths == MAX_DEATHS:
-                    raise InferenceError(f"{deaths} sessions of {self._session.spec.model_id} died of one request", do="This input ends the runtime.") from exc
-            else:
-                if not isinstance(answer, Retired):
-                    return answer  # type: ignore[no-any-return]
-            if isinstance(self.source, PendingCall):
-                self.source.result()  # what was retired may be the session before this one
-            self._send(lost)
+        answer: Frames = self._session._settle((self._name, self.ref), self._send_again, self._deadline)
+        return answer
 
-    def _send(self, lost: str | None) -> None:
+    def _send(self, lost: str | None) -> tuple[str, Ref]:
         self._name, handle = self._session._acquire(lost)
         self.ref = self._session._infer(handle, self._argument(), self._params)
+        return self._name, self.ref
+
+    def _send_again(self, lost: str) -> tuple[str, Ref]:
+        if isinstance(self.source, PendingCall):
+            self.source.result()  # what was retired may be the session before this one
+        return self._send(lost)
 
     def _argument(self) -> Any:
         return self.source.ref if isinstance(self.source, PendingCall) else self.source

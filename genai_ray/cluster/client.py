@@ -28,7 +28,6 @@ BUDGET_SHARE = 0.6
 UNKNOWN_MODEL_BYTES = 400_000_000
 """Reserved for a model of which nothing is known; what is measured replaces it."""
 
-
 DEADLINE_S = 3600.0
 """Longer than a load may take in the worst case, and than a batch of large frames takes on a slow CPU."""
 
@@ -302,7 +301,7 @@ class ModelCache:
         try:
             while True:
                 try:
-                    return wait_for(getattr(self._actor, method).remote(*args), deadline - time.monotonic())
+                    return wait_for(getattr(self._actor, method).remote(*args), max(deadline - time.monotonic(), 0.0))
                 except ActorUnavailableError:
                     time.sleep(_RETRY_S)  # its process died; Ray starts it again within 2 s, and it adopts its sessions
         except GetTimeoutError as exc:

@@ -42,6 +42,8 @@ class Entry:
     """Why it failed."""
     adopted: bool = False
     """Whether an earlier life of this cache started it."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is no longer in the ledger."""
 
 
 def key_of(request: SessionRequest) -> Key:

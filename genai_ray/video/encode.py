@@ -143,11 +143,12 @@ class SegmentWriter:
 
     def __init__(self, path: Path, *, info: VideoInfo, size: tuple[int, int], encoding: Encoding) -> None:
         self.path, self.info, self.size = path, info, size
+        pix_fmt = choose_pixel_format(encoding, size, info.bit_depth)
         with av_errors(path, "opening for writing"):
             # Each packet is written as it comes: how far a segment is can be seen from outside, at no measurable cost.
             kind = "mov" if encoding.encoder == "prores_ks" else "nut"  # NUT has no ProRes
             self._sink = av.open(str(path), "w", format=kind, options={"fflags": "+bitexact+flush_packets"})
-            self._stream = self._add_stream(encoding)
+            self._stream = self._add_stream(encoding, pix_fmt)
 
     def write(self, frame: npt.NDArray[Any], pts: int) -> None:
         """Encode one frame.
@@ -181,9 +182,8 @@ class SegmentWriter:
         if kind is not None:
             self.path.unlink(missing_ok=True)
 
-    def _add_stream(self, encoding: Encoding) -> VideoStream:
+    def _add_stream(self, encoding: Encoding, pix_fmt: str) -> VideoStream:
         info, (width, height) = self.info, self.size
-        pix_fmt = choose_pixel_format(encoding, self.size, info.bit_depth)
         stream: Any = self._sink.add_stream(encoding.encoder, rate=info.average_rate, options=_options(encoding, width))
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         codec = stream.codec_context

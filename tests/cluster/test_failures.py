@@ -1,5 +1,6 @@
 """What the cache does when its own process, a session's or a machine's answers end: real SIGKILL and SIGSTOP on a real Ray."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -145,3 +146,34 @@ def test_a_silent_session_is_replaced(cache, frames, expected):
 def test_a_deadline_is_positive(ray_session):
     with pytest.raises(errors.ConfigError, match="deadline_s=0"):
         ModelCache(1_000_000_000, name="hasty", deadline_s=0)
+
+
+def test_the_ledger_holds_while_a_model_in_use_is_evicted(cache, frames, expected):
+    session = cache.get_session(MODEL)
+    over = threading.Event()
+
+    def ask():
+        while not over.is_set():
+            assert np.array_equal(session.infer(frames), expected)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            for _ in range(5):
+                wait_until(lambda: cache.loaded_models() == [MODEL])
+                cache.evict(MODEL)
+        finally:
+            over.set()
+        asking.result(60)
+    session.infer(frames)
+    (entry,) = cache.status()["models"]
+    assert cache.memory_usage()[0] == entry["bytes"] > 0
+    wait_until(lambda: len(session_names()) == 1)
+
+
+def test_a_pin_of_a_dead_session_leaves_the_cache_open(cache):
+    cache.load_model(MODEL)
+    os.kill(cache.get_session(MODEL).status()["pid"], signal.SIGKILL)
+    with contextlib.suppress(errors.ModelNotFoundError):  # where its death was noticed before
+        cache.pin(MODEL)
+    wait_until(lambda: cache.loaded_models() == [])

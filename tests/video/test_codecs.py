@@ -141,3 +141,10 @@ def test_every_encoder_keeps_the_tags_of_hdr(codec, suffix, tmp_path):
     identity(source, result, Encoding(codec=codec, preset=PRESETS.get(codec)))
     colour = plan_video(result).info.colour
     assert (colour.matrix, colour.range, colour.primaries, colour.transfer) == PQ
+
+
+def test_a_writer_refuses_a_size_that_the_encoder_has_not(tmp_path):
+    plan = plan_video(write(tmp_path / "a.mkv", codec="ffv1", tracks=0))
+    with pytest.raises(errors.ConfigError, match=r"97x64.*even sizes"):
+        SegmentWriter(tmp_path / "a.nut", info=plan.info, size=(97, 64), encoding=Encoding(codec="av1"))
+    assert not (tmp_path / "a.nut").exists()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.cluster import CachedSession, ModelCache, PendingCall
+from genai_ray.cluster import CachedSession, ModelCache, PendingCall, SessionRequest, Span
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.frames import append_results, iter_frames
 from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames
@@ -57,12 +57,12 @@ class BatchInference:
         self.frames_done = 0
         self._session: CachedSession | None = None
 
-    def open(self, cache: ModelCache, *, device: str = "auto", tag: str | None = None) -> CachedSession:
+    def open(self, cache: ModelCache, *, request: SessionRequest | None = None, tag: str | None = None) -> CachedSession:
         """Get the session, and keep it.
 
         Args:
             cache: Where it is.
-            device: ``auto``, ``cpu`` or ``cuda``.
+            request: Which session exactly; None for what backend and precision of this object say.
             tag: Whose progress its frames count as.
 
         Returns:
@@ -71,14 +71,18 @@ class BatchInference:
         Raises:
             GenAIRayError: As ``ModelCache.get_session``.
         """
-        self._session = cache.get_session(self.model, self.backend, self.precision, device=device, tag=tag)
+        if request is not None:
+            self._session = cache.session_of(request, tag=tag)
+        else:
+            self._session = cache.get_session(self.model, self.backend, self.precision, tag=tag)
         return self._session
 
-    def submit(self, frames: Frames | PendingCall) -> PendingCall:
+    def submit(self, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None = None) -> PendingCall:
         """Send one batch without waiting; ``open`` comes first.
 
         Args:
-            frames: (N, H, W, 3), or the pending result of another stage.
+            frames: (N, H, W, 3), or the pending result of another stage, or some frames of it.
+            params: Extra inputs of this batch by name, over those of the object.
 
         Returns:
             The result to come.
@@ -89,7 +93,7 @@ class BatchInference:
         """
         if self._session is None:
             raise ConfigError("submit() before open()", "open(cache) first")
-        pending = self._session.submit(frames, self.params)
+        pending = self._session.submit(frames, {**(self.params or {}), **(params or {})})
         self.frames_done += pending.num_frames
         return pending
 

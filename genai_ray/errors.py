@@ -10,6 +10,7 @@
       InvalidInputError(ValueError)          frames of a wrong shape, dtype or range, or none
       InferenceError(RuntimeError)           the runtime failed on this input
       ResourceExhaustedError(MemoryError)    larger than any device, or no room
+      TooManyRequestsError(RuntimeError)     more at the same time than are taken; later they are
       DeadlineExceededError(TimeoutError)    not done by the caller's deadline
       CacheClosedError(RuntimeError)         a handle used after ``shutdown()``
       VideoError(RuntimeError)               not a video, truncated, no video stream
@@ -34,6 +35,7 @@ __all__ = [
     "ModelNotFoundError",
     "QualityError",
     "ResourceExhaustedError",
+    "TooManyRequestsError",
     "VideoError",
 ]
 
@@ -88,6 +90,10 @@ class InferenceError(GenAIRayError, RuntimeError):
 
 class ResourceExhaustedError(GenAIRayError, MemoryError):
     """Larger than any device's budget, or no room that may be made."""
+
+
+class TooManyRequestsError(GenAIRayError, RuntimeError):
+    """More requests at the same time than are taken; the same one is taken later."""
 
 
 class DeadlineExceededError(GenAIRayError, TimeoutError):

@@ -7,16 +7,20 @@ C = 1, 3 or 4. Results add ``output``, a column of the same kind, and ``latency_
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from genai_ray.errors import InvalidInputError
+from genai_ray.errors import InvalidInputError, VideoError
 
-__all__ = ["FRAME_COLUMNS", "append_results", "build_table", "from_column", "iter_frames", "to_column"]
+__all__ = ["FRAME_COLUMNS", "TableWriter", "append_results", "build_index", "build_table", "from_column", "iter_frames", "to_column"]
 
 FRAME_COLUMNS = ("video", "frame_index", "pts", "time_base", "frame")
 """Columns of a table of frames, in order."""
@@ -94,9 +98,24 @@ def build_table(frames: npt.NDArray[Any], *, video: str, frame_index: Sequence[i
     """
     if not len(frames) == len(frame_index) == len(pts):
         raise InvalidInputError(f"{len(frames)} frames with {len(frame_index)} indices and {len(pts)} pts", "equal numbers")
-    names = pa.array([video] * len(frames), pa.string()), pa.array([time_base] * len(frames), pa.string())
-    columns = [names[0], pa.array(frame_index, pa.int64()), pa.array(pts, pa.int64()), names[1], to_column(frames)]
-    return pa.table(columns, names=list(FRAME_COLUMNS))
+    return build_index(video=video, frame_index=frame_index, pts=pts, time_base=time_base).append_column("frame", to_column(frames))
+
+
+def build_index(*, video: str, frame_index: Sequence[int], pts: Sequence[int], time_base: str) -> pa.Table:
+    """Make a table of frames of one video without the frames themselves.
+
+    Args:
+        video: Path or URI of the video.
+        frame_index: Position of each frame in the video, from 0.
+        pts: Presentation time of each frame, in ``time_base`` units; as many as indices.
+        time_base: "num/den" in seconds.
+
+    Returns:
+        A table with the columns of ``FRAME_COLUMNS`` but the last.
+    """
+    count = len(frame_index)
+    columns = [pa.array([video] * count, pa.string()), pa.array(frame_index, pa.int64()), pa.array(pts, pa.int64())]
+    return pa.table([*columns, pa.array([time_base] * count, pa.string())], names=list(FRAME_COLUMNS[:-1]))
 
 
 def append_results(table: pa.Table, outputs: Sequence[npt.NDArray[Any]], latencies_ms: npt.NDArray[np.float64]) -> pa.Table:
@@ -118,6 +137,50 @@ def append_results(table: pa.Table, outputs: Sequence[npt.NDArray[Any]], latenci
         raise InvalidInputError(f"results of the shapes {sorted(shapes)} in one table", "one shape a table", "Map with batch_size=None.")
     column = pa.chunked_array([to_column(output) for output in outputs])
     return table.append_column("output", column).append_column("latency_ms", pa.array(latencies_ms, pa.float64()))
+
+
+class TableWriter:
+    """Writes tables of one schema into a Parquet file, a row group each; it appears under its name when the block ends without an error.
+
+    Args:
+        path: The file; replaced when it exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Add a row group.
+
+        Args:
+            table: Of the schema of the first one.
+
+        Raises:
+            VideoError: If the file cannot be written.
+        """
+        try:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._partial, table.schema, compression="zstd", use_dictionary=False, write_statistics=False)
+            self._writer.write_table(table)
+        except OSError as exc:
+            raise VideoError(f"{self.path}: writing failed: {exc}") from exc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+                if kind is None:
+                    with self._partial.open("rb") as file:
+                        os.fsync(file.fileno())
+                    self._partial.replace(self.path)
+        except OSError as exc:
+            raise VideoError(f"{self.path}: writing failed: {exc}") from exc
+        finally:
+            self._partial.unlink(missing_ok=True)
 
 
 def _view(chunk: pa.Array) -> list[npt.NDArray[Any]]:

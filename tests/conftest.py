@@ -9,6 +9,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """What sessions were measured to take is remembered for this run only, and nothing of the user's is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def samples() -> Path:
     return ROOT / "samples"
@@ -29,6 +37,15 @@ def ray_session():
     connect()
     yield
     disconnect()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster of several raylets instead of the embedded Ray: a head without GPUs, nodes of logical GPUs by ``nodes.add(2)``."""
+    from tests.nodes import Nodes
+
+    with Nodes() as several:
+        yield several
 
 
 @pytest.fixture

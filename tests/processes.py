@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 DEADLINE_S = 120.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(*args, **options):
@@ -31,10 +34,10 @@ def wait_until(condition, process=None):
         time.sleep(0.02)
 
 
-def descendants(root):
+def descendants(root, with_agents=False):
     """Return the ids of all processes that a process started, and of those that they started.
 
-    Ray's own two agents are left out: when their raylet is killed they end by themselves after a minute.
+    Ray's own two agents are left out where they are not asked for: when their raylet is killed they end by themselves after a minute.
     """
     parents = {}
     for entry in Path("/proc").iterdir():
@@ -46,7 +49,7 @@ def descendants(root):
     mine = {root}
     while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
         mine |= more
-    return {pid for pid in mine - {root} if title(pid) not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")}
+    return {pid for pid in mine - {root} if with_agents or title(pid) not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")}
 
 
 def title(pid):
@@ -69,3 +72,51 @@ def kill(pid):
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def rss_anon(pid):
+    """Return the anonymous memory of a process in bytes."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def rss_watched(pid):
+    """Look at a process all the time; the list ends with the most that it has taken."""
+    most, over = [rss_anon(pid)], threading.Event()
+
+    def look():
+        while not over.wait(0.002):
+            most[0] = max(most[0], rss_anon(pid))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def killing(words, most, when):
+    """Kill up to ``most`` processes of the embedded Ray whose title has ``words``, one after another, once ``when()`` holds."""
+    over, killed = threading.Event(), []
+
+    def hunt():
+        while not over.wait(0.05) and len(killed) < most:
+            if not when():
+                continue
+            for pid in descendants(os.getpid()):
+                if words in title(pid) and pid not in killed and is_alive(pid):
+                    kill(pid)
+                    killed.append(pid)
+                    break
+
+    thread = threading.Thread(target=hunt)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.enhance.moving import frames_of, write_frames
 from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,17 @@ def test_the_python_block_runs():
     assert "passed=True" in done.stdout
 
 
-LINES = [line for text in re.findall(r"```sh\n(.*?)```", README, re.S) for line in text.splitlines()]
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_python_blocks_of_a_page_run(page):
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+PAGES = (README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
+LINES = [line for page in PAGES for text in re.findall(r"```sh\n(.*?)```", page, re.S) for line in text.splitlines()]
 COMMANDS = sorted({line.partition("#")[0].strip() for line in LINES if "genai-ray " in line})
 
 
@@ -44,6 +55,21 @@ def test_options_of_every_command_exist(command):
     told = run(*verb, "--help", env={"PATH": "", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert told.returncode == 0, told.stderr
     assert all(word in told.stdout for word in words if word.startswith("--"))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_of_tasks_run_as_they_stand(tmp_path, samples):
+    """On a small clip of the sample's name: six commands, of which each starts Ray anew."""
+    (tmp_path / "samples").mkdir()
+    frames = frames_of(samples / "bigbuckbunny-360p.mp4")[1][:10, ::4, ::4]
+    write_frames(tmp_path / "samples" / "bigbuckbunny-360p.mp4", frames, codec="libx264")
+    lines = re.findall(r"^genai-ray (enhance .*)$", (ROOT / "docs" / "tasks.md").read_text(), re.M)
+    assert len(lines) == 6
+    for line in lines:
+        words = line.split()
+        done = run(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / words[words.index("-o") + 1]).exists()
 
 
 def test_every_packaged_model_is_in_the_table():

@@ -31,7 +31,7 @@ class TensorInfo:
     name: str
     """Name in the graph."""
     dtype: np.dtype[Any]
-    """numpy dtype; ``object`` for strings."""
+    """numpy dtype; ``object`` for strings, ``uint16`` with the same bits for bfloat16."""
     shape: tuple[int | None, ...]
     """Sizes of the axes; None where free."""
 

@@ -50,7 +50,10 @@ _DTYPES = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
+    "tensor(bfloat16)": np.uint16,
 }
+_BFLOAT16 = 16
+"""ONNX's number for bfloat16, which numpy has no type for: arrays hold the same bits as uint16."""
 
 
 class OnnxRuntimeSession:
@@ -87,6 +90,8 @@ class OnnxRuntimeSession:
         self._is_cpu = wanted == "CPUExecutionProvider"
         self.device = "cpu" if self._is_cpu else (device if ":" in device else f"{device}:0")
         self.computes_in = "fp32" if self._is_cpu else "as the weights"
+        nodes = (*self._session.get_inputs(), *self._session.get_outputs())
+        self._bfloat16 = {node.name for node in nodes if node.type == "tensor(bfloat16)"}
         self.inputs = tuple(_describe(node) for node in self._session.get_inputs())
         self.outputs = tuple(_describe(node) for node in self._session.get_outputs())
 
@@ -109,8 +114,10 @@ class OnnxRuntimeSession:
             raise InferenceError("a run on a closed session", do="Open a new one.")
         self._check(feeds)
         with _run_errors():
+            names = [tensor.name for tensor in self.outputs]
+            if self._bfloat16:
+                return self._run_with_bfloat16(session, names, feeds)
             if into is None:
-                names = [tensor.name for tensor in self.outputs]
                 return dict(zip(names, session.run(names, dict(feeds)), strict=True))
             binding = session.io_binding()
             for name, array in feeds.items():
@@ -124,6 +131,15 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Let go of the model; a second call does nothing."""
         self._session = None
+
+    def _run_with_bfloat16(self, session: ort.InferenceSession, names: list[str], feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
+        values = {}
+        for name, array in feeds.items():
+            held = np.array(array, order="C")  # ONNX Runtime takes a writable one only
+            is_brain = name in self._bfloat16
+            values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(held, _BFLOAT16) if is_brain else ort.OrtValue.ortvalue_from_numpy(held)
+        results = dict(zip(names, session.run_with_ort_values(names, values), strict=True))
+        return {name: _read_bfloat16(value) if name in self._bfloat16 else value.numpy() for name, value in results.items()}
 
     def _check(self, feeds: Tensors) -> None:
         wanted = {tensor.name: tensor for tensor in self.inputs}
@@ -220,6 +236,13 @@ def _run_errors() -> Iterator[None]:
 def _describe(node: ort.NodeArg) -> TensorInfo:
     shape = tuple(axis if isinstance(axis, int) else None for axis in node.shape)
     return TensorInfo(node.name, np.dtype(_DTYPES.get(node.type, object)), shape)
+
+
+def _read_bfloat16(value: ort.OrtValue) -> npt.NDArray[np.uint16]:
+    shape = value.shape()
+    count = int(np.prod(shape))
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr())) if count else np.empty(0, np.uint16)
+    return bits.reshape(shape).copy()
 
 
 def _first_line(exc: Exception) -> str:

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from genai_ray.catalog.files import configs_folder, load_spec
+from genai_ray.catalog.files import SERVING_SUFFIX, configs_folder, load_spec
 from genai_ray.catalog.spec import ModelSpec
 from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError
 
@@ -49,6 +49,8 @@ class ModelCatalog:
         self._specs: dict[str, ModelSpec] = {}
         for folder in folders:
             for path in sorted(folder.glob("*.yaml")):
+                if path.name.endswith(SERVING_SUFFIX):
+                    continue
                 spec = load_spec(path)
                 if spec.model_id in self._specs:
                     _log.info("model %s: %s replaces the packaged spec", spec.model_id, path)

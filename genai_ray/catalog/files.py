@@ -9,9 +9,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from genai_ray.catalog.spec import ModelSpec
-from genai_ray.errors import ConfigError
+from genai_ray.errors import ConfigError, VideoError
+from genai_ray.files import open_to_read
 
-__all__ = ["configs_folder", "dump_spec", "load_spec", "read_yaml"]
+__all__ = ["SERVING_SUFFIX", "configs_folder", "dump_spec", "load_spec", "read_profile", "read_yaml"]
+
+SERVING_SUFFIX = ".serve.yaml"
+"""End of a file's name that says how a model is served; such files are no specs."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -29,11 +33,33 @@ def configs_folder() -> Path:
     return packaged if packaged.is_dir() else package.parent / "configs"
 
 
-def read_yaml(path: Path, model: type[Model]) -> Model:
+def read_profile(kind: str, name: str, model: type[Model]) -> Model:
+    """Read a set of options by its name.
+
+    Args:
+        kind: Folder of packaged ones in ``configs``: ``engine`` or ``serve``.
+        name: Name of a packaged profile, or the path of a YAML file.
+        model: What it must hold.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: If there is no such profile, or a field of it is wrong.
+    """
+    folder = configs_folder() / kind
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise ConfigError(f"no profile {name!r} of configs/{kind}", f"{names}, or the path of a YAML file")
+    return read_yaml(path, model)
+
+
+def read_yaml(path: Path | str, model: type[Model]) -> Model:
     """Read a YAML file into a checked object.
 
     Args:
-        path: The file.
+        path: The file; a URI does as well.
         model: What it must hold.
 
     Returns:
@@ -43,9 +69,10 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
         ConfigError: If the file cannot be read, is not YAML, or a field is missing, unknown or of a wrong type.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open_to_read(str(path)) as file:
+            content = yaml.safe_load(file.read().decode())
         return model.model_validate(content)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except (VideoError, UnicodeDecodeError, yaml.YAMLError) as exc:
         raise ConfigError(f"{path} cannot be read as YAML: {exc}") from exc
     except ValidationError as exc:
         fields = "; ".join(f"{'.'.join(map(str, error['loc'])) or 'the file'}: {error['msg']}" for error in exc.errors())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genai_ray.catalog.files import configs_folder, read_yaml
-from genai_ray.errors import ConfigError
+from genai_ray.catalog.files import read_profile
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["EngineProfile", "load_profile"]
@@ -49,9 +47,4 @@ def load_profile(name: str) -> EngineProfile:
     Raises:
         ConfigError: If there is no such profile, or a field of it is wrong.
     """
-    folder = configs_folder() / "engine"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ConfigError(f"no profile {name!r}", f"{names}, or the path of a YAML file")
-    return read_yaml(path, EngineProfile)
+    return read_profile("engine", name, EngineProfile)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from genai_ray import __version__
-from genai_ray.cli import cache, enhance, models
+from genai_ray.cli import cache, enhance, models, serve
 from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, ModelNotFoundError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Better videos with AI models, on Ray.",
 )
 app.command("enhance")(enhance.enhance)
+app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster: status, load, evict.")
+app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster: status, load, evict, watch.")
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]", show_default=False)]
 Name = Annotated[str, typer.Option(help="Name of the cache.")]
@@ -57,25 +61,71 @@ def evict(model: str, name: Name = "default", address: Address = None, as_json: 
     _show(cache.status(), as_json)
 
 
+@app.command("watch")
+def watch(
+    name: Name = "default",
+    address: Address = None,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    times: Annotated[int, typer.Option(help="End after so many looks; 0 for never.", min=0)] = 0,
+) -> None:
+    """Show the cache as it changes, until Ctrl-C."""
+    cache = _join(name, address)
+    with Live(console=_console(), screen=False, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        for number in itertools.count(1):
+            live.update(_draw(cache.status()), refresh=True)
+            if number == times:
+                break
+            time.sleep(every)
+
+
 def _show(status: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(status))
-        return
-    print(
-        f"cache {status['name']}: {status['used_bytes'] / 1e6:.0f} of {status['budget_bytes'] / 1e6:.0f} MB, "
-        f"{status['loads']} loads, {status['evictions']} evictions"
+    else:
+        _console().print(_draw(status))
+
+
+def _console() -> Console:
+    """Return a console that is as wide as the terminal; wide enough for every column where the text goes elsewhere."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def _draw(status: dict[str, Any]) -> Group:
+    """Lay out budget and counts, then devices, sessions, and what waits or fails."""
+    head = (
+        f"cache {status['name']}: {_mb(status['used_bytes'])} of {_mb(status['budget_bytes'])} MB, {status['policy']}, "
+        f"{status['loads']} loads, {status['evictions']} evictions, {status['failures']} failures, {status['leases']} leases"
     )
-    table = Table("model", "backend", "precision", "device", "state", "MB", "pinned", "frames", box=None)
+    devices = Table("device", "kind", "used MB", "free MB", "budget MB", box=None)
+    for device in status["devices"]:
+        devices.add_row(device["device"], device["kind"], *(_mb(device[key]) for key in ("used_bytes", "free_bytes", "budget_bytes")))
+    models = Table("model", box=None)
+    for column in ("as", "on", "state", "MB", "predicted", "replicas", "hits", "queue", "idle s", "load s", "evicted", "stays"):
+        models.add_column(column, overflow="fold")
+    models.columns[0].no_wrap = True
     for entry in status["models"]:
-        session = entry["session"]
-        table.add_row(
+        history = status["history"].get(entry["model_id"], {})
+        models.add_row(
             entry["model_id"],
-            entry["backend"],
-            entry["precision"],
-            session.get("device", entry["device"]),
+            f"{entry['backend']} {entry['precision']}",
+            entry["placed_on"],
             entry["state"],
-            f"{entry['bytes'] / 1e6:.0f}",
-            "yes" if entry["pinned"] else "",
-            str(session.get("inference_count", "")),
+            _mb(entry["bytes"]),
+            _mb(entry["predicted_bytes"]),
+            *(str(entry[key]) for key in ("replicas", "hits", "queue")),
+            f"{entry['idle_s']:.0f}",
+            f"{entry['load_s']:.1f}",
+            _evicted(history),
+            " ".join(word for word in ("pinned", "leased") if entry[word]),
         )
-    Console().print(table)
+    troubles = [f"{entry['model_id']} {state}: {entry['reason']}" for state in ("waiting", "failing") for entry in status[state]]
+    return Group(head, devices, models, *troubles)
+
+
+def _evicted(history: dict[str, float]) -> str:
+    return f"{history['evictions']:.0f} (at {history['age_at_eviction_s']:.0f} s)" if history.get("evictions") else ""
+
+
+def _mb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:.0f}"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from genai_ray.errors import ConfigError
@@ -20,18 +22,32 @@ from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["enhance"]
 
+LINE_EVERY_S = 10.0
+
+MOST_SHOWN = 20
+"""Videos that the table shows one by one."""
+
 
 def enhance(
-    inputs: Annotated[list[Path], typer.Argument(help="Video files.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs.", show_default=False)
-    ],
+    inputs: Annotated[list[str], typer.Argument(help="Videos, folders, patterns or URIs; or one manifest (.csv, .parquet).", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs.", show_default=False)],
     model: Annotated[list[str], typer.Option("--model", "-m", help="Model id or .onnx file; again for a chain.", show_default=False)],
     backend: Annotated[ModelBackend | None, typer.Option(help="Runtime. [default: onnx]", show_default=False)] = None,
     precision: Annotated[ModelPrecision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[str, typer.Option(help="all, or on how many devices the models are to be.")] = "1",
+    device_kind: Annotated[str | None, typer.Option(help="Kinds of devices, such as L4,A10. [default: any]", show_default=False)] = None,
     param: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for models that have such a param.", show_default=False)] = None,
-    codec: Annotated[str, typer.Option(help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1 or prores_ks.")] = "libx264",
+    factor: Annotated[int | None, typer.Option(help="Frames for one, with a model that adds frames. [default: 2]", show_default=False)] = None,
+    fps: Annotated[str | None, typer.Option(help="Frames per second instead, such as 60 or 60000/1001.", show_default=False)] = None,
+    scene_threshold: Annotated[float, typer.Option(help="Similarity below which neighbours are a cut apart; 0 for never.")] = 0.3,
+    background: Annotated[
+        str | None, typer.Option(help="alpha, blur, blur:RADIUS, mask or #RRGGBB, with a model that removes it. [default: #00b140]", show_default=False)
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1, prores_ks, png or mjpeg. [default: by suffix, or libx264]", show_default=False),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Encoder preset. [default: the encoder's, medium for libx264]", show_default=False)] = None,
     crf: Annotated[float | None, typer.Option(help="Constant rate factor. [default: the encoder's, 18 for libx264]", show_default=False)] = None,
     bit_depth: Annotated[int | None, typer.Option(help="8 or 10. [default: as the source]", show_default=False)] = None,
@@ -43,14 +59,18 @@ def enhance(
     max_memory: Annotated[int | None, typer.Option(help="Budget of the model cache in bytes.", show_default=False)] = None,
     profile: Annotated[str | None, typer.Option(help="laptop, cpu-server, gpu-node, cluster, or a YAML file.", show_default=False)] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default=False)] = None,
-    work_dir: Annotated[Path | None, typer.Option(help="Folder of finished segments.", show_default=False)] = None,
+    work_dir: Annotated[str | None, typer.Option(help="Folder or URI of finished segments.", show_default=False)] = None,
+    name: Annotated[str, typer.Option(help="Names in an output folder, of {folder}, {stem}, {suffix} and {index}.")] = "{folder}{stem}{suffix}",
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the job with the first video that fails.")] = False,
+    max_failures: Annotated[int, typer.Option(min=0, help="Videos of several that may fail before the exit code is 1.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     allow_truncated: Annotated[bool, typer.Option("--allow-truncated", help="Enhance what is there of a truncated file.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, in which time; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
 ) -> None:
     """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
     from genai_ray.catalog import EngineProfile, load_profile
-    from genai_ray.enhance import EnhanceOptions, enhance_videos
+    from genai_ray.enhance import EnhanceOptions, enhance_videos, forecast_videos, parse_background, parse_rate
     from genai_ray.video import Encoding
 
     base = load_profile(profile) if profile else EngineProfile(name="default")
@@ -58,7 +78,13 @@ def enhance(
         backend=backend or base.backend,
         precision=precision or base.precision,
         device=device,
+        copies=_parse_devices(devices),
+        device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),
         params=_parse_params(param or []),
+        background=parse_background(background) if background is not None else None,
+        factor=factor,
+        fps=parse_rate(fps) if fps is not None else None,
+        scene_threshold=scene_threshold,
         encoding=Encoding(
             codec=codec,
             preset=preset,
@@ -72,18 +98,25 @@ def enhance(
         overwrite=overwrite,
         allow_truncated=allow_truncated,
         work_dir=work_dir,
+        name=name,
+        fail_fast=fail_fast,
         batch_size=batch_size if batch_size is not None else base.batch_size,
         segment_frames=segment_frames if segment_frames is not None else base.segment_frames,
         max_memory_bytes=max_memory if max_memory is not None else base.max_memory_bytes,
     )
+    if dry_run:
+        _print_forecast(forecast_videos(inputs, output, models=model, options=options), as_json)
+        return
     console = Console(stderr=True)
-    bar = _Bar(console) if console.is_terminal else None
-    with bar or nullcontext():
-        report = enhance_videos(inputs, output, models=model, options=options, on_progress=bar, started_at=_process_start())
+    shown = _Bar(console) if console.is_terminal else _Lines()
+    with shown, redirect_stdout(sys.stderr):  # where Ray tells what befell its processes, it prints it
+        report = enhance_videos(inputs, output, models=model, options=options, on_progress=shown, started_at=_process_start())
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
         _print_table(report)
+    if report.clips_failed > max_failures:
+        raise typer.Exit(1)
 
 
 class _FramesPerSecond(ProgressColumn):
@@ -91,8 +124,38 @@ class _FramesPerSecond(ProgressColumn):
         return Text(f"{task.speed:.1f} fps" if task.speed else "-- fps")
 
 
+class _Lines:
+    """One line every ten seconds, where nobody watches."""
+
+    def __init__(self) -> None:
+        self._told_s = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, progress: Any) -> None:
+        if time.monotonic() - self._told_s < LINE_EVERY_S:
+            return
+        self._told_s = time.monotonic()
+        print(f"{progress.stage}: {_clips_of(progress)}{progress.frames_done} of {progress.frames_total} frames{_left_of(progress)}", file=sys.stderr)
+
+
+def _clips_of(progress: Any) -> str:
+    if progress.clips_total == 1:
+        return ""
+    failed = f" ({progress.clips_failed} failed)" if progress.clips_failed else ""
+    return f"{progress.clips_done} of {progress.clips_total} videos{failed}, "
+
+
+def _left_of(progress: Any) -> str:
+    return "" if progress.seconds_left is None else f", {timedelta(seconds=round(progress.seconds_left))} left"
+
+
 class _Bar:
-    """A progress bar on the terminal: frames, frames per second, time left."""
+    """A progress bar on the terminal: videos where there are several, frames, frames per second, time left over the whole job."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -101,10 +164,10 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn("frames"),
             _FramesPerSecond(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         self._progress = Progress(*columns, console=console, transient=True)
-        self._task = self._progress.add_task("starting", total=None)
+        self._task = self._progress.add_task("starting", total=None, left="")
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -114,7 +177,8 @@ class _Bar:
         self._progress.stop()
 
     def __call__(self, progress: Any) -> None:
-        self._progress.update(self._task, description=progress.stage, completed=progress.frames_done, total=progress.frames_total)
+        counts = {"completed": progress.frames_done, "total": progress.frames_total}
+        self._progress.update(self._task, description=f"{_clips_of(progress)}{progress.stage}", left=_left_of(progress).lstrip(", "), **counts)
 
 
 def _parse_params(pairs: list[str]) -> dict[str, float]:
@@ -130,6 +194,14 @@ def _parse_params(pairs: list[str]) -> dict[str, float]:
     return params
 
 
+def _parse_devices(word: str) -> int | None:
+    if word == "all":
+        return None
+    if not word.isdigit() or int(word) < 1:
+        raise ConfigError(f"--devices {word}", "all, or a number from 1")
+    return int(word)
+
+
 def _parse_options(pairs: list[str]) -> dict[str, str]:
     options = {}
     for pair in pairs:
@@ -140,19 +212,52 @@ def _parse_options(pairs: list[str]) -> dict[str, str]:
     return options
 
 
+def _print_forecast(forecast: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(forecast.to_dict()))
+        return
+    table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
+    for clip in forecast.clips[:MOST_SHOWN]:
+        table.add_row("video", f"{clip.source} -> {clip.output}")
+        if clip.status == "todo":
+            (width, height), (out_width, out_height) = clip.size_in, clip.size_out
+            done = f", {clip.segments_done} of them finished" if clip.segments_done else ""
+            table.add_row("", f"{width}x{height} -> {out_width}x{out_height}, {clip.frames} frames to be made, {clip.segments} segments{done}")
+        else:
+            table.add_row("", clip.error or "was done before")
+    if len(forecast.clips) > MOST_SHOWN:
+        table.add_row("", f"and {len(forecast.clips) - MOST_SHOWN} more videos (--json has all)")
+    states = [clip.status for clip in forecast.clips]
+    table.add_row("videos", f"{states.count('todo')} to be done, {states.count('done')} done before, {states.count('failed')} would fail")
+    table.add_row("in all", f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB")
+    for model_id, num_bytes in forecast.models.items():
+        table.add_row("model", f"{model_id}, {num_bytes / 1e6:.0f} MB")
+    if forecast.expected_s is not None:
+        table.add_row("time", f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, by a trial on a few frames")
+    Console(soft_wrap=True).print(table)
+
+
 def _print_table(report: Any) -> None:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for video in report.videos:
-        (width, height), (out_width, out_height) = video.size_in, video.size_out
-        table.add_row("video", f"{video.source} -> {video.output}")
-        table.add_row("size", f"{width}x{height} -> {out_width}x{out_height}")
+    table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
+    for video in report.videos if report.clips <= MOST_SHOWN else ():
+        table.add_row("video", f"{video.source} -> {video.output}{' (was done before)' if video.status == 'skipped' else ''}")
+        if video.frames and video.size_in[0]:
+            (width, height), (out_width, out_height) = video.size_in, video.size_out
+            table.add_row("size", f"{width}x{height} -> {out_width}x{out_height}")
+        if video.share_outside_rgb:
+            table.add_row("", f"{video.share_outside_rgb:.1%} of its pixels are no colours of RGB")
         for note in video.notes:
             table.add_row("note", note)
+    failed = [video for video in report.videos if video.status == "failed"]
+    for video in failed[:MOST_SHOWN]:
+        table.add_row("failed", video.error if video.source in video.error else f"{video.source}: {video.error}")
+    if report.results is not None:
+        table.add_row("videos", f"{report.clips}, of which {report.clips_skipped} were done before and {report.clips_failed} failed; {report.results}")
     reused = f" ({report.segments_reused} of {report.segments} segments reused)" if report.segments_reused else ""
     table.add_row("frames", f"{report.frames}{reused}")
     table.add_row("speed", f"{report.fps:.1f} frames/s")
     for use in report.models:
-        table.add_row("model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device}")
+        table.add_row("model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")
     table.add_row("seconds", f"{report.elapsed_s:.1f}, of which {report.startup_s:.1f} to start")
     Console(soft_wrap=True).print(table)
 

@@ -1,7 +1,28 @@
-"""Sessions in processes of their own, and the cache that places and evicts them."""
+"""Sessions in processes of their own on Ray, and the one cache that places and evicts them.
 
-from genai_ray.cluster.calls import CachedSession, PendingCall
+From the caller down: ``client`` (``ModelCache``) asks ``cache`` (``CacheActor``) over a ``connection`` where it does not know a
+session; ``calls`` sends frames straight to the session's ``actor``. ``placement`` decides where a session goes and what goes for it.
+"""
+
+from genai_ray.cluster.cache import CacheOptions
+from genai_ray.cluster.calls import CachedSession, PendingCall, Span
 from genai_ray.cluster.client import ModelCache
-from genai_ray.cluster.connect import connect, disconnect
+from genai_ray.cluster.connect import connect, disconnect, has_own_node_died, own_folders
+from genai_ray.cluster.lease import Lease
+from genai_ray.cluster.messages import SessionRequest
+from genai_ray.cluster.placement import EvictionPolicy
 
-__all__ = ["CachedSession", "ModelCache", "PendingCall", "connect", "disconnect"]
+__all__ = [
+    "CacheOptions",
+    "CachedSession",
+    "EvictionPolicy",
+    "Lease",
+    "ModelCache",
+    "PendingCall",
+    "SessionRequest",
+    "Span",
+    "connect",
+    "disconnect",
+    "has_own_node_died",
+    "own_folders",
+]

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
+from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster.actor import SessionRequest
-from genai_ray.cluster.cache import CacheActor
+from genai_ray.cluster.cache.options import CacheOptions
 from genai_ray.cluster.calls import CachedSession, Handle, wait_for
 from genai_ray.cluster.connect import connect
-from genai_ray.cluster.sessions import NAMESPACE, Key, end_sessions, key_of
-from genai_ray.errors import CacheClosedError, ConfigError, DeadlineExceededError
-from genai_ray.inspection import find_model
+from genai_ray.cluster.connection import Connection
+from genai_ray.cluster.lease import Lease
+from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, SessionRequest, Want, key_of
+from genai_ray.cluster.routes import Route
+from genai_ray.cluster.wants import CACHE_SHARE, build_want, own_node, to_request
+from genai_ray.errors import CacheClosedError, ConfigError, ResourceExhaustedError
+from genai_ray.inspection import canonical_id, find_model
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["ModelCache"]
 
-BUDGET_SHARE = 0.6
-"""Of Ray's ``memory`` resource, the budget of a cache that is given none."""
-
-UNKNOWN_MODEL_BYTES = 400_000_000
-"""Reserved for a model of which nothing is known; what is measured replaces it."""
+_log = logging.getLogger(__name__)
 
 DEADLINE_S = 3600.0
 """Longer than a load may take in the worst case, and than a batch of large frames takes on a slow CPU."""
 
-_RETRY_S = 0.1
-_SHUTDOWN_WITHIN_S = 10.0
+PROGRESS_WITHIN_S = 2.0
+"""A session that does not say within this how far it is counts as nothing."""
+
+EVICT_WITHIN_S = 60.0
+"""Most seconds that ``evict`` waits until a model is idle."""
 
 
 class ModelCache:
     """Client of one cache of the cluster, which holds models in processes of their own within a budget of bytes.
 
     Args:
-        max_memory_bytes: Budget of a new cache; None to join one, or for 60 % of the cluster's memory.
+        max_memory_bytes: Budget of a new cache; None to join one, or for what the devices have: 60 % of Ray's memory on a CPU node,
+            95 % of a GPU.
         name: Name of the cache.
         address: Ray cluster to join; None for the one around, or one of this process's own.
         deadline_s: Most seconds that a call of this client or of its sessions may take.
+        is_online: Whether somebody waits for its requests: they overtake those of batch jobs, and their models outlive others.
+        options: How a new cache behaves; None for the defaults, or to join one.
 
     Raises:
-        ConfigError: If budget or deadline is not positive, or the cache has another budget.
+        ConfigError: If budget or deadline is not positive, or the cache has another budget or other options.
 
     Example:
         >>> with ModelCache(max_memory_bytes=10**9, name="example") as cache:
@@ -54,28 +61,25 @@ class ModelCache:
         ['websr-x2-s']
     """
 
-    def __init__(self, max_memory_bytes: int | None = None, *, name: str = "default", address: str | None = None, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self,
+        max_memory_bytes: int | None = None,
+        *,
+        name: str = "default",
+        address: str | None = None,
+        deadline_s: float = DEADLINE_S,
+        is_online: bool = False,
+        options: CacheOptions | None = None,
+    ) -> None:
         if not deadline_s > 0:
             raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
         if max_memory_bytes is not None and max_memory_bytes <= 0:
             raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
-        self.name, self.deadline_s = name, deadline_s
+        self.name, self.deadline_s, self.is_online = name, deadline_s, is_online
         self.is_embedded = connect(address)
-        total = int(ray.cluster_resources().get("memory", 0) * BUDGET_SHARE)  # type: ignore[no-untyped-call]
-        actor = ray.remote(CacheActor).options(
-            name=f"cache:{name}",
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            max_concurrency=1000,
-            max_restarts=-1,
-            resources={"node:__internal_head__": 0.001},
-        )
-        self._actor: Any = actor.remote(name, max_memory_bytes or total)
-        self._handles: dict[Key, tuple[str, Handle]] = {}
-        self._closed = False
-        self._call("open", max_memory_bytes)
+        self._connection = Connection(name, max_memory_bytes, options, deadline_s)
+        self._routes: dict[Key, Route] = {}
+        self._warned: set[Key] = set()
 
     def load_model(  # noqa: PLR0913 - the design's own signature
         self,
@@ -113,27 +117,15 @@ class ModelCache:
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value}", "more than 0")
         spec, _ = find_model(model)
+        backend, precision = ModelBackend(backend), ModelPrecision(precision)
         request = SessionRequest(
-            spec.model_id,
-            ModelBackend(backend),
-            ModelPrecision(precision),
-            device=device,
-            floor_bytes=memory_bytes,
-            max_frame=max_frame,
-            max_batch=max_batch,
-            tile_size_px=tile_size_px,
+            spec.model_id, backend, precision, device, floor_bytes=memory_bytes, max_frame=max_frame, max_batch=max_batch, tile_size_px=tile_size_px
         )
-        self._handles.pop(key_of(request), None)  # it may have been evicted since: the cache knows
-        self.acquire(request, spec)
+        self._routes.pop(key_of(request), None)  # it may have been evicted since: the cache knows
+        self._fetch(request, spec, is_explicit=True)
 
     def get_session(
-        self,
-        model: str | Path,
-        backend: ModelBackend | None = None,
-        precision: ModelPrecision | None = None,
-        *,
-        device: str = "auto",
-        tag: str | None = None,
+        self, model: str | Path, backend: ModelBackend | None = None, precision: ModelPrecision | None = None, *, device: str = "auto", tag: str | None = None
     ) -> CachedSession:
         """Return a session; loaded where it is not there.
 
@@ -151,16 +143,27 @@ class ModelCache:
             GenAIRayError: As ``load_model``.
         """
         spec, _ = find_model(model)
-        if backend is None and precision is None:
-            known: SessionRequest | None = self._call("find", spec.model_id)
-            if known is not None:
-                session = CachedSession(self, known, spec, tag)
-                session.touch()
-                return session
-        request = SessionRequest(spec.model_id, ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device=device)
-        session = CachedSession(self, request, spec, tag)
+        known: SessionRequest | None = self._connection.call("find", spec.model_id) if backend is None and precision is None else None
+        asked = SessionRequest(spec.model_id, ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device=device)
+        session = CachedSession(self, known or asked, spec, tag)
         session.touch()
         return session
+
+    def session_of(self, request: SessionRequest, *, tag: str | None = None) -> CachedSession:
+        """Return the session that a request means; it is loaded when it is first used.
+
+        Args:
+            request: Which session, with everything that is to be said of it.
+            tag: Whose progress its frames count as.
+
+        Returns:
+            The session.
+
+        Raises:
+            ModelNotFoundError: If its model is not known.
+        """
+        request, spec = to_request(request)
+        return CachedSession(self, request, spec, tag)
 
     def memory_usage(self) -> tuple[int, int]:
         """Return (bytes used, budget in bytes).
@@ -168,7 +171,7 @@ class ModelCache:
         Returns:
             Both; loading and retiring sessions count as used.
         """
-        used, budget = self._call("memory")
+        used, budget = self._connection.call("memory")
         return used, budget
 
     def loaded_models(self) -> list[str]:
@@ -177,7 +180,7 @@ class ModelCache:
         Returns:
             The ids.
         """
-        return list(self._call("loaded"))
+        return list(self._connection.call("loaded"))
 
     def evict(self, model: str | Path) -> None:
         """Evict every entry of a model, when what it computes is done.
@@ -189,7 +192,9 @@ class ModelCache:
             ModelNotFoundError: If it is not loaded.
             ResourceExhaustedError: If it is pinned or stays at work.
         """
-        self._call("evict", find_model(model)[0].model_id)
+        model_id = canonical_id(model)
+        self._connection.call("evict", model_id, min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S))
+        self._routes = {key: route for key, route in list(self._routes.items()) if key.model != model_id}
 
     def evict_lru(self) -> str | None:
         """Evict the model that was not used for the longest time.
@@ -197,7 +202,7 @@ class ModelCache:
         Returns:
             Its id, or None where nothing may go.
         """
-        evicted: str | None = self._call("evict_lru")
+        evicted: str | None = self._connection.call("evict_lru")
         return evicted
 
     def pin(self, model: str | Path) -> None:
@@ -209,7 +214,7 @@ class ModelCache:
         Raises:
             ModelNotFoundError: If it is not loaded.
         """
-        self._call("pin", find_model(model)[0].model_id, True)
+        self._connection.call("pin", canonical_id(model), True)
 
     def unpin(self, model: str | Path) -> None:
         """Let a pinned model go again.
@@ -220,7 +225,7 @@ class ModelCache:
         Raises:
             ModelNotFoundError: If it is not loaded.
         """
-        self._call("pin", find_model(model)[0].model_id, False)
+        self._connection.call("pin", canonical_id(model), False)
 
     def status(self) -> dict[str, Any]:
         """Return budget, bytes, counts and every session, fit for JSON.
@@ -228,7 +233,7 @@ class ModelCache:
         Returns:
             The state.
         """
-        return dict(self._call("status"))
+        return dict(self._connection.call("status"))
 
     def progress(self, tag: str) -> dict[str, int]:
         """Ask the sessions that this client knows how many frames they computed for somebody.
@@ -240,42 +245,90 @@ class ModelCache:
             Frames by model id; sessions that are gone count as nothing.
         """
         counts: dict[str, int] = {}
-        for key, (_, handle) in list(self._handles.items()):
-            try:
-                counts[key[0]] = int(wait_for(handle.progress.remote(tag)))
-            except RayActorError:
-                counts[key[0]] = 0
+        for key, route in list(self._routes.items()):
+            if key.alone:
+                continue
+            counts.setdefault(key.model, 0)
+            for replica in route.replicas:
+                with contextlib.suppress(RayError):  # dead or silent
+                    counts[key.model] += int(wait_for(replica.handle.progress.remote(tag), PROGRESS_WITHIN_S))
         return counts
 
     def shutdown(self) -> None:
-        """End every session and the cache itself, and Ray where this client started it; a second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        if ray.is_initialized():
-            try:
-                ray.get(self._actor.shutdown.remote(), timeout=_SHUTDOWN_WITHIN_S)
-            except (RayActorError, GetTimeoutError):
-                end_sessions(self.name)  # the cache is dead or silent, and its sessions would outlive it
-            ray.kill(self._actor)
-        self._handles.clear()
+        """End every session and the cache itself; a second call does nothing. What is used afterwards raises ``CacheClosedError``."""
+        self._connection.shutdown()
+        self._routes.clear()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handles": {}, "is_embedded": False}
+        return self.__dict__ | {"_routes": {}, "is_embedded": False}
 
-    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None) -> tuple[str, Handle]:
+    def lease(
+        self, models: Sequence[str | Path | SessionRequest], *, copies: int | None = 1, device_kinds: Sequence[str] = (), tag: str | None = None
+    ) -> Lease:
+        """Load the models of a chain, all of them or none, and keep them until the lease is given back.
+
+        While it cannot be had, nothing is kept: two chains never hold what the other one waits for. A holder that dies is noticed
+        within 15 s.
+
+        Args:
+            models: Ids, aliases, paths; or requests, where more is to be said of one.
+            copies: On how many devices each is to be in the end; None for every device, those that come later as well. The lease is
+                there with the first copy.
+            device_kinds: Words of which the kind of a device must have one, such as ``L4``; empty for any.
+            tag: Whose progress the frames of its sessions count as.
+
+        Returns:
+            The lease, with one session a model; a context manager.
+
+        Raises:
+            ConfigError: If there are no models, or copies is less than 1.
+            ResourceExhaustedError: If they can never be there together, or not by the deadline.
+            GenAIRayError: As ``load_model``.
+        """
+        if not models or (copies is not None and copies < 1):
+            raise ConfigError(f"a lease of {len(models)} models in {copies} copies", "one or more of each")
+        chosen = [to_request(model) for model in models]
+        requests = [replace(request, device_kinds=tuple(device_kinds)) if device_kinds else request for request, _ in chosen]
+        wants = tuple(self._want(request, spec, is_explicit=False) for request, (_, spec) in zip(requests, chosen, strict=True))
+        asked = LeaseRequest(f"lease:{uuid.uuid4().hex[:12]}", wants, copies)
+        self._connection.call("lease", asked, self.deadline_s * CACHE_SHARE)
+        sessions = tuple(CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True))
+        lease = Lease(self._connection, asked, sessions)
+        try:
+            for session in sessions:
+                session.touch()
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
+        """Begin to load models that will be needed soon, without waiting; nothing in use goes for them.
+
+        Args:
+            models: Ids, aliases, paths; or requests, where more is to be said of one. One that fails tells so when it is used.
+
+        Raises:
+            ModelNotFoundError: If one is not known.
+        """
+        for model in models:
+            request, spec = to_request(model)
+            self._connection.send("acquire", self._want(request, spec, is_explicit=False), None)
+
+    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None) -> tuple[str, Handle]:
         """Return the actor of a session, from what this client knows or from the cache.
 
         Args:
             request: Which session.
             spec: Its model.
             lost: Name of a session that the caller saw dead or retired.
+            within_s: Most seconds to wait; None for the client's deadline.
 
         Returns:
             Name and handle.
@@ -283,29 +336,62 @@ class ModelCache:
         Raises:
             GenAIRayError: Why it cannot be loaded.
         """
-        key = key_of(request)
-        known = self._handles.get(key)
-        if known is not None and (lost is None or known[0] != lost):
-            return known
-        needed = request.floor_bytes or spec.memory_bytes or UNKNOWN_MODEL_BYTES
-        if request.floor_bytes is None:
-            needed = min(needed, self.memory_usage()[1])
-        found: tuple[str, Handle] = self._call("acquire", request, needed, lost)
-        self._handles[key] = found
-        return found
+        return self.pick(request, lost) or self._fetch(request, spec, lost=lost, within_s=within_s)
 
-    def _call(self, method: str, *args: Any) -> Any:
-        if self._closed:
-            raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
-        deadline = time.monotonic() + self.deadline_s
-        try:
-            while True:
-                try:
-                    return wait_for(getattr(self._actor, method).remote(*args), max(deadline - time.monotonic(), 0.0))
-                except ActorUnavailableError:
-                    time.sleep(_RETRY_S)  # its process died; Ray starts it again within 2 s, and it adopts its sessions
-        except GetTimeoutError as exc:
-            raise DeadlineExceededError(f"cache {self.name!r}: {method} was not done within {self.deadline_s:g} s", do="Give the client more time.") from exc
-        except ActorDiedError as exc:
-            self._closed = True
-            raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc
+    def pick(self, request: SessionRequest, lost: str | None = None) -> tuple[str, Handle] | None:
+        """Return the actor of a session from what this client knows; nothing is waited for.
+
+        Args:
+            request: Which session.
+            lost: Name of a session that the caller saw dead or retired.
+
+        Returns:
+            Name and handle; None where the cache must be asked.
+        """
+        key = key_of(request)
+        route = self._routes.get(key)
+        if route is None:
+            return None
+        if route.is_due():  # other replicas, for later calls
+            self._connection.send("replicas", key).future().add_done_callback(lambda done: None if done.exception() else route.update(done.result()))
+        return route.choose(lost)
+
+    def knows(self, request: SessionRequest, name: str | None = None) -> bool:
+        """Tell whether a session is among those of a request, as this client knows.
+
+        Args:
+            request: The request.
+            name: Name of the session; None for any.
+
+        Returns:
+            Whether it is.
+        """
+        route = self._routes.get(key_of(request))
+        return route is not None and (bool(route.replicas) if name is None else route.knows(name))
+
+    def dismiss(self, name: str) -> None:
+        """End a session of a single request.
+
+        Args:
+            name: Its name.
+        """
+        with contextlib.suppress(CacheClosedError):  # and the session with it
+            self._connection.send("dismiss", name)
+
+    def _want(self, request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, within_s: float | None = None) -> Want:
+        return build_want(request, spec, is_explicit=is_explicit, is_online=self.is_online, within_s=self.deadline_s if within_s is None else within_s)
+
+    def _fetch(
+        self, request: SessionRequest, spec: ModelSpec, *, lost: str | None = None, is_explicit: bool = False, within_s: float | None = None
+    ) -> tuple[str, Handle]:
+        key = key_of(request)
+        acquired: Acquired = self._connection.call("acquire", self._want(request, spec, is_explicit=is_explicit, within_s=within_s), lost, within_s=within_s)
+        route = self._routes[key] = Route(acquired, own_node())
+        floor = acquired.floor_bytes
+        if floor is not None and acquired.num_bytes > floor and key not in self._warned:
+            self._warned.add(key)
+            _log.warning("%s takes %d bytes, more than the %d given for it: the truth is reserved", key.model, acquired.num_bytes, floor)
+        chosen = route.pick()
+        if chosen is None:
+            raise ResourceExhaustedError(f"{key.model} was evicted as soon as it was loaded", do="Give the cache a larger budget.")
+        return chosen

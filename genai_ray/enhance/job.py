@@ -1,70 +1,52 @@
-"""The main job: plan, schedule segments over Ray Data, join, publish."""
+"""The main job: what is to be done, the models for it, the scheduler, and the report."""
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
 import threading
 import time
 import uuid
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import ray
-import ray.data
-from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import ModelCache, disconnect
-from genai_ray.enhance.options import EnhanceOptions, Target, check_models, resolve_targets
+from genai_ray.cluster import Lease, ModelCache, SessionRequest, disconnect, has_own_node_died
+from genai_ray.enhance.chain import DEFAULT_FACTOR, count_results
+from genai_ray.enhance.options import EnhanceOptions, check_models
+from genai_ray.enhance.progress import Meter
+from genai_ray.enhance.records import forget
 from genai_ray.enhance.report import EnhanceReport, ModelUse, Progress, VideoReport
-from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment
-from genai_ray.enhance.store import SegmentStore, key_segments
-from genai_ray.errors import GenAIRayError, VideoError
-from genai_ray.video import Encoding, VideoPlan, choose_pixel_format, join_segments, plan_video
+from genai_ray.enhance.results import Results
+from genai_ray.enhance.schedule import Ended, Scheduler
+from genai_ray.enhance.segment import SegmentJob
+from genai_ray.enhance.store import discard_partials
+from genai_ray.enhance.targets import Target, Targets, resolve_targets
+from genai_ray.enhance.work import Begun, Planned, begin_clip, find_done_clip
 
 __all__ = ["enhance_videos"]
 
 _log = logging.getLogger(__name__)
-
-MAX_SEGMENT_TRIES = 3
-"""A segment whose worker dies this often fails its video."""
 
 PROGRESS_PERIOD_S = 0.5
 
 REQUEST_WITHIN_S = 24 * 3600.0
 """A batch of large frames may take hours on a CPU; a session that hangs is known by its silence long before."""
 
+KINDS_EVERY_S = 5.0
+"""How often the cache is asked which devices have the models, where they may be on several."""
 
-@dataclass(slots=True)
-class _Video:
-    """One video on its way through the job."""
+LOOKS_AT_A_TIME = 16
+"""Threads that look whether results of an earlier job are still there."""
 
-    target: Target
-    plan: VideoPlan
-    store: SegmentStore
-    reused: frozenset[int]
-    size_out: tuple[int, int]
-    results: dict[int, SegmentResult] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    error: BaseException | None = None
+LEASE_WITHIN_S = 30.0
+"""A lease follows its sessions at once; a cluster that has died gives none, and the scheduler is the one to notice."""
 
-    def frames_reused(self) -> int:
-        return sum(self.plan.segments[index].stop - self.plan.segments[index].start for index in self.reused)
-
-    def frames_expected(self) -> int:
-        return max(len(self.plan.pts), self.plan.num_frames_from_header or 0)
-
-    def counts(self) -> list[int]:
-        """Frames of each segment, as they are in its file."""
-        return [self.results[segment.index].frames if segment.index in self.results else segment.stop - segment.start for segment in self.plan.segments]
+MOST_LISTED = 1000
+"""Videos that a report lists; of larger jobs it lists those that failed."""
 
 
 def enhance_videos(
@@ -79,187 +61,243 @@ def enhance_videos(
     """Enhance one video or many with a model or a chain of them; frames, timestamps, colour tags, audio and subtitles are kept.
 
     A result appears under its name only when it is whole. An interrupted job leaves its finished segments in
-    ``<output>.genai-ray``; the same call again goes on from there.
+    ``<output>.genai-ray``; the same call again goes on from there, and skips the videos that ``results.parquet`` has as done.
 
     Args:
-        inputs: One video file or several.
-        output: For one input a file ending in .mp4, .mkv, .mov or .webm; for several a folder, where each result keeps its input's name.
+        inputs: Video files, folders, patterns or URIs, one or several; or one manifest, a .csv or .parquet file with the column ``uri``.
+        output: For one input file a file ending in .mp4, .mkv, .mov or .webm, a pattern of frames such as ``frames/%06d.png`` (or .jpg), or
+            a .parquet file of frames; otherwise a folder, where results have the names that ``options.name`` makes, and
+            ``results.parquet`` has a row for each.
         models: Model ids, aliases or paths of .onnx files, in the order in which frames pass them.
-        options: Everything else; defaults are ONNX Runtime, FP32, libx264, preset medium, CRF 18.
+        options: Everything else; defaults are ONNX Runtime, FP32, and of the encoder what suits the output (libx264, preset medium, CRF 18).
         on_progress: Called about twice a second from a thread of the job.
         started_at: ``time.time()`` that ``elapsed_s`` counts from; now, when left out.
 
     Returns:
-        What was done, with counts and speeds.
+        What was done, with counts and speeds. Of several videos those that failed are in it; a job of one raises its error.
 
     Raises:
         ConfigError: If an option, the output or the chain makes no sense; nothing was written.
-        VideoError: If an input is missing, is not a video, is truncated (see ``allow_truncated``) or does not decode.
+        VideoError: If the input is missing, is not a video, is truncated (see ``allow_truncated``) or does not decode.
         ModelNotFoundError: If a model is not known.
         ModelLoadError: If a model cannot be loaded.
-        GenAIRayError: Whatever else a session raises.
+        GenAIRayError: Whatever else a session raises; of several videos with ``fail_fast`` the first error of any.
     """
-    started_at = time.time() if started_at is None else started_at
-    options = options or EnhanceOptions()
+    job = _Job(options or EnhanceOptions(), time.time() if started_at is None else started_at)
     chain = [models] if isinstance(models, str | Path) else list(models)
-    paths = [Path(path).absolute() for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
-    specs = check_models(chain, options)
-    targets = resolve_targets(paths, Path(output).absolute(), options)
-    videos = [_open_video(target, specs, options) for target in targets]
-    try:
-        uses, closed_at = _run(videos, specs, options, on_progress)
-    except BaseException:
-        for video in videos:
-            if kept := video.store.discard_partials():
-                _log.warning("%s: %d finished segments are kept in %s; the same job goes on from there", video.target.source, kept, video.target.work_dir)
-        raise
-    return _report(videos, uses, started_at, closed_at)
+    specs = check_models(chain, job.options)
+    targets = resolve_targets([inputs] if isinstance(inputs, str | Path) else list(inputs), output, job.options)
+    return job.run(targets, specs, on_progress)
 
 
-def _open_video(target: Target, specs: Sequence[ModelSpec], options: EnhanceOptions) -> _Video:
-    plan = plan_video(target.source, segment_frames=options.segment_frames)
-    if plan.truncated and not options.allow_truncated:
-        raise VideoError(f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there.")
-    scale = math.prod(spec.scale for spec in specs)
-    size_out = (plan.info.width * scale, plan.info.height * scale)
-    choose_pixel_format(options.encoding, size_out, plan.info.bit_depth)
-    store = SegmentStore(target, key_segments(plan, specs, options))
-    return _Video(target, plan, store, store.open(), size_out)
+@dataclass(slots=True)
+class _Job:
+    """One call of ``enhance_videos``: what has ended so far."""
 
+    options: EnhanceOptions
+    started_at: float
+    first_at: float | None = None
+    closed_at: float = 0.0
+    reports: list[tuple[int, VideoReport]] = field(default_factory=list)
+    outputs: list[tuple[int, str]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("frames", "fresh", "inferred", "segments", "reused", "skipped", "failed"), 0))
 
-def _run(
-    videos: Sequence[_Video], specs: Sequence[ModelSpec], options: EnhanceOptions, on_progress: Callable[[Progress], None] | None
-) -> tuple[tuple[ModelUse, ...], float]:
-    tag = f"enhance-{uuid.uuid4().hex[:12]}"
-    cache = ModelCache(options.max_memory_bytes, address=options.address, deadline_s=REQUEST_WITHIN_S)
-    is_own = cache.is_embedded
-    try:
-        with ThreadPoolExecutor(1, thread_name_prefix="genai-ray-load") as loader, _watch(videos, cache, tag, on_progress):
-            loading = loader.submit(_load, cache, videos, specs, options)
-            _enhance(videos, SegmentJob(tuple(specs), options, cache, tag), loading)
-            uses = loading.result()
-            _join(videos, options)
-            return uses, time.time()
-    finally:
-        if is_own:
-            cache.shutdown()
-            disconnect()
-
-
-def _load(cache: ModelCache, videos: Sequence[_Video], specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[ModelUse, ...]:
-    """Load the chain for the largest frame that will come to each of its models."""
-    height = max(video.plan.info.height for video in videos)
-    width = max(video.plan.info.width for video in videos)
-    uses = []
-    for spec in specs:
-        cache.load_model(
-            spec.model_id,
-            options.backend,
-            options.precision,
-            device=options.device,
-            max_frame=(height, width),
-            tile_size_px=options.tile_size_px,
-        )
-        status = cache.get_session(spec.model_id, options.backend, options.precision, device=options.device).status()
-        uses.append(ModelUse(spec.model_id, status["backend"], status["precision"], status["device"]))
-        height, width = height * spec.scale, width * spec.scale
-    return tuple(uses)
-
-
-def _enhance(videos: Sequence[_Video], job: SegmentJob, loading: Future[Any]) -> None:
-    """Run every segment that is not finished yet as one task of Ray Data, and gather what came of them."""
-    todo = [
-        {"video": number, "segment": index} for number, video in enumerate(videos) for index in range(len(video.plan.segments)) if index not in video.reused
-    ]
-    if not todo:
-        return
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    plans = ray.put([(video.plan, video.store.paths) for video in videos])
-    common = _Common(plans, ray.put(job))
-    with warnings.catch_warnings():
-        # Ray Data has no other word for max_retries yet (2.60); without it a segment that kills its worker is tried for ever.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        dataset = ray.data.from_items(todo, override_num_blocks=len(todo))
-        rows = dataset.map(functools.partial(_segment_task, common=common), num_cpus=1, max_retries=MAX_SEGMENT_TRIES - 1)
-    failures: dict[int, list[BaseException]] = defaultdict(list)
-    for row in rows.iter_rows():
-        if loading.done():
-            loading.result()  # a model that does not load fails the job at once, with its own error
-        outcome = row["outcome"]
-        if isinstance(outcome, SegmentResult):
-            videos[row["video"]].results[row["segment"]] = outcome
+    def run(self, targets: Targets, specs: Sequence[ModelSpec], on_progress: Callable[[Progress], None] | None) -> EnhanceReport:
+        """Do everything; see ``enhance_videos``."""
+        results = Results(targets.folder) if targets.folder is not None else None
+        if results is not None:
+            uses = () if self._skip_all(targets, specs, results) else self._run(iter(targets), Meter(len(targets)), specs, results, on_progress)
         else:
-            failures[row["video"]].append(outcome)
-    for number, video in enumerate(videos):
-        missing = sorted(set(range(len(video.plan.segments))) - video.reused - set(video.results))
-        if failures[number]:
-            video.error = failures[number][0]
-        elif missing:
-            video.error = VideoError(f"{video.target.source}: the worker died {MAX_SEGMENT_TRIES} times on segments {missing}")
+            # A single video is planned here: its errors come before anything is started.
+            (target,) = targets
+            begun, planned = begin_clip(target, specs, self.options)
+            if planned is None:
+                self._note(Ended(target, begun.record, None, (), 0), len(targets))
+                uses = ()
+            else:
+                try:
+                    uses = self._run(iter(()), Meter(1), specs, None, on_progress, (target, begun, planned))
+                except BaseException:
+                    _keep([target], None)
+                    raise
+            forget([target])
+        return self._report(targets, uses or _uses_of(specs, self.options), results)
+
+    def _skip_all(self, targets: Targets, specs: Sequence[ModelSpec], results: Results) -> bool:
+        """Note every video as done before, where all of them are: nothing has to be started for that."""
+        known = []
+        for target in targets:
+            record = results.recorded(target.output)
+            if record is None or not record.key:
+                return False
+            known.append((target, record))
+        with ThreadPoolExecutor(LOOKS_AT_A_TIME) as pool:
+            found = list(pool.map(lambda entry: find_done_clip(entry[0], specs, self.options, entry[1]), known))
+        if not all(found):
+            return False
+        for (target, _), record in zip(known, found, strict=True):
+            self._note(Ended(target, record, None, (), 0), len(targets))
+        return True
+
+    def _run(
+        self,
+        targets: Iterator[Target],
+        meter: Meter,
+        specs: Sequence[ModelSpec],
+        results: Results | None,
+        on_progress: Callable[[Progress], None] | None,
+        begun: tuple[Target, Begun, Planned] | None = None,
+    ) -> tuple[ModelUse, ...]:
+        tag, options = f"enhance-{uuid.uuid4().hex[:12]}", self.options
+        cache = ModelCache(options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
+        is_own = cache.is_embedded
+        loading = _Loading(cache, options, tag)
+        recorded = results.recorded if results is not None else lambda _: None
+        scheduler = Scheduler(targets, SegmentJob(tuple(specs), (), options, cache, tag), meter=meter, recorded=recorded, check=lambda: loading.follow(meter))
+        left: list[Target] = []
+        try:
+            if begun is not None:
+                scheduler.adopt(*begun)
+            factor = options.factor or DEFAULT_FACTOR
+            with _watch(meter, lambda: count_results(specs, cache.progress(tag), factor=factor), on_progress):
+                for ended in scheduler.run():
+                    self._note(ended, meter.clips)
+                    if results is not None:
+                        results.add(ended, loading.uses() if ended.results else (), loading.precision_db)
+                    if ended.error is not None and (results is None or options.fail_fast):
+                        raise ended.error
+            return loading.uses(is_last=True) if meter.first is not None else ()
+        except BaseException:
+            left = scheduler.stop()
+            raise
+        finally:
+            if not has_own_node_died():
+                loading.release()
+                if is_own:
+                    cache.shutdown()
+            if is_own:
+                disconnect()
+            if results is not None:
+                _keep(left, results)
+
+    def _note(self, ended: Ended, clips: int) -> None:
+        """Count what has ended."""
+        self.closed_at = time.time()
+        counts = self.counts
+        counts["fresh"] += sum(result.frames for result in ended.results)
+        counts["inferred"] += sum(result.frames_inferred for result in ended.results)
+        for result in ended.results:
+            self.first_at = result.started_at if self.first_at is None else min(self.first_at, result.started_at)
+        if ended.record is not None:
+            report = ended.record.report
+            counts["skipped"] += report.status == "skipped"
+        else:
+            report = VideoReport(ended.target.source, ended.target.output, 0, 0, (0, 0), (0, 0), segments=ended.segments)
+            report = replace(report, status="failed", error=str(ended.error), error_class=type(ended.error).__name__)
+            counts["failed"] += 1
+            discard_partials(ended.target.work_dir)
+        for name, value in (("frames", report.frames), ("segments", report.segments), ("reused", report.segments_reused)):
+            counts[name] += value
+        if clips <= MOST_LISTED or report.status == "failed":
+            self.reports.append((ended.target.index, report))
+
+    def _report(self, targets: Targets, uses: tuple[ModelUse, ...], results: Results | None) -> EnhanceReport:
+        first_at = self.closed_at if self.first_at is None else self.first_at
+        videos = tuple(report for _, report in sorted(self.reports, key=lambda entry: entry[0]))
+        seconds = self.closed_at - first_at
+        return EnhanceReport(
+            frames=self.counts["frames"],
+            fps=self.counts["fresh"] / seconds if self.counts["fresh"] and seconds > 0 else 0.0,
+            elapsed_s=self.closed_at - self.started_at,
+            startup_s=first_at - self.started_at,
+            outputs=tuple(report.output for report in videos if report.status != "failed"),
+            segments=self.counts["segments"],
+            segments_reused=self.counts["reused"],
+            frames_inferred=self.counts["inferred"],
+            models=uses,
+            videos=videos,
+            clips=len(targets),
+            clips_skipped=self.counts["skipped"],
+            clips_failed=self.counts["failed"],
+            results=results.place if results is not None else None,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Common:
-    """What all tasks share, put into the object store once."""
+class _Loading:
+    """The lease of the chain: asked for beside the job when the first video is planned, given back at the end."""
 
-    plans: Any
-    job: Any
+    def __init__(self, cache: ModelCache, options: EnhanceOptions, tag: str) -> None:
+        self._cache, self._options, self._tag = cache, options, tag
+        self._lease: Future[Lease] | None = None
+        self._uses: tuple[ModelUse, ...] = ()
+        self._asked_at = float("-inf")
+        self.precision_db: float | None = None
+        """The least PSNR of a converted precision from FP32 on calibration frames; None where nothing was converted."""
+
+    def follow(self, meter: Meter) -> None:
+        """Begin to load as soon as it is known for what; a model that does not load fails the job at once, with its own error."""
+        if self._lease is not None and self._lease.done():
+            self._lease.result()
+        if self._lease is None and meter.first is not None:
+            self._lease = Future()
+            thread = threading.Thread(target=self._load, args=(meter.first.requests, self._lease), name="genai-ray-load", daemon=True)
+            thread.start()
+
+    def uses(self, *, is_last: bool = False) -> tuple[ModelUse, ...]:
+        """Return the chain as it runs; nothing where the lease is not there soon after its sessions have computed."""
+        is_old = self._options.copies != 1 and time.monotonic() - self._asked_at > KINDS_EVERY_S
+        if (not self._uses or is_old or is_last) and self._lease is not None:
+            try:
+                sessions = self._lease.result(timeout=LEASE_WITHIN_S).sessions
+            except TimeoutError:
+                return ()
+            found = [session.status() for session in sessions]
+            kinds, self._asked_at = self._kinds(), time.monotonic()
+            self._uses = tuple(
+                ModelUse(status["model_id"], status["backend"], status["precision"], status["device"], kinds.get(status["model_id"], "")) for status in found
+            )
+            self.precision_db = min((float(status["precision_db"]) for status in found if status["precision_db"] is not None), default=None)
+        return self._uses
+
+    def _kinds(self) -> dict[str, str]:
+        """Return the kinds of the devices that have each model, joined."""
+        status = self._cache.status()
+        kinds = {device["device"]: device["kind"] for device in status["devices"]}
+        found: dict[str, set[str]] = defaultdict(set)
+        for entry in status["models"]:
+            if entry["leased"] and entry["placed_on"] in kinds:
+                found[entry["model_id"]].add(kinds[entry["placed_on"]])
+        return {model_id: "+".join(sorted(names)) for model_id, names in found.items()}
+
+    def release(self) -> None:
+        """Give the lease back; a job that has failed does not wait for one to come."""
+        if self._lease is not None:
+            self._lease.add_done_callback(lambda done: None if done.exception() else done.result().release())
+
+    def _load(self, requests: Sequence[SessionRequest], lease: Future[Lease]) -> None:
+        options = self._options
+        try:
+            lease.set_result(self._cache.lease(requests, copies=options.copies, device_kinds=options.device_kinds, tag=self._tag))
+        except BaseException as exc:  # noqa: BLE001 - it is the job's, which asks for the result
+            lease.set_exception(exc)
 
 
-def _segment_task(row: dict[str, Any], common: _Common) -> dict[str, Any]:
-    """Enhance one segment in a worker; its errors are values, since an exception would end the whole job."""
-    job: SegmentJob = ray.get(common.job)
-    plan, paths = ray.get(common.plans)[row["video"]]
-    outcome: SegmentResult | Exception
-    try:
-        outcome = enhance_segment(plan, row["segment"], paths[row["segment"]], job)
-    except (GenAIRayError, RayError, OSError, MemoryError) as exc:
-        outcome = exc
-    return {**row, "outcome": outcome}
-
-
-def _join(videos: Sequence[_Video], options: EnhanceOptions) -> None:
-    """Publish every video that is whole, then fail with the first error of those that are not."""
-    for video in videos:
-        if video.error is None:
-            notes = join_segments(video.plan, video.store.paths, video.counts(), video.target.output)
-            video.notes = (*_notes(video, options.encoding), *notes)
-            video.store.clear()
-    for video in videos:
-        if video.error is not None:
-            raise video.error
-
-
-def _notes(video: _Video, encoding: Encoding) -> Iterator[str]:
-    """Say what a person could not see in the result."""
-    info, frames, expected = video.plan.info, sum(video.counts()), video.frames_expected()
-    if frames < expected:
-        yield f"truncated input: {frames} of {expected} frames"
-    if info.colour.assumed:
-        yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
-    bits = 10 if choose_pixel_format(encoding, video.size_out, info.bit_depth).endswith("10le") else 8
-    if info.bit_depth > bits:
-        yield f"{info.bit_depth} bits a component were reduced to {bits}"
+def _uses_of(specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[ModelUse, ...]:
+    """Return the chain of a job that had nothing to compute."""
+    return tuple(ModelUse(spec.model_id, options.backend.value, options.precision.value, "none") for spec in specs)
 
 
 @contextmanager
-def _watch(videos: Sequence[_Video], cache: ModelCache, tag: str, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
-    """Tell ``on_progress`` how many frames the sessions have computed for this job, about twice a second."""
+def _watch(meter: Meter, computed: Callable[[], int], on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
+    """Tell ``on_progress`` how far the job is, about twice a second."""
     if on_progress is None:
         yield
         return
-    total = sum(len(video.plan.pts) for video in videos)
-    reused = sum(video.frames_reused() for video in videos)
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(PROGRESS_PERIOD_S):
-            counts = cache.progress(tag)
-            done = min(counts.values(), default=0)
-            stage = "joining" if reused + done >= total else "enhancing" if done else "starting"
-            on_progress(Progress(min(reused + done, total), total, stage))
+            on_progress(meter.read(computed()))
 
     thread = threading.Thread(target=watch, name="genai-ray-progress", daemon=True)
     thread.start()
@@ -268,34 +306,16 @@ def _watch(videos: Sequence[_Video], cache: ModelCache, tag: str, on_progress: C
     finally:
         over.set()
         thread.join()
-    on_progress(Progress(total, total, "joining"))
+    on_progress(meter.read(0))
 
 
-def _report(videos: Sequence[_Video], uses: tuple[ModelUse, ...], started_at: float, closed_at: float) -> EnhanceReport:
-    results = [result for video in videos for result in video.results.values()]
-    first = min((result.started_at for result in results), default=closed_at)
-    fresh = sum(result.frames for result in results)
-    reports = tuple(
-        VideoReport(
-            source=str(video.target.source),
-            output=str(video.target.output),
-            frames=sum(video.counts()),
-            frames_expected=video.frames_expected(),
-            size_in=(video.plan.info.width, video.plan.info.height),
-            size_out=video.size_out,
-            notes=video.notes,
-        )
-        for video in videos
-    )
-    return EnhanceReport(
-        frames=sum(report.frames for report in reports),
-        fps=fresh / (closed_at - first) if results else 0.0,
-        elapsed_s=closed_at - started_at,
-        startup_s=first - started_at,
-        outputs=tuple(report.output for report in reports),
-        segments=sum(len(video.plan.segments) for video in videos),
-        segments_reused=sum(len(video.reused) for video in videos),
-        frames_inferred=sum(result.frames_inferred for result in results),
-        models=uses,
-        videos=reports,
-    )
+def _keep(left: Sequence[Target], results: Results | None) -> None:
+    """Record what is done, remove what is half-written, and say what is kept for the same job."""
+    if results is not None:
+        results.flush()
+        if left:
+            _log.warning("what is done is recorded in %s; the same job goes on from there", results.place)
+    kept = [(discard_partials(target.work_dir), target) for target in left]
+    for count, target in kept:
+        if count:
+            _log.warning("%s: %d finished segments are kept in %s; the same job goes on from there", target.source, count, target.work_dir)

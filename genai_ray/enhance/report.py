@@ -19,7 +19,9 @@ class ModelUse:
     precision: str
     """The number format of the weights."""
     device: str
-    """Where it computed."""
+    """Where it computed; ``none`` where everything was done before."""
+    device_kind: str = ""
+    """Kinds of the devices that have it at the end: ``cpu``, or the name of the accelerator, such as ``NVIDIA L4``; several are joined by ``+``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,21 @@ class VideoReport:
     """(width, height) of the result in pixels."""
     notes: tuple[str, ...] = ()
     """What a person should know: assumed colour, streams that the container could not take, a truncated input."""
+    status: str = "done"
+    """``done``, ``skipped`` (an earlier job of the same kind had done it) or ``failed``."""
+    error: str = ""
+    """Why it failed."""
+    error_class: str = ""
+    """Class of that error."""
+    seconds: float = 0.0
+    """From the start of planning to the published file."""
+    segments: int = 0
+    """Segments of its plan."""
+    segments_reused: int = 0
+    """Segments that an earlier, interrupted job had finished."""
+    share_outside_rgb: float | None = None
+    """Share of the source's pixels, from 0 to 1, that are no colour of RGB and cannot stay as they are; by one frame of 32 of the segments
+    that were done now. None where there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +82,15 @@ class EnhanceReport:
     models: tuple[ModelUse, ...]
     """The chain."""
     videos: tuple[VideoReport, ...]
-    """One entry an input."""
+    """One entry an input, in order; of jobs of more than 1,000 videos those that failed (``results`` has all)."""
+    clips: int = 1
+    """Videos of the job."""
+    clips_skipped: int = 0
+    """Videos that an earlier job of the same kind had done."""
+    clips_failed: int = 0
+    """Videos that failed."""
+    results: str | None = None
+    """Place of ``results.parquet``; None for a job of one file."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, fit for JSON.
@@ -83,6 +108,14 @@ class Progress:
     frames_done: int
     """Frames enhanced or reused so far."""
     frames_total: int
-    """Frames of the whole job."""
+    """Frames of the whole job; of videos that are not planned yet as many as of the others, on average."""
     stage: str
     """What it is doing: ``starting``, ``enhancing`` or ``joining``."""
+    clips_done: int = 0
+    """Videos that are done, skipped or failed."""
+    clips_total: int = 1
+    """Videos of the whole job."""
+    clips_failed: int = 0
+    """Videos that failed."""
+    seconds_left: float | None = None
+    """To the end of the whole job at the speed so far; None while that is not known."""

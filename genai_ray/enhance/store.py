@@ -10,17 +10,23 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from genai_ray.catalog import ModelCatalog, ModelSpec
-from genai_ray.enhance.options import EnhanceOptions, Target
+from genai_ray.enhance.background import Background
+from genai_ray.enhance.options import EnhanceOptions
+from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, remove
 from genai_ray.video import VideoPlan
 
-__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "key_segments"]
+__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "key_clip", "key_segments", "remove_folder"]
+
+SEGMENT_SUFFIX = ".nut"
 
 PARTIAL_SUFFIX = ".partial"
 """Of a segment that is being written."""
@@ -39,70 +45,131 @@ def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOp
     Returns:
         One hexadecimal key a segment, 32 digits.
     """
-    common = {
-        "packets": plan.content_hash,
+    common = _common(specs, options) | {"packets": plan.content_hash, "node": _node_kind(), "versions": _versions()}
+    return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
+
+
+def key_clip(source: FileFacts | None, specs: Sequence[ModelSpec], options: EnhanceOptions) -> str:
+    """Name a whole video after its version, the models and the options, without reading it.
+
+    A result stays done when a version of what computes changes, unlike a segment, which must fit those beside it.
+
+    Args:
+        source: Size and version of the input.
+        specs: The chain.
+        options: The options of this video.
+
+    Returns:
+        A hexadecimal key, 32 digits.
+    """
+    return _digest(_common(specs, options) | {"source": [source.size, source.stamp] if source else None})
+
+
+class SegmentStore:
+    """The finished segments of one video, in a folder or below a URI.
+
+    Args:
+        folder: The work folder.
+        keys: One key a segment, from ``key_segments``.
+    """
+
+    def __init__(self, folder: str, keys: Sequence[str]) -> None:
+        self.folder = folder
+        self._names = tuple(f"{index:06d}-{key}{SEGMENT_SUFFIX}" for index, key in enumerate(keys))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether segments are fetched and uploaded rather than read and written in place."""
+        return is_remote(self.folder)
+
+    def place(self, index: int) -> str:
+        """Return where a finished segment is.
+
+        Args:
+            index: Which.
+
+        Returns:
+            Path or URI.
+        """
+        return join_place(self.folder, self._names[index])
+
+    def finished(self) -> frozenset[int]:
+        """Look which segments are finished already.
+
+        Returns:
+            Their indices.
+
+        Raises:
+            VideoError: If the folder cannot be read.
+        """
+        found = set(list_names(self.folder))
+        return frozenset(index for index, name in enumerate(self._names) if name in found)
+
+    def open(self) -> None:
+        """Make the folder and remove what an earlier job left that is of no use to this one.
+
+        Raises:
+            VideoError: If the folder cannot be made or read.
+        """
+        if not self.is_remote:
+            with file_errors(self.folder, "making the work folder"):
+                os.makedirs(self.folder, exist_ok=True)
+        found = [name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX))]
+        wanted = set(self._names)
+        remove(join_place(self.folder, name) for name in found if name not in wanted)
+
+    def clear(self) -> None:
+        """Remove every segment: the result is published."""
+        remove(join_place(self.folder, name) for name in list_names(self.folder) if name.endswith(SEGMENT_SUFFIX))
+
+
+def discard_partials(folder: str) -> int:
+    """Remove half-written segments of a work folder, and the folder where nothing finished is left in it.
+
+    Args:
+        folder: The work folder; it need not be there.
+
+    Returns:
+        The number of finished segments that were kept.
+    """
+    if is_remote(folder):
+        return sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
+    remove(join_place(folder, name) for name in list_names(folder) if name.endswith(PARTIAL_SUFFIX))
+    kept = sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
+    if kept == 0:
+        remove_folder(folder)
+    return kept
+
+
+def remove_folder(folder: str) -> None:
+    """Remove an empty work folder; one in which somebody else's files are stays.
+
+    Args:
+        folder: The work folder; it need not be there.
+    """
+    if not is_remote(folder):
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, Any]:
+    """Return everything but the input that results depend on."""
+    return {
         "models": [_hash_model(spec) for spec in specs],
         "options": {
             "backend": options.backend.value,
             "precision": options.precision.value,
-            "device": options.device,
+            "device": [options.device, *sorted(options.device_kinds)],
             "params": dict(sorted(options.params.items())),
             "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),
-            "background": list(options.background),
+            "factor": options.factor,
+            "fps": str(options.fps),
+            "scene_threshold": options.scene_threshold,
+            "background": repr(options.background or Background()),
             "tile_size_px": options.tile_size_px,
             "allow_truncated": options.allow_truncated,
         },
-        "node": _node_kind(),
-        "versions": _versions(),
     }
-    return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
-
-
-class SegmentStore:
-    """The finished segments of one video.
-
-    Args:
-        target: The video and its work folder.
-        keys: One key a segment, from ``key_segments``.
-    """
-
-    def __init__(self, target: Target, keys: Sequence[str]) -> None:
-        self.folder = target.work_dir
-        self.paths = tuple(target.work_dir / f"{index:06d}-{key}.nut" for index, key in enumerate(keys))
-
-    def open(self) -> frozenset[int]:
-        """Make the folder and remove what an earlier job left that is of no use to this one.
-
-        Returns:
-            Indices of the segments that are finished already.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        wanted = set(self.paths)
-        _remove(path for pattern in ("*.nut", "*" + PARTIAL_SUFFIX) for path in self.folder.glob(pattern) if path not in wanted)
-        return frozenset(index for index, path in enumerate(self.paths) if path.exists())
-
-    def discard_partials(self) -> int:
-        """Remove half-written segments, and the folder where nothing finished is left in it.
-
-        Returns:
-            The number of finished segments that were kept.
-        """
-        _remove(self.folder.glob("*" + PARTIAL_SUFFIX))
-        kept = sum(path.exists() for path in self.paths)
-        if kept == 0:
-            self._remove_folder()
-        return kept
-
-    def clear(self) -> None:
-        """Remove every segment and the folder: the result is published."""
-        _remove(self.folder.glob("*.nut"))
-        self._remove_folder()
-
-    def _remove_folder(self) -> None:
-        try:
-            self.folder.rmdir()
-        except OSError:  # somebody else's files are in it, or it is gone
-            return
 
 
 def _hash_model(spec: ModelSpec) -> str:
@@ -111,11 +178,6 @@ def _hash_model(spec: ModelSpec) -> str:
     path = Path(spec.file) if spec.is_path else ModelCatalog.default().path(spec.model_id)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in list(paths):
-        path.unlink(missing_ok=True)
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -6,15 +6,17 @@ The only importer of ``onnx``.
 from genai_ray.graph.cost import activation_bytes, weight_bytes
 from genai_ray.graph.field import ReceptiveField, receptive_field
 from genai_ray.graph.fuse import fuse_frames
-from genai_ray.graph.model import Graph, free_batch, graph_inputs, read_model, sort_nodes
+from genai_ray.graph.model import Graph, GraphTensor, free_batch, graph_inputs, graph_tensors, read_model, sort_nodes
 
 __all__ = [
     "Graph",
+    "GraphTensor",
     "ReceptiveField",
     "activation_bytes",
     "free_batch",
     "fuse_frames",
     "graph_inputs",
+    "graph_tensors",
     "read_model",
     "receptive_field",
     "sort_nodes",

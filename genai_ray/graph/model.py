@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -9,10 +10,22 @@ from google.protobuf.message import DecodeError
 
 from genai_ray.errors import ModelLoadError
 
-__all__ = ["Graph", "free_batch", "graph_inputs", "read_model", "sort_nodes"]
+__all__ = ["Graph", "GraphTensor", "free_batch", "graph_inputs", "graph_tensors", "read_model", "sort_nodes"]
 
 Graph = onnx.ModelProto
 """A model as ONNX has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTensor:
+    """What a graph declares of one of its inputs or outputs."""
+
+    name: str
+    """Its name."""
+    element: str
+    """ONNX's word for the type of its elements, such as ``FLOAT``; empty for what is no tensor."""
+    shape: tuple[int, ...] | None
+    """Sizes of the axes, -1 where free; None where the graph does not say."""
 
 
 def read_model(path: Path) -> Graph:
@@ -49,6 +62,26 @@ def graph_inputs(model: Graph) -> list[onnx.ValueInfoProto]:
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
+
+
+def graph_tensors(model: Graph) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
+    """Return what a graph declares of its inputs and outputs.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        (inputs, outputs) in the graph's order.
+    """
+    return tuple(map(_describe, graph_inputs(model))), tuple(map(_describe, model.graph.output))
+
+
+def _describe(value: onnx.ValueInfoProto) -> GraphTensor:
+    if not value.type.HasField("tensor_type"):
+        return GraphTensor(value.name, "", None)
+    kind = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim) if kind.HasField("shape") else None
+    return GraphTensor(value.name, onnx.TensorProto.DataType.Name(kind.elem_type), shape)
 
 
 def free_batch(model: Graph) -> Graph:

@@ -15,10 +15,13 @@ from typing import Any
 from genai_ray.errors import InvalidInputError
 from genai_ray.serve.tensors import DATATYPES, Tensor, TensorFacts, check_shape, from_binary, from_json, to_binary, to_json
 
-__all__ = ["HEADER_LENGTH", "InferRequest", "InferResponse", "RequestedOutput", "decode_request", "encode_response", "parse_json"]
+__all__ = ["HEADER_LENGTH", "MAX_TENSORS", "InferRequest", "InferResponse", "RequestedOutput", "decode_request", "encode_response", "parse_json"]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes of a body are JSON."""
+
+MAX_TENSORS = 1024
+"""Most inputs, and most outputs, of one request."""
 
 _DIGITS = 19
 
@@ -47,6 +50,17 @@ class InferRequest:
     """Parameters of the request."""
     binary_default: bool = False
     """Whether outputs are binary that the request does not name."""
+
+    def wants_binary(self, output: str) -> bool:
+        """Tell how an output shall come.
+
+        Args:
+            output: Its name.
+
+        Returns:
+            Whether as binary data, not as JSON.
+        """
+        return next((asked.binary for asked in self.outputs or () if asked.name == output), self.binary_default)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,12 +143,11 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[lis
     Raises:
         InvalidInputError: If an output cannot be JSON and was not asked for as binary.
     """
-    binary = {output.name: output.binary for output in request.outputs or ()}
     outputs, tail = [], []
     any_binary = False
     for tensor in response.outputs:
         entry: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.array.shape), "datatype": tensor.datatype}
-        if binary.get(tensor.name, request.binary_default):
+        if request.wants_binary(tensor.name):
             data = to_binary(tensor)
             entry["parameters"] = {"binary_data_size": len(data)}
             tail.append(data)
@@ -184,6 +197,8 @@ def _parse_entries(kind: str, entries: object) -> list[dict[str, Any]]:
     """Return the entries of ``inputs`` or ``outputs`` once each is an object with a name of its own."""
     if not isinstance(entries, list):
         raise InvalidInputError(f"{kind} is not a list", f"a list of objects, each one of the {kind}")
+    if len(entries) > MAX_TENSORS:
+        raise InvalidInputError(f"{len(entries)} {kind}", f"at most {MAX_TENSORS}")
     names = set()
     for entry in entries:
         name = entry.get("name") if isinstance(entry, dict) else None

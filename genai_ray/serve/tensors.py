@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,21 @@ import numpy.typing as npt
 
 from genai_ray.errors import InvalidInputError
 
-__all__ = ["DATATYPES", "Tensor", "TensorFacts", "check_shape", "datatype_of", "from_binary", "from_json", "to_binary", "to_json"]
+__all__ = [
+    "DATATYPES",
+    "MAX_ELEMENTS",
+    "MAX_RANK",
+    "Tensor",
+    "TensorFacts",
+    "check_shape",
+    "datatype_of",
+    "from_binary",
+    "from_contents",
+    "from_json",
+    "to_binary",
+    "to_contents",
+    "to_json",
+]
 
 Array = npt.NDArray[Any]
 
@@ -38,8 +53,12 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 """The protocol's datatypes and what numpy holds them in; ``BYTES`` is an object array of ``bytes`` or ``str``."""
 
-_MAX_RANK = 32
-_MAX_ELEMENTS = 2**40
+MAX_RANK = 32
+"""Most axes of a tensor."""
+
+MAX_ELEMENTS = 2**40
+"""Most elements of a tensor, as far as its shape says."""
+
 _BINARY_ONLY = ("FP16", "BF16")
 _NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
 
@@ -104,11 +123,11 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise InvalidInputError(f"input {name!r}: shape is not a list of integers", do='Send "shape": [N, ...].')
     if any(size < 0 for size in shape):
-        raise InvalidInputError(f"input {name!r}: shape {shape[:_MAX_RANK]} has a negative size", "0 or more along every axis")
-    if len(shape) > _MAX_RANK:
-        raise InvalidInputError(f"input {name!r}: {len(shape)} axes", f"at most {_MAX_RANK}")
-    if math.prod(size for size in shape if size) > _MAX_ELEMENTS:  # zeros left out: numpy cannot hold (0, 2**62) either
-        raise InvalidInputError(f"input {name!r}: shape with more elements than any tensor has", f"at most {_MAX_ELEMENTS}")
+        raise InvalidInputError(f"input {name!r}: shape {shape[:MAX_RANK]} has a negative size", "0 or more along every axis")
+    if len(shape) > MAX_RANK:
+        raise InvalidInputError(f"input {name!r}: {len(shape)} axes", f"at most {MAX_RANK}")
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:  # zeros left out: numpy cannot hold (0, 2**62) either
+        raise InvalidInputError(f"input {name!r}: shape with more elements than any tensor has", f"at most {MAX_ELEMENTS}")
     return tuple(shape)
 
 
@@ -175,6 +194,44 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
     if datatype == "BOOL" and np.any(np.frombuffer(data, np.uint8) > 1):
         raise InvalidInputError(f"input {name!r}: a BOOL byte that is neither 0 nor 1")
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def from_contents(name: str, datatype: str, shape: tuple[int, ...], values: Sequence[Any]) -> Array:
+    """Read a tensor from the typed lists of gRPC, whose numbers may have more bits than the datatype.
+
+    Args:
+        name: The tensor's name, for errors.
+        datatype: A word of ``DATATYPES``, not one of those that are binary only.
+        shape: Its checked shape.
+        values: Its elements, flat and row-major.
+
+    Returns:
+        The array.
+
+    Raises:
+        InvalidInputError: If their number is not what the shape needs, or one is outside the range of the datatype.
+    """
+    if len(values) != math.prod(shape):
+        raise InvalidInputError(f"input {name!r}: {len(values)} elements of contents", f"{math.prod(shape)}, the product of shape {list(shape)}")
+    if datatype == "BYTES":
+        return _objects(list(values)).reshape(shape)
+    try:
+        return np.array(values, DATATYPES[datatype]).reshape(shape)
+    except OverflowError as exc:
+        raise InvalidInputError(f"input {name!r}: a number outside the range of {datatype}") from exc
+
+
+def to_contents(tensor: Tensor) -> list[Any]:
+    """Write a tensor's values for the typed lists of gRPC.
+
+    Args:
+        tensor: Any tensor but of the datatypes that are binary only.
+
+    Returns:
+        Its elements, flat and row-major; ``bytes`` for BYTES.
+    """
+    flat = tensor.array.reshape(-1).tolist()
+    return [item if isinstance(item, bytes) else str(item).encode() for item in flat] if tensor.datatype == "BYTES" else flat
 
 
 def to_json(tensor: Tensor) -> list[Any]:

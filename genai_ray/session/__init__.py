@@ -1,6 +1,7 @@
 """One model on one device: ``InferenceSession``; works without Ray."""
 
 from genai_ray.session.memory import anonymous_bytes
-from genai_ray.session.session import InferenceSession, SessionLimits
+from genai_ray.session.session import InferenceSession
+from genai_ray.session.sizing import SessionLimits, predict_bytes
 
-__all__ = ["InferenceSession", "SessionLimits", "anonymous_bytes"]
+__all__ = ["InferenceSession", "SessionLimits", "anonymous_bytes", "predict_bytes"]

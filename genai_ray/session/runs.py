@@ -1,9 +1,12 @@
-"""Turning a batch of frames into runtime calls: whole frames, pairs or tiles, several at once."""
+"""Turning a batch of frames into runtime calls: whole frames, pairs or tiles, several at once, those that somebody waits for first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.backends import RuntimeSession
+from genai_ray.errors import InferenceError
 from genai_ray.session.tiling import Tile, split_frame
 
-__all__ = ["RunPlan", "pad_frames", "run_frames"]
+__all__ = ["RunPlan", "RunPool", "pad_frames", "run_frames"]
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +40,8 @@ class RunPlan:
     """Tile origins are multiples of it."""
     num_runs: int
     """Calls at the same time."""
+    is_online: bool = False
+    """Whether somebody waits for it: its calls overtake others that wait."""
 
     def tiles(self, height_px: int, width_px: int, num_results: int) -> tuple[Tile | None, ...]:
         """Return the tiles of a frame, or ``(None,)`` for the frame as it is.
@@ -62,6 +68,63 @@ class RunPlan:
         return (None,)
 
 
+class RunPool:
+    """Threads that make runtime calls: online ones first, otherwise in the order in which they came.
+
+    Args:
+        num_runs: Calls at the same time.
+    """
+
+    def __init__(self, num_runs: int) -> None:
+        self._queue: queue.PriorityQueue[tuple[int, int, tuple[Future[Any], Callable[[], Any]] | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        self._lock, self._is_closed = threading.Lock(), False
+        self._threads = [threading.Thread(target=self._work, name=f"genai-ray-run-{index}", daemon=True) for index in range(num_runs)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, call: Callable[..., Any], *args: Any, is_online: bool) -> Future[Any]:
+        """Make a call when a thread is free.
+
+        Args:
+            call: What to call.
+            args: Its arguments.
+            is_online: Whether it overtakes calls that are not.
+
+        Returns:
+            Its result to come.
+
+        Raises:
+            InferenceError: If the pool was closed.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._is_closed:
+                raise InferenceError("a run of a closed session", do="Open a new one.")
+            self._queue.put((0 if is_online else 1, next(self._numbers), (future, lambda: call(*args))))
+        return future
+
+    def close(self) -> None:
+        """Make the calls that wait, then end the threads; a second call does nothing more."""
+        with self._lock:
+            self._is_closed = True
+            for _ in self._threads:
+                self._queue.put((2, next(self._numbers), None))
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (item := self._queue.get()[2]) is not None:
+            future, call = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call())
+            except BaseException as exc:  # noqa: BLE001 - it is the caller's, who waits for the future
+                future.set_exception(exc)
+            del future, call, item  # a thread that waits must not keep frames alive
+
+
 def pad_frames(frames: Array, multiple_px: int, minimum_px: int) -> Array:
     """Extend frames at the right and at the bottom to a size the model takes: reflected as far as that goes, then repeated.
 
@@ -86,7 +149,7 @@ def pad_frames(frames: Array, multiple_px: int, minimum_px: int) -> Array:
     return frames
 
 
-def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: ThreadPoolExecutor) -> int:
+def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: RunPool) -> int:
     """Run frames through a fused model and write what comes out.
 
     Args:
@@ -105,7 +168,9 @@ def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Arr
     """
     tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out))
     calls = [(start, min(start + plan.run_batch, len(out)), tile) for start in range(0, len(out), plan.run_batch) for tile in tiles]
-    futures: list[Future[None]] = [pool.submit(_run_call, runtime, dict(_feeds(frames, *call, plan)) | dict(scalars), out, call, plan) for call in calls]
+    futures: list[Future[None]] = [
+        pool.submit(_run_call, runtime, dict(_feeds(frames, *call, plan)) | dict(scalars), out, call, plan, is_online=plan.is_online) for call in calls
+    ]
     done, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:
         future.cancel()

@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
-__all__ = ["CODECS", "CODEC_ALIASES", "SUFFIXES", "Codec", "fixed_options"]
+from genai_ray.video.info import HdrMetadata
+
+__all__ = [
+    "CODECS",
+    "CODEC_ALIASES",
+    "DEFAULT_CODECS",
+    "IMAGE_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "SOURCE_SUFFIXES",
+    "SUFFIXES",
+    "TABLE_SUFFIX",
+    "Codec",
+    "bound_options",
+    "fixed_options",
+    "hdr_options",
+    "predict_encoder_bytes",
+]
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 """Containers that results are written to."""
 
-CODEC_ALIASES = {"h264": "libx264", "hevc": "libx265", "h265": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "prores": "prores_ks"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Kinds of picture that a folder of frames is written as."""
+
+SOURCE_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob"),
+    *(".flv", ".wmv", ".asf", ".ogv", ".3gp", ".mxf", ".nut", ".y4m"),
+)
+"""Of the files of a folder that are taken for videos."""
+
+PICTURE_SUFFIXES = {"png": ".png", "mjpeg": ".jpg"}
+"""Suffix of the pictures of an encoder."""
+
+TABLE_SUFFIX = ".parquet"
+"""A table of frames."""
+
+DEFAULT_CODECS = {".webm": "libvpx-vp9", ".png": "png", ".jpg": "mjpeg", ".jpeg": "mjpeg", ".parquet": "png"}
+"""Encoders by suffix of the output where none is asked for; libx264 elsewhere."""
+
+CODEC_ALIASES = {"h264": "libx264", "hevc": "libx265", "h265": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "prores": "prores_ks", "jpeg": "mjpeg"}
 """Names of the formats for the names of their encoders."""
 
 _X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+_420, _422, _444 = (tuple(f"yuv{sampling}p{depth}" for depth in ("", "10le")) for sampling in ("420", "422", "444"))
+_MOV = (".mp4", ".mkv", ".mov")
+_WEB = (".mp4", ".mkv", ".webm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +60,15 @@ class Codec:
     """What is known of one encoder."""
 
     suffixes: tuple[str, ...]
-    """Containers that take its packets."""
-    even: tuple[str, ...]
-    """Pixel formats of even sizes, fewest bits first."""
-    odd: tuple[str, ...]
-    """Pixel formats of odd sizes, fewest bits first; none where the encoder takes no such size."""
+    """Outputs that take its packets."""
+    formats: Mapping[str, tuple[str, ...]]
+    """Pixel formats, fewest bits first, by how chroma is sampled: 420, 422, 444."""
+    alpha_formats: Mapping[str, tuple[str, ...]]
+    """The same with alpha; none where the encoder has none."""
+    alpha_suffixes: tuple[str, ...] = ()
+    """Outputs that take its packets with alpha; as ``suffixes`` where empty."""
+    keeps_sampling: bool = False
+    """Whether chroma is stored as the source has it; elsewhere as players want it, which is 4:2:0 where there is such a format."""
     presets: tuple[str, ...] = ()
     """Presets from fast to slow, or qualities; none where it has none."""
     preset: str | None = None
@@ -57,62 +100,79 @@ class Codec:
 
 CODECS = {
     "libx264": Codec(
-        suffixes=(".mp4", ".mkv", ".mov"),
-        even=("yuv420p", "yuv420p10le"),
-        odd=("yuv444p", "yuv444p10le"),
+        suffixes=_MOV,
+        formats={"420": _420, "444": _444},
+        alpha_formats={},
         presets=_X_PRESETS,
         preset="medium",
         max_crf=51,
         crf=18,
     ),
     "libx265": Codec(
-        suffixes=(".mp4", ".mkv", ".mov"),
-        even=("yuv420p", "yuv420p10le"),
-        odd=("yuv444p", "yuv444p10le"),
+        suffixes=_MOV,
+        formats={"420": _420, "444": _444},
+        alpha_formats={},
         presets=_X_PRESETS,
         preset="medium",
         max_crf=51,
         crf=20,
     ),
     "libsvtav1": Codec(
-        suffixes=(".mp4", ".mkv", ".webm"),
-        even=("yuv420p", "yuv420p10le"),
-        odd=(),
+        suffixes=_WEB,
+        formats={"420": _420},
+        alpha_formats={},
         presets=tuple(str(number) for number in range(13, -1, -1)),
         preset="8",
         max_crf=63,
         crf=24,
     ),
     "libvpx-vp9": Codec(
-        suffixes=(".mp4", ".mkv", ".webm"),
-        even=("yuv420p", "yuv420p10le"),
-        odd=("yuv444p", "yuv444p10le"),
+        suffixes=_WEB,
+        formats={"420": _420, "444": _444},
+        alpha_formats={"420": ("yuva420p",), "444": ("yuva444p",)},
+        alpha_suffixes=(".webm", ".mkv"),
         presets=tuple(str(number) for number in range(8, -1, -1)),
         preset="4",
         preset_option="cpu-used",
         max_crf=63,
         crf=24,
     ),
-    "ffv1": Codec(suffixes=(".mkv",), even=("yuv420p", "yuv420p10le"), odd=("yuv444p", "yuv444p10le")),
+    "ffv1": Codec(
+        suffixes=(".mkv",),
+        formats={"420": _420, "422": _422, "444": _444},
+        alpha_formats={"420": ("yuva420p", "yuva420p10le"), "422": ("yuva422p", "yuva422p10le"), "444": ("yuva444p", "yuva444p10le")},
+        keeps_sampling=True,
+    ),
     "prores_ks": Codec(
         suffixes=(".mov", ".mkv"),
-        even=("yuv422p10le",),
-        odd=("yuv444p10le",),
+        formats={"422": ("yuv422p10le",), "444": ("yuv444p10le",)},
+        alpha_formats={"444": ("yuva444p10le",)},
         presets=("proxy", "lt", "standard", "hq"),
         preset="hq",
         preset_option="profile",
     ),
+    "png": Codec(suffixes=(".png", TABLE_SUFFIX), formats={"444": ("rgb24", "rgb48be")}, alpha_formats={"444": ("rgba", "rgba64be")}),
+    "mjpeg": Codec(suffixes=(".jpg", ".jpeg"), formats={"444": ("yuv444p",)}, alpha_formats={}),
 }
 """Encoders by FFmpeg's name."""
 
 
-def fixed_options(codec: str, threads: int, width: int) -> dict[str, str]:
-    """Return what makes an encoder's bytes the same on every run.
+X265_BLOCK_PX = 64
+
+FFV1_SLICE_PX = 3_700_000
+"""FFV1 does not open where slices are much larger."""
+
+_FFV1_SLICES = (4, 6, 9, 12, 15, 16, 20, 24, 30, 42, 64)
+
+
+def fixed_options(codec: str, threads: int, pix_fmt: str, size: tuple[int, int]) -> dict[str, str]:
+    """Return what makes an encoder's bytes the same on every run, and what a pixel format needs.
 
     Args:
         codec: FFmpeg's name of the encoder.
         threads: Of one segment.
-        width: Of the picture, in pixels; odd ones are stored as 4:4:4.
+        pix_fmt: FFmpeg's name of the pixel format.
+        size: (width, height) in pixels.
 
     Returns:
         Options by name.
@@ -120,14 +180,109 @@ def fixed_options(codec: str, threads: int, width: int) -> dict[str, str]:
     if codec == "libx264":
         return {"x264-params": "asm=avx2"} if _has_avx512() else {}  # with AVX-512 x264's bytes vary for equal frames
     if codec == "libx265":
-        return {"x265-params": f"log-level=error:frame-threads=1:pools={threads if threads > 1 else 'none'}"}
+        # In pictures of one row or column of its largest blocks x265 4.2 decides by memory that nothing was written to.
+        block = ":ctu=16" if min(size) <= X265_BLOCK_PX else ""
+        return {"x265-params": f"log-level=error:frame-threads=1:pools={threads if threads > 1 else 'none'}{block}"}
     if codec == "libsvtav1":
         return {"svtav1-params": f"lp={threads}"}
-    if codec == "libvpx-vp9":
-        return {"b": "0", "row-mt": "0"}
+    if codec == "libvpx-vp9":  # alternate references are packets of no picture, which would have no alpha beside them
+        return {"b": "0", "row-mt": "0"} | ({"auto-alt-ref": "0"} if pix_fmt.startswith("yuva") else {})
     if codec == "ffv1":
-        return {"level": "3", "slices": "4"}
-    return {"profile": "4444"} if width % 2 else {}
+        return {"level": "3", "slices": str(next((number for number in _FFV1_SLICES if size[0] * size[1] <= number * FFV1_SLICE_PX), _FFV1_SLICES[-1]))}
+    if codec == "png":
+        return {"compression_level": "3"}
+    if codec == "mjpeg":
+        return {"flags": "+qscale", "global_quality": str(2 * 118)}  # -q 2, FFmpeg's best but for 1
+    return {"profile": "4444"} if "444" in pix_fmt else {}
+
+
+LOOKAHEAD_FRAMES = 40
+"""What x264's preset medium looks ahead over; other encoders less."""
+
+MAX_LOOKAHEAD_PX = LOOKAHEAD_FRAMES * 4096 * 2304
+"""Pixels that an encoder may hold to look ahead; larger pictures get fewer frames of it."""
+
+ENCODER_BYTES_PER_PX = (60, 3)
+"""Most that x264, x265, SVT-AV1 and VP9 were measured to hold for a pixel of 8 bits, and for a pixel of each frame that they look ahead over."""
+
+MAX_DPB_BLOCKS = 696_320
+"""Blocks of 16x16 pixels that a decoder of H.264's highest level keeps (ITU-T H.264, table A-1)."""
+
+
+def bound_options(codec: str, size: tuple[int, int]) -> dict[str, str]:
+    """Return what keeps an encoder of very large pictures from holding dozens of them; nothing up to 4096x2304.
+
+    Args:
+        codec: FFmpeg's name of the encoder.
+        size: (width, height) in pixels.
+
+    Returns:
+        Options by name.
+    """
+    frames = _frames_ahead(size)
+    if frames == LOOKAHEAD_FRAMES:
+        return {}
+    if codec == "libx264":
+        options = {"rc-lookahead": str(frames)}
+        kept = MAX_DPB_BLOCKS // (-(-size[0] // 16) * -(-size[1] // 16))
+        return options | ({"refs": str(max(kept, 1))} if kept < 4 else {}) | ({"bf": "0"} if kept < 2 else {})
+    if codec == "libx265":
+        few = f":bframes={frames - 1}:ref=1" if frames < 5 else ""
+        return {"x265-params": f"rc-lookahead={frames}{few}"}
+    if codec == "libvpx-vp9":
+        return {"lag-in-frames": str(min(frames, 25))}
+    return {"svtav1-params": "lookahead=0:hierarchical-levels=2"} if codec == "libsvtav1" else {}
+
+
+def predict_encoder_bytes(size: tuple[int, int], bit_depth: int) -> int:
+    """Predict what an encoder holds of its pictures.
+
+    Args:
+        size: (width, height) in pixels.
+        bit_depth: Bits of a component.
+
+    Returns:
+        Bytes.
+    """
+    fixed, ahead = ENCODER_BYTES_PER_PX
+    return size[0] * size[1] * (fixed + ahead * _frames_ahead(size)) * (1 if bit_depth <= 8 else 2)
+
+
+def _frames_ahead(size: tuple[int, int]) -> int:
+    return max(min(MAX_LOOKAHEAD_PX // (size[0] * size[1]), LOOKAHEAD_FRAMES), 1)
+
+
+def hdr_options(codec: str, hdr: HdrMetadata) -> dict[str, str]:
+    """Return how an encoder is told HDR10's static metadata; empty for those that cannot write it.
+
+    Args:
+        codec: FFmpeg's name of the encoder.
+        hdr: The metadata.
+
+    Returns:
+        Options by name.
+    """
+    names = {
+        "libx264": ("x264-params", "mastering-display", "cll"),
+        "libx265": ("x265-params", "master-display", "max-cll"),
+        "libsvtav1": ("svtav1-params", "mastering-display", "content-light"),
+    }
+    if codec not in names:
+        return {}
+    option, mastering, light = names[codec]
+    values = []
+    if hdr.primaries and hdr.luminance:
+        chroma, nits = (1, 1) if codec == "libsvtav1" else (50000, 10000)
+        red_x, red_y, green_x, green_y, blue_x, blue_y, white_x, white_y = (_number(value, chroma) for value in hdr.primaries)
+        least, most = (_number(value, nits) for value in hdr.luminance)
+        values.append(f"{mastering}=G({green_x},{green_y})B({blue_x},{blue_y})R({red_x},{red_y})WP({white_x},{white_y})L({most},{least})")
+    if hdr.light_level:
+        values.append(f"{light}={hdr.light_level[0]},{hdr.light_level[1]}")
+    return {option: ":".join(values)} if values else {}
+
+
+def _number(value: Fraction, unit: int) -> str:
+    return str(round(value * unit)) if unit > 1 else f"{float(value):.6f}"
 
 
 def _has_avx512() -> bool:

@@ -1,4 +1,4 @@
-"""Pictures to RGB and back: 8 bits through swscale, more bits through the matrix itself.
+"""Pictures to RGB and back: 8 bits through swscale, more bits and results of full range through the matrix itself.
 
 swscale's conversions of more than 8 bits neither reach full white nor are they all right (FFmpeg 8), so there it only changes how
 chroma is sampled, which keeps luma as it is, and the matrix of ITU-T H.273 is applied here. Does not cover constant luminance.
@@ -6,17 +6,21 @@ chroma is sampled, which keeps luma as it is, and the matrix of ITU-T H.273 is a
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from genai_ray.errors import VideoError
-from genai_ray.video.plan import FULL, Colour
+from genai_ray.video.info import FULL, Colour
 
-__all__ = ["SWS_FLAGS", "from_rgb", "to_rgb"]
+__all__ = ["JFIF", "SWS_FLAGS", "count_outside", "from_rgb", "read_alpha", "scale_alpha", "to_rgb"]
 
 # Without these an 8-bit identity round trip loses luma (46.5 dB); with them luma is lossless and chroma 60.8 dB.
 SWS_FLAGS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -27,7 +31,14 @@ _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627,
 _BT601_WEIGHTS = (0.299, 0.114)
 """Shares of red and blue in luma (H.273, table 4)."""
 
+JFIF = Colour(5, FULL, 2, 2, False)
+"""What the numbers of a JPEG file mean: BT.601, full range."""
+
 _PEAK = 65535
+
+COUNTED_ROWS = 8
+"""Rows of chroma of which one is looked at for colours that RGB has not."""
+
 _REFORMATTER = VideoReformatter()
 
 
@@ -35,7 +46,7 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
     """Convert a decoded picture.
 
     Args:
-        frame: Of any pixel format; alpha is dropped.
+        frame: Of any pixel format; alpha is for ``read_alpha``.
         colour: What its numbers mean.
 
     Returns:
@@ -44,6 +55,7 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
     Raises:
         VideoError: If the pixel format has no RGB or YUV form of its depth.
     """
+    frame = _place_chroma(frame, colour)
     if max(part.bits for part in frame.format.components) <= 8:
         rgb = _REFORMATTER.reformat(
             frame,
@@ -60,32 +72,92 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
         green, blue, red = (plane.astype(np.float32) for plane in _planes(_resample(frame, f"gbrp{bits}le", colour)))
         return _quantise(np.stack([red, green, blue], axis=-1) / (2**bits - 1), _PEAK, np.uint16)
     planar = _resample(frame, f"yuv444p{bits}le", colour)
-    levels: list[npt.NDArray[Any]] = [plane.astype(np.float32) for plane in _planes(planar)]
-    luma, cb, cr = levels
-    low, luma_span, chroma_span = _levels(colour, bits)
-    luma = (luma - low) / luma_span
-    cb, cr = (cb - 2 ** (bits - 1)) / chroma_span, (cr - 2 ** (bits - 1)) / chroma_span
-    of_red, of_blue = _WEIGHTS.get(colour.matrix, _BT601_WEIGHTS)
-    red, blue = luma + 2 * (1 - of_red) * cr, luma + 2 * (1 - of_blue) * cb
-    green = (luma - of_red * red - of_blue * blue) / (1 - of_red - of_blue)
-    return _quantise(np.stack([red, green, blue], axis=-1), _PEAK, np.uint16)
+    channels = _unmatrix(_planes(planar), colour, bits)
+    return _quantise(np.stack(channels, axis=-1), _PEAK, np.uint16)
+
+
+def count_outside(frame: av.VideoFrame, colour: Colour) -> tuple[int, int]:
+    """Count pixels that are no colour of RGB by more than its rounding: they are cut to the nearest one, and their luma does not come back.
+
+    Args:
+        frame: A decoded picture.
+        colour: What its numbers mean.
+
+    Returns:
+        Such pixels, and the pixels that were looked at: those beside a chroma sample, in one row of chroma of eight; none of a picture
+        that is not planar YUV.
+    """
+    if not frame.format.name.startswith("yuv") or frame.format.name.endswith("be"):
+        return 0, 0
+    luma, cb, cr = _planes(frame)[:3]
+    down, right = -(-luma.shape[0] // cb.shape[0]), -(-luma.shape[1] // cb.shape[1])
+    picked = (luma[:: COUNTED_ROWS * down, ::right], cb[::COUNTED_ROWS], cr[::COUNTED_ROWS])
+    channels = _unmatrix(picked, colour, frame.format.components[0].bits)
+    outside = np.abs(np.stack(channels) - 0.5).max(axis=0) > 0.5 + 0.5 / 255
+    return int(outside.sum()), outside.size
+
+
+def read_alpha(frame: av.VideoFrame) -> npt.NDArray[Any]:
+    """Read the alpha plane of a decoded picture.
+
+    Args:
+        frame: Of a pixel format with alpha.
+
+    Returns:
+        (H, W, 1), C-contiguous: uint8 in [0, 255] for 8 bits a component, else uint16 in [0, 65535]; 0 is clear.
+    """
+    bits = frame.format.components[0].bits
+    if not frame.format.name.startswith("yuva") or frame.format.name.endswith("be"):
+        frame = _REFORMATTER.reformat(frame, format="gbrap" if bits <= 8 else f"gbrap{bits}le", threads=1)
+    plane = _planes(frame)[3][..., np.newaxis]
+    if bits <= 8:
+        return np.ascontiguousarray(plane)
+    return _quantise(plane.astype(np.float32) / (2**bits - 1), _PEAK, np.uint16)
+
+
+def scale_alpha(alpha: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """Bring an alpha plane to the size of a result.
+
+    Args:
+        alpha: (h, w, 1), uint8 or uint16.
+        size: (width, height) in pixels.
+
+    Returns:
+        (height, width, 1) of the same dtype; the same numbers where the size is the same.
+    """
+    if (alpha.shape[1], alpha.shape[0]) == size:
+        return alpha
+    name = "gray" if alpha.dtype == np.uint8 else "gray16le"
+    plane = av.VideoFrame.from_ndarray(np.ascontiguousarray(alpha[..., 0]), format=name)
+    scaled = _REFORMATTER.reformat(plane, width=size[0], height=size[1], interpolation=SWS_FLAGS, threads=1)
+    return np.ascontiguousarray(scaled.to_ndarray()[..., np.newaxis])
 
 
 def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFrame:
     """Convert a picture for the encoder.
 
     Args:
-        frame: RGB (H, W, 3), uint8 in [0, 255] or uint16 in [0, 65535], C-contiguous.
+        frame: RGB (H, W, 3), or RGBA (H, W, 4) where the format has alpha; uint8 in [0, 255] or uint16 in [0, 65535], C-contiguous.
         colour: What the numbers of the result mean; its tags are written on it.
-        pix_fmt: A planar YUV format of 8 or 10 bits.
+        pix_fmt: A planar YUV format, with or without alpha, of 8 or 10 bits; or RGB or RGBA, of 8 or 16 bits.
 
     Returns:
         The picture in that format.
     """
+    described = av.VideoFormat(pix_fmt)
+    if described.is_rgb:
+        return av.VideoFrame.from_ndarray(_to_depth(frame, described.components[0].bits), format=pix_fmt)
+    if pix_fmt.startswith("yuva"):
+        opaque = from_rgb(np.ascontiguousarray(frame[..., :3]), colour, pix_fmt.replace("yuva", "yuv"))
+        return _tag(_add_alpha(opaque, _to_depth(frame[..., 3], described.components[0].bits), pix_fmt), colour)
+    return _tag(_to_yuv(frame, colour, pix_fmt), colour)
+
+
+def _to_yuv(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFrame:
     bits = av.VideoFormat(pix_fmt).components[0].bits
-    if frame.dtype == np.uint8 and bits == 8:
-        yuv = _REFORMATTER.reformat(
-            av.VideoFrame.from_ndarray(frame, format="rgb24"),
+    if frame.dtype == np.uint8 and bits == 8 and colour.range != FULL:  # of full range swscale cuts chroma instead of rounding it
+        return _REFORMATTER.reformat(
+            _place_chroma(av.VideoFrame.from_ndarray(frame, format="rgb24"), colour),
             format=pix_fmt,
             src_color_range=ColorRange.JPEG,
             dst_colorspace=_SPACES.get(colour.matrix, Colorspace.ITU601),
@@ -93,27 +165,82 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
             interpolation=SWS_FLAGS,
             threads=1,
         )
-    else:
-        red, green, blue = np.moveaxis(frame.astype(np.float32) / np.iinfo(frame.dtype).max, -1, 0)
-        of_red, of_blue = _WEIGHTS.get(colour.matrix, _BT601_WEIGHTS)
-        luma = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
-        low, luma_span, chroma_span = _levels(colour, bits)
-        middle, peak = 2 ** (bits - 1), 2**bits - 1
-        kind: Any = np.uint8 if bits == 8 else np.uint16
-        planes = (
-            luma * luma_span + low,
-            (blue - luma) / (2 * (1 - of_blue)) * chroma_span + middle,
-            (red - luma) / (2 * (1 - of_red)) * chroma_span + middle,
-        )
-        full = av.VideoFrame(frame.shape[1], frame.shape[0], "yuv444p" if bits == 8 else f"yuv444p{bits}le")
-        for plane, values in zip(full.planes, planes, strict=True):
-            padded = np.zeros((plane.height, plane.line_size // np.dtype(kind).itemsize), kind)
-            padded[:, : plane.width] = _quantise(values / peak, peak, kind)
-            plane.update(padded.tobytes())
-        yuv = _resample(full, pix_fmt, colour)
+    red, green, blue = np.moveaxis(frame.astype(np.float32) / np.iinfo(frame.dtype).max, -1, 0)
+    of_red, of_blue = _WEIGHTS.get(colour.matrix, _BT601_WEIGHTS)
+    luma = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
+    low, luma_span, chroma_span = _levels(colour, bits)
+    middle, peak = 2 ** (bits - 1), 2**bits - 1
+    kind: Any = np.uint8 if bits == 8 else np.uint16
+    planes = (
+        luma * luma_span + low,
+        (blue - luma) / (2 * (1 - of_blue)) * chroma_span + middle,
+        (red - luma) / (2 * (1 - of_red)) * chroma_span + middle,
+    )
+    full = av.VideoFrame(frame.shape[1], frame.shape[0], "yuv444p" if bits == 8 else f"yuv444p{bits}le")
+    for plane, values in zip(full.planes, planes, strict=True):
+        _fill(plane, _quantise(values / peak, peak, kind))
+    return _resample(_place_chroma(full, colour), pix_fmt, colour)
+
+
+def _unmatrix(planes: Sequence[npt.NDArray[Any]], colour: Colour, bits: int) -> tuple[npt.NDArray[Any], ...]:
+    """Return red, green and blue of luma and chroma at the same places, in float32; 0 to 1 where they are colours of RGB."""
+    levels: list[npt.NDArray[Any]] = [plane.astype(np.float32) for plane in planes]
+    luma, cb, cr = levels
+    low, luma_span, chroma_span = _levels(colour, bits)
+    luma = (luma - low) / luma_span
+    cb, cr = (cb - 2 ** (bits - 1)) / chroma_span, (cr - 2 ** (bits - 1)) / chroma_span
+    of_red, of_blue = _WEIGHTS.get(colour.matrix, _BT601_WEIGHTS)
+    red, blue = luma + 2 * (1 - of_red) * cr, luma + 2 * (1 - of_blue) * cb
+    green = (luma - of_red * red - of_blue * blue) / (1 - of_red - of_blue)
+    return red, green, blue
+
+
+def _place_chroma(frame: av.VideoFrame, colour: Colour) -> av.VideoFrame:
+    """Tell swscale where chroma lies or is to lie; it goes by a tag of the frame, and takes the middle where there is none.
+
+    PyAV (18) has no field for the tag, FFmpeg's filter ``setparams`` has. Pictures are not copied.
+    """
+    graph = _placing_graph(frame.width, frame.height, frame.format.name, colour.chroma_location)
+    graph.push(frame)
+    return cast(av.VideoFrame, graph.pull())
+
+
+@functools.lru_cache(maxsize=8)
+def _placing_graph(width: int, height: int, pix_fmt: str, location: str) -> Graph:
+    graph = Graph()
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat(pix_fmt), time_base=Fraction(1, 1000))
+    setter, sink = graph.add("setparams", f"chroma_location={location}"), graph.add("buffersink")
+    source.link_to(setter)
+    setter.link_to(sink)
+    graph.configure()
+    return graph
+
+
+def _tag(yuv: av.VideoFrame, colour: Colour) -> av.VideoFrame:
     yuv.colorspace, yuv.color_range = colour.matrix, colour.range
     yuv.color_primaries, yuv.color_trc = colour.primaries, colour.transfer
     return yuv
+
+
+def _add_alpha(opaque: av.VideoFrame, alpha: npt.NDArray[Any], pix_fmt: str) -> av.VideoFrame:
+    whole = av.VideoFrame(opaque.width, opaque.height, pix_fmt)
+    for plane, values in zip(whole.planes, (*_planes(opaque), alpha), strict=True):
+        _fill(plane, values)
+    return whole
+
+
+def _fill(plane: Any, values: npt.NDArray[Any]) -> None:
+    padded = np.zeros((plane.height, plane.line_size // values.itemsize), values.dtype)
+    padded[:, : plane.width] = values
+    plane.update(padded.tobytes())
+
+
+def _to_depth(values: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
+    """Bring numbers over the whole range of their dtype to so many bits."""
+    peak, kind = 2**bits - 1, np.uint8 if bits <= 8 else np.uint16
+    if np.iinfo(values.dtype).max == peak:
+        return np.ascontiguousarray(values)
+    return _quantise(values.astype(np.float32) / np.iinfo(values.dtype).max, peak, kind)
 
 
 def _span(colour: Colour) -> ColorRange:
@@ -152,5 +279,6 @@ def _resample(frame: av.VideoFrame, pix_fmt: str, colour: Colour) -> av.VideoFra
         raise VideoError(f"pixel format {frame.format.name}", "YUV or RGB of 8, 9, 10, 12, 14 or 16 bits") from exc
 
 
-def _planes(frame: av.VideoFrame) -> list[npt.NDArray[np.uint16]]:
-    return [np.frombuffer(memoryview(plane), np.uint16).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]
+def _planes(frame: av.VideoFrame) -> list[npt.NDArray[Any]]:
+    kind: Any = np.uint8 if frame.format.components[0].bits <= 8 else np.uint16
+    return [np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
 
 from genai_ray.errors import VideoError
+from genai_ray.files import find_facts, is_remote, open_to_read
 
-__all__ = ["av_errors", "open_video"]
+__all__ = ["av_errors", "check_container", "open_video"]
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,gif,yuv4mpegpipe,nut"
+"""What may come from strangers: files that hold their own packets. Playlists, which name other files and hosts, are not among them."""
 
 
 @contextmanager
-def av_errors(path: Path, doing: str) -> Iterator[None]:
+def av_errors(path: str | Path, doing: str) -> Iterator[None]:
     """Turn PyAV's errors into ``VideoError``.
 
     Args:
@@ -37,28 +43,56 @@ def av_errors(path: Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[InputContainer]:
+def open_video(place: str | Path) -> Iterator[InputContainer]:
     """Open a file that must have a video stream.
 
     Args:
-        path: The file.
+        place: Path or URI; of a URI only those blocks are fetched that are read.
 
     Yields:
         The container, closed at the end.
 
     Raises:
-        VideoError: If it is missing, empty, not a video, or has no video stream; and for every PyAV error within.
+        VideoError: If it is missing, empty, not a video, or has no video stream or an unknown codec; and for every error of PyAV and of the store
+            within.
     """
-    if not path.is_file():
-        raise VideoError(f"{path}: {'not a file' if path.exists() else 'no such file'}", "a video file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty", "a video file")
-    with av_errors(path, "reading"):
+    place = str(place)
+    if not is_remote(place) and os.path.exists(place) and not os.path.isfile(place):
+        raise VideoError(f"{place}: not a file", "a video file")
+    facts = find_facts(place)
+    if facts is None:
+        raise VideoError(f"{place}: no such file", "a video file")
+    if facts.size == 0:
+        raise VideoError(f"{place}: the file is empty", "a video file")
+    with ExitStack() as stack:
+        source: Any = stack.enter_context(open_to_read(place)) if is_remote(place) else place
+        stack.enter_context(av_errors(place, "reading"))
         try:
-            container = av.open(str(path))
+            container: InputContainer = stack.enter_context(av.open(source))
         except av.FFmpegError as exc:
-            raise VideoError(f"{path}: not a video, or cut before its index ({exc})", "a file that FFmpeg can read") from exc
-        with container:
-            if not any(not stream.disposition & av.stream.Disposition.attached_pic for stream in container.streams.video):
-                raise VideoError(f"{path}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture")
-            yield container
+            raise VideoError(f"{place}: not a video, or cut before its index ({exc})", "a file that FFmpeg can read") from exc
+        pictures = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+        if not pictures:
+            raise VideoError(f"{place}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture")
+        if pictures[0].codec_context is None:
+            raise VideoError(f"{place}: its video is of a codec that this build of FFmpeg has not", do="Convert it to another codec first.")
+        yield container
+
+
+def check_container(path: Path) -> None:
+    """Check that a file which a stranger sent is a video that holds its own packets; nothing that it might name is opened.
+
+    Args:
+        path: The file.
+
+    Raises:
+        VideoError: If it is empty, no video, a playlist, or of a kind that is not taken from strangers.
+    """
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        with av.open(str(path), options=options) as container:
+            has_video = bool(container.streams.video)
+    except (av.FFmpegError, OSError, ValueError) as exc:
+        raise VideoError(f"{path}: no video that is taken here ({exc})", "MP4, MOV, Matroska, WebM, AVI, MPEG and others that hold their own packets") from exc
+    if not has_video:
+        raise VideoError(f"{path}: no video stream", "a file with a picture")

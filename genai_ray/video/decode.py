@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, dropwhile
 from typing import Any
@@ -12,14 +13,21 @@ import av
 import numpy.typing as npt
 
 from genai_ray.errors import VideoError
-from genai_ray.video.colour import to_rgb
+from genai_ray.video.colour import count_outside, read_alpha, to_rgb
 from genai_ray.video.container import open_video
-from genai_ray.video.plan import Segment, VideoPlan, main_stream
+from genai_ray.video.info import build_decoder, main_stream
+from genai_ray.video.plan import Segment, VideoPlan
 
-__all__ = ["DecodedFrame", "decode_segment"]
+__all__ = ["DecodedFrame", "decode_frames", "decode_segment"]
 
 SEEK_TRIES = 2
 """Key frames that are sought before decoding starts at the beginning."""
+
+COUNT_EVERY = 32
+"""Frames of which one is looked at for colours that RGB has not; all of them would take a tenth of the time of decoding."""
+
+SEEK_BEYOND_FRAMES = 32
+"""Frames that are decoded for nothing rather than opening the file anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,10 @@ class DecodedFrame:
     """Presentation time in the plan's ``time_base`` units."""
     frame: npt.NDArray[Any]
     """RGB (H, W, 3), C-contiguous: uint8, or uint16 in [0, 65535] where the source has more than 8 bits."""
+    alpha: npt.NDArray[Any] | None = None
+    """(H, W, 1) of the same dtype, 0 for clear; None where the source has none."""
+    outside: tuple[int, int] = (0, 0)
+    """Pixels that are no colour of RGB, and pixels that were looked at for it: none in most frames, see ``COUNT_EVERY``."""
 
 
 def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool = False) -> Iterator[DecodedFrame]:
@@ -40,7 +52,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
     Args:
         plan: The planned video.
         segment: The range.
-        allow_truncated: Whether to end at the last frame that decodes instead of failing.
+        allow_truncated: Whether to end at the last frame that decodes instead of failing, and take damaged frames as the decoder patches them.
 
     Yields:
         The frames of the range in display order, with the planned times.
@@ -58,16 +70,17 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
                 break
             if frame.pts != wanted[position]:
                 raise VideoError(f"{plan.path}: frame {segment.start + position} has pts {frame.pts}", f"pts {wanted[position]}, as planned")
-            if (frame.width, frame.height) != (plan.info.width, plan.info.height):
-                got = f"{plan.path}: frame {segment.start + position} is {frame.width}x{frame.height}"
-                raise VideoError(got, f"{plan.info.width}x{plan.info.height} throughout")
-            yield DecodedFrame(segment.start + position, frame.pts, to_rgb(frame, plan.info.colour))
+            index = segment.start + position
+            _check_frame(frame, index, plan, allow_truncated)
+            alpha = read_alpha(frame) if plan.info.has_alpha else None
+            outside = count_outside(frame, plan.info.colour) if index % COUNT_EVERY == 0 else (0, 0)
+            yield DecodedFrame(index, frame.pts, to_rgb(frame, plan.info.colour), alpha, outside)
             position += 1
     except VideoError as exc:
         if allow_truncated:
             return
         counts = f"{segment.start + position} of {len(plan.pts)} frames decode"
-        raise VideoError(f"{exc.got} ({counts})", exc.allowed, exc.do) from exc
+        raise VideoError(f"{exc.got} ({counts})", exc.allowed, exc.do or "Pass --allow-truncated to enhance what is there.") from exc
     if position < len(wanted) and not allow_truncated:
         raise VideoError(
             f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
@@ -75,14 +88,64 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
         )
 
 
-def _decode_from(plan: VideoPlan, start: int) -> Iterator[av.VideoFrame]:
+def _check_frame(frame: av.VideoFrame, index: int, plan: VideoPlan, allow_damaged: bool) -> None:
+    info, parts = plan.info, frame.format.components
+    where = f"{plan.path}: frame {index} at {float(plan.pts[index] * info.time_base):.3f} s"
+    if (frame.width, frame.height) != (info.width, info.height):
+        raise VideoError(f"{where} is {frame.width}x{frame.height}", f"{info.width}x{info.height} throughout")
+    if parts[0].bits != info.bit_depth or any(part.is_alpha for part in parts) != info.has_alpha:
+        raise VideoError(f"{where} is {frame.format.name}", f"{info.pix_fmt} throughout")
+    if frame.is_corrupt and not allow_damaged:
+        raise VideoError(f"{where} is damaged", do="Pass --allow-truncated to enhance it as the decoder patches it.")
+
+
+def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFrame]:
+    """Decode chosen frames; those between them are decoded only where the codec needs them, and key frames alone need none.
+
+    Args:
+        plan: The planned video.
+        indices: Positions in display order, rising.
+
+    Yields:
+        The frames, with the planned times.
+
+    Raises:
+        VideoError: If one is missing, of another size, or does not decode; names the file and the frame.
+    """
+    runs: list[list[int]] = []
+    for index in indices:
+        # A key frame between two chosen ones makes it cheaper to seek than to decode on, where it is far enough to pay for opening.
+        last = runs[-1][-1] if runs else 0
+        near = plan.keys[max(bisect.bisect_right(plan.keys, index) - 1, 0)] if plan.keys else 0
+        if not runs or near > last + SEEK_BEYOND_FRAMES:
+            runs.append([])
+        runs[-1].append(index)
+    keys_only = not plan.is_counted and set(indices) <= set(plan.keys)
+    for run in [list(indices)] if keys_only else runs:
+        waiting = deque(run)
+        for frame in _decode_from(plan, run[0], keys_only=keys_only):
+            if frame.pts is None or frame.pts < plan.pts[waiting[0]]:
+                continue
+            if frame.pts > plan.pts[waiting[0]]:
+                break
+            index = waiting.popleft()
+            _check_frame(frame, index, plan, allow_damaged=False)
+            yield DecodedFrame(index, frame.pts, to_rgb(frame, plan.info.colour), read_alpha(frame) if plan.info.has_alpha else None)
+            if not waiting:
+                break
+        if waiting:
+            raise VideoError(f"{plan.path}: frame {waiting[0]} of {len(plan.pts)} does not decode")
+
+
+def _decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Iterator[av.VideoFrame]:
     """Decode from the key frame at or before a frame; where a seek misses it (MPEG-TS has no index), from an earlier one."""
     before = bisect.bisect_right(plan.keys, start)
     for key in (*reversed(plan.keys[max(before - SEEK_TRIES, 0) : before]), 0):
         with open_video(plan.path) as container:
             stream = main_stream(container)
-            stream.thread_type = "SLICE"
-            stream.codec_context.thread_count = 1
+            decoder = build_decoder(stream)
+            if keys_only:
+                decoder.skip_frame = "NONKEY"
             packets: Iterator[av.Packet[Any]] = container.demux(stream)
             if key > 0:
                 container.seek(plan.pts[key], stream=stream, backward=True, any_frame=False)
@@ -91,7 +154,7 @@ def _decode_from(plan: VideoPlan, start: int) -> Iterator[av.VideoFrame]:
                 if first is None or first.pts is None or first.pts > plan.pts[start]:
                     continue
                 packets = chain([first], packets)
-            frames = (frame for packet in packets for frame in stream.codec_context.decode(packet))
+            frames = (frame for packet in packets for frame in decoder.decode(packet))
             for index, frame in enumerate(frames):
                 if plan.is_counted:
                     frame.pts = plan.pts[index] if index < len(plan.pts) else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,50 +15,85 @@ import numpy.typing as npt
 from av.video.stream import VideoStream
 
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.video.codecs import CODEC_ALIASES, CODECS, SUFFIXES, Codec, fixed_options
-from genai_ray.video.colour import from_rgb
+from genai_ray.video.codecs import (
+    CODEC_ALIASES,
+    CODECS,
+    DEFAULT_CODECS,
+    IMAGE_SUFFIXES,
+    SUFFIXES,
+    TABLE_SUFFIX,
+    Codec,
+    bound_options,
+    fixed_options,
+    hdr_options,
+)
+from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
-from genai_ray.video.plan import VideoInfo
+from genai_ray.video.info import HdrMetadata, VideoInfo
 
-__all__ = ["Encoding", "SegmentWriter", "choose_pixel_format", "validate_encoding"]
+__all__ = ["Encoding", "SegmentWriter", "choose_pixel_format", "describe_losses", "validate_encoding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
     """How results are encoded; part of what a segment's bytes depend on."""
 
-    codec: str = "libx264"
-    """FFmpeg's name of the encoder, or h264, hevc, av1, vp9, prores."""
+    codec: str | None = None
+    """FFmpeg's name of the encoder, or h264, hevc, av1, vp9, prores, jpeg; None for what the output's suffix stands for, elsewhere libx264."""
     preset: str | None = None
     """The encoder's preset (VP9: cpu-used, ProRes: profile); None for medium, 8 (AV1), 4 (VP9), hq (ProRes)."""
     crf: float | None = None
-    """Constant rate factor; None for 18 (H.264), 20 (HEVC), 24 (AV1, VP9); FFV1 and ProRes have none."""
+    """Constant rate factor; None for 18 (H.264), 20 (HEVC), 24 (AV1, VP9); FFV1, ProRes and pictures have none."""
     threads: int = 1
     """Encoder threads of one segment; x264's bytes depend on it, so it is never automatic."""
     bit_depth: int | None = None
-    """8 or 10 bits a component; None for 10 where the source has more than 8, else for the fewest that the encoder has."""
+    """Bits a component; None for as many as the source has, as near as the encoder comes to it."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """More options of the encoder by FFmpeg's names; they win over what is written here."""
+    """More options of the encoder by FFmpeg's names; they win over what is written here, and join lists such as x264-params."""
 
     @property
     def encoder(self) -> str:
         """FFmpeg's name of the encoder."""
-        return CODEC_ALIASES.get(self.codec, self.codec)
+        return CODEC_ALIASES.get(self.codec, self.codec) if self.codec else "libx264"
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the encoder stores alpha."""
+        return bool(CODECS[self.encoder].alpha_formats)
+
+    @property
+    def has_hdr(self) -> bool:
+        """Whether the encoder stores HDR10's static metadata."""
+        return bool(hdr_options(self.encoder, HdrMetadata(None, None, (1, 1))))
+
+    def fit(self, suffix: str) -> Encoding:
+        """Fill in the encoder that an output's suffix stands for, where none was asked for.
+
+        Args:
+            suffix: Of the output, lower case, with its dot.
+
+        Returns:
+            The settings, with a codec.
+        """
+        return replace(self, codec=self.codec or DEFAULT_CODECS.get(suffix, "libx264"))
 
 
-def validate_encoding(encoding: Encoding, suffix: str) -> None:
+def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = False) -> None:
     """Check at the start what would fail an hour later; the encoder is opened once.
 
     Args:
         encoding: The settings.
         suffix: Of the output, lower case, with its dot.
+        has_alpha: Whether alpha is to be stored.
 
     Raises:
         ConfigError: If encoder, preset, CRF, threads, bit depth, options or suffix are not what is written here, or the
-            encoder is not in this build or does not open.
+            encoder is not in this build, does not open, or has no alpha.
     """
-    if suffix not in SUFFIXES:
-        raise ConfigError(f"an output ending in {suffix or 'nothing'!r}", " or ".join(SUFFIXES))
+    encoding = encoding.fit(suffix)
+    known = (*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX)
+    if suffix not in known:
+        raise ConfigError(f"an output ending in {suffix or 'nothing'!r}", " or ".join(known))
     if encoding.encoder not in CODECS:
         raise ConfigError(f"codec {encoding.codec!r}", ", ".join((*CODECS, *CODEC_ALIASES)))
     codec = CODECS[encoding.encoder]
@@ -72,52 +107,75 @@ def validate_encoding(encoding: Encoding, suffix: str) -> None:
         raise ConfigError(f"crf {encoding.crf}", f"none, since {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}")
     if encoding.threads < 1:
         raise ConfigError(f"encoder threads {encoding.threads}", "1 or more")
-    _try_encoder(encoding, _choose(codec.even, encoding, 8))
+    if has_alpha and suffix not in (codec.alpha_suffixes or codec.suffixes):
+        raise ConfigError(f"alpha with {encoding.codec} in {suffix}", " or ".join(codec.alpha_suffixes))
+    _try_encoder(encoding, choose_pixel_format(encoding, (128, 128), "yuv420p", has_alpha=has_alpha))
 
 
-def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source_bits: int) -> str:
+def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, *, has_alpha: bool = False) -> str:
     """Choose what pictures are stored as, and check that the encoder takes it.
 
     Args:
         encoding: The settings, validated.
         size: (width, height) in pixels; odd sizes are stored as 4:4:4, since 4:2:0 has no odd ones.
-        source_bits: Bits a component of the source.
+        source: Pixel format of the source, whose depth is kept, and whose sampling of chroma by encoders without loss.
+        has_alpha: Whether alpha is stored.
 
     Returns:
         FFmpeg's name of the pixel format.
 
     Raises:
-        ConfigError: If the encoder has no format for the size or the depth.
+        ConfigError: If the encoder has no format for the size, the depth or alpha.
     """
     codec: Codec = CODECS[encoding.encoder]
-    formats = codec.odd if size[0] % 2 or size[1] % 2 else codec.even
-    if not formats:
-        raise ConfigError(f"{encoding.codec} for pictures of {size[0]}x{size[1]}", "even sizes", "Use libx264, libx265, libvpx-vp9 or ffv1.")
-    chosen = _choose(formats, encoding, source_bits)
+    if has_alpha and not codec.alpha_formats:
+        raise ConfigError(f"alpha with {encoding.encoder}", ", ".join(name for name, other in CODECS.items() if other.alpha_formats))
+    by_sampling = codec.alpha_formats if has_alpha else codec.formats
+    is_odd = bool(size[0] % 2 or size[1] % 2)
+    wanted = (_sampling_of(source),) if codec.keeps_sampling else ()
+    sampling = next((name for name in (*wanted, "420", "422", "444") if name in by_sampling and (name == "444" or not is_odd)), None)
+    if sampling is None:
+        raise ConfigError(f"{encoding.encoder} for pictures of {size[0]}x{size[1]}", "even sizes", "Use libx264, libx265, libvpx-vp9 or ffv1.")
+    chosen = _choose_depth(by_sampling[sampling], encoding, av.VideoFormat(source).components[0].bits)
     known = {item.name for item in av.Codec(encoding.encoder, "w").video_formats or ()}
     if known and chosen not in known:
-        raise ConfigError(f"{encoding.codec} with {chosen}, which this build of it lacks", do="Ask for another bit depth or codec.")
+        raise ConfigError(f"{encoding.encoder} with {chosen}, which this build of it lacks", do="Ask for another bit depth or codec.")
     return chosen
 
 
-def _choose(formats: tuple[str, ...], encoding: Encoding, source_bits: int) -> str:
+def _sampling_of(pix_fmt: str) -> str:
+    shape = av.VideoFormat(pix_fmt)
+    return {(4, 4): "444", (2, 4): "422"}.get((shape.chroma_width(4), shape.chroma_height(4)), "420")
+
+
+def _choose_depth(formats: tuple[str, ...], encoding: Encoding, source_bits: int) -> str:
     depths = {av.VideoFormat(name).components[0].bits: name for name in formats}
-    wanted = encoding.bit_depth if encoding.bit_depth is not None else max(min(depths), 10 if source_bits > 8 else 8)
-    if wanted not in depths:
-        raise ConfigError(f"{wanted} bits with {encoding.codec}", " or ".join(str(bits) for bits in depths))
+    if encoding.bit_depth is not None and encoding.bit_depth not in depths:
+        raise ConfigError(f"{encoding.bit_depth} bits with {encoding.encoder}", " or ".join(str(bits) for bits in depths))
+    wanted = encoding.bit_depth or next((bits for bits in depths if bits >= source_bits), max(depths))
     return depths[wanted]
 
 
-def _options(encoding: Encoding, width: int) -> dict[str, str]:
-    codec = CODECS[encoding.encoder]
-    return {**codec.options(encoding.preset, encoding.crf), **fixed_options(encoding.encoder, encoding.threads, width), **encoding.options}
+def _options(encoding: Encoding, pix_fmt: str, size: tuple[int, int], info: VideoInfo | None = None) -> dict[str, str]:
+    options = CODECS[encoding.encoder].options(encoding.preset, encoding.crf)
+    parts = [fixed_options(encoding.encoder, encoding.threads, pix_fmt, size), bound_options(encoding.encoder, size)]
+    if info is not None and info.hdr is not None:
+        parts.append(hdr_options(encoding.encoder, info.hdr))
+    if info is not None and "420" in pix_fmt:
+        parts.append({"chroma_sample_location": info.colour.chroma_location})
+    for part in (*parts, encoding.options):
+        for name, value in part.items():
+            options[name] = f"{options[name]}:{value}" if name in options and name.endswith("-params") else value
+    return options
 
 
 def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
     context: Any = av.CodecContext.create(encoding.encoder, "w")
     context.width, context.height, context.pix_fmt, context.time_base = 128, 128, pix_fmt, Fraction(1, 25)
     context.framerate, context.thread_count = Fraction(25), encoding.threads
-    context.options = _options(encoding, 128)
+    if encoding.encoder == "mjpeg":
+        JFIF.tag(context)
+    context.options = _options(encoding, pix_fmt, (context.width, context.height))
     try:
         context.open(strict=False)
     except (av.FFmpegError, ValueError) as exc:
@@ -127,68 +185,118 @@ def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
         raise ConfigError(f"encoder option {unknown[0]!r}", f"options of {encoding.encoder} by FFmpeg's names")
 
 
+def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) -> Iterator[str]:
+    """Say what of a source's pictures an encoder cannot store.
+
+    Args:
+        info: The source.
+        encoding: The settings, validated.
+        size: (width, height) of the result in pixels.
+
+    Yields:
+        One sentence each.
+
+    Raises:
+        ConfigError: If the encoder has no pixel format for the size or the depth.
+    """
+    has_alpha = info.has_alpha and encoding.has_alpha
+    stored = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
+    bits = av.VideoFormat(stored).components[0].bits
+    if info.bit_depth > bits:
+        yield f"{info.bit_depth} bits a component were reduced to {bits}"
+    if info.has_alpha and not has_alpha:
+        yield f"alpha was left out: {encoding.encoder} has none"
+    before, after = _sampling_of(info.pix_fmt), _sampling_of(stored)
+    if before > after and size == (info.width, info.height):
+        yield f"chroma was reduced from 4:{before[1]}:{before[2]} to 4:{after[1]}:{after[2]}"
+    if info.is_interlaced:
+        yield "interlaced source: its fields were enhanced as whole frames; deinterlace it first"
+    yield from (f"{words} in the video stream were left out" for words in info.unkept)
+    if info.hdr is not None and not encoding.has_hdr:
+        yield f"HDR10's static metadata was left out: {encoding.encoder} cannot store it"
+
+
 class SegmentWriter:
     """Encodes frames of one segment; the file is whole when the block ends without an error, and gone otherwise.
 
     Args:
         path: Where packets go, in FFmpeg's NUT format, which keeps any time base exactly.
         info: The source: its times, colour and aspect are kept.
-        size: (width, height) of the frames in pixels.
+        size: (width, height) of the frames in pixels, unturned.
         encoding: The settings.
+        has_alpha: Whether frames have alpha.
+
+    Pictures have no tag for rotation: frames of PNG and JPEG are turned as a player would.
 
     Raises:
-        ConfigError: If the encoder has no pixel format for the size or the bit depth.
+        ConfigError: If the encoder has no pixel format for the size, the bit depth or alpha.
         VideoError: If the encoder or the file system fails.
     """
 
-    def __init__(self, path: Path, *, info: VideoInfo, size: tuple[int, int], encoding: Encoding) -> None:
-        self.path, self.info, self.size = path, info, size
-        pix_fmt = choose_pixel_format(encoding, size, info.bit_depth)
+    def __init__(self, path: Path, *, info: VideoInfo, size: tuple[int, int], encoding: Encoding, has_alpha: bool = False) -> None:
+        self.path, self.info, self.size, self.has_alpha = path, info, size, has_alpha
+        is_picture = encoding.encoder in ("png", "mjpeg")
+        self.turns = info.rotation // 90 % 4 if is_picture else 0
+        self.colour = JFIF if encoding.encoder == "mjpeg" else info.colour
+        pix_fmt = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
         with av_errors(path, "opening for writing"):
             # Each packet is written as it comes: how far a segment is can be seen from outside, at no measurable cost.
-            kind = "mov" if encoding.encoder == "prores_ks" else "nut"  # NUT has no ProRes
-            self._sink = av.open(str(path), "w", format=kind, options={"fflags": "+bitexact+flush_packets"})
+            self._sink = av.open(str(path), "w", format=_choose_container(encoding, has_alpha), options={"fflags": "+bitexact+flush_packets"})
             self._stream = self._add_stream(encoding, pix_fmt)
 
     def write(self, frame: npt.NDArray[Any], pts: int) -> None:
         """Encode one frame.
 
         Args:
-            frame: RGB (H, W, 3), uint8 or uint16, C-contiguous, of the writer's size.
+            frame: RGB (H, W, 3), or RGBA (H, W, 4) with alpha; uint8 or uint16, C-contiguous, of the writer's size.
             pts: Presentation time in the source's ``time_base`` units; larger than the one before.
 
         Raises:
             InvalidInputError: If the frame is not of the writer's size.
             VideoError: If the encoder fails.
         """
-        if frame.shape != (self.size[1], self.size[0], 3) or frame.dtype not in (np.uint8, np.uint16):
-            raise InvalidInputError(f"a frame {frame.shape} {frame.dtype}", f"({self.size[1]}, {self.size[0]}, 3) uint8 or uint16")
+        shape = (self.size[1], self.size[0], 4 if self.has_alpha else 3)
+        if frame.shape != shape or frame.dtype not in (np.uint8, np.uint16):
+            raise InvalidInputError(f"a frame {frame.shape} {frame.dtype}", f"{shape} uint8 or uint16")
         with av_errors(self.path, "encoding"):
-            yuv = from_rgb(frame, self.info.colour, str(self._stream.pix_fmt))
-            yuv.pts, yuv.time_base = pts, self.info.time_base
-            self._sink.mux(self._stream.encode(yuv))
+            if self.turns:
+                frame = np.ascontiguousarray(np.rot90(frame, self.turns))
+            picture = from_rgb(frame, self.colour, str(self._stream.pix_fmt))
+            picture.pts, picture.time_base = pts, self.info.time_base
+            self._sink.mux(self._stream.encode(picture))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        is_whole = False
         try:
-            if kind is None:
-                with av_errors(self.path, "encoding"):
-                    self._sink.mux(self._stream.encode(None))
+            try:
+                if kind is None:
+                    with av_errors(self.path, "encoding"):
+                        self._sink.mux(self._stream.encode(None))
+            finally:
+                with av_errors(self.path, "closing"):
+                    self._sink.close()
+            is_whole = kind is None
         finally:
-            with av_errors(self.path, "closing"):
-                self._sink.close()
-        if kind is not None:
-            self.path.unlink(missing_ok=True)
+            if not is_whole:
+                self.path.unlink(missing_ok=True)
 
     def _add_stream(self, encoding: Encoding, pix_fmt: str) -> VideoStream:
         info, (width, height) = self.info, self.size
-        stream: Any = self._sink.add_stream(encoding.encoder, rate=info.average_rate, options=_options(encoding, width))
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream: Any = self._sink.add_stream(encoding.encoder, rate=info.average_rate, options=_options(encoding, pix_fmt, self.size, info))
+        stream.width, stream.height, stream.pix_fmt = *((height, width) if self.turns % 2 else (width, height)), pix_fmt
         codec = stream.codec_context
         codec.time_base, codec.framerate = Fraction(info.time_base), Fraction(info.average_rate)
         codec.thread_count = encoding.threads
-        codec.sample_aspect_ratio = info.sample_aspect_ratio
-        info.colour.tag(codec)
+        codec.sample_aspect_ratio = 1 / info.sample_aspect_ratio if self.turns % 2 else info.sample_aspect_ratio
+        self.colour.tag(codec)
         return cast(VideoStream, stream)
+
+
+def _choose_container(encoding: Encoding, has_alpha: bool) -> str:
+    """NUT has no ProRes, and keeps no alpha of VP9, which is data beside its packets."""
+    if encoding.encoder == "prores_ks":
+        return "mov"
+    return "matroska" if encoding.encoder == "libvpx-vp9" and has_alpha else "nut"

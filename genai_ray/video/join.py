@@ -11,13 +11,36 @@ from typing import Any
 
 import av
 from av.container import InputContainer, OutputContainer
-from av.stream import Stream
+from av.stream import Disposition, Stream
 
 from genai_ray.errors import VideoError
 from genai_ray.video.container import av_errors, open_video
-from genai_ray.video.plan import VideoPlan, main_stream
+from genai_ray.video.info import is_alpha_beside, main_stream
+from genai_ray.video.plan import VideoPlan
 
-__all__ = ["join_segments"]
+__all__ = ["count_frames", "join_segments"]
+
+_COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+"""Names of cover pictures in Matroska, where they are attachments."""
+
+_NO_ASPECT = ("ffv1", "prores", "prores_ks", "vp9", "libvpx-vp9")
+"""Codecs whose streams do not tell the shape of a pixel, or only to their decoder: the container must, and MP4 and MOV do."""
+
+
+def count_frames(part: Path) -> int:
+    """Count the frames of a finished segment.
+
+    Args:
+        part: Its file.
+
+    Returns:
+        The number of its packets.
+
+    Raises:
+        VideoError: If the file does not open.
+    """
+    with av_errors(part, "reading"), av.open(str(part)) as box:
+        return sum(packet.size > 0 for packet in box.demux(box.streams.video[0]))
 
 
 def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> tuple[str, ...]:
@@ -50,7 +73,15 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             boxes = [stack.enter_context(av.open(str(part))) for part, count in zip(parts, counts, strict=True) if count]
             kept = [count for count in counts if count]
             video = _add_video(sink, boxes, plan, source)
-            copies, notes = _add_copies(sink, source)
+            copies, notes = _add_copies(sink, source, plan.path)
+            if plan.info.sample_aspect_ratio != 1 and sink.format.name in ("matroska", "webm") and video.codec_context.name in _NO_ASPECT:
+                ratio = plan.info.sample_aspect_ratio
+                notes = (f"sample aspect ratio {ratio.numerator}:{ratio.denominator} was left out: PyAV cannot tell Matroska of it", *notes)
+            step = plan.info.time_base * 1000
+            if sink.format.name in ("matroska", "webm") and any(pts * step.numerator % step.denominator for pts in plan.pts):
+                notes = (*notes, f"times are rounded to whole milliseconds, which is what {sink.format.name} has")
+            if is_alpha_beside(boxes[0].streams.video[0]) and sink.format.name not in ("matroska", "webm"):
+                notes = (f"alpha was left out: VP9 has none in {sink.format.name}", *notes)
             streams = heapq.merge(_video_packets(boxes, kept, plan, video), _copied_packets(source, copies), key=lambda entry: entry[0])
             for _, packet in streams:
                 sink.mux_one(packet)
@@ -72,6 +103,8 @@ def _add_video(sink: OutputContainer, boxes: Sequence[InputContainer], plan: Vid
     if not is_opaque:
         plan.info.colour.tag(stream.codec_context)  # neither FFV1 nor NUT keeps it
     stream.time_base = plan.info.time_base
+    if is_alpha_beside(templates[0]):
+        stream.metadata["alpha_mode"] = "1"
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)
     original = main_stream(source)
@@ -82,22 +115,29 @@ def _add_video(sink: OutputContainer, boxes: Sequence[InputContainer], plan: Vid
     return stream
 
 
-def _add_copies(sink: OutputContainer, source: InputContainer) -> tuple[dict[int, Stream], tuple[str, ...]]:
+def _add_copies(sink: OutputContainer, source: InputContainer, place: str) -> tuple[dict[int, Stream], tuple[str, ...]]:
     copies: dict[int, Stream] = {}
     notes: list[str] = []
     stream: Any
     for stream in source.streams:
         if stream.type == "video" and stream.index == main_stream(source).index:
             continue
-        name = f"{stream.type} stream {stream.index}"
-        codec = getattr(stream, "codec_context", None)
+        codec, is_cover = getattr(stream, "codec_context", None), bool(stream.disposition & Disposition.attached_pic)
+        name = f"{'cover' if is_cover else stream.type} stream {stream.index}"
+        if stream.type == "video" and not is_cover:
+            notes.append(f"{name} was left out: only the first one is enhanced")
+            continue
         try:
+            if is_cover and codec is not None and sink.format.name == "matroska":
+                file_name, mime_type = _COVERS.get(codec.codec.canonical_name, ("cover.bin", "application/octet-stream"))
+                sink.add_attachment(stream.metadata.get("filename", file_name), stream.metadata.get("mimetype", mime_type), _read_cover(place, stream.index))
+                continue
             if stream.type == "attachment" and sink.format.name == "matroska":
                 sink.add_attachment(stream.name or "attachment", stream.mimetype or "application/octet-stream", stream.data)
                 continue
-            if stream.type not in ("audio", "subtitle") or codec is None or codec.codec.canonical_name not in sink.supported_codecs:
+            if codec is None or not (is_cover or stream.type in ("audio", "subtitle")) or codec.codec.canonical_name not in sink.supported_codecs:
                 raise ValueError(codec.name if codec is not None else "data")
-            copy = sink.add_stream_from_template(stream)
+            copy = sink.add_stream_from_template(stream, opaque=True)
         except (ValueError, av.FFmpegError) as exc:
             notes.append(f"{name} was left out: {sink.format.name} cannot take it ({exc})")
             continue
@@ -106,6 +146,11 @@ def _add_copies(sink: OutputContainer, source: InputContainer) -> tuple[dict[int
         copy.disposition = stream.disposition
         copies[stream.index] = copy
     return copies, tuple(notes)
+
+
+def _read_cover(place: str, index: int) -> bytes:
+    with open_video(place) as container:
+        return bytes(next(packet for packet in container.demux(container.streams[index]) if packet.size))
 
 
 def _video_packets(boxes: Sequence[InputContainer], counts: Sequence[int], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Any]]:

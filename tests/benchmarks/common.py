@@ -11,13 +11,21 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import av
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = ROOT.parent / "shared" / "clips"
 MODELS = ROOT / "genai_ray" / "assets"
 RESULTS = Path(__file__).parent / "results"
+
+sys.path.insert(0, str(ROOT))
+from tests.processes import descendants, rss_anon, title  # noqa: E402
+
+os.environ.setdefault("RAY_ADDRESS", "local")  # a cluster that happens to run on this machine is not what is measured
 
 
 def genai_ray(*args: str | Path) -> list[str]:
@@ -44,6 +52,21 @@ def median(values: list[float]) -> float:
     return float(statistics.median(values))
 
 
+def write_small(source: Path, target: Path, seconds: float, size: tuple[int, int]) -> int:
+    """Write the first seconds of a clip in a smaller size; return how many frames these are."""
+    with av.open(str(source)) as box, av.open(str(target), "w") as sink:
+        stream = sink.add_stream("libx264", rate=box.streams.video[0].average_rate, options={"crf": "18", "g": "120", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        count = 0
+        for frame in box.decode(video=0):
+            if frame.time >= seconds:
+                break
+            sink.mux(stream.encode(frame.reformat(*size)))
+            count += 1
+        sink.mux(stream.encode(None))
+    return count
+
+
 class PeakMemory:
     """The largest sum of anonymous bytes over a process and all its descendants, sampled every 0.1 s while it runs."""
 
@@ -61,25 +84,12 @@ class PeakMemory:
 
     def _watch(self, root: int) -> None:
         while not self._over.is_set():
-            sizes = _descendants(root)
-            self.peak_bytes = max(self.peak_bytes, sum(size for _, size in sizes))
-            for name, size in sizes:
-                self.peak_of_name[name] = max(self.peak_of_name[name], size)
+            total = 0
+            for pid in {root, *descendants(root, with_agents=True)}:
+                with suppress(FileNotFoundError, ProcessLookupError, StopIteration):  # it has ended
+                    size = rss_anon(pid)
+                    total += size
+                    name = title(pid).split(" ")[0]
+                    self.peak_of_name[name] = max(self.peak_of_name[name], size)
+            self.peak_bytes = max(self.peak_bytes, total)
             time.sleep(0.1)
-
-
-def _descendants(root: int) -> list[tuple[str, int]]:
-    parents, facts = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines() if ":" in line)
-                command = (entry / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            parents[int(entry.name)] = int(fields["PPid"])
-            facts[int(entry.name)] = (command or fields["Name"].strip(), int(fields.get("RssAnon", "0 kB").split()[0]) * 1024)
-    mine = {root}
-    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    return [facts[pid] for pid in mine if pid in facts]

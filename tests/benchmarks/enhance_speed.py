@@ -1,4 +1,4 @@
-"""``enhance`` against the plain script on a 60 s clip of 176x144, in turn; goal: at least 1.0 of its frame rate, at most 12 s to the first encoded frame."""
+"""``enhance`` against the plain script on a 60 s clip of 176x144, in turn; goal: at least 1.05 of its frame rate, at most 12 s to the first encoded frame."""
 
 import json
 import subprocess
@@ -71,7 +71,7 @@ def main(clip: Path = CLIPS / "iscc-demo.mkv") -> None:
         [
             ("enhance, frames/s", median(ours)),
             ("plain script, frames/s", median(plain)),
-            ("ratio (goal 1.0)", median(ratios)),
+            ("ratio (goal 1.05)", median(ratios)),
             ("start-up to first decoded frame, s", median(startup)),
             ("start-up to first encoded frame, s (goal 12)", median(encoded)),
         ],

@@ -73,6 +73,7 @@ def folder(tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_u2net_from_the_server_to_the_video(folder, tmp_path):
     environment = os.environ | {"GENAI_RAY_MODELS": str(folder)}
     source, output = write(tmp_path / "a.mp4", pts=list(range(6))), tmp_path / "b.mp4"

@@ -77,6 +77,10 @@ def test_the_cache_of_a_running_cluster():
         table = run("cache", "status", *address).stdout
         assert "esrgan-4x" in table
         assert "websr-x2-s" in table
+        watched = run("cache", "watch", "--times", 2, "--every", 0.2, *address)
+        assert watched.returncode == 0, watched.stderr
+        assert "websr-x2-s" in watched.stdout
+        assert "budget MB" in watched.stdout
         assert [model["model_id"] for model in cache("evict", "esrgan")["models"]] == ["websr-x2-s"]
         done = run("cache", "evict", "rife", *address)
         assert done.returncode == 2

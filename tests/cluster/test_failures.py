@@ -17,6 +17,7 @@ from tests.processes import wait_until
 pytestmark = pytest.mark.cluster
 
 MODEL, OTHER = "websr-x2-s", "websr-x2-m"
+KEPT = ("name", "floor_bytes", "pinned", "predicted_bytes", "placed_on", "load_s")
 
 
 @pytest.fixture
@@ -58,12 +59,16 @@ def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
     by_id = {entry["model_id"]: entry for entry in after["models"]}
     for entry in before["models"]:
         found = by_id[entry["model_id"]]
-        assert (found["bytes"], found["floor_bytes"], found["pinned"]) == (entry["bytes"], entry["floor_bytes"], entry["pinned"])
+        assert found["bytes"] == pytest.approx(entry["bytes"], rel=0.05)  # a process takes a little more with every call
+        assert [found[name] for name in KEPT] == [entry[name] for name in KEPT]
         assert found["session"]["pid"] == entry["session"]["pid"]
     assert (after["loads"], after["adoptions"]) == (0, 2)
     assert np.array_equal(session.infer(frames), expected)
     with pytest.raises(errors.ResourceExhaustedError, match="pinned"):
         cache.evict(OTHER)
+    began_s = time.monotonic()
+    cache.evict(MODEL)
+    assert time.monotonic() - began_s < 15  # the session does not wait for what the dead cache had asked it
     with pytest.raises(errors.ConfigError, match=r"5000.*2000000000"):
         ModelCache(5000, name=cache.name)
 

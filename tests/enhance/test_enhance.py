@@ -34,7 +34,7 @@ def test_a_clip_becomes_a_better_one(samples, tmp_path):
     report = json.loads(line)
     assert (report["frames"], report["segments"], report["segments_reused"]) == (132, 3, 0)
     assert report["frames_inferred"] == 132
-    assert report["models"] == [{"model_id": "websr-x2-s", "backend": "onnx", "precision": "fp32", "device": "cpu"}]
+    assert report["models"] == [{"model_id": "websr-x2-s", "backend": "onnx", "precision": "fp32", "device": "cpu", "device_kind": "cpu"}]
     assert report["outputs"] == [str(result)]
     before, after = facts(source), facts(result)
     assert [time for time, _, _ in after[0]] == [time for time, _, _ in before[0]]
@@ -73,7 +73,16 @@ def bad(tmp_path, samples):
         ("cut.mp4", "there.mp4", [], 2, "--overwrite"),
         ("cut.mp4", "out.avi", [], 2, ".mp4 or .mkv"),
         ("cut.mp4", "out.mp4", ["--model", "websr-x2"], 2, "Did you mean"),
-        ("cut.mp4", "out.mp4", ["--model", "rife"], 2, "rife"),
+        ("cut.mp4", "out.mp4", ["--model", "rife", "--model", "rife"], 2, "one model that adds frames"),
+        ("cut.mp4", "out.mp4", ["--model", "selfie-segmentation", "--model", "websr-x2-s"], 2, "as the last of the chain"),
+        ("cut.mp4", "out.mp4", ["--model", "rife", "--factor", "99"], 2, "from 2 to 16"),
+        ("cut.mp4", "out.mp4", ["--model", "rife", "--fps", "sixty"], 2, "60000/1001"),
+        ("cut.mp4", "out.mp4", ["--model", "rife", "--fps", "60", "--factor", "2"], 2, "one of them"),
+        ("cut.mp4", "out.mp4", ["--model", "rife", "--param", "timestep=0.3"], 2, "timestep"),
+        ("cut.mp4", "out.mp4", ["--model", "rife", "--scene-threshold", "2"], 2, "from 0 to 1"),
+        ("cut.mp4", "out.mp4", ["--model", "selfie-segmentation", "--background", "alpha"], 2, "ffv1"),
+        ("cut.mp4", "out.mp4", ["--model", "selfie-segmentation", "--background", "green"], 2, "#00b140"),
+        ("cut.mp4", "out.mp4", ["--factor", "2"], 2, "Add --model rife"),
         ("cut.mp4", "out.mp4", ["--param", "sigma=1"], 2, "sigma"),
         ("cut.mp4", "out.mp4", ["--crf", "99"], 2, "crf"),
         ("cut.mp4", "out.mp4", ["--device", "tpu"], 2, "tpu"),

@@ -3,20 +3,26 @@
 import json
 import os
 import signal
+import tempfile
 import threading
-from contextlib import contextmanager
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.video import Encoding
-from tests.processes import descendants, is_alive, kill, run, start, title, wait_until
+from tests.processes import DEADLINE_S, descendants, is_alive, kill, killing, run, start, title, wait_until
 from tests.video.clips import write
 
 pytestmark = pytest.mark.cluster
 
 MODEL = ["--model", "websr-x2-l", "--preset", "ultrafast", "--segment-frames", 6, "--json"]
+
+
+HELD_UP_S = 7.0
+"""Longer than a cluster made to notice a silent node soon waits for it."""
 
 
 def segments(output):
@@ -35,8 +41,15 @@ def undisturbed(source):
     return output.read_bytes()
 
 
-def own_folders():
-    return set(Path("/tmp").glob("genai-ray-*"))
+@pytest.fixture
+def temporary():
+    """A folder for temporary files with a path short enough for Ray's sockets, of one job alone."""
+    with tempfile.TemporaryDirectory(prefix="job-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def environment(temporary):
+    return os.environ | {"TMPDIR": str(temporary)}
 
 
 @pytest.mark.parametrize("after", [1, pytest.param(8, marks=pytest.mark.slow)])
@@ -59,9 +72,9 @@ def test_a_killed_job_goes_on_where_it_stopped(source, undisturbed, tmp_path, af
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_ctrl_c_ends_everything_and_keeps_finished_segments(source, undisturbed, tmp_path):
-    output, folders = tmp_path / "b.mkv", own_folders()
-    job = start("enhance", source, "-o", output, *MODEL)
+def test_ctrl_c_ends_everything_and_keeps_finished_segments(source, undisturbed, tmp_path, temporary):
+    output = tmp_path / "b.mkv"
+    job = start("enhance", source, "-o", output, *MODEL, env=environment(temporary))
     wait_until(lambda: len(segments(output)) >= 2, job)
     children = descendants(job.pid)
     os.killpg(job.pid, signal.SIGINT)  # as a terminal does: to the whole group
@@ -70,7 +83,7 @@ def test_ctrl_c_ends_everything_and_keeps_finished_segments(source, undisturbed,
     assert "interrupted" in err
     assert "Traceback" not in err
     wait_until(lambda: not any(is_alive(pid) for pid in children))
-    assert own_folders() <= folders
+    assert list(temporary.glob("genai-ray-*")) == []
     assert not output.exists()
     work = output.with_name(output.name + ".genai-ray")
     assert {path.suffix for path in work.iterdir()} == {".nut"}
@@ -90,37 +103,30 @@ def test_ctrl_c_at_the_start_leaves_nothing(source, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@contextmanager
-def killing(words, most, when):
-    """Kill up to ``most`` processes of the embedded Ray whose title has ``words``, one after another, once ``when()`` holds."""
-    over, killed = threading.Event(), []
-
-    def hunt():
-        while not over.wait(0.05) and len(killed) < most:
-            if not when():
-                continue
-            for pid in descendants(os.getpid()):
-                if words in title(pid) and pid not in killed and is_alive(pid):
-                    kill(pid)
-                    killed.append(pid)
-                    break
-
-    thread = threading.Thread(target=hunt)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
-
-
 def options(segment_frames):
     return EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=segment_frames)
 
 
+def test_an_interrupted_job_leaves_no_task_at_work_in_a_cluster_that_stays(ray_session, tmp_path):
+    source, output = write(tmp_path / "a.mkv", size=(320, 180), pts=list(range(600))), tmp_path / "b.mkv"
+    work = output.with_name(output.name + ".genai-ray")
+
+    def interrupt():
+        wait_until(lambda: work.is_dir() and any(path.stat().st_size for path in work.iterdir()))  # frames are being written
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        enhance_videos(source, output, models="websr-x2-l", options=options(600))
+    thread.join()
+    wait_until(lambda: not any(title(pid).startswith("ray::_run_") for pid in descendants(os.getpid())))
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_a_killed_worker_and_a_killed_session_change_no_byte(ray_session, source, undisturbed, tmp_path):
     output = tmp_path / "b.mkv"
-    with killing("ray::Map", 1, lambda: segments(output)) as workers, killing("ray::SessionActor", 1, lambda: segments(output)) as sessions:
+    with killing("ray::_run_", 1, lambda: segments(output)) as workers, killing("ray::SessionActor", 1, lambda: segments(output)) as sessions:
         report = enhance_videos(source, output, models="websr-x2-l", options=options(6))
     assert len(workers) == len(sessions) == 1
     assert report.frames == 120
@@ -129,7 +135,123 @@ def test_a_killed_worker_and_a_killed_session_change_no_byte(ray_session, source
 
 def test_a_segment_that_kills_every_worker_fails_by_name(ray_session, tmp_path):
     source = write(tmp_path / "a.mkv", size=(320, 180), pts=list(range(100)))
-    with killing("ray::Map", 99, lambda: True) as killed, pytest.raises(errors.VideoError, match=r"a\.mkv: the worker died 3 times on segments \[0\]"):
+    with killing("ray::_run_", 99, lambda: True) as killed, pytest.raises(errors.VideoError, match=r"a\.mkv: the worker died 3 times on segments \[0\]"):
         enhance_videos(source, tmp_path / "b.mkv", models="websr-x2-l", options=options(100))
     assert len(killed) >= 3
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_chain_that_loses_sessions_and_a_worker_gives_the_same_bytes(ray_session, tmp_path):
+    """Frames between two models are owned by the segment's task: what a session had made before it died is not lost with it."""
+    source, output, chain = (
+        write(tmp_path / "a.mkv", size=(160, 96), pts=list(range(60)), options={"g": "6"}),
+        tmp_path / "b.mkv",
+        ["ffdnet", "rife", "websr-x2-l"],
+    )
+    enhance_videos(source, tmp_path / "undisturbed.mkv", models=chain, options=options(12))
+    with killing("ray::SessionActor", 2, lambda: segments(output)) as sessions, killing("ray::_run_", 1, lambda: len(segments(output)) > 1) as workers:
+        report = enhance_videos(source, output, models=chain, options=options(12))
+    assert (len(sessions), len(workers)) == (2, 1)
+    assert report.frames == 120
+    assert output.read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
+
+
+def stamps(output):
+    """Return which file every finished segment is; one that was made again is another."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in segments(output)}
+
+
+def are_gone(pids):
+    return not any(is_alive(pid) for pid in pids)
+
+
+def find(job, words):
+    return next((pid for pid in descendants(job.pid) if words in title(pid) and is_alive(pid)), None)
+
+
+def wait_for(job, words):
+    """Return a process of the job whose title has ``words``, as soon as there is one."""
+    found = []
+    wait_until(lambda: found.append(find(job, words)) or found[-1], job)
+    return found[-1]
+
+
+def test_ray_that_does_not_start_is_an_error(source, tmp_path):
+    folder = tmp_path / ("a" * 100)  # longer than the path of a socket may be
+    folder.mkdir()
+    done = run("enhance", source, "-o", tmp_path / "b.mkv", *MODEL, "--address", "local", env=environment(folder))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: Ray did not start: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [folder]
+    assert not list(folder.glob("genai-ray-*"))
+
+
+def test_a_machine_that_is_held_up_for_seconds_loses_nothing(source, undisturbed, tmp_path):
+    output = tmp_path / "b.mkv"
+    job = start("enhance", source, "-o", output, *MODEL)
+    wait_until(lambda: len(segments(output)) >= 1, job)
+    raylet = wait_for(job, "raylet/raylet")
+    os.kill(raylet, signal.SIGSTOP)
+    time.sleep(HELD_UP_S)  # not to wait for something: it is what is tested
+    os.kill(raylet, signal.SIGCONT)
+    out, err = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 0, err
+    assert json.loads(out)["frames"] == 120
+    assert output.read_bytes() == undisturbed
+
+
+def test_a_dead_node_of_its_own_ends_the_job_with_an_error(source, undisturbed, tmp_path, temporary):
+    output = tmp_path / "b.mkv"
+    job = start("enhance", source, "-o", output, *MODEL, env=environment(temporary))
+    wait_until(lambda: len(segments(output)) >= 2, job)
+    children = descendants(job.pid)
+    kill(wait_for(job, "raylet/raylet"))
+    out, err = job.communicate(timeout=DEADLINE_S)
+    assert (job.returncode, out) == (1, ""), err
+    assert "error: the Ray node that this process started has died. Run the same again: finished segments are kept." in err
+    wait_until(partial(are_gone, children))
+    assert list(temporary.glob("genai-ray-*")) == []
+    assert json.loads(run("enhance", source, "-o", output, *MODEL).stdout)["segments_reused"] >= 2
+    assert output.read_bytes() == undisturbed
+
+
+MOMENTS = [
+    ("driver", lambda job, output: find(job, "raylet")),
+    ("driver", lambda job, output: find(job, "ray::SessionActor")),
+    ("ray::_run_segment", lambda job, output: len(segments(output)) >= 1),
+    ("ray::SessionActor", lambda job, output: len(segments(output)) >= 3),
+    ("driver", lambda job, output: len(segments(output)) >= 5),
+    ("ray::CacheActor", lambda job, output: len(segments(output)) >= 6),
+    ("ray::_run_segment", lambda job, output: len(segments(output)) >= 8),
+    ("driver", lambda job, output: len(segments(output)) >= 10),
+    ("ray::SessionActor", lambda job, output: len(segments(output)) >= 12),
+    ("driver", lambda job, output: len(segments(output)) >= 16),
+]
+"""Who is killed next, and when, by the number of finished segments."""
+
+
+@pytest.mark.slow
+def test_ten_moments_of_death_change_no_byte_and_undo_nothing(source, undisturbed, tmp_path):
+    output, kept = tmp_path / "b.mkv", {}
+    command = ["enhance", source, "-o", output, *MODEL]
+    job = start(*command)
+    for victim, has_come in MOMENTS:
+        wait_until(partial(has_come, job, output), job)
+        if victim != "driver":
+            kill(wait_for(job, victim))
+            continue
+        before, children = stamps(output), descendants(job.pid)
+        kill(job.pid)
+        job.communicate()
+        wait_until(partial(are_gone, children))
+        assert not output.exists()
+        assert kept.items() <= before.items() <= stamps(output).items()
+        kept = stamps(output)
+        job = start(*command)
+    out, err = job.communicate()
+    assert job.returncode == 0, err
+    report = json.loads(out)
+    assert (report["frames"], report["segments"], report["segments_reused"]) == (120, 20, len(kept))
+    assert output.read_bytes() == undisturbed
+    assert list(tmp_path.iterdir()) == [output]

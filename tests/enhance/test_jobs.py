@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,10 +10,11 @@ import numpy as np
 import pytest
 
 from genai_ray import EnhanceOptions, InferenceSession, QualityValidator, enhance_videos, errors
-from genai_ray.enhance.options import resolve_targets
+from genai_ray.enhance.targets import resolve_targets
 from genai_ray.video import Encoding
 from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write, write_cut
+from tests.video.matrix import add_extras
 
 FAST = Encoding(preset="ultrafast", crf=1)
 
@@ -48,30 +48,10 @@ def test_several_videos_go_into_a_folder_under_their_names(ray_session, tmp_path
     report = enhance_videos(sources, folder, models="websr-x2-s", options=EnhanceOptions(encoding=FAST))
     assert [Path(path).name for path in report.outputs] == ["a.mp4", "b.mkv", "c.mp4"]
     assert [video.frames for video in report.videos] == [5, 9, 7]
-    assert sorted(path.name for path in folder.iterdir()) == ["a.mp4", "b.mkv", "c.mp4"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.mp4", "b.mkv", "c.mp4", "results.parquet"]
     assert [len(pictures(path)) for path in report.outputs] == [5, 9, 7]
     with pytest.raises(errors.ConfigError, match="two inputs"):
         enhance_videos([sources[0], write(tmp_path / "a.mkv").rename(tmp_path / "results" / "a.avi")], folder, models="websr-x2-s")
-
-
-WORDS = "1\n00:00:00,000 --> 00:00:00,250\nun\n\n2\n00:00:00,300 --> 00:00:00,550\ndeux\n\n3\n00:00:00,600 --> 00:00:00,850\ntrois\n"
-
-
-def add_subtitles(source, target):
-    """Copy a clip and put subtitles, a chapter, a title and an attachment beside it."""
-    words = target.with_suffix(".srt")
-    words.write_text(WORDS)
-    with av.open(str(source)) as box, av.open(str(words)) as lines, av.open(str(target), "w") as sink:
-        copies = {stream: sink.add_stream_from_template(stream) for stream in (*box.streams, lines.streams[0])}
-        copies[lines.streams[0]].metadata["language"] = "fra"
-        sink.add_attachment("note.txt", "text/plain", b"kept")
-        sink.metadata["title"] = "A clip"
-        sink.set_chapters([{"id": 1, "start": 0, "end": 800, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}])
-        for packet in (*lines.demux(), *box.demux()):
-            if packet.size:
-                packet.stream = copies[packet.stream]
-                sink.mux(packet)
-    return target
 
 
 def subtitles_of(path):
@@ -80,7 +60,7 @@ def subtitles_of(path):
 
 
 def test_subtitles_chapters_attachments_and_titles_come_along(ray_session, tmp_path):
-    source = add_subtitles(write(tmp_path / "plain.mkv"), tmp_path / "a.mkv")
+    source = add_extras(write(tmp_path / "plain.mkv"), tmp_path / "a.mkv")
     report = enhance_videos(source, tmp_path / "b.mkv", models="websr-x2-s", options=EnhanceOptions(encoding=FAST))
     assert subtitles_of(tmp_path / "b.mkv") == subtitles_of(source)
     with av.open(str(tmp_path / "b.mkv")) as box:
@@ -149,8 +129,12 @@ def bad_models(tmp_path_factory):
     [
         (["--model", "{models}/corrupt.onnx"], "corrupt.onnx is not a usable ONNX file"),
         (["--model", "changed"], "sha256"),
-        (["--model", "websr-x2-s", "--max-memory", "1000000"], "1000000 bytes, the budget"),
-        (["--model", "websr-x2-s", "--device", "cuda"], "NVIDIA"),
+        pytest.param(
+            ["--model", "websr-x2-s", "--max-memory", "1000000"],
+            "1000000 bytes, the most that one session of this cache can have",
+            marks=pytest.mark.slow,  # these two start Ray
+        ),
+        pytest.param(["--model", "websr-x2-s", "--device", "cuda"], "NVIDIA", marks=pytest.mark.slow),
     ],
 )
 def test_models_that_cannot_be_had(bad_models, tmp_path, options, words):
@@ -158,7 +142,7 @@ def test_models_that_cannot_be_had(bad_models, tmp_path, options, words):
     options = [option.format(models=bad_models) for option in options]
     done = run("enhance", source, "-o", tmp_path / "b.mp4", *options, "--json", env=os.environ | {"GENAI_RAY_MODELS": str(bad_models)})
     assert done.returncode == 1, done.stderr
-    assert words in " ".join(done.stderr.split())
+    assert words in " ".join(done.stderr.split()), done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == [source]
 

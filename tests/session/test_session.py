@@ -137,3 +137,10 @@ def test_a_reservation_makes_tiles_and_is_kept_to():
         session.infer(np.zeros((1080, 1920, 3), np.uint8))
         assert session.tile_size_px < 512
         assert session.memory_bytes <= limits.max_bytes
+
+
+@pytest.mark.parametrize("precision", [ModelPrecision.FP32, ModelPrecision.FP16])
+def test_a_session_keeps_to_its_bytes_in_any_precision(precision):
+    with InferenceSession("esrgan-4x", precision=precision, threads=2, limits=SessionLimits(max_bytes=440_000_000)) as session:
+        session.warmup()
+        assert session.tile_size_px < 256

@@ -1,4 +1,4 @@
-"""Clips that no package ships: made here, each with one difficulty."""
+"""Small clips of one encoder call each; the matrix of difficult ones is in matrix.py."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -58,34 +58,3 @@ def write_cut(path: Path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
     return path
-
-
-CLIPS = {
-    "plain": ("a.mp4", {}),
-    "matroska": ("a.mkv", {}),
-    "transport_stream": ("a.ts", {}),
-    "mov": ("a.mov", {}),
-    "b_frames": ("a.mp4", {"options": {"bf": "4", "b_strategy": "0", "g": "12"}}),
-    "open_gop_h264": ("a.mkv", {"options": {"x264-params": "open-gop=1:keyint=10:bframes=3:scenecut=0"}}),
-    "open_gop_hevc": ("a.mkv", {"codec": "libx265", "options": {"x265-params": "keyint=10:bframes=3:open-gop=1:log-level=none"}}),
-    "single_key": ("a.mp4", {"options": {"g": "1000", "sc_threshold": "0"}}),
-    "variable_rate": ("a.mkv", {"pts": list(np.cumsum([1 + (i * 7) % 5 for i in range(NUM_FRAMES)])), "rate": 100}),
-    "late_start": ("a.mp4", {"pts": list(range(37, 37 + NUM_FRAMES))}),
-    "late_start_mkv": ("a.mkv", {"pts": list(range(37, 37 + NUM_FRAMES))}),
-    "odd_size": ("a.mkv", {"size": (97, 63), "pix_fmt": "yuv444p"}),
-    "silent": ("a.mp4", {"tracks": 0}),
-    "two_tracks": ("a.mkv", {"tracks": 2}),
-    "avi_b_frames": ("a.avi", {"tracks": 0, "options": {"g": "10"}}),
-    "mpeg4": ("a.avi", {"codec": "mpeg4", "tracks": 0, "options": {"g": "8"}}),
-    "mpeg2": ("a.mkv", {"codec": "mpeg2video", "options": {"g": "8", "bf": "2"}}),
-    "vp9": ("a.webm", {"codec": "libvpx-vp9", "tracks": 0, "options": {"g": "10", "deadline": "realtime", "cpu-used": "8"}}),
-    "ffv1": ("a.mkv", {"codec": "ffv1"}),
-    "full_range": ("a.mkv", {"colour": (1, 2, 1, 1), "tracks": 0}),
-    "aspect": ("a.mp4", {"more": lambda stream: setattr(stream, "sample_aspect_ratio", Fraction(16, 11))}),
-    "rotated": ("a.mp4", {"more": lambda stream: stream.set_display_rotation(90)}),
-}
-
-
-def make(name: str, folder: Path) -> Path:
-    file, options = CLIPS[name]
-    return write(folder / file, **options)

@@ -1,0 +1,6 @@
+"""The one actor of a cache, and the parts that it puts together: book, loading, eviction, leases, upkeep."""
+
+from genai_ray.cluster.cache.actor import CacheActor
+from genai_ray.cluster.cache.options import CacheOptions
+
+__all__ = ["CacheActor", "CacheOptions"]

@@ -1,0 +1,396 @@
+"""The ``CacheActor``: the one that all clients ask; decisions are ``placement``'s, work is done by the parts that it puts together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from ray.exceptions import RayError
+
+from genai_ray.cluster.cache.adoption import adopt
+from genai_ray.cluster.cache.book import Book, Entry
+from genai_ray.cluster.cache.eviction import Evictor
+from genai_ray.cluster.cache.leases import Leases
+from genai_ray.cluster.cache.loading import Loader
+from genai_ray.cluster.cache.metrics import CacheMetrics
+from genai_ray.cluster.cache.options import CacheOptions
+from genai_ray.cluster.cache.sessions import end_session, is_there, session_names, to_load_error
+from genai_ray.cluster.cache.sizes import SizeMemory, sizes_file
+from genai_ray.cluster.cache.status import describe
+from genai_ray.cluster.cache.upkeep import Upkeep
+from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, Replica, SessionRequest, Want, key_of
+from genai_ray.cluster.placement import Ledger, Slot
+from genai_ray.errors import CacheClosedError, ConfigError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
+
+__all__ = ["CacheActor"]
+
+_RETRY_S = 0.05
+
+
+class CacheActor:
+    """One cache of the cluster; async, so that everything here runs on one thread.
+
+    Where its process dies Ray starts it again with the same arguments, and it adopts the sessions that are there.
+
+    Args:
+        name: Name of the cache.
+        budget_bytes: Most bytes of all sessions together; None for what the devices have.
+        options: How it behaves.
+    """
+
+    def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions) -> None:
+        self._name, self._options = name, options
+        self._book = Book(Ledger(budget_bytes, options.policy))
+        self._book.can_grow = options.can_grow
+        self._metrics = CacheMetrics(name)
+        self._sizes = SizeMemory(sizes_file())
+        self._loader = Loader(self._book, name, options.load_within_s, self._sizes, self._metrics)
+        self._evictor = Evictor(self._book, self._loader.need_of, options.min_stay_s, self._note_eviction)
+        self._leases = Leases(self._book, self._evictor, self._loader.need_of, self._begin)
+        self._upkeep = Upkeep(self._book, self._evictor, self._loader, self._leases, self._begin)
+        self._opening: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._alone: dict[Key, asyncio.Lock] = {}
+
+    async def open(self, budget_bytes: int | None, options: CacheOptions | None) -> None:
+        """Join the cache.
+
+        Args:
+            budget_bytes: The budget that the caller means it to have; None for any.
+            options: How the caller means it to behave; None for any.
+
+        Raises:
+            ConfigError: If the cache has another budget, or behaves otherwise.
+        """
+        await self._open()
+        if budget_bytes is not None and budget_bytes != self._book.ledger.budget_bytes:
+            raise ConfigError(
+                f"cache {self._name!r} with a budget of {budget_bytes} bytes",
+                f"{self._book.ledger.budget_bytes} bytes, which it has",
+                "Use another name.",
+            )
+        if options is not None and options != self._options:
+            raise ConfigError(f"cache {self._name!r} with {options}", f"{self._options}, which it has", "Use another name.")
+
+    async def acquire(self, want: Want, lost: str | None = None) -> Acquired:
+        """Return the ready sessions of an entry, loaded where it is not there; concurrent calls for one entry load it once.
+
+        Args:
+            want: Which session.
+            lost: Name of a session that the caller saw dead or retired.
+
+        Returns:
+            Names and handles of its actors.
+
+        Raises:
+            GenAIRayError: Why it cannot be loaded.
+        """
+        await self._open()
+        key, deadline = key_of(want.request), time.monotonic() + want.within_s
+        if lost is not None:
+            await self._settle_lost(lost, deadline)
+        if want.is_explicit:
+            self._loader.failures.pop(key, None)
+        while True:
+            entries = self._book.of_key(key)
+            usable = [entry for entry in entries if self._book.is_usable(entry)]
+            if usable:
+                return self._acquired(usable)
+            pending = next((entry for entry in entries if not entry.ready.is_set()), None)
+            if pending is None and entries:  # on their way out: the bytes are not free before the process is gone
+                await self._book.wait_for(entries[0].gone, entries[0], deadline)
+                continue
+            if pending is None:
+                self._loader.check_failing(key)
+                pending = Entry(want)
+                self._begin(pending)
+            elif want.is_explicit and not pending.want.is_explicit:
+                pending.want = replace(pending.want, is_explicit=True)
+            await self._book.wait_for(pending.ready, pending, deadline)
+            if pending.error is not None:
+                raise pending.error
+
+    async def replicas(self, key: Key) -> Acquired | None:
+        """Return the sessions of an entry without loading it.
+
+        Args:
+            key: Which.
+
+        Returns:
+            As ``acquire``, with their queues where there are several; None where it is not ready.
+        """
+        await self._open()
+        usable, queues = [entry for entry in self._book.of_key(key) if self._book.is_usable(entry)], dict[str, int]()
+        if len(usable) > 1:
+            answers = await asyncio.gather(*(self._evictor.ask(entry.name) for entry in usable))
+            queues = {entry.name: answer.in_flight for entry, answer in zip(usable, answers, strict=True) if answer is not None}
+            usable = [entry for entry in usable if self._book.is_usable(entry)]
+        return self._acquired(usable, queues) if usable else None
+
+    async def lease(self, request: LeaseRequest, within_s: float) -> None:
+        """Lease the models of a chain, all of them or none; see ``Leases.take``.
+
+        Args:
+            request: Which.
+            within_s: Most seconds to wait for room.
+        """
+        await self._open()
+        await self._leases.take(request, within_s)
+        self._spawn(self._upkeep.spread())
+
+    async def renew(self, request: LeaseRequest) -> bool:
+        """Hear of the holder of a lease; see ``Leases.renew``.
+
+        Args:
+            request: What it holds.
+
+        Returns:
+            Whether the lease is in force.
+        """
+        await self._open()
+        return self._leases.renew(request)
+
+    async def release(self, lease_id: str) -> None:
+        """Give a lease back; see ``Leases.release``.
+
+        Args:
+            lease_id: Which.
+        """
+        await self._open()
+        await self._leases.release(lease_id)
+
+    async def dismiss(self, name: str) -> None:
+        """End a session of a single request.
+
+        Args:
+            name: The session; unknown ones, and those of an entry that others use, are left alone.
+        """
+        entry = self._book.entries.get(name)
+        if entry is not None and entry.key.alone:
+            await end_session(self._book, entry)
+            self._book.drop(entry)
+
+    async def find(self, model: str) -> SessionRequest | None:
+        """Return the entry of a model that was used last.
+
+        Args:
+            model: Canonical id.
+
+        Returns:
+            Its request, or None where no entry of it is loaded.
+        """
+        await self._open()
+        entries = [entry for entry in self._book.of_model(model) if not entry.key.alone]
+        await asyncio.gather(*(self._evictor.ask(entry.name) for entry in entries if self._book.is_usable(entry)))
+        slots = {slot.name: slot for slot in self._book.ledger.by_recency()}
+        ready = [entry for name in slots if (entry := self._book.entries.get(name)) in entries and entry is not None]
+        return ready[-1].want.request if ready else entries[-1].want.request if entries else None
+
+    async def memory(self) -> tuple[int, int]:
+        """Return bytes used and the budget.
+
+        Returns:
+            Both in bytes.
+        """
+        await self._open()
+        return self._book.ledger.used_bytes, self._book.ledger.budget_bytes
+
+    async def loaded(self) -> list[str]:
+        """Return the ids of ready entries, least recently used first.
+
+        Returns:
+            The ids; a model with several sessions once, at its latest.
+        """
+        await self._open()
+        await self._evictor.refresh()
+        ids = [slot.key.model for slot in self._book.ledger.by_recency()]
+        return list(dict.fromkeys(reversed(ids)))[::-1]
+
+    async def evict(self, model: str, within_s: float) -> int:
+        """Evict every session of a model.
+
+        Args:
+            model: Canonical id.
+            within_s: Most seconds to wait until it is idle.
+
+        Returns:
+            The number of sessions that went.
+
+        Raises:
+            ModelNotFoundError: If it is not loaded.
+            ResourceExhaustedError: If one is pinned, leased, or at work until the deadline.
+        """
+        await self._open()
+        entries, deadline = [entry for entry in self._book.of_model(model) if entry.is_begun], time.monotonic() + within_s
+        if not entries:
+            raise await self._not_loaded(model)
+        for entry in entries:
+            await self._book.wait_for(entry.ready, entry, deadline)
+            slot = self._book.ledger.slots.get(entry.name)
+            if slot is None:
+                continue
+            if slot.is_pinned:
+                raise ResourceExhaustedError(f"{model} is pinned", do="Unpin it first.")
+            if self._book.ledger.is_leased(slot.key):
+                raise ResourceExhaustedError(f"{model} is leased by a job", do="Wait for its end.")
+            if not await self._evictor.retire(entry.name, max(deadline - time.monotonic(), 0.0)):
+                raise ResourceExhaustedError(f"{model} is at work", do="Try again when it is idle.")
+        return len(entries)
+
+    async def evict_lru(self) -> str | None:
+        """Evict the session that goes next.
+
+        Returns:
+            Its model's id, or None where none may go.
+        """
+        await self._open()
+        async with self._evictor.lock:
+            victim = await self._evictor.stalest()
+            return victim.key.model if victim is not None and await self._evictor.retire(victim.name) else None
+
+    async def pin(self, model: str, pinned: bool) -> None:
+        """Keep every session of a model, or let it go again.
+
+        Args:
+            model: Canonical id.
+            pinned: Which.
+
+        Raises:
+            ModelNotFoundError: If it is not loaded.
+        """
+        await self._open()
+        entries = [entry for entry in self._book.of_model(model) if entry.name in self._book.ledger.slots and not self._book.is_retiring(entry)]
+        if not entries:
+            raise await self._not_loaded(model)
+        for entry in entries:
+            self._book.ledger.mark(entry.name, is_pinned=pinned)
+        for entry in entries:
+            await self._leases.tell(entry)
+
+    async def status(self) -> dict[str, Any]:
+        """Return the whole state, fit for JSON.
+
+        Returns:
+            Budget, bytes, counts, devices, and one entry a session, first to go first.
+        """
+        await self._open()
+        await self._evictor.refresh()
+        figures = await describe(self._book, self._sizes)
+        waiting = [entry for entry in self._book.entries.values() if entry.name not in self._book.ledger.slots]
+        return {
+            "name": self._name,
+            "pid": os.getpid(),
+            **figures,
+            "leases": len(self._leases),
+            "waiting": [{"model_id": entry.key.model, "reason": str(entry.blocked or "about to load")} for entry in waiting],
+            "failing": [{"model_id": key.model, "reason": str(failure.error)} for key, failure in self._loader.failures.items()],
+        }
+
+    async def shutdown(self) -> None:
+        """End every session, those of an earlier life of this cache as well, and load none any more."""
+        with contextlib.suppress(RayError, GenAIRayError, TimeoutError):
+            await self._open()
+        self._book.is_closed = True
+        for task in self._tasks:
+            task.cancel()
+        for entry in list(self._book.entries.values()):
+            self._book.drop(entry)
+
+    async def _open(self) -> None:
+        """Look at the cluster and enter the sessions of an earlier life; every caller waits until that is done, once."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open_once())
+        opening = self._opening
+        try:
+            await asyncio.shield(opening)
+        except BaseException:
+            if opening.done() and self._opening is opening:
+                self._opening = None  # the next caller tries again
+            raise
+
+    async def _open_once(self) -> None:
+        await self._upkeep.look_at_nodes()
+        await asyncio.gather(*(self._adopt(name) for name in session_names()))
+        self._spawn(self._upkeep.run(self._options.idle_release_s, self._metrics))
+
+    async def _adopt(self, name: str) -> None:
+        try:
+            entry = await adopt(name, self._name, self._book, self._leases)
+        except TimeoutError:
+            self._spawn(self._adopt_later(name))
+            return
+        if entry is not None:
+            self._spawn(self._keep(entry))
+
+    async def _adopt_later(self, name: str) -> None:
+        await asyncio.sleep(_RETRY_S)
+        await self._adopt(name)
+
+    def _begin(self, entry: Entry) -> None:
+        """Load an entry, unless it is being loaded already."""
+        if self._book.is_closed:
+            raise CacheClosedError(f"cache {self._name!r} was shut down", do="Make a new ModelCache.")
+        if not entry.is_begun:
+            entry.is_begun = True
+            self._book.add(entry)
+            self._spawn(self._load_alone(entry) if entry.key.alone else self._load(entry))
+
+    async def _load(self, entry: Entry) -> None:
+        try:
+            await self._loader.load(entry, self._evictor)
+        finally:
+            if not entry.ready.is_set():  # whatever went wrong here must not leave anybody waiting
+                self._loader.fail(entry, ResourceExhaustedError(f"{entry.key.model} was not loaded: the cache was interrupted"))
+        await self._leases.tell(entry)
+        await self._upkeep.watch(entry)
+
+    async def _load_alone(self, entry: Entry) -> None:
+        """Load a session of a single request when the one before it, of the same model, is gone: one suspect at a time."""
+        async with self._alone.setdefault(entry.key._replace(alone=""), asyncio.Lock()):
+            self._spawn(self._load(entry))
+            await entry.gone.wait()
+
+    async def _keep(self, entry: Entry) -> None:
+        """Wait for an adopted session that may still load, then watch it."""
+        try:
+            await self._loader.finish(entry, self._evictor)
+            self._book.counts["adoptions"] += 1
+        except (GenAIRayError, RayError, TimeoutError) as exc:
+            self._loader.fail(entry, to_load_error(exc, entry.key.model))
+            return
+        await self._upkeep.watch(entry)
+
+    async def _settle_lost(self, name: str, deadline: float) -> None:
+        entry = self._book.entries.get(name)
+        if entry is None or await is_there(entry):
+            return
+        if self._book.is_retiring(entry):
+            await self._book.wait_for(entry.gone, entry, deadline)
+        else:
+            self._book.drop(entry)
+
+    def _acquired(self, entries: list[Entry], queues: Mapping[str, int] = MappingProxyType({})) -> Acquired:
+        slots = [self._book.ledger.slots[entry.name] for entry in entries]
+        replicas = tuple(Replica(entry.name, entry.handle, entry.started.node if entry.started else "", queues.get(entry.name, 0)) for entry in entries)
+        return Acquired(replicas, max(slot.reserved_bytes for slot in slots), entries[0].want.request.floor_bytes)
+
+    async def _not_loaded(self, model: str) -> ModelNotFoundError:
+        return ModelNotFoundError(f"{model} is not loaded", f"{', '.join(await self.loaded()) or 'nothing is'}")
+
+    def _note_eviction(self, slot: Slot[Key]) -> None:
+        age_s = time.monotonic() - slot.arrived_s
+        self._metrics.evicted(slot, age_s)
+        self._book.history[slot.key.model]["evictions"] += 1
+        self._book.history[slot.key.model]["hits"] += slot.uses
+        self._book.history[slot.key.model]["age_at_eviction_s"] = round(age_s, 3)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # asyncio itself keeps no more than a weak reference
+        task.add_done_callback(self._tasks.discard)

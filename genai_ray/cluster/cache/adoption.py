@@ -1,0 +1,63 @@
+"""A cache that has restarted finds the sessions of its earlier life and enters them as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import ray
+from ray.exceptions import RayError
+
+from genai_ray.cluster.cache.book import Book, Entry
+from genai_ray.cluster.cache.leases import Leases
+from genai_ray.cluster.cache.sessions import NAMESPACE
+from genai_ray.cluster.devices import device_of
+from genai_ray.cluster.messages import Description, Want, key_of
+from genai_ray.cluster.placement import Need
+from genai_ray.errors import ResourceExhaustedError
+
+__all__ = ["adopt"]
+
+_DESCRIBE_WITHIN_S = 10.0
+
+
+async def adopt(name: str, cache: str, book: Book, leases: Leases) -> Entry | None:
+    """Enter a session that runs already; one that is retired, doubled, or without a place is ended.
+
+    Args:
+        name: Name of its actor.
+        cache: Name of the cache: sessions of others are left alone.
+        book: Sessions and bytes.
+        leases: What stays.
+
+    Returns:
+        The session, which may still load; None where it is not ours or was ended.
+
+    Raises:
+        TimeoutError: If it does not answer: nobody knows whose it is.
+    """
+    try:
+        handle = ray.get_actor(name, namespace=NAMESPACE)
+        found: Description = await asyncio.wait_for(handle.describe.remote(), _DESCRIBE_WITHIN_S)
+    except (RayError, ValueError):
+        return None
+    if found.cache != cache:
+        return None
+    ledger, want, floor_bytes = book.ledger, Want(found.request, found.digest), found.request.floor_bytes or 0
+    key, device_id = key_of(found.request), device_of(found.started, ledger.devices.values())
+    is_doubled = any(slot.device_id == device_id for slot in ledger.of_key(key))
+    if found.retired or device_id is None or is_doubled:
+        ray.kill(handle)
+        return None
+    taken = found.reserved_bytes if found.measured_bytes is None else max(found.measured_bytes, floor_bytes)
+    try:
+        ledger.reserve(name, Need(key, taken), device_id, floor_bytes, time.monotonic(), found.reserved_bytes)
+    except ResourceExhaustedError:
+        ray.kill(handle)
+        return None
+    entry = Entry(want, name, handle, found.started, is_adopted=True, is_begun=True)
+    ledger.mark(name, is_pinned=found.stays.is_pinned)
+    for lease_id in found.stays.leases:
+        leases.adopt(lease_id, want)
+    book.add(entry)
+    return entry

@@ -1,0 +1,235 @@
+"""Making room: sessions are asked for their true recency before one goes, and refuse while they are at work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from ray.exceptions import RayError
+
+from genai_ray.cluster.cache.book import Book, Entry
+from genai_ray.cluster.cache.sessions import ANSWER_WITHIN_S, kill_and_wait
+from genai_ray.cluster.messages import Key, Recency
+from genai_ray.cluster.placement import Need, Plan, Slot, SlotState, check_fits, plan, plan_all
+from genai_ray.errors import BackendUnavailableError, DeadlineExceededError, ResourceExhaustedError
+
+__all__ = ["Evictor"]
+
+_RETRY_S = 0.1
+
+
+class Evictor:
+    """Places sessions that are to come, and retires those that go for them.
+
+    Args:
+        book: Sessions and bytes.
+        need_of: What an entry asks for, as things are now.
+        min_stay_s: A load by itself leaves alone what came in less than this ago.
+        on_evicted: Told of every session that went, before it is struck out.
+    """
+
+    def __init__(self, book: Book, need_of: Callable[[Entry], Need[Key]], min_stay_s: float, on_evicted: Callable[[Slot[Key]], None]) -> None:
+        self.lock = asyncio.Lock()
+        self._book, self._need_of, self._min_stay_s, self._on_evicted = book, need_of, min_stay_s, on_evicted
+
+    async def place(self, entry: Entry) -> None:
+        """Reserve bytes on a device for a session, evicting what goes for it; waits while nothing may go.
+
+        Args:
+            entry: The session.
+
+        Raises:
+            ResourceExhaustedError: If it can never fit on a cluster that does not grow.
+            BackendUnavailableError: If such a cluster has no device for it.
+            DeadlineExceededError: If nobody waits for it any more.
+        """
+        book = self._book
+        while True:
+            try:
+                async with self.lock:
+                    if entry.name in book.ledger.slots or await self.try_place([entry]):
+                        return
+                check_fits(book.ledger, self._need_of(entry))
+            except (ResourceExhaustedError, BackendUnavailableError) as exc:
+                if not book.can_grow:
+                    raise
+                entry.blocked = exc
+            if entry.waiters == 0:
+                raise entry.blocked or DeadlineExceededError(f"nobody waits for {entry.key.model} any more")
+            await book.wait_for_change(_RETRY_S)
+
+    async def try_place(self, group: Sequence[Entry]) -> bool:
+        """Reserve bytes for all sessions of a group or for none; the caller holds the lock.
+
+        Args:
+            group: The sessions; for a chain several.
+
+        Returns:
+            Whether they are in the ledger now; where not, ``blocked`` of each says why.
+        """
+        ledger = self._book.ledger
+        asked: set[str] = set()
+        while True:
+            needs = [self._need_of(entry) for entry in group]
+            plans = self._plan(needs)
+            if plans is None:
+                return self._block(group, "what is there is in use, pinned or leased")
+            victims = dict.fromkeys(name for found in plans for name in found.victims)
+            unknown = [name for name in victims if name not in asked]
+            if not unknown:
+                break
+            asked.update(unknown)
+            await asyncio.gather(*(self.ask(name) for name in unknown))
+        youngest = max((ledger.slots[name].arrived_s for name in victims), default=0.0)
+        if time.monotonic() - youngest < self._min_stay_s and not any(entry.want.is_explicit for entry in group):
+            return self._block(
+                group,
+                f"it would push out a model loaded less than {self._min_stay_s:g} s ago: more models are used in turn than there is room for",
+                "Give the cache a larger budget, or lower min_stay_s.",
+            )
+        for name in victims:
+            if name in ledger.slots and not await self.retire(name):
+                return self._block(group, f"{ledger.slots[name].key.model}, the next to go, is at work")
+        done: list[Entry] = []
+        for entry, need, found in zip(group, needs, plans, strict=True):
+            try:
+                ledger.reserve(entry.name, need, found.device_id, entry.want.request.floor_bytes or 0, time.monotonic())
+            except (ResourceExhaustedError, KeyError):  # something grew, or the device left, while victims went
+                for placed in done:
+                    ledger.release(placed.name)
+                return self._block(group, "the room that was made was taken meanwhile")
+            done.append(entry)
+        for entry in group:
+            entry.blocked = None
+        return True
+
+    async def shrink(self, name: str) -> bool:
+        """Make room for a session that takes more than was reserved.
+
+        Args:
+            name: The session.
+
+        Returns:
+            Whether its device and the whole cluster are within their budgets now.
+        """
+        ledger = self._book.ledger
+        async with self.lock:
+            while (slot := ledger.slots.get(name)) is not None and (excess := ledger.excess_bytes(slot.device_id)) > 0:
+                device = ledger.devices[slot.device_id]
+                is_local = device.used_bytes > device.budget_bytes
+                victim = await self.stalest(slot.device_id if is_local else None, but=frozenset([name]))
+                if victim is None or not await self.retire(victim.name):
+                    return excess <= 0
+        return True
+
+    async def stalest(self, device_id: str | None = None, but: frozenset[str] = frozenset()) -> Slot[Key] | None:
+        """Ask the stalest session for its true recency, again until the answer still makes it the stalest.
+
+        Args:
+            device_id: On this device; None for any.
+            but: Names of sessions that must not go.
+
+        Returns:
+            The session that goes next; None where none may.
+        """
+        asked: set[str] = set()
+        while True:
+            slot = next((s for s in self._book.ledger.leaving() if s.name not in but and device_id in (None, s.device_id)), None)
+            if slot is None or slot.name in asked:
+                return slot
+            asked.add(slot.name)
+            await self.ask(slot.name)
+
+    async def ask(self, name: str) -> Recency | None:
+        """Ask a session for its recency and its bytes, and enter both; one that is dead is struck out.
+
+        Args:
+            name: The session.
+
+        Returns:
+            What it says; None where it is dead or silent.
+        """
+        book = self._book
+        entry = book.entries.get(name)
+        if entry is None:
+            return None
+        try:
+            recency: Recency = await asyncio.wait_for(entry.handle.recency.remote(), ANSWER_WITHIN_S)
+        except TimeoutError:
+            return None
+        except RayError:
+            if not book.is_retiring(entry):
+                book.drop(entry)
+            return None
+        if name in book.ledger.slots:
+            book.ledger.use(name, time.monotonic() - recency.idle_s, recency.use_count, recency.is_online)
+            book.ledger.grow(name, recency.num_bytes)
+        return recency
+
+    async def refresh(self) -> None:
+        """Ask every ready session."""
+        await asyncio.gather(*(self.ask(slot.name) for slot in self._book.ledger.by_recency()))
+
+    async def retire(self, name: str, finish_within_s: float | None = None) -> bool:
+        """Take a session out of use and end its process.
+
+        Args:
+            name: The session.
+            finish_within_s: Most seconds to wait for what it computes, while nothing more is sent there; None to leave a session alone
+                that is at work.
+
+        Returns:
+            Whether it is gone; false where it is at work.
+        """
+        book, ledger = self._book, self._book.ledger
+        entry = book.entries[name]
+        recency = await self.ask(name) or await self.ask(name)
+        slot = ledger.slots.get(name)
+        if slot is None:
+            return True
+        if slot.state is not SlotState.READY or slot.is_pinned or ledger.is_leased(slot.key):
+            return False
+        if recency is None:  # silent twice: stuck, and of no use to anybody
+            book.drop(entry)
+            return True
+        ledger.mark(name, state=SlotState.RETIRING)  # from here on nobody else strikes it out
+        try:
+            asked = entry.handle.try_retire.remote(recency.use_count if finish_within_s is None else None)
+            if not await asyncio.wait_for(asked, ANSWER_WITHIN_S):
+                book.keep(entry)
+                return False
+            if not await self._drain(entry, ANSWER_WITHIN_S if finish_within_s is None else finish_within_s):
+                book.keep(entry)
+                return False
+        except (RayError, TimeoutError):
+            book.drop(entry)
+            return True
+        await kill_and_wait(entry)
+        book.counts["evictions"] += 1
+        self._on_evicted(slot)
+        book.drop(entry)
+        return True
+
+    async def _drain(self, entry: Entry, within_s: float) -> bool:
+        """Wait until a retired session has computed what it had; one that takes too long is taken into use again."""
+        try:
+            await asyncio.wait_for(entry.handle.drain.remote(), within_s)
+        except TimeoutError:
+            await asyncio.wait_for(entry.handle.revive.remote(), ANSWER_WITHIN_S)
+            return False
+        return True
+
+    def _plan(self, needs: Sequence[Need[Key]]) -> list[Plan] | None:
+        if len(needs) == 1:
+            found = plan(self._book.ledger, needs[0])
+            return None if found is None else [found]
+        return plan_all(self._book.ledger, needs)
+
+    def _block(self, group: Sequence[Entry], reason: str, do: str = "") -> bool:
+        ledger = self._book.ledger
+        for entry in group:
+            entry.blocked = ResourceExhaustedError(
+                f"{entry.key.model} needs {self._need_of(entry).num_bytes} bytes: {reason}", f"{ledger.budget_bytes - ledger.used_bytes} bytes are free", do
+            )
+        return False

@@ -1,0 +1,237 @@
+"""Loading: a place, a process, three tries, and the memory of what failed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ray.exceptions import RayError
+
+from genai_ray.cluster.cache.book import Book, Entry
+from genai_ray.cluster.cache.eviction import Evictor
+from genai_ray.cluster.cache.metrics import CacheMetrics
+from genai_ray.cluster.cache.sessions import end_session, start_session, steer, to_load_error
+from genai_ray.cluster.cache.sizes import SizeMemory
+from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
+from genai_ray.cluster.messages import Key
+from genai_ray.cluster.placement import Need
+from genai_ray.errors import BackendUnavailableError, CacheClosedError, ConfigError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
+
+__all__ = ["Loader"]
+
+_log = logging.getLogger(__name__)
+
+MAX_TRIES = 3
+"""A load that fails this often is remembered as failing."""
+
+BACKOFF_S = 1.5
+"""After the first death of a process that loads; after the second twice that."""
+
+FAILING_FOR_S = 60.0
+"""For so long requests for it are refused at once; ``load_model`` tries again all the same."""
+
+START_WITHIN_S = 60.0
+"""A process that does not report within this is killed and placed again."""
+
+LOADS_AT_ONCE = 2
+"""Loads at the same time on the CPU of one node; on a GPU one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A load that failed."""
+
+    error: GenAIRayError
+    """Why."""
+    until_s: float
+    """How long that is remembered, on the clock of the cache."""
+
+
+class _MisplacedError(ResourceExhaustedError):
+    """Ray put a session on a device where it must not be."""
+
+
+class Loader:
+    """Brings sessions to life.
+
+    Args:
+        book: Sessions and bytes.
+        cache: Name of the cache.
+        load_within_s: Most seconds that a load may take.
+        sizes: What sessions were measured to take.
+        metrics: Told of loads and failures.
+    """
+
+    def __init__(self, book: Book, cache: str, load_within_s: float, sizes: SizeMemory, metrics: CacheMetrics) -> None:
+        self.failures: dict[Key, Failure] = {}
+        self._book, self._cache, self._load_within_s, self._sizes, self._metrics = book, cache, load_within_s, sizes, metrics
+        self._loads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(LOADS_AT_ONCE))
+        self._gpu_loads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(1))
+        self._starts: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def need_of(self, entry: Entry) -> Need[Key]:
+        """Return what a session asks for, by what is known now.
+
+        Args:
+            entry: The session.
+
+        Returns:
+            Its bytes on the kind of device that it takes most on, and the kinds that will do.
+
+        Raises:
+            BackendUnavailableError: If the cluster has no such device.
+        """
+        want, request = entry.want, entry.want.request
+        kinds = allowed_kinds(self._book.ledger.devices.values(), request.device, request.backend, request.device_kinds)
+        expected = max((self._sizes.expected(want.digest, request, kind, want.predicted_bytes) for kind in kinds), default=want.predicted_bytes)
+        return Need(entry.key, max(expected, request.floor_bytes or 0), kinds, want.node, entry.avoid)
+
+    def check_failing(self, key: Key) -> None:
+        """Refuse what failed a short while ago.
+
+        Args:
+            key: What is to be loaded.
+
+        Raises:
+            GenAIRayError: The error with which it failed.
+        """
+        failure = self.failures.get(key)
+        if failure is None:
+            return
+        left_s = failure.until_s - time.monotonic()
+        if left_s <= 0:
+            del self.failures[key]
+            return
+        error = failure.error
+        raise type(error)(error.got, error.allowed, f"{error.do} It failed before, and is tried again in {left_s:.0f} s, or now by load_model.".strip())
+
+    async def load(self, entry: Entry, evictor: Evictor) -> None:
+        """Find a place for a session, start its process and load it; what fails three times is the entry's error, and remembered.
+
+        Args:
+            entry: The session.
+            evictor: Makes room.
+        """
+        error: GenAIRayError | None = None
+        tries = 0
+        while tries < MAX_TRIES:
+            try:
+                await evictor.place(entry)
+            except GenAIRayError as exc:
+                if error is None:
+                    self.fail(entry, exc)
+                    return
+                break  # no place but where it failed
+            device_id = self._book.ledger.slots[entry.name].device_id
+            try:
+                await self._start(entry)
+                await self.finish(entry, evictor)
+            except (GenAIRayError, RayError, TimeoutError) as exc:
+                error, tries = to_load_error(exc, entry.key.model), tries + 1
+                if not await self._prepare_next_try(entry, device_id, exc, tries):
+                    break
+                if device_id not in self._book.ledger.devices:
+                    tries -= 1  # its node has died, which says nothing of the model
+            else:
+                self.failures.pop(entry.key, None)
+                return
+        error = error or ResourceExhaustedError(f"{entry.key.model} did not load")
+        self.failures[entry.key] = Failure(error, time.monotonic() + FAILING_FOR_S)
+        self.fail(entry, error)
+
+    async def finish(self, entry: Entry, evictor: Evictor) -> None:
+        """Wait until a session has loaded, and enter what it takes.
+
+        Args:
+            entry: The session, whose process has started.
+            evictor: Makes room where it took more than was reserved.
+
+        Raises:
+            GenAIRayError: Why it cannot be loaded.
+            RayError: If its process ended.
+            TimeoutError: If it took too long.
+        """
+        book, ledger = self._book, self._book.ledger
+        slot = ledger.slots[entry.name]
+        kind = ledger.devices[slot.device_id].kind
+        async with self._loads[slot.device_id] if kind == CPU else self._gpu_loads[slot.device_id]:
+            measured, load_s = await asyncio.wait_for(entry.handle.load.remote(), self._load_within_s)
+        if entry.name not in ledger.slots:
+            raise ResourceExhaustedError(f"{entry.key.model} was dropped while it loaded")
+        self._sizes.remember(entry.want.digest, entry.want.request, kind, measured)
+        ledger.settle(entry.name, measured, load_s, time.monotonic())
+        if ledger.excess_bytes(slot.device_id) > 0 and not await evictor.shrink(entry.name):
+            raise ResourceExhaustedError(
+                f"{entry.key.model} took {measured} bytes", f"{ledger.devices[slot.device_id].budget_bytes} on its device, {ledger.budget_bytes} in all"
+            )
+        if not entry.is_adopted:
+            book.counts["loads"] += 1
+            book.history[entry.key.model]["loads"] += 1
+            self._metrics.loaded(entry.key.model, load_s)
+        entry.ready.set()
+        book.notify()
+
+    def fail(self, entry: Entry, error: GenAIRayError) -> None:
+        """Give a session up.
+
+        Args:
+            entry: The session.
+            error: What its waiters are told.
+        """
+        self._book.counts["failures"] += 1
+        entry.error = error
+        self._book.drop(entry)
+        entry.ready.set()
+
+    async def _start(self, entry: Entry) -> None:
+        """Start the process where it was placed, and correct the ledger by where Ray really put it."""
+        ledger = self._book.ledger
+        slot = ledger.slots[entry.name]
+        device = ledger.devices[slot.device_id]
+        twins = [other for other in ledger.devices.values() if other.node == device.node and CPU not in (other.kind, device.kind) and other is not device]
+        if self._book.is_closed:
+            raise CacheClosedError(f"the cache was shut down before {entry.key.model} was loaded")
+        async with self._starts[device.node], steer(device, slot.held_bytes, twins):  # one after another: Ray chooses the GPU
+            start_session(entry, self._cache, device, slot.held_bytes)
+            started: Started = await asyncio.wait_for(entry.handle.start.remote(), START_WITHIN_S)
+        entry.started = started
+        self._sizes.remember_process(CPU, started.process_bytes)
+        real = device_of(started, ledger.devices.values())
+        if entry.name not in ledger.slots or real is None:
+            raise DeadlineExceededError(f"{entry.key.model}: its device left the cluster while its session started")
+        if real != slot.device_id:
+            ledger.move(entry.name, real)
+            if ledger.excess_bytes(real) > 0 or real in entry.avoid:
+                raise _MisplacedError(f"{entry.key.model} was started on {real} instead of {device.device_id}, where it was placed")
+
+    async def _prepare_next_try(self, entry: Entry, device_id: str, exc: Exception, tries: int) -> bool:
+        """End what failed, and choose where the next try goes: another device first; false where the same failure would come again."""
+        _log.warning("%s did not load on %s: %s", entry.key.model, device_id, exc)
+        self._metrics.failed(entry.key.model)
+        if self._book.entries.get(entry.name) is not entry:
+            return False
+        await end_session(self._book, entry)
+        if self._book.entries.get(entry.name) is not entry:
+            return False
+        is_misplaced = isinstance(exc, _MisplacedError)
+        is_deterministic = isinstance(exc, GenAIRayError) or isinstance(getattr(exc, "cause", None), GenAIRayError)
+        if not is_misplaced:
+            entry.avoid |= {device_id}
+            if not self._has_other_device(entry):
+                entry.avoid = frozenset()
+                if is_deterministic:
+                    return False
+        self._book.rename(entry)
+        if not is_deterministic:
+            await asyncio.sleep(BACKOFF_S * tries)  # a node that has died is reported within this
+        return tries < MAX_TRIES or device_id not in self._book.ledger.devices
+
+    def _has_other_device(self, entry: Entry) -> bool:
+        try:
+            kinds = self.need_of(entry).kinds
+        except (BackendUnavailableError, ConfigError):
+            return False
+        return any(device.device_id not in entry.avoid and (kinds is None or device.kind in kinds) for device in self._book.ledger.devices.values())

@@ -1,0 +1,84 @@
+"""What a cache tells Prometheus, through Ray's metrics; the names are those of ``status()``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from genai_ray.cluster.messages import Key
+from genai_ray.cluster.placement import Device, Slot
+
+__all__ = ["CacheMetrics"]
+
+_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0]
+
+
+class CacheMetrics:
+    """Counters, gauges and histograms of one cache.
+
+    Args:
+        cache: Its name, the tag ``cache`` of every series.
+    """
+
+    def __init__(self, cache: str) -> None:
+        self._tags = {"cache": cache}
+        self._loads = Counter("genai_ray_loads", "Sessions loaded.", ("cache", "model"))
+        self._failures = Counter("genai_ray_load_failures", "Loads that failed, each try.", ("cache", "model"))
+        self._evictions = Counter("genai_ray_evictions", "Sessions that went for others, or were told to.", ("cache", "model"))
+        self._hits = Counter("genai_ray_hits", "Uses of loaded sessions.", ("cache", "model"))
+        self._load_s = Histogram("genai_ray_load_seconds", "Loading and warming a session.", boundaries=_SECONDS, tag_keys=("cache", "model"))
+        self._age_s = Histogram("genai_ray_age_at_eviction_seconds", "From ready to evicted.", boundaries=_SECONDS, tag_keys=("cache", "model"))
+        self._queue = Gauge("genai_ray_queue", "Requests in the sessions of a model.", ("cache", "model"))
+        self._used = Gauge("genai_ray_used_bytes", "Bytes of the sessions of a device.", ("cache", "device", "kind"))
+        self._budget = Gauge("genai_ray_budget_bytes", "Most bytes of the sessions of a device.", ("cache", "device", "kind"))
+        self._uses: dict[str, int] = {}
+
+    def loaded(self, model: str, load_s: float) -> None:
+        """Count a load.
+
+        Args:
+            model: Its id.
+            load_s: Seconds that it took.
+        """
+        self._loads.inc(1, self._tags | {"model": model})
+        self._load_s.observe(load_s, self._tags | {"model": model})
+
+    def failed(self, model: str) -> None:
+        """Count a load that failed.
+
+        Args:
+            model: Its id.
+        """
+        self._failures.inc(1, self._tags | {"model": model})
+
+    def evicted(self, slot: Slot[Key], age_s: float) -> None:
+        """Count an eviction.
+
+        Args:
+            slot: What went.
+            age_s: How long it had been there.
+        """
+        self._evictions.inc(1, self._tags | {"model": slot.key.model})
+        self._age_s.observe(max(age_s, 1e-3), self._tags | {"model": slot.key.model})
+        self._uses.pop(slot.name, None)
+
+    def looked(self, devices: list[Device], slots: list[Slot[Key]], queues: dict[str, int]) -> None:
+        """Set what was seen on a round of questions.
+
+        Args:
+            devices: Every device.
+            slots: Every session that is ready.
+            queues: Requests in the sessions of each model.
+        """
+        for device in devices:
+            tags: dict[str, Any] = self._tags | {"device": device.device_id, "kind": device.kind}
+            self._used.set(device.used_bytes, tags)
+            self._budget.set(device.budget_bytes, tags)
+        for slot in slots:
+            new = slot.uses - self._uses.get(slot.name, 0)
+            if new > 0:
+                self._hits.inc(new, self._tags | {"model": slot.key.model})
+            self._uses[slot.name] = slot.uses
+        for model, queue in queues.items():
+            self._queue.set(queue, self._tags | {"model": model})

@@ -1,0 +1,197 @@
+"""Session actors as a cache sees them: their names, what is known of each, how one starts, how they are found again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from genai_ray.cluster.actor import CONCURRENCY_GROUPS, SessionActor
+from genai_ray.cluster.cache.book import Book, Entry
+from genai_ray.cluster.devices import CPU, GPU_UNITS
+from genai_ray.cluster.messages import Description
+from genai_ray.cluster.placement import Device, SlotState
+from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
+
+__all__ = ["NAMESPACE", "end_session", "end_sessions", "is_there", "kill_and_wait", "session_names", "start_session", "steer", "to_load_error"]
+
+NAMESPACE = "genai_ray"
+"""Ray namespace of every actor of ours."""
+
+ANSWER_WITHIN_S = 3.0
+"""A session that does not say what it is within this is taken for lost: on two busy cores an answer may take over 1 s."""
+
+GONE_WITHIN_S = 10.0
+"""A killed process is given up for gone after this: a stopped one takes Ray 5 s."""
+
+_LOOK_EVERY_S = 0.02
+
+
+def session_names() -> list[str]:
+    """Return the names of the sessions of all caches.
+
+    Returns:
+        Names for ``ray.get_actor``.
+    """
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE and actor["name"].startswith("session:")]
+
+
+def end_sessions(cache: str) -> None:
+    """End every session of a cache that cannot do so itself.
+
+    Args:
+        cache: Its name.
+    """
+    for name in session_names():
+        with contextlib.suppress(RayError, ValueError):  # gone meanwhile, or silent and not known to be of this cache
+            handle = ray.get_actor(name, namespace=NAMESPACE)
+            found: Any = ray.get(handle.describe.remote(), timeout=ANSWER_WITHIN_S)
+            if found.cache == cache:
+                ray.kill(handle)
+
+
+async def is_there(entry: Entry) -> bool:
+    """Tell whether a session that somebody saw dead, silent or retired is there after all.
+
+    Args:
+        entry: The session.
+
+    Returns:
+        Whether it answers and is not retired; true for one that has not started yet, since nobody can have lost it.
+    """
+    if not isinstance(entry.handle, ActorHandle):
+        return True
+    try:
+        found: Description = await asyncio.wait_for(entry.handle.describe.remote(), ANSWER_WITHIN_S)
+    except (RayError, TimeoutError):
+        return False
+    return not found.retired
+
+
+async def kill_and_wait(entry: Entry) -> None:
+    """Kill the process of a session, and return when it is gone: its bytes are not free before.
+
+    Args:
+        entry: The session.
+    """
+    ray.kill(entry.handle)
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while time.monotonic() < deadline:
+        try:
+            await asyncio.wait_for(entry.handle.recency.remote(), max(deadline - time.monotonic(), 0.1))
+        except ActorUnavailableError:
+            pass
+        except (RayError, TimeoutError):
+            break
+        await asyncio.sleep(_LOOK_EVERY_S)
+    is_here = entry.started is not None and entry.started.node == ray.get_runtime_context().get_node_id()
+    while is_here and entry.started is not None and _is_running(entry.started.pid) and time.monotonic() < deadline:
+        await asyncio.sleep(_LOOK_EVERY_S)  # callers are told up to 26 ms before the process is gone
+
+
+async def end_session(book: Book, entry: Entry) -> None:
+    """End the process of a session that failed, wait until it is gone, and strike out its bytes; the entry may try again.
+
+    Args:
+        book: Sessions and bytes.
+        entry: The session.
+    """
+    if entry.name in book.ledger.slots:
+        book.ledger.mark(entry.name, state=SlotState.RETIRING)  # from here on nobody else strikes it out
+    if isinstance(entry.handle, ActorHandle):
+        await kill_and_wait(entry)
+    book.ledger.release(entry.name)
+    book.notify()
+
+
+def start_session(entry: Entry, cache: str, device: Device, held_bytes: int) -> None:
+    """Start the process of a session on a device; it loads nothing by itself.
+
+    Args:
+        entry: The session, whose handle this sets.
+        cache: Name of its cache.
+        device: Where.
+        held_bytes: Bytes to reserve with Ray: of the node's memory, or a share of a GPU.
+    """
+    remote: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)  # type: ignore[call-overload]
+    actor = remote.options(name=entry.name, namespace=NAMESPACE, lifetime="detached", **_on(device, held_bytes))
+    entry.handle = actor.remote(cache, entry.want.request, entry.want.digest, held_bytes)
+
+
+@contextlib.asynccontextmanager
+async def steer(device: Device, held_bytes: int, others: Iterable[Device]) -> AsyncIterator[None]:
+    """Make Ray choose one GPU among those of a node: it takes the fullest that has room, so fuller ones are filled meanwhile.
+
+    Args:
+        device: The GPU that is meant.
+        held_bytes: What will be reserved of it.
+        others: The other GPUs of its node.
+
+    Yields:
+        While what is started on the node goes there.
+    """
+    room = device.capacity_bytes - device.held_bytes + held_bytes  # what is meant to go there is in the ledger already
+    free = {other: other.capacity_bytes - other.held_bytes for other in others}
+    # Of two that are equally full Ray takes the one that it counts first.
+    fuller = [other for other, left in free.items() if held_bytes <= left and (left, other.device_id) < (room, device.device_id)]
+    remote: Any = ray.remote(_Filler)
+    # One unit is left over: a share is a float on its way to Ray, and one that comes out larger than what is free goes elsewhere.
+    fillers = [remote.options(**_on(other, free[other] - other.unit_bytes)).remote() for other in sorted(fuller, key=lambda other: free[other])]
+    try:
+        for filler in fillers:
+            await asyncio.wait_for(filler.wait.remote(), ANSWER_WITHIN_S)
+        yield
+    finally:
+        for filler in fillers:
+            ray.kill(filler)
+
+
+class _Filler:
+    """Holds what is free of a GPU for a moment."""
+
+    def wait(self) -> None:
+        """Return when it is there."""
+
+
+def _on(device: Device, held_bytes: int) -> dict[str, Any]:
+    """Return the options of an actor that reserves bytes of a device and no CPU."""
+    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(device.node, soft=False)}
+    if device.kind == CPU:
+        return options | {"memory": held_bytes}
+    return options | {"num_gpus": held_bytes // device.unit_bytes / GPU_UNITS}
+
+
+def to_load_error(exc: Exception, model: str) -> GenAIRayError:
+    """Return the error of ours for whatever ended a load.
+
+    Args:
+        exc: What was raised.
+        model: Id of the model.
+
+    Returns:
+        The error itself where it is ours, also when it came through Ray.
+    """
+    cause = getattr(exc, "cause", None)
+    for error in (exc, cause):
+        if isinstance(error, GenAIRayError):
+            return error
+    if isinstance(exc, TimeoutError):
+        return DeadlineExceededError(f"{model} did not load in time", do="See whether its node is overloaded.")
+    return ResourceExhaustedError(f"the session of {model} ended while it loaded: {str(exc).splitlines()[0]}")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,125 @@
+"""What sessions were measured to take, remembered between loads and between runs: on the machine of the cache, in one small file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from genai_ray.cluster.messages import SessionRequest
+
+__all__ = ["SizeMemory", "shape_bucket", "sizes_file"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_PROCESS_BYTES = 80_000_000
+"""Bytes of a process without a model, until one of that kind of device has told: 65 to 86 MB were seen."""
+
+GPU_CONTEXT_BYTES = 600_000_000
+"""Bytes of a CUDA context, until one was measured."""
+
+_BUCKET_PX = 64
+
+
+def sizes_file() -> Path:
+    """Return the file that remembers.
+
+    Returns:
+        ``session_bytes.json`` in the user's cache folder (``XDG_CACHE_HOME``).
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "genai_ray", "session_bytes.json")
+
+
+def shape_bucket(request: SessionRequest) -> str:
+    """Return what stands for the shapes of a request: sizes that take about the same.
+
+    Args:
+        request: Any request.
+
+    Returns:
+        Frame size rounded up to 64 px, batch, tile, and the bytes that were given.
+    """
+    frame = "any" if request.max_frame is None else "x".join(str(-(-length // _BUCKET_PX) * _BUCKET_PX) for length in request.max_frame)
+    limits = (request.max_batch, request.tile_size_px, request.floor_bytes)
+    return " ".join([frame, *("auto" if limit is None else str(limit) for limit in limits)])
+
+
+class SizeMemory:
+    """Bytes by model hash, backend, precision, kind of device and bucket of shapes.
+
+    Args:
+        path: The file; one that cannot be read or written is logged and done without.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, int] = {}
+        try:
+            found = json.loads(path.read_text())
+            self._known = {str(name): int(size) for name, size in found.items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, AttributeError, TypeError) as exc:
+            _log.warning("%s cannot be read (%s): sizes are predicted until they are measured again", path, exc)
+
+    def expected(self, digest: str, request: SessionRequest, kind: str, predicted_bytes: int) -> int:
+        """Return what a session will take.
+
+        Args:
+            digest: Hash of the model's file.
+            request: What is asked for.
+            kind: Kind of device.
+            predicted_bytes: What the graph says that the model adds to its process.
+
+        Returns:
+            What was measured; else what is predicted, with the process.
+        """
+        known = self._known.get(self._name(digest, request, kind))
+        return predicted_bytes + self.process_bytes(kind) if known is None else known
+
+    def process_bytes(self, kind: str) -> int:
+        """Return what a process without a model takes of a kind of device.
+
+        Args:
+            kind: The kind.
+
+        Returns:
+            As measured, or the default.
+        """
+        return self._known.get(f"process {kind}", DEFAULT_PROCESS_BYTES if kind in ("cpu", "logical-gpu") else GPU_CONTEXT_BYTES)
+
+    def remember_process(self, kind: str, num_bytes: int) -> None:
+        """Enter what a process without a model takes: the most that was seen.
+
+        Args:
+            kind: Kind of device.
+            num_bytes: Bytes.
+        """
+        self._set(f"process {kind}", max(num_bytes, self._known.get(f"process {kind}", 0)))
+
+    def remember(self, digest: str, request: SessionRequest, kind: str, measured_bytes: int) -> None:
+        """Enter what was measured.
+
+        Args:
+            digest: Hash of the model's file.
+            request: What was asked for.
+            kind: Kind of device.
+            measured_bytes: Bytes of its whole process.
+        """
+        self._set(self._name(digest, request, kind), measured_bytes)
+
+    def _name(self, digest: str, request: SessionRequest, kind: str) -> str:
+        return f"{digest} {request.backend.value} {request.precision.value} {kind} {shape_bucket(request)}"
+
+    def _set(self, name: str, num_bytes: int) -> None:
+        if self._known.get(name) == num_bytes:
+            return
+        self._known[name] = num_bytes
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            partial.write_text(json.dumps(self._known))
+            partial.replace(self._path)
+        except OSError as exc:
+            _log.info("%s cannot be written (%s): sizes are remembered for this run only", self._path, exc)

@@ -1,0 +1,201 @@
+"""What a cache does unasked: nodes that come and go, replicas of hot models, idle sessions, figures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+from ray.exceptions import ActorUnavailableError, RayError
+
+from genai_ray.cluster.cache.book import Book, Entry
+from genai_ray.cluster.cache.eviction import Evictor
+from genai_ray.cluster.cache.growth import Growth
+from genai_ray.cluster.cache.leases import Leases
+from genai_ray.cluster.cache.loading import Loader
+from genai_ray.cluster.cache.metrics import CacheMetrics
+from genai_ray.cluster.devices import find_devices, nodes_alive
+from genai_ray.cluster.messages import Key, Recency, key_of
+from genai_ray.cluster.placement import Slot, SlotState, plan
+from genai_ray.errors import GenAIRayError
+
+__all__ = ["Upkeep"]
+
+_log = logging.getLogger(__name__)
+
+IDLE_RELEASE_S = 300.0
+"""On a cluster that grows by itself, sessions idle for this long are retired, so that nodes can go."""
+
+LOOK_EVERY_S = 1.0
+"""Between two looks at the nodes of the cluster."""
+
+ASK_EVERY_S = 10.0
+"""Between two rounds of questions to the sessions."""
+
+SURPLUS_IDLE_S = 10.0
+"""A replica beside another that was not used for this long goes first, and by itself."""
+
+_RETRY_S = 0.05
+
+_TROUBLES = (RayError, GenAIRayError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)
+"""What is logged and tried again in a second, defects of ours as well: without upkeep nodes and leases would never be looked at again."""
+
+ALONE_IDLE_S = 10.0
+"""A session of a single request whose client was not heard of goes after this."""
+
+
+class Upkeep:
+    """Looks after one cache, once a second.
+
+    Args:
+        book: Sessions and bytes.
+        evictor: Makes room.
+        loader: Loads.
+        leases: What stays.
+        begin: Starts to load an entry that has been placed.
+    """
+
+    def __init__(self, book: Book, evictor: Evictor, loader: Loader, leases: Leases, begin: Callable[[Entry], None]) -> None:
+        self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
+        self._asked_s = 0.0
+        self._nodes: set[str] = set()
+        self._growth = Growth(book)
+
+    async def look_at_nodes(self) -> None:
+        """Enter the devices of nodes that came, and strike out those of nodes that went, with their sessions."""
+        book = self._book
+        alive = await asyncio.to_thread(nodes_alive)
+        for node in self._nodes - set(alive):
+            gone = [device.device_id for device in book.ledger.devices.values() if device.node == node]
+            _log.warning("node %s left the cluster, and its sessions with it", node)
+            for entry in [e for e in book.entries.values() if e.name in book.ledger.slots and book.ledger.slots[e.name].device_id in gone]:
+                if entry.ready.is_set():
+                    book.drop(entry)  # one that loads is told by its own call, and tries elsewhere
+            for device_id in gone:
+                book.ledger.remove_device(device_id)
+            self._nodes.discard(node)
+            book.notify()
+        for node in set(alive) - self._nodes:
+            has_budget = book.ledger.total_bytes is not None
+            for device in await asyncio.to_thread(find_devices, node, alive[node], has_budget):
+                book.ledger.add_device(device)
+            self._nodes.add(node)
+            book.notify()
+        await self._growth.show()
+
+    async def run(self, idle_release_s: float | None, metrics: CacheMetrics) -> None:
+        """Look after everything until the cache ends.
+
+        Args:
+            idle_release_s: Sessions idle for this long are retired; None for never.
+            metrics: Told what was seen.
+        """
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            is_due = time.monotonic() - self._asked_s >= ASK_EVERY_S
+            asking = self._ask(None if is_due else self._replicated(), idle_release_s, metrics if is_due else None)
+            for step in (self.look_at_nodes(), self._leases.expire(), self.spread(), asking):
+                try:
+                    await step
+                except _TROUBLES:
+                    _log.exception("the upkeep of the cache met an error and goes on")
+
+    async def watch(self, entry: Entry) -> None:
+        """Strike a session out as soon as its process dies, whether anybody uses it or not; give a hot one a replica.
+
+        Args:
+            entry: The session, which is ready.
+        """
+        while self._book.entries.get(entry.name) is entry:
+            try:
+                if await entry.handle.watch.remote():
+                    await self.replicate(entry)
+            except ActorUnavailableError:
+                await asyncio.sleep(_RETRY_S)
+            except RayError:
+                break
+        if not self._book.is_retiring(entry):
+            self._book.drop(entry)
+
+    async def replicate(self, entry: Entry) -> None:
+        """Place another replica of a hot model into free memory of another device, where there is any.
+
+        Args:
+            entry: The session whose queue is long.
+        """
+        key = entry.key
+        others = self._book.of_key(key)
+        if key.alone or any(not other.ready.is_set() for other in others):
+            return
+        async with self._evictor.lock:
+            twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key))
+            found = plan(self._book.ledger, self._loader.need_of(twin))
+            if found is None or found.victims or not await self._evictor.try_place([twin]):
+                return
+            _log.info("%s is hot: a replica is loaded on %s", key.model, found.device_id)
+            self._begin(twin)
+
+    async def spread(self) -> None:
+        """Bring the models of batch jobs to every device that they may use."""
+        for want, copies in self._leases.copies():
+            key = key_of(want.request)
+            placed = True
+            while placed and key not in self._loader.failures:
+                async with self._evictor.lock:
+                    if copies is not None and len(self._book.of_key(key)) >= copies:
+                        break
+                    twin = Entry(replace(want, is_explicit=True, node=None), avoid=self._devices_of(key))
+                    placed = await self._evictor.try_place([twin])
+                    if placed:
+                        self._begin(twin)
+
+    async def _ask(self, names: list[str] | None, idle_release_s: float | None, metrics: CacheMetrics | None) -> None:
+        """Ask sessions how they are; retire idle ones, make room where some have grown, tell the metrics."""
+        book, ledger = self._book, self._book.ledger
+        slots = [slot for slot in ledger.by_recency() if names is None or slot.name in names]
+        answers: list[Recency | None] = await asyncio.gather(*(self._evictor.ask(slot.name) for slot in slots))
+        seen = {slot.name: answer for slot, answer in zip(slots, answers, strict=True) if answer is not None and slot.name in ledger.slots}
+        for slot in slots:
+            if slot.name in seen and slot.name in ledger.slots and self._is_over(slot, seen[slot.name], idle_release_s):
+                async with self._evictor.lock:
+                    if slot.name in ledger.slots and not ledger.is_leased(slot.key):
+                        await self._evictor.retire(slot.name)
+        if metrics is None:
+            return
+        self._asked_s = time.monotonic()
+        for slot in [slot for slot in slots if slot.name in ledger.slots and ledger.excess_bytes(slot.device_id) > 0]:
+            await self._evictor.shrink(slot.name)
+        queues: Counter[str] = Counter()
+        for name, answer in seen.items():
+            if name in ledger.slots:
+                queues[ledger.slots[name].key.model] += answer.in_flight
+        metrics.looked(list(ledger.devices.values()), [slot for slot in slots if slot.name in ledger.slots], queues)
+        book.notify()
+
+    def _is_over(self, slot: Slot[Key], answer: Recency, idle_release_s: float | None) -> bool:
+        """Tell whether an idle session goes by itself."""
+        if slot.is_pinned or answer.in_flight:
+            return False
+        if slot.key.alone and answer.idle_s > ALONE_IDLE_S:
+            return True
+        limit_s = idle_release_s or (IDLE_RELEASE_S if self._book.can_grow else None)
+        if limit_s is not None and answer.idle_s > limit_s:
+            return True
+        replicas = [other for other in self._book.ledger.of_key(slot.key) if other is not slot and other.state is SlotState.READY]
+        is_surplus = answer.idle_s > SURPLUS_IDLE_S and any(other.last_used_s > slot.last_used_s for other in replicas)
+        if is_surplus != slot.is_surplus:
+            self._book.ledger.mark(slot.name, is_surplus=is_surplus)
+        return is_surplus
+
+    def _replicated(self) -> list[str]:
+        """Return the sessions that have a twin, or serve a single request."""
+        names: defaultdict[Key, list[str]] = defaultdict(list)
+        for slot in self._book.ledger.slots.values():
+            names[slot.key].append(slot.name)
+        return [name for key, found in names.items() if len(found) > 1 or key.alone for name in found]
+
+    def _devices_of(self, key: Key) -> frozenset[str]:
+        return frozenset(slot.device_id for slot in self._book.ledger.of_key(key))

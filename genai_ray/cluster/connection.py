@@ -1,0 +1,122 @@
+"""A client's line to the one actor of a cache: calls that survive its restart, deadlines, and its end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
+
+from genai_ray.cluster.cache import CacheActor
+from genai_ray.cluster.cache.options import CacheOptions
+from genai_ray.cluster.cache.sessions import NAMESPACE, end_sessions
+from genai_ray.cluster.calls import wait_for
+from genai_ray.errors import CacheClosedError, DeadlineExceededError
+
+__all__ = ["Connection", "start_on_head"]
+
+_RETRY_S = 0.1
+_SHUTDOWN_WITHIN_S = 10.0
+
+
+def start_on_head(kind: type[Any], name: str, *args: Any) -> Any:
+    """Start an async actor on the head node that outlives who asked for it and comes back where it dies, or join the one of this name.
+
+    Args:
+        kind: Its class, with a constructor that cannot fail: one that raises at a restart is dead for good.
+        name: Its name.
+        args: The constructor's arguments.
+
+    Returns:
+        Its handle.
+    """
+    actor = ray.remote(kind).options(
+        name=name,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        num_cpus=0,
+        max_concurrency=1000,
+        max_restarts=-1,
+        resources={"node:__internal_head__": 0.001},
+    )
+    return actor.remote(*args)
+
+
+class Connection:
+    """Starts a cache, or joins the one of this name; picklable.
+
+    Args:
+        name: Name of the cache.
+        budget_bytes: Its budget, and what it must have where it is there; None for any.
+        options: How it behaves, and must behave where it is there; None for any.
+        deadline_s: Most seconds that a call may take.
+
+    Raises:
+        ConfigError: If the cache has another budget or other options.
+    """
+
+    def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions | None, deadline_s: float) -> None:
+        self.name, self._deadline_s, self._is_closed = name, deadline_s, False
+        self._actor: Any = start_on_head(CacheActor, f"cache:{name}", name, budget_bytes, options or CacheOptions())
+        self.call("open", budget_bytes, options)
+
+    def send(self, method: str, *args: Any) -> Any:
+        """Call the cache actor without waiting.
+
+        Args:
+            method: One of ``CacheActor``.
+            args: Its arguments.
+
+        Returns:
+            The answer to come.
+
+        Raises:
+            CacheClosedError: If the cache was shut down.
+        """
+        if self._is_closed:
+            raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
+        return getattr(self._actor, method).remote(*args)
+
+    def call(self, method: str, *args: Any, within_s: float | None = None) -> Any:
+        """Call the cache actor, again where its process died meanwhile.
+
+        Args:
+            method: One of ``CacheActor``.
+            args: Its arguments.
+            within_s: Most seconds to wait; None for the client's deadline.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            CacheClosedError: If the cache was shut down.
+            DeadlineExceededError: If it does not answer in time.
+            GenAIRayError: What it raised.
+        """
+        within_s = self._deadline_s if within_s is None else within_s
+        deadline = time.monotonic() + within_s
+        try:
+            while True:
+                try:
+                    return wait_for(self.send(method, *args), max(deadline - time.monotonic(), 0.0))
+                except ActorUnavailableError:
+                    time.sleep(_RETRY_S)  # its process died; Ray starts it again within 2 s, and it adopts its sessions
+        except GetTimeoutError as exc:
+            raise DeadlineExceededError(f"cache {self.name!r}: {method} was not done within {within_s:g} s", do="Give the client more time.") from exc
+        except ActorDiedError as exc:
+            self._is_closed = True
+            raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc
+
+    def shutdown(self) -> None:
+        """End every session and the cache itself; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if ray.is_initialized():
+            try:
+                ray.get(self._actor.shutdown.remote(), timeout=_SHUTDOWN_WITHIN_S)
+            except (RayActorError, GetTimeoutError):
+                end_sessions(self.name)  # the cache is dead or silent, and its sessions would outlive it
+            ray.kill(self._actor)

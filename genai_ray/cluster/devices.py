@@ -1,0 +1,190 @@
+"""What the cluster's nodes have for sessions: memory for those on a CPU, GPUs and their bytes as NVML tells them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from genai_ray.backends import resolve_device
+from genai_ray.cluster.placement import Device
+from genai_ray.errors import BackendUnavailableError, ConfigError
+from genai_ray.types import ModelBackend
+
+__all__ = ["CPU", "GPU_UNITS", "LOGICAL_GPU", "LOGICAL_GPU_BYTES", "Started", "allowed_kinds", "device_of", "find_devices", "gpu_used_bytes", "nodes_alive"]
+
+_log = logging.getLogger(__name__)
+
+CPU = "cpu"
+"""Kind of the device that a node's memory is."""
+
+LOGICAL_GPU = "logical-gpu"
+"""Kind of a GPU that only Ray's books know: its sessions compute on the CPU. For tests of placement, by explicit choice only."""
+
+LOGICAL_GPU_BYTES = "GENAI_RAY_LOGICAL_GPU_BYTES"
+"""Environment variable of a node: every GPU that Ray counts there is a logical one of this many bytes."""
+
+CPU_SHARE = 0.9
+"""Of Ray's ``memory`` resource of a node, the most that sessions may take."""
+
+CPU_DEFAULT_SHARE = 0.6
+"""The same for a cache that was given no budget: the rest is for the tasks that decode and encode."""
+
+GPU_SHARE = 0.95
+"""Of a GPU's bytes, the most that sessions may take."""
+
+GPU_UNITS = 10_000
+"""Ray's finest share of a GPU is one of so many."""
+
+_PROBE_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the process of a session says of itself before it loads anything."""
+
+    node: str
+    """Node that it runs on."""
+    gpu: str | None
+    """The GPU that Ray gave it."""
+    pid: int
+    """Its process."""
+    process_bytes: int
+    """Bytes that it takes without a model: interpreter, libraries, Ray."""
+
+
+def nodes_alive() -> dict[str, dict[str, float]]:
+    """Return the nodes of the cluster.
+
+    Returns:
+        Ray's resources by node id.
+    """
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
+def find_devices(node: str, resources: dict[str, float], has_budget: bool) -> list[Device]:
+    """Return the devices of one node; asks it where it has GPUs.
+
+    Args:
+        node: Its id.
+        resources: What Ray has of it.
+        has_budget: Whether the cache was given a budget for the whole cluster.
+
+    Returns:
+        Its memory, and every GPU whose bytes are known; what is wrong with others is logged.
+    """
+    memory = int(resources.get("memory", 0))
+    devices = []
+    if memory:
+        devices.append(Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * (CPU_SHARE if has_budget else CPU_DEFAULT_SHARE)), memory))
+    if resources.get("GPU", 0) >= 1:
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        probe: Any = ray.remote(_probe_gpus).options(num_cpus=0, scheduling_strategy=strategy, max_retries=2)
+        try:
+            found = ray.get(probe.remote(int(resources["GPU"])), timeout=_PROBE_WITHIN_S)
+        except RayError as exc:
+            _log.warning("node %s does not tell what its GPUs are, so no session goes there: %s", node, exc)
+            return devices
+        for gpu, kind, num_bytes in found:
+            unit = num_bytes // GPU_UNITS
+            devices.append(Device(f"{node[:12]}/gpu{gpu}", node, kind, int(num_bytes * GPU_SHARE), unit * GPU_UNITS, unit))
+    return devices
+
+
+def allowed_kinds(devices: Iterable[Device], device: str, backend: ModelBackend, names: tuple[str, ...] = ()) -> frozenset[str]:
+    """Return the kinds of devices that a request may go to.
+
+    Args:
+        devices: What the cluster has.
+        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` means GPUs wherever the cluster has one that the backend can use.
+        backend: The runtime.
+        names: Words of which the kind must have one (``L4``, ``A10``); none for any.
+
+    Returns:
+        The kinds; empty where the cluster has none.
+
+    Raises:
+        BackendUnavailableError: If a GPU is asked for and no node has one.
+        ConfigError: If the device is none of these words.
+    """
+    kinds = {found.kind for found in devices}
+    gpus = kinds - {CPU}
+    if device != "auto":
+        is_cpu = resolve_device(device, backend) == CPU
+        if not is_cpu and not gpus:
+            raise BackendUnavailableError(f"asked for device {device!r}", "cpu, since no node of this cluster has an NVIDIA GPU", "Use device='cpu'.")
+        wanted = kinds & {CPU} if is_cpu else gpus
+    else:
+        wanted = gpus if gpus and backend in (ModelBackend.ONNX, ModelBackend.TENSORRT) else kinds & {CPU}
+    if not names:
+        return frozenset(wanted)
+    if unknown := [name for name in names if not name.strip()]:
+        raise ConfigError(f"device kind {unknown[0]!r}", f"a part of one of {sorted(kinds)}")
+    return frozenset(kind for kind in kinds if any(name.lower() in kind.lower() for name in names))
+
+
+def device_of(started: Started, devices: Iterable[Device]) -> str | None:
+    """Return the device that a session really got.
+
+    Args:
+        started: What it says of itself.
+        devices: What the cluster has.
+
+    Returns:
+        Its id; None where the cluster has no such device any more.
+    """
+    wanted = f"{started.node[:12]}/{CPU if started.gpu is None else f'gpu{started.gpu}'}"
+    return wanted if any(device.device_id == wanted for device in devices) else None
+
+
+def gpu_used_bytes(gpu: str, pid: int) -> int | None:
+    """Ask NVML what a process takes of a GPU, its CUDA context included.
+
+    Args:
+        gpu: Index or UUID.
+        pid: The process.
+
+    Returns:
+        Bytes; None where NVML does not tell: in a container that hides process ids.
+    """
+    import pynvml  # noqa: PLC0415
+
+    pynvml.nvmlInit()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
+        used = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        return used.get(pid)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _probe_gpus(count: int) -> list[tuple[str, str, int]]:
+    """Return (id, kind, bytes) of every GPU that Ray counts on this node; runs there."""
+    if logical := os.environ.get(LOGICAL_GPU_BYTES):
+        return [(str(index), LOGICAL_GPU, int(logical)) for index in range(count)]
+    import pynvml  # noqa: PLC0415
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",") if name.strip()] if visible else [str(index) for index in range(count)]
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as exc:
+        _log.warning(
+            "Ray counts %d GPUs on this node and NVML finds none (%s): no session goes there; %s makes logical ones of them", count, exc, LOGICAL_GPU_BYTES
+        )
+        return []
+    try:
+        found = []
+        for name in names[:count]:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
+            kind = pynvml.nvmlDeviceGetName(handle)
+            found.append((name, kind.decode() if isinstance(kind, bytes) else kind, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)))
+        return found
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,205 @@
+"""What travels between clients, the cache and its sessions: requests, keys, answers; plain values, all picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from genai_ray.cluster.devices import Started
+from genai_ray.types import ModelBackend, ModelPrecision
+
+__all__ = [
+    "LEASE_TTL_S",
+    "Acquired",
+    "Description",
+    "Key",
+    "LeaseRequest",
+    "Recency",
+    "Replica",
+    "Retired",
+    "SessionRequest",
+    "Stays",
+    "Want",
+    "key_of",
+]
+
+LEASE_TTL_S = 15.0
+"""A lease whose holder has not been heard of for this long is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """Everything that says which session is wanted."""
+
+    model: str
+    """Canonical id, or an absolute path."""
+    backend: ModelBackend
+    """The runtime."""
+    precision: ModelPrecision
+    """The number format."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    floor_bytes: int | None = None
+    """Bytes that the caller gave: a reservation that the session keeps to where it can."""
+    max_frame: tuple[int, int] | None = None
+    """(height, width) of the largest frame."""
+    max_batch: int | None = None
+    """Most frames in one runtime call."""
+    tile_size_px: int | None = None
+    """Longest side of a tile; 0 for never."""
+    device_kinds: tuple[str, ...] = ()
+    """Words of which the kind of the device must have one; empty for any."""
+    alone: str = ""
+    """Set for a session of a single request that is suspected of ending its process."""
+
+
+class Key(NamedTuple):
+    """One entry of a cache; its replicas share it.
+
+    Args:
+        model: Canonical id, or an absolute path.
+        backend: The runtime.
+        precision: The number format.
+        device: ``auto``, ``cpu`` or ``cuda``, and the kinds where they were named.
+        alone: Not empty for a session of a single request.
+    """
+
+    model: str
+    """Canonical id, or an absolute path."""
+    backend: str
+    """The runtime."""
+    precision: str
+    """The number format."""
+    device: str
+    """``auto``, ``cpu`` or ``cuda``, and the kinds where they were named."""
+    alone: str = ""
+    """Not empty for a session of a single request."""
+
+    def __str__(self) -> str:
+        return self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a client asks of the cache."""
+
+    request: SessionRequest
+    """Which session."""
+    digest: str = ""
+    """Hash of the model's file: what its bytes are remembered by."""
+    predicted_bytes: int = 0
+    """What the model adds to a process, by its graph."""
+    node: str | None = None
+    """Node of the client: preferred where it has room."""
+    is_explicit: bool = False
+    """Whether somebody asked for this model to be loaded, rather than for a result."""
+    is_online: bool = False
+    """Whether somebody waits for it."""
+    within_s: float = 3600.0
+    """When the client gives up."""
+
+
+def key_of(request: SessionRequest) -> Key:
+    """Return the entry that a request means.
+
+    Args:
+        request: Any request.
+
+    Returns:
+        Its key.
+    """
+    device = f"{request.device} {','.join(request.device_kinds)}".strip() if request.device_kinds else request.device
+    return Key(request.model, request.backend.value, request.precision.value, device, request.alone)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What a holder asks for, and repeats with every sign of life: the cache may have restarted."""
+
+    lease_id: str
+    """Unique."""
+    wants: tuple[Want, ...]
+    """The models of the chain."""
+    copies: int | None = 1
+    """On how many devices each is to be; None for every device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One session, as a client sees it."""
+
+    name: str
+    """Its name."""
+    handle: Any
+    """Its actor."""
+    node: str
+    """Node that it is on."""
+    queue: int = 0
+    """Requests in it when it was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """What a client gets."""
+
+    replicas: tuple[Replica, ...]
+    """The sessions of the entry, one or more."""
+    num_bytes: int
+    """Bytes that the largest of them takes."""
+    floor_bytes: int | None
+    """Bytes that were given when it was loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What a session answers once it has been retired: acquire another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recency:
+    """How long a session has been idle."""
+
+    idle_s: float
+    """Seconds since the end of the last use; 0 while one is in flight."""
+    use_count: int
+    """Uses so far."""
+    in_flight: int
+    """Uses at the moment."""
+    is_online: bool
+    """Whether somebody waited for the last one."""
+    num_bytes: int
+    """Bytes that the session takes by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """Why a session must not leave."""
+
+    is_pinned: bool = False
+    """Whether somebody pinned it."""
+    leases: tuple[str, ...] = ()
+    """Ids of the leases that it is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a session tells a cache that has restarted and finds it."""
+
+    cache: str
+    """Name of the cache that started it."""
+    request: SessionRequest
+    """What it is a session of."""
+    digest: str
+    """Hash of the model's file."""
+    started: Started
+    """Where it is."""
+    reserved_bytes: int
+    """Bytes reserved for it."""
+    measured_bytes: int | None
+    """Bytes measured when it had loaded; None while it loads."""
+    load_s: float
+    """Seconds that it took to load and warm."""
+    stays: Stays
+    """Why it must stay."""
+    retired: bool
+    """Whether it only waits for its end."""

@@ -1,0 +1,153 @@
+"""Where a session goes, and what goes for it: decisions over a ``Ledger``, without Ray and without a clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+from genai_ray.cluster.placement.ledger import Ledger
+from genai_ray.cluster.placement.slots import Device, Need, Plan, Slot
+from genai_ray.errors import ResourceExhaustedError
+
+__all__ = ["check_all_fit", "check_fits", "plan", "plan_all"]
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def check_fits(ledger: Ledger[Key], need: Need[Key]) -> None:
+    """Refuse what can never fit, whatever goes for it.
+
+    Args:
+        ledger: What is there.
+        need: What is to be loaded.
+
+    Raises:
+        ResourceExhaustedError: If it is larger than the whole budget or every device, or all that is in its way is pinned.
+    """
+    allowed = [device for device in ledger.devices.values() if ledger.is_allowed(device, need)]
+    most = min(ledger.budget_bytes, max((min(device.budget_bytes, device.capacity_bytes) for device in allowed), default=0))
+    if need.num_bytes > most:
+        raise ResourceExhaustedError(
+            f"{need.key} needs {need.num_bytes} bytes",
+            f"{most} bytes, the most that one session of this cache can have" + ("" if allowed else f": no device of kind {sorted(need.kinds or ())} is there"),
+            "Give the cache a larger budget or the cluster a larger device.",
+        )
+    pinned: Counter[str] = Counter()
+    for slot in ledger.slots.values():
+        if slot.is_pinned:
+            pinned[slot.device_id] += slot.reserved_bytes
+    room = max(device.budget_bytes - pinned[device.device_id] for device in allowed)
+    if need.num_bytes > min(room, ledger.budget_bytes - pinned.total()):
+        raise ResourceExhaustedError(
+            f"{need.key} needs {need.num_bytes} bytes",
+            f"{min(room, ledger.budget_bytes - pinned.total())} bytes beside what is pinned",
+            "Unpin a model, or give the cache a larger budget.",
+        )
+
+
+def check_all_fit(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> None:
+    """Refuse what can never be there together, whatever goes for it.
+
+    Args:
+        ledger: What is there.
+        needs: What is to be loaded.
+
+    Raises:
+        ResourceExhaustedError: If they do not fit beside what is pinned.
+    """
+    for need in needs:
+        check_fits(ledger, need)
+    keys = {need.key for need in needs}
+    empty = ledger.copy()
+    for slot in ledger.slots.values():
+        if not slot.is_pinned or slot.key in keys:
+            empty.release(slot.name)
+    if plan_all(empty, needs) is None:
+        raise ResourceExhaustedError(
+            f"{', '.join(str(need.key) for need in needs)} need {sum(need.num_bytes for need in needs)} bytes together",
+            f"{ledger.budget_bytes} bytes, the budget, beside what is pinned",
+            "Give the cache a larger budget.",
+        )
+
+
+def plan(ledger: Ledger[Key], need: Need[Key]) -> Plan | None:
+    """Choose a device: free room first (the preferred node, then best fit), else the one whose newest victim is oldest.
+
+    Args:
+        ledger: What is there.
+        need: What is to be loaded.
+
+    Returns:
+        Where it goes and what goes for it; None while nothing that may go makes enough room.
+    """
+    missing = need.num_bytes - (ledger.budget_bytes - ledger.used_bytes)
+    roomy = ledger.best_fit(need)
+    if roomy is not None and missing <= 0:
+        return Plan(roomy)
+    freed: dict[str, list[int]] = {}
+    walked: list[Slot[Key]] = []
+    chosen, total = roomy, 0
+    for slot in ledger.leaving():
+        if slot.key == need.key:
+            continue
+        total += slot.reserved_bytes
+        walked.append(slot)
+        if chosen is None:
+            sums = freed.setdefault(slot.device_id, [0, 0])
+            sums[0] += slot.reserved_bytes
+            sums[1] += slot.held_bytes
+            device = ledger.devices[slot.device_id]
+            if (
+                device.budget_bytes - device.used_bytes + sums[0] >= need.num_bytes
+                and device.capacity_bytes - device.held_bytes + sums[1] >= need.num_bytes
+                and ledger.is_allowed(device, need)
+            ):
+                chosen = slot.device_id
+        if chosen is not None and total >= missing:
+            return Plan(chosen, _needed(need, ledger.devices[chosen], walked, missing))
+    return None
+
+
+def plan_all(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | None:
+    """Plan several sessions that come together: all of them or none.
+
+    Args:
+        ledger: What is there.
+        needs: What is to be loaded; sessions of these keys are no victims.
+
+    Returns:
+        One plan each, to be carried out in this order; None where they do not all fit.
+    """
+    trial, plans = ledger.copy(), []
+    trial.lease(need.key for need in needs)
+    for index, need in enumerate(needs):
+        found = plan(trial, need)
+        if found is None:
+            return None
+        for victim in found.victims:
+            trial.release(victim)
+        trial.reserve(f"trial {index}", need, found.device_id, 0, 0.0)
+        plans.append(found)
+    return plans
+
+
+def _needed(need: Need[Key], device: Device, walked: list[Slot[Key]], missing: int) -> tuple[str, ...]:
+    """Leave out, newest first, what need not go after all."""
+    local = [slot for slot in walked if slot.device_id == device.device_id]
+    spare = [
+        device.budget_bytes - device.used_bytes + sum(slot.reserved_bytes for slot in local) - need.num_bytes,
+        device.capacity_bytes - device.held_bytes + sum(slot.held_bytes for slot in local) - need.num_bytes,
+    ]
+    spare_total = sum(slot.reserved_bytes for slot in walked) - missing
+    victims = []
+    for slot in reversed(walked):
+        is_local = slot.device_id == device.device_id
+        may_stay = spare_total >= slot.reserved_bytes and not (is_local and (spare[0] < slot.reserved_bytes or spare[1] < slot.held_bytes))
+        if not may_stay:
+            victims.append(slot.name)
+            continue
+        spare_total -= slot.reserved_bytes
+        if is_local:
+            spare = [spare[0] - slot.reserved_bytes, spare[1] - slot.held_bytes]
+    return tuple(reversed(victims))

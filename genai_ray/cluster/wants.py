@@ -1,0 +1,88 @@
+"""What a client tells the cache of a model before it is loaded: its hash, and the bytes that its graph promises."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from genai_ray.catalog import ModelSpec, hash_file
+from genai_ray.cluster.messages import SessionRequest, Want
+from genai_ray.inspection import find_model
+from genai_ray.session import SessionLimits, predict_bytes
+from genai_ray.types import ModelBackend, ModelPrecision
+
+__all__ = ["CACHE_SHARE", "build_want", "own_node", "to_request"]
+
+CACHE_SHARE = 0.8
+"""Of the seconds that a client waits, at the least those that the cache has to answer."""
+
+
+def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, ModelSpec]:
+    """Return the request that a word for a model means.
+
+    Args:
+        model: Id, alias or path, for ONNX Runtime and FP32; or a request, where more is to be said.
+
+    Returns:
+        The request with the canonical id, and the model's spec.
+
+    Raises:
+        ModelNotFoundError: If it is not known.
+    """
+    if isinstance(model, SessionRequest):
+        spec, _ = find_model(model.model)
+        return replace(model, model=spec.model_id), spec
+    spec, _ = find_model(model)
+    return SessionRequest(spec.model_id, ModelBackend.ONNX, ModelPrecision.FP32), spec
+
+
+def build_want(request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, is_online: bool, within_s: float) -> Want:
+    """Return what is asked of the cache.
+
+    Args:
+        request: Which session.
+        spec: Its model.
+        is_explicit: Whether somebody asked for the model to be loaded.
+        is_online: Whether somebody waits.
+        within_s: When the client gives up.
+
+    Returns:
+        The request with hash and predicted bytes; the cache answers a little before the client gives up, so that the reason arrives.
+
+    Raises:
+        ModelNotFoundError: If the model's file is not there.
+        ModelLoadError: If it is corrupt.
+    """
+    digest, predicted = _facts(request, spec)
+    if request.floor_bytes is not None:
+        predicted = 0  # the session keeps to the bytes that were given where it can, by smaller tiles
+    return Want(request, digest, predicted, own_node(), is_explicit, is_online, max(within_s * CACHE_SHARE, within_s - 1.0))
+
+
+def _facts(request: SessionRequest, spec: ModelSpec) -> tuple[str, int]:
+    """Return the hash of a model's file, and what ``session.predict_bytes`` says of it."""
+    _, path = find_model(request.model)
+    facts = path.stat()
+    limits = SessionLimits(max_frame=request.max_frame, max_batch=request.max_batch, tile_size_px=request.tile_size_px)
+    return spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns), _predict(path, facts.st_mtime_ns, request, limits)
+
+
+@functools.lru_cache(maxsize=256)
+def _predict(path: Path, modified_ns: int, request: SessionRequest, limits: SessionLimits) -> int:
+    del modified_ns  # part of the key
+    spec, _ = find_model(request.model)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return predict_bytes(path, spec, limits, precision=request.precision, threads=threads, is_cpu=not request.device.startswith("cuda"))
+
+
+def own_node() -> str:
+    """Return the node of this process.
+
+    Returns:
+        Its id.
+    """
+    return str(ray.get_runtime_context().get_node_id())

@@ -1,0 +1,91 @@
+"""What is known of finished videos: the record of one, and the marker by which a job that was killed knows its own result again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genai_ray.enhance.report import VideoReport
+from genai_ray.enhance.store import remove_folder
+from genai_ray.enhance.targets import Target
+from genai_ray.files import find_facts, is_remote, join_place, open_to_read, publish, remove
+
+__all__ = ["MARKER", "Record", "forget", "read_marker", "write_marker"]
+
+MARKER = "published.json"
+"""Written in the work folder before a result is published: a job that was killed then knows its own file again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a finished video."""
+
+    report: VideoReport
+    """What was done."""
+    key: str
+    """Input, models and options: what it was done under."""
+    size: int
+    """Bytes of the result."""
+    stamp: str
+    """Version of the result, see ``files.FileFacts``."""
+
+
+def forget(targets: Sequence[Target]) -> None:
+    """Remove the markers of results that have been recorded, and their work folders.
+
+    Args:
+        targets: Whose.
+
+    Raises:
+        VideoError: If a store fails.
+    """
+    for remote in (False, True):
+        chosen = [target.work_dir for target in targets if is_remote(target.work_dir) is remote]
+        remove(join_place(folder, MARKER) for folder in chosen)
+        for folder in chosen:
+            remove_folder(folder)
+
+
+def write_marker(target: Target, record: Record) -> None:
+    """Write beside a result, before it is published, whose it is.
+
+    Args:
+        target: The video.
+        record: What will be recorded.
+
+    Raises:
+        VideoError: If it cannot be written.
+    """
+    folder = tempfile.gettempdir() if is_remote(target.work_dir) else target.work_dir
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".partial", delete=False) as file:
+        json.dump({"key": record.key, "size": record.size, "stamp": record.stamp, "report": _plain(record.report)}, file)
+    publish(Path(file.name), join_place(target.work_dir, MARKER))
+
+
+def read_marker(target: Target) -> Record | None:
+    """Read what a job that was killed has published.
+
+    Args:
+        target: The video.
+
+    Returns:
+        Its record; None where there is no marker.
+
+    Raises:
+        VideoError: If the store fails.
+    """
+    place = join_place(target.work_dir, MARKER)
+    if find_facts(place) is None:
+        return None
+    with open_to_read(place) as file:
+        found = json.load(file)
+    told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found["report"].items()}
+    return Record(VideoReport(**told), found["key"], found["size"], found["stamp"])
+
+
+def _plain(report: VideoReport) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in VideoReport.__slots__}

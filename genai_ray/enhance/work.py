@@ -1,0 +1,363 @@
+"""The steps that one video takes - begin, segments, finish - as plain functions; each of them is run in a task, and needs no scheduler.
+
+Whatever a step needs comes in its arguments, and what it leaves behind is in the work folder: a step that is run twice does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from genai_ray.catalog import ModelSpec
+from genai_ray.cluster import SessionRequest
+from genai_ray.enhance.chain import plan_result
+from genai_ray.enhance.options import EnhanceOptions, check_chain_options
+from genai_ray.enhance.publish import publish as write_result
+from genai_ray.enhance.records import Record, read_marker, write_marker
+from genai_ray.enhance.report import VideoReport
+from genai_ray.enhance.retime import Timeline
+from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment, predict_segment_bytes
+from genai_ray.enhance.store import SegmentStore, key_clip, key_segments
+from genai_ray.enhance.targets import Target
+from genai_ray.errors import ConfigError, GenAIRayError, VideoError
+from genai_ray.files import FileFacts, discard, fetch, find_facts, is_remote, publish
+from genai_ray.video import VideoPlan, choose_pixel_format, count_frames, describe_losses, plan_video
+
+__all__ = ["Begun", "Planned", "begin_clip", "examine_clip", "find_done_clip", "finish_clip", "run_segment"]
+
+MAX_AT_ONCE_BYTES = 1024**3
+"""Predicted bytes of a segment above which it is a task of its own, so that the scheduler knows how many of them run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A video that has been begun; what its segments and its end need."""
+
+    target: Target
+    """Input and output."""
+    timeline: Timeline
+    """Every frame of the source, and every frame of the result."""
+    store: SegmentStore
+    """Where finished segments are."""
+    options: EnhanceOptions
+    """The options of this video."""
+    requests: tuple[SessionRequest, ...]
+    """Which sessions it needs, each for the largest frame that comes to it."""
+    reused: frozenset[int]
+    """Segments that were finished before."""
+    key: str
+    """Input, models and options."""
+    size_out: tuple[int, int]
+    """(width, height) of the result in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What the scheduler has to know of a video that has been begun."""
+
+    frames: int = 0
+    """Frames of its plan."""
+    frames_reused: int = 0
+    """Of them in segments that were finished before."""
+    segments: int = 0
+    """Segments of its plan."""
+    todo: tuple[int, ...] = ()
+    """Segments that are to be done."""
+    segment_bytes: int = 0
+    """What the task of one of them is predicted to take."""
+    requests: tuple[SessionRequest, ...] = ()
+    """Which sessions it needs."""
+    record: Record | None = None
+    """Set where it is finished already."""
+    results: tuple[SegmentResult, ...] = ()
+    """What came of segments that were done with it."""
+
+
+def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record | None = None) -> Planned | Record:
+    """Plan a video, and find out what of it an earlier job has done; nothing is written.
+
+    Args:
+        target: Input and output.
+        specs: The chain.
+        common: The options of the whole job.
+        recorded: What an earlier job has recorded of this output.
+
+    Returns:
+        What the next steps need; or what is recorded of a video that is done.
+
+    Raises:
+        ConfigError: If the output is there and no file of an earlier job, or an option does not fit this video.
+        VideoError: If the input is missing, is no video, or is truncated and that is not allowed.
+    """
+    options, key = _own_options(target, specs, common)
+    if done := _find_done(target, key, recorded, options):
+        return done
+    plan = plan_video(target.source, segment_frames=options.segment_frames)
+    if plan.truncated and not options.allow_truncated:
+        raise VideoError(f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there.")
+    timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
+    scale = math.prod(spec.scale for spec in specs)
+    size_out = (plan.info.width * scale, plan.info.height * scale)
+    choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=timeline.result.info.has_alpha and options.encoding.has_alpha)
+    store = SegmentStore(target.work_dir, key_segments(plan, specs, options))
+    return Planned(target, timeline, store, options, _requests(plan, specs, options), store.finished(), key, size_out)
+
+
+def find_done_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record) -> Record | None:
+    """Look whether a video is done, without opening it.
+
+    Args:
+        target: Input and output.
+        specs: The chain.
+        common: The options of the whole job.
+        recorded: What an earlier job has recorded of this output.
+
+    Returns:
+        What is recorded; None where it is not done, or that cannot be told.
+    """
+    try:
+        options, key = _own_options(target, specs, common)
+        return _find_done(target, key, recorded, options)
+    except GenAIRayError:  # for whoever begins it, and says so
+        return None
+
+
+def begin_clip(
+    target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, *, recorded: Record | None = None, job: SegmentJob | None = None
+) -> tuple[Begun, Planned | None]:
+    """Plan a video, and make its work folder.
+
+    Args:
+        target: Input and output.
+        specs: The chain.
+        common: The options of the whole job.
+        recorded: What an earlier job has recorded of this output.
+        job: Given where a video of a single segment is to be done at once, if it is no large one.
+
+    Returns:
+        What the scheduler needs; and what the next steps need, None where nothing is left to do.
+
+    Raises:
+        ConfigError: As ``examine_clip``.
+        VideoError: As ``examine_clip``.
+    """
+    started = time.monotonic()
+    planned = examine_clip(target, specs, common, recorded)
+    if isinstance(planned, Record):
+        return Begun(record=planned), None
+    if not is_remote(target.place):
+        os.makedirs(os.path.dirname(target.place), exist_ok=True)
+    planned.store.open()
+    timeline = planned.timeline
+    begun = Begun(
+        frames=len(timeline.result.pts),
+        frames_reused=sum(_planned_frames(timeline, index) for index in planned.reused),
+        segments=len(timeline.plan.segments),
+        todo=tuple(segment.index for segment in timeline.plan.segments if segment.index not in planned.reused),
+        segment_bytes=predict_segment_bytes(planned.size_out, timeline.result.info.bit_depth),
+        requests=planned.requests,
+    )
+    if job is None or len(begun.todo) > 1 or begun.segment_bytes > MAX_AT_ONCE_BYTES:
+        return begun, planned
+    results = {index: run_segment(planned, index, job) for index in begun.todo}
+    record = finish_clip(planned, results, time.monotonic() - started)
+    return replace(begun, record=record, results=tuple(results.values())), None
+
+
+def run_segment(planned: Planned, index: int, job: SegmentJob) -> SegmentResult:
+    """Enhance one segment and keep it in the work folder.
+
+    Args:
+        planned: The video.
+        index: Which segment.
+        job: Chain and cache.
+
+    Returns:
+        The counts.
+
+    Raises:
+        VideoError: If it does not decode to exactly the planned frames; or input or work folder cannot be reached from this machine.
+        GenAIRayError: Whatever a session raises.
+    """
+    _check_reach(planned)
+    own = replace(job, options=planned.options, requests=planned.requests)
+    place = planned.store.place(index)
+    if not planned.store.is_remote:
+        return enhance_segment(planned.timeline, index, Path(place), own)
+    with tempfile.TemporaryDirectory(prefix="genai-ray-segment-") as folder:
+        local = Path(folder, os.path.basename(place))
+        result = enhance_segment(planned.timeline, index, local, own)
+        if local.exists():
+            publish(local, place)
+    return result
+
+
+def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds: float) -> Record:
+    """Join the segments and publish the result; the marker stays in the work folder until ``forget``.
+
+    Args:
+        planned: The video, all its segments finished.
+        results: What came of the segments that were done now, by index; the others hold what was planned.
+        seconds: That the video has taken before.
+
+    Returns:
+        What is to be recorded.
+
+    Raises:
+        VideoError: If a segment does not hold its frames, or writing fails.
+    """
+    started = time.monotonic()
+    _check_reach(planned)
+    target, timeline, store = planned.target, planned.timeline, planned.store
+    plan = timeline.plan
+    frames = [results[index].frames if index in results else _planned_frames(timeline, index) for index in range(len(plan.segments))]
+    with tempfile.TemporaryDirectory(prefix="genai-ray-join-") as folder:
+        parts = [Path(folder, f"{index}.nut") if store.is_remote else Path(store.place(index)) for index in range(len(frames))]
+        if store.is_remote:
+            for index, part in enumerate(parts):
+                if frames[index]:
+                    fetch(store.place(index), part)
+        if planned.options.allow_truncated:  # segments of an earlier job may hold fewer frames than planned
+            frames = [count_frames(part) if index in planned.reused else frames[index] for index, part in enumerate(parts)]
+        joined, output = _joined(target, Path(folder))
+        try:
+            notes = write_result(timeline.result, parts, frames, output)
+            report = VideoReport(
+                source=target.source,
+                output=target.output,
+                frames=sum(frames),
+                frames_expected=_frames_expected(timeline),
+                size_in=(plan.info.width, plan.info.height),
+                size_out=planned.size_out,
+                notes=(*_notes(planned, sum(frames)), *notes),
+                seconds=seconds + time.monotonic() - started,
+                segments=len(frames),
+                segments_reused=len(planned.reused),
+                share_outside_rgb=_share(results.values()),
+            )
+            facts = joined.stat()
+            record = Record(report, planned.key, facts.st_size, "" if is_remote(target.place) else str(facts.st_mtime_ns))
+            write_marker(target, record)
+            publish(joined, target.place)
+        finally:
+            discard(joined)
+    store.clear()
+    if not is_remote(target.place):
+        return record
+    published = find_facts(target.place)
+    return replace(record, stamp=published.stamp if published else "")
+
+
+def _own_options(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions) -> tuple[EnhanceOptions, str]:
+    """Return the options of one video, and the key that it is done under."""
+    options = target.options(common)
+    options = replace(options, encoding=options.encoding.fit(os.path.splitext(target.output)[1].lower()))
+    if target.changes:
+        check_chain_options(specs, options)
+    return options, key_clip(find_facts(target.source), specs, options)
+
+
+def _find_done(target: Target, key: str, recorded: Record | None, options: EnhanceOptions) -> Record | None:
+    """Return what an earlier job has published under the same key; raise where a file is in the way that is no job's."""
+    there = find_facts(target.place)
+    if there is None:
+        return None
+    known = [record for record in (recorded, read_marker(target)) if record is not None and _is_of(record, there)]
+    for record in known:
+        if record.key == key:
+            return replace(record, report=replace(record.report, status="skipped"))
+    if not known:
+        _check_replaceable(target, options)
+    return None
+
+
+def _check_replaceable(target: Target, options: EnhanceOptions) -> None:
+    """Refuse to replace what no job has made, and folders that hold anything but frames whatever the options."""
+    folder, pattern = Path(target.place), os.path.basename(target.output)
+    if target.place != target.output and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", f"a folder for {pattern}")
+    if target.place == target.output and folder.is_dir():
+        raise ConfigError(f"output {target.output} is a folder", "the name of a file")
+    there = list(folder.iterdir()) if target.place != target.output else [folder]
+    if there and not options.overwrite:
+        what = f"output folder {folder} is not empty" if target.place != target.output else f"output {target.output} exists"
+        raise ConfigError(what, do="Choose another name, or pass --overwrite.")
+    name = re.compile(re.sub(r"%(0\d+)?d", r"\\d+", re.escape(pattern)))
+    strange = [path.name for path in there if target.place != target.output and not name.fullmatch(path.name)]
+    if strange:
+        raise ConfigError(f"output folder {folder} holds {strange[0]}", f"nothing but {pattern}", "Choose another folder: this one would be replaced.")
+
+
+def _joined(target: Target, folder: Path) -> tuple[Path, Path]:
+    """Return where a result is made before it is published: what is published, and the file or the pattern in it."""
+    name = os.path.basename(target.place)
+    if target.place != target.output:
+        joined = Path(target.place).with_name(f".{name}.joined")
+        return joined, joined / os.path.basename(target.output)
+    joined = folder / name if is_remote(target.output) else Path(target.output).with_name(f".{name}.joined{os.path.splitext(name)[1]}")
+    return joined, joined
+
+
+def _is_of(record: Record, there: FileFacts) -> bool:
+    return record.size == there.size and (not record.stamp or record.stamp == there.stamp)
+
+
+def _check_reach(planned: Planned) -> None:
+    """Say which node lacks what, where folders are not shared by all nodes."""
+    for place, what in ((planned.target.source, "the input"), (planned.store.folder, "the work folder")):
+        if not is_remote(place) and not os.path.exists(place):
+            node = os.uname().nodename
+            raise VideoError(f"{place}: {what} is not there on node {node}", "a folder that all nodes share, or a URI", "Move it, or choose --work-dir.")
+
+
+def _requests(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
+    """Return which sessions the chain needs: each for the largest frame that will come to it."""
+    height, width = plan.info.height, plan.info.width
+    requests = []
+    for spec in specs:
+        request = SessionRequest(
+            spec.model_id,
+            options.backend,
+            options.precision,
+            device=options.device,
+            max_frame=(height, width),
+            tile_size_px=options.tile_size_px,
+            device_kinds=options.device_kinds,
+        )
+        requests.append(request)
+        height, width = height * spec.scale, width * spec.scale
+    return tuple(requests)
+
+
+def _share(results: Collection[SegmentResult]) -> float | None:
+    looked_at = sum(result.outside[1] for result in results)
+    return sum(result.outside[0] for result in results) / looked_at if looked_at else None
+
+
+def _planned_frames(timeline: Timeline, index: int) -> int:
+    segment = timeline.result.segments[index]
+    return segment.stop - segment.start
+
+
+def _frames_expected(timeline: Timeline) -> int:
+    """Return how many frames the result of the whole file would have, also of one that ends too early."""
+    promised = max(len(timeline.plan.pts), timeline.plan.num_frames_from_header or 0)
+    return promised * len(timeline.result.pts) // len(timeline.plan.pts)
+
+
+def _notes(planned: Planned, frames: int) -> Iterator[str]:
+    """Say what a person could not see in the result."""
+    info, expected = planned.timeline.plan.info, _frames_expected(planned.timeline)
+    if frames < expected:
+        yield f"truncated input: {frames} of {expected} frames"
+    if planned.timeline.plan.skipped:
+        yield f"{planned.timeline.plan.skipped} frames at the start do not decode: the file begins between two key frames"
+    if info.colour.assumed:
+        yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
+    yield from describe_losses(planned.timeline.result.info, planned.options.encoding, planned.size_out)

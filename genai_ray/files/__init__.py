@@ -1,0 +1,31 @@
+"""Where files are: local paths and URIs (``s3://``, ``gs://``, ``http://``, ``memory://``) by the same few verbs. The only importer of fsspec.
+
+A *place* is a string: an absolute local path, or a URI with a scheme that fsspec knows. Reading a URI is seekable: blocks are fetched as they are
+asked for. Writing is whole or not at all. The module does not know what is in the files.
+"""
+
+from genai_ray.files.mirror import mirror
+from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
+from genai_ray.files.store import file_errors, is_remote
+from genai_ray.files.transfer import check_writable, discard, fetch, fetch_for_stranger, open_to_read, publish, remove
+
+__all__ = [
+    "FileFacts",
+    "check_writable",
+    "discard",
+    "expand",
+    "fetch",
+    "fetch_for_stranger",
+    "file_errors",
+    "find_facts",
+    "is_folder",
+    "is_remote",
+    "join_place",
+    "list_files",
+    "list_names",
+    "mirror",
+    "open_to_read",
+    "publish",
+    "remove",
+    "to_place",
+]

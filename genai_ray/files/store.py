@@ -1,0 +1,104 @@
+"""The stores themselves: fsspec's file systems, and one mapper for everything that they raise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from genai_ray.errors import ConfigError, GenAIRayError, VideoError
+
+__all__ = ["describe", "file_errors", "file_system", "foreign_errors", "is_remote"]
+
+_ERRORS = {
+    "aiohttp": ("ClientError",),
+    "azure.core.exceptions": ("AzureError",),
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "gcsfs.retry": ("HttpError",),
+    "google.auth.exceptions": ("GoogleAuthError",),
+}
+"""What stores raise beside OSError; none of their modules is imported for it."""
+
+
+def is_remote(place: str) -> bool:
+    """Tell whether a place is a URI rather than a path of this machine.
+
+    Args:
+        place: Path or URI.
+
+    Returns:
+        Whether it is.
+    """
+    return "://" in place
+
+
+@contextmanager
+def file_errors(place: str, doing: str) -> Iterator[None]:
+    """Turn what file systems and stores raise into ``VideoError``.
+
+    Args:
+        place: The file, named in the error.
+        doing: What is being done, in the words of the error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        VideoError: If they fail within.
+    """
+    try:
+        yield
+    except foreign_errors() as exc:
+        if isinstance(exc, GenAIRayError):
+            raise
+        if isinstance(exc, FileNotFoundError):
+            raise VideoError(f"{place}: no such file") from exc
+        raise VideoError(f"{place}: {doing} failed: {describe(exc)}") from exc
+
+
+def file_system(place: str) -> Any:
+    """Return fsspec's file system of a URI.
+
+    Args:
+        place: The URI.
+
+    Returns:
+        The file system.
+
+    Raises:
+        ConfigError: If no such scheme is known, or its package is missing.
+    """
+    import fsspec  # noqa: PLC0415 - local jobs do not need it
+
+    scheme = place.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(place)[0]
+    except ValueError as exc:
+        raise ConfigError(f"{place}: {exc}", "a path, or a URI such as s3://, gs:// or https://") from exc
+    except ImportError as exc:
+        raise ConfigError(
+            f"{place}: what reads {scheme}:// is not installed ({exc})", do="Install it first, such as s3fs for s3:// or gcsfs for gs://."
+        ) from exc
+
+
+def foreign_errors() -> tuple[type[BaseException], ...]:
+    """Return what file systems and the stores in use raise.
+
+    Returns:
+        Classes, for an ``except``.
+    """
+    loaded = [getattr(sys.modules[module], name) for module, names in _ERRORS.items() if module in sys.modules for name in names]
+    return (OSError, EOFError, ValueError, *loaded)
+
+
+def describe(exc: BaseException) -> str:
+    """Return the words of an error; some have none but their class.
+
+    Args:
+        exc: The error.
+
+    Returns:
+        Text that is not empty.
+    """
+    return str(exc) or type(exc).__name__

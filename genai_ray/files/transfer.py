@@ -1,0 +1,217 @@
+"""Bytes to and from places: seekable reading, publishing whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from genai_ray.errors import ConfigError, VideoError
+from genai_ray.files.store import describe, file_errors, file_system, foreign_errors, is_remote
+
+__all__ = ["check_writable", "discard", "fetch", "fetch_for_stranger", "open_to_read", "publish", "remove"]
+
+BLOCK_BYTES = 2 * 1024**2
+"""Fetched of a remote file at a time; the last 32 blocks are kept."""
+
+_ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+"""Stores where a file that is being written is not seen before it is whole."""
+
+_READ_ONLY = ("http", "https")
+
+
+@contextmanager
+def open_to_read(place: str) -> Iterator[BinaryIO]:
+    """Open a file for reading at any position; one on a server that has no ranges is fetched whole first.
+
+    Args:
+        place: Path or URI.
+
+    Yields:
+        The file.
+
+    Raises:
+        VideoError: If it is missing or its store fails, also later within; names the file and the position.
+    """
+    if not is_remote(place):
+        with file_errors(place, "reading"), open(place, "rb") as file:
+            yield file
+        return
+    with file_errors(place, "opening"):
+        found = file_system(place).open(place, "rb", block_size=BLOCK_BYTES, cache_type="blockcache")
+    with found:
+        if found.seekable():
+            yield cast(BinaryIO, _Remote(place, found))
+            return
+        with tempfile.TemporaryFile() as copy:
+            with file_errors(place, "fetching"):
+                shutil.copyfileobj(found, copy, BLOCK_BYTES)
+            copy.seek(0)
+            yield cast(BinaryIO, copy)
+
+
+def fetch(place: str, target: Path) -> None:
+    """Copy a file to this machine.
+
+    Args:
+        place: Path or URI.
+        target: Where it goes.
+
+    Raises:
+        VideoError: If it is missing, or reading or writing fails.
+    """
+    with open_to_read(place) as source, file_errors(place, "fetching"), target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, BLOCK_BYTES)
+
+
+def fetch_for_stranger(place: str, target: Path, max_bytes: int) -> None:
+    """Copy a file that somebody else named to this machine: no more than so many bytes, and no redirect to another place is followed.
+
+    Args:
+        place: URI, ``file://`` too.
+        target: Where it goes.
+        max_bytes: Most bytes.
+
+    Raises:
+        VideoError: If it is missing or larger, or reading or writing fails.
+    """
+    import fsspec  # noqa: PLC0415 - local jobs do not need it
+
+    options = {"allow_redirects": False} if place.startswith(tuple(f"{scheme}://" for scheme in _READ_ONLY)) else {}
+    left = max_bytes
+    with file_errors(place, "fetching"), fsspec.open(place, "rb", **options) as source, target.open("wb") as sink:
+        while chunk := source.read(min(BLOCK_BYTES, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise VideoError(f"{place}: more than {max_bytes} bytes", f"{max_bytes} bytes")
+            sink.write(chunk)
+
+
+def publish(source: Path, place: str) -> None:
+    """Give a finished file or folder of this machine its place; whoever looks there sees all of it or nothing. The source is gone afterwards.
+
+    Args:
+        source: The file, for a local place also a folder; for a local place on the same file system.
+        place: Path or URI; replaced where it exists.
+
+    Raises:
+        ConfigError: If nothing can be written there.
+        VideoError: If writing fails.
+    """
+    check_writable(place)
+    if not is_remote(place):
+        with file_errors(place, "publishing"):
+            if source.is_dir():
+                _replace_folder(source, Path(place))
+            else:
+                _sync(source)
+                source.replace(place)
+        return
+    store, scheme = file_system(place), place.partition("://")[0]
+    with file_errors(place, "uploading"):
+        target = place if scheme in _ATOMIC else f"{place}.partial"
+        if scheme not in _ATOMIC:
+            store.makedirs(os.path.dirname(place), exist_ok=True)
+        store.put_file(str(source), target)
+        if target != place:
+            store.mv(target, place)
+    source.unlink()
+
+
+def discard(source: Path) -> None:
+    """Remove a file or folder of this machine that was not published; does nothing where it was.
+
+    Args:
+        source: What was made.
+    """
+    if source.is_dir():
+        shutil.rmtree(source)
+    else:
+        source.unlink(missing_ok=True)
+
+
+def check_writable(place: str) -> None:
+    """Check that results can go to a place at all.
+
+    Args:
+        place: Path or URI.
+
+    Raises:
+        ConfigError: If its scheme is for reading only.
+    """
+    if place.startswith(tuple(f"{scheme}://" for scheme in _READ_ONLY)):
+        raise ConfigError(f"{place} as an output", "a path, or a URI of a store that can be written, such as s3:// or gs://")
+
+
+def remove(places: Iterable[str]) -> None:
+    """Remove files; those that are not there are none to remove.
+
+    Args:
+        places: Paths, or URIs of one store.
+
+    Raises:
+        VideoError: If the store fails.
+    """
+    remote = []
+    for place in places:
+        if is_remote(place):
+            remote.append(place)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(place)
+    if remote:
+        with file_errors(remote[0], "removing"), suppress(FileNotFoundError):
+            file_system(remote[0]).rm(remote)
+
+
+class _Remote(io.RawIOBase):
+    """A remote file whose errors say where in it they happened."""
+
+    def __init__(self, place: str, file: Any) -> None:
+        self._place, self._file = place, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        at = self._file.tell()
+        try:
+            return bytes(self._file.read(size))
+        except foreign_errors() as exc:
+            raise VideoError(f"{self._place}: reading at byte {at} of {self._file.size} failed: {describe(exc)}") from exc
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
+def _replace_folder(source: Path, place: Path) -> None:
+    old = place.with_name(f".{place.name}.old")
+    discard(old)
+    if place.exists():
+        place.rename(old)
+    source.rename(place)
+    discard(old)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

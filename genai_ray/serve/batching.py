@@ -1,0 +1,104 @@
+"""``Batcher``: what waits for one session goes to it in one call; what comes while it idles goes at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__ = ["Batcher"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Result]):
+    """One request in the line."""
+
+    item: Item
+    size: int
+    since_s: float
+    future: asyncio.Future[Result]
+
+
+class Batcher(Generic[Item, Result]):
+    """Merges items of one kind; used from one event loop.
+
+    Args:
+        call: Computes several items; gives one result each, in order. What it raises is raised to each of them.
+        max_size: Most of the items' sizes together in one call; a larger item goes alone.
+        max_calls: Calls at the same time; what comes while so many are out waits, and is merged.
+        wait_s: Most seconds that an item waits for others although a call could be made; 0 for none.
+    """
+
+    def __init__(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *, max_size: int, max_calls: int = 2, wait_s: float = 0.0) -> None:
+        self._call, self._max_size, self._max_calls, self._wait_s = call, max_size, max_calls, wait_s
+        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is out."""
+        return not self._waiting and not self._tasks
+
+    async def submit(self, item: Item, size: int = 1) -> Result:
+        """Compute an item, together with others that wait.
+
+        Args:
+            item: What to compute.
+            size: What it counts for in ``max_size``.
+
+        Returns:
+            Its result.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[Item, Result] = _Waiting(item, size, loop.time(), loop.create_future())
+        self._waiting.append(waiting)
+        self._pump()
+        return await waiting.future
+
+    def _pump(self) -> None:
+        """Make the calls that may be made now."""
+        loop = asyncio.get_running_loop()
+        while self._waiting and len(self._tasks) < self._max_calls:
+            oldest = self._waiting[0]
+            left_s = oldest.since_s + self._wait_s - loop.time()
+            if self._wait_s and left_s > 0 and sum(waiting.size for waiting in self._waiting) < self._max_size:
+                loop.call_later(left_s, self._pump)
+                return
+            batch = self._take()
+            if batch:
+                task = loop.create_task(self._run(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+
+    def _take(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
+        total = 0
+        while self._waiting and (not batch or total + self._waiting[0].size <= self._max_size):
+            waiting = self._waiting.popleft()
+            if not waiting.future.done():  # whoever asked may have gone
+                batch.append(waiting)
+                total += waiting.size
+        return batch
+
+    async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
+        try:
+            results = await self._call([waiting.item for waiting in batch])
+        except BaseException as exc:
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(exc)
+            if not isinstance(exc, Exception):
+                raise
+            return
+        for waiting, result in zip(batch, results, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(result)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._pump()

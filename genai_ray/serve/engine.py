@@ -1,0 +1,334 @@
+"""``Engine``: what the endpoint does, whatever protocol it was asked in: infer, load, unload, and tell.
+
+It lives in every replica that takes requests, holds no model, and asks the sessions of the cluster's one ``ModelCache``.
+Everything here runs on one event loop; calls that wait for Ray run on threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.catalog import ModelServing, ModelSpec, ServeProfile
+from genai_ray.cluster import CachedSession, ModelCache, SessionRequest
+from genai_ray.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidInputError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ResourceExhaustedError,
+)
+from genai_ray.serve.batching import Batcher
+from genai_ray.serve.facts import FRAMES, OUTPUT, ModelFacts, check_feeds, check_frame_request, read_facts, to_outputs
+from genai_ray.serve.limits import COME_AGAIN, Admission, check_frame_sizes, check_result, check_tensor_sizes
+from genai_ray.serve.protocol import InferRequest, InferResponse
+from genai_ray.serve.repository import Repository, ServedModel
+from genai_ray.serve.tally import Tally
+from genai_ray.types import ModelTask
+
+__all__ = ["Engine", "Target"]
+
+Array = npt.NDArray[Any]
+Result = TypeVar("Result")
+
+FRAMES_TOGETHER = 8
+"""Most frames of different requests in one call, where the model's options say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One version of one model, found."""
+
+    model: ServedModel
+    """The model."""
+    version: str
+    """The version, never empty."""
+    source: str
+    """What the cache is asked for."""
+    facts: ModelFacts
+    """What is known of it."""
+
+    @property
+    def request(self) -> SessionRequest:
+        """Which session computes it."""
+        return replace(self.model.request(self.version), model=self.facts.spec.model_id)
+
+
+class _Item(NamedTuple):
+    """One request in a line."""
+
+    data: Any
+    """Frames, or arrays by name."""
+    deadline: float
+    """When it must be done, by the monotonic clock."""
+    since_ns: int
+    """When it came, by the performance counter."""
+
+
+class _Source:
+    """A cache with another deadline: what a ``CachedSession`` is made of."""
+
+    def __init__(self, cache: ModelCache, deadline_s: float, is_online: bool) -> None:
+        self.deadline_s, self.is_online = deadline_s, is_online
+        self._cache = cache
+        self.pick, self.knows, self.dismiss = cache.pick, cache.knows, cache.dismiss
+
+    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None) -> tuple[str, Any]:
+        try:
+            return self._cache.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
+        except DeadlineExceededError as exc:
+            raise ResourceExhaustedError(f"{request.model} was not loaded in time", do=COME_AGAIN) from exc
+
+
+class Engine:
+    """Answers requests for the models of a repository.
+
+    Args:
+        profile: Options.
+        cache: The client; its deadline is the profile's.
+        repository: What is offered.
+    """
+
+    def __init__(self, profile: ServeProfile, cache: ModelCache, repository: Repository) -> None:
+        self.profile, self.cache, self.repository = profile, cache, repository
+        self.tally = Tally()
+        self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
+        self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
+        self._facts: dict[tuple[str, str], ModelFacts] = {}
+        self._admission = Admission(profile)
+
+    async def find(self, name: str, version: str = "") -> Target:
+        """Find a model by what a request calls it.
+
+        Args:
+            name: Name of the model.
+            version: A version; empty for the highest.
+
+        Returns:
+            The model.
+
+        Raises:
+            ModelNotFoundError: If there is none.
+            ModelLoadError: If its file is corrupt.
+        """
+        model = self.repository.get(name)
+        source = model.source(version)
+        key = source, model.stamp(version)
+        facts = self._facts.get(key)
+        if facts is None:
+            facts = self._facts[key] = await self.call(read_facts, source)
+        return Target(model, version or model.latest, source, facts)
+
+    async def infer(self, target: Target, request: InferRequest) -> InferResponse:
+        """Compute a request; the model is loaded where it is not.
+
+        Args:
+            target: The model.
+            request: What came.
+
+        Returns:
+            The outputs that were asked for.
+
+        Raises:
+            InvalidInputError: If the request does not fit the model.
+            TooManyRequestsError: If too many requests wait.
+            ResourceExhaustedError: If the model was not loaded in time, or finds no room.
+            DeadlineExceededError: If it was not computed in time.
+            GenAIRayError: Why the model cannot be loaded or run.
+        """
+        started = time.perf_counter_ns()
+        try:
+            with self._admission.of(target.model.name):
+                arrays = await self._compute(target, request)
+                check_result(arrays.values(), self.profile)
+                outputs = to_outputs(arrays, () if _is_for_frames(request) else target.facts.outputs, request)
+        except BaseException:
+            self.tally.of(target.model.name, target.version).note("fail", time.perf_counter_ns() - started)
+            raise
+        self.tally.of(target.model.name, target.version).note("success", time.perf_counter_ns() - started)
+        return InferResponse(target.model.name, outputs, target.version, request.id)
+
+    async def load(self, target: Target, parameters: Mapping[str, Any]) -> None:
+        """Load a model, evicting idle ones where bytes are short.
+
+        Args:
+            target: Which.
+            parameters: Of the request: there are none, since options and files come from the model repository.
+
+        Raises:
+            InvalidInputError: If there are parameters.
+            GenAIRayError: As ``ModelCache.load_model``.
+        """
+        if parameters:
+            raise InvalidInputError(f"parameters {sorted(parameters)!s:.80} of a load", "none", "Options and files come from the model repository.")
+        serving = target.model.serving
+        await self.call(
+            functools.partial(
+                self.cache.load_model,
+                target.source,
+                serving.backend,
+                serving.precision,
+                serving.memory_bytes,
+                device=serving.device,
+                max_frame=serving.max_frame,
+            )
+        )
+
+    async def unload(self, target: Target) -> None:
+        """Evict a model when what it computes is done; the next request for it loads it again.
+
+        Args:
+            target: Which.
+
+        Raises:
+            ResourceExhaustedError: If it is pinned, leased, or at work until the deadline.
+        """
+        with contextlib.suppress(ModelNotFoundError):  # it was not loaded, and is what was wanted
+            await self.call(self.cache.evict, target.source)
+
+    async def rescan(self) -> None:
+        """Look at the model repository again.
+
+        Raises:
+            ModelLoadError: If it is not there, cannot be listed, or a file of options in it is wrong; what was offered before stays.
+        """
+        try:
+            await self.call(self.repository.rescan)
+        except ConfigError as exc:  # not the fault of whoever asks
+            raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
+
+    async def is_ready(self, target: Target) -> bool:
+        """Tell whether a model is loaded and warm.
+
+        Args:
+            target: Which.
+
+        Returns:
+            Whether it is.
+        """
+        return target.source in await self.call(self.cache.loaded_models)
+
+    async def status(self) -> dict[str, Any]:
+        """Return the state of the cache.
+
+        Returns:
+            As ``ModelCache.status``.
+        """
+        return await self.call(self.cache.status)
+
+    async def call(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Call what waits, on a thread.
+
+        Args:
+            function: What.
+            args: Its arguments.
+
+        Returns:
+            Its result.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def _compute(self, target: Target, request: InferRequest) -> dict[str, Array]:
+        within_s, serving = self._within_s(request), target.model.serving
+        deadline, since_ns, key = time.monotonic() + within_s, time.perf_counter_ns(), (target.model.name, target.version)
+        try:
+            async with asyncio.timeout(within_s):
+                if _is_for_frames(request):
+                    frames, params = check_frame_request(request, target.facts)
+                    check_frame_sizes(frames, target.facts.spec.scale, self.profile)
+                    is_pairs = target.facts.spec.task is ModelTask.INTERPOLATION
+                    kind = (*key, FRAMES, frames.shape[1:], frames.dtype.str, tuple(sorted(params.items())))
+                    most = 1 if is_pairs else serving.max_batch_size or FRAMES_TOGETHER
+                    line = self._line(kind, lambda items: self._call_frames(target, items, params), most, serving)
+                    return {OUTPUT: await line.submit(_Item(frames, deadline, since_ns), len(frames))}
+                feeds = check_feeds(request, target.facts)
+                check_tensor_sizes(feeds, target.facts.spec, self.profile)
+                rows = _rows(feeds) if serving.max_batch_size and target.facts.has_free_first_axis else None
+                shapes = tuple((name, feeds[name].shape[1:] if rows else feeds[name].shape) for name in sorted(feeds))
+                most = (serving.max_batch_size or 1) if rows else 1
+                line = self._line((*key, "raw", shapes), lambda items: self._call_raw(target, items), most, serving)
+                result: dict[str, Array] = await line.submit(_Item(feeds, deadline, since_ns), rows or 1)
+                return result
+        except TimeoutError as exc:
+            if not self.cache.knows(target.request):
+                raise ResourceExhaustedError(f"{target.model.name} was not loaded within {within_s:g} s", do=COME_AGAIN) from exc
+            if isinstance(exc, DeadlineExceededError):
+                raise
+            raise DeadlineExceededError(f"a request to {target.model.name} was not done within {within_s:g} s") from exc
+
+    def _within_s(self, request: InferRequest) -> float:
+        asked_us = request.parameters.get("timeout", 0)
+        if isinstance(asked_us, str | bool) or not 0 <= asked_us < 2**63:
+            raise InvalidInputError(f"timeout {asked_us!r:.40}", "microseconds, 0 for the server's own")
+        return min(asked_us / 1e6 or self.profile.request_timeout_s, self.profile.request_timeout_s)
+
+    def _line(self, kind: tuple[Any, ...], call: Callable[[Sequence[Any]], Any], most: int, serving: ModelServing) -> Batcher[Any, Any]:
+        """Return where requests of one kind wait; idle ones of other kinds are forgotten when there are many."""
+        line = self._lines.get(kind)
+        if line is None:
+            if len(self._lines) >= self.profile.max_waiting:
+                self._lines = {other: batcher for other, batcher in self._lines.items() if not batcher.is_idle}
+            line = self._lines[kind] = Batcher(call, max_size=most, wait_s=serving.batch_wait_timeout_s if most > 1 else 0.0)
+        return line
+
+    async def _call_frames(self, target: Target, items: Sequence[_Item], params: dict[str, float]) -> list[Array]:
+        batches = [item.data for item in items]
+        frames = batches[0] if len(batches) == 1 else np.concatenate(batches)
+        try:
+            result = await self._use(target, lambda session: session.infer_async(frames, params, self._threads), items, len(frames))
+        except (InvalidInputError, InferenceError):
+            if len(items) == 1:
+                raise
+            return [(await self._call_frames(target, [item], params))[0] for item in items]
+        if len(batches) == 1:
+            return [result]
+        return np.split(result, np.cumsum([len(batch) for batch in batches])[:-1])
+
+    async def _call_raw(self, target: Target, items: Sequence[_Item]) -> list[dict[str, Array]]:
+        feeds = items[0].data if len(items) == 1 else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
+        counts = [_rows(item.data) or 1 for item in items]
+        result = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, sum(counts) if len(items) > 1 else 1)
+        if len(items) == 1:
+            return [result]
+        if any(len(array) != sum(counts) for array in result.values()):
+            return [(await self._call_raw(target, [item]))[0] for item in items]  # its first axis is no batch after all
+        parts = {name: np.split(array, np.cumsum(counts)[:-1]) for name, array in result.items()}
+        return [{name: parts[name][index] for name in parts} for index in range(len(items))]
+
+    async def _use(self, target: Target, compute: Callable[[CachedSession], Awaitable[Result]], items: Sequence[_Item], size: int) -> Result:
+        """Make one call of the model's session for several requests."""
+        left_s = max(item.deadline for item in items) - time.monotonic()
+        source = _Source(self.cache, max(left_s, 0.001), target.model.serving.request_class == "online")
+        started = time.perf_counter_ns()
+        result = await compute(CachedSession(source, target.request, target.facts.spec))
+        taken_ns = time.perf_counter_ns() - started
+        counts = self.tally.of(target.model.name, target.version)
+        counts.note_call(size, taken_ns)
+        counts.note("compute_infer", taken_ns)
+        for item in items:
+            counts.note("queue", started - item.since_ns)
+        return result
+
+
+def _is_for_frames(request: InferRequest) -> bool:
+    value = request.parameters.get(FRAMES, False)
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"parameter {FRAMES}: {value!r:.40}", "true or false")
+    return value
+
+
+def _rows(feeds: dict[str, Array]) -> int | None:
+    """Return the common length of the first axes; None where there is none."""
+    lengths = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+    return lengths.pop() if len(lengths) == 1 and 0 not in lengths else None

@@ -1,0 +1,146 @@
+"""The deployment: replicas that take requests, and the one that adds up what they counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from genai_ray.catalog import ServeProfile, load_serve_profile
+from genai_ray.cluster import ModelCache
+from genai_ray.serve.engine import Engine
+from genai_ray.serve.gate import Gate
+from genai_ray.serve.http import build_app, list_operations
+from genai_ray.serve.people import resume_videos
+from genai_ray.serve.repository import Repository
+from genai_ray.serve.routes import open_paths
+from genai_ray.serve.rpc import Rpc
+from genai_ray.serve.tally import Tally
+
+__all__ = ["Ingress", "Total", "build_application", "main"]
+
+TELL_EVERY_S = 0.5
+"""How often a replica tells what it counted."""
+
+DRAIN_WITHIN_S = 5.0
+"""Most seconds that a replica which leaves works on what it has."""
+
+_UNLIMITED = 100_000
+"""Replicas refuse by themselves what is too much: Ray's own refusal is plain text."""
+
+
+class Total:
+    """Adds up the figures of all replicas."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+
+    def merge(self, more: Tally) -> Tally:
+        """Add what a replica counted.
+
+        Args:
+            more: Its figures.
+
+        Returns:
+            All figures.
+        """
+        self._tally.merge(more)
+        return self._tally
+
+
+class Ingress(Rpc):
+    """One replica.
+
+    Args:
+        profile: Options.
+        total: Where figures are added up.
+    """
+
+    def __init__(self, profile: ServeProfile, total: DeploymentHandle[Any]) -> None:
+        cache = ModelCache(name=profile.cache, deadline_s=profile.request_timeout_s, is_online=True)
+        engine = Engine(profile, cache, Repository(profile.model_repository, profile.models, profile.serving))
+        super().__init__(engine, self._statistics, _peers_allowed(profile.host))
+        self._total = total
+
+    def __serve_build_asgi_app__(self) -> Any:
+        operations = list_operations(self.engine, self._statistics)
+        return Gate(build_app(operations, self._lifespan), self.engine, open_paths(operations))
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: object) -> AsyncIterator[None]:
+        telling = asyncio.create_task(self._tell())
+        resuming = asyncio.create_task(self.engine.call(resume_videos, self.engine.profile.people))
+        yield
+        resuming.cancel()
+        telling.cancel()
+
+    async def _statistics(self) -> Tally:
+        """Return the figures of all replicas; of others up to half a second old."""
+        figures: Tally = await self._total.merge.remote(self.engine.tally.take())
+        return figures
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            if self.engine.tally.counts or self.engine.tally.responses:
+                await self._total.merge.remote(self.engine.tally.take())
+
+
+def _peers_allowed(host: str) -> Callable[[str], bool]:
+    """Return who may call over gRPC: Ray's replicas listen on every network for it, whatever the endpoint's own address is."""
+    if not ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0]).is_loopback:
+        return lambda _: True
+    own = {"127.0.0.1", "[::1]", ray.util.get_node_ip_address()}  # type: ignore[no-untyped-call]
+
+    def is_own(peer: str) -> bool:
+        kind, _, rest = peer.partition(":")
+        return kind == "unix" or unquote(rest.rpartition(":")[0]) in own
+
+    return is_own
+
+
+def build_application(profile: ServeProfile) -> serve.Application:
+    """Build the application that ``serve.run`` takes.
+
+    Args:
+        profile: Options.
+
+    Returns:
+        The application.
+    """
+    logging_config = {"enable_access_log": False, "log_level": "WARNING"}
+    total = serve.deployment(name="Total", num_replicas=1, ray_actor_options={"num_cpus": 0}, logging_config=logging_config)(Total)
+    scaling: dict[str, Any] = {"num_replicas": profile.num_replicas}
+    if profile.max_replicas > profile.num_replicas:
+        target = {"target_ongoing_requests": profile.requests_per_replica}
+        scaling = {"autoscaling_config": {"min_replicas": profile.num_replicas, "max_replicas": profile.max_replicas, **target}}
+    ingress = serve.deployment(
+        name="Ingress",
+        **scaling,
+        max_ongoing_requests=_UNLIMITED,
+        graceful_shutdown_timeout_s=DRAIN_WITHIN_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        ray_actor_options={"num_cpus": 0},
+        logging_config=logging_config,
+    )(serve.ingress()(Ingress))
+    return ingress.bind(profile, total.bind())
+
+
+def main(args: dict[str, str]) -> serve.Application:
+    """Build the application as ``serve run`` and a cluster's configuration name it: ``genai_ray.serve.ingress:main``.
+
+    Args:
+        args: ``profile``: name of a packaged profile or the path of a YAML file.
+
+    Returns:
+        The application.
+    """
+    return build_application(load_serve_profile(args.get("profile", "cluster")))

@@ -1,0 +1,189 @@
+"""``POST /v1/enhance`` and ``GET /v1/models``: a picture in, a picture out, and which models there are for that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from genai_ray.catalog import ModelSpec
+from genai_ray.errors import GenAIRayError, InvalidInputError
+from genai_ray.serve.bodies import Query, read_file
+from genai_ray.serve.engine import Engine, Target
+from genai_ray.serve.facts import FRAMES
+from genai_ray.serve.images import FORMATS, Picture, check_encoding, decode_picture, encode_picture
+from genai_ray.serve.protocol import InferRequest
+from genai_ray.serve.repository import ServedModel
+from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref
+from genai_ray.serve.tensors import Tensor, datatype_of
+from genai_ray.types import ModelTask, full_range
+
+__all__ = ["apply_output", "picture_operations", "to_frames"]
+
+Array = npt.NDArray[Any]
+
+FILE: Schema = {"type": "string", "format": "binary"}
+PARAMS: Schema = {"type": "string", "description": "Extra inputs of the model: NAME=NUMBER, separated by commas."}
+_QUERY: dict[str, Schema] = {
+    "model": {"type": "string", "minLength": 1},
+    "params": PARAMS,
+    "format": {"enum": list(FORMATS), "description": "The picture's own where it is left out."},
+    "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "Of JPEG and WebP, 92 where it is left out."},
+}
+
+
+def to_frames(picture: Picture, spec: ModelSpec) -> Array:
+    """Return what a model is given for a picture; alpha that is scaled passes as a frame of its own.
+
+    Args:
+        picture: The picture.
+        spec: The model.
+
+    Returns:
+        (1 or 2, H, W, 3), the picture's dtype.
+    """
+    if picture.alpha is None or not _scales_alpha(picture, spec):
+        return picture.rgb[None]
+    return np.stack([picture.rgb, np.repeat(picture.alpha[..., None], 3, axis=2)])
+
+
+def apply_output(picture: Picture, spec: ModelSpec, output: Array) -> Picture:
+    """Make a picture of what a model gave for ``to_frames``.
+
+    Args:
+        picture: What went in.
+        spec: The model.
+        output: Frames (1 or 2, s*H, s*W, 3), or a mask (1, H, W, 1).
+
+    Returns:
+        The picture; a mask becomes alpha, within what was seen before.
+    """
+    alpha = picture.alpha
+    if spec.task is ModelTask.BACKGROUND_REMOVAL:
+        mask, peak = output[0, ..., 0], full_range(output.dtype)
+        return replace(picture, alpha=mask if alpha is None else np.rint(alpha * (mask / peak)).astype(mask.dtype))
+    if _scales_alpha(picture, spec):
+        alpha = np.rint(output[1].mean(axis=2, dtype=np.float64)).astype(output.dtype)
+    elif alpha is not None and spec.scale > 1:
+        alpha = np.full(output.shape[1:3], alpha.flat[0], alpha.dtype)  # the same everywhere
+    return replace(picture, rgb=output[0], alpha=alpha)
+
+
+def picture_operations(engine: Engine) -> list[Operation]:
+    """Return the part of the table of routes that is for pictures.
+
+    Args:
+        engine: What computes.
+
+    Returns:
+        The rows.
+    """
+    api = _Api(engine)
+    told: dict[str, Schema] = {name: {"type": "string"} for name in ("Server-Timing", "X-Model", "X-Backend", "X-Precision")}
+    return [
+        Operation(
+            "POST",
+            "/v1/enhance",
+            api.enhance,
+            "enhance",
+            "Enhance a picture: PNG, JPEG or WebP.",
+            dict.fromkeys(FORMATS.values(), FILE),
+            errors=(400, 404, 413, 429, 504),
+            query=_QUERY,
+            needed=("model",),
+            answer_headers=told,
+            body={BINARY: FILE, "multipart/form-data": ref("UploadForm")},
+        ),
+        Operation("GET", "/v1/models", api.models, "models", "Which models there are, and what they take.", {JSON: ref("Models")}, errors=(400, 504)),
+    ]
+
+
+class _Api:
+    """The handlers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def models(self, request: Request) -> Response:
+        Query.of(request, once=())
+        models = self._engine.repository.models()
+        return JSONResponse({"models": await asyncio.gather(*(self._describe(model) for model in models))})
+
+    async def enhance(self, request: Request) -> Response:
+        engine, limits = self._engine, self._engine.profile.people
+        query = Query.of(request, once=_QUERY)
+        name, params, quality, format_name = query.needed("model"), query.params(), query.whole("quality"), query.text("format")
+        body, _ = await read_file(request, engine.profile.max_body_bytes)
+        target = await engine.find(name)
+        spec = target.facts.spec
+        _check_task(spec)
+        began = time.perf_counter()
+        picture = await engine.call(lambda: decode_picture(body, max_pixels=limits.max_image_pixels))
+        format_name = format_name or _usual_format(picture, spec)
+        height, width = (side * spec.scale for side in picture.rgb.shape[:2])
+        if height * width > limits.max_result_pixels:
+            raise InvalidInputError(f"a result of {width}x{height}", f"{limits.max_result_pixels} pixels", "Send a smaller picture.")
+        is_cut = spec.task is ModelTask.BACKGROUND_REMOVAL
+        check_encoding(replace(picture, alpha=picture.rgb[..., 0]) if is_cut else picture, (width, height), format_name, quality)
+        decoded = time.perf_counter()
+        output = await self._infer(target, to_frames(picture, spec), params)
+        inferred = time.perf_counter()
+        result = await engine.call(lambda: encode_picture(apply_output(picture, spec, output), format_name, quality))
+        ended = time.perf_counter()
+        parts = {"decode": decoded - began, "infer": inferred - decoded, "encode": ended - inferred}
+        headers = {
+            "Server-Timing": ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in parts.items()),
+            "X-Model": target.model.name,
+            "X-Backend": target.model.serving.backend.value,
+            "X-Precision": target.model.serving.precision.value,
+            "Cache-Control": "no-store",
+        }
+        return Response(result, headers=headers, media_type=FORMATS[format_name])
+
+    async def _infer(self, target: Target, frames: Array, params: dict[str, float]) -> Array:
+        asked = InferRequest((Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, **params})
+        response = await self._engine.infer(target, asked)
+        return response.outputs[0].array
+
+    async def _describe(self, model: ServedModel) -> dict[str, Any]:
+        try:
+            spec = (await self._engine.find(model.name)).facts.spec
+        except GenAIRayError as exc:
+            return {"name": model.name, "error": str(exc)}
+        return {
+            "name": model.name,
+            "task": spec.task.value,
+            "description": spec.description,
+            "scale": spec.scale,
+            "takes_pictures": _takes_pictures(spec),
+            "backend": model.serving.backend.value,
+            "precision": model.serving.precision.value,
+            "params": {name: param.model_dump() for name, param in spec.params.items()},
+        }
+
+
+def _takes_pictures(spec: ModelSpec) -> bool:
+    return spec.is_image_model and spec.task not in (ModelTask.OTHER, ModelTask.INTERPOLATION)
+
+
+def _check_task(spec: ModelSpec) -> None:
+    if not _takes_pictures(spec):
+        raise InvalidInputError(f"{spec.model_id} ({spec.task.value}) for one picture", "a model that makes one picture of one", "GET /v1/models lists them.")
+
+
+def _usual_format(picture: Picture, spec: ModelSpec) -> str:
+    """Return the format that the picture came in; PNG where the result has alpha and that format has none."""
+    is_cut = spec.task is ModelTask.BACKGROUND_REMOVAL
+    return "png" if is_cut and picture.format == "jpeg" else picture.format
+
+
+def _scales_alpha(picture: Picture, spec: ModelSpec) -> bool:
+    """Tell whether alpha passes the model: where it is scaled, and not the same everywhere."""
+    alpha = picture.alpha
+    return spec.scale > 1 and alpha is not None and bool((alpha != alpha.flat[0]).any())

@@ -1,0 +1,211 @@
+"""What the endpoint offers: names, versions and options; the only way from a name in a request to a file."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from genai_ray.catalog import SERVING_SUFFIX, ModelCatalog, ModelServing, load_model_serving
+from genai_ray.cluster import SessionRequest
+from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError, VideoError
+from genai_ray.files import find_facts, is_remote, list_files, to_place
+
+__all__ = ["Repository", "ServedModel"]
+
+_MODEL = ".onnx"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model that may be asked for."""
+
+    name: str
+    """Its name in requests."""
+    versions: Mapping[str, str]
+    """What the cache is asked for, an id of the catalog or the path of a file, by version; versions are decimal numbers."""
+    serving: ModelServing = field(default_factory=ModelServing)
+    """How it is served."""
+    stamps: Mapping[str, str] = field(default_factory=dict)
+    """What tells one state of a file from another, by version; only of URIs, as they were when they were listed."""
+
+    @property
+    def latest(self) -> str:
+        """The highest version: what a request means that names none."""
+        return max(self.versions, key=int)
+
+    def source(self, version: str = "") -> str:
+        """Return what the cache is asked for.
+
+        Args:
+            version: A version; empty for the highest.
+
+        Returns:
+            Id or path.
+
+        Raises:
+            ModelNotFoundError: If there is no such version.
+        """
+        found = self.versions.get(version or self.latest)
+        if found is None:
+            raise ModelNotFoundError(f"version {version[:40]!r} of model {self.name!r}", ", ".join(sorted(self.versions, key=int)))
+        return found
+
+    def stamp(self, version: str = "") -> str:
+        """Return what changes when the file of a version changes.
+
+        Args:
+            version: A version; empty for the highest.
+
+        Returns:
+            A text; that of a local file is asked for now.
+
+        Raises:
+            ModelNotFoundError: If there is no such version.
+        """
+        source = self.source(version)
+        if is_remote(source):
+            return self.stamps.get(version or self.latest, "")
+        return str(find_facts(source)) if source.endswith(_MODEL) else ""
+
+    def request(self, version: str = "") -> SessionRequest:
+        """Return which session computes it.
+
+        Args:
+            version: A version; empty for the highest.
+
+        Returns:
+            The request for the cache.
+
+        Raises:
+            ModelNotFoundError: If there is no such version.
+        """
+        serving = self.serving
+        return SessionRequest(
+            self.source(version),
+            serving.backend,
+            serving.precision,
+            device=serving.device,
+            floor_bytes=serving.memory_bytes,
+            max_frame=serving.max_frame,
+            device_kinds=serving.device_kinds,
+        )
+
+
+class Repository:
+    """The models of the catalog and of a folder, which may be that of a URI.
+
+    A folder holds ``NAME.onnx``, with a ``NAME.yaml`` beside it where its spec was saved, and ``NAME/1/model.onnx``, one folder a version;
+    ``NAME.serve.yaml`` says how a model is served. A model of the folder replaces one of the catalog of the same name.
+
+    Args:
+        folder: The folder, as path or URI; None for the catalog alone. Of a URI nothing is fetched before it is asked for but files of options.
+        ids: Ids or aliases of the catalog that are offered; None for every one whose file is on this machine.
+        serving: Options of models that have no file of their own.
+
+    Raises:
+        ConfigError: If the folder is not there or cannot be listed, or a file of options is wrong.
+        ModelNotFoundError: If an id is not known.
+    """
+
+    def __init__(self, folder: str | Path | None, ids: tuple[str, ...] | None = None, serving: ModelServing | None = None) -> None:
+        self._folder, self._serving = None if folder is None else to_place(folder), serving or ModelServing()
+        self._lock = threading.Lock()
+        self._catalog = {model_id: ServedModel(model_id, {"1": model_id}, self._serving) for model_id in _offered(ids)}
+        self._models: dict[str, ServedModel] = {}
+        self.rescan()
+
+    def rescan(self) -> None:
+        """Look at the folder again.
+
+        Raises:
+            ConfigError: If it is not there or cannot be listed, or a file of options is wrong; what was offered before stays.
+        """
+        models = dict(self._catalog)
+        if self._folder is not None:
+            models |= {model.name: model for model in _scan(self._folder, self._serving)}
+        with self._lock:
+            self._models = models
+
+    def models(self) -> list[ServedModel]:
+        """Return every model, sorted by name.
+
+        Returns:
+            The models.
+        """
+        with self._lock:
+            return sorted(self._models.values(), key=lambda model: model.name)
+
+    def get(self, name: str) -> ServedModel:
+        """Return a model by its name.
+
+        Args:
+            name: Its name; aliases of the catalog do as well.
+
+        Returns:
+            The model.
+
+        Raises:
+            ModelNotFoundError: If there is none; names near it are in the text.
+        """
+        with self._lock:
+            found = self._models.get(name)
+            if found is None:
+                found = self._models.get(_canonical(name))
+            if found is None:
+                near = difflib.get_close_matches(name[:100], self._models, n=3, cutoff=0.5)
+                hint = f"Did you mean {' or '.join(near)}?" if near else "POST /v2/repository/index lists them."
+                raise ModelNotFoundError(f"no model {name[:100]!r}", f"{len(self._models)} models that this server has", hint)
+            return found
+
+
+def _offered(ids: tuple[str, ...] | None) -> list[str]:
+    catalog = ModelCatalog.default()
+    if ids is not None:
+        return [catalog.resolve(name) for name in ids]
+    there = []
+    for model_id in catalog.ids():
+        try:
+            catalog.path(model_id)
+        except (ModelNotFoundError, ModelLoadError) as exc:
+            _log.info("%s is not offered: %s", model_id, exc)
+        else:
+            there.append(model_id)
+    return there
+
+
+def _canonical(name: str) -> str:
+    try:
+        return ModelCatalog.default().resolve(name)
+    except ModelNotFoundError:
+        return ""
+
+
+def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
+    """Return what a folder has; of a URI nothing is fetched but the files of options."""
+    found: dict[str, dict[str, str]] = {}
+    options: dict[str, str] = {}
+    try:
+        for relative, place in list_files(folder, ("*", "*/*/*")):
+            name, *version = (unquote(relative) if place.startswith(("http://", "https://")) else relative).split("/")
+            if version and version[1] == f"model{_MODEL}" and version[0].isascii() and version[0].isdigit():
+                found.setdefault(name, {})[str(int(version[0]))] = place
+            elif not version and name.endswith(SERVING_SUFFIX):
+                options[name.removesuffix(SERVING_SUFFIX)] = place
+            elif not version and name.lower().endswith(_MODEL):
+                found.setdefault(name[: -len(_MODEL)], {})["1"] = place
+        stamps = {place: find_facts(place) for versions in found.values() for place in versions.values() if is_remote(place)}
+    except VideoError as exc:
+        raise ConfigError(f"model repository {folder}: {exc.got}", "a folder that is there, on every node, or the URI of one that can be listed") from exc
+    models = []
+    for name, versions in found.items():
+        sources = {version: place if is_remote(place) else os.path.realpath(place) for version, place in versions.items()}
+        way = load_model_serving(options[name]) if name in options else serving
+        models.append(ServedModel(name, sources, way, {version: str(stamps.get(place, "")) for version, place in versions.items()}))
+    return models

@@ -1,0 +1,328 @@
+"""The protocol over gRPC: what Ray Serve's gRPC ingress registers, and the answers.
+
+Requests and responses pass Ray Serve as bytes: they are picklable, and parsed only in the replica that answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from genai_ray import __version__
+from genai_ray.errors import GenAIRayError, InvalidInputError
+from genai_ray.serve.answers import describe_config, describe_index, describe_model, describe_server, describe_statistics
+from genai_ray.serve.engine import Engine
+from genai_ray.serve.gate import bears_token
+from genai_ray.serve.http import status_of
+from genai_ray.serve.messages import METHODS, SERVICE, STREAM, message_class
+from genai_ray.serve.protocol import InferRequest, RequestedOutput
+from genai_ray.serve.tensors import DATATYPES, Tensor, check_shape, from_binary, from_contents, to_binary, to_contents
+
+__all__ = ["Reply", "Rpc", "add_inference_service"]
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_OPEN = ("ServerLive", "ServerReady")
+"""What is told without a token."""
+_STREAM_AHEAD = 8
+"""Requests of one stream that are computed at the same time, at the most."""
+_RAW_ONLY = ("FP16", "BF16")
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A message that is bytes already, in the shape that Ray Serve asks messages for theirs."""
+
+    data: bytes
+    """The message."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """Return the bytes of the message.
+
+        Returns:
+            They.
+        """
+        return self.data
+
+
+def add_inference_service(servicer: Any, server: Any) -> None:
+    """Register the service, as Ray Serve's ``grpc_servicer_functions`` names it.
+
+    Args:
+        servicer: Has a method for each of the service's.
+        server: The gRPC server.
+    """
+    handlers = {name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS}
+    handlers[STREAM] = grpc.stream_stream_rpc_method_handler(getattr(servicer, STREAM))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _method(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, bytes, Any], Awaitable[Reply]]:
+    """Make a method that Ray Serve can call of one that takes a message and returns one, or its content as JSON has it."""
+    name = handler.__name__
+    request_class, response_class = (message_class(word) for word in METHODS[name])
+
+    async def answer(self: Any, request: bytes, grpc_context: Any) -> Reply:
+        if not self.admit(grpc_context, is_open=name in _OPEN):
+            return Reply(b"")
+        try:
+            content = await handler(self, request_class.FromString(request))
+        except (DecodeError, GenAIRayError) as exc:
+            self.refuse(grpc_context, *_fault_of(exc))
+            return Reply(b"")
+        self.engine.tally.note_response("grpc", "OK")
+        message = json_format.ParseDict(content, response_class(), ignore_unknown_fields=True) if isinstance(content, dict) else content
+        return Reply(message.SerializeToString())
+
+    answer.__name__ = name
+    answer.__doc__ = f"""{handler.__doc__}
+
+        Args:
+            request: A serialised ``{name}Request``.
+            grpc_context: Ray Serve's picklable context of the call; an error is set as its status.
+
+        Returns:
+            A serialised ``{name}Response``; empty where there is an error.
+        """
+    return answer
+
+
+def _fault_of(exc: DecodeError | GenAIRayError) -> tuple[grpc.StatusCode, str]:
+    if isinstance(exc, GenAIRayError):
+        return _CODES[status_of(exc)], str(exc)
+    return grpc.StatusCode.INVALID_ARGUMENT, f"not a message of this call: {exc}"
+
+
+class Rpc:
+    """The service's methods, under the names by which Ray Serve finds them.
+
+    Args:
+        engine: What answers.
+        statistics: Gives the figures of all replicas, by name and version.
+        is_allowed: Tells by a peer's address, as gRPC writes it, whether it may call.
+    """
+
+    def __init__(self, engine: Engine, statistics: Callable[[], Awaitable[Any]], is_allowed: Callable[[str], bool]) -> None:
+        self.engine, self.statistics, self.is_allowed = engine, statistics, is_allowed
+
+    def admit(self, grpc_context: Any, *, is_open: bool = False) -> bool:
+        """Tell whether a call may be answered; one that may not has its status set.
+
+        Args:
+            grpc_context: Ray Serve's context of the call.
+            is_open: Whether it is answered without a token.
+
+        Returns:
+            Whether it may.
+        """
+        if not self.is_allowed(grpc_context.peer()):
+            return self.refuse(grpc_context, grpc.StatusCode.PERMISSION_DENIED, "this endpoint is for its own machine only")
+        authorization = dict(grpc_context.invocation_metadata()).get("authorization", "")
+        if is_open or bears_token(authorization, self.engine.profile.token_sha256):
+            return True
+        return self.refuse(grpc_context, grpc.StatusCode.UNAUTHENTICATED, "no token, or a wrong one; send the metadata authorization: Bearer TOKEN")
+
+    def refuse(self, grpc_context: Any, code: grpc.StatusCode, text: str) -> bool:
+        """Set the status of a call that is not answered.
+
+        Args:
+            grpc_context: Ray Serve's context of the call.
+            code: The status.
+            text: Why.
+
+        Returns:
+            False.
+        """
+        self.engine.tally.note_response("grpc", code.name)
+        grpc_context.set_code(code)
+        grpc_context.set_details(text[:2000])
+        return False
+
+    @_method
+    async def ServerLive(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell that the server lives."""
+        return {"live": True}
+
+    @_method
+    async def ServerReady(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell that requests are taken."""
+        return {"ready": True}
+
+    @_method
+    async def ModelReady(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell whether a model is loaded and warm."""
+        return {"ready": await self.engine.is_ready(await self.engine.find(request.name, request.version))}
+
+    @_method
+    async def ServerMetadata(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell what the server is."""
+        return describe_server(__version__)
+
+    @_method
+    async def ModelMetadata(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell what a model takes and gives."""
+        return describe_model(await self.engine.find(request.name, request.version))
+
+    @_method
+    async def ModelConfig(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell how a model is served."""
+        return {"config": describe_config(await self.engine.find(request.name, request.version))}
+
+    @_method
+    async def ModelStatistics(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell what has been computed, by one model or by all."""
+        target = await self.engine.find(request.name, request.version) if request.name else None
+        return describe_statistics(self.engine.repository, await self.statistics(), await self.engine.status(), target)
+
+    @_method
+    async def RepositoryIndex(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Tell which models there are, and their states."""
+        await self.engine.rescan()
+        return {"models": describe_index(self.engine.repository, await self.engine.status(), only_ready=request.ready)}
+
+    @_method
+    async def RepositoryModelLoad(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Load a model."""
+        await self.engine.rescan()
+        await self.engine.load(await self.engine.find(request.model_name), request.parameters)
+        return {}
+
+    @_method
+    async def RepositoryModelUnload(self, request: Any) -> dict[str, Any]:  # noqa: N802
+        """Evict a model."""
+        await self.engine.unload(await self.engine.find(request.model_name))
+        return {}
+
+    @_method
+    async def ModelInfer(self, request: Any) -> Any:  # noqa: N802
+        """Compute."""
+        return await self._infer(request)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:  # noqa: N802
+        """Compute requests as they come, some of them at the same time; answers keep their order, and one that fails does not end the others.
+
+        Args:
+            requests: Serialised ``ModelInferRequest``s.
+            grpc_context: Ray Serve's picklable context of the call.
+
+        Yields:
+            A serialised ``ModelStreamInferResponse`` for each.
+        """
+        if not self.admit(grpc_context):
+            return
+        answers: asyncio.Queue[asyncio.Task[Reply] | None] = asyncio.Queue(_STREAM_AHEAD)
+
+        async def read() -> None:
+            async for request in requests:
+                await answers.put(asyncio.create_task(self._answer_one(request)))
+            await answers.put(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield await answer
+        finally:  # whoever asked may have gone
+            reading.cancel()
+            while not answers.empty():
+                if (left := answers.get_nowait()) is not None:
+                    left.cancel()
+
+    async def _answer_one(self, request: bytes) -> Reply:
+        asked, answer = message_class("ModelInferRequest")(), message_class("ModelStreamInferResponse")()
+        try:
+            asked.ParseFromString(request)
+            answer.infer_response.CopyFrom(await self._infer(asked))
+            self.engine.tally.note_response("grpc", "OK")
+        except (DecodeError, GenAIRayError) as exc:
+            code, text = _fault_of(exc)
+            self.engine.tally.note_response("grpc", code.name)
+            answer.error_message, answer.infer_response.id = f"[{code.name}] {text}", asked.id
+        return Reply(answer.SerializeToString())
+
+    async def _infer(self, request: Any) -> Any:
+        target = await self.engine.find(request.model_name, request.model_version)
+        answer = await self.engine.infer(target, read_request(request))
+        is_raw = bool(request.raw_input_contents) or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
+        response = message_class("ModelInferResponse")(model_name=answer.model_name, model_version=answer.model_version, id=request.id)
+        for tensor in answer.outputs:
+            output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
+            if is_raw:
+                response.raw_output_contents.append(bytes(to_binary(tensor)))
+            else:
+                getattr(output.contents, _CONTENTS[tensor.datatype]).extend(to_contents(tensor))
+        return response
+
+
+def read_request(message: Any) -> InferRequest:
+    """Read a ``ModelInferRequest``.
+
+    Args:
+        message: The message.
+
+    Returns:
+        The request.
+
+    Raises:
+        InvalidInputError: Whatever is wrong in it.
+    """
+    if not message.inputs:
+        raise InvalidInputError("a request without inputs", "at least one input")
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidInputError(f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs", "one for each input, in their order, or none at all")
+    for kind, entries in (("inputs", message.inputs), ("outputs", message.outputs)):
+        names = [entry.name for entry in entries]
+        if len(set(names)) != len(names) or not all(names):
+            raise InvalidInputError(f"{kind} {names!s:.80}", "every one with a name of its own")
+        if any("shared_memory_region" in entry.parameters for entry in entries):
+            raise InvalidInputError(f"{kind} in shared memory", "data in the request", "This server has no shared memory extension.")
+    if any("classification" in output.parameters for output in message.outputs):
+        raise InvalidInputError("an output as classification", "tensors", "This server has no classification extension.")
+    inputs = tuple(_read_tensor(entry, memoryview(raw[index]) if raw else None) for index, entry in enumerate(message.inputs))
+    outputs = tuple(RequestedOutput(output.name, True) for output in message.outputs) or None
+    return InferRequest(inputs, outputs, message.id or None, {name: _value_of(value) for name, value in message.parameters.items()}, True)
+
+
+def _read_tensor(entry: Any, raw: memoryview | None) -> Tensor:
+    name, datatype = entry.name, entry.datatype
+    if datatype not in DATATYPES:
+        raise InvalidInputError(f"input {name!r}: datatype {datatype[:40]!r}", ", ".join(DATATYPES))
+    shape = check_shape(name, list(entry.shape))
+    if raw is not None:
+        if entry.HasField("contents"):
+            raise InvalidInputError(f"input {name!r} with both contents and raw_input_contents", "one of them")
+        return Tensor(name, datatype, from_binary(name, datatype, shape, raw))
+    if datatype in _RAW_ONLY:
+        raise InvalidInputError(f"input {name!r}: {datatype} in contents", "raw_input_contents")
+    values = getattr(entry.contents, _CONTENTS[datatype])
+    set_fields = [field.name for field, _ in entry.contents.ListFields()]
+    if set_fields not in ([], [_CONTENTS[datatype]]):
+        raise InvalidInputError(f"input {name!r}: {datatype} in {set_fields}", _CONTENTS[datatype])
+    return Tensor(name, datatype, from_contents(name, datatype, shape, values))
+
+
+def _value_of(parameter: Any) -> Any:
+    choice = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, choice) if choice else ""

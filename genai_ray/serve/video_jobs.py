@@ -1,0 +1,384 @@
+"""Video jobs of the endpoint: an actor that looks after a folder of them, and a task a job that runs ``enhance_videos``.
+
+Neither lives in a replica that takes requests. A job's folder says everything of it, so that after the death of the actor, of a
+task, or of the whole server what was not finished goes on from its finished segments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from genai_ray.catalog import PeopleServing
+from genai_ray.enhance import EnhanceOptions, EnhanceReport, Progress, enhance_videos
+from genai_ray.errors import GenAIRayError, TooManyRequestsError
+from genai_ray.files import fetch_for_stranger
+from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.video import check_container
+
+__all__ = ["SOURCE", "STATES", "VideoJob", "VideoJobs", "VideoRequest"]
+
+_log = logging.getLogger(__name__)
+
+SOURCE = "source"
+"""Name, without its suffix, of the video in a job's folder."""
+
+STATES = ("queued", "running", "done", "failed", "cancelled")
+"""States of a job; the last three are for good."""
+
+_STATE_FILE = "job.json"
+_UPKEEP_WITHIN_S = 30.0
+_ORPHANS_AFTER_S = 3600.0
+_IDLE_EXIT_S = 60.0
+"""An actor whose folder is empty goes after this."""
+
+RESUME_AFTER_S = 2.0
+"""Tasks of an actor that died end within a second of it; jobs that are taken over wait for that."""
+
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRequest:
+    """What a job is to do."""
+
+    models: tuple[str, ...]
+    """Names of the models, as they were asked for."""
+    sources: tuple[str, ...]
+    """What the cache is asked for: ids or paths, one a model."""
+    backend: str = "onnx"
+    """The runtime."""
+    precision: str = "fp32"
+    """The number format."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    device_kinds: tuple[str, ...] = ()
+    """Words of which the kind of a device must have one; empty for any."""
+    params: Mapping[str, float] = field(default_factory=dict)
+    """Extra inputs of the models."""
+    name: str = "video"
+    """What the client calls the video."""
+    suffix: str = ".mp4"
+    """Of the result."""
+    uri: str | None = None
+    """Where the video is fetched from; None where it was sent."""
+    cache_name: str = "default"
+    """Name of the model cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoJob:
+    """One job, as its folder has it."""
+
+    job_id: str
+    """Unique, and not to be guessed."""
+    request: VideoRequest
+    """What it is to do."""
+    created_s: float
+    """When it came, in seconds of the epoch."""
+    state: str = "queued"
+    """A word of ``STATES``."""
+    stage: str = ""
+    """What it is doing while it runs."""
+    frames_done: int = 0
+    """Frames enhanced so far."""
+    frames_total: int | None = None
+    """Frames of the video, once they are counted."""
+    ended_s: float | None = None
+    """When it ended, in seconds of the epoch."""
+    error: str | None = None
+    """Why it failed."""
+    report: Mapping[str, Any] | None = None
+    """What it says of itself at the end."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens to it."""
+        return self.state in STATES[2:]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a client is told.
+
+        Returns:
+            Fit for JSON; no path of this machine is in it.
+        """
+        facts = {name: value for name, value in asdict(self).items() if name not in ("request", "job_id")}
+        here = f"/v1/videos/{self.job_id}"
+        links = {"self": here} | ({"result": f"{here}/result"} if self.state == "done" else {})
+        return {"id": self.job_id, "name": self.request.name, "models": list(self.request.models), **facts, "links": links}
+
+
+class VideoJobs:
+    """Looks after the jobs of one folder; an async actor, so that everything here runs on one thread.
+
+    Args:
+        folder: The folder of all jobs; each has one of its own in it.
+        options: How many, how large, how long.
+    """
+
+    def __init__(self, folder: str, options: PeopleServing) -> None:
+        self._folder, self._options = Path(folder), options
+        self._jobs: dict[str, VideoJob] = {}
+        self._running: dict[str, Any] = {}
+        self._slots = asyncio.Semaphore(options.videos_at_once)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._used_s = time.monotonic()
+        self._is_open = False
+        self._self: Any = ray.get_runtime_context().current_actor
+        self._self.open.remote()  # after a restart nobody else may ask for a while
+
+    async def open(self) -> None:
+        """Take over what the folder has; a second call does nothing."""
+        if self._is_open:
+            return
+        self._is_open = True
+        for path in sorted(self._folder.glob(f"*/{_STATE_FILE}"), key=lambda path: path.stat().st_mtime):
+            try:
+                job = _read(path)
+            except (OSError, ValueError, TypeError, KeyError) as exc:
+                _log.warning("%s is not understood and left alone: %s", path, exc)
+                continue
+            self._jobs[job.job_id] = job
+            if not job.is_over:
+                self._spawn(self._work(job.job_id, RESUME_AFTER_S))
+        self._spawn(self._upkeep())
+
+    async def submit(self, job_id: str, request: VideoRequest) -> VideoJob:
+        """Take a job whose video is in its folder, or is to be fetched.
+
+        Args:
+            job_id: Unique; the name of its folder.
+            request: What it is to do.
+
+        Returns:
+            The job.
+
+        Raises:
+            TooManyRequestsError: If too many wait or run.
+        """
+        await self.open()
+        if job_id not in self._jobs:  # else the call came twice
+            await self.check_room()
+            (self._folder / job_id).mkdir(parents=True, exist_ok=True)
+            self._put(VideoJob(job_id, request, time.time()))  # raises where the disk is full, and nothing was taken
+            self._spawn(self._work(job_id, 0.0))
+        return self._jobs[job_id]
+
+    async def check_room(self) -> None:
+        """Refuse a job before its video is sent.
+
+        Raises:
+            TooManyRequestsError: If too many wait or run.
+        """
+        await self.open()
+        self._used_s = time.monotonic()
+        unfinished = sum(not job.is_over for job in self._jobs.values())
+        if unfinished >= self._options.max_videos:
+            raise TooManyRequestsError(f"{unfinished} videos wait or run", f"{self._options.max_videos}", "Send it again later.")
+
+    async def describe(self, job_id: str) -> VideoJob | None:
+        """Return a job.
+
+        Args:
+            job_id: Which.
+
+        Returns:
+            The job as it is now; None where there is none.
+        """
+        await self.open()
+        return self._jobs.get(job_id)
+
+    async def remove(self, job_id: str) -> VideoJob | None:
+        """Cancel a job that is not over, and remove its files; one that is over is forgotten.
+
+        Args:
+            job_id: Which.
+
+        Returns:
+            The cancelled job; None for one that was over or is not there.
+        """
+        job = await self.describe(job_id)
+        if job is None or job.is_over:
+            self._jobs.pop(job_id, None)
+            await asyncio.to_thread(_remove, self._folder / job_id)
+            return None
+        self._put(replace(job, state="cancelled", ended_s=time.time()))
+        if (ref := self._running.get(job_id)) is not None:
+            ray.cancel(ref, force=True)
+        else:
+            await asyncio.to_thread(_remove_files, self._folder / job_id)
+        return self._jobs[job_id]
+
+    async def report(self, job_id: str, progress: Progress) -> None:
+        """Note how far a job is.
+
+        Args:
+            job_id: Which.
+            progress: What its task says.
+        """
+        job = self._jobs.get(job_id)
+        if job is not None and job.state == "running":
+            done = replace(job, stage=progress.stage, frames_done=progress.frames_done, frames_total=progress.frames_total)
+            self._jobs[job_id] = done  # not worth a file: the task says it again
+
+    async def _work(self, job_id: str, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        async with self._slots:
+            job = self._jobs.get(job_id)
+            if job is None or job.is_over:
+                return
+            self._put(replace(job, state="running", stage="starting"))
+            task = ray.remote(_run).options(num_cpus=0, max_retries=_TRIES - 1)
+            folder = self._folder / job_id
+            self._running[job_id] = ref = task.remote(str(folder), job_id, job.request, self._self, self._options.max_video_bytes)
+            report, error = None, None
+            try:
+                report = await ref
+            except RayError as exc:
+                error = _reason(exc, folder, job.request.name)
+            del self._running[job_id]
+            job = self._jobs.get(job_id)
+            if job is None or job.state == "cancelled":  # None: cancelled, and then removed
+                await asyncio.to_thread(_remove_files, folder)
+                return
+            frames = report["frames"] if report else job.frames_done
+            self._put(replace(job, state="failed" if error else "done", stage="", frames_done=frames, ended_s=time.time(), error=error, report=report))
+            await asyncio.to_thread(_remove_files, folder, keep="result" if report else "")
+
+    async def _upkeep(self) -> None:
+        """Forget what was kept long enough; end this actor when nothing is left to look after."""
+        keep_s = self._options.keep_videos_s
+        while True:
+            now_s = time.time()
+            for job in [job for job in self._jobs.values() if job.ended_s is not None and now_s - job.ended_s > keep_s]:
+                del self._jobs[job.job_id]
+                await asyncio.to_thread(_remove, self._folder / job.job_id)
+            for folder in [folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)]:
+                await asyncio.to_thread(_remove, folder)
+            if not self._jobs and time.monotonic() - self._used_s > min(_IDLE_EXIT_S, keep_s):
+                ray.kill(self._self)
+            await asyncio.sleep(min(_UPKEEP_WITHIN_S, keep_s))
+
+    def _put(self, job: VideoJob) -> None:
+        """Note a job, in its folder first; where the disk is full a job that is known already is noted here alone."""
+        path = self._folder / job.job_id / _STATE_FILE
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(asdict(job)))
+            partial.replace(path)
+        except OSError as exc:
+            if job.job_id not in self._jobs:
+                raise
+            _log.error("state %s of video job %s cannot be written: %s", job.state, job.job_id, exc)
+        self._jobs[job.job_id] = job
+        self._used_s = time.monotonic()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _run(folder: str, job_id: str, request: VideoRequest, jobs: Any, max_bytes: int) -> dict[str, Any]:
+    """Run a job in a worker; the same folder again goes on from its finished segments."""
+    place = Path(folder)
+    source = next(place.glob(f"{SOURCE}.*"), None) or _fetch(request, place, max_bytes)
+    check_container(source)
+    options = EnhanceOptions(
+        backend=ModelBackend(request.backend),
+        precision=ModelPrecision(request.precision),
+        device=request.device,
+        device_kinds=request.device_kinds,
+        params=request.params,
+        overwrite=True,  # a result that was published just before a death
+        cache_name=request.cache_name,
+    )
+    report = enhance_videos(
+        source,
+        place / f"result{request.suffix}",
+        models=request.sources,
+        options=options,
+        on_progress=lambda progress: jobs.report.remote(job_id, progress),
+    )
+    return _facts(report)
+
+
+def _fetch(request: VideoRequest, place: Path, max_bytes: int) -> Path:
+    """Copy the video of a URI into the job's folder; it appears there whole or not at all."""
+    uri = request.uri or ""
+    partial = place / "fetched.partial"
+    fetch_for_stranger(uri, partial, max_bytes)
+    return partial.rename(place / f"{SOURCE}{Path(urlsplit(uri).path).suffix[:6] or '.bin'}")
+
+
+def _facts(report: EnhanceReport) -> dict[str, Any]:
+    (video,) = report.videos
+    return {
+        "frames": report.frames,
+        "fps": round(report.fps, 3),
+        "elapsed_s": round(report.elapsed_s, 3),
+        "segments": report.segments,
+        "segments_reused": report.segments_reused,
+        "size_in": list(video.size_in),
+        "size_out": list(video.size_out),
+        "notes": list(video.notes),
+        "models": [asdict(use) for use in report.models],
+    }
+
+
+def _reason(exc: RayError, folder: Path, name: str) -> str:
+    """Say why a job failed, in words that name no path of this machine."""
+    cause = exc.cause if isinstance(exc, RayTaskError) else exc
+    if isinstance(cause, GenAIRayError):
+        text = str(cause)
+        for path in (*folder.glob(f"{SOURCE}.*"), folder):
+            text = text.replace(str(path), name)
+        return text
+    _log.error("video job %s failed", folder.name, exc_info=exc)
+    if isinstance(exc, RayTaskError):
+        return f"the server failed: {cause.strerror if isinstance(cause, OSError) else type(cause).__name__}"
+    return f"its process died {_TRIES} times: {type(exc).__name__}"
+
+
+def _read(path: Path) -> VideoJob:
+    facts: dict[str, Any] = json.loads(path.read_text())
+    request: dict[str, Any] = facts.pop("request")
+    request |= {name: tuple(request[name]) for name in ("models", "sources", "device_kinds")}
+    return VideoJob(request=VideoRequest(**request), **facts)
+
+
+def _is_orphan(folder: Path, now_s: float) -> bool:
+    """Tell whether a folder is what an upload left whose replica died: nothing is known of it, and nothing has come for a while."""
+    try:
+        changed_s = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        return not (folder / _STATE_FILE).exists() and now_s - changed_s > _ORPHANS_AFTER_S
+    except OSError:  # it has just gone
+        return False
+
+
+def _remove_files(folder: Path, keep: str = "") -> None:
+    """Remove everything of a job but what is known of it, and its result where that is to stay."""
+    for path in list(folder.glob("*")):
+        if path.name != _STATE_FILE and not (keep and path.stem == keep and path.is_file()):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

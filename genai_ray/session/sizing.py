@@ -1,0 +1,162 @@
+"""How large the runs of a session are, and what they take: from the spec and the graph, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genai_ray.catalog import ModelSpec
+from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_model, weight_bytes
+from genai_ray.types import ModelPrecision, ModelTask
+
+__all__ = ["SessionLimits", "bytes_per_px", "can_tile", "default_tile_px", "largest_run", "predict_bytes", "run_batch_of", "runs_at_once"]
+
+DEFAULT_TILE_PX = 256
+"""Side of a run where nothing is known of the frames; measured: 240 to 360 cost -8 to +20 % time and a tenth of the memory."""
+MAX_TILE_PX = 512
+"""Largest side of a run chosen by itself."""
+MAX_EXACT_RADIUS_PX = 64
+"""Above this radius the halos of exact tiles cost more than the frame, so frames stay whole."""
+RUN_BYTES_FACTOR = 1.5
+"""What the runtime's arena takes over the tensors that live at the same time."""
+WEIGHT_BYTES_FACTOR = 2.0
+"""What the runtime takes over the weights as stored: it repacks them for its kernels."""
+MODEL_BASE_BYTES = 12_000_000
+"""What a loaded model takes whatever its size: the runtime's own structures, measured with nets of 5 KB."""
+GPU_RUN_BATCH = 4
+"""Frames in one call on a GPU; on a CPU one, since more gain nothing and cost memory in proportion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """What a session may take; every field None by default, which means automatic."""
+
+    max_bytes: int | None = None
+    """Bytes it may add to its process: larger frames are tiled, and what cannot be tiled is refused."""
+    max_frame: tuple[int, int] | None = None
+    """(height, width) in pixels of the largest frame that will come; warm-up prepares for it."""
+    max_batch: int | None = None
+    """Most frames in one runtime call."""
+    tile_size_px: int | None = None
+    """Longest side of a tile, halo included; 0 for never."""
+
+
+def can_tile(spec: ModelSpec) -> bool:
+    """Tell whether tiles equal whole frames at a halo worth its cost.
+
+    Args:
+        spec: The model.
+
+    Returns:
+        Whether it is tiled at all.
+    """
+    return spec.is_tileable and (spec.receptive_field_px or 0) <= MAX_EXACT_RADIUS_PX
+
+
+def runs_at_once(spec: ModelSpec, threads: int, is_cpu: bool) -> int:
+    """Return how many runs go at the same time.
+
+    Args:
+        spec: The model.
+        threads: CPU threads in all.
+        is_cpu: Whether it computes on a CPU, where narrow runs side by side are faster than wide ones; a net that cannot be
+            tiled needs all cores for its single run.
+
+    Returns:
+        The number; on a GPU two, so that a copy overlaps a run.
+    """
+    return (threads if can_tile(spec) else 1) if is_cpu else 2
+
+
+def run_batch_of(spec: ModelSpec, limits: SessionLimits, is_cpu: bool) -> int:
+    """Return how many frames go into one runtime call.
+
+    Args:
+        spec: The model.
+        limits: What the session may take.
+        is_cpu: Whether it computes on a CPU.
+
+    Returns:
+        The number.
+    """
+    return min(1 if is_cpu else GPU_RUN_BATCH, limits.max_batch or MAX_TILE_PX) if spec.batchable else 1
+
+
+def default_tile_px(spec: ModelSpec, limits: SessionLimits) -> int | None:
+    """Return the longest side of a run that is wanted where bytes are no object.
+
+    Args:
+        spec: The model.
+        limits: What the session may take.
+
+    Returns:
+        Pixels; None for whole frames.
+    """
+    if not spec.is_image_model or limits.tile_size_px == 0 or not can_tile(spec):
+        return None
+    if limits.tile_size_px is None and limits.max_frame is not None:
+        return min(max(DEFAULT_TILE_PX, 24 * (spec.receptive_field_px or 0)), MAX_TILE_PX)
+    return limits.tile_size_px or DEFAULT_TILE_PX
+
+
+def largest_run(spec: ModelSpec, limits: SessionLimits, tile_size_px: int | None) -> tuple[int, int]:
+    """Return the size of the largest run that is prepared for.
+
+    Args:
+        spec: The model.
+        limits: What the session may take.
+        tile_size_px: Longest side of a run; None for whole frames.
+
+    Returns:
+        (height, width) in pixels.
+    """
+    fixed = spec.inputs[0]
+    if fixed.height is not None and fixed.width is not None:
+        return fixed.height, fixed.width
+    height, width = limits.max_frame or (tile_size_px or DEFAULT_TILE_PX,) * 2
+    side = tile_size_px or max(height, width)
+    return min(height, side), min(width, side)
+
+
+def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
+    """Predict what one frame of a run takes; tensors grow with the area, so the graph is asked at one size only.
+
+    Args:
+        fused: What ``graph.fuse_frames`` made of the model.
+        spec: The model.
+
+    Returns:
+        Bytes per input pixel.
+    """
+    side = -(-128 // spec.size_multiple) * spec.size_multiple
+    names = ("frames0", "frames1") if spec.task is ModelTask.INTERPOLATION else ("frames",)
+    return RUN_BYTES_FACTOR * activation_bytes(fused, dict.fromkeys(names, (1, side, side, 3))) / side**2
+
+
+def predict_bytes(path: Path, spec: ModelSpec, limits: SessionLimits, *, precision: ModelPrecision, threads: int, is_cpu: bool) -> int:
+    """Predict what a warm session adds to its process, from the file alone.
+
+    Args:
+        path: The model's file.
+        spec: The model.
+        limits: What the session may take.
+        precision: The number format: half the bytes of weights for FP16 on a GPU, a quarter for INT8.
+        threads: CPU threads of the machine that it goes to.
+        is_cpu: Whether it computes on a CPU.
+
+    Returns:
+        Bytes: weights, and the activation peak of the largest runs that go at the same time.
+
+    Raises:
+        ModelLoadError: If the file is corrupt.
+    """
+    model = read_model(path)
+    share = {ModelPrecision.FP16: 1.0 if is_cpu else 0.5, ModelPrecision.INT8: 0.25}.get(precision, 1.0)
+    fixed = MODEL_BASE_BYTES + int(WEIGHT_BYTES_FACTOR * share * weight_bytes(model))
+    if not spec.is_image_model:
+        return fixed
+    height, width = largest_run(spec, limits, default_tile_px(spec, limits))
+    runs = runs_at_once(spec, threads, is_cpu) * run_batch_of(spec, limits, is_cpu)
+    return fixed + int(bytes_per_px(fuse_frames(model, spec, np.dtype(np.uint8)), spec) * height * width * runs)

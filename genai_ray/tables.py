@@ -1,0 +1,119 @@
+"""Tables of plain values in files: manifests that say what a job is to do, results that say what it did. CSV and Parquet, local or remote."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from genai_ray.errors import ConfigError
+from genai_ray.files import file_errors, find_facts, is_remote, open_to_read, publish
+
+__all__ = ["TABLE_SUFFIXES", "ResultTable", "iter_rows"]
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+"""Of the files that are read as tables."""
+
+ROWS_AT_A_TIME = 4096
+
+
+def iter_rows(place: str) -> Iterator[dict[str, Any]]:
+    """Read a table row by row; a table of any length takes little memory.
+
+    Args:
+        place: Path or URI of a file ending in .csv or .parquet.
+
+    Yields:
+        Values by column; empty cells are None.
+
+    Raises:
+        ConfigError: If it cannot be read as a table.
+        VideoError: If it is missing, or its store fails.
+    """
+    with open_to_read(place) as file:
+        try:
+            if place.lower().endswith(".csv"):
+                options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+                batches: Any = pyarrow.csv.open_csv(file, convert_options=options)
+            else:
+                batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=ROWS_AT_A_TIME)
+            for batch in batches:
+                yield from batch.to_pylist()
+        except pa.ArrowInvalid as exc:
+            raise ConfigError(f"{place}: not a table ({exc})", "a CSV file with a line of names, or a Parquet file") from exc
+
+
+class ResultTable:
+    """A Parquet file that grows: it is replaced by a longer one, so that a reader sees a whole table at any time.
+
+    Args:
+        place: Path or URI.
+        columns: Arrow's names of the columns' types by the columns' names.
+        key: Name of the column in which no two rows are equal; a later row replaces an earlier one.
+
+    Raises:
+        ConfigError: If there is a file of that name which is no such table.
+        VideoError: If its store fails.
+    """
+
+    def __init__(self, place: str, columns: Mapping[str, str], key: str) -> None:
+        self.place, self.key = place, key
+        self._schema = pa.schema([(name, pa.list_(pa.string()) if kind == "list" else pa.type_for_alias(kind)) for name, kind in columns.items()])
+        self._tables: list[pa.Table] = []
+        self._keys: set[str] = set()
+        self._earlier = self._read() if find_facts(place) is not None else self._schema.empty_table()
+
+    def earlier(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """Give some columns of the rows that were there before.
+
+        Args:
+            names: The columns.
+
+        Yields:
+            One tuple a row.
+        """
+        yield from zip(*(self._earlier.column(name).to_pylist() for name in names), strict=True)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows, and replace the file by one that has them.
+
+        Args:
+            rows: Values by column; those left out are null.
+
+        Raises:
+            VideoError: If writing fails.
+        """
+        self._keys |= {str(row[self.key]) for row in rows}
+        self._tables.append(pa.Table.from_pylist([dict(row) for row in rows], schema=self._schema))
+        if len(self._tables) > 64:
+            self._tables = [pa.concat_tables(self._tables).combine_chunks()]
+        kept = pa.array([name not in self._keys for name in self._earlier.column(self.key).to_pylist()], pa.bool_())
+        self._write(pa.concat_tables([self._earlier.filter(kept), *self._tables]))
+
+    def _read(self) -> pa.Table:
+        with open_to_read(self.place) as file:
+            try:
+                table = pyarrow.parquet.read_table(file)
+            except pa.ArrowInvalid as exc:
+                raise ConfigError(f"{self.place}: not a Parquet file ({exc})", do="Remove it, or choose another output folder.") from exc
+        missing = sorted(set(self._schema.names) - set(table.column_names))
+        if missing:
+            raise ConfigError(f"{self.place}: a table without the columns {missing}", do="Remove it, or choose another output folder.")
+        return table.select(self._schema.names).cast(self._schema)
+
+    def _write(self, table: pa.Table) -> None:
+        folder = None if is_remote(self.place) else Path(self.place).parent
+        with file_errors(self.place, "writing"), tempfile.NamedTemporaryFile(dir=folder, prefix=".results-", suffix=".partial", delete=False) as file:
+            partial = Path(file.name)
+        try:
+            with file_errors(self.place, "writing"):
+                pyarrow.parquet.write_table(table, partial)
+                partial.chmod(0o644)
+            publish(partial, self.place)
+        finally:
+            partial.unlink(missing_ok=True)

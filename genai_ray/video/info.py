@@ -1,0 +1,257 @@
+"""What a video stream is, from its header and its first frame: size, depth, alpha, colour, HDR's static metadata."""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.sidedata.sidedata import Type
+from av.video.stream import VideoStream
+
+from genai_ray.errors import VideoError
+from genai_ray.video.container import open_video
+
+__all__ = ["FULL", "LIMITED", "Colour", "HdrMetadata", "VideoInfo", "build_decoder", "describe_video", "is_alpha_beside", "main_stream"]
+
+UNSPECIFIED, BT709, SMPTE170M = 2, 1, 6
+LIMITED, FULL = 1, 2
+HD_LINES = 720
+"""An untagged picture of this height or more is BT.709, below it is BT.601."""
+
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""FFmpeg's own decoders of these read no alpha."""
+
+_UNKEPT = {
+    Type.A53_CC: "closed captions",
+    Type.DYNAMIC_HDR_PLUS: "HDR10+ metadata",
+    Type.DOVI_METADATA: "Dolby Vision metadata",
+    Type.STEREO3D: "stereo 3D metadata",
+    Type.SPHERICAL: "spherical video metadata",
+}
+"""What PyAV (18) reads from a frame and cannot give to an encoder."""
+
+_CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
+_LOGGING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """How numbers mean colours; FFmpeg's (and ITU-T H.273's) code points."""
+
+    matrix: int
+    """Matrix coefficients: 1 BT.709, 5 and 6 BT.601, 9 BT.2020."""
+    range: int
+    """1 limited, 2 full."""
+    primaries: int
+    """Colour primaries; 2 is unspecified."""
+    transfer: int
+    """Transfer characteristics; 2 is unspecified."""
+    assumed: bool
+    """Whether the matrix was not tagged and follows from the height."""
+    chroma_location: str = "left"
+    """Where chroma lies between luma, in FFmpeg's words (left, center, topleft); left where the stream does not say, as H.264 has it."""
+
+    @property
+    def standard(self) -> str:
+        """The matrix in words, such as BT.709."""
+        return {1: "BT.709", 5: "BT.601", 6: "BT.601", 9: "BT.2020", 10: "BT.2020"}.get(self.matrix, f"matrix {self.matrix}")
+
+    def tag(self, codec: Any) -> None:
+        """Write the code points on a stream to be written.
+
+        Args:
+            codec: PyAV's codec context of that stream.
+        """
+        codec.colorspace, codec.color_range = self.matrix, self.range
+        codec.color_primaries, codec.color_trc = self.primaries, self.transfer
+
+
+@dataclass(frozen=True, slots=True)
+class HdrMetadata:
+    """HDR10's static metadata: SMPTE ST 2086 (mastering display) and CTA-861.3 (content light level)."""
+
+    primaries: tuple[Fraction, ...] | None
+    """CIE 1931 x and y of red, green, blue and white, 8 numbers; None where not said."""
+    luminance: tuple[Fraction, Fraction] | None
+    """Least and most of the mastering display, in candela per square metre; None where not said."""
+    light_level: tuple[int, int] | None
+    """Most of a pixel (MaxCLL) and of a frame's average (MaxFALL), in candela per square metre; None where not said."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video stream is."""
+
+    width: int
+    """Of the decoded picture, in pixels."""
+    height: int
+    """Of the decoded picture, in pixels."""
+    time_base: Fraction
+    """Seconds of one unit of pts."""
+    average_rate: Fraction
+    """Frames per second, on average."""
+    codec: str
+    """FFmpeg's name of the codec."""
+    pix_fmt: str
+    """FFmpeg's name of the pixel format."""
+    bit_depth: int
+    """Bits of one component."""
+    sample_aspect_ratio: Fraction
+    """Width of a pixel over its height; 1 where unknown."""
+    rotation: int
+    """Degrees that a player turns the picture by."""
+    colour: Colour
+    """Matrix, range, primaries, transfer."""
+    has_alpha: bool = False
+    """Whether pictures have an alpha plane."""
+    hdr: HdrMetadata | None = None
+    """HDR10's static metadata; None where there is none."""
+    is_interlaced: bool = False
+    """Whether pictures are two fields of different times."""
+    unkept: tuple[str, ...] = ()
+    """What lies in the stream beside its pictures and in no result, in words."""
+
+
+def main_stream(container: InputContainer) -> VideoStream:
+    """Return the stream that is the video: the first that is not a cover picture.
+
+    Args:
+        container: An open container with a video stream.
+
+    Returns:
+        The stream.
+    """
+    return next(stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def is_alpha_beside(stream: VideoStream) -> bool:
+    """Tell whether alpha lies beside a stream's packets, as Matroska has it for VP8 and VP9.
+
+    Args:
+        stream: The video.
+
+    Returns:
+        Whether its ``alpha_mode`` is 1; FFmpeg writes that name in capitals.
+    """
+    return any(name.lower() == "alpha_mode" and value == "1" for name, value in stream.metadata.items())
+
+
+def build_decoder(stream: VideoStream) -> Any:
+    """Return what decodes a stream: its own codec context, or one that reads alpha where that does not.
+
+    Args:
+        stream: The video.
+
+    Returns:
+        A codec context of one thread.
+    """
+    codec: Any = stream.codec_context
+    alpha = _ALPHA_DECODERS.get(codec.codec.canonical_name)
+    if alpha is not None and is_alpha_beside(stream) and alpha in av.codecs_available:
+        codec = av.CodecContext.create(alpha, "r")
+        codec.extradata = stream.codec_context.extradata
+    codec.thread_type, codec.thread_count = "SLICE", 1
+    return codec
+
+
+def describe_video(path: str) -> tuple[VideoInfo, int | None]:
+    """Read the facts of a stream from its header and its first frame, which knows size, format and rotation for certain.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The facts, and the time of the first frame that decodes.
+
+    Raises:
+        VideoError: If the file is not a video, or no frame of it decodes.
+    """
+    with open_video(path) as container:
+        stream = main_stream(container)
+        decoder = build_decoder(stream)
+        frame = next((frame for packet in container.demux(stream) for frame in decoder.decode(packet)), None)
+        if frame is None:
+            raise VideoError(f"{path}: no frame of it decodes ({stream.codec_context.name})", "a codec that FFmpeg decodes, and whole data")
+        codec = stream.codec_context
+        info = VideoInfo(
+            width=frame.width,
+            height=frame.height,
+            time_base=Fraction(stream.time_base or Fraction(1, 1000)),
+            average_rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
+            codec=codec.name,
+            pix_fmt=frame.format.name,
+            bit_depth=frame.format.components[0].bits,
+            sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
+            rotation=frame.rotation,
+            colour=_read_colour(codec, frame, _find_chroma_location(container, stream.index)),
+            has_alpha=any(component.is_alpha for component in frame.format.components),
+            hdr=_read_hdr(frame),
+            is_interlaced=bool(frame.interlaced_frame),
+            unkept=tuple(words for kind, words in _UNKEPT.items() if kind in _side_data_of(frame)),
+        )
+        return info, frame.pts
+
+
+def _read_colour(codec: Any, frame: av.VideoFrame, chroma_location: str) -> Colour:
+    matrix, span, assumed = int(codec.colorspace), int(codec.color_range), False
+    if matrix == UNSPECIFIED:
+        matrix, assumed = (BT709 if frame.height >= HD_LINES else SMPTE170M), True
+    if frame.format.is_rgb:  # results are YUV, of the matrix that players assume by the height
+        matrix, span, assumed = (BT709 if frame.height >= HD_LINES else SMPTE170M), LIMITED, True
+    if span not in (LIMITED, FULL):
+        span = FULL if frame.format.name.startswith("yuvj") else LIMITED
+    return Colour(matrix, span, int(codec.color_primaries), int(codec.color_trc), assumed, chroma_location)
+
+
+def _read_hdr(frame: av.VideoFrame) -> HdrMetadata | None:
+    """Read FFmpeg's AVMasteringDisplayMetadata (ten rationals, two flags) and AVContentLightMetadata (two numbers)."""
+    found = _side_data_of(frame)
+    primaries = luminance = light_level = None
+    if (mastering := found.get(Type.MASTERING_DISPLAY_METADATA)) is not None:
+        numbers = struct.unpack_from("=22i", mastering)
+        ratios = [Fraction(numbers[at], numbers[at + 1] or 1) for at in range(0, 20, 2)]
+        primaries = tuple(ratios[:8]) if numbers[20] else None
+        luminance = (ratios[8], ratios[9]) if numbers[21] else None
+    if (light := found.get(Type.CONTENT_LIGHT_LEVEL)) is not None:
+        light_level = struct.unpack_from("=2I", light)
+    if primaries is luminance is light_level is None:
+        return None
+    return HdrMetadata(primaries, luminance, light_level)
+
+
+def _side_data_of(frame: av.VideoFrame) -> dict[Type, bytes]:
+    side_data: Any = frame.side_data
+    return {data.type: bytes(data) for data in side_data}
+
+
+def _find_chroma_location(container: InputContainer, index: int) -> str:
+    """Read the one tag that PyAV (18) has no field for, from FFmpeg's own description of the file."""
+    opened: Any = container
+    with _verbose():
+        lines = opened.dumps_format().splitlines()
+    line = next((line for line in lines if re.match(rf"\s*Stream #0:{index}\b", line)), "")
+    words = re.search(r", \w+\(([^)]*)\)[,\s]", line.partition(" Video: ")[2])
+    named = {word.strip() for word in words[1].split(",")} if words else set()
+    return next((name for name in _CHROMA_LOCATIONS if name in named), "left")
+
+
+@contextmanager
+def _verbose() -> Iterator[None]:
+    """FFmpeg tells the chroma location at this level only; the level is the process's, so one at a time."""
+    with _LOGGING:
+        before = av.logging.get_level()
+        av.logging.set_level(av.logging.VERBOSE)
+        av.logging.set_libav_level(av.logging.VERBOSE)
+        try:
+            yield
+        finally:
+            av.logging.set_level(before)
+            av.logging.set_libav_level(av.logging.INFO)

@@ -1,0 +1,232 @@
+"""Leases, prefetching, classes and the guard against churn, on a real Ray."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import ray
+
+from genai_ray import ModelCache, errors
+from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.types import ModelBackend, ModelPrecision
+from tests.processes import ROOT, wait_until
+
+pytestmark = pytest.mark.cluster
+
+A, B, C, D = "websr-x2-s", "websr-x2-m", "websr-x2-l", "esrgan-2x"
+SHARE = 300_000_000
+
+
+@pytest.fixture
+def make_cache(ray_session, request):
+    caches = []
+
+    def make(budget, **options):
+        caches.append(ModelCache(budget, name=f"{request.node.name} {len(caches)}", **options))
+        return caches[-1]
+
+    yield make
+    for cache in caches:
+        cache.shutdown()
+
+
+def of(model, num_bytes=SHARE):
+    return SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=num_bytes)
+
+
+def ready(cache):
+    return {entry["model_id"] for entry in cache.status()["models"] if entry["state"] == "ready"}
+
+
+def test_two_chains_in_room_for_three_models_take_turns(make_cache, frames):
+    cache = make_cache(3 * SHARE, options=CacheOptions(min_stay_s=0))
+    rounds = 4
+
+    def work(chain):
+        for _ in range(rounds):
+            with cache.lease([of(model) for model in chain]) as lease:
+                for _ in range(3):
+                    passed = frames
+                    for session in lease.sessions:
+                        passed = session.infer(passed)
+                assert passed.shape == (3, 196, 244, 3)
+
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(work, chain) for chain in ((A, B), (C, D))]:
+            job.result(240)
+    loads = {model: counts["loads"] for model, counts in cache.status()["history"].items()}
+    assert set(loads) == {A, B, C, D}
+    assert max(loads.values()) <= rounds
+
+
+def test_chains_that_run_once_load_nothing_more_than_twice(make_cache, frames):
+    cache = make_cache(3 * SHARE)
+    start = threading.Barrier(2)
+
+    def work(chain):
+        start.wait()
+        with cache.lease([of(model) for model in chain]) as lease:
+            for _ in range(5):
+                lease.sessions[1].infer(lease.sessions[0].infer(frames))
+
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(work, chain) for chain in ((A, B), (C, D))]:
+            job.result(240)
+    assert all(counts["loads"] <= 2 for counts in cache.status()["history"].values())
+
+
+def test_what_is_leased_stays_and_what_cannot_be_leased_says_so(make_cache):
+    cache = make_cache(2 * SHARE)
+    with cache.lease([of(A), of(B)]):
+        assert all(entry["leased"] for entry in cache.status()["models"])
+        with pytest.raises(errors.ResourceExhaustedError, match="leased by a job"):
+            cache.evict(A)
+        assert cache.evict_lru() is None
+        hasty = ModelCache(name=cache.name, deadline_s=2.0)
+        with pytest.raises(errors.ResourceExhaustedError, match="in use, pinned or leased"):
+            hasty.load_model(C, memory_bytes=SHARE)
+        with pytest.raises(errors.ResourceExhaustedError, match="in use, pinned or leased"):
+            hasty.lease([of(C), of(D)])
+        with pytest.raises(errors.ResourceExhaustedError, match=r"900000000 bytes together.*600000000 bytes, the budget"):
+            cache.lease([of(A), of(B), of(C)])
+    with pytest.raises(errors.ConfigError, match="0 models"):
+        cache.lease([])
+    with pytest.raises(errors.ConfigError, match="0 copies"):
+        cache.lease([A], copies=0)
+    with pytest.raises(errors.ModelNotFoundError):
+        cache.lease([A, "no-such-model"])
+    cache.load_model(C, memory_bytes=SHARE)
+    assert C in cache.loaded_models()
+
+
+HOLDER = """
+import sys, time, ray
+from genai_ray import ModelCache
+cache = ModelCache(name=sys.argv[1], address=sys.argv[2])
+lease = cache.lease(["websr-x2-s"])
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_lease_of_a_dead_holder_ends(make_cache):
+    cache = make_cache(2 * SHARE)
+    address = ray.get_runtime_context().gcs_address
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, cache.name, address], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert cache.status()["models"][0]["leased"]
+    finally:
+        holder.kill()
+        holder.communicate()
+    wait_until(lambda: not cache.status()["models"][0]["leased"])
+    cache.evict(A)
+
+
+def test_a_lease_survives_the_cache(make_cache):
+    cache = make_cache(2 * SHARE)
+    with cache.lease([of(A), of(B)]):
+        os.kill(cache.status()["pid"], signal.SIGKILL)
+        wait_until(lambda: {entry["model_id"] for entry in cache.status()["models"] if entry["leased"]} == {A, B})
+        assert cache.evict_lru() is None
+    assert cache.evict_lru() in (A, B)
+
+
+def test_what_is_prefetched_is_ready_when_it_is_needed(make_cache, frames):
+    cache = make_cache(2 * SHARE)
+    first = cache.get_session(A)
+    cache.prefetch([B])
+    while B not in ready(cache):
+        first.infer(frames)
+    loads = cache.status()["loads"]
+    cache.get_session(B).infer(frames)
+    assert cache.status()["loads"] == loads == 2
+    with pytest.raises(errors.ModelNotFoundError):
+        cache.prefetch(["no-such-model"])
+
+
+def test_models_used_in_turn_do_not_thrash_and_the_caller_is_told(make_cache, frames):
+    stay_s = 3.0
+    cache = make_cache(2 * SHARE, options=CacheOptions(min_stay_s=stay_s))
+    sessions = [cache.session_of(of(model)) for model in (A, B, C)]
+    began_s = time.monotonic()
+    for session in itertools.islice(itertools.cycle(sessions), 9):
+        session.infer(frames)
+    took_s = time.monotonic() - began_s
+    loads = cache.status()["loads"]
+    assert loads <= 2 * (took_s / stay_s + 1)
+    hasty = ModelCache(name=cache.name, deadline_s=1.5)
+    missing = next(model for model in (A, B, C) if model not in ready(cache))
+    cache.load_model(missing, memory_bytes=SHARE)  # an explicit load waits for nothing
+    missing = next(model for model in (A, B, C) if model not in ready(cache))
+    with pytest.raises(errors.ResourceExhaustedError, match=r"less than 3 s ago.*larger budget"):
+        hasty.session_of(of(missing)).infer(frames)
+
+
+def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames):
+    cache = make_cache(2 * SHARE, options=CacheOptions(min_stay_s=0))
+    for session in itertools.islice(itertools.cycle([cache.session_of(of(model)) for model in (A, B, C)]), 6):
+        session.infer(frames)
+    assert cache.status()["loads"] == 6
+    with pytest.raises(errors.ConfigError, match=r"min_stay_s=5.*min_stay_s=0"):
+        ModelCache(name=cache.name, options=CacheOptions())
+    for wrong in ({"policy": "mru"}, {"min_stay_s": -1}, {"idle_release_s": 0}, {"load_within_s": 0}):
+        with pytest.raises(errors.ConfigError, match=str(next(iter(wrong.values())))):
+            CacheOptions(**wrong)
+
+
+def test_gdsf_keeps_the_model_that_is_dear_to_load(make_cache, frames):
+    cache = make_cache(2 * SHARE, options=CacheOptions(policy="gdsf", min_stay_s=0))
+    dear = cache.session_of(SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, tile_size_px=128))
+    dear.infer(frames)
+    for session in itertools.islice(itertools.cycle([cache.session_of(of(model)) for model in (A, B)]), 4):
+        session.infer(frames)
+    assert cache.status()["policy"] == "gdsf"
+    assert "waifu2x-x2" in cache.loaded_models()
+    assert cache.status()["history"]["waifu2x-x2"]["loads"] == 1
+
+
+def test_an_online_request_overtakes_a_queue_of_batches(make_cache, frames):
+    cache = make_cache(2 * SHARE)
+    online = ModelCache(name=cache.name, is_online=True).get_session(A)
+    batch = cache.get_session(A)
+    batches = [batch.submit(np.zeros((2, 240, 320, 3), np.uint8)) for _ in range(100)]
+    batches[0].result()
+
+    def num_done():
+        return len(ray.wait([one.ref for one in batches], num_returns=len(batches), timeout=0)[0])
+
+    before = num_done()
+    online.infer(frames)
+    assert num_done() - before <= 6  # those whose runs were in progress, and what ended while the answer travelled
+    for one in batches:
+        one.result()
+
+
+def test_idle_sessions_are_released_where_that_is_asked_for(make_cache, frames):
+    cache = make_cache(2 * SHARE, options=CacheOptions(idle_release_s=3.0))
+    cache.get_session(A).infer(frames)
+    cache.load_model(B)
+    cache.pin(B)
+    wait_until(lambda: ready(cache) == {B})
+
+
+def test_evict_waits_for_what_is_computed_and_gives_up_at_its_deadline(make_cache):
+    cache = make_cache(2_000_000_000)
+    session = cache.session_of(SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, tile_size_px=128))
+    session.touch()
+    pending = session.submit(np.zeros((6, 240, 320, 3), np.uint8))
+    wait_until(lambda: cache.status()["models"][0]["queue"] == 1)
+    with pytest.raises(errors.ResourceExhaustedError, match="at work"):
+        ModelCache(name=cache.name, deadline_s=1.0).evict("waifu2x-x2")
+    cache.evict("waifu2x-x2")
+    assert cache.loaded_models() == []
+    assert pending.result().shape == (6, 480, 640, 3)
+    assert cache.status()["loads"] == 1

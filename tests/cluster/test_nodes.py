@@ -1,0 +1,243 @@
+"""The cache over several raylets: devices, exact reservations, replicas, nodes that come and go."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray._private import ray_constants
+from ray.experimental import internal_kv
+
+from genai_ray import InferenceSession, ModelCache, errors
+from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.enhance import EnhanceOptions, enhance_videos
+from genai_ray.types import ModelBackend, ModelPrecision
+from tests.nodes import GPU_BYTES, NODE_BYTES
+from tests.processes import wait_until
+from tests.video.clips import write
+
+pytestmark = pytest.mark.cluster
+
+MODEL, OTHER, THIRD = "websr-x2-s", "websr-x2-m", "websr-x2-l"
+
+
+@pytest.fixture
+def cache(nodes, request):
+    with ModelCache(name=request.node.name) as cache:
+        yield cache
+    wait_until(lambda: not [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:")])
+    nodes.clear()
+
+
+@pytest.fixture
+def expected(frames):
+    with InferenceSession(MODEL) as local:
+        return local.infer(frames)
+
+
+def devices(cache):
+    return {device["device"]: device for device in cache.status()["devices"]}
+
+
+def copies(cache, model=MODEL):
+    return [entry for entry in cache.status()["models"] if entry["model_id"] == model and entry["state"] == "ready"]
+
+
+def agree(cache):
+    """Hold the ledger against what is really there: actors, and what Ray holds for them."""
+    status = cache.status()
+    names = {entry["name"] for entry in status["models"]}
+    actors = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:")}
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return names == actors and {device["node"] for device in status["devices"]} == alive
+
+
+def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cache, frames, expected):
+    nodes.add(num_gpus=2)
+    wait_until(lambda: len(devices(cache)) == 4)
+    before = ray.available_resources()
+    cache.load_model(MODEL, memory_bytes=300_000_001)
+    (entry,) = copies(cache)
+    wait_until(lambda: before["GPU"] - ray.available_resources().get("GPU", 0) == pytest.approx(0.3001))
+    assert ray.available_resources()["memory"] == before["memory"]
+    device = devices(cache)[entry["placed_on"]]
+    assert (device["kind"], device["used_bytes"], device["budget_bytes"]) == ("logical-gpu", 300_000_001, int(0.95 * GPU_BYTES))
+    assert entry["session"]["gpu_ids"] == [entry["placed_on"].rpartition("gpu")[2]]
+    assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
+    cache.load_model(OTHER, memory_bytes=500_000_000, device="cpu")
+    (entry,) = copies(cache, OTHER)
+    assert devices(cache)[entry["placed_on"]]["kind"] == "cpu"
+    wait_until(lambda: before["memory"] - ray.available_resources()["memory"] == 500_000_000)
+    with pytest.raises(errors.ResourceExhaustedError, match=r"2000000000 bytes.*950000000"):
+        cache.load_model(THIRD, memory_bytes=2_000_000_000)
+
+
+def test_models_go_where_there_is_room_and_the_oldest_victim_is(nodes, cache, frames):
+    nodes.add(num_gpus=2)
+    wait_until(lambda: len(devices(cache)) == 4)
+    for model in (MODEL, OTHER):
+        cache.load_model(model, memory_bytes=600_000_000)
+    places = {entry["model_id"]: entry["placed_on"] for entry in cache.status()["models"]}
+    assert places[MODEL] != places[OTHER]
+    cache.get_session(MODEL).infer(frames)
+    cache.load_model(THIRD, memory_bytes=600_000_000)
+    assert cache.loaded_models() == [MODEL, THIRD]
+    assert copies(cache, THIRD)[0]["placed_on"] == places[OTHER]
+
+
+def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames, expected):
+    nodes.add(num_gpus=2)
+    wait_until(lambda: len(devices(cache)) == 4)
+    big = np.zeros((4, 240, 320, 3), np.uint8)
+    over = threading.Event()
+    clients = [ModelCache(name=cache.name) for _ in range(16)]
+
+    def ask(client):
+        session = client.get_session(MODEL)
+        while not over.is_set():
+            session.infer(big)
+        return session
+
+    with ThreadPoolExecutor(16) as pool:
+        asking = [pool.submit(ask, client) for client in clients]
+        try:
+            wait_until(lambda: len(copies(cache)) == 2)
+            wait_until(lambda: all(entry["queue"] > 0 for entry in copies(cache)))
+        finally:
+            over.set()
+        for one in asking:
+            assert np.array_equal(one.result().infer(frames), expected)
+    assert len({entry["placed_on"] for entry in copies(cache)}) == 2
+    wait_until(lambda: cache.status()["evictions"] == 1)
+    assert len(copies(cache)) == 1
+
+
+def test_a_job_is_on_every_device_and_takes_those_that_come(nodes, cache):
+    nodes.add(num_gpus=1)
+    wait_until(lambda: len(devices(cache)) == 3)
+    with cache.lease([MODEL], copies=None, device_kinds=["logical"]) as lease:
+        wait_until(lambda: len(copies(cache)) == 1)
+        nodes.add(num_gpus=2)
+        wait_until(lambda: len(copies(cache)) == 3)
+        assert len({entry["placed_on"] for entry in copies(cache)}) == 3
+        assert all(entry["leased"] for entry in copies(cache))
+        assert lease.sessions[0].infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 64, 64, 3)
+    assert not any(entry["leased"] for entry in copies(cache))
+
+
+def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
+    nodes.add(num_gpus=1)
+    nodes.add(num_gpus=1)
+    source = write(tmp_path / "source.mp4", tracks=0)
+    with ModelCache() as cache:
+        wait_until(lambda: len(devices(cache)) == 5)
+        results = []
+        for name, count in (("one", 1), ("all", None)):
+            options = EnhanceOptions(copies=count, device_kinds=("logical",), segment_frames=4)
+            with cache.lease([MODEL], copies=count, device_kinds=["logical"]):
+                wait_until(lambda count=count: len(copies(cache)) == (count or 2))
+                report = enhance_videos(source, tmp_path / f"{name}.mp4", models=MODEL, options=options)
+            results.append((report.frames, (tmp_path / f"{name}.mp4").read_bytes()))
+        assert results[0] == results[1]
+        assert len({entry["placed_on"] for entry in copies(cache)}) == 2
+        assert all(entry["hits"] > 0 for entry in copies(cache))
+    nodes.clear()
+
+
+def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes, tmp_path):
+    """A head without GPUs, and a node with one: which of them computed changes no byte."""
+    nodes.add(num_gpus=1)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(12):
+        write(clips / f"{number:02d}.mp4", tracks=0, pts=list(range(20 + number)))
+    found = {}
+    with ModelCache() as cache:
+        wait_until(lambda: len(devices(cache)) == 3)
+        for name, words, count in (("cpu", ("cpu",), 1), ("all", ("cpu", "logical"), None)):
+            out = tmp_path / name
+            out.mkdir()
+            options = EnhanceOptions(copies=count, device_kinds=words, segment_frames=8)
+            with cache.lease([MODEL], copies=count, device_kinds=words):
+                wait_until(lambda words=words: len({devices(cache)[entry["placed_on"]]["kind"] for entry in copies(cache)}) >= len(words))
+                report = enhance_videos(clips, out, models=MODEL, options=options)
+            assert (report.clips, report.clips_failed) == (12, 0)
+            rows = pq.read_table(out / "results.parquet").to_pylist()
+            found[name] = ([(out / f"{number:02d}.mp4").read_bytes() for number in range(12)], report.models[0].device_kind)
+            assert {kind for row in rows for kind in row["device_kind"].split("+")} <= set(found[name][1].split("+"))
+    assert found["cpu"][0] == found["all"][0]
+    assert (found["cpu"][1], found["all"][1]) == ("cpu", "cpu+logical-gpu")
+    nodes.clear()
+
+
+def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, frames, expected):
+    first, second = nodes.add(num_gpus=1), nodes.add(num_gpus=1)
+    wait_until(lambda: len(devices(cache)) == 5)
+    cache.get_session(MODEL)
+    node = devices(cache)[copies(cache)[0]["placed_on"]]["node"]
+    doomed = first if first.node_id == node else second
+    over = threading.Event()
+
+    def ask():
+        session, answers = cache.get_session(MODEL), 0
+        while not over.is_set():
+            assert np.array_equal(session.infer(frames), expected)
+            answers += 1
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            nodes.remove(doomed)
+            wait_until(lambda: node not in {found["NodeID"] for found in ray.nodes() if found["Alive"]})
+            reported_s = time.monotonic()
+            wait_until(lambda: agree(cache))
+            assert time.monotonic() - reported_s < 5
+            cache.get_session(MODEL).infer(frames)
+        finally:
+            over.set()
+        assert all(one.result(60) > 0 for one in asking)
+    assert node not in {device["node"] for device in cache.status()["devices"]}
+
+
+def demands():
+    """What the autoscaler would read: the resources that were asked for."""
+    found = internal_kv._internal_kv_get(ray_constants.AUTOSCALER_RESOURCE_REQUEST_CHANNEL)
+    return json.loads(found) if found else []
+
+
+def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes, frames, expected):
+    with ModelCache(name="growing", options=CacheOptions(can_grow=True)) as cache:
+        wait_until(lambda: len(devices(cache)) == 1)
+        session = cache.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32, device="cuda"))
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(session.infer, frames)
+            wait_until(lambda: demands() == [{"GPU": 1.0}])
+            assert "no node of this cluster has an NVIDIA GPU" in cache.status()["waiting"][0]["reason"]
+            nodes.add(num_gpus=1)
+            assert np.array_equal(asking.result(60), expected)
+        wait_until(lambda: demands() == [])
+        hasty = ModelCache(name="growing", deadline_s=2.0)
+        with pytest.raises(errors.ResourceExhaustedError, match=r"2000000000 bytes.*950000000"):
+            hasty.load_model(OTHER, memory_bytes=2_000_000_000)
+    nodes.clear()
+
+
+def test_a_cluster_that_shrinks_and_grows_again(nodes, cache, frames, expected):
+    wait_until(lambda: len(devices(cache)) == 1)
+    assert cache.memory_usage()[1] == int(0.6 * NODE_BYTES)
+    node = nodes.add(num_gpus=1)
+    wait_until(lambda: cache.memory_usage()[1] == 2 * int(0.6 * NODE_BYTES) + int(0.95 * GPU_BYTES))
+    session = cache.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32, device="cuda"))
+    assert np.array_equal(session.infer(frames), expected)
+    nodes.remove(node)
+    wait_until(lambda: cache.memory_usage() == (0, int(0.6 * NODE_BYTES)))
+    with pytest.raises(errors.BackendUnavailableError, match="no node of this cluster has an NVIDIA GPU"):
+        session.infer(frames)
+    nodes.add(num_gpus=1)
+    wait_until(lambda: len(devices(cache)) == 3)
+    assert np.array_equal(session.infer(frames), expected)

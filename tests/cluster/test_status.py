@@ -1,0 +1,85 @@
+"""What a cache shows of itself: status, Prometheus, and bytes that agree with the operating system's."""
+
+import urllib.request
+
+import numpy as np
+import pytest
+import ray
+
+from genai_ray import ModelCache
+from genai_ray.cluster import SessionRequest
+from genai_ray.types import ModelBackend, ModelPrecision
+from tests.processes import rss_anon, rss_watched, wait_until
+
+pytestmark = pytest.mark.cluster
+
+MODEL, OTHER = "websr-x2-s", "websr-x2-m"
+
+
+@pytest.fixture
+def cache(ray_session, request):
+    with ModelCache(4_000_000_000, name=request.node.name) as cache:
+        yield cache
+
+
+def metrics(cache):
+    """Read what Prometheus would, and return the values of our series of this cache by name and model."""
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = {}
+    for line in lines:
+        name, _, rest = line.partition("{")
+        if name.startswith("ray_genai_ray_") and f'cache="{cache.name}"' in rest:
+            labels, _, value = rest.rpartition("} ")
+            model = next((label.partition("=")[2].strip('"') for label in labels.split(",") if label.startswith("model=")), "")
+            found[name.removeprefix("ray_genai_ray_"), model] = float(value)
+    return found
+
+
+def test_status_and_metrics_say_the_same(cache, frames):
+    cache.load_model(MODEL)
+    session = cache.get_session(MODEL)
+    for _ in range(5):
+        session.infer(frames)
+    cache.load_model(OTHER)
+    cache.evict(OTHER)
+    status = cache.status()
+    (entry,) = status["models"]
+    assert (entry["model_id"], entry["state"], entry["replicas"], entry["queue"], status["evictions"]) == (MODEL, "ready", 1, 0, 1)
+    assert entry["hits"] >= 6
+    assert entry["load_s"] > 0
+    assert entry["age_s"] >= entry["idle_s"] >= 0
+    assert set(status["history"]) == {MODEL, OTHER}
+    assert status["history"][OTHER]["evictions"] == 1
+    assert 0 < status["history"][OTHER]["age_at_eviction_s"] < 60
+    (device,) = status["devices"]
+    assert device["used_bytes"] == status["used_bytes"] == entry["bytes"]
+    assert 40_000_000 < status["process_bytes"]["cpu"] < 120_000_000
+    wait_until(lambda: metrics(cache).get(("hits_total", MODEL), 0) >= entry["hits"])
+    wait_until(lambda: metrics(cache).get(("used_bytes", "")) == pytest.approx(device["used_bytes"], rel=0.05))
+    seen = metrics(cache)
+    assert seen["loads_total", MODEL] == seen["loads_total", OTHER] == 1
+    assert seen["evictions_total", OTHER] == 1
+    assert seen["budget_bytes", ""] == device["budget_bytes"]
+    assert seen["load_seconds_count", MODEL] == 1
+    assert seen["age_at_eviction_seconds_count", OTHER] == 1
+
+
+@pytest.mark.parametrize("size", [(144, 176), (480, 640)], ids=str)
+@pytest.mark.parametrize("model", ["websr-x2-s", "websr-x2-l", "waifu2x-x2", "esrgan-2x", "rife"])
+def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
+    """What is recorded is a peak, of the moments at which the cache looked: a batch and its result count while they are there."""
+    session = cache.session_of(SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
+    session.touch()
+    (loaded,) = cache.status()["models"]
+    pid = loaded["session"]["pid"]
+    assert loaded["bytes"] == pytest.approx(rss_anon(pid), rel=0.1)
+    frames = np.random.default_rng(0).integers(0, 256, (4, *size, 3), np.uint8)
+    with rss_watched(pid) as most:
+        for _ in range(3):
+            session.infer(frames)
+        (after,) = cache.status()["models"]
+    assert 0.9 * rss_anon(pid) < after["bytes"] < 1.1 * most[0]
+    assert loaded["bytes"] > 0.8 * after["bytes"]
+    assert loaded["predicted_bytes"] == pytest.approx(after["bytes"], rel=0.25)

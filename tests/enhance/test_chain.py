@@ -1,0 +1,80 @@
+"""Which models may follow each other, where a chain is cut, and how far one is."""
+
+from fractions import Fraction
+
+import pytest
+
+from genai_ray import ModelCatalog
+from genai_ray.enhance.chain import check_chain, check_rate, count_results, split_chain
+from genai_ray.errors import ConfigError
+
+
+def specs(*models):
+    return [ModelCatalog.default().get(model) for model in models]
+
+
+@pytest.mark.parametrize(
+    ("models", "parts"),
+    [
+        (["websr-x2-s"], (["websr-x2-s"], None, [], None)),
+        (["rife"], ([], "rife", [], None)),
+        (["u2net"], ([], None, [], "u2net")),
+        (["zero-dce", "ffdnet", "websr-x2-s"], (["zero-dce", "ffdnet", "websr-x2-s"], None, [], None)),
+        (["ffdnet", "rife", "websr-x2-s", "ffdnet"], (["ffdnet"], "rife", ["websr-x2-s", "ffdnet"], None)),
+        (["websr-x2-s", "rife", "selfie-segmentation"], (["websr-x2-s"], "rife", [], "selfie-segmentation")),
+        (["ffdnet", "selfie-segmentation"], (["ffdnet"], None, [], "selfie-segmentation")),
+    ],
+)
+def test_chains_that_make_sense(models, parts):
+    chain = specs(*models)
+    check_chain(chain)
+    cut = split_chain(chain, models)
+    assert (list(cut.before), cut.between, list(cut.after), cut.mask) == parts
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (["rife", "rife"], "one model that adds frames"),
+        (["rife", "ffdnet", "rife"], "one model that adds frames"),
+        (["selfie-segmentation", "websr-x2-s"], "last of the chain"),
+        (["selfie-segmentation", "rife"], "last of the chain"),
+        (["selfie-segmentation", "u2net"], "last of the chain"),
+    ],
+)
+def test_chains_that_make_none(models, words):
+    with pytest.raises(ConfigError, match=words):
+        check_chain(specs(*models))
+
+
+def test_a_model_that_takes_no_frames_is_refused():
+    other = ModelCatalog.default().get("websr-x2-s").model_copy(update={"inputs": ()})
+    with pytest.raises(ConfigError, match="frames of frames"):
+        check_chain([other])
+
+
+@pytest.mark.parametrize(
+    ("models", "factor", "fps", "words"),
+    [
+        (["ffdnet"], 2, None, "Add --model rife"),
+        (["ffdnet"], None, Fraction(60), "Add --model rife"),
+        (["rife"], 2, Fraction(60), "one of them"),
+        (["rife"], 1, None, "from 2 to 16"),
+        (["rife"], 17, None, "from 2 to 16"),
+        (["rife"], 2.5, None, "a whole number"),
+        (["rife"], None, Fraction(0), "above 0"),
+        (["rife"], None, Fraction(1001), "up to 1000"),
+    ],
+)
+def test_rates_that_make_no_sense(models, factor, fps, words):
+    with pytest.raises(ConfigError, match=words):
+        check_rate(specs(*models), factor, fps)
+
+
+def test_how_far_a_chain_is():
+    chain = specs("ffdnet", "rife", "websr-x2-s")
+    assert count_results(chain, {"ffdnet": 10, "rife": 20, "websr-x2-s": 30}, factor=3) == 30
+    assert count_results(chain, {"ffdnet": 10, "rife": 16, "websr-x2-s": 30}, factor=3) == 24
+    assert count_results(chain, {"ffdnet": 10, "rife": 20, "websr-x2-s": 12}, factor=3) == 12
+    assert count_results(specs("rife"), {"rife": 7}, factor=2) == 14
+    assert count_results(specs("ffdnet", "websr-x2-s"), {"ffdnet": 7}, factor=2) == 0

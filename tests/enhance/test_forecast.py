@@ -1,0 +1,63 @@
+"""``--dry-run``: what would be done, with nothing written."""
+
+import json
+
+import pytest
+
+from genai_ray import EnhanceOptions, enhance_videos, errors
+from genai_ray.enhance import forecast_videos
+from genai_ray.video import Encoding
+from tests.processes import run
+from tests.video.clips import NUM_FRAMES, write
+
+OPTIONS = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "clips" / "a.mp4", tracks=0, options={"g": "8"})
+    (tmp_path / "clips" / "bad.mp4").write_bytes(b"no video" * 100)
+    return tmp_path
+
+
+def test_a_job_is_foreseen_and_nothing_is_written(folder):
+    before = sorted(folder.rglob("*"))
+    forecast = forecast_videos(folder / "clips", folder / "out", models="websr-x2-s", options=OPTIONS)
+    assert [(clip.status, clip.frames, clip.segments, clip.size_out) for clip in forecast.clips] == [
+        ("todo", NUM_FRAMES, 3, (192, 128)),
+        ("failed", 0, 0, (0, 0)),
+    ]
+    assert "not a video" in forecast.clips[1].error
+    assert (forecast.frames, forecast.segments) == (NUM_FRAMES, 3)
+    assert forecast.input_bytes == (folder / "clips" / "a.mp4").stat().st_size
+    assert 10_000_000 < forecast.models["websr-x2-s"] < 500_000_000
+    assert forecast.expected_s > 0
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(errors.VideoError, match="not a video"):
+        forecast_videos(folder / "clips" / "bad.mp4", folder / "b.mp4", models="websr-x2-s")
+
+
+def test_chains_that_add_frames_and_masks_are_foreseen(folder):
+    chain = ["rife", "websr-x2-s", "selfie-segmentation"]
+    forecast = forecast_videos(folder / "clips" / "a.mp4", folder / "b.mp4", models=chain, options=OPTIONS)
+    assert forecast.frames == 2 * NUM_FRAMES
+    assert list(forecast.models) == chain
+    assert forecast.expected_s > 0
+
+
+def test_what_is_done_is_left_out(ray_session, folder):
+    enhance_videos([folder / "clips" / "a.mp4", folder / "clips" / "bad.mp4"], folder / "out", models="websr-x2-s", options=OPTIONS)
+    forecast = forecast_videos(folder / "clips", folder / "out", models="websr-x2-s", options=OPTIONS)
+    assert [clip.status for clip in forecast.clips] == ["done", "failed"]
+    assert (forecast.frames, forecast.expected_s) == (0, None)
+
+
+def test_the_command(folder):
+    command = ["enhance", folder / "clips" / "a.mp4", "-o", folder / "b.mp4", "--model", "websr-x2-s", "--dry-run"]
+    told = run(*command)
+    assert told.returncode == 0, told.stderr
+    assert f"96x64 -> 192x128, {NUM_FRAMES} frames to be made" in told.stdout
+    assert json.loads(run(*command, "--json").stdout)["segments"] == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["clips", "out"]

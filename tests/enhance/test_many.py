@@ -1,0 +1,18 @@
+"""Five hundred clips of 1 s as one job; the published figures, and those of ten thousand, are measured by ``tests/benchmarks/many_clips.py``."""
+
+import sys
+
+import pytest
+
+from tests.processes import ROOT
+
+
+@pytest.mark.slow
+def test_five_hundred_clips_are_not_much_slower_than_a_loop_and_leave_the_driver_as_it_was(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "tests" / "benchmarks"), *sys.path])
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    from many_clips import measure
+
+    figures = measure(500, 50, 64, 48)  # every clip is there and none failed, else it raises
+    assert figures["ratio"] > 0.25, figures
+    assert figures["driver_grew_mb"] < 25, figures

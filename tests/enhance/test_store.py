@@ -1,0 +1,100 @@
+"""What a finished segment's name depends on, and finished segments of a file that ends too early."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from genai_ray import EnhanceOptions
+from genai_ray.catalog import ModelCatalog
+from genai_ray.enhance import Background
+from genai_ray.enhance.segment import SegmentResult
+from genai_ray.enhance.store import key_segments
+from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.work import begin_clip, finish_clip
+from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
+from tests.video.clips import NUM_FRAMES, write, write_cut
+
+BASE = EnhanceOptions(encoding=Encoding(codec="libx264", options={"tune": "film", "bf": "2", "g": "10"}))
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return plan_video(write(tmp_path_factory.mktemp("clip") / "a.mkv", tracks=0), segment_frames=10)
+
+
+def keys(plan, options=BASE, models=("websr-x2-s",)):
+    catalog = ModelCatalog.default()
+    return key_segments(plan, [catalog.get(model) for model in models], options)
+
+
+def test_the_order_of_encoder_options_does_not_count(plan):
+    turned = replace(BASE, encoding=replace(BASE.encoding, options={"g": "10", "tune": "film", "bf": "2"}))
+    assert keys(plan, turned) == keys(plan)
+    assert len(set(keys(plan))) == len(plan.segments) == 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(BASE, encoding=replace(BASE.encoding, options={"tune": "film", "bf": "2", "g": "11"})),
+        replace(BASE, encoding=replace(BASE.encoding, options={"tune": "film", "bf": "2"})),
+        replace(BASE, encoding=replace(BASE.encoding, codec="libx265")),
+        replace(BASE, encoding=replace(BASE.encoding, preset="slow")),
+        replace(BASE, encoding=replace(BASE.encoding, crf=19)),
+        replace(BASE, encoding=replace(BASE.encoding, threads=2)),
+        replace(BASE, encoding=replace(BASE.encoding, bit_depth=10)),
+        replace(BASE, backend=ModelBackend.OPENVINO),
+        replace(BASE, precision=ModelPrecision.FP16),
+        replace(BASE, device="cpu"),
+        replace(BASE, device_kinds=("L4",)),
+        replace(BASE, params={"sigma": 0.1}),
+        replace(BASE, tile_size_px=64),
+        replace(BASE, factor=3),
+        replace(BASE, fps=Fraction(60)),
+        replace(BASE, scene_threshold=0.2),
+        replace(BASE, background=Background(kind="blur")),
+        replace(BASE, background=Background(kind="blur", radius_px=3)),
+        replace(BASE, background=Background(colour=(1, 2, 3))),
+    ],
+)
+def test_whatever_changes_bytes_changes_the_key(plan, other):
+    assert not set(keys(plan, other)) & set(keys(plan))
+
+
+def test_whatever_changes_no_byte_keeps_the_key(plan):
+    assert keys(plan, replace(BASE, copies=4, overwrite=True, batch_size=2, max_memory_bytes=10**9, background=Background())) == keys(plan)
+
+
+def test_models_and_input_are_part_of_the_key(plan, tmp_path):
+    assert not set(keys(plan, models=("websr-x2-m",))) & set(keys(plan))
+    assert not set(keys(plan, models=("websr-x2-s", "websr-x2-s"))) & set(keys(plan))
+    other = plan_video(write(tmp_path / "b.mkv", tracks=0, pts=list(range(1, 41))), segment_frames=10)
+    assert not set(keys(other)) & set(keys(plan))
+
+
+def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
+    """All segments were finished by a job that died before the join; the last one ends with the file."""
+    source, output = write_cut(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=8, allow_truncated=True)
+    (target,) = resolve_targets([source], output, options)
+    specs = [ModelCatalog.default().get("websr-x2-s")]
+    begun, planned = begin_clip(target, specs, options)
+    assert (begun.segments, len(begun.todo)) == (len(planned.timeline.plan.segments), begun.segments)
+    written = []
+    for segment in planned.timeline.plan.segments:
+        frames = list(decode_segment(planned.timeline.plan, segment, allow_truncated=True))
+        written.append(len(frames))
+        if frames:
+            with SegmentWriter(
+                Path(planned.store.place(segment.index)), info=planned.timeline.plan.info, size=(96, 64), encoding=planned.options.encoding
+            ) as writer:
+                for frame in frames:
+                    writer.write(frame.frame, frame.pts)
+    again, planned = begin_clip(target, specs, options)
+    assert again.todo == tuple(index for index, count in enumerate(written) if not count)
+    record = finish_clip(planned, dict.fromkeys(again.todo, SegmentResult(0, 0, 0.0)), 0.0)
+    assert record.report.frames == len(plan_video(output).pts) == sum(written) < NUM_FRAMES
+    assert list(plan_video(output).pts) == list(planned.timeline.plan.pts[: sum(written)])

@@ -1,0 +1,127 @@
+"""What a job waits for: a join that is killed in the middle, a cluster without CPUs, a lease that does not come."""
+
+import json
+import os
+import tempfile
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from genai_ray import EnhanceOptions, enhance_videos, errors
+from genai_ray.enhance import job, schedule
+from genai_ray.video import Encoding
+from tests.enhance.test_same_bytes import ray_of
+from tests.processes import descendants, is_alive, kill, start, title, wait_until
+from tests.video.clips import write
+
+MODEL = ["--model", "websr-x2-s", "--preset", "ultrafast", "--segment-frames", 8, "--json", "--address", "local"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("clip") / "a.mkv", options={"g": "8"})
+
+
+@pytest.fixture
+def own_temporary(monkeypatch):
+    """Jobs that are killed leave Ray's folder behind: it goes with this one, whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="job-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_join_that_is_killed_in_the_middle_is_made_again(ray_session, source, tmp_path, own_temporary):
+    """A finished segment is a pipe for a while, so that the join stands still as long as it takes to be killed: its worker, then the whole job."""
+    options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=8)
+    enhance_videos(source, tmp_path / "undisturbed.mkv", models="websr-x2-s", options=options)
+    output, kept = tmp_path / "b.mkv", tmp_path / "kept.nut"
+    work = output.with_name("b.mkv.genai-ray")
+
+    def finished():
+        return sorted(work.glob("*.nut"))
+
+    first = start("enhance", source, "-o", output, *MODEL)
+    wait_until(finished, first)
+    end(first)
+    pipe = finished()[0]
+
+    def hold():
+        """Start the job, and return it with the worker of its join, which waits for the pipe."""
+        pipe.rename(kept)
+        os.mkfifo(pipe)
+        held = start("enhance", source, "-o", output, *MODEL)
+        waiting = []
+        wait_until(lambda: waiting.extend(pid for pid in descendants(held.pid) if opens_pipe(pid)) or waiting, held)
+        assert "ray::_run_finish" in title(waiting[0])
+        kept.replace(pipe)  # whoever waits still waits for the pipe
+        return held, waiting[0]
+
+    held, _ = hold()
+    end(held)
+    assert not output.exists()
+    assert len(finished()) == 5
+    held, joining = hold()
+    kill(joining)
+    out, err = held.communicate()
+    assert held.returncode == 0, err
+    assert json.loads(out)["segments_reused"] == 5
+    assert output.read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mkv", "undisturbed.mkv"]
+
+
+def opens_pipe(pid):
+    """Tell whether a thread of a process opens a pipe that nobody writes."""
+    try:
+        return any((task / "wchan").read_text() in ("wait_for_partner", "fifo_open") for task in Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def end(job):
+    """Kill a job with all of its processes, and wait until nothing of it is left."""
+    children = descendants(job.pid)
+    for pid in (job.pid, *children):
+        kill(pid)
+    job.communicate()
+    wait_until(lambda: not any(is_alive(pid) for pid in children))
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_cluster_without_cpus_is_an_error_and_not_a_wait_for_ever(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "NO_CPU_WITHIN_S", 3.0)
+    monkeypatch.setattr(schedule, "CPUS_EVERY_S", 0.2)
+    options = EnhanceOptions(encoding=Encoding(preset="ultrafast"))
+    with ray_of(0), pytest.raises(errors.ResourceExhaustedError, match="the cluster has had no CPU for 3 s"):
+        enhance_videos(source, tmp_path / "b.mkv", models="websr-x2-s", options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def loading():
+    """The lease of a job that has not come yet."""
+    loading = job._Loading(None, EnhanceOptions(), "tag")
+    loading._lease = Future()
+    return loading
+
+
+def test_a_lease_that_does_not_come_holds_nobody_up(loading, monkeypatch):
+    monkeypatch.setattr(job, "LEASE_WITHIN_S", 0.01)
+    assert loading.uses() == ()
+    loading.follow(None)
+    released = []
+    loading.release()
+    assert released == []
+    loading._lease.set_result(SimpleNamespace(release=lambda: released.append(True)))
+    assert released == [True]
+
+
+def test_a_lease_that_fails_ends_the_job_with_its_own_error(loading):
+    loading._lease.set_exception(errors.ModelLoadError("a model", "another one"))
+    with pytest.raises(errors.ModelLoadError, match="a model"):
+        loading.follow(None)
+    loading.release()

@@ -1,0 +1,218 @@
+"""Starting and ending the endpoint: ports that are taken, signals, what a killed one leaves, replicas and sessions that die."""
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from genai_ray import InferenceSession, errors
+from genai_ray.catalog import ServeProfile
+from genai_ray.serve.endpoint import Endpoint
+from genai_ray.serve.ports import find_free_ports, find_port_block
+from tests.processes import DEADLINE_S, descendants, is_alive, kill, rss_anon, run, title, wait_until
+from tests.serve.conftest import serve
+from tests.serve.models import add_sub
+
+LOAD_S = 60.0
+INGRESS = "ray::ServeReplica:genai_ray:Ingress"
+NOISE_BYTES = 4_000_000
+"""What the smallest processes, of 10 to 40 MB, take more or less by chance."""
+KEPT_BYTES = 4 * 4 * 1024**2
+"""What HAProxy's threads keep in buffers at the most; their pages are touched one after another."""
+
+
+def listens(port):
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_second_endpoint_on_the_same_port_is_told_whose_it_is(served):
+    done = run("serve", "--port", find_free_ports(1)[0], "--grpc-port", served.grpc_port)
+    assert done.returncode == 2
+    assert f"port {served.grpc_port} on 127.0.0.1 is taken by the endpoint that process {served.process.pid} started" in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(errors.ConfigError, match="two different ports"):
+        Endpoint(ServeProfile(name="a", port=8000, grpc_port=8000)).start()
+
+
+def test_nothing_of_the_ingress_is_open_to_the_network(served):
+    is_proxy = lambda pid: title(pid).startswith("/") and "haproxy" in title(pid).split()[0]  # noqa: E731
+    assert _listening(is_proxy, served.process.pid) == {("0100007F", served.port), ("0100007F", served.grpc_port)}
+
+
+def _listening(is_meant, root):
+    """Addresses, as the kernel writes them, and ports that some of the processes of an endpoint listen on."""
+    sockets = set()
+    for pid in filter(is_meant, descendants(root)):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(str(entry.readlink()))
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                address, _, port = fields[1].rpartition(":")
+                listening.add((address, int(port, 16)))
+    return listening
+
+
+def test_replicas_of_two_endpoints_share_no_port(served):
+    mine = {port for _, port in _listening(lambda pid: title(pid).startswith("ray::ServeReplica"), served.process.pid) if 20_000 <= port < 30_000}
+    assert len(mine) == 2
+    block = find_port_block(100)
+    assert not mine & set(range(block, block + 100))
+
+
+def infer_slowly(port, results):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 270, 480, 3), np.uint8)
+    with triton.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=120) as client:
+        tensor = triton.InferInput("frames", frames.shape, "UINT8")
+        tensor.set_data_from_numpy(frames)
+        results.append(client.infer("waifu2x-x2", [tensor], parameters={"frames": True}).as_numpy("output"))
+        results.append(frames)
+
+
+@pytest.mark.cluster
+def test_an_endpoint_whose_node_dies_ends_and_says_so():
+    endpoint = serve("--replicas", 1, "--model", "websr-x2-s")
+    children = descendants(endpoint.process.pid)
+    kill(next(pid for pid in children if "raylet/raylet" in title(pid)))
+    assert endpoint.process.wait(DEADLINE_S) == 1, endpoint.stderr
+    wait_until(lambda: "error: the Ray node that this process started has died. Start the endpoint again.\n" in endpoint.stderr)
+    wait_until(lambda: not any(is_alive(pid) for pid in children))
+    assert not listens(endpoint.port)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_lets_what_is_computed_end_and_leaves_nothing(number):
+    endpoint = serve("--replicas", 1, "--model", "waifu2x-x2")
+    client = triton.InferenceServerClient(endpoint.http, network_timeout=120)
+    client.load_model("waifu2x-x2")
+    (session_pid,) = (pid for pid in descendants(endpoint.process.pid) if title(pid).startswith("ray::SessionActor"))
+    idle = _ticks(session_pid)
+    results = []
+    asking = threading.Thread(target=infer_slowly, args=(endpoint.port, results))
+    asking.start()
+    wait_until(lambda: _ticks(session_pid) > idle + 20, endpoint.process)
+    mine = descendants(endpoint.process.pid)
+    assert endpoint.end(number) == 0
+    asking.join(60)
+    result, frames = results
+    with InferenceSession("waifu2x-x2") as session:
+        assert np.array_equal(result, session.infer(frames))
+    wait_until(lambda: not any(is_alive(pid) for pid in mine))
+    assert not listens(endpoint.port)
+    assert not listens(endpoint.grpc_port)
+    assert not [line for line in endpoint.stderr if "Traceback" in line]
+
+
+def _ticks(pid):
+    """CPU time of a process."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+@pytest.mark.cluster
+def test_after_a_kill_nothing_listens_and_the_next_start_cleans_up():
+    endpoint = serve("--replicas", 1, "--model", "websr-x2-s")
+    time.sleep(2.5)  # twice a record's period is not waited for: what is not recorded ends by itself
+    mine = descendants(endpoint.process.pid)
+    kill(endpoint.process.pid)
+    endpoint.process.wait()
+    wait_until(lambda: not any(is_alive(pid) for pid in mine if "haproxy" in title(pid)))
+    assert not listens(endpoint.port)
+    again = serve("--replicas", 1, "--model", "websr-x2-s", ports=(endpoint.port, endpoint.grpc_port))
+    assert not any(is_alive(pid) for pid in mine)
+    wait_until(lambda: any("was killed" in line for line in again.stderr), again.process)
+    assert again.end() == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answered(tmp_path):
+    """Sixty-four clients for 60 s; right answers, or 503 with Retry-After; at most two broken connections for each replica that is killed.
+
+    No process grows from the 20th second on, or from when what was killed has been replaced.
+    """
+    add_sub(tmp_path / "add-sub.onnx")
+    endpoint = serve("--replicas", 2, "--model", "websr-x2-s", repository=tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+    with InferenceSession("websr-x2-s") as session:
+        wanted = session.infer(frames)
+    began = time.monotonic()
+    over = began + LOAD_S
+    outcomes = [[] for _ in range(64)]
+    threads = [threading.Thread(target=_ask_until, args=(endpoint.port, frames, wanted, over, outcomes[index], index)) for index in range(64)]
+    for thread in threads:
+        thread.start()
+    for number, word in enumerate(("ray::SessionActor", INGRESS)):
+        wait_until(lambda done=100 * (number + 1): sum(map(len, outcomes)) > done, endpoint.process)
+        kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(word)))
+    wait_until(lambda: time.monotonic() > began + LOAD_S / 3 and num_ingresses(endpoint) == 2 and sum(map(len, outcomes)) > 1000, endpoint.process)
+    before = anonymous_bytes(endpoint.process.pid)
+    wait_until(lambda: time.monotonic() > over, endpoint.process)
+    after = anonymous_bytes(endpoint.process.pid)
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "a request hangs"
+    told = [outcome for several in outcomes for outcome in several]
+    counts = {word: told.count(word) for word in set(told)}
+    assert counts.pop("right") > 500
+    assert sum(counts.pop(word) for word in list(counts) if word.startswith("broken")) <= 2
+    counts.pop("come again", None)
+    assert not counts
+    allowed = {what: 1.1 * size + (KEPT_BYTES if "haproxy" in what[1] else NOISE_BYTES) for what, size in before.items()}
+    grown = {what: (before[what], now) for what, now in after.items() if what in before and now > allowed[what]}
+    assert not grown
+    assert endpoint.end() == 0
+
+
+def num_ingresses(endpoint):
+    return sum(title(pid).startswith(INGRESS) for pid in descendants(endpoint.process.pid))
+
+
+def anonymous_bytes(root):
+    """Return the anonymous memory of a process and of all that it started, by id and title."""
+    found = {}
+    for pid in {root, *descendants(root)}:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):  # it has ended
+            found[pid, title(pid)] = rss_anon(pid)
+    return found
+
+
+def _ask_until(port, frames, wanted, over, outcomes, index):
+    head = json.dumps(
+        {
+            "inputs": [{"name": "frames", "datatype": "UINT8", "shape": [1, *frames.shape[1:]], "parameters": {"binary_data_size": frames[0].nbytes}}],
+            "parameters": {"frames": True, "binary_data_output": True},
+        }
+    ).encode()
+    one = index % len(frames)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
+    while time.monotonic() < over:
+        try:
+            connection.request("POST", "/v2/models/websr-x2-s/infer", head + frames[one].tobytes(), {"Inference-Header-Content-Length": str(len(head))})
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as exc:
+            outcomes.append(f"broken: {exc!r:.60}" if not isinstance(exc, TimeoutError) else "hung")
+            connection.close()
+            continue
+        if response.status == 503 and response.getheader("Retry-After") and "error" in json.loads(body):
+            outcomes.append("come again")
+            time.sleep(0.1)
+        elif response.status == 200:
+            length = int(response.getheader("Inference-Header-Content-Length"))
+            outcomes.append("right" if body[length:] == wanted[one].tobytes() else "wrong")
+        else:
+            outcomes.append(f"{response.status} {body[:200]}")
+    connection.close()

@@ -1,0 +1,247 @@
+"""Parts of the endpoint that need neither Ray nor a network: merging, names, HAProxy's configuration, ports, figures."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+from ray._common.utils import import_attr
+from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+from ray.serve.schema import ServeDeploySchema
+
+from genai_ray import errors
+from genai_ray.catalog import ModelServing, ServeProfile, load_serve_profile
+from genai_ray.catalog.files import configs_folder
+from genai_ray.serve.batching import Batcher
+from genai_ray.serve.haproxy import ANSWER, rewrite, write_launcher
+from genai_ray.serve.ingress import main
+from genai_ray.serve.ports import Record, check_ports, find_free_ports, process_started
+from genai_ray.serve.repository import Repository
+from genai_ray.serve.rpc import add_inference_service
+from genai_ray.serve.tally import Tally
+from tests.processes import is_alive, wait_until
+from tests.serve.models import add_number, add_sub
+
+
+class Calls:
+    """Computes nothing until it is told to."""
+
+    def __init__(self):
+        self.seen, self.gates = [], []
+
+    async def __call__(self, items):
+        self.seen.append(list(items))
+        gate = asyncio.get_running_loop().create_future()
+        self.gates.append(gate)
+        await gate
+        return [item * 10 for item in items]
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_a_lone_item_goes_at_once_and_what_waits_is_merged():
+    async def story():
+        calls = Calls()
+        batcher = Batcher(calls, max_size=3, max_calls=2)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(7)]
+        await settle()
+        assert calls.seen == [[0], [1]]
+        calls.gates[0].set_result(None)
+        await settle()
+        assert calls.seen[2:] == [[2, 3, 4]]
+        tasks[5].cancel()
+        await settle()
+        calls.gates[1].set_result(None)
+        await settle()
+        assert calls.seen[3:] == [[6]]
+        for gate in calls.gates[2:]:
+            gate.set_result(None)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers.pop(5), asyncio.CancelledError)
+        assert answers == [0, 10, 20, 30, 40, 60]
+        assert batcher.is_idle
+
+    asyncio.run(story())
+
+
+def test_items_count_by_their_size_and_an_error_is_everybodys():
+    async def story():
+        seen = []
+
+        async def call(items):
+            seen.append(items)
+            if "bad" in items:
+                raise errors.InvalidInputError("bad")
+            return items
+
+        batcher = Batcher(call, max_size=4, max_calls=1)
+        answers = await asyncio.gather(
+            *(batcher.submit(item, size) for item, size in (("a", 1), ("b", 3), ("c", 2), ("big", 9), ("bad", 1), ("d", 1))), return_exceptions=True
+        )
+        assert [list(items) for items in seen] == [["a"], ["b"], ["c"], ["big"], ["bad", "d"]]
+        assert answers[:4] == ["a", "b", "c", "big"]
+        assert all(isinstance(answer, errors.InvalidInputError) for answer in answers[4:])
+
+    asyncio.run(story())
+
+
+def test_a_wait_for_others_is_bounded_and_ends_when_there_are_enough():
+    async def story():
+        seen = []
+
+        async def call(items):
+            seen.append(list(items))
+            return items
+
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(call, max_size=2, wait_s=0.2)
+        began = loop.time()
+        assert await batcher.submit("lone") == "lone"
+        assert loop.time() - began >= 0.19
+        patient = Batcher(call, max_size=2, wait_s=1000.0)
+        assert await asyncio.wait_for(asyncio.gather(patient.submit(1), patient.submit(2)), 60) == [1, 2]
+        assert seen == [["lone"], [1, 2]]
+
+    asyncio.run(story())
+
+
+def test_a_repository_offers_files_versions_and_options(tmp_path):
+    add_sub(tmp_path / "one.onnx")
+    (tmp_path / "one.serve.yaml").write_text("max_batch_size: 4\nmax_frame: [270, 480]\n")
+    for version in (1, 10, 9):
+        add_number(tmp_path / "many" / str(version) / "model.onnx", version)
+    add_number(tmp_path / "many" / "draft" / "model.onnx", 0)
+    (tmp_path / "empty").mkdir()
+    repository = Repository(tmp_path, ("esrgan",))
+    assert [model.name for model in repository.models()] == ["esrgan-4x", "many", "one"]
+    assert repository.get("esrgan").name == "esrgan-4x"
+    assert repository.get("many").latest == "10"
+    assert repository.get("many").source("9").endswith("many/9/model.onnx")
+    assert repository.get("one").serving.max_batch_size == 4
+    assert repository.get("one").request().max_frame == (270, 480)
+    for name in ("three", "../one", str(tmp_path / "one.onnx"), "", "one.onnx"):
+        with pytest.raises(errors.ModelNotFoundError):
+            repository.get(name)
+    with pytest.raises(errors.ModelNotFoundError, match="1, 9, 10"):
+        repository.get("many").source("2")
+    (tmp_path / "one.serve.yaml").write_text("max_batch: 4\n")
+    with pytest.raises(errors.ConfigError, match=r"one\.serve\.yaml: max_batch"):
+        repository.rescan()
+    assert repository.get("one").serving.max_batch_size == 4
+    with pytest.raises(errors.ConfigError, match="model repository"):
+        Repository(tmp_path / "nowhere")
+    with pytest.raises(errors.ModelNotFoundError, match="esrgan"):
+        Repository(None, ("esrgun",))
+
+
+@pytest.mark.parametrize("path", sorted((configs_folder() / "serve").glob("*.yaml")), ids=lambda path: path.stem)
+def test_profiles_load(path):
+    assert load_serve_profile(path.stem).name == path.stem
+    assert load_serve_profile(str(path)).override(port=9).port == 9
+
+
+def test_bad_profiles(tmp_path):
+    with pytest.raises(errors.ConfigError, match="cluster, default"):
+        load_serve_profile("fast")
+    with pytest.raises(errors.ConfigError, match="port"):
+        ServeProfile(name="a").override(port=0)
+    (tmp_path / "a.yaml").write_text("name: a\nserving: {precision: auto}\n")
+    with pytest.raises(errors.ConfigError, match="not auto"):
+        load_serve_profile(str(tmp_path / "a.yaml"))
+
+
+def test_haproxy_stays_on_its_ports_and_speaks_json():
+    text = rewrite(HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http"), "/b/503.http")
+    assert "frontend http_frontend" in text
+    assert "stats socket" in text
+    assert not any(words in text for words in ("bind :", "bind *:", "prometheus-exporter", "stats enable", "500.http", "status 404 content-type text/plain"))
+    assert text.count("/b/503.http") == 3
+    assert "hdr Retry-After 1" in text
+    assert "\nfrontend http_frontend\n    option http-buffer-request\n" in text
+    assert "\nfrontend grpc_frontend\n    http-request wait-for-body" in text
+    assert re.search(r"^global\n    tune.memory.hot-size \d+$", text, re.MULTILINE)
+    assert json.loads(ANSWER)["error"]
+
+
+def test_the_launcher_ends_with_its_parent(tmp_path):
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("global\nlisten stats\n  bind *:1\n")
+    binary = tmp_path / "haproxy"
+    binary.write_text("#!/bin/sh\nexec sleep 600\n")
+    binary.chmod(0o755)
+    code = f"import subprocess, time; print(subprocess.Popen([{str(write_launcher(tmp_path))!r}, '-f', {str(config)!r}]).pid, flush=True); time.sleep(600)"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"GENAI_RAY_HAPROXY": str(binary)})
+    child = int(parent.stdout.readline())
+    wait_until(lambda: "listen stats" not in config.read_text(), parent)
+    assert is_alive(child)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_alive(child))
+
+
+def test_a_port_that_is_taken_names_who_has_it():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(errors.ConfigError, match=rf"port {port} on 127.0.0.1 is taken by process {os.getpid()} "):
+            check_ports("127.0.0.1", [port])
+    assert check_ports("127.0.0.1", find_free_ports(2)) == []
+
+
+def test_what_a_killed_endpoint_left_is_ended_and_nothing_else(tmp_path):
+    left, other = (subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(2))
+    folder = tmp_path / "genai-ray-left"
+    folder.mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    started = process_started(left.pid)
+    processes = ((left.pid, started), (other.pid, process_started(other.pid) - 1))
+    Record(dead.pid, 1, (1,), (str(folder), str(tmp_path)), processes).write()
+    Record(os.getpid(), process_started(os.getpid()), (2,), (), ((other.pid, process_started(other.pid)),)).write()
+    (note,) = check_ports("127.0.0.1", [])
+    assert "had left 1 processes" in note
+    assert left.wait(60) == -9
+    assert other.poll() is None
+    assert not folder.exists()
+    assert tmp_path.exists()
+    other.kill()
+    other.wait()
+    Record(os.getpid(), 0, (2,), ()).remove()
+
+
+def test_figures_add_up():
+    one, other, total = Tally(), Tally(), Tally()
+    one.of("a", "1").note("success", 5)
+    one.of("a", "1").note_call(3, 7)
+    other.of("a", "1").note("fail", 2)
+    other.of("a", "1").note_call(3, 1)
+    one.note_response("http", "200")
+    for part in (one, other):
+        total.merge(part.take())
+        assert not part.counts
+        assert not part.responses
+    assert total.responses == {("http", "200"): 1}
+    figures = total.counts["a", "1"].to_json()
+    assert (figures["inference_count"], figures["execution_count"]) == (6, 2)
+    assert figures["inference_stats"]["success"] == {"count": 1, "ns": 5}
+    assert figures["inference_stats"]["fail"] == {"count": 1, "ns": 2}
+    assert figures["batch_stats"][0]["compute_infer"] == {"count": 2, "ns": 8}
+    assert ModelServing().max_batch_size is None
+
+
+def test_the_cluster_configuration_is_one_that_ray_serve_takes():
+    config = yaml.safe_load((configs_folder().parent / "deployments" / "serve.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(config)
+    (application,) = schema.applications
+    assert import_attr(application.import_path) is main
+    assert import_attr(config["grpc_options"]["grpc_servicer_functions"][0]) is add_inference_service
+    assert load_serve_profile(application.args["profile"]).host == schema.http_options.host

@@ -1,0 +1,564 @@
+"""Pictures and video jobs over HTTP, on a real cache: the same application as the replicas', served from this process."""
+
+import asyncio
+import contextlib
+import functools
+import http.client
+import http.server
+import io
+import json
+import os
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import ray
+import uvicorn
+from PIL import Image
+
+from genai_ray import EnhanceOptions, InferenceSession, ModelCache, enhance_videos
+from genai_ray.catalog import PeopleServing, ServeProfile
+from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.serve.engine import Engine
+from genai_ray.serve.http import build_app, list_operations
+from genai_ray.serve.people import resume_videos
+from genai_ray.serve.ports import find_free_ports
+from genai_ray.serve.repository import Repository
+from genai_ray.serve.videos import VideoDesk, check_uri
+from genai_ray.video import encode_png16
+from tests.processes import DEADLINE_S, descendants, is_alive, kill, title, wait_until
+from tests.serve.conftest import serve
+from tests.serve.contract import check_answer
+from tests.serve.test_images import saved
+from tests.video.clips import write, write_cut
+
+RNG = np.random.default_rng(0)
+PIXELS = np.kron(RNG.integers(0, 256, (9, 13, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"
+
+
+@contextlib.contextmanager
+def application(folder, repository=None, **people):
+    """Serve the application from a thread of this process."""
+    (port,) = find_free_ports(1)
+    profile = ServeProfile(name="test", cache="people", people=PeopleServing(videos_folder=str(folder), **people), max_body_bytes=4_000_000)
+    engine = Engine(profile, ModelCache(name="people", is_online=True, deadline_s=60.0), Repository(repository))
+
+    async def none():
+        return engine.tally
+
+    server = uvicorn.Server(uvicorn.Config(build_app(list_operations(engine, none)), port=port, log_level="error", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=functools.partial(asyncio.run, server.serve()))
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, desk=VideoDesk(folder, profile.people), profile=profile)
+    finally:
+        server.should_exit = True
+        thread.join()
+        for name in ray.util.list_named_actors(all_namespaces=True):
+            if name["name"].startswith("videos:"):
+                ray.kill(ray.get_actor(**name))
+
+
+@pytest.fixture(scope="module")
+def app(ray_session, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    clips = tmp_path_factory.mktemp("clips")
+    with application(folder, max_video_bytes=3_000_000, allowed_uris=(clips.as_uri(),)) as one:
+        one.clips = clips
+        yield one
+    ModelCache(name="people").shutdown()
+
+
+def ask(app, method, path, body=None, **headers):
+    """Return (status, body, headers) of an answer; errors are answers too."""
+    request = urllib.request.Request(app.url + path, body, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
+            answer = response.status, response.read(), response.headers
+    except urllib.error.HTTPError as exc:
+        answer = exc.code, exc.read(), exc.headers
+    check_answer(app.url, method, path, (answer[0], answer[2], answer[1]))
+    return answer
+
+
+def enhance(app, query, body, **headers):
+    return ask(app, "POST", f"/v1/enhance?{query}", body, **headers)
+
+
+def image_of(answer):
+    status, body, _ = answer
+    assert status == 200, body
+    return Image.open(io.BytesIO(body))
+
+
+def refusal(answer, status):
+    assert answer[0] == status, answer[:2]
+    told = json.loads(answer[1])
+    assert set(told) == {"error"}
+    return told["error"]
+
+
+def form(*parts):
+    """Write a form by hand."""
+    boundary = uuid.uuid4().hex
+    lines = [f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + body + b"\r\n" for head, body in parts]
+    return b"".join(lines) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+@pytest.fixture(scope="module")
+def local():
+    with InferenceSession("websr-x2-s") as session:
+        yield session
+
+
+def test_a_picture_comes_back_enhanced_as_a_local_session_does(app, local):
+    status, body, headers = enhance(app, "model=websr-x2-s", saved(Image.fromarray(PIXELS)))
+    assert (status, headers["Content-Type"], headers["X-Model"], headers["X-Backend"]) == (200, "image/png", "websr-x2-s", "onnx")
+    assert "infer;dur=" in headers["Server-Timing"]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(body))), local.infer(PIXELS))
+
+
+def test_a_form_is_the_same_as_a_body(app):
+    picture = saved(Image.fromarray(PIXELS))
+    body, kind = form(('name="file"; filename="a.png"', picture))
+    assert enhance(app, "model=websr-x2-s", body, **{"Content-Type": kind})[1] == enhance(app, "model=websr-x2-s", picture)[1]
+
+
+def test_16_bits_alpha_and_profile_pass_the_model(app, local):
+    deep = RNG.integers(0, 65536, (16, 24, 4), np.uint16)
+    written = enhance(app, "model=websr-x2-s", encode_png16(deep))[1]
+    from genai_ray.video import decode_png16
+
+    result = decode_png16(written, 10**6)
+    assert np.array_equal(result[..., :3], local.infer(deep[..., :3].copy()))
+    alpha = local.infer(np.repeat(deep[..., 3:], 3, axis=2))
+    assert np.array_equal(result[..., 3], np.rint(alpha.mean(axis=2)).astype(np.uint16))
+
+
+def test_alpha_that_is_the_same_everywhere_stays_so(app):
+    opaque = Image.fromarray(np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)]))
+    result = image_of(enhance(app, "model=websr-x2-s", saved(opaque)))
+    assert (result.mode, result.getchannel("A").getextrema()) == ("RGBA", (255, 255))
+
+
+def test_a_denoiser_leaves_alpha_alone_and_takes_params(app):
+    alpha = RNG.integers(0, 256, PIXELS.shape[:2], np.uint8)
+    body = saved(Image.fromarray(np.dstack([PIXELS, alpha])))
+    weak, strong = (image_of(enhance(app, f"model=ffdnet&params=sigma={sigma}", body)) for sigma in (0.01, 0.2))
+    assert np.array_equal(np.asarray(weak)[..., 3], alpha)
+    assert not np.array_equal(np.asarray(weak), np.asarray(strong))
+
+
+def test_format_quality_and_greyness(app):
+    grey = saved(Image.fromarray(PIXELS).convert("L"), "JPEG")
+    result = image_of(enhance(app, "model=websr-x2-s", grey))
+    assert (result.format, result.mode, result.size) == ("JPEG", "L", (104, 72))
+    small, large = (enhance(app, f"model=websr-x2-s&format=webp&quality={quality}", grey) for quality in (5, 95))
+    assert small[2]["Content-Type"] == "image/webp"
+    assert len(small[1]) < len(large[1])
+
+
+def test_a_background_becomes_alpha(app):
+    picture = saved(Image.fromarray(np.kron(PIXELS, np.ones((4, 4, 1), np.uint8))), "JPEG")
+    result = image_of(enhance(app, "model=selfie-segmentation", picture))
+    assert (result.format, result.mode, result.size) == ("PNG", "RGBA", (208, 144))
+    low, high = result.getchannel("A").getextrema()
+    assert low < high
+    assert "alpha as jpeg" in refusal(enhance(app, "model=selfie-segmentation&format=jpeg", picture), 400)
+
+
+PICTURE = saved(Image.fromarray(PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "words"),
+    [
+        ("model=websr-x2-z", PICTURE, 404, "Did you mean websr-x2-"),
+        ("", PICTURE, 400, "a query without model"),
+        ("model=", PICTURE, 400, "a query without model"),
+        ("model=websr-x2-s&model=websr-x2-m", PICTURE, 400, "'model' twice"),
+        ("model=websr-x2-s&size=3", PICTURE, 400, "'size' in the query; allowed: format, model, params, quality"),
+        ("model=websr-x2-s&params=sigma", PICTURE, 400, "NAME=NUMBER"),
+        ("model=websr-x2-s&params=sigma=nan", PICTURE, 400, "NAME=NUMBER"),
+        ("model=websr-x2-s&params=sigma=1", PICTURE, 400, "'sigma' for websr-x2-s"),
+        ("model=ffdnet&params=sigma=7", PICTURE, 400, "a number from 0"),
+        ("model=websr-x2-s&format=gif", PICTURE, 400, "format 'gif'"),
+        ("model=websr-x2-s&format=jpeg&quality=high", PICTURE, 400, "a whole number"),
+        ("model=websr-x2-s&quality=50", PICTURE, 400, "quality for png"),
+        ("model=rife", PICTURE, 400, "rife (interpolation) for one picture"),
+        ("model=../../etc/passwd", PICTURE, 404, "no model"),
+        ("model=websr-x2-s", b"not a picture", 400, "no picture"),
+        ("model=websr-x2-s", b"", 400, "an empty body"),
+        ("model=websr-x2-s", bytes(4_000_001), 413, "4000001 bytes; allowed: 4000000"),
+    ],
+)
+def test_bad_pictures_and_queries_are_told_so(app, query, body, status, words):
+    assert words in refusal(enhance(app, query, body), status)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((), "a form with 0 files"),
+        ((('name="a"', b"text"),), "a form with 0 files and 1 fields"),
+        ((('name="a"; filename="a"', PICTURE), ('name="b"; filename="b"', PICTURE)), "a form with 2 files"),
+    ],
+)
+def test_forms_that_are_none(app, parts, words):
+    body, kind = form(*parts)
+    assert words in refusal(enhance(app, "model=websr-x2-s", body, **{"Content-Type": kind}), 400)
+    assert "broken" in refusal(enhance(app, "model=websr-x2-s", PICTURE, **{"Content-Type": "multipart/form-data"}), 400)
+    assert "broken" in refusal(enhance(app, "model=websr-x2-s", body[:20], **{"Content-Type": "multipart/form-data; boundary=x"}), 400)
+
+
+def test_pictures_over_the_limits(ray_session, tmp_path):
+    with application(tmp_path, max_image_pixels=2000, max_result_pixels=7000) as strict:
+        assert "a result of 104x72" in refusal(enhance(strict, "model=websr-x2-s", PICTURE), 400)
+        assert "a picture of 50x41; allowed: 2000 pixels" in refusal(enhance(strict, "model=websr-x2-s", saved(Image.new("RGB", (50, 41)))), 400)
+
+
+def test_wrong_methods_and_paths(app):
+    assert "Method Not Allowed" in refusal(ask(app, "GET", "/v1/enhance"), 405)
+    assert "Method Not Allowed" in refusal(ask(app, "PUT", "/v1/videos/" + "0" * 32), 405)
+    assert "Not Found" in refusal(ask(app, "GET", "/v1/enhance/more"), 404)
+    assert "Not Found" in refusal(ask(app, "GET", "/page.html"), 404)
+
+
+def test_models_and_cache_are_told(app):
+    told = {model["name"]: model for model in json.loads(ask(app, "GET", "/v1/models")[1])["models"]}
+    assert told["ffdnet"]["params"]["sigma"]["maximum"] > 0
+    assert (told["websr-x2-s"]["takes_pictures"], told["rife"]["takes_pictures"]) == (True, False)
+    enhance(app, "model=websr-x2-s", PICTURE)
+    wait_until(lambda: any(one["model"] == "websr-x2-s" and one["hits"] for one in json.loads(ask(app, "GET", "/v1/cache")[1])["sessions"]))
+    cache = json.loads(ask(app, "GET", "/v1/cache")[1])
+    assert 0 < cache["used_bytes"] <= cache["budget_bytes"]
+    assert cache["hits"] >= cache["loads"] >= 1
+    assert cache["devices"][0]["kind"] == "cpu"
+    ModelCache(name="people").evict("websr-x2-s")
+    wait_until(lambda: json.loads(ask(app, "GET", "/v1/cache")[1])["evictions"] > cache["evictions"])
+    assert json.loads(ask(app, "GET", "/v1/cache")[1])["hits"] >= cache["hits"]
+
+
+# --- videos ---------------------------------------------------------------------------------------------------------
+
+
+def submit(app, query, body=None, **headers):
+    status, told, answered = ask(app, "POST", f"/v1/videos?{query}", b"" if body is None else body, **headers)
+    assert status == 202, told
+    job = json.loads(told)
+    assert answered["Location"] == job["links"]["self"] == f"/v1/videos/{job['id']}"
+    return job["id"]
+
+
+def look(app, job_id):
+    status, told, _ = ask(app, "GET", f"/v1/videos/{job_id}")
+    assert status == 200, told
+    return json.loads(told)
+
+
+def finish(app, job_id):
+    wait_until(lambda: look(app, job_id)["state"] not in ("queued", "running"))
+    return look(app, job_id)
+
+
+def files_of(app, job_id):
+    return sorted(path.name for path in (app.folder / job_id).iterdir())
+
+
+@pytest.fixture(scope="module")
+def clip(app):
+    return write(app.clips / "a.mkv", size=(96, 64), pts=list(range(24)))
+
+
+def test_a_video_is_enhanced_as_by_hand(app, clip, tmp_path):
+    job_id = submit(app, "model=ffdnet&model=websr-x2-s&params=sigma=0.05&format=mkv&name=my%20clip.mkv", clip.read_bytes())
+    job = finish(app, job_id)
+    assert (job["state"], job["error"], job["name"], job["models"]) == ("done", None, "my clip.mkv", ["ffdnet", "websr-x2-s"])
+    assert (job["report"]["frames"], job["frames_done"], job["report"]["size_out"]) == (24, 24, [192, 128])
+    assert str(app.folder) not in json.dumps(job)
+    status, result, headers = ask(app, "GET", job["links"]["result"])
+    assert (status, headers["Content-Type"]) == (200, "video/x-matroska")
+    assert "my%20clip-websr-x2-s.mkv" in headers["Content-Disposition"]
+    enhance_videos(clip, tmp_path / "b.mkv", models=["ffdnet", "websr-x2-s"], options=EnhanceOptions(params={"sigma": 0.05}, cache_name="people"))
+    assert result == (tmp_path / "b.mkv").read_bytes()
+    status, part, _ = ask(app, "GET", job["links"]["result"], Range="bytes=10-19")
+    assert (status, part) == (206, result[10:20])
+    assert "Range" in refusal(ask(app, "GET", job["links"]["result"], Range="bytes=ten-"), 400)
+    beyond = ask(app, "GET", job["links"]["result"], Range=f"bytes={len(result)}-")
+    assert f"{len(result)} bytes" in refusal(beyond, 416)
+    assert beyond[2]["Content-Range"] == f"bytes */{len(result)}"
+    assert ask(app, "HEAD", job["links"]["result"])[2]["Content-Length"] == str(len(result))
+    assert files_of(app, job_id) == ["job.json", "result.mkv"]
+    assert json.loads(ask(app, "DELETE", f"/v1/videos/{job_id}")[1]) == {"id": job_id, "state": "removed"}
+    assert "no video job" in refusal(ask(app, "GET", f"/v1/videos/{job_id}"), 404)
+    assert not (app.folder / job_id).exists()
+
+
+def test_a_form_may_carry_the_video_and_its_name(app, clip):
+    body, kind = form(('name="file"; filename="../holiday.mkv"', clip.read_bytes()))
+    job = finish(app, submit(app, "model=websr-x2-s", body, **{"Content-Type": kind}))
+    assert (job["state"], job["name"]) == ("done", "holiday.mkv")
+
+
+def test_a_job_is_cancelled(app):
+    source = write(app.clips / "long.mkv", size=(320, 180), pts=list(range(400)))
+    job_id = submit(app, "model=websr-x2-l", source.read_bytes())
+    wait_until(lambda: look(app, job_id)["frames_done"] > 0)
+    job = json.loads(ask(app, "DELETE", f"/v1/videos/{job_id}")[1])
+    assert (job["state"], look(app, job_id)["state"]) == ("cancelled", "cancelled")
+    assert "it is cancelled" in refusal(ask(app, "GET", f"/v1/videos/{job_id}/result"), 409)
+    wait_until(lambda: files_of(app, job_id) == ["job.json"])
+
+
+@pytest.mark.slow
+def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp_path):
+    source = write(tmp_path / "long.mkv", size=(320, 180), pts=list(range(400))).read_bytes()
+    with application(tmp_path / "videos", max_videos=2, videos_at_once=1) as strict:
+        first, second = (submit(strict, "model=websr-x2-l", source) for _ in range(2))
+        answer = ask(strict, "POST", "/v1/videos?model=websr-x2-l", source)
+        assert "2 videos wait or run" in refusal(answer, 429)
+        assert answer[2]["Retry-After"]
+        assert look(strict, second)["state"] == "queued"
+        for job_id in (second, first):
+            assert json.loads(ask(strict, "DELETE", f"/v1/videos/{job_id}")[1])["state"] == "cancelled"
+            wait_until(lambda job_id=job_id: files_of(strict, job_id) == ["job.json"])
+        assert sorted(path.name for path in strict.folder.iterdir()) == sorted([first, second])
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "words"),
+    [
+        ("model=websr-x2-s", b"not a video", 400, "no video that is taken here"),
+        ("model=websr-x2-s", PLAYLIST, 400, "no video that is taken here"),
+        ("model=websr-x2-s", b"ffconcat version 1.0\nfile /etc/hostname\n", 400, "no video that is taken here"),
+        ("model=websr-x2-s", b"", 400, "an empty body"),
+        ("model=websr-x2-s", bytes(3_000_001), 413, "3000001 bytes; allowed: 3000000"),
+        ("model=websr-x2-s&format=exe", b"x", 400, "format 'exe'; allowed: mp4, mkv, mov, webm"),
+        ("model=websr-x2-z", b"x", 404, "no model 'websr-x2-z'"),
+        ("model=websr-x2-s&params=sigma=1", b"x", 400, "param 'sigma'"),
+        ("", b"x", 400, "a query without model"),
+        ("model=websr-x2-s&uri=http://127.0.0.1:1/a.mp4", b"", 400, "below a prefix"),
+        ("model=websr-x2-s&uri={clips}/a.mp4", b"x", 400, "a body and a uri"),
+    ],
+)
+def test_bad_videos_are_refused_and_leave_nothing(app, query, body, status, words):
+    before = set(app.folder.iterdir())
+    assert words in refusal(ask(app, "POST", f"/v1/videos?{query.format(clips=app.clips.as_uri())}", body), status)
+    assert set(app.folder.iterdir()) == before
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(app):
+    before = set(app.folder.iterdir())
+    with socket.create_connection(("127.0.0.1", int(app.url.rpartition(":")[2]))) as line:
+        line.sendall(b"POST /v1/videos?model=websr-x2-s HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nsome")
+        wait_until(lambda: set(app.folder.iterdir()) != before)
+    wait_until(lambda: set(app.folder.iterdir()) == before)
+
+
+def test_a_video_that_breaks_off_fails_its_job(app, tmp_path):
+    job = finish(app, submit(app, "model=websr-x2-s&name=cut.mp4", write_cut(tmp_path / "cut.mp4").read_bytes()))
+    assert job["state"] == "failed"
+    assert "cut.mp4 is truncated" in job["error"]
+    assert str(app.folder) not in job["error"]
+    assert job["error"] in refusal(ask(app, "GET", f"/v1/videos/{job['id']}/result"), 409)
+    assert files_of(app, job["id"]) == ["job.json"]
+
+
+def test_allowed_prefixes_are_uris():
+    with pytest.raises(ConfigError, match=r"allowed_uris\.0"):
+        ServeProfile(name="a").override(people={"allowed_uris": ["/srv/clips"]})
+
+
+def test_ids_that_are_none(app):
+    for job_id in ("0" * 32, "..%2F..", "x", "0" * 31):
+        refusal(ask(app, "GET", f"/v1/videos/{job_id}"), 404)
+        refusal(ask(app, "DELETE", f"/v1/videos/{job_id}"), 404)
+
+
+def test_a_video_is_fetched_from_an_allowed_folder(app, clip):
+    job = finish(app, submit(app, f"model=websr-x2-s&uri={clip.as_uri()}"))
+    assert (job["state"], job["name"], job["report"]["frames"]) == ("done", "a.mkv", 24)
+    job = finish(app, submit(app, f"model=websr-x2-s&uri={clip.with_name('none.mkv').as_uri()}"))
+    assert job["state"] == "failed"
+    assert job["error"].endswith("none.mkv: no such file")
+
+
+class Redirecting(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/in/moved"):
+            self.send_response(302)
+            self.send_header("Location", "/out/a.mkv")
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_video_is_fetched_over_http_and_no_redirect_is_followed(ray_session, clip, tmp_path):
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mkv").write_bytes(clip.read_bytes())
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Redirecting, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        with application(tmp_path / "videos", allowed_uris=(f"{base}/in",), max_video_bytes=clip.stat().st_size) as app:
+            assert finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/a.mkv"))["state"] == "done"
+            assert "no video" in finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/moved.mkv"))["error"]
+            assert "no such file" in finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/none.mkv"))["error"]
+            refusal(ask(app, "POST", f"/v1/videos?model=websr-x2-s&uri={base}/out/a.mkv"), 400)
+            (tmp_path / "in" / "b.mkv").write_bytes(clip.read_bytes() + b"1")
+            assert "more than" in finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/b.mkv"))["error"]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/clipsx/a.mp4",
+        "s3://bucket/clips/../secret.mp4",
+        "s3://bucket/clips/%2e%2e/secret.mp4",
+        "s3://bucket/clips/%252e%252e/secret.mp4",
+        "s3://bucket/clips/a.zip::file:///etc/passwd",
+        "S3://bucket/clips/a.mp4",
+        "simplecache::s3://bucket/clips/a.mp4",
+        "https://good.example@evil.example/in/a.mp4",
+        "https://good.example.evil.example/in/a.mp4",
+        "https://good.example/in\\..\\a.mp4",
+        "https://good.example/in/a\n.mp4",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "",
+    ],
+)
+def test_uris_that_are_not_below_an_allowed_prefix(uri):
+    with pytest.raises(InvalidInputError, match="below a prefix"):
+        check_uri(uri, ("s3://bucket/clips", "https://good.example/in/"))
+    with pytest.raises(InvalidInputError, match="none on this server"):
+        check_uri("s3://bucket/clips/a.mp4", ())
+
+
+def test_uris_that_are(tmp_path):
+    for uri in ("s3://bucket/clips/a.mp4", "s3://bucket/clips/b/..c.mp4", "https://good.example/in/a.mp4?version=..%2F3"):
+        check_uri(uri, ("s3://bucket/clips", "https://good.example/in/"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.mp4").write_bytes(b"x")
+    (tmp_path / "in" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    check_uri((tmp_path / "in" / "a.mp4").as_uri(), ((tmp_path / "in").as_uri(),))
+    with pytest.raises(InvalidInputError, match="leads elsewhere"):
+        check_uri((tmp_path / "in" / "link.mp4").as_uri(), ((tmp_path / "in").as_uri(),))
+
+
+def test_a_broken_upload_is_cleared_away_and_another_one_is_not(tmp_path):
+    from genai_ray.serve.video_jobs import _is_orphan
+
+    (tmp_path / "sent.partial").write_bytes(b"x")
+    now_s = time.time()
+    assert not _is_orphan(tmp_path, now_s)
+    assert _is_orphan(tmp_path, now_s + 3700)
+    os.utime(tmp_path / "sent.partial", (now_s + 3600, now_s + 3600))  # it still comes
+    assert not _is_orphan(tmp_path, now_s + 3700)
+    (tmp_path / "job.json").write_text("{}")
+    assert not _is_orphan(tmp_path, now_s + 9999)
+    assert not _is_orphan(tmp_path / "gone", now_s)
+
+
+@pytest.mark.slow
+def test_jobs_are_forgotten_after_a_while_and_their_actor_ends(ray_session, clip, tmp_path):
+    with application(tmp_path / "videos", keep_videos_s=1.0) as app:
+        job_id = submit(app, "model=websr-x2-s", clip.read_bytes())
+        wait_until(lambda: ask(app, "GET", f"/v1/videos/{job_id}")[0] == 404)
+        wait_until(lambda: list(app.folder.iterdir()) == [])
+        name = next(one for one in ray.util.list_named_actors(all_namespaces=True) if one["name"].startswith("videos:"))
+        wait_until(lambda: name not in ray.util.list_named_actors(all_namespaces=True))
+        assert finish(app, submit(app, "model=websr-x2-s", clip.read_bytes()))["state"] == "done"
+
+
+def killed(words, most=99):
+    """Kill processes of the embedded Ray by their title."""
+    found = [pid for pid in descendants(os.getpid()) if words in title(pid)][:most]
+    for pid in found:
+        kill(pid)
+    return found
+
+
+@pytest.mark.cluster
+def test_jobs_go_on_when_their_actor_and_their_task_are_killed(ray_session, tmp_path):
+    source = write(tmp_path / "long.mkv", size=(160, 90), pts=list(range(400)), options={"g": "10"})
+    with application(tmp_path / "videos", videos_at_once=1) as app:
+        job_id, second = (submit(app, "model=websr-x2-s&format=mkv", source.read_bytes()) for _ in range(2))
+        segments = app.folder / job_id / "result.mkv.genai-ray"
+        wait_until(lambda: any(segments.glob("*.nut")))
+        assert killed("ray::VideoJobs")
+        wait_until(lambda: look(app, job_id)["state"] == "running")
+        ask(app, "DELETE", f"/v1/videos/{second}")
+        wait_until(lambda: look(app, job_id)["stage"] == "enhancing")
+        assert killed("ray::_run")
+        job = finish(app, job_id)
+        assert (job["state"], job["report"]["frames"]) == ("done", 400)
+        assert job["report"]["segments_reused"] >= 1
+        enhance_videos(source, tmp_path / "b.mkv", models="websr-x2-s", options=EnhanceOptions(cache_name="people"))
+        assert ask(app, "GET", job["links"]["result"])[1] == (tmp_path / "b.mkv").read_bytes()
+
+
+@pytest.mark.cluster
+def test_a_job_outlives_the_replicas_and_then_the_server(tmp_path):
+    short, long = (write(tmp_path / f"{n}.mkv", size=(160, 90), pts=list(range(n)), options={"g": "10"}).read_bytes() for n in (300, 900))
+    profile = tmp_path / "own.yaml"
+    profile.write_text(f"name: own\nmodels: [websr-x2-l]\npeople: {{videos_folder: {tmp_path / 'videos'}}}\n")
+    served = serve("--profile", profile)
+    app = SimpleNamespace(url=f"http://{served.http}", folder=tmp_path / "videos")
+    try:
+        job_id = submit(app, "model=websr-x2-l", short)
+        wait_until(lambda: look(app, job_id)["state"] == "running")
+        replicas = [pid for pid in descendants(served.process.pid) if "ServeReplica" in title(pid) and "Ingress" in title(pid)]
+        assert len(replicas) == 2
+        for pid in replicas:
+            kill(pid)
+        wait_until(lambda: not any(is_alive(pid) for pid in replicas))
+        wait_until(lambda: answers(app, job_id))
+        job = finish(app, job_id)
+        assert (job["state"], job["report"]["frames"]) == ("done", 300)
+
+        job_id = submit(app, "model=websr-x2-l", long)
+        wait_until(lambda: any((app.folder / job_id / "result.mp4.genai-ray").glob("*.nut")))
+        children = descendants(served.process.pid)
+        kill(served.process.pid)
+        wait_until(lambda: not any(is_alive(pid) for pid in children))
+        assert not (app.folder / job_id / "result.mp4").exists()
+        served = serve("--profile", profile)
+        app.url = f"http://{served.http}"
+        wait_until(lambda: json.loads((app.folder / job_id / "job.json").read_text())["state"] == "done")  # nobody has asked for it
+        job = look(app, job_id)
+        assert job["report"]["frames"] == 900
+        assert job["report"]["segments_reused"] >= 1
+    finally:
+        served.end()
+
+
+def answers(app, job_id):
+    """Tell whether the endpoint answers again: new replicas come within seconds of the death of all."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return ask(app, "GET", f"/v1/videos/{job_id}")[0] == 200
+    return False
+
+
+def test_nothing_is_started_where_no_job_was(ray_session, tmp_path):
+    resume_videos(PeopleServing(videos_folder=str(tmp_path / "none")))
+    assert not (tmp_path / "none").exists()

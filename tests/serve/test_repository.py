@@ -1,0 +1,177 @@
+"""Models of a repository that is a URI: listed, fetched when they are asked for, again when they change; and what goes wrong there."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genai_ray import InferenceSession, ModelCache, errors
+from genai_ray.catalog import dump_spec
+from genai_ray.files import list_files, mirror
+from genai_ray.inspection import find_model
+from genai_ray.serve.facts import read_facts
+from genai_ray.serve.repository import Repository
+from tests.enhance.test_s3 import bucket  # noqa: F401 - a fixture
+from tests.serve.models import add_number
+from tests.serve.test_people import application, ask
+from tests.servers import listing, serving
+
+WEBSR = find_model("websr-x2-s")[1]
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "models"
+    add_number(folder / "one.onnx", 1)
+    (folder / "one.serve.yaml").write_text("max_batch_size: 4\n")
+    for version in (2, 10):
+        add_number(folder / "many" / str(version) / "model.onnx", version)
+    add_number(folder / "many" / "draft" / "model.onnx", 0)
+    add_number(folder / "with space.onnx", 5)
+    (folder / "notes.txt").write_text("no model")
+    return folder
+
+
+@pytest.fixture(params=["folder", "http", "memory"])
+def place(models, request):
+    """The same models in a folder, on a server that lists its folders, and in a store without such pages."""
+    if request.param == "folder":
+        yield str(models)
+    elif request.param == "http":
+        with listing(models.parent) as (address, _):
+            yield f"{address}/models/"
+    else:
+        import fsspec
+
+        store = fsspec.filesystem("memory")
+        store.put(str(models), "/models", recursive=True)
+        yield "memory://models"
+        store.rm("/models", recursive=True)
+
+
+def test_a_repository_of_any_kind_offers_the_same(place):
+    repository = Repository(place, ())
+    assert {model.name: list(model.versions) for model in repository.models()} == {"many": ["10", "2"], "one": ["1"], "with space": ["1"]}
+    assert repository.get("many").latest == "10"
+    assert repository.get("one").serving.max_batch_size == 4
+    for name in ("one", "many", "with space"):
+        facts = read_facts(repository.get(name).source())
+        assert [(fact.name, fact.datatype) for fact in facts.inputs] == [("x", "FP32")]
+    with InferenceSession(repository.get("many").source("2")) as session:
+        assert session.run({"x": np.ones(2, np.float32)})["y"].tolist() == [3, 3]
+
+
+def test_what_is_fetched_is_kept_until_it_changes(models):
+    with listing(models.parent) as (address, read):
+        repository = Repository(f"{address}/models", ())
+        assert read == ["/models/one.serve.yaml"]
+        uri = repository.get("one").source()
+        first = find_model(uri)[1]
+        assert find_model(uri)[1] == first
+        assert read.count("/models/one.onnx") == 1
+        before = repository.get("one").stamp()
+        shutil.copyfile(WEBSR, models / "one.onnx")
+        add_number(models / "new.onnx", 1)
+        repository.rescan()
+        assert repository.get("one").stamp() != before
+        assert repository.get("new").latest == "1"
+        spec, second = find_model(uri)
+        assert (spec.scale, spec.model_id) == (2, uri)
+        assert second.read_bytes() == WEBSR.read_bytes()
+        (models / "one.yaml").write_text(dump_spec(spec.model_copy(update={"description": "said by hand"})))
+        assert find_model(uri)[0].description == "said by hand"
+        (models / "new.onnx").unlink()
+        repository.rescan()
+        with pytest.raises(errors.ModelNotFoundError):
+            repository.get("new")
+    assert len(list(second.parents[1].iterdir())) == 2
+
+
+def test_a_store_that_fails_is_said_and_what_was_offered_stays(models):
+    with listing(models.parent) as (address, _):
+        repository = Repository(f"{address}/models", ())
+        uri = repository.get("one").source()
+        for wrong in ("nowhere", "models/one.onnx", "models/notes.txt"):
+            with pytest.raises(errors.ConfigError, match=f"model repository {address}/{wrong}"):
+                Repository(f"{address}/{wrong}", ())
+        with pytest.raises(errors.ModelNotFoundError, match=r"no file .*gone\.onnx"):
+            find_model(f"{address}/models/gone.onnx")
+        (models / "one.serve.yaml").write_text("max_batch: 4\n")
+        with pytest.raises(errors.ConfigError, match=rf"{address}/models/one\.serve\.yaml: max_batch"):
+            repository.rescan()
+    with pytest.raises(errors.ConfigError, match="listing failed"):
+        repository.rescan()
+    assert repository.get("one").serving.max_batch_size == 4
+    with pytest.raises(errors.ModelLoadError, match="looking failed"):
+        find_model(uri)
+    for wrong, words in (
+        ("nonsense://a/b", "Protocol not known: nonsense"),
+        ("memory://nowhere", "no such file"),
+        (str(models / "one.onnx"), "model repository"),
+    ):
+        with pytest.raises(errors.ConfigError, match=words):
+            Repository(wrong, ())
+
+
+def test_a_file_that_breaks_off_is_no_model(models):
+    with serving(models, breaks_at=60) as (address, _), pytest.raises(errors.ModelLoadError, match=r"one\.onnx"):
+        find_model(f"{address}/one.onnx")
+    assert not [path for path in Path(models.parent, "cache").rglob("*") if path.is_file()]
+    (models / "bad.onnx").write_bytes(b"not a model at all")
+    with serving(models) as (address, _):
+        assert mirror(f"{address}/nothing.onnx") is None
+        with pytest.raises(errors.ModelLoadError, match="not a usable ONNX file"):
+            find_model(f"{address}/bad.onnx")
+    with pytest.raises(errors.VideoError, match="no such file"):
+        list_files(str(models / "nowhere"), ("*",))
+
+
+@pytest.mark.slow
+def test_a_bucket_is_listed_anew_each_time(models, bucket):  # noqa: F811
+    store, _ = bucket
+    store.put(str(models), "bucket/models", recursive=True)
+    repository = Repository("s3://bucket/models", ())
+    assert {model.name: list(model.versions) for model in repository.models()} == {"many": ["10", "2"], "one": ["1"], "with space": ["1"]}
+    before = repository.get("one").stamp()
+    store.put_file(str(models / "many" / "10" / "model.onnx"), "bucket/models/one.onnx")
+    store.put_file(str(models / "many" / "2" / "model.onnx"), "bucket/models/later.onnx")
+    store.rm_file("bucket/models/with space.onnx")
+    repository.rescan()
+    assert [model.name for model in repository.models()] == ["later", "many", "one"]
+    assert repository.get("one").stamp() != before
+    for name, wanted in (("one", 10), ("later", 2)):
+        with InferenceSession(repository.get(name).source()) as session:
+            assert session.run({"x": np.zeros(1, np.float32)})["y"].tolist() == [wanted]
+    with pytest.raises(errors.ConfigError, match="model repository s3://nowhere"):
+        Repository("s3://nowhere/models", ())
+
+
+def test_the_endpoint_serves_a_uri(models, ray_session):
+    def infer(name):
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
+        status, answer, _ = ask(app, "POST", f"/v2/models/{name}/infer", body)
+        return json.loads(answer)["outputs"][0]["data"] if status == 200 else status
+
+    def index():
+        status, answer, _ = ask(app, "POST", "/v2/repository/index", b"")
+        return {entry["name"] for entry in json.loads(answer)} if status == 200 else (status, json.loads(answer)["error"])
+
+    with contextlib.ExitStack() as stack:
+        with listing(models.parent) as (address, _):
+            app = stack.enter_context(application(models.parent / "videos", f"{address}/models"))
+            assert infer("many") == [11]
+            assert infer("new") == 404
+            add_number(models / "new.onnx", 7)
+            assert {"many", "new"} <= index()
+            assert infer("new") == [8]
+        status, told = index()
+        assert (status, "listing failed" in told) == (503, True)
+        assert infer("new") == [8]
+        assert infer("one") == 503
+        assert ask(app, "POST", "/v2/repository/models/new/unload", b"")[0] == 200
+        assert infer("new") == 503
+    ModelCache(name="people").shutdown()

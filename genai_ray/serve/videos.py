@@ -62,6 +62,7 @@ class VideoDesk:
 
     def __init__(self, folder: Path, options: PeopleServing) -> None:
         self.folder, self._options = folder, options
+        self.actor_name = f"videos:{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
         self._actor: Any = None
 
     def call(self, method: str, *args: Any) -> Any:
@@ -101,8 +102,7 @@ class VideoDesk:
 
     def _start(self) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"videos:{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
-        return start_on_head(VideoJobs, name, str(self.folder), self._options)
+        return start_on_head(VideoJobs, self.actor_name, str(self.folder), self._options)
 
 
 def check_uri(uri: str, allowed: Sequence[str]) -> None:

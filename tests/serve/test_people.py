@@ -57,14 +57,14 @@ def application(folder, repository=None, **people):
     thread = threading.Thread(target=functools.partial(asyncio.run, server.serve()))
     thread.start()
     wait_until(lambda: server.started)
+    desk = VideoDesk(folder, profile.people)
     try:
-        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, desk=VideoDesk(folder, profile.people), profile=profile)
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, desk=desk, profile=profile)
     finally:
         server.should_exit = True
         thread.join()
-        for name in ray.util.list_named_actors(all_namespaces=True):
-            if name["name"].startswith("videos:"):
-                ray.kill(ray.get_actor(**name))
+        with contextlib.suppress(ValueError):  # it goes by itself when it has nothing to look after
+            ray.kill(ray.get_actor(desk.actor_name, namespace="genai_ray"))
 
 
 @pytest.fixture(scope="module")
@@ -485,8 +485,7 @@ def test_jobs_are_forgotten_after_a_while_and_their_actor_ends(ray_session, clip
         job_id = submit(app, "model=websr-x2-s", clip.read_bytes())
         wait_until(lambda: ask(app, "GET", f"/v1/videos/{job_id}")[0] == 404)
         wait_until(lambda: list(app.folder.iterdir()) == [])
-        name = next(one for one in ray.util.list_named_actors(all_namespaces=True) if one["name"].startswith("videos:"))
-        wait_until(lambda: name not in ray.util.list_named_actors(all_namespaces=True))
+        wait_until(lambda: app.desk.actor_name not in {one["name"] for one in ray.util.list_named_actors(all_namespaces=True)})
         assert finish(app, submit(app, "model=websr-x2-s", clip.read_bytes()))["state"] == "done"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
+import math
 import os
 import shutil
 import signal
@@ -50,6 +51,9 @@ _MESSAGE_BYTES = 256 * 1024**2
 _PORTS_OF_REPLICAS = 50
 """Ports for replicas, for HTTP and as many for gRPC. With Ray's own ones two endpoints on a machine would share their gRPC ports, and requests:
 Ray asks gRPC not to share them by a word where gRPC wants a number."""
+
+_SENDING_S = 60
+"""What is added to the longest request for its sending: a HAProxy that another has taken the place of, since replicas came or went, ends so long after."""
 
 _MAX_BASE = 10
 
@@ -168,7 +172,7 @@ class Endpoint:
         self.stop()
 
     def _start_ray(self, folder: Path) -> None:
-        for name, value in _environment(folder).items():
+        for name, value in _environment(folder, self.profile.request_timeout_s).items():
             os.environ.setdefault(name, value)
         before = signal.getsignal(signal.SIGTERM)
         is_embedded = connect(self._address)
@@ -227,7 +231,7 @@ def _canonical(model: ServedModel) -> SessionRequest:
     return model.request()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
     """Return what Ray's processes are told: most of Ray Serve's own switches can be set in no other way."""
     fallback = find_free_ports(2)
     block = find_port_block(2 * _PORTS_OF_REPLICAS)
@@ -246,7 +250,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
         "RAY_SERVE_HAPROXY_RETRIES": "3",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_BUFFER_BYTES),
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(request_timeout_s) + _SENDING_S),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[0]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback[1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block),

@@ -138,6 +138,32 @@ def test_after_a_kill_nothing_listens_and_the_next_start_cleans_up():
 
 @pytest.mark.cluster
 @pytest.mark.slow
+def test_a_request_that_comes_slowly_outlives_a_change_of_replicas():
+    """HAProxy starts anew whenever a replica comes or goes; what it has begun goes on in the old process."""
+    endpoint = serve("--replicas", 2, "--model", "websr-x2-s")
+    ingress = lambda: {pid for pid in descendants(endpoint.process.pid) if "/haproxy" in title(pid).split(" ")[0]}  # noqa: E731
+    frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
+    head, body = _request_of(frames)
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=DEADLINE_S)
+    connection.putrequest("POST", "/v2/models/websr-x2-s/infer")
+    connection.putheader("Inference-Header-Content-Length", str(len(head)))
+    connection.putheader("Content-Length", str(len(head) + len(body)))
+    connection.endheaders(head)
+    before = ingress()
+    kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(INGRESS)))
+    wait_until(lambda: ingress() - before, endpoint.process)
+    time.sleep(15.0)  # nothing to wait for: this is how slowly it comes
+    connection.send(body)
+    response = connection.getresponse()
+    told = response.read()
+    assert response.status == 200, told
+    with InferenceSession("websr-x2-s") as session:
+        assert told[int(response.getheader("Inference-Header-Content-Length")) :] == session.infer(frames).tobytes()
+    assert endpoint.end() == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
 def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answered(tmp_path):
     """Sixty-four clients for 60 s; right answers, or 503 with Retry-After; at most two broken connections for each replica that is killed.
 
@@ -189,18 +215,19 @@ def anonymous_bytes(root):
     return found
 
 
+def _request_of(frames):
+    """Return (header, frames as bytes) of a binary request."""
+    tensor = {"name": "frames", "datatype": "UINT8", "shape": list(frames.shape), "parameters": {"binary_data_size": frames.nbytes}}
+    return json.dumps({"inputs": [tensor], "parameters": {"frames": True, "binary_data_output": True}}).encode(), frames.tobytes()
+
+
 def _ask_until(port, frames, wanted, over, outcomes, index):
-    head = json.dumps(
-        {
-            "inputs": [{"name": "frames", "datatype": "UINT8", "shape": [1, *frames.shape[1:]], "parameters": {"binary_data_size": frames[0].nbytes}}],
-            "parameters": {"frames": True, "binary_data_output": True},
-        }
-    ).encode()
     one = index % len(frames)
+    head, body_sent = _request_of(frames[one : one + 1])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
     while time.monotonic() < over:
         try:
-            connection.request("POST", "/v2/models/websr-x2-s/infer", head + frames[one].tobytes(), {"Inference-Header-Content-Length": str(len(head))})
+            connection.request("POST", "/v2/models/websr-x2-s/infer", head + body_sent, {"Inference-Header-Content-Length": str(len(head))})
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as exc:

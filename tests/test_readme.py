@@ -26,6 +26,7 @@ def test_the_two_commands_are_one_line_each_and_ci_runs_them():
     assert block("test-command").endswith("pytest")
 
 
+@pytest.mark.slow
 def test_the_python_block_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

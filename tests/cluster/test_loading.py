@@ -82,6 +82,7 @@ def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache,
     assert cache.status()["failing"] == []
 
 
+@pytest.mark.longest
 def test_a_load_that_hangs_is_ended_and_tried_again(make_cache, frames):
     cache = make_cache(options=CacheOptions(load_within_s=4.0))
     with signalling(signal.SIGSTOP, 1) as hit:

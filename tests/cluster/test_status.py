@@ -66,7 +66,7 @@ def test_status_and_metrics_say_the_same(cache, frames):
     assert seen["age_at_eviction_seconds_count", OTHER] == 1
 
 
-@pytest.mark.parametrize("size", [(144, 176), (480, 640)], ids=str)
+@pytest.mark.parametrize("size", [(144, 176), pytest.param((480, 640), marks=pytest.mark.longest)], ids=str)
 @pytest.mark.parametrize("model", ["websr-x2-s", "websr-x2-l", "waifu2x-x2", "esrgan-2x", "rife"])
 def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
     """What is recorded is a peak, of the moments at which the cache looked: a batch and its result count while they are there."""

@@ -103,6 +103,7 @@ def test_refusals(bad, source, output, more, code, words, monkeypatch, capsys):
     assert (bad / "there.mp4").read_bytes() == b"precious"
 
 
+@pytest.mark.slow
 def test_ten_bits_and_their_tags_are_kept(tmp_path):
     source, result = tmp_path / "hlg.mkv", tmp_path / "enhanced.mkv"
     write(source, pix_fmt="yuv420p10le", colour=(9, 1, 9, 18))

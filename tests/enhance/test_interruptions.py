@@ -232,6 +232,7 @@ MOMENTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_ten_moments_of_death_change_no_byte_and_undo_nothing(source, undisturbed, tmp_path):
     output, kept = tmp_path / "b.mkv", {}
     command = ["enhance", source, "-o", output, *MODEL]

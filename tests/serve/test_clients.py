@@ -21,6 +21,7 @@ HEADER = "Inference-Header-Content-Length"
 GROWTH_BYTES = 64 * 1024**2
 
 
+@pytest.mark.longest
 def test_kserves_client(served, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
@@ -85,6 +86,7 @@ def _replica_bytes(served):
     return sum(int(field[1]) for field in fields) * 1024
 
 
+@pytest.mark.longest
 def test_nothing_on_the_wire_is_a_500_ends_a_connection_or_takes_memory(served):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=120)
     statuses = []

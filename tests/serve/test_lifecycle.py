@@ -164,6 +164,7 @@ def test_a_request_that_comes_slowly_outlives_a_change_of_replicas():
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.longest
 def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answered(tmp_path):
     """Sixty-four clients for 60 s; right answers, or 503 with Retry-After; at most two broken connections for each replica that is killed.
 

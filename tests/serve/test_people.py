@@ -308,6 +308,7 @@ def test_a_form_may_carry_the_video_and_its_name(app, clip):
     assert (job["state"], job["name"]) == ("done", "holiday.mkv")
 
 
+@pytest.mark.slow
 def test_a_job_is_cancelled(app):
     source = write(app.clips / "long.mkv", size=(320, 180), pts=list(range(400)))
     job_id = submit(app, "model=websr-x2-l", source.read_bytes())
@@ -517,6 +518,7 @@ def test_jobs_go_on_when_their_actor_and_their_task_are_killed(ray_session, tmp_
 
 
 @pytest.mark.cluster
+@pytest.mark.longest
 def test_a_job_outlives_the_replicas_and_then_the_server(tmp_path):
     short, long = (write(tmp_path / f"{n}.mkv", size=(160, 90), pts=list(range(n)), options={"g": "10"}).read_bytes() for n in (300, 900))
     profile = tmp_path / "own.yaml"

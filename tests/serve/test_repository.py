@@ -150,6 +150,7 @@ def test_a_bucket_is_listed_anew_each_time(models, bucket):  # noqa: F811
         Repository("s3://nowhere/models", ())
 
 
+@pytest.mark.slow
 def test_the_endpoint_serves_a_uri(models, ray_session):
     def infer(name):
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()

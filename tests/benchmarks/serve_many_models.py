@@ -29,6 +29,7 @@ from genai_ray.serve.ingress import build_application
 
 PROCESS_BYTES, BYTES_PER_BYTE = 100_000_000, 2.0
 """About what a session takes: its process, and its model as the runtime packs it."""
+REQUEST_S = 300.0
 SHARE = 0.6
 """Of a node's memory that Ray knows, what a cache takes by itself."""
 
@@ -36,7 +37,7 @@ SHARE = 0.6
 @contextmanager
 def raylets(count: int, budget_bytes: int, folder: Path):
     """Several raylets on this machine, each with so many bytes for sessions; Ray Serve's ingress on the first one only."""
-    os.environ |= _environment(folder)
+    os.environ |= _environment(folder, REQUEST_S)
     memory = int(budget_bytes / SHARE)
     head = {"num_cpus": 2, "num_gpus": 0, "memory": memory, "object_store_memory": 200_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -101,7 +102,7 @@ def main() -> None:
             write_matmul(Path(models, f"m{index:03}.onnx"), size, seed=index)
         with raylets(options.nodes, budget_bytes, Path(state)) as address:
             profile = load_serve_profile("default").override(
-                cache="many", port=free_port(), grpc_port=None, models=("websr-x2-s",), model_repository=models, num_replicas=1, request_timeout_s=300
+                cache="many", port=free_port(), grpc_port=None, models=("websr-x2-s",), model_repository=models, num_replicas=1, request_timeout_s=REQUEST_S
             )
             figures = measure(profile, address, order, sizes, options, budget_bytes)
     rows = [(name.replace("_", " "), value) for name, value in figures.items()]

@@ -14,7 +14,7 @@ from genai_ray.files import list_files, mirror
 from genai_ray.inspection import find_model
 from genai_ray.serve.facts import read_facts
 from genai_ray.serve.repository import Repository
-from tests.enhance.test_s3 import bucket  # noqa: F401 - a fixture
+from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
 from tests.serve.models import add_number
 from tests.serve.test_people import application, ask
 from tests.servers import listing, serving

@@ -1,4 +1,4 @@
-"""Jobs from S3 to S3 with what ``genai-ray[remote]`` installs, against a server of that protocol on this machine."""
+"""Jobs from S3 to S3, and from Google Cloud Storage to it, with what ``genai-ray[remote]`` installs, against servers of these protocols on this machine."""
 
 import json
 import os
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = ["--model", "websr-x2-s", "--preset", "ultrafast", "--segment-frames", 16, "--json"]
 
-SERVER = """
+SERVERS = {
+    "s3": """
 import sys
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -24,28 +25,42 @@ server.start()
 print("http://%s:%d" % server.get_host_and_port(), flush=True)
 sys.stdin.read()
 server.stop()
-"""
+""",
+    "gs": """
+import sys
+from gcp_storage_emulator.server import create_server
+server = create_server("127.0.0.1", 0, in_memory=True)
+server.start()
+print("http://127.0.0.1:%d" % server._api._httpd.server_port, flush=True)
+sys.stdin.read()
+server.stop()
+""",
+}
+ENVIRONMENT = {
+    "s3": {"AWS_ENDPOINT_URL": "{}", "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"},
+    "gs": {"STORAGE_EMULATOR_HOST": "{}", "GOOGLE_CLOUD_PROJECT": "testing"},
+}
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An empty bucket as fsspec sees it, and the environment in which others see it."""
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+@pytest.fixture(scope="module", params=SERVERS)
+def bucket(request):
+    """An empty bucket: the scheme of its URIs, the bucket as fsspec sees it, and the environment in which others see it."""
+    scheme = request.param
+    server = subprocess.Popen([sys.executable, "-c", SERVERS[scheme]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         address = next(line.strip() for line in server.stdout if line.startswith("http"))
-        keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in {**keys, "AWS_ENDPOINT_URL": address}.items():
-                patch.setenv(name, value)
-            store = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+            for name, value in ENVIRONMENT[scheme].items():
+                patch.setenv(name, value.format(address))
+            store = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
             store.mkdir("bucket")
-            yield store, dict(os.environ)
+            yield scheme, store, dict(os.environ)
     finally:
         server.communicate()
 
 
 def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
-    store, environment = bucket
+    scheme, store, environment = bucket
     clips, local = tmp_path / "clips", tmp_path / "local"
     (clips / "below").mkdir(parents=True)
     local.mkdir()
@@ -53,7 +68,7 @@ def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
         store.put_file(str(path), f"bucket/in/{path.relative_to(clips)}")
     store.pipe_file("bucket/in/bad.mp4", b"no video" * 100)
 
-    command = ["enhance", "s3://bucket/in", "-o", "s3://bucket/out", *OPTIONS]
+    command = ["enhance", f"{scheme}://bucket/in", "-o", f"{scheme}://bucket/out", *OPTIONS]
     done = run(*command, env=environment)
     report = json.loads(done.stdout)
     assert (done.returncode, report["clips"], report["clips_failed"], report["frames"]) == (1, 3, 1, 2 * NUM_FRAMES), done.stderr
@@ -63,8 +78,8 @@ def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
         assert store.cat_file(f"bucket/out/{name}") == (local / name).read_bytes()
     with store.open("bucket/out/results.parquet") as file:
         rows = {row["output"]: (row["status"], row["frames"]) for row in pq.read_table(file).to_pylist()}
-    assert rows["s3://bucket/out/a.mp4"] == ("done", NUM_FRAMES)
-    assert rows["s3://bucket/out/bad.mp4"] == ("failed", None)
+    assert rows[f"{scheme}://bucket/out/a.mp4"] == ("done", NUM_FRAMES)
+    assert rows[f"{scheme}://bucket/out/bad.mp4"] == ("failed", None)
 
     store.pipe_file("bucket/in/bad.mp4", (clips / "a.mp4").read_bytes())
     again = json.loads(run(*command, env=environment).stdout)
@@ -73,8 +88,8 @@ def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
 
 
 def test_what_a_bucket_lacks_is_an_error_that_names_it(bucket, tmp_path):
-    _, environment = bucket
-    for source in ("s3://bucket/none.mp4", "s3://elsewhere/a.mp4"):
+    scheme, _, environment = bucket
+    for source in (f"{scheme}://bucket/none.mp4", f"{scheme}://elsewhere/a.mp4"):
         done = run("enhance", source, "-o", tmp_path / "b.mp4", *OPTIONS, env=environment)
         assert done.returncode == 1
         assert source in done.stderr

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import ModelCache, SessionRequest, connect, disconnect, has_own_node_died, own_folders
@@ -81,6 +81,7 @@ class Endpoint:
         """Names of the models that are offered."""
         self._address = address
         self._lease: Lease | None = None
+        self._is_serving = False
         self._folder: Path | None = None
         self._record: Record | None = None
         self._over = threading.Event()
@@ -111,7 +112,7 @@ class Endpoint:
         """Start, and return when requests are taken.
 
         Raises:
-            ConfigError: If a port is taken, or something is wrong in the options.
+            ConfigError: If a port is taken, Ray Serve runs in the cluster already, or something is wrong in the options.
             GenAIRayError: If a model that is to be there from the start cannot be loaded.
         """
         profile = self.profile
@@ -154,8 +155,9 @@ class Endpoint:
         if ray.is_initialized() and not has_own_node_died():
             if self._lease is not None:
                 self._lease.release()
-            _delete_application()
-        self._lease = None
+            if self._is_serving:
+                _end_serve(is_all=not own_folders())
+        self._lease, self._is_serving = None, False
         disconnect()
         if self._record is not None:
             self._record.remove()
@@ -191,6 +193,10 @@ class Endpoint:
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         profile = self.profile
+        if serve.status().proxies:  # it would keep to its ports, and never say so
+            do = "Deploy to it with `serve deploy deployments/serve.yaml`, or end it with `serve shutdown`."
+            raise ConfigError("Ray Serve runs in this cluster already, on ports of its own", "a cluster without it", do)
+        self._is_serving = True
         ModelCache(profile.max_memory_bytes, name=profile.cache)
         grpc = gRPCOptions(port=profile.grpc_port, grpc_servicer_functions=[_SERVICER], enable_reflection=False) if profile.grpc_port else None
         serve.start(
@@ -274,8 +280,8 @@ def _haproxy_binary() -> str | None:
     return str(get_haproxy_binary())
 
 
-def _delete_application() -> None:
-    """Take the application down; replicas finish what they have, and new requests are told to come again."""
+def _end_serve(*, is_all: bool) -> None:
+    """Take the application down; replicas finish what they have, and new requests are told to come again. Then, in a cluster that stays, all of Ray Serve."""
     from ray import serve  # noqa: PLC0415
     from ray.exceptions import RayError  # noqa: PLC0415
     from ray.serve.exceptions import RayServeException  # noqa: PLC0415
@@ -285,6 +291,9 @@ def _delete_application() -> None:
         serve.delete(APPLICATION, _blocking=False)
         while APPLICATION in serve.status().applications and time.monotonic() < deadline:
             time.sleep(0.05)
+        if is_all:
+            shutdown: Any = serve.shutdown
+            shutdown()
     except (RayError, RayServeException, TimeoutError) as exc:
         _log.warning("Ray Serve did not end by itself: %s", exc)
 

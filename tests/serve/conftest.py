@@ -39,13 +39,28 @@ class Served:
         return self.process.wait(DEADLINE_S)
 
 
-def serve(*options, repository=None, ports=None, wait=True):
-    """Start an endpoint, and return when it takes requests."""
+_started = []
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left():
+    """End what a test that failed has not ended."""
+    yield
+    for process in [process for process in _started if process.poll() is None]:
+        process.send_signal(signal.SIGTERM)
+        process.wait(DEADLINE_S)
+    _started.clear()
+
+
+def serve(*options, repository=None, ports=None, wait=True, stays=False):
+    """Start an endpoint, and return when it takes requests; it ends with the test, or ``stays``."""
     port, grpc_port = ports or find_free_ports(2)
     words = ["serve", "--port", port, "--grpc-port", grpc_port, "--json", *options]
     if repository is not None:
         words += ["--model-repository", repository]
     process = start(*words, env=os.environ | {"RAY_ADDRESS": "local"})  # its own Ray, whatever else runs on this machine
+    if not stays:
+        _started.append(process)
     lines = []
     threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
     served = Served(process, port, grpc_port, repository, {}, lines)
@@ -67,7 +82,8 @@ def served(tmp_path_factory):
     profile = repository.with_name("served.yaml")
     limits = "max_frame_pixels: 16000000\nmax_waiting_per_model: 16\n"
     profile.write_text(f"name: served\n{limits}people: {{videos_folder: {repository.with_name('videos')}}}\n")
-    endpoint = serve("--profile", profile, "--replicas", 1, "--access-log", log, "--cors-origin", "https://example.org", repository=repository)
+    options = ["--profile", profile, "--replicas", 1, "--access-log", log, "--cors-origin", "https://example.org"]
+    endpoint = serve(*options, repository=repository, stays=True)
     endpoint.access_log = log
     yield endpoint
     endpoint.end()

@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import tritonclient.http as triton
 
 from genai_ray import InferenceSession, errors
 from genai_ray.catalog import ServeProfile
 from genai_ray.serve.endpoint import Endpoint
 from genai_ray.serve.ports import find_free_ports, find_port_block
+from tests.nodes import Nodes
 from tests.processes import DEADLINE_S, descendants, is_alive, kill, rss_anon, run, title, wait_until
 from tests.serve.conftest import serve
 from tests.serve.models import add_sub
+from tests.video.clips import NUM_FRAMES, write
 
 LOAD_S = 60.0
 INGRESS = "ray::ServeReplica:genai_ray:Ingress"
@@ -244,3 +247,46 @@ def _ask_until(port, frames, wanted, over, outcomes, index):
         else:
             outcomes.append(f"{response.status} {body[:200]}")
     connection.close()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the_cluster_as_it_was(tmp_path):
+    clip = write(tmp_path / "a.mkv", tracks=0)
+    profile = tmp_path / "joined.yaml"
+    profile.write_text(f"name: joined\npeople: {{videos_folder: {tmp_path / 'videos'}}}\n")
+    frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
+    with Nodes() as nodes:
+        nodes.add()
+        endpoint = serve("--address", nodes.cluster.address, "--profile", profile, "--replicas", 2, "--model", "websr-x2-s")
+        connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=DEADLINE_S)
+
+        def ask(method, path, body=None, **headers):
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers
+
+        head, body = _request_of(frames)
+        status, told, headers = ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})
+        assert status == 200, told
+        with InferenceSession("websr-x2-s") as session:
+            assert told[int(headers["Inference-Header-Content-Length"]) :] == session.infer(frames).tobytes()
+        status, told, _ = ask("POST", "/v1/videos?model=websr-x2-s&format=mkv", clip.read_bytes(), **{"Content-Type": "video/x-matroska"})
+        assert status == 202, told
+        job = f"/v1/videos/{json.loads(told)['id']}"
+        wait_until(lambda: json.loads(ask("GET", job)[1])["state"] in ("done", "failed"), endpoint.process)
+        report = json.loads(ask("GET", job)[1])["report"]
+        assert report["frames"] == NUM_FRAMES
+        connection.close()
+        other = run("serve", "--address", nodes.cluster.address, "--port", find_free_ports(1)[0], "--grpc-port", 0)
+        assert (other.returncode, other.stdout) == (2, "")
+        assert "Ray Serve runs in this cluster already" in other.stderr
+        assert ask("GET", "/v2/health/ready")[0] == 200
+        connection.close()
+        assert endpoint.end() == 0
+        wait_until(lambda: not any(entry["name"].startswith("SERVE") for entry in ray.util.list_named_actors(all_namespaces=True)))
+        assert not listens(endpoint.port)
+        assert not listens(endpoint.grpc_port)
+        assert sum(node["Alive"] for node in ray.nodes()) == 2
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        assert not [line for line in endpoint.stderr if "Traceback" in line]

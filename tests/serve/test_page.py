@@ -43,7 +43,7 @@ def served(tmp_path_factory):
     profile.write_text(
         f"name: page\nnum_replicas: 1\nmodels: [websr-x2-s, ffdnet, selfie-segmentation, rife]\npeople: {{videos_folder: {folder / 'videos'}}}\n"
     )
-    endpoint = serve("--profile", profile, ports=find_free_ports(2))
+    endpoint = serve("--profile", profile, ports=find_free_ports(2), stays=True)
     yield endpoint
     endpoint.end()
 

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from genai_ray.errors import ConfigError
-from genai_ray.files import file_errors, find_facts, is_remote, open_to_read, publish
+from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, open_to_read, publish
 
 __all__ = ["TABLE_SUFFIXES", "ResultTable", "iter_rows"]
 
@@ -66,7 +66,9 @@ class ResultTable:
         self._schema = pa.schema([(name, pa.list_(pa.string()) if kind == "list" else pa.type_for_alias(kind)) for name, kind in columns.items()])
         self._tables: list[pa.Table] = []
         self._keys: set[str] = set()
-        self._earlier = self._read() if find_facts(place) is not None else self._schema.empty_table()
+        self._seen: FileFacts | None = None
+        self._earlier = self._schema.empty_table()
+        self._follow()
 
     def earlier(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         """Give some columns of the rows that were there before.
@@ -80,7 +82,7 @@ class ResultTable:
         yield from zip(*(self._earlier.column(name).to_pylist() for name in names), strict=True)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows, and replace the file by one that has them.
+        """Add rows, and replace the file by one that has them, and those that another job has added to it since.
 
         Args:
             rows: Values by column; those left out are null.
@@ -88,12 +90,20 @@ class ResultTable:
         Raises:
             VideoError: If writing fails.
         """
-        self._keys |= {str(row[self.key]) for row in rows}
-        self._tables.append(pa.Table.from_pylist([dict(row) for row in rows], schema=self._schema))
-        if len(self._tables) > 64:
-            self._tables = [pa.concat_tables(self._tables).combine_chunks()]
-        kept = pa.array([name not in self._keys for name in self._earlier.column(self.key).to_pylist()], pa.bool_())
-        self._write(pa.concat_tables([self._earlier.filter(kept), *self._tables]))
+        self._follow()
+        keys = self._keys | {str(row[self.key]) for row in rows}
+        tables = [*self._tables, pa.Table.from_pylist([dict(row) for row in rows], schema=self._schema)]
+        if len(tables) > 64:
+            tables = [pa.concat_tables(tables).combine_chunks()]
+        kept = pa.array([name not in keys for name in self._earlier.column(self.key).to_pylist()], pa.bool_())
+        self._write(pa.concat_tables([self._earlier.filter(kept), *tables]))
+        self._tables, self._keys = tables, keys
+
+    def _follow(self) -> None:
+        """Read the file where it is another one than was last seen."""
+        there = find_facts(self.place)
+        if there is not None and there != self._seen:
+            self._earlier, self._seen = self._read(), there
 
     def _read(self) -> pa.Table:
         with open_to_read(self.place) as file:
@@ -114,6 +124,8 @@ class ResultTable:
             with file_errors(self.place, "writing"):
                 pyarrow.parquet.write_table(table, partial)
                 partial.chmod(0o644)
+            mine = find_facts(str(partial))
             publish(partial, self.place)
+            self._seen = find_facts(self.place) if is_remote(self.place) else mine
         finally:
             partial.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ class ModelCache:
 
     def load_model(  # noqa: PLR0913 - the design's own signature
         self,
-        model: str | Path,
+        model: str | Path | SessionRequest,
         backend: ModelBackend = ModelBackend.ONNX,
         precision: ModelPrecision = ModelPrecision.FP32,
         memory_bytes: int | None = None,
@@ -96,7 +96,7 @@ class ModelCache:
         """Load a model, evicting idle ones in LRU order where bytes are short; does nothing where it is loaded already.
 
         Args:
-            model: Id, alias, or path of an .onnx file.
+            model: Id, alias, or path of an .onnx file; or a request, which says everything else as well.
             backend: The runtime.
             precision: The number format.
             memory_bytes: Bytes to reserve at the least; measured when left out.
@@ -116,11 +116,9 @@ class ModelCache:
         for name, value in {"memory_bytes": memory_bytes, "max_batch": max_batch, "max_frame": min(max_frame) if max_frame else None}.items():
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value}", "more than 0")
-        spec, _ = find_model(model)
-        backend, precision = ModelBackend(backend), ModelPrecision(precision)
-        request = SessionRequest(
-            spec.model_id, backend, precision, device, floor_bytes=memory_bytes, max_frame=max_frame, max_batch=max_batch, tile_size_px=tile_size_px
-        )
+        sizes: dict[str, Any] = {"floor_bytes": memory_bytes, "max_frame": max_frame, "max_batch": max_batch, "tile_size_px": tile_size_px}
+        is_whole = isinstance(model, SessionRequest)
+        request, spec = to_request(model if is_whole else SessionRequest(str(model), ModelBackend(backend), ModelPrecision(precision), device, **sizes))
         self._routes.pop(key_of(request), None)  # it may have been evicted since: the cache knows
         self._fetch(request, spec, is_explicit=True)
 

@@ -23,7 +23,7 @@ from genai_ray.enhance.report import EnhanceReport, ModelUse, Progress, VideoRep
 from genai_ray.enhance.results import Results
 from genai_ray.enhance.schedule import Ended, Scheduler
 from genai_ray.enhance.segment import SegmentJob
-from genai_ray.enhance.store import discard_partials
+from genai_ray.enhance.store import discard_partials, node_kind
 from genai_ray.enhance.targets import Target, Targets, resolve_targets
 from genai_ray.enhance.work import Begun, Planned, begin_clip, find_done_clip
 
@@ -153,7 +153,9 @@ class _Job:
         is_own = cache.is_embedded
         loading = _Loading(cache, options, tag)
         recorded = results.recorded if results is not None else lambda _: None
-        scheduler = Scheduler(targets, SegmentJob(tuple(specs), (), options, cache, tag), meter=meter, recorded=recorded, check=lambda: loading.follow(meter))
+        scheduler = Scheduler(
+            targets, SegmentJob(tuple(specs), (), options, cache, tag, node_kind()), meter=meter, recorded=recorded, check=lambda: loading.follow(meter)
+        )
         left: list[Target] = []
         try:
             if begun is not None:

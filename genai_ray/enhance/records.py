@@ -12,7 +12,7 @@ from typing import Any
 from genai_ray.enhance.report import VideoReport
 from genai_ray.enhance.store import remove_folder
 from genai_ray.enhance.targets import Target
-from genai_ray.files import find_facts, is_remote, join_place, open_to_read, publish, remove
+from genai_ray.files import discard, find_facts, is_remote, join_place, open_to_read, publish, remove
 
 __all__ = ["MARKER", "Record", "forget", "read_marker", "write_marker"]
 
@@ -63,7 +63,10 @@ def write_marker(target: Target, record: Record) -> None:
     folder = tempfile.gettempdir() if is_remote(target.work_dir) else target.work_dir
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".partial", delete=False) as file:
         json.dump({"key": record.key, "size": record.size, "stamp": record.stamp, "report": _plain(record.report)}, file)
-    publish(Path(file.name), join_place(target.work_dir, MARKER))
+    try:
+        publish(Path(file.name), join_place(target.work_dir, MARKER))
+    finally:
+        discard(Path(file.name))
 
 
 def read_marker(target: Target) -> Record | None:

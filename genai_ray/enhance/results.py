@@ -69,9 +69,9 @@ class Results:
         Returns:
             The record; its key is empty where a later try failed and left the older file. None where nothing is known.
         """
-        if output not in self._known:
+        if _text(output) not in self._known:
             return None
-        status, key, size, stamp, frames, uri = self._known[output]
+        status, key, size, stamp, frames, uri = self._known[_text(output)]
         report = VideoReport(uri, output, frames or 0, frames or 0, (0, 0), (0, 0))
         return Record(report, key if status == "done" else "", size, stamp)
 
@@ -86,14 +86,14 @@ class Results:
         record, known = ended.record, self.recorded(ended.target.output)
         if record is not None and record.report.status == "skipped" and known is not None and known.key == record.key:
             return
-        row: dict[str, Any] = {"uri": ended.target.source, "output": ended.target.output}
+        row: dict[str, Any] = {"uri": _text(ended.target.source), "output": _text(ended.target.output)}
         if record is None:
-            row |= {"status": "failed", "error_class": type(ended.error).__name__, "error": str(ended.error), "segments": ended.segments, "key": ""}
+            row |= {"status": "failed", "error_class": type(ended.error).__name__, "error": _text(str(ended.error)), "segments": ended.segments, "key": ""}
             if known is not None:  # the older result is still there, and still ours
                 row |= {"size": known.size, "stamp": known.stamp}
         else:
             report = record.report
-            row |= {"status": "done", "frames": report.frames, "seconds": report.seconds, "notes": list(report.notes)}
+            row |= {"status": "done", "frames": report.frames, "seconds": report.seconds, "notes": [_text(note) for note in report.notes]}
             row |= {"segments": report.segments, "segments_reused": report.segments_reused, "share_outside_rgb": report.share_outside_rgb}
             row |= {"key": record.key, "size": record.size, "stamp": record.stamp}
             self._done.append(ended.target)
@@ -121,6 +121,11 @@ class Results:
         self._done = []
         self._flushed_at = time.monotonic()
         self._flush_s = self._flushed_at - started
+
+
+def _text(words: str) -> str:
+    r"""Write bytes of a file's name that are no UTF-8 as ``\udcxx``: a table has no such strings."""
+    return words.encode("utf-8", "backslashreplace").decode()
 
 
 def _join(words: Any) -> str:

@@ -6,6 +6,8 @@ killed its worker; and a join that waits for the segments of one video alone has
 
 from __future__ import annotations
 
+import lzma
+import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from genai_ray.cluster import has_own_node_died
 from genai_ray.enhance.halt import check_halted, forget_halted, halt
@@ -133,7 +135,7 @@ class Scheduler:
         """
         clip = _Clip(target, None)
         self._open.add(clip)
-        self._go_on(clip, begun, ray.put(planned))
+        self._go_on(clip, begun, ray.put(_pack(planned)))
 
     def run(self) -> Iterator[Ended]:
         """Run everything.
@@ -238,6 +240,10 @@ class Scheduler:
             outcome = ray.get(ref)
         except RayTaskError as exc:
             outcome = exc.cause if isinstance(exc.cause, GenAIRayError) else exc  # a fault of ours: not tried again
+            if isinstance(exc.cause, ObjectLostError):
+                outcome = VideoError(
+                    f"{clip.target.source}: its plan was lost with the node that made it", do="Run the same again: finished segments are kept."
+                )
             clip.error = clip.error or outcome
             return
         except RayError as exc:
@@ -292,6 +298,20 @@ def _cluster_resources() -> dict[str, float]:
     return dict(resources())
 
 
+_FILTERS = ({"id": lzma.FILTER_DELTA, "dist": 5}, {"id": lzma.FILTER_LZMA2, "preset": 0})
+"""Times take five bytes each in a pickle, and most differ from the one before by the same."""
+
+
+def _pack(planned: Planned) -> bytes:
+    """Make a plan small: up to 100 KB, which are many hours, Ray keeps it with the driver, so that it outlives the node that made it."""
+    return lzma.compress(pickle.dumps(planned, pickle.HIGHEST_PROTOCOL), filters=_FILTERS)
+
+
+def _unpack(packed: bytes) -> Planned:
+    planned: Planned = pickle.loads(lzma.decompress(packed))
+    return planned
+
+
 _jobs: dict[str, SegmentJob] = {}
 
 
@@ -304,25 +324,26 @@ def _job_of(shared: _Shared) -> SegmentJob:
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def _run_begin(target: Target, recorded: Record | None, shared: _Shared, may_finish: bool) -> tuple[Begun | BaseException, Planned | None]:
+def _run_begin(target: Target, recorded: Record | None, shared: _Shared, may_finish: bool) -> tuple[Begun | BaseException, bytes | None]:
     try:
         job = _job_of(shared)
-        return begin_clip(target, job.specs, job.options, recorded=recorded, job=job if may_finish else None)
+        begun, planned = begin_clip(target, job.specs, job.options, recorded=recorded, job=job if may_finish else None, node=job.node)
+        return begun, None if planned is None else _pack(planned)
     except (GenAIRayError, RayError, OSError, MemoryError) as exc:
         return exc, None
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _run_segment(planned: Planned, index: int, shared: _Shared) -> SegmentResult | BaseException:
+def _run_segment(planned: bytes, index: int, shared: _Shared) -> SegmentResult | BaseException:
     try:
-        return run_segment(planned, index, _job_of(shared))
+        return run_segment(_unpack(planned), index, _job_of(shared))
     except (GenAIRayError, RayError, OSError, MemoryError) as exc:
         return exc
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _run_finish(planned: Planned, results: dict[int, SegmentResult], seconds: float) -> Record | BaseException:
+def _run_finish(planned: bytes, results: dict[int, SegmentResult], seconds: float) -> Record | BaseException:
     try:
-        return finish_clip(planned, results, seconds)
+        return finish_clip(_unpack(planned), results, seconds)
     except (GenAIRayError, RayError, OSError, MemoryError) as exc:
         return exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -55,6 +56,8 @@ class SegmentJob:
     """Client of the cache that holds the models."""
     tag: str
     """Name of the job, by which sessions count its frames."""
+    node: str | None = None
+    """Kind of the node that it was started on, see ``node_kind``; None for that of whoever asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
         batches_ahead=min(BATCHES_AHEAD, MAX_AHEAD_BYTES // (most * result_bytes)),
         scene_threshold=options.scene_threshold,
     )
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")  # a task of a job that is over may still be at this segment
     info = timeline.result.info
     has_alpha = info.has_alpha and options.encoding.has_alpha
     with SegmentWriter(partial, info=info, size=size, encoding=options.encoding, has_alpha=has_alpha) as writer:

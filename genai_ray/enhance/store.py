@@ -1,7 +1,7 @@
 """The folder of a job's finished segments: what makes one reusable, and what is left when a job ends.
 
 A segment is published under a key that says everything its bytes depend on: the packets of the input, the range, models,
-options, the kind of node and the versions of what computes. A job that was killed finds its finished segments by these keys.
+options, the kind of node that the job was started on and the versions of what computes. A job that was killed finds its finished segments by these keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from genai_ray.enhance.options import EnhanceOptions
 from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, remove
 from genai_ray.video import VideoPlan
 
-__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "key_clip", "key_segments", "remove_folder"]
+__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "key_clip", "key_segments", "node_kind", "remove_folder"]
 
 SEGMENT_SUFFIX = ".nut"
 
@@ -34,18 +34,21 @@ PARTIAL_SUFFIX = ".partial"
 _VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
-def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[str, ...]:
+def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, node: str | None = None) -> tuple[str, ...]:
     """Name every segment of a plan after all that its bytes depend on.
+
+    Of unlike nodes any may plan a video and any may compute a segment: the kind that counts is that of the node that the job was started on.
 
     Args:
         plan: The planned video.
         specs: The chain.
         options: The job's options.
+        node: What ``node_kind`` says where the job was started; None for this node's.
 
     Returns:
         One hexadecimal key a segment, 32 digits.
     """
-    common = _common(specs, options) | {"packets": plan.content_hash, "node": _node_kind(), "versions": _versions()}
+    common = _common(specs, options) | {"packets": plan.content_hash, "node": node or node_kind(), "versions": _versions()}
     return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
 
 
@@ -185,7 +188,12 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 @functools.cache
-def _node_kind() -> str:
+def node_kind() -> str:
+    """Name the kind of this node: its system and processor.
+
+    Returns:
+        A hexadecimal digest.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     facts = sorted({line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))})

@@ -16,7 +16,7 @@ from typing import Any
 from genai_ray.enhance.background import parse_background
 from genai_ray.enhance.options import EnhanceOptions
 from genai_ray.enhance.retime import parse_rate
-from genai_ray.errors import ConfigError
+from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files import check_writable, expand, find_facts, is_folder, is_remote, join_place, to_place
 from genai_ray.tables import TABLE_SUFFIXES, iter_rows
 from genai_ray.video import IMAGE_SUFFIXES, PICTURE_SUFFIXES, SOURCE_SUFFIXES, SUFFIXES, Encoding, folder_of_pictures, validate_encoding
@@ -118,7 +118,7 @@ def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: E
         manifest = places[0]
         walk = functools.partial(_read_manifest, manifest, result, options)
         return Targets(_check_all(walk, options), result.rstrip("/"), walk)
-    listed = [(place, expand(place, SOURCE_SUFFIXES)) for place in places]
+    listed = [(place, _expand(place, result)) for place in places]
     to_folder = len(places) > 1 or listed[0][1] is not None
     if to_folder or is_folder(result):
         _check_folder(result, options)
@@ -130,6 +130,20 @@ def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: E
     _check_all(lambda: iter([target]), options)
     _check_folder(os.path.dirname(target.place), options)
     return Targets(1, None, lambda: iter([target]))
+
+
+def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
+    """List the videos of a folder or pattern; results and finished segments of an earlier job, where its output is below the folder, are none."""
+    pairs = expand(place, SOURCE_SUFFIXES)
+    if pairs is None:
+        return None
+    folder = output.rstrip("/") + "/"
+    if place.rstrip("/") + "/" == folder:
+        raise ConfigError(f"output folder {output} is the input folder", "another one, or one below it", "Results would be inputs of the next run.")
+    kept = [pair for pair in pairs if not pair[0].startswith(folder) and not any(part.endswith(WORK_SUFFIX) for part in pair[0].split("/"))]
+    if not kept:
+        raise VideoError(f"{place}: no video but results of an earlier job")
+    return kept
 
 
 def _target(index: int, source: str, output: str, options: EnhanceOptions, changes: Mapping[str, Any] | None = None) -> Target:
@@ -174,7 +188,7 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
     for index, row in enumerate(iter_rows(manifest)):
         changes = {name: value for name, value in row.items() if name not in ("uri", "output") and value is not None}
         if index == 0:
-            _check_columns(manifest, row, options)
+            _check_columns(manifest, row)
         if not row["uri"]:
             raise ConfigError(f"{manifest}: row {index} has no uri", "a path or URI in each row")
         uri = str(row["uri"])
@@ -188,14 +202,13 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
         yield _target(index, source, output, options, changes)
 
 
-def _check_columns(manifest: str, row: Mapping[str, Any], options: EnhanceOptions) -> None:
+def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
     if "uri" not in row:
         raise ConfigError(f"{manifest}: a table with the columns {sorted(row)}", "one with the column uri")
     known = ("uri", "output", *_ENCODING_COLUMNS, *_OPTION_COLUMNS)
     unknown = sorted(name for name in row if name not in known and not name.startswith(_PARAM_PREFIX))
     if unknown:
         raise ConfigError(f"{manifest}: columns {unknown}", f"{', '.join(known)} and {_PARAM_PREFIX}NAME for a model's params")
-    del options
 
 
 def _check_all(walk: Callable[[], Iterator[Target]], options: EnhanceOptions) -> int:

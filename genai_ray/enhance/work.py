@@ -79,7 +79,9 @@ class Begun:
     """What came of segments that were done with it."""
 
 
-def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record | None = None) -> Planned | Record:
+def examine_clip(
+    target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record | None = None, *, node: str | None = None
+) -> Planned | Record:
     """Plan a video, and find out what of it an earlier job has done; nothing is written.
 
     Args:
@@ -87,6 +89,7 @@ def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOpti
         specs: The chain.
         common: The options of the whole job.
         recorded: What an earlier job has recorded of this output.
+        node: Kind of the node that the job was started on; None for this one's.
 
     Returns:
         What the next steps need; or what is recorded of a video that is done.
@@ -105,7 +108,7 @@ def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOpti
     scale = math.prod(spec.scale for spec in specs)
     size_out = (plan.info.width * scale, plan.info.height * scale)
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=timeline.result.info.has_alpha and options.encoding.has_alpha)
-    store = SegmentStore(target.work_dir, key_segments(plan, specs, options))
+    store = SegmentStore(target.work_dir, key_segments(plan, specs, options, node))
     return Planned(target, timeline, store, options, _requests(plan, specs, options), store.finished(), key, size_out)
 
 
@@ -124,12 +127,18 @@ def find_done_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOp
     try:
         options, key = _own_options(target, specs, common)
         return _find_done(target, key, recorded, options)
-    except GenAIRayError:  # for whoever begins it, and says so
+    except (GenAIRayError, OSError):  # for whoever begins it, and says so
         return None
 
 
 def begin_clip(
-    target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, *, recorded: Record | None = None, job: SegmentJob | None = None
+    target: Target,
+    specs: Sequence[ModelSpec],
+    common: EnhanceOptions,
+    *,
+    recorded: Record | None = None,
+    job: SegmentJob | None = None,
+    node: str | None = None,
 ) -> tuple[Begun, Planned | None]:
     """Plan a video, and make its work folder.
 
@@ -139,6 +148,7 @@ def begin_clip(
         common: The options of the whole job.
         recorded: What an earlier job has recorded of this output.
         job: Given where a video of a single segment is to be done at once, if it is no large one.
+        node: Kind of the node that the job was started on; None for this one's.
 
     Returns:
         What the scheduler needs; and what the next steps need, None where nothing is left to do.
@@ -148,7 +158,7 @@ def begin_clip(
         VideoError: As ``examine_clip``.
     """
     started = time.monotonic()
-    planned = examine_clip(target, specs, common, recorded)
+    planned = examine_clip(target, specs, common, recorded, node=node)
     if isinstance(planned, Record):
         return Begun(record=planned), None
     if not is_remote(target.place):
@@ -215,6 +225,11 @@ def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds:
     started = time.monotonic()
     _check_reach(planned)
     target, timeline, store = planned.target, planned.timeline, planned.store
+    there = find_facts(target.place)
+    earlier = read_marker(target) if there is not None else None
+    if there is not None and earlier is not None and earlier.key == planned.key and _is_of(earlier, there):  # an earlier try died after it had published
+        store.clear()
+        return replace(earlier, stamp=there.stamp)
     plan = timeline.plan
     frames = [results[index].frames if index in results else _planned_frames(timeline, index) for index in range(len(plan.segments))]
     with tempfile.TemporaryDirectory(prefix="genai-ray-join-") as folder:

@@ -160,7 +160,6 @@ def list_files(folder: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
     with file_errors(folder, "listing"):
         if is_remote(root):
             store = file_system(root)
-            store.invalidate_cache()  # some stores remember what was there before
             store.ls(f"{root}/", detail=False)  # raises where there is no such folder; a pattern would match nothing
         else:
             os.listdir(root)

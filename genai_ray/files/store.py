@@ -73,7 +73,7 @@ def file_system(place: str) -> Any:
 
     scheme = place.partition("://")[0]
     try:
-        return fsspec.core.url_to_fs(place)[0]
+        return fsspec.core.url_to_fs(place, use_listings_cache=False)[0]  # other processes write there too
     except ValueError as exc:
         raise ConfigError(f"{place}: {exc}", "a path, or a URI such as s3://, gs:// or https://") from exc
     except ImportError as exc:

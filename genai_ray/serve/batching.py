@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from genai_ray.errors import TooManyRequestsError
 
 __all__ = ["Batcher"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+LATE = 2.0
+"""An item is refused that has less than this many times as long left as a call takes: it would be computed for nobody, and the next ones be late for it."""
 
-@dataclass(slots=True)
+_FIRST_S, _SLOWER = 0.05, 1.25
+
+
+@dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item, Result]):
     """One request in the line."""
 
     item: Item
     size: int
     since_s: float
+    deadline: float
     future: asyncio.Future[Result]
+    has_waited: bool = False
 
 
 class Batcher(Generic[Item, Result]):
@@ -38,27 +50,38 @@ class Batcher(Generic[Item, Result]):
         self._call, self._max_size, self._max_calls, self._wait_s = call, max_size, max_calls, wait_s
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._call_s = 0.0
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing is out."""
         return not self._waiting and not self._tasks
 
-    async def submit(self, item: Item, size: int = 1) -> Result:
+    async def submit(self, item: Item, size: int = 1, deadline: float = math.inf) -> Result:
         """Compute an item, together with others that wait.
 
         Args:
             item: What to compute.
             size: What it counts for in ``max_size``.
+            deadline: When it must be done, by the monotonic clock.
 
         Returns:
             Its result.
+
+        Raises:
+            TooManyRequestsError: If others take so long that it would not be done by its deadline.
         """
         loop = asyncio.get_running_loop()
-        waiting: _Waiting[Item, Result] = _Waiting(item, size, loop.time(), loop.create_future())
+        waiting: _Waiting[Item, Result] = _Waiting(item, size, loop.time(), deadline, loop.create_future())
         self._waiting.append(waiting)
         self._pump()
-        return await waiting.future
+        waiting.has_waited = True  # or is out already: what comes while nothing is out is tried, however little time it has
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:  # whoever asked has gone
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiting)
+            raise
 
     def _pump(self) -> None:
         """Make the calls that may be made now."""
@@ -80,12 +103,17 @@ class Batcher(Generic[Item, Result]):
         total = 0
         while self._waiting and (not batch or total + self._waiting[0].size <= self._max_size):
             waiting = self._waiting.popleft()
-            if not waiting.future.done():  # whoever asked may have gone
+            if waiting.future.done():
+                continue
+            if waiting.has_waited and waiting.deadline - time.monotonic() < LATE * self._call_s:
+                waiting.future.set_exception(TooManyRequestsError("too many requests wait: this one would not be done in time", do="Send it again later."))
+            else:
                 batch.append(waiting)
                 total += waiting.size
         return batch
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
+        began_s = time.monotonic()
         try:
             results = await self._call([waiting.item for waiting in batch])
         except BaseException as exc:
@@ -95,9 +123,14 @@ class Batcher(Generic[Item, Result]):
             if not isinstance(exc, Exception):
                 raise
             return
+        self._learn(time.monotonic() - began_s)
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(result)
+
+    def _learn(self, seconds: float) -> None:
+        """Follow what a call takes: down at once, up by steps, since one that waited for a load says nothing of the next ones."""
+        self._call_s = min(seconds, max(_SLOWER * self._call_s, _FIRST_S))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

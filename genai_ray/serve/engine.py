@@ -70,8 +70,6 @@ class _Item(NamedTuple):
 
     data: Any
     """Frames, or arrays by name."""
-    deadline: float
-    """When it must be done, by the monotonic clock."""
     since_ns: int
     """When it came, by the performance counter."""
 
@@ -106,6 +104,7 @@ class Engine:
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
         self._facts: dict[tuple[str, str], ModelFacts] = {}
+        self._looking: dict[tuple[str, str], asyncio.Task[ModelFacts]] = {}
         self._admission = Admission(profile)
 
     async def find(self, name: str, version: str = "") -> Target:
@@ -121,13 +120,14 @@ class Engine:
         Raises:
             ModelNotFoundError: If there is none.
             ModelLoadError: If its file is corrupt.
+            ResourceExhaustedError: If its file was not fetched, or looked at, in time.
         """
         model = self.repository.get(name)
         source = model.source(version)
         key = source, model.stamp(version)
         facts = self._facts.get(key)
         if facts is None:
-            facts = self._facts[key] = await self.call(read_facts, source)
+            facts = await self._look(name, key)
         return Target(model, version or model.latest, source, facts)
 
     async def infer(self, target: Target, request: InferRequest) -> InferResponse:
@@ -172,18 +172,7 @@ class Engine:
         """
         if parameters:
             raise InvalidInputError(f"parameters {sorted(parameters)!s:.80} of a load", "none", "Options and files come from the model repository.")
-        serving = target.model.serving
-        await self.call(
-            functools.partial(
-                self.cache.load_model,
-                target.source,
-                serving.backend,
-                serving.precision,
-                serving.memory_bytes,
-                device=serving.device,
-                max_frame=serving.max_frame,
-            )
-        )
+        await self.call(self.cache.load_model, target.request)
 
     async def unload(self, target: Target) -> None:
         """Evict a model when what it computes is done; the next request for it loads it again.
@@ -239,9 +228,27 @@ class Engine:
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
+    async def _look(self, name: str, key: tuple[str, str]) -> ModelFacts:
+        """Read what is known of a file, once for all who ask; it may have to be fetched, or opened."""
+        task = self._looking.get(key)
+        if task is None:
+            task = self._looking[key] = asyncio.create_task(self.call(read_facts, key[0]))
+            task.add_done_callback(functools.partial(self._looked, key))
+        done, _ = await asyncio.wait([task], timeout=self.profile.request_timeout_s)
+        if not done:
+            raise ResourceExhaustedError(f"{name} was not looked at within {self.profile.request_timeout_s:g} s", do=COME_AGAIN)
+        return task.result()
+
+    def _looked(self, key: tuple[str, str], task: asyncio.Task[ModelFacts]) -> None:
+        del self._looking[key]
+        if not task.cancelled() and task.exception() is None:
+            self._facts = {other: facts for other, facts in self._facts.items() if other[0] != key[0]} | {key: task.result()}
+
     async def _compute(self, target: Target, request: InferRequest) -> dict[str, Array]:
         within_s, serving = self._within_s(request), target.model.serving
-        deadline, since_ns, key = time.monotonic() + within_s, time.perf_counter_ns(), (target.model.name, target.version)
+        deadline, since_ns = time.monotonic() + within_s, time.perf_counter_ns()
+        # All that a line keeps of its first request: after a change of file or options there is another line.
+        key = (target.model.name, target.version, id(target.facts), target.request, serving.request_class, serving.max_batch_size, serving.batch_wait_timeout_s)
         try:
             async with asyncio.timeout(within_s):
                 if _is_for_frames(request):
@@ -251,14 +258,14 @@ class Engine:
                     kind = (*key, FRAMES, frames.shape[1:], frames.dtype.str, tuple(sorted(params.items())))
                     most = 1 if is_pairs else serving.max_batch_size or FRAMES_TOGETHER
                     line = self._line(kind, lambda items: self._call_frames(target, items, params), most, serving)
-                    return {OUTPUT: await line.submit(_Item(frames, deadline, since_ns), len(frames))}
+                    return {OUTPUT: await line.submit(_Item(frames, since_ns), len(frames), deadline)}
                 feeds = check_feeds(request, target.facts)
                 check_tensor_sizes(feeds, target.facts.spec, self.profile)
                 rows = _rows(feeds) if serving.max_batch_size and target.facts.has_free_first_axis else None
                 shapes = tuple((name, feeds[name].shape[1:] if rows else feeds[name].shape) for name in sorted(feeds))
                 most = (serving.max_batch_size or 1) if rows else 1
                 line = self._line((*key, "raw", shapes), lambda items: self._call_raw(target, items), most, serving)
-                result: dict[str, Array] = await line.submit(_Item(feeds, deadline, since_ns), rows or 1)
+                result: dict[str, Array] = await line.submit(_Item(feeds, since_ns), rows or 1, deadline)
                 return result
         except TimeoutError as exc:
             if not self.cache.knows(target.request):
@@ -298,18 +305,27 @@ class Engine:
     async def _call_raw(self, target: Target, items: Sequence[_Item]) -> list[dict[str, Array]]:
         feeds = items[0].data if len(items) == 1 else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
         counts = [_rows(item.data) or 1 for item in items]
-        result = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, sum(counts) if len(items) > 1 else 1)
+        try:
+            result = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, sum(counts) if len(items) > 1 else 1)
+            is_batch = all(len(array) == sum(counts) for array in result.values())
+        except (InvalidInputError, InferenceError):
+            if len(items) == 1:
+                raise
+            is_batch = False
         if len(items) == 1:
             return [result]
-        if any(len(array) != sum(counts) for array in result.values()):
-            return [(await self._call_raw(target, [item]))[0] for item in items]  # its first axis is no batch after all
+        if not is_batch:  # its first axis is no batch after all, or one of the requests is at fault
+            return [(await self._call_raw(target, [item]))[0] for item in items]
         parts = {name: np.split(array, np.cumsum(counts)[:-1]) for name, array in result.items()}
         return [{name: parts[name][index] for name in parts} for index in range(len(items))]
 
     async def _use(self, target: Target, compute: Callable[[CachedSession], Awaitable[Result]], items: Sequence[_Item], size: int) -> Result:
-        """Make one call of the model's session for several requests."""
-        left_s = max(item.deadline for item in items) - time.monotonic()
-        source = _Source(self.cache, max(left_s, 0.001), target.model.serving.request_class == "online")
+        """Make one call of the model's session for several requests.
+
+        It is waited for as long as any request may take, also where those who asked have gone: the session computes it all the same, and would get
+        ever more to do if others took its place in the line.
+        """
+        source = _Source(self.cache, self.profile.request_timeout_s, target.model.serving.request_class == "online")
         started = time.perf_counter_ns()
         result = await compute(CachedSession(source, target.request, target.facts.spec))
         taken_ns = time.perf_counter_ns() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,23 +13,30 @@ from urllib.parse import unquote
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from genai_ray.catalog import ServeProfile, load_serve_profile
 from genai_ray.cluster import ModelCache
+from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.gate import Gate
 from genai_ray.serve.http import build_app, list_operations
+from genai_ray.serve.limits import COME_AGAIN
 from genai_ray.serve.people import resume_videos
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.routes import open_paths
 from genai_ray.serve.rpc import Rpc
 from genai_ray.serve.tally import Tally
 
+_log = logging.getLogger(__name__)
+
 __all__ = ["Ingress", "Total", "build_application", "main"]
 
 TELL_EVERY_S = 0.5
 """How often a replica tells what it counted."""
+
+TOTAL_WITHIN_S = 10.0
 
 DRAIN_WITHIN_S = 5.0
 """Most seconds that a replica which leaves works on what it has."""
@@ -43,7 +51,7 @@ class Total:
     def __init__(self) -> None:
         self._tally = Tally()
 
-    def merge(self, more: Tally) -> Tally:
+    async def merge(self, more: Tally) -> Tally:  # not a plain function: Ray would run several at a time
         """Add what a replica counted.
 
         Args:
@@ -84,14 +92,25 @@ class Ingress(Rpc):
 
     async def _statistics(self) -> Tally:
         """Return the figures of all replicas; of others up to half a second old."""
-        figures: Tally = await self._total.merge.remote(self.engine.tally.take())
-        return figures
+        taken = self.engine.tally.take()
+        try:
+            async with asyncio.timeout(TOTAL_WITHIN_S):
+                figures: Tally = await self._total.merge.remote(taken)
+                return figures
+        except TimeoutError as exc:  # they may have been counted
+            raise DeadlineExceededError(f"the figures of all replicas did not come within {TOTAL_WITHIN_S:g} s") from exc
+        except RayError as exc:
+            self.engine.tally.merge(taken)
+            raise ResourceExhaustedError("the figures of all replicas are not there", do=COME_AGAIN) from exc
 
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(TELL_EVERY_S)
             if self.engine.tally.counts or self.engine.tally.responses:
-                await self._total.merge.remote(self.engine.tally.take())
+                try:
+                    await self._statistics()
+                except GenAIRayError as exc:
+                    _log.warning("%s; they follow with the next ones", exc)
 
 
 def _peers_allowed(host: str) -> Callable[[str], bool]:

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -313,7 +313,7 @@ def _run(folder: str, job_id: str, request: VideoRequest, jobs: Any, max_bytes: 
         options=options,
         on_progress=lambda progress: jobs.report.remote(job_id, progress),
     )
-    return _facts(report)
+    return _facts(report, request.models)
 
 
 def _fetch(request: VideoRequest, place: Path, max_bytes: int) -> Path:
@@ -324,7 +324,7 @@ def _fetch(request: VideoRequest, place: Path, max_bytes: int) -> Path:
     return partial.rename(place / f"{SOURCE}{Path(urlsplit(uri).path).suffix[:6] or '.bin'}")
 
 
-def _facts(report: EnhanceReport) -> dict[str, Any]:
+def _facts(report: EnhanceReport, names: Sequence[str]) -> dict[str, Any]:
     (video,) = report.videos
     return {
         "frames": report.frames,
@@ -335,7 +335,7 @@ def _facts(report: EnhanceReport) -> dict[str, Any]:
         "size_in": list(video.size_in),
         "size_out": list(video.size_out),
         "notes": list(video.notes),
-        "models": [asdict(use) for use in report.models],
+        "models": [asdict(use) | {"model_id": name} for use, name in zip(report.models, names, strict=True)],
     }
 
 

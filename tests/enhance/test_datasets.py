@@ -17,6 +17,7 @@ from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance import job
 from genai_ray.enhance.records import MARKER
 from genai_ray.enhance.targets import resolve_targets
+from genai_ray.tables import ResultTable
 from genai_ray.video import Encoding, plan_video
 from tests.processes import descendants, is_alive, kill, run, start, wait_until
 from tests.video.clips import write
@@ -161,6 +162,46 @@ def test_names_follow_a_template(clips, tmp_path):
     assert [target.output for target in below] == [str(tmp_path / "out" / name) for name in ("a.mp4", "below/c.mp4")]
 
 
+def test_what_an_earlier_job_left_is_no_input(clips, tmp_path):
+    wanted = [str(clips / name) for name in ("a.mp4", "b.mkv", "below/c.mp4")]
+    (clips / "out" / "b.mkv.genai-ray").mkdir(parents=True)
+    (clips / "below" / "d.mp4.genai-ray").mkdir()
+    for left in ("out/a.mp4", "out/b.mkv.genai-ray/000000-0.nut", "below/d.mp4.genai-ray/000000-0.nut"):
+        (clips / left).write_bytes(b"0")
+    for inputs in (clips, clips / "**"):
+        targets = resolve_targets([inputs if inputs == clips else str(inputs / "*.m*")], clips / "out", EnhanceOptions())
+        assert [target.source for target in targets] == wanted
+    with pytest.raises(errors.VideoError, match="results of an earlier job"):
+        resolve_targets([str(clips / "out" / "*.mp4")], clips / "out", EnhanceOptions())
+
+
+def test_a_name_that_is_no_utf8_harms_nobody(ray_session, clips, tmp_path):
+    strange, out = os.fsdecode(b"caf\xe9.mp4"), tmp_path / "out"
+    (clips / "a.mp4").rename(clips / strange)
+    report = enhance_videos(clips, out, models=MODEL, options=OPTIONS)
+    assert (report.clips_failed, report.frames) == (0, 18)
+    assert {name: row["status"] for name, row in rows_of(out).items()} == {"caf\\udce9.mp4": "done", "b.mkv": "done", "c.mp4": "done"}
+    assert names_in(out) == ["b.mkv", "below/c.mp4", strange, "results.parquet"]
+    assert enhance_videos(clips, out, models=MODEL, options=OPTIONS).clips_skipped == 3
+
+
+def test_two_jobs_that_write_one_table_keep_each_others_rows(tmp_path):
+    one, two = (ResultTable(str(tmp_path / "results.parquet"), {"output": "string", "frames": "int64"}, "output") for _ in range(2))
+    one.add([{"output": "a", "frames": 1}])
+    two.add([{"output": "b", "frames": 2}, {"output": "a", "frames": 3}])
+    one.add([{"output": "c", "frames": 4}])
+    assert sorted((row["output"], row["frames"]) for row in pyarrow.parquet.read_table(one.place).to_pylist()) == [("a", 1), ("b", 2), ("c", 4)]
+
+
+def test_rows_that_could_not_be_written_are_not_there_twice(tmp_path):
+    table = ResultTable(str(tmp_path / "out" / "results.parquet"), {"output": "string"}, "output")
+    with pytest.raises(errors.VideoError, match=r"results\.parquet"):
+        table.add([{"output": "a"}])
+    (tmp_path / "out").mkdir()
+    table.add([{"output": "a"}, {"output": "b"}])
+    assert pyarrow.parquet.read_table(table.place).column("output").to_pylist() == ["a", "b"]
+
+
 def write_list(manifest, **columns):
     pyarrow.csv.write_csv(pa.table(columns), manifest)
     return manifest
@@ -175,6 +216,7 @@ def write_list(manifest, **columns):
         (lambda t: [t / "clips"], {"name": "{stem}.avi"}, errors.ConfigError, ".mp4 or .mkv"),
         (lambda t: [t / "clips" / "*.webm"], {}, errors.VideoError, "no video matches"),
         (lambda t: [t / "out"], {}, errors.VideoError, "no video matches"),
+        (lambda t: [(t / "clips").rename(t / "out" / "below").parent], {"name": "{stem}-x2.mp4"}, errors.ConfigError, "is the input folder"),
         (lambda t: [write_list(t / "l.csv", path=["a.mp4"])], {}, errors.ConfigError, "column uri"),
         (lambda t: [write_list(t / "l.csv", uri=["a.mp4"], model=["rife"])], {}, errors.ConfigError, "columns ['model']"),
         (lambda t: [write_list(t / "l.csv", uri=["clips/a.mp4", ""])], {}, errors.ConfigError, "row 1 has no uri"),

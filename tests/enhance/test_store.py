@@ -1,18 +1,21 @@
 """What a finished segment's name depends on, and finished segments of a file that ends too early."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from genai_ray import EnhanceOptions
+from genai_ray import EnhanceOptions, ModelCache
 from genai_ray.catalog import ModelCatalog
 from genai_ray.enhance import Background
-from genai_ray.enhance.segment import SegmentResult
-from genai_ray.enhance.store import key_segments
+from genai_ray.enhance.retime import Timeline
+from genai_ray.enhance.schedule import _pack, _unpack
+from genai_ray.enhance.segment import SegmentJob, SegmentResult
+from genai_ray.enhance.store import SegmentStore, key_segments, node_kind
 from genai_ray.enhance.targets import resolve_targets
-from genai_ray.enhance.work import begin_clip, finish_clip
+from genai_ray.enhance.work import Planned, begin_clip, finish_clip, run_segment
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
 from tests.video.clips import NUM_FRAMES, write, write_cut
@@ -98,3 +101,37 @@ def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
     record = finish_clip(planned, dict.fromkeys(again.todo, SegmentResult(0, 0, 0.0)), 0.0)
     assert record.report.frames == len(plan_video(output).pts) == sum(written) < NUM_FRAMES
     assert list(plan_video(output).pts) == list(planned.timeline.plan.pts[: sum(written)])
+    assert not list(Path(planned.store.folder).glob("*.nut"))
+    assert finish_clip(planned, {}, 0.0) == record  # as after the death of a worker that had published
+
+
+def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
+    """As where a job is run again while a task of the last one is still at work."""
+    source, options = write(tmp_path / "a.mkv", tracks=0), EnhanceOptions(encoding=Encoding(preset="ultrafast"))
+    (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
+    specs = (ModelCatalog.default().get("websr-x2-s"),)
+    _, planned = begin_clip(target, specs, options)
+    with ModelCache(2_000_000_000, name="twice") as cache, ThreadPoolExecutor(2) as pool:
+        job = SegmentJob(specs, (), options, cache, "twice")
+        counts = {result.frames for result in pool.map(lambda _: run_segment(planned, 0, job), range(2))}
+    assert counts == {NUM_FRAMES}
+    assert [path.suffix for path in Path(planned.store.folder).iterdir()] == [".nut"]
+    assert finish_clip(planned, {}, 0.0).report.frames == NUM_FRAMES
+
+
+def test_the_node_that_counts_is_the_one_of_the_job(plan):
+    specs = [ModelCatalog.default().get("websr-x2-s")]
+    assert key_segments(plan, specs, BASE, node_kind()) == keys(plan)
+    assert not set(key_segments(plan, specs, BASE, "another")) & set(keys(plan))
+
+
+def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_path):
+    frames = 10 * 3600 * 25
+    long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
+    store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])
+    planned = Planned(None, Timeline(long, long), store, BASE, (), frozenset(), "", (96, 64))
+    packed = _pack(planned)
+    assert len(packed) < 100_000
+    again = _unpack(packed)
+    assert again.timeline == planned.timeline
+    assert again.timeline.result.pts is again.timeline.plan.pts

@@ -9,6 +9,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
+from genai_ray.files import find_facts, list_names
 from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write
 
@@ -85,6 +86,16 @@ def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
     again = json.loads(run(*command, env=environment).stdout)
     assert (again["clips_skipped"], again["clips_failed"]) == (2, 0)
     assert store.cat_file("bucket/out/bad.mp4") == (local / "a.mp4").read_bytes()
+
+
+def test_segments_that_others_upload_are_seen(bucket):
+    scheme, store, _ = bucket
+    folder = f"{scheme}://bucket/segments"
+    store.pipe_file("bucket/segments/0.nut", b"0")
+    assert list_names(folder) == ["0.nut"]
+    store.pipe_file("bucket/segments/1.nut", b"1")
+    assert list_names(folder) == ["0.nut", "1.nut"]
+    assert find_facts(f"{folder}/1.nut").size == 1
 
 
 def test_what_a_bucket_lacks_is_an_error_that_names_it(bucket, tmp_path):

@@ -153,7 +153,8 @@ def test_a_request_that_comes_slowly_outlives_a_change_of_replicas():
     connection.putheader("Content-Length", str(len(head) + len(body)))
     connection.endheaders(head)
     before = ingress()
-    kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(INGRESS)))
+    for word in (INGRESS, INGRESS.replace("Ingress", "Total")):
+        kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(word)))
     wait_until(lambda: ingress() - before, endpoint.process)
     time.sleep(15.0)  # nothing to wait for: this is how slowly it comes
     connection.send(body)
@@ -162,6 +163,15 @@ def test_a_request_that_comes_slowly_outlives_a_change_of_replicas():
     assert response.status == 200, told
     with InferenceSession("websr-x2-s") as session:
         assert told[int(response.getheader("Inference-Header-Content-Length")) :] == session.infer(frames).tobytes()
+    connection.close()
+
+    def counted():
+        connection.request("GET", "/v2/models/websr-x2-s/stats")
+        response = connection.getresponse()
+        told = response.read()
+        return response.status == 200 and json.loads(told)["model_stats"][0]["inference_count"] == 1
+
+    wait_until(counted, endpoint.process)  # the replica told it to whoever took the place of the one that adds up
     assert endpoint.end() == 0
 
 

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -109,6 +110,54 @@ def test_a_wait_for_others_is_bounded_and_ends_when_there_are_enough():
         patient = Batcher(call, max_size=2, wait_s=1000.0)
         assert await asyncio.wait_for(asyncio.gather(patient.submit(1), patient.submit(2)), 60) == [1, 2]
         assert seen == [["lone"], [1, 2]]
+
+    asyncio.run(story())
+
+
+def test_what_would_be_late_is_refused_so_that_others_are_in_time():
+    """Four times as much as can be done, for some seconds: nearly all that is done is done in time."""
+    call_s, within_s, outcomes = 0.02, 0.4, []
+
+    async def call(items):
+        await asyncio.sleep(call_s)
+        return items
+
+    async def ask(batcher):
+        try:
+            async with asyncio.timeout(within_s):
+                await batcher.submit(1, 1, time.monotonic() + within_s)
+            outcomes.append("done")
+        except errors.TooManyRequestsError:
+            outcomes.append("refused")
+        except TimeoutError:
+            outcomes.append("late")
+
+    async def story():
+        batcher = Batcher(call, max_size=1, max_calls=1)
+        async with asyncio.TaskGroup() as group:
+            over = time.monotonic() + 4.0
+            while time.monotonic() < over:
+                group.create_task(ask(batcher))
+                await asyncio.sleep(call_s / 4)
+        assert batcher.is_idle
+
+    asyncio.run(story())
+    assert outcomes.count("refused") > outcomes.count("done") > 3 * outcomes.count("late")
+
+
+def test_whoever_goes_leaves_nothing_in_the_line():
+    async def story():
+        calls = Calls()
+        batcher = Batcher(calls, max_size=1, max_calls=1)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(100)]
+        await settle()
+        for task in tasks[1:]:
+            task.cancel()
+        await settle()
+        assert not batcher._waiting
+        calls.gates[0].set_result(None)
+        assert await tasks[0] == 0
+        assert calls.seen == [[0]]
 
     asyncio.run(story())
 

@@ -59,7 +59,7 @@ def application(folder, repository=None, **people):
     wait_until(lambda: server.started)
     desk = VideoDesk(folder, profile.people)
     try:
-        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, desk=desk, profile=profile)
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, desk=desk, profile=profile, engine=engine)
     finally:
         server.should_exit = True
         thread.join()

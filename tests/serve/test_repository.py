@@ -1,21 +1,27 @@
 """Models of a repository that is a URI: listed, fetched when they are asked for, again when they change; and what goes wrong there."""
 
+import asyncio
 import contextlib
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.catalog import dump_spec
+from genai_ray.catalog import ServeProfile, dump_spec
 from genai_ray.files import list_files, mirror
 from genai_ray.inspection import find_model
+from genai_ray.serve.engine import Engine
 from genai_ray.serve.facts import read_facts
 from genai_ray.serve.repository import Repository
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
-from tests.serve.models import add_number
+from tests.serve.models import add_number, value
+from tests.serve.models import write as write_model
 from tests.serve.test_people import application, ask
 from tests.servers import listing, serving
 
@@ -128,6 +134,66 @@ def test_a_file_that_breaks_off_is_no_model(models):
             find_model(f"{address}/bad.onnx")
     with pytest.raises(errors.VideoError, match="no such file"):
         list_files(str(models / "nowhere"), ("*",))
+
+
+def test_a_change_of_file_or_options_is_obeyed_by_the_next_request(models, ray_session):
+    def infer():
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
+        return json.loads(ask(app, "POST", "/v2/models/one/infer", body)[1])
+
+    with application(models.parent / "videos", models) as app:
+        assert infer()["outputs"][0]["data"] == [2]
+        (models / "one.serve.yaml").write_text("device_kinds: [no-such-kind]\n")
+        assert ask(app, "POST", "/v2/repository/index", b"")[0] == 200
+        assert "no-such-kind" in infer()["error"]
+        status, told, _ = ask(app, "POST", "/v2/repository/models/one/load", b"{}")
+        assert (status, "no-such-kind" in json.loads(told)["error"]) == (503, True)
+        (models / "one.serve.yaml").unlink()
+        (models / "one.onnx").unlink()
+        add_number(models / "one" / "1" / "model.onnx", 6)
+        assert ask(app, "POST", "/v2/repository/index", b"")[0] == 200
+        assert infer()["outputs"][0]["data"] == [7]
+    ModelCache(name="people").shutdown()
+
+
+def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):
+    nodes = [helper.make_node("Gather", ["table", "x"], ["y"])]
+    table = numpy_helper.from_array(np.arange(4, dtype=np.float32), "table")
+    write_model(models / "look.onnx", nodes, [value("x", "INT64", ("n",))], [value("y", "FP32", ("n",))], [table])
+    (models / "look.serve.yaml").write_text("max_batch_size: 8\nbatch_wait_timeout_s: 2.0\n")
+
+    def infer(index):
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [index]}]}).encode()
+        return ask(app, "POST", "/v2/models/look/infer", body)
+
+    with application(models.parent / "videos", models) as app, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(infer, (0, 1, 2, 99, 3, 0, 1, 2)))
+    assert [json.loads(body)["outputs"][0]["data"] for status, body, _ in answers if status == 200] == [[0], [1], [2], [3], [0], [1], [2]]
+    assert [status for status, _, _ in answers].index(500) == 3
+    ModelCache(name="people").shutdown()
+
+
+def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypatch):
+    looks = []
+
+    def slowly(source):
+        looks.append(source)
+        over.wait(60)
+        return read_facts(source)
+
+    over = threading.Event()
+    monkeypatch.setattr("genai_ray.serve.engine.read_facts", slowly)
+
+    async def story():
+        engine = Engine(ServeProfile(name="test", request_timeout_s=0.2), ModelCache(name="people"), Repository(models, ()))
+        found = await asyncio.gather(*(engine.find("one") for _ in range(50)), return_exceptions=True)
+        assert {type(error) for error in found} == {errors.ResourceExhaustedError}
+        over.set()
+        engine.profile = engine.profile.override(request_timeout_s=60)
+        assert (await asyncio.gather(*(engine.find("one") for _ in range(50))))[0].facts.spec.model_id
+
+    asyncio.run(story())
+    assert len(looks) == 1
 
 
 @pytest.mark.slow

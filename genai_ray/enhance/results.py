@@ -76,7 +76,7 @@ class Results:
         return Record(report, key if status == "done" else "", size, stamp)
 
     def add(self, ended: Ended, uses: Sequence[ModelUse], precision_db: float | None) -> None:
-        """Note the end of a video; the file follows within seconds.
+        """Note the end of a video; the file follows with this or one of the next ones, at the latest with the end of the job.
 
         Args:
             ended: The video.

@@ -40,13 +40,15 @@ class Batcher(Generic[Item, Result]):
     """Merges items of one kind; used from one event loop.
 
     Args:
-        call: Computes several items; gives one result each, in order. What it raises is raised to each of them.
+        call: Computes several items; gives one result each, in order, or the error of this one. What it raises is raised to each of them.
         max_size: Most of the items' sizes together in one call; a larger item goes alone.
         max_calls: Calls at the same time; what comes while so many are out waits, and is merged.
         wait_s: Most seconds that an item waits for others although a call could be made; 0 for none.
     """
 
-    def __init__(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *, max_size: int, max_calls: int = 2, wait_s: float = 0.0) -> None:
+    def __init__(
+        self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], *, max_size: int, max_calls: int = 2, wait_s: float = 0.0
+    ) -> None:
         self._call, self._max_size, self._max_calls, self._wait_s = call, max_size, max_calls, wait_s
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,7 +127,11 @@ class Batcher(Generic[Item, Result]):
             return
         self._learn(time.monotonic() - began_s)
         for waiting, result in zip(batch, results, strict=True):
-            if not waiting.future.done():
+            if waiting.future.done():
+                continue
+            if isinstance(result, Exception):
+                waiting.future.set_exception(result)
+            else:
                 waiting.future.set_result(result)
 
     def _learn(self, seconds: float) -> None:

@@ -289,7 +289,7 @@ class Engine:
             line = self._lines[kind] = Batcher(call, max_size=most, wait_s=serving.batch_wait_timeout_s if most > 1 else 0.0)
         return line
 
-    async def _call_frames(self, target: Target, items: Sequence[_Item], params: dict[str, float]) -> list[Array]:
+    async def _call_frames(self, target: Target, items: Sequence[_Item], params: dict[str, float]) -> list[Array | Exception]:
         batches = [item.data for item in items]
         frames = batches[0] if len(batches) == 1 else np.concatenate(batches)
         try:
@@ -297,12 +297,12 @@ class Engine:
         except (InvalidInputError, InferenceError):
             if len(items) == 1:
                 raise
-            return [(await self._call_frames(target, [item], params))[0] for item in items]
+            return await _one_by_one(lambda alone: self._call_frames(target, alone, params), items)
         if len(batches) == 1:
             return [result]
-        return np.split(result, np.cumsum([len(batch) for batch in batches])[:-1])
+        return list(np.split(result, np.cumsum([len(batch) for batch in batches])[:-1]))
 
-    async def _call_raw(self, target: Target, items: Sequence[_Item]) -> list[dict[str, Array]]:
+    async def _call_raw(self, target: Target, items: Sequence[_Item]) -> list[dict[str, Array] | Exception]:
         feeds = items[0].data if len(items) == 1 else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
         counts = [_rows(item.data) or 1 for item in items]
         try:
@@ -315,7 +315,7 @@ class Engine:
         if len(items) == 1:
             return [result]
         if not is_batch:  # its first axis is no batch after all, or one of the requests is at fault
-            return [(await self._call_raw(target, [item]))[0] for item in items]
+            return await _one_by_one(lambda alone: self._call_raw(target, alone), items)
         parts = {name: np.split(array, np.cumsum(counts)[:-1]) for name, array in result.items()}
         return [{name: parts[name][index] for name in parts} for index in range(len(items))]
 
@@ -335,6 +335,17 @@ class Engine:
         for item in items:
             counts.note("queue", started - item.since_ns)
         return result
+
+
+async def _one_by_one(call: Callable[[Sequence[_Item]], Awaitable[list[Result | Exception]]], items: Sequence[_Item]) -> list[Result | Exception]:
+    """Compute requests that do not go together, so that what is wrong with one of them is told to nobody else."""
+    results: list[Result | Exception] = []
+    for item in items:
+        try:
+            results += await call([item])
+        except (InvalidInputError, InferenceError) as exc:
+            results.append(exc)
+    return results
 
 
 def _is_for_frames(request: InferRequest) -> bool:

@@ -7,6 +7,7 @@ chroma is sampled, which keeps luma as it is, and the matrix of ITU-T H.273 is a
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, cast
@@ -39,8 +40,6 @@ _PEAK = 65535
 COUNTED_ROWS = 8
 """Rows of chroma of which one is looked at for colours that RGB has not."""
 
-_REFORMATTER = VideoReformatter()
-
 
 def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
     """Convert a decoded picture.
@@ -57,7 +56,7 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
     """
     frame = _place_chroma(frame, colour)
     if max(part.bits for part in frame.format.components) <= 8:
-        rgb = _REFORMATTER.reformat(
+        rgb = _OWN.reformatter.reformat(
             frame,
             format="rgb24",
             src_colorspace=_SPACES.get(colour.matrix, Colorspace.ITU601),
@@ -108,7 +107,7 @@ def read_alpha(frame: av.VideoFrame) -> npt.NDArray[Any]:
     """
     bits = frame.format.components[0].bits
     if not frame.format.name.startswith("yuva") or frame.format.name.endswith("be"):
-        frame = _REFORMATTER.reformat(frame, format="gbrap" if bits <= 8 else f"gbrap{bits}le", threads=1)
+        frame = _OWN.reformatter.reformat(frame, format="gbrap" if bits <= 8 else f"gbrap{bits}le", threads=1)
     plane = _planes(frame)[3][..., np.newaxis]
     if bits <= 8:
         return np.ascontiguousarray(plane)
@@ -129,7 +128,7 @@ def scale_alpha(alpha: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[A
         return alpha
     name = "gray" if alpha.dtype == np.uint8 else "gray16le"
     plane = av.VideoFrame.from_ndarray(np.ascontiguousarray(alpha[..., 0]), format=name)
-    scaled = _REFORMATTER.reformat(plane, width=size[0], height=size[1], interpolation=SWS_FLAGS, threads=1)
+    scaled = _OWN.reformatter.reformat(plane, width=size[0], height=size[1], interpolation=SWS_FLAGS, threads=1)
     return np.ascontiguousarray(scaled.to_ndarray()[..., np.newaxis])
 
 
@@ -156,7 +155,7 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
 def _to_yuv(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFrame:
     bits = av.VideoFormat(pix_fmt).components[0].bits
     if frame.dtype == np.uint8 and bits == 8 and colour.range != FULL:  # of full range swscale cuts chroma instead of rounding it
-        return _REFORMATTER.reformat(
+        return _OWN.reformatter.reformat(
             _place_chroma(av.VideoFrame.from_ndarray(frame, format="rgb24"), colour),
             format=pix_fmt,
             src_color_range=ColorRange.JPEG,
@@ -200,12 +199,11 @@ def _place_chroma(frame: av.VideoFrame, colour: Colour) -> av.VideoFrame:
 
     PyAV (18) has no field for the tag, FFmpeg's filter ``setparams`` has. Pictures are not copied.
     """
-    graph = _placing_graph(frame.width, frame.height, frame.format.name, colour.chroma_location)
+    graph = _OWN.placing_graph(frame.width, frame.height, frame.format.name, colour.chroma_location)
     graph.push(frame)
     return cast(av.VideoFrame, graph.pull())
 
 
-@functools.lru_cache(maxsize=8)
 def _placing_graph(width: int, height: int, pix_fmt: str, location: str) -> Graph:
     graph = Graph()
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat(pix_fmt), time_base=Fraction(1, 1000))
@@ -214,6 +212,17 @@ def _placing_graph(width: int, height: int, pix_fmt: str, location: str) -> Grap
     setter.link_to(sink)
     graph.configure()
     return graph
+
+
+class _Own(threading.local):
+    """What each thread has of its own: two at a time in one context of swscale end the process, and in one graph get each other's pictures."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+        self.placing_graph = functools.lru_cache(maxsize=8)(_placing_graph)
+
+
+_OWN = _Own()
 
 
 def _tag(yuv: av.VideoFrame, colour: Colour) -> av.VideoFrame:
@@ -265,7 +274,7 @@ def _resample(frame: av.VideoFrame, pix_fmt: str, colour: Colour) -> av.VideoFra
         return frame
     space = _SPACES.get(colour.matrix, Colorspace.ITU601)
     try:
-        return _REFORMATTER.reformat(
+        return _OWN.reformatter.reformat(
             frame,
             format=pix_fmt,
             src_colorspace=space,

@@ -130,7 +130,7 @@ def test_frames_of_a_server_as_a_dataset(ray_session, clips):
         ("a.mp4", "http://127.0.0.1/b.mp4", "s3:// or gs://"),
         ("a.mp4", "memory://out/%06d.png", "frames as files"),
         ("teleport://x/a.mp4", "b.mp4", "teleport"),
-        ("a.mp4", "gs://bucket/b.mp4", "gcsfs"),
+        ("a.mp4", "abfs://bucket/b.mp4", "adlfs"),
     ],
 )
 def test_places_that_cannot_be(clips, tmp_path, source, output, words):

@@ -1,11 +1,11 @@
 """What a finished segment's name depends on, and finished segments of a file that ends too early."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import ray
 
 from genai_ray import EnhanceOptions, ModelCache
 from genai_ray.catalog import ModelCatalog
@@ -111,10 +111,10 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
     _, planned = begin_clip(target, specs, options)
-    with ModelCache(2_000_000_000, name="twice") as cache, ThreadPoolExecutor(2) as pool:
-        job = SegmentJob(specs, (), options, cache, "twice")
-        counts = {result.frames for result in pool.map(lambda _: run_segment(planned, 0, job), range(2))}
-    assert counts == {NUM_FRAMES}
+    with ModelCache(2_000_000_000, name="twice") as cache:
+        task, job = ray.remote(max_retries=0)(run_segment), SegmentJob(specs, (), options, cache, "twice")
+        results = ray.get([task.remote(planned, 0, job) for _ in range(2)])
+    assert [result.frames for result in results] == [NUM_FRAMES] * 2
     assert [path.suffix for path in Path(planned.store.folder).iterdir()] == [".nut"]
     assert finish_clip(planned, {}, 0.0).report.frames == NUM_FRAMES
 

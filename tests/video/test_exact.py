@@ -1,5 +1,6 @@
 """Plans, colours, cuts and refusals of single videos; what holds for every kind of clip is in test_matrix."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -47,6 +48,16 @@ def test_two_runs_give_the_same_bytes(tmp_path):
         enhance(source, tmp_path / name, segment_frames=10)
     assert (tmp_path / "one.mkv").read_bytes() == (tmp_path / "two.mkv").read_bytes()
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+
+
+def test_threads_decode_beside_each_other(tmp_path):
+    plans = [plan_video(write(tmp_path / f"{name}.mkv", size=size, tracks=0)) for name, size in (("a", (320, 180)), ("b", (96, 64)))]
+    wanted = [[frame.frame for frame in decode_segment(plan, plan.segments[0])] for plan in plans]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda plan: [frame.frame for frame in decode_segment(plan, plan.segments[0])], 4 * plans))
+    for index, frames in enumerate(found):
+        assert all(map(np.array_equal, frames, wanted[index % 2]))
+        assert len(frames) == NUM_FRAMES
 
 
 def test_colours_that_rgb_has_not_are_counted(tmp_path):

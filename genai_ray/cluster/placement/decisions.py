@@ -28,9 +28,10 @@ def check_fits(ledger: Ledger[Key], need: Need[Key]) -> None:
     allowed = [device for device in ledger.devices.values() if ledger.is_allowed(device, need)]
     most = min(ledger.budget_bytes, max((min(device.budget_bytes, device.capacity_bytes) for device in allowed), default=0))
     if need.num_bytes > most:
+        kinds = sorted({device.kind for device in ledger.devices.values()})
         raise ResourceExhaustedError(
             f"{need.key} needs {need.num_bytes} bytes",
-            f"{most} bytes, the most that one session of this cache can have" + ("" if allowed else f": no device of kind {sorted(need.kinds or ())} is there"),
+            f"{most} bytes, the most that one session of this cache can have" + ("" if allowed else f": no device is there that will do, only of kind {kinds}"),
             "Give the cache a larger budget or the cluster a larger device.",
         )
     pinned: Counter[str] = Counter()

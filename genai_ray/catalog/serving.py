@@ -87,7 +87,8 @@ class ServeProfile(_Frozen):
     max_body_bytes: Annotated[int, Field(gt=0)] = 256 * 1024**2
     """Most bytes of one request, and of what it unpacks to."""
     max_json_bytes: Annotated[int, Field(gt=0)] = 32 * 1024**2
-    """Most bytes of JSON in one request, whose values may take twenty times as many; binary tensors do not count."""
+    """Most bytes of JSON, or of a gRPC message beside its raw tensors, in one request, whose values may take twenty times as many; binary tensors do not
+    count, but the lengths of their strings, of four bytes each, may not take more either."""
     max_frame_pixels: Annotated[int, Field(gt=0)] = 64 * 1024**2
     """Most pixels of one frame of a tensor of frames."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 512 * 1024**2

@@ -17,14 +17,17 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from genai_ray.errors import InvalidInputError
+from genai_ray.errors import DeadlineExceededError, InvalidInputError, TooManyRequestsError
+from genai_ray.serve.limits import Admission
 
-__all__ = ["Query", "read_body", "read_file", "save_file"]
+__all__ = ["Query", "hold_place", "read_body", "read_file", "save_file"]
 
 _TOO_LARGE, _UNSUPPORTED, _FULL = 413, 415, 507
 _WRITE_BYTES = 4 * 1024**2
 _DRAIN_BYTES = 64 * 1024**2
 _DRAIN_IDLE_S = 1.0
+_IDLE_S = 30.0
+"""Most seconds, and half of it at least, without a byte of a body: a client that is gone without a word would keep its place for an hour."""
 _MAX_FIELDS = 16
 
 
@@ -130,6 +133,29 @@ class Query:
         return params
 
 
+@contextlib.asynccontextmanager
+async def hold_place(request: Request, admission: Admission) -> AsyncIterator[None]:
+    """Let a request in for as long as the context lasts, before its body is read.
+
+    Args:
+        request: The request; where it is refused, its body is read to be thrown away.
+        admission: Counts requests.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TooManyRequestsError: If so many are there already.
+    """
+    with contextlib.ExitStack() as place:
+        try:
+            place.enter_context(admission.place())
+        except TooManyRequestsError:
+            await _drain(request)
+            raise
+        yield
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read a body into memory, and unpack it.
 
@@ -142,13 +168,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         InvalidInputError: If it is not packed as it says.
+        DeadlineExceededError: If it stops coming.
         HTTPException: 413 if it is larger, 415 if it is packed in another way.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity", "gzip", "deflate"):
         await _drain(request)
         raise HTTPException(_UNSUPPORTED, f"Content-Encoding {encoding[:40]!r}; allowed: gzip, deflate, identity")
-    chunks = [chunk async for chunk in _limited(request, max_bytes)]
+    async with _patient() as patience:
+        chunks = [chunk async for chunk in _limited(request, max_bytes, patience)]
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     return body if encoding in ("", "identity") else await asyncio.to_thread(_unpack, body, encoding, max_bytes)
 
@@ -165,11 +193,13 @@ async def read_file(request: Request, max_bytes: int) -> tuple[bytes, str]:
 
     Raises:
         InvalidInputError: If it is a form without a file, with several, or a broken one.
+        DeadlineExceededError: If it stops coming.
         HTTPException: 413 if it is larger.
     """
-    if not _is_form(request):
-        return b"".join([chunk async for chunk in _limited(request, max_bytes)]), ""
-    upload = await _parse_form(request, max_bytes)
+    async with _patient() as patience:
+        if not _is_form(request):
+            return b"".join([chunk async for chunk in _limited(request, max_bytes, patience)]), ""
+        upload = await _parse_form(request, max_bytes, patience)
     try:
         return await upload.read(), upload.filename or ""
     finally:
@@ -243,13 +273,25 @@ def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+@contextlib.asynccontextmanager
+async def _patient() -> AsyncIterator[asyncio.Timeout]:
+    """Give up on a body of which nothing comes any more."""
+    try:
+        async with asyncio.timeout(_IDLE_S) as patience:
+            yield patience
+    except TimeoutError as exc:
+        raise DeadlineExceededError(f"nothing of the body came for {_IDLE_S:g} s") from exc
+
+
+async def _limited(request: Request, max_bytes: int, patience: asyncio.Timeout | None = None) -> AsyncIterator[bytes]:
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > max_bytes:
         await _drain(request)
         raise HTTPException(_TOO_LARGE, f"a body of {declared} bytes; allowed: {max_bytes}")
-    size = 0
+    size, loop = 0, asyncio.get_running_loop()
     async for chunk in request.stream():
+        if patience is not None and chunk and (patience.when() or 0.0) < loop.time() + _IDLE_S / 2:  # not each time: timers cost
+            patience.reschedule(loop.time() + _IDLE_S)
         size += len(chunk)
         if size > max_bytes:
             raise HTTPException(_TOO_LARGE, f"a body of more than {max_bytes} bytes")
@@ -270,8 +312,8 @@ async def _drain(request: Request) -> None:
                 patience.reschedule(loop.time() + _DRAIN_IDLE_S)
 
 
-async def _parse_form(request: Request, max_bytes: int) -> UploadFile:
-    parser = MultiPartParser(request.headers, _limited(request, max_bytes), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)  # type: ignore[arg-type]
+async def _parse_form(request: Request, max_bytes: int, patience: asyncio.Timeout | None = None) -> UploadFile:
+    parser = MultiPartParser(request.headers, _limited(request, max_bytes, patience), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)  # type: ignore[arg-type]
     try:
         form = await parser.parse()
     except MultiPartException as exc:

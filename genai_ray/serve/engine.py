@@ -105,7 +105,7 @@ class Engine:
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
         self._facts: dict[tuple[str, str], ModelFacts] = {}
         self._looking: dict[tuple[str, str], asyncio.Task[ModelFacts]] = {}
-        self._admission = Admission(profile)
+        self.admission = Admission(profile)
 
     async def find(self, name: str, version: str = "") -> Target:
         """Find a model by what a request calls it.
@@ -149,7 +149,7 @@ class Engine:
         """
         started = time.perf_counter_ns()
         try:
-            with self._admission.of(target.model.name):
+            with self.admission.of(target.model.name):
                 arrays = await self._compute(target, request)
                 check_result(arrays.values(), self.profile)
                 outputs = to_outputs(arrays, () if _is_for_frames(request) else target.facts.outputs, request)

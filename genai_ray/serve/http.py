@@ -6,6 +6,7 @@ tritonclient sends no Content-Type and follows no redirects, so no body is parse
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import logging
 import zlib
@@ -30,12 +31,13 @@ from genai_ray.errors import (
     TooManyRequestsError,
 )
 from genai_ray.serve.answers import describe_config, describe_index, describe_model, describe_server, describe_statistics
-from genai_ray.serve.bodies import read_body
+from genai_ray.serve.bodies import hold_place, read_body
 from genai_ray.serve.engine import Engine, Target
+from genai_ray.serve.limits import LARGE_JSON_BYTES, is_long, max_strings
 from genai_ray.serve.metrics import CONTENT_TYPE, write_metrics
 from genai_ray.serve.openapi import describe_api
 from genai_ray.serve.people import people_operations
-from genai_ray.serve.protocol import HEADER_LENGTH, decode_request, encode_response, parse_json
+from genai_ray.serve.protocol import HEADER_LENGTH, decode_request, encode_response, parse_header_length, parse_json
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref, to_routes
 
 __all__ = ["STATUSES", "build_app", "list_operations", "status_of"]
@@ -56,10 +58,6 @@ STATUSES: tuple[tuple[type[GenAIRayError], int], ...] = (
 """Which status an error becomes: the first row that fits. The last is for models that cannot be loaded, with the reason."""
 
 RETRY_AFTER_S = 1
-LARGE_JSON_BYTES = 1 << 16
-"""JSON of more bytes than this is read and written on a thread."""
-LARGE_BINARY_BYTES = 1 << 22
-"""Binary tensors of more bytes than this are copied on a thread: less takes no longer than to change to one."""
 
 _TOO_LARGE, _CONFLICT, _BUSY, _UNAVAILABLE, _GONE = 413, 409, 429, 503, 499
 _BODY_ERRORS = (400, 413, 415)
@@ -242,16 +240,21 @@ class _Api:
         return Response(status_code=200)
 
     async def infer(self, request: Request) -> Response:
+        async with hold_place(request, self._engine.admission):
+            return await self._infer(request)
+
+    async def _infer(self, request: Request) -> Response:
         body = await read_body(request, self._engine.profile.max_body_bytes)
         target = await self._find(request)
-        header, inputs = request.headers.get(HEADER_LENGTH), target.facts.inputs
-        json_bytes = min(len(body), int(header)) if header is not None and header.isascii() and header.isdigit() else len(body)
+        header = request.headers.get(HEADER_LENGTH)
+        json_bytes, strings = parse_header_length(header, len(body)), max_strings(target.facts.inputs, self._engine.profile)
         self._check_json(json_bytes)
-        is_long = json_bytes > LARGE_JSON_BYTES
-        asked = await self._engine.call(decode_request, body, header, inputs) if is_long else decode_request(body, header, inputs)
+        decode = functools.partial(decode_request, body, header, target.facts.inputs, max_strings=strings)
+        asked = await self._engine.call(decode) if json_bytes > LARGE_JSON_BYTES or is_long(len(body), is_plain=not strings) else decode()
         response = await self._engine.infer(target, asked)
-        is_long = any(tensor.array.nbytes > (LARGE_BINARY_BYTES if asked.wants_binary(tensor.name) else LARGE_JSON_BYTES) for tensor in response.outputs)
-        parts, length = await self._engine.call(encode_response, response, asked) if is_long else encode_response(response, asked)
+        encode = functools.partial(encode_response, response, asked)
+        is_large = any(is_long(tensor.array.nbytes, is_plain=tensor.datatype != "BYTES" and asked.wants_binary(tensor.name)) for tensor in response.outputs)
+        parts, length = await self._engine.call(encode) if is_large else encode()
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         media = JSON if length is None else BINARY
         encoding = _chosen_encoding(request.headers.get("accept-encoding", ""), length is not None)
@@ -265,8 +268,7 @@ class _Api:
 
     async def _content(self, request: Request) -> dict[str, Any]:
         """Return the JSON object of a request that need not have one."""
-        body = await read_body(request, self._engine.profile.max_body_bytes)
-        self._check_json(len(body))
+        body = await read_body(request, LARGE_JSON_BYTES)
         content = parse_json(body) if body.strip() else {}
         if not isinstance(content, dict) or not isinstance(content.get("parameters", {}), dict):
             raise InvalidInputError("a body, or parameters of it, that is not a JSON object")

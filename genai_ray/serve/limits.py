@@ -1,24 +1,32 @@
-"""How much one replica takes: requests at the same time, of one model and altogether, and the sizes of what they ask for."""
+"""How much one replica takes: requests at the same time, of one model and altogether, and the sizes of what they bring and ask for."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec, ServeProfile
 from genai_ray.errors import InvalidInputError, TooManyRequestsError
+from genai_ray.serve.tensors import TensorFacts
 from genai_ray.types import ModelTask
 
-__all__ = ["COME_AGAIN", "Admission", "check_frame_sizes", "check_result", "check_tensor_sizes"]
+__all__ = ["COME_AGAIN", "LARGE_JSON_BYTES", "Admission", "check_frame_sizes", "check_result", "check_tensor_sizes", "is_long", "max_strings"]
 
 Array = npt.NDArray[Any]
 
 COME_AGAIN = "Send it again in a while."
 _SMALLER = "Send fewer or smaller ones."
+
+LARGE_JSON_BYTES = 1 << 16
+"""More bytes than this of what is read and written value by value, such as JSON, are read and written on a thread."""
+_LARGE_BINARY_BYTES = 1 << 22
+"""Numbers as binary data, of more bytes than this, are copied on a thread: less takes no longer than to change to one."""
+_LENGTH_BYTES = 4
+"""What an element of BYTES takes beside its own bytes, as binary data."""
 
 
 class Admission:
@@ -31,11 +39,30 @@ class Admission:
     def __init__(self, profile: ServeProfile) -> None:
         self._most = profile.max_waiting
         self._most_of_one = profile.max_waiting_per_model or max(1, profile.max_waiting * 3 // 4)
+        self._all = 0
         self._by_model: Counter[str] = Counter()
 
     @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Let one request in for as long as the context lasts, before it is read.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            TooManyRequestsError: If so many are there already.
+        """
+        if self._all >= self._most:
+            raise TooManyRequestsError(f"{self._all} requests in this replica", f"{self._most} at the same time", COME_AGAIN)
+        self._all += 1
+        try:
+            yield
+        finally:
+            self._all -= 1
+
+    @contextlib.contextmanager
     def of(self, model: str) -> Iterator[None]:
-        """Let one request in for as long as the context lasts.
+        """Count a request that is in, once it is read, as one for its model for as long as the context lasts.
 
         Args:
             model: Name of the model that it is for.
@@ -44,11 +71,9 @@ class Admission:
             Nothing.
 
         Raises:
-            TooManyRequestsError: If so many are there already, of this model or altogether.
+            TooManyRequestsError: If so many of this model are there already.
         """
-        here, all_here = self._by_model[model], self._by_model.total()
-        if all_here >= self._most:
-            raise TooManyRequestsError(f"{all_here} requests in this replica", f"{self._most} at the same time", COME_AGAIN)
+        here = self._by_model[model]
         if here >= self._most_of_one:
             raise TooManyRequestsError(f"{here} requests for {model} in this replica", f"{self._most_of_one} at the same time", COME_AGAIN)
         self._by_model[model] += 1
@@ -58,6 +83,32 @@ class Admission:
             self._by_model[model] -= 1
             if not self._by_model[model]:
                 del self._by_model[model]
+
+
+def is_long(num_bytes: int, *, is_plain: bool) -> bool:
+    """Tell whether reading or writing data takes so long that it belongs on a thread.
+
+    Args:
+        num_bytes: Its bytes.
+        is_plain: Whether they are numbers as binary data, which are copied as they are.
+
+    Returns:
+        Whether it does.
+    """
+    return num_bytes > (_LARGE_BINARY_BYTES if is_plain else LARGE_JSON_BYTES)
+
+
+def max_strings(inputs: Sequence[TensorFacts], profile: ServeProfile) -> int:
+    """Return how many elements of BYTES a request may have as binary data: their lengths alone may take what JSON may.
+
+    Args:
+        inputs: Of the model.
+        profile: What is allowed.
+
+    Returns:
+        The number; 0 where the model takes none.
+    """
+    return profile.max_json_bytes // _LENGTH_BYTES if any(fact.datatype == "BYTES" for fact in inputs) else 0
 
 
 def check_frame_sizes(frames: Array, scale: int, profile: ServeProfile) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
-__all__ = ["METHODS", "SERVICE", "STREAM", "message_class"]
+from genai_ray.errors import InvalidInputError
+from genai_ray.serve.protocol import MAX_TENSORS
+
+__all__ = ["METHODS", "SERVICE", "STREAM", "count_typed_bytes", "message_class"]
 
 SERVICE = "inference.GRPCInferenceService"
 """Full name of the service."""
@@ -93,6 +96,8 @@ _MESSAGES = {
 """Fields as ``name=number [repeated | map | oneof] type``; a map's keys are strings."""
 
 _DATA_TYPES = ("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "STRING", "BF16")
+_MAX_FIELDS = 4 * MAX_TENSORS
+_RAW_FIELD, _DELIMITED = 7, 2
 _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
     "double": _Field.TYPE_DOUBLE,
@@ -117,6 +122,45 @@ def message_class(name: str) -> type[Any]:
         A class of protobuf's.
     """
     return _CLASSES[name]
+
+
+def count_typed_bytes(data: bytes) -> int:
+    """Count the bytes of a serialised ``ModelInferRequest`` beside its raw tensors: parsed, they may take twenty times as many.
+
+    Args:
+        data: What came; it need not be such a message.
+
+    Returns:
+        Their number.
+
+    Raises:
+        InvalidInputError: If it has more fields than inputs, outputs and parameters may be.
+    """
+    size, position, fields = len(data), 0, 0
+    while position < len(data):
+        tag, position = _read_varint(data, position)
+        if tag & 7 != _DELIMITED:  # no field of this message: all that follows counts
+            break
+        length, position = _read_varint(data, position)
+        if tag >> 3 == _RAW_FIELD:
+            size -= max(min(length, len(data) - position), 0)
+        position += length
+        fields += 1
+        if fields > _MAX_FIELDS:
+            raise InvalidInputError(f"a request with more than {_MAX_FIELDS} inputs, outputs and parameters", f"at most {MAX_TENSORS} inputs and outputs")
+    return size
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return a number, and where it ends."""
+    number = shift = 0
+    while position < len(data):
+        byte = data[position]
+        number |= (byte & 127) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 128 or shift > 63:
+            break
+    return number, position
 
 
 def _build() -> dict[str, type[Message]]:

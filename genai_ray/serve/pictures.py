@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import GenAIRayError, InvalidInputError
-from genai_ray.serve.bodies import Query, read_file
+from genai_ray.serve.bodies import Query, hold_place, read_file
 from genai_ray.serve.engine import Engine, Target
 from genai_ray.serve.facts import FRAMES
 from genai_ray.serve.images import FORMATS, Picture, check_encoding, decode_picture, encode_picture
@@ -85,7 +86,8 @@ def picture_operations(engine: Engine) -> list[Operation]:
         The rows.
     """
     api = _Api(engine)
-    told: dict[str, Schema] = {name: {"type": "string"} for name in ("Server-Timing", "X-Model", "X-Backend", "X-Precision")}
+    told: dict[str, Schema] = {name: {"type": "string"} for name in ("Server-Timing", "X-Backend", "X-Precision")}
+    told["X-Model"] = {"type": "string", "description": "Name of the model, as UTF-8, percent-encoded."}
     return [
         Operation(
             "POST",
@@ -116,6 +118,10 @@ class _Api:
         return JSONResponse({"models": await asyncio.gather(*(self._describe(model) for model in models))})
 
     async def enhance(self, request: Request) -> Response:
+        async with hold_place(request, self._engine.admission):
+            return await self._enhance(request)
+
+    async def _enhance(self, request: Request) -> Response:
         engine, limits = self._engine, self._engine.profile.people
         query = Query.of(request, once=_QUERY)
         name, params, quality, format_name = query.needed("model"), query.params(), query.whole("quality"), query.text("format")
@@ -139,7 +145,7 @@ class _Api:
         parts = {"decode": decoded - began, "infer": inferred - decoded, "encode": ended - inferred}
         headers = {
             "Server-Timing": ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in parts.items()),
-            "X-Model": target.model.name,
+            "X-Model": quote(target.model.name),
             "X-Backend": target.model.serving.backend.value,
             "X-Precision": target.model.serving.precision.value,
             "Cache-Control": "no-store",

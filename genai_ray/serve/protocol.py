@@ -15,7 +15,18 @@ from typing import Any
 from genai_ray.errors import InvalidInputError
 from genai_ray.serve.tensors import DATATYPES, Tensor, TensorFacts, check_shape, from_binary, from_json, to_binary, to_json
 
-__all__ = ["HEADER_LENGTH", "MAX_TENSORS", "InferRequest", "InferResponse", "RequestedOutput", "decode_request", "encode_response", "parse_json"]
+__all__ = [
+    "HEADER_LENGTH",
+    "MAX_TENSORS",
+    "InferRequest",
+    "InferResponse",
+    "RequestedOutput",
+    "check_strings",
+    "decode_request",
+    "encode_response",
+    "parse_header_length",
+    "parse_json",
+]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes of a body are JSON."""
@@ -99,13 +110,52 @@ def parse_json(body: bytes | memoryview) -> Any:
         raise InvalidInputError(f"not valid JSON: {exc}") from exc
 
 
-def decode_request(body: bytes, header_length: str | None = None, facts: Sequence[TensorFacts] = ()) -> InferRequest:
+def parse_header_length(text: str | None, body_bytes: int) -> int:
+    """Return how many bytes of a body are JSON.
+
+    Args:
+        text: Value of the header ``HEADER_LENGTH``; None where it was not sent.
+        body_bytes: Bytes of the body.
+
+    Returns:
+        Their number; all of them where the header was not sent.
+
+    Raises:
+        InvalidInputError: If it is no number of bytes, or larger than the body.
+    """
+    if text is None:
+        return body_bytes
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+        raise InvalidInputError(f"{HEADER_LENGTH}: {text[:40]!r}", "a whole number of bytes, 0 or more")
+    size = int(text)
+    if size > body_bytes:
+        raise InvalidInputError(f"{HEADER_LENGTH}: {size}", f"at most {body_bytes}, the bytes of the body")
+    return size
+
+
+def check_strings(count: int, most: int | None) -> None:
+    """Refuse more strings than are taken, before they are read: each takes some 60 bytes beside its own.
+
+    Args:
+        count: Elements of BYTES as binary data, so far, in one request.
+        most: Most of them; None for any number.
+
+    Raises:
+        InvalidInputError: If there are more.
+    """
+    if most is not None and count > most:
+        raise InvalidInputError(f"{count} elements of BYTES as binary data", f"{most} in one request to this model")
+
+
+def decode_request(body: bytes, header_length: str | None = None, facts: Sequence[TensorFacts] = (), *, max_strings: int | None = None) -> InferRequest:
     """Read a request.
 
     Args:
         body: The uncompressed body.
         header_length: Value of the header ``HEADER_LENGTH``; None where it was not sent.
         facts: The model's inputs, for a raw request (header value 0).
+        max_strings: Most elements of BYTES as binary data; None for any number.
 
     Returns:
         The request; binary tensors are read-only views of the body.
@@ -114,7 +164,7 @@ def decode_request(body: bytes, header_length: str | None = None, facts: Sequenc
         InvalidInputError: Whatever is wrong in it.
     """
     view = memoryview(body)
-    size = len(body) if header_length is None else _parse_length(header_length, len(body))
+    size = parse_header_length(header_length, len(body))
     if header_length is not None and size == 0:
         return _decode_raw(view, facts)
     content = parse_json(view[:size])
@@ -125,7 +175,7 @@ def decode_request(body: bytes, header_length: str | None = None, facts: Sequenc
         raise InvalidInputError("an id that is not a string")
     parameters = _parse_parameters("the request", content)
     binary_default = _parse_flag("the request", parameters, "binary_data_output", False)
-    inputs = _decode_inputs(content.get("inputs"), view[size:])
+    inputs = _decode_inputs(content.get("inputs"), view[size:], max_strings)
     outputs = _decode_outputs(content.get("outputs"), binary_default)
     return InferRequest(inputs, outputs, request_id, parameters, binary_default)
 
@@ -166,16 +216,6 @@ def _refuse_constant(word: str) -> float:
     raise InvalidInputError(f"{word} in JSON", "finite numbers", "Use binary data for infinities and NaN.")
 
 
-def _parse_length(text: str, body_bytes: int) -> int:
-    text = text.strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
-        raise InvalidInputError(f"{HEADER_LENGTH}: {text[:40]!r}", "a whole number of bytes, 0 or more")
-    size = int(text)
-    if size > body_bytes:
-        raise InvalidInputError(f"{HEADER_LENGTH}: {size}", f"at most {body_bytes}, the bytes of the body")
-    return size
-
-
 def _parse_parameters(owner: str, content: Mapping[str, Any]) -> dict[str, Any]:
     parameters = content.get("parameters", {})
     if not isinstance(parameters, dict):
@@ -212,10 +252,10 @@ def _parse_entries(kind: str, entries: object) -> list[dict[str, Any]]:
     return entries
 
 
-def _decode_inputs(entries: object, tail: memoryview) -> tuple[Tensor, ...]:
+def _decode_inputs(entries: object, tail: memoryview, max_strings: int | None) -> tuple[Tensor, ...]:
     if not isinstance(entries, list) or not entries:
         raise InvalidInputError("a request without inputs", "a list of at least one input")
-    tensors, position = [], 0
+    tensors, position, strings = [], 0, 0
     for entry in _parse_entries("inputs", entries):
         name, datatype = entry["name"], entry.get("datatype")
         if not isinstance(datatype, str) or datatype not in DATATYPES:
@@ -231,6 +271,9 @@ def _decode_inputs(entries: object, tail: memoryview) -> tuple[Tensor, ...]:
             raise InvalidInputError(f"input {name!r} with both data and binary_data_size", "one of them")
         if type(size) is not int or size < 0 or size > len(tail) - position:
             raise InvalidInputError(f"input {name!r}: binary_data_size {str(size)[:40]}", f"a whole number up to the {len(tail) - position} bytes that follow")
+        if datatype == "BYTES":
+            strings += math.prod(shape)
+            check_strings(strings, max_strings)
         tensors.append(Tensor(name, datatype, from_binary(name, datatype, shape, tail[position : position + size])))
         position += size
     if position != len(tail):

@@ -6,9 +6,11 @@ Requests and responses pass Ray Serve as bytes: they are picklable, and parsed o
 from __future__ import annotations
 
 import asyncio
+import functools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import json_format
@@ -20,11 +22,14 @@ from genai_ray.serve.answers import describe_config, describe_index, describe_mo
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.gate import bears_token
 from genai_ray.serve.http import status_of
-from genai_ray.serve.messages import METHODS, SERVICE, STREAM, message_class
-from genai_ray.serve.protocol import InferRequest, RequestedOutput
+from genai_ray.serve.limits import LARGE_JSON_BYTES, is_long, max_strings
+from genai_ray.serve.messages import METHODS, SERVICE, STREAM, count_typed_bytes, message_class
+from genai_ray.serve.protocol import InferRequest, InferResponse, RequestedOutput, check_strings
 from genai_ray.serve.tensors import DATATYPES, Tensor, check_shape, from_binary, from_contents, to_binary, to_contents
 
 __all__ = ["Reply", "Rpc", "add_inference_service"]
+
+Result = TypeVar("Result")
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -80,7 +85,7 @@ def add_inference_service(servicer: Any, server: Any) -> None:
 
 
 def _method(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, bytes, Any], Awaitable[Reply]]:
-    """Make a method that Ray Serve can call of one that takes a message and returns one, or its content as JSON has it."""
+    """Make a method that Ray Serve can call of one that takes a message, but bytes for ``ModelInfer``, and returns bytes, or content as JSON has it."""
     name = handler.__name__
     request_class, response_class = (message_class(word) for word in METHODS[name])
 
@@ -88,13 +93,14 @@ def _method(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, byt
         if not self.admit(grpc_context, is_open=name in _OPEN):
             return Reply(b"")
         try:
-            content = await handler(self, request_class.FromString(request))
+            content = await handler(self, request if name == "ModelInfer" else _parse(request_class, request))
         except (DecodeError, GenAIRayError) as exc:
             self.refuse(grpc_context, *_fault_of(exc))
             return Reply(b"")
         self.engine.tally.note_response("grpc", "OK")
-        message = json_format.ParseDict(content, response_class(), ignore_unknown_fields=True) if isinstance(content, dict) else content
-        return Reply(message.SerializeToString())
+        if isinstance(content, dict):
+            content = json_format.ParseDict(content, response_class(), ignore_unknown_fields=True).SerializeToString()
+        return Reply(content)
 
     answer.__name__ = name
     answer.__doc__ = f"""{handler.__doc__}
@@ -216,9 +222,9 @@ class Rpc:
         return {}
 
     @_method
-    async def ModelInfer(self, request: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: bytes) -> bytes:  # noqa: N802
         """Compute."""
-        return await self._infer(request)
+        return await self._infer(request, message_class("ModelInferRequest")())
 
     async def ModelStreamInfer(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:  # noqa: N802
         """Compute requests as they come, some of them at the same time; answers keep their order, and one that fails does not end the others.
@@ -249,37 +255,72 @@ class Rpc:
                 if (left := answers.get_nowait()) is not None:
                     left.cancel()
 
-    async def _answer_one(self, request: bytes) -> Reply:
-        asked, answer = message_class("ModelInferRequest")(), message_class("ModelStreamInferResponse")()
+    async def _answer_one(self, data: bytes) -> Reply:
+        request = message_class("ModelInferRequest")()
         try:
-            asked.ParseFromString(request)
-            answer.infer_response.CopyFrom(await self._infer(asked))
-            self.engine.tally.note_response("grpc", "OK")
+            answer = await self._infer(data, request, is_streamed=True)
         except (DecodeError, GenAIRayError) as exc:
             code, text = _fault_of(exc)
             self.engine.tally.note_response("grpc", code.name)
-            answer.error_message, answer.infer_response.id = f"[{code.name}] {text}", asked.id
-        return Reply(answer.SerializeToString())
+            refusal = message_class("ModelStreamInferResponse")(error_message=f"[{code.name}] {text}", infer_response={"id": request.id})
+            return Reply(refusal.SerializeToString())
+        self.engine.tally.note_response("grpc", "OK")
+        return Reply(answer)
 
-    async def _infer(self, request: Any) -> Any:
-        target = await self.engine.find(request.model_name, request.model_version)
-        answer = await self.engine.infer(target, read_request(request))
-        is_raw = bool(request.raw_input_contents) or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
-        response = message_class("ModelInferResponse")(model_name=answer.model_name, model_version=answer.model_version, id=request.id)
-        for tensor in answer.outputs:
-            output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
-            if is_raw:
-                response.raw_output_contents.append(bytes(to_binary(tensor)))
-            else:
-                getattr(output.contents, _CONTENTS[tensor.datatype]).extend(to_contents(tensor))
-        return response
+    async def _infer(self, data: bytes, request: Any, *, is_streamed: bool = False) -> bytes:
+        """Parse a request into an empty message, compute it, and write the answer."""
+        with self.engine.admission.place():
+            typed, most = count_typed_bytes(data), self.engine.profile.max_json_bytes
+            if typed > most:
+                raise InvalidInputError(f"{typed} bytes of a request beside raw_input_contents", f"{most}", "Send tensors as raw_input_contents.")
+            is_large = typed > LARGE_JSON_BYTES or is_long(len(data), is_plain=True)
+            await self._run(is_large, functools.partial(request.ParseFromString, data))
+            target = await self.engine.find(request.model_name, request.model_version)
+            strings = max_strings(target.facts.inputs, self.engine.profile)
+            is_large = is_large or is_long(len(data), is_plain=not strings)
+            answer = await self.engine.infer(target, await self._run(is_large, functools.partial(read_request, request, max_strings=strings)))
+            is_raw = bool(request.raw_input_contents) or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
+            size = sum(tensor.array.nbytes for tensor in answer.outputs)
+            if size > most and not is_raw:
+                raise InvalidInputError(
+                    f"inputs whose result has {size} bytes in typed contents", f"{most}", "Send raw_input_contents: their result comes raw."
+                )
+            is_large = is_long(size, is_plain=is_raw and all(tensor.datatype != "BYTES" for tensor in answer.outputs))
+            return await self._run(is_large, functools.partial(_write_answer, answer, request.id, is_raw=is_raw, is_streamed=is_streamed))
+
+    async def _run(self, is_large: bool, function: Callable[[], Result]) -> Result:
+        return await self.engine.call(function) if is_large else function()
 
 
-def read_request(message: Any) -> InferRequest:
+def _parse(kind: type[Any], data: bytes) -> Any:
+    """Parse a request that carries no tensors."""
+    if len(data) > LARGE_JSON_BYTES:
+        raise InvalidInputError(f"a request of {len(data)} bytes", f"{LARGE_JSON_BYTES} for one without tensors")
+    return kind.FromString(data)
+
+
+def _write_answer(answer: InferResponse, request_id: str, *, is_raw: bool, is_streamed: bool) -> bytes:
+    message = message_class("ModelStreamInferResponse")()
+    response = message.infer_response
+    response.model_name, response.model_version, response.id = answer.model_name, answer.model_version, request_id
+    for tensor in answer.outputs:
+        output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
+        if is_raw:
+            response.raw_output_contents.append(bytes(to_binary(tensor)))
+        else:
+            values = getattr(output.contents, _CONTENTS[tensor.datatype])
+            for part in to_contents(tensor):
+                values.extend(part)
+    written: bytes = (message if is_streamed else response).SerializeToString()
+    return written
+
+
+def read_request(message: Any, *, max_strings: int) -> InferRequest:
     """Read a ``ModelInferRequest``.
 
     Args:
         message: The message.
+        max_strings: Most elements of BYTES in ``raw_input_contents``.
 
     Returns:
         The request.
@@ -300,6 +341,8 @@ def read_request(message: Any) -> InferRequest:
             raise InvalidInputError(f"{kind} in shared memory", "data in the request", "This server has no shared memory extension.")
     if any("classification" in output.parameters for output in message.outputs):
         raise InvalidInputError("an output as classification", "tensors", "This server has no classification extension.")
+    if raw:
+        check_strings(sum(math.prod(check_shape(entry.name, list(entry.shape))) for entry in message.inputs if entry.datatype == "BYTES"), max_strings)
     inputs = tuple(_read_tensor(entry, memoryview(raw[index]) if raw else None) for index, entry in enumerate(message.inputs))
     outputs = tuple(RequestedOutput(output.name, True) for output in message.outputs) or None
     return InferRequest(inputs, outputs, message.id or None, {name: _value_of(value) for name, value in message.parameters.items()}, True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,9 @@ MAX_RANK = 32
 
 MAX_ELEMENTS = 2**40
 """Most elements of a tensor, as far as its shape says."""
+
+_TOGETHER = 1 << 14
+"""Elements of lists that are copied in one go: no other thread runs meanwhile."""
 
 _BINARY_ONLY = ("FP16", "BF16")
 _NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
@@ -213,25 +216,27 @@ def from_contents(name: str, datatype: str, shape: tuple[int, ...], values: Sequ
     """
     if len(values) != math.prod(shape):
         raise InvalidInputError(f"input {name!r}: {len(values)} elements of contents", f"{math.prod(shape)}, the product of shape {list(shape)}")
-    if datatype == "BYTES":
-        return _objects(list(values)).reshape(shape)
+    array = np.empty(len(values), DATATYPES[datatype])
     try:
-        return np.array(values, DATATYPES[datatype]).reshape(shape)
+        _fill(array, values)
     except OverflowError as exc:
         raise InvalidInputError(f"input {name!r}: a number outside the range of {datatype}") from exc
+    return array.reshape(shape)
 
 
-def to_contents(tensor: Tensor) -> list[Any]:
-    """Write a tensor's values for the typed lists of gRPC.
+def to_contents(tensor: Tensor) -> Iterator[list[Any]]:
+    """Write a tensor's values for the typed lists of gRPC, in parts.
 
     Args:
         tensor: Any tensor but of the datatypes that are binary only.
 
-    Returns:
+    Yields:
         Its elements, flat and row-major; ``bytes`` for BYTES.
     """
-    flat = tensor.array.reshape(-1).tolist()
-    return [item if isinstance(item, bytes) else str(item).encode() for item in flat] if tensor.datatype == "BYTES" else flat
+    flat = tensor.array.reshape(-1)
+    for start in range(0, flat.size, _TOGETHER):
+        part = flat[start : start + _TOGETHER].tolist()
+        yield [item if isinstance(item, bytes) else str(item).encode() for item in part] if tensor.datatype == "BYTES" else part
 
 
 def to_json(tensor: Tensor) -> list[Any]:
@@ -270,8 +275,11 @@ def to_binary(tensor: Tensor) -> bytes | memoryview:
         The bytes; a view of the array's memory where it is contiguous.
     """
     if tensor.datatype == "BYTES":
-        items = (item if isinstance(item, bytes) else str(item).encode() for item in tensor.array.reshape(-1).tolist())
-        return b"".join(struct.pack("<I", len(item)) + item for item in items)
+        data = bytearray()
+        for item in tensor.array.reshape(-1):
+            text = item if isinstance(item, bytes) else str(item).encode()
+            data += struct.pack("<I", len(text)) + text
+        return memoryview(data)
     array = np.ascontiguousarray(tensor.array, DATATYPES[tensor.datatype])
     return array.reshape(-1).view(np.uint8).data
 
@@ -317,5 +325,10 @@ def _split_strings(name: str, count: int, data: memoryview) -> list[bytes]:
 
 def _objects(items: list[bytes]) -> Array:
     array = np.empty(len(items), object)
-    array[:] = items
+    _fill(array, items)
     return array
+
+
+def _fill(array: Array, values: Sequence[Any]) -> None:
+    for start in range(0, len(values), _TOGETHER):
+        array[start : start + _TOGETHER] = values[start : start + _TOGETHER]

@@ -105,10 +105,13 @@ def test_frames_of_too_many_pixels_are_refused(served):
 
 
 def test_json_and_numbers_of_tensors_are_limited(served):
-    for path in ("/v2/models/add-sub/infer", "/v2/repository/index"):
-        response, data = send(served, "POST", path, b" " * (32 * 1024**2 + 1))
+    for path, size, words in (
+        ("/v2/models/add-sub/infer", 32 * 1024**2 + 1, "33554433 bytes of JSON; allowed: 33554432"),
+        ("/v2/repository/index", 64 * 1024 + 1, "a body of 65537 bytes; allowed: 65536"),
+    ):
+        response, data = send(served, "POST", path, b" " * size)
         assert response.status == 413
-        assert "33554433 bytes of JSON; allowed: 33554432" in json.loads(data)["error"]
+        assert words in json.loads(data)["error"]
     for kind in ("inputs", "outputs"):
         content = {"inputs": [{"name": "x"}]} | {kind: [{"name": str(index)} for index in range(1025)]}
         status, answer, _ = post(served, "identity-int64", content)
@@ -139,10 +142,15 @@ def test_results_and_waiting_requests_are_counted():
     with admission.of("a"), admission.of("a"):
         with pytest.raises(errors.TooManyRequestsError, match="2 requests for a in this replica; allowed: 2 at the same time"), admission.of("a"):
             pass
-        with admission.of("b"), pytest.raises(errors.TooManyRequestsError, match="3 requests in this replica"), admission.of("c"):
+        with admission.of("b"):
             pass
     with admission.of("a"):
         pass
+    with admission.place(), admission.place():
+        with admission.place(), pytest.raises(errors.TooManyRequestsError, match="3 requests in this replica; allowed: 3 at the same time"), admission.place():
+            pass
+        with admission.place():
+            pass
 
 
 def test_too_many_requests_for_one_model_are_told_to_come_again_and_others_are_taken(served):

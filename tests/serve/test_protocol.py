@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from genai_ray.errors import InvalidInputError
 from genai_ray.serve import InferResponse, Tensor, TensorFacts, decode_request, encode_response
-from genai_ray.serve.tensors import DATATYPES, to_json
+from genai_ray.serve.tensors import DATATYPES, from_contents, to_contents, to_json
 
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
 
@@ -79,6 +79,23 @@ def test_strings_and_mixed_inputs_and_outputs_by_request():
     answer = b"".join(parts)
     assert answer[head_bytes:] == data
     assert json.loads(answer[:head_bytes])["outputs"][1]["data"] == ["x", "ß"]
+
+
+def test_strings_as_binary_data_are_counted_over_all_inputs_before_they_are_read():
+    body, length = body_of(binary_input("a", "BYTES", [2], 8), binary_input("b", "BYTES", [3, 1], 12), X, tail=bytes(20))
+    assert decode_request(body, length, max_strings=5).inputs[1].array.tolist() == [[b""]] * 3
+    with pytest.raises(InvalidInputError, match="5 elements of BYTES as binary data; allowed: 4 in one request"):
+        decode_request(body, length, max_strings=4)
+
+
+@pytest.mark.parametrize("datatype", ["INT64", "BYTES"])
+def test_typed_contents_are_copied_in_parts_that_join(datatype):
+    values = [number if datatype == "INT64" else str(number).encode() for number in range(100_000)]
+    array = from_contents("x", datatype, (1000, 100), values)
+    assert array.shape == (1000, 100)
+    parts = list(to_contents(Tensor("x", datatype, array)))
+    assert len(parts) > 1
+    assert [value for part in parts for value in part] == values
 
 
 def test_a_raw_request_is_the_only_input():

@@ -163,13 +163,14 @@ async function runPicture(signal) {
   const result = await response.blob();
   const total = performance.now() - began;
   const timing = Object.fromEntries([...(response.headers.get("Server-Timing") ?? "").matchAll(/(\w+);dur=([\d.]+)/g)].map((found) => [found[1], Number(found[2])]));
+  const model = decodeURIComponent(response.headers.get("X-Model"));
   const before = element("img", { alt: "Before: the original" });
-  const after = element("img", { alt: `After: enhanced by ${response.headers.get("X-Model")}` });
+  const after = element("img", { alt: `After: enhanced by ${model}` });
   await show(before, after, result, ["naturalWidth", "naturalHeight"], "load");
   const kind = result.type.split("/")[1];
   $("download").download = `${(file.name || "picture").replace(/\.[^.]*$/, "")}-${words.get("model")}.${kind === "jpeg" ? "jpg" : kind}`;
   showFacts({
-    Model: response.headers.get("X-Model"),
+    Model: model,
     Backend: `${response.headers.get("X-Backend")} ${response.headers.get("X-Precision")}`,
     "Time of the model": milliseconds(timing.infer ?? 0),
     "Time in all": milliseconds(total),

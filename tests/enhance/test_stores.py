@@ -53,6 +53,7 @@ def bucket(request):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in ENVIRONMENT[scheme].items():
                 patch.setenv(name, value.format(address))
+            fsspec.get_filesystem_class(scheme).clear_instance_cache()  # another server was meant by them
             store = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
             store.mkdir("bucket")
             yield scheme, store, dict(os.environ)

@@ -116,9 +116,10 @@ def test_a_wait_for_others_is_bounded_and_ends_when_there_are_enough():
 
 def test_what_would_be_late_is_refused_so_that_others_are_in_time():
     """Four times as much as can be done, for some seconds: nearly all that is done is done in time."""
-    call_s, within_s, outcomes = 0.02, 0.4, []
+    call_s, within_s, outcomes, computed = 0.02, 0.4, [], []
 
     async def call(items):
+        computed.extend(items)
         await asyncio.sleep(call_s)
         return items
 
@@ -142,7 +143,8 @@ def test_what_would_be_late_is_refused_so_that_others_are_in_time():
         assert batcher.is_idle
 
     asyncio.run(story())
-    assert outcomes.count("refused") > outcomes.count("done") > 3 * outcomes.count("late")
+    assert outcomes.count("refused") > 0
+    assert outcomes.count("done") > 0.7 * len(computed)
 
 
 def test_whoever_goes_leaves_nothing_in_the_line():

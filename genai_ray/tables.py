@@ -88,6 +88,7 @@ class ResultTable:
             rows: Values by column; those left out are null.
 
         Raises:
+            ConfigError: If something else has taken the file's place.
             VideoError: If writing fails.
         """
         self._follow()

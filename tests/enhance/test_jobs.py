@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import av
@@ -145,6 +148,15 @@ def test_models_that_cannot_be_had(bad_models, tmp_path, options, words):
     assert words in " ".join(done.stderr.split()), done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.slow
+def test_seconds_do_not_count_what_a_shell_did_before(tmp_path):
+    """The last command of ``bash -c`` takes the place of its shell."""
+    source, began = write(tmp_path / "a.mp4", tracks=0), time.monotonic()
+    line = 'sleep 3 && exec "$0" -m genai_ray.cli enhance "$1" -o "$2" --model websr-x2-s --json'
+    done = subprocess.run(["bash", "-c", line, sys.executable, source, tmp_path / "b.mp4"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["elapsed_s"] < time.monotonic() - began - 2.5
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import signal
 import socket
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from genai_ray import InferenceSession, errors
 from genai_ray.catalog import ServeProfile
@@ -185,26 +188,19 @@ def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answer
     """
     add_sub(tmp_path / "add-sub.onnx")
     endpoint = serve("--replicas", 2, "--model", "websr-x2-s", repository=tmp_path)
-    frames = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+    frames, turn = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8), itertools.count()
     with InferenceSession("websr-x2-s") as session:
         wanted = session.infer(frames)
     began = time.monotonic()
-    over = began + LOAD_S
-    outcomes = [[] for _ in range(64)]
-    threads = [threading.Thread(target=_ask_until, args=(endpoint.port, frames, wanted, over, outcomes[index], index)) for index in range(64)]
-    for thread in threads:
-        thread.start()
-    for number, word in enumerate(("ray::SessionActor", INGRESS)):
-        wait_until(lambda done=100 * (number + 1): sum(map(len, outcomes)) > done, endpoint.process)
-        kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(word)))
-    wait_until(lambda: time.monotonic() > began + LOAD_S / 3 and num_ingresses(endpoint) == 2 and sum(map(len, outcomes)) > 1000, endpoint.process)
-    before = anonymous_bytes(endpoint.process.pid)
-    wait_until(lambda: time.monotonic() > over, endpoint.process)
-    after = anonymous_bytes(endpoint.process.pid)
-    for thread in threads:
-        thread.join(120)
-    assert not any(thread.is_alive() for thread in threads), "a request hangs"
-    told = [outcome for several in outcomes for outcome in several]
+    with _clients(lambda outcomes, is_over: _ask_until(endpoint.port, frames, wanted, is_over, outcomes, next(turn)), 64) as outcomes:
+        for number, word in enumerate(("ray::SessionActor", INGRESS)):
+            wait_until(lambda done=100 * (number + 1): len(_flat(outcomes)) > done, endpoint.process)
+            kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(word)))
+        wait_until(lambda: time.monotonic() > began + LOAD_S / 3 and num_ingresses(endpoint) == 2 and len(_flat(outcomes)) > 1000, endpoint.process)
+        before = anonymous_bytes(endpoint.process.pid)
+        wait_until(lambda: time.monotonic() > began + LOAD_S, endpoint.process)
+        after = anonymous_bytes(endpoint.process.pid)
+    told = _flat(outcomes)
     counts = {word: told.count(word) for word in set(told)}
     assert counts.pop("right") > 500
     assert sum(counts.pop(word) for word in list(counts) if word.startswith("broken")) <= 2
@@ -214,6 +210,83 @@ def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answer
     grown = {what: (before[what], now) for what, now in after.items() if what in before and now > allowed[what]}
     assert not grown
     assert endpoint.end() == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.longest
+def test_replicas_that_take_requests_scale_with_them(tmp_path):
+    """One replica, many requests: another comes, as Ray Serve is told, and no request notices."""
+    profile = tmp_path / "scaled.yaml"
+    profile.write_text("name: scaled\nmodels: [websr-x2-s]\nnum_replicas: 1\nmax_replicas: 2\nrequests_per_replica: 2\n")
+    endpoint = serve("--profile", profile)
+    frames = np.random.default_rng(0).integers(0, 256, (1, 144, 176, 3), np.uint8)
+    with InferenceSession("websr-x2-s") as session:
+        wanted = session.infer(frames)
+    assert num_ingresses(endpoint) == 1
+    with _clients(lambda outcomes, is_over: _ask_until(endpoint.port, frames, wanted, is_over, outcomes, 0), 16) as outcomes:
+        wait_until(lambda: num_ingresses(endpoint) == 2, endpoint.process)
+        so_far = len(_flat(outcomes))
+        wait_until(lambda: len(_flat(outcomes)) > so_far + 200, endpoint.process)
+    assert set(_flat(outcomes)) == {"right"}
+    assert endpoint.end() == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_calls_over_grpc_outlive_the_replica_that_takes_them():
+    """A replica is killed while calls are on their way: HAProxy sends them to the other one, or says UNAVAILABLE, which a second try mends."""
+    endpoint = serve("--replicas", 2, "--model", "websr-x2-s")
+    frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
+    with InferenceSession("websr-x2-s") as session:
+        wanted = session.infer(frames)
+    with _clients(lambda outcomes, is_over: _call_until(endpoint.grpc, frames, wanted, is_over, outcomes), 8) as outcomes:
+        wait_until(lambda: len(_flat(outcomes)) > 100, endpoint.process)
+        kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(INGRESS)))
+        wait_until(lambda: num_ingresses(endpoint) == 1)
+        so_far = len(_flat(outcomes))
+        wait_until(lambda: num_ingresses(endpoint) == 2 and len(_flat(outcomes)) > so_far + 200, endpoint.process)
+    counts = {word: _flat(outcomes).count(word) for word in set(_flat(outcomes))}
+    assert counts.pop("right") > 300
+    assert counts.pop("broken once", 0) <= 2
+    assert not counts
+    assert endpoint.end() == 0
+
+
+@contextlib.contextmanager
+def _clients(ask, count):
+    """Ask from so many threads until the block ends; gives the outcomes of each."""
+    over, outcomes = threading.Event(), [[] for _ in range(count)]
+    threads = [threading.Thread(target=ask, args=(several, over.is_set)) for several in outcomes]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "a request hangs"
+
+
+def _flat(outcomes):
+    return [outcome for several in outcomes for outcome in several]
+
+
+def _call_until(address, frames, wanted, is_over, outcomes):
+    with triton_grpc.InferenceServerClient(address) as client:
+        tensor = triton_grpc.InferInput("frames", list(frames.shape), "UINT8")
+        tensor.set_data_from_numpy(frames)
+        was_broken = False
+        while not is_over():
+            try:
+                result = client.infer("websr-x2-s", [tensor], parameters={"frames": True}, client_timeout=100).as_numpy("output")
+            except InferenceServerException as exc:
+                outcomes.append("broken once" if "UNAVAILABLE" in exc.status() and not was_broken else f"{exc.status()} {exc.message()}")
+                was_broken = True
+                continue
+            was_broken = False
+            outcomes.append("right" if np.array_equal(result, wanted) else "wrong")
 
 
 def num_ingresses(endpoint):
@@ -235,11 +308,11 @@ def _request_of(frames):
     return json.dumps({"inputs": [tensor], "parameters": {"frames": True, "binary_data_output": True}}).encode(), frames.tobytes()
 
 
-def _ask_until(port, frames, wanted, over, outcomes, index):
+def _ask_until(port, frames, wanted, is_over, outcomes, index):
     one = index % len(frames)
     head, body_sent = _request_of(frames[one : one + 1])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
-    while time.monotonic() < over:
+    while not is_over():
         try:
             connection.request("POST", "/v2/models/websr-x2-s/infer", head + body_sent, {"Inference-Header-Content-Length": str(len(head))})
             response = connection.getresponse()

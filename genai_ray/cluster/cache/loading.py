@@ -14,7 +14,7 @@ from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.sessions import end_session, start_session, steer, to_load_error
-from genai_ray.cluster.cache.sizes import SizeMemory
+from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
 from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key
 from genai_ray.cluster.placement import Need
@@ -158,7 +158,8 @@ class Loader:
         slot = ledger.slots[entry.name]
         kind = ledger.devices[slot.device_id].kind
         async with self._loads[slot.device_id] if kind == CPU else self._gpu_loads[slot.device_id]:
-            measured, load_s = await asyncio.wait_for(entry.handle.load.remote(), self._load_within_s)
+            warm_bytes, load_s = await asyncio.wait_for(entry.handle.load.remote(), self._load_within_s)
+        measured = int(GROWTH * warm_bytes)
         if entry.name not in ledger.slots:
             raise ResourceExhaustedError(f"{entry.key.model} was dropped while it loaded")
         self._sizes.remember(entry.want.digest, entry.want.request, kind, measured)

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["app"]
@@ -24,10 +25,13 @@ Name = Annotated[str, typer.Option(help="Name of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 
 
-def _join(name: str, address: str | None) -> Any:
-    from genai_ray.cluster import ModelCache, connect
+def _join(name: str, address: str | None, *, make: bool = False) -> Any:
+    """Join a cache; one that is not there is an error, unless it is to be made: one made by a look has a budget that nobody chose."""
+    from genai_ray.cluster import ModelCache, cache_names, connect
 
     connect(address, start=False)
+    if not make and name not in (names := cache_names()):
+        raise ConfigError(f"no cache {name!r} in this cluster", ", ".join(names) or "none is there", "A job, an endpoint or `genai-ray cache load` makes one.")
     return ModelCache(name=name, address=address)
 
 
@@ -47,8 +51,8 @@ def load(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Load a model."""
-    cache = _join(name, address)
+    """Load a model, into a cache that is made where there is none."""
+    cache = _join(name, address, make=True)
     cache.load_model(model, backend, precision, memory_bytes)
     _show(cache.status(), as_json)
 

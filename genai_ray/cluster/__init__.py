@@ -8,6 +8,7 @@ from genai_ray.cluster.cache import CacheOptions
 from genai_ray.cluster.calls import CachedSession, PendingCall, Span
 from genai_ray.cluster.client import ModelCache
 from genai_ray.cluster.connect import connect, disconnect, has_own_node_died, own_folders
+from genai_ray.cluster.connection import cache_names
 from genai_ray.cluster.lease import Lease
 from genai_ray.cluster.messages import SessionRequest
 from genai_ray.cluster.placement import EvictionPolicy
@@ -21,6 +22,7 @@ __all__ = [
     "PendingCall",
     "SessionRequest",
     "Span",
+    "cache_names",
     "connect",
     "disconnect",
     "has_own_node_died",

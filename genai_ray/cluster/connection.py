@@ -14,8 +14,9 @@ from genai_ray.cluster.cache.sessions import NAMESPACE, end_sessions
 from genai_ray.cluster.calls import wait_for
 from genai_ray.errors import CacheClosedError, DeadlineExceededError
 
-__all__ = ["Connection", "start_on_head"]
+__all__ = ["Connection", "cache_names", "start_on_head"]
 
+_CACHE = "cache:"
 _RETRY_S = 0.1
 _SHUTDOWN_WITHIN_S = 10.0
 
@@ -37,11 +38,21 @@ def start_on_head(kind: type[Any], name: str, *args: Any) -> Any:
         get_if_exists=True,
         lifetime="detached",
         num_cpus=0,
-        max_concurrency=1000,
+        max_concurrency=10_000,  # calls that wait for a load count, and must not keep out those that tell that a lease's holder lives
         max_restarts=-1,
         resources={"node:__internal_head__": 0.001},
     )
     return actor.remote(*args)
+
+
+def cache_names() -> list[str]:
+    """Return the names of the caches of the cluster.
+
+    Returns:
+        The names, sorted.
+    """
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(actor["name"].removeprefix(_CACHE) for actor in actors if actor["namespace"] == NAMESPACE and actor["name"].startswith(_CACHE))
 
 
 class Connection:
@@ -59,7 +70,7 @@ class Connection:
 
     def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions | None, deadline_s: float) -> None:
         self.name, self._deadline_s, self._is_closed = name, deadline_s, False
-        self._actor: Any = start_on_head(CacheActor, f"cache:{name}", name, budget_bytes, options or CacheOptions())
+        self._actor: Any = start_on_head(CacheActor, f"{_CACHE}{name}", name, budget_bytes, options or CacheOptions())
         self.call("open", budget_bytes, options)
 
     def send(self, method: str, *args: Any) -> Any:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genai_ray.backends import resolve_device
@@ -17,7 +16,19 @@ from genai_ray.cluster.placement import Device
 from genai_ray.errors import BackendUnavailableError, ConfigError
 from genai_ray.types import ModelBackend
 
-__all__ = ["CPU", "GPU_UNITS", "LOGICAL_GPU", "LOGICAL_GPU_BYTES", "Started", "allowed_kinds", "device_of", "find_devices", "gpu_used_bytes", "nodes_alive"]
+__all__ = [
+    "CPU",
+    "GPU_UNITS",
+    "LOGICAL_GPU",
+    "LOGICAL_GPU_BYTES",
+    "Started",
+    "allowed_kinds",
+    "device_of",
+    "find_gpus",
+    "gpu_used_bytes",
+    "memory_of",
+    "nodes_alive",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +79,8 @@ def nodes_alive() -> dict[str, dict[str, float]]:
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
-def find_devices(node: str, resources: dict[str, float], has_budget: bool) -> list[Device]:
-    """Return the devices of one node; asks it where it has GPUs.
+def memory_of(node: str, resources: dict[str, float], has_budget: bool) -> list[Device]:
+    """Return the device that a node's memory is.
 
     Args:
         node: Its id.
@@ -77,23 +88,35 @@ def find_devices(node: str, resources: dict[str, float], has_budget: bool) -> li
         has_budget: Whether the cache was given a budget for the whole cluster.
 
     Returns:
-        Its memory, and every GPU whose bytes are known; what is wrong with others is logged.
+        The device; none where Ray has no memory there.
     """
     memory = int(resources.get("memory", 0))
+    share = CPU_SHARE if has_budget else CPU_DEFAULT_SHARE
+    return [Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * share), memory)] if memory else []
+
+
+def find_gpus(node: str, resources: dict[str, float]) -> list[Device]:
+    """Ask a node for its GPUs, where Ray counts some there.
+
+    Args:
+        node: Its id.
+        resources: What Ray has of it.
+
+    Returns:
+        Every GPU whose bytes are known; what is wrong with others is logged there.
+
+    Raises:
+        RayError: If the node does not answer.
+    """
+    count = int(resources.get("GPU", 0))
+    if not count:
+        return []
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    probe: Any = ray.remote(_probe_gpus).options(num_cpus=0, scheduling_strategy=strategy, max_retries=2)
     devices = []
-    if memory:
-        devices.append(Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * (CPU_SHARE if has_budget else CPU_DEFAULT_SHARE)), memory))
-    if resources.get("GPU", 0) >= 1:
-        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        probe: Any = ray.remote(_probe_gpus).options(num_cpus=0, scheduling_strategy=strategy, max_retries=2)
-        try:
-            found = ray.get(probe.remote(int(resources["GPU"])), timeout=_PROBE_WITHIN_S)
-        except RayError as exc:
-            _log.warning("node %s does not tell what its GPUs are, so no session goes there: %s", node, exc)
-            return devices
-        for gpu, kind, num_bytes in found:
-            unit = num_bytes // GPU_UNITS
-            devices.append(Device(f"{node[:12]}/gpu{gpu}", node, kind, int(num_bytes * GPU_SHARE), unit * GPU_UNITS, unit))
+    for gpu, kind, num_bytes in ray.get(probe.remote(count), timeout=_PROBE_WITHIN_S):
+        unit = num_bytes // GPU_UNITS
+        devices.append(Device(f"{node[:12]}/gpu{gpu}", node, kind, int(num_bytes * GPU_SHARE), unit * GPU_UNITS, unit))
     return devices
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,9 +25,9 @@ from genai_ray.enhance.options import EnhanceOptions
 from genai_ray.enhance.retime import Timeline
 from genai_ray.enhance.store import PARTIAL_SUFFIX
 from genai_ray.errors import VideoError
-from genai_ray.video import DecodedFrame, SegmentWriter, decode_segment, predict_encoder_bytes, scale_alpha
+from genai_ray.video import DecodedFrame, SegmentWriter, VideoPlan, decode_segment, predict_encoder_bytes, scale_alpha
 
-__all__ = ["SegmentJob", "SegmentResult", "enhance_segment", "predict_segment_bytes"]
+__all__ = ["SegmentJob", "SegmentResult", "enhance_segment", "find_requests", "predict_segment_bytes"]
 
 MAX_BATCH_BYTES = 32 * 1024**2
 """Bytes of results that one batch may have; frames too large for it go one by one."""
@@ -128,6 +128,34 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
     partial.replace(path)
     no_colour, looked_at = zip(*outside, strict=True)
     return SegmentResult(written, sum(stage.frames_done for stage in stages), started_at, (sum(no_colour), sum(looked_at)))
+
+
+def find_requests(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
+    """Return which sessions the chain needs: each for the largest frame that will come to it.
+
+    Args:
+        plan: The planned video.
+        specs: The chain.
+        options: The options of the video.
+
+    Returns:
+        One request a model.
+    """
+    height, width = plan.info.height, plan.info.width
+    requests = []
+    for spec in specs:
+        request = SessionRequest(
+            spec.model_id,
+            options.backend,
+            options.precision,
+            device=options.device,
+            max_frame=(height, width),
+            tile_size_px=options.tile_size_px,
+            device_kinds=options.device_kinds,
+        )
+        requests.append(request)
+        height, width = height * spec.scale, width * spec.scale
+    return tuple(requests)
 
 
 def predict_segment_bytes(size: tuple[int, int], bit_depth: int) -> int:

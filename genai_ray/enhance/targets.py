@@ -30,6 +30,8 @@ NAME_FIELDS = ("folder", "stem", "suffix", "index")
 """What a name template may use."""
 
 _ENCODING_COLUMNS = ("codec", "preset", "crf", "bit_depth", "threads")
+_WORD_COLUMNS = ("codec", "preset")
+"""Of these, those that are words also where they look like numbers: the presets of AV1."""
 _OPTION_COLUMNS = ("allow_truncated", "overwrite", "segment_frames", "tile_size_px", "factor", "fps", "scene_threshold", "background")
 _WORDS: Mapping[str, Callable[[str], Any]] = {"fps": parse_rate, "background": parse_background}
 """Columns whose words are read as the command line's are."""
@@ -47,6 +49,8 @@ class Target:
     """Where its result goes: a file, or the pattern of the files of a folder of frames."""
     work_dir: str
     """Where its finished segments go."""
+    root: str = ""
+    """The deepest folder of the output that was there when the job was planned: every node must have it."""
     index: int = 0
     """Position in the job."""
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +72,7 @@ class Target:
         """
         if not self.changes:
             return common
-        encoding = {name: value for name, value in self.changes.items() if name in _ENCODING_COLUMNS}
+        encoding: dict[str, Any] = {name: str(value) if name in _WORD_COLUMNS else value for name, value in self.changes.items() if name in _ENCODING_COLUMNS}
         params = {name.removeprefix(_PARAM_PREFIX): float(value) for name, value in self.changes.items() if name.startswith(_PARAM_PREFIX)}
         own = {name: _WORDS[name](str(value)) if name in _WORDS else value for name, value in self.changes.items() if name in _OPTION_COLUMNS}
         return replace(common, encoding=replace(common.encoding, **encoding), params={**common.params, **params}, **own)
@@ -152,7 +156,13 @@ def _target(index: int, source: str, output: str, options: EnhanceOptions, chang
     if options.work_dir is not None:  # where results of several folders meet
         digest = hashlib.sha256(place.encode()).hexdigest()[:8]
         work_dir = join_place(to_place(options.work_dir), f"{os.path.basename(place)}-{digest}{WORK_SUFFIX}")
-    return Target(source, output, work_dir, index, changes or {})
+    return Target(source, output, work_dir, "" if is_remote(place) else _deepest(os.path.dirname(place)), index, changes or {})
+
+
+def _deepest(folder: str) -> str:
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def _place_of(output: str) -> str:
@@ -197,8 +207,8 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
         if given and (is_remote(str(given)) or os.path.isabs(str(given))):
             output = to_place(str(given))
         else:
-            own = Target(source, "", "", index, changes).options(options)
-            output = join_place(folder, str(given) if given else _name(source, "", index, own))
+            own = Target(source, "", "", "", index, changes).options(options)
+            output = to_place(join_place(folder, str(given) if given else _name(source, "", index, own)))
         yield _target(index, source, output, options, changes)
 
 

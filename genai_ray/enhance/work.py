@@ -22,12 +22,12 @@ from genai_ray.enhance.publish import publish as write_result
 from genai_ray.enhance.records import Record, read_marker, write_marker
 from genai_ray.enhance.report import VideoReport
 from genai_ray.enhance.retime import Timeline
-from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment, predict_segment_bytes
+from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment, find_requests, predict_segment_bytes
 from genai_ray.enhance.store import SegmentStore, key_clip, key_segments
 from genai_ray.enhance.targets import Target
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, discard, fetch, find_facts, is_remote, publish
-from genai_ray.video import VideoPlan, choose_pixel_format, count_frames, describe_losses, plan_video
+from genai_ray.video import choose_pixel_format, count_frames, describe_losses, plan_video
 
 __all__ = ["Begun", "Planned", "begin_clip", "examine_clip", "find_done_clip", "finish_clip", "run_segment"]
 
@@ -55,6 +55,8 @@ class Planned:
     """Input, models and options."""
     size_out: tuple[int, int]
     """(width, height) of the result in pixels."""
+    source: FileFacts | None
+    """Size and version of the input as it was planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,9 @@ def examine_clip(
         ConfigError: If the output is there and no file of an earlier job, or an option does not fit this video.
         VideoError: If the input is missing, is no video, or is truncated and that is not allowed.
     """
-    options, key = _own_options(target, specs, common)
+    options = _own_options(target, specs, common)
+    source = find_facts(target.source)
+    key = key_clip(source, specs, options)
     if done := _find_done(target, key, recorded, options):
         return done
     plan = plan_video(target.source, segment_frames=options.segment_frames)
@@ -109,7 +113,7 @@ def examine_clip(
     size_out = (plan.info.width * scale, plan.info.height * scale)
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=timeline.result.info.has_alpha and options.encoding.has_alpha)
     store = SegmentStore(target.work_dir, key_segments(plan, specs, options, node))
-    return Planned(target, timeline, store, options, _requests(plan, specs, options), store.finished(), key, size_out)
+    return Planned(target, timeline, store, options, find_requests(plan, specs, options), store.finished(), key, size_out, source)
 
 
 def find_done_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record) -> Record | None:
@@ -125,8 +129,8 @@ def find_done_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOp
         What is recorded; None where it is not done, or that cannot be told.
     """
     try:
-        options, key = _own_options(target, specs, common)
-        return _find_done(target, key, recorded, options)
+        options = _own_options(target, specs, common)
+        return _find_done(target, key_clip(find_facts(target.source), specs, options), recorded, options)
     except (GenAIRayError, OSError):  # for whoever begins it, and says so
         return None
 
@@ -162,6 +166,7 @@ def begin_clip(
     if isinstance(planned, Record):
         return Begun(record=planned), None
     if not is_remote(target.place):
+        _check_there(target.root, "the output folder")
         os.makedirs(os.path.dirname(target.place), exist_ok=True)
     planned.store.open()
     timeline = planned.timeline
@@ -192,17 +197,25 @@ def run_segment(planned: Planned, index: int, job: SegmentJob) -> SegmentResult:
         The counts.
 
     Raises:
-        VideoError: If it does not decode to exactly the planned frames; or input or work folder cannot be reached from this machine.
+        VideoError: If it does not decode to exactly the planned frames; the input has been changed since it was planned; or input or work
+            folder cannot be reached from this machine.
         GenAIRayError: Whatever a session raises.
     """
     _check_reach(planned)
     own = replace(job, options=planned.options, requests=planned.requests)
     place = planned.store.place(index)
     if not planned.store.is_remote:
-        return enhance_segment(planned.timeline, index, Path(place), own)
+        result = enhance_segment(planned.timeline, index, Path(place), own)
+        try:
+            _check_unchanged(planned)
+        except VideoError:
+            Path(place).unlink(missing_ok=True)
+            raise
+        return result
     with tempfile.TemporaryDirectory(prefix="genai-ray-segment-") as folder:
         local = Path(folder, os.path.basename(place))
         result = enhance_segment(planned.timeline, index, local, own)
+        _check_unchanged(planned)
         if local.exists():
             publish(local, place)
     return result
@@ -220,10 +233,11 @@ def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds:
         What is to be recorded.
 
     Raises:
-        VideoError: If a segment does not hold its frames, or writing fails.
+        VideoError: If a segment does not hold its frames, the input has been changed since it was planned, or writing fails.
     """
     started = time.monotonic()
     _check_reach(planned)
+    _check_unchanged(planned)
     target, timeline, store = planned.target, planned.timeline, planned.store
     there = find_facts(target.place)
     earlier = read_marker(target) if there is not None else None
@@ -269,13 +283,13 @@ def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds:
     return replace(record, stamp=published.stamp if published else "")
 
 
-def _own_options(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions) -> tuple[EnhanceOptions, str]:
-    """Return the options of one video, and the key that it is done under."""
+def _own_options(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions) -> EnhanceOptions:
+    """Return the options of one video."""
     options = target.options(common)
     options = replace(options, encoding=options.encoding.fit(os.path.splitext(target.output)[1].lower()))
     if target.changes:
         check_chain_options(specs, options)
-    return options, key_clip(find_facts(target.source), specs, options)
+    return options
 
 
 def _find_done(target: Target, key: str, recorded: Record | None, options: EnhanceOptions) -> Record | None:
@@ -325,29 +339,22 @@ def _is_of(record: Record, there: FileFacts) -> bool:
 
 def _check_reach(planned: Planned) -> None:
     """Say which node lacks what, where folders are not shared by all nodes."""
-    for place, what in ((planned.target.source, "the input"), (planned.store.folder, "the work folder")):
-        if not is_remote(place) and not os.path.exists(place):
-            node = os.uname().nodename
-            raise VideoError(f"{place}: {what} is not there on node {node}", "a folder that all nodes share, or a URI", "Move it, or choose --work-dir.")
+    _check_there(planned.target.source, "the input")
+    _check_there(planned.store.folder, "the work folder")
+    _check_there(os.path.dirname(planned.target.place), "the output folder")
 
 
-def _requests(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
-    """Return which sessions the chain needs: each for the largest frame that will come to it."""
-    height, width = plan.info.height, plan.info.width
-    requests = []
-    for spec in specs:
-        request = SessionRequest(
-            spec.model_id,
-            options.backend,
-            options.precision,
-            device=options.device,
-            max_frame=(height, width),
-            tile_size_px=options.tile_size_px,
-            device_kinds=options.device_kinds,
-        )
-        requests.append(request)
-        height, width = height * spec.scale, width * spec.scale
-    return tuple(requests)
+def _check_there(place: str, what: str) -> None:
+    if not is_remote(place) and not os.path.exists(place):
+        node = os.uname().nodename
+        raise VideoError(f"{place}: {what} is not there on node {node}", "a folder that all nodes share, or a URI", "Move it, or choose --work-dir.")
+
+
+def _check_unchanged(planned: Planned) -> None:
+    """Refuse what was computed of another version of the input than was planned; of two servers of one file each may have a stamp of its own."""
+    place = planned.target.source
+    if not place.startswith(("http://", "https://")) and planned.source is not None and find_facts(place) != planned.source:
+        raise VideoError(f"{place}: the file was changed while it was enhanced", do="Run the same again when it is whole.")
 
 
 def _share(results: Collection[SegmentResult]) -> float | None:

@@ -88,12 +88,13 @@ def describe_config(target: Target) -> dict[str, Any]:
     }
 
 
-def describe_index(repository: Repository, status: Mapping[str, Any], *, only_ready: bool = False) -> list[dict[str, str]]:
+def describe_index(repository: Repository, status: Mapping[str, Any], broken: Mapping[str, str], *, only_ready: bool = False) -> list[dict[str, str]]:
     """Return every model with its state, loaded or not.
 
     Args:
         repository: What is offered.
         status: State of the cache.
+        broken: Files that are no models the server can load, and why, by source.
         only_ready: Whether models that are not loaded are left out.
 
     Returns:
@@ -110,7 +111,7 @@ def describe_index(repository: Repository, status: Mapping[str, Any], *, only_re
             if source in waiting:
                 state, reason = "LOADING", waiting[source]
             elif state == "UNAVAILABLE":
-                reason = failing.get(source, "not loaded; its first request loads it")
+                reason = broken.get(source) or failing.get(source, "not loaded; its first request loads it")
             if state == "READY" or not only_ready:
                 entries.append({"name": model.name, "version": version, "state": state, "reason": reason})
     return entries

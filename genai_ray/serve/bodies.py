@@ -219,13 +219,15 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
 
     Raises:
         InvalidInputError: If it is empty, a form without a file, with several, or a broken one.
+        DeadlineExceededError: If it stops coming.
         HTTPException: 413 if it is larger, 507 if there is no room for it.
     """
     name = ""
     try:
+        async with _patient() as patience:
+            upload = await _parse_form(request, max_bytes, patience) if _is_form(request) else None
         with path.open("wb") as file:
-            if _is_form(request):
-                upload = await _parse_form(request, max_bytes)
+            if upload is not None:
                 try:
                     name = upload.filename or ""
                     while chunk := await upload.read(_WRITE_BYTES):
@@ -233,7 +235,8 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
                 finally:
                     await upload.close()
             else:
-                await _write(file, _limited(request, max_bytes))
+                async with _patient() as patience:
+                    await _write(file, _limited(request, max_bytes, patience))
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HTTPException(_FULL, "there is no room for this file on the server") from exc

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from genai_ray.catalog import ServeProfile
-from genai_ray.cluster import ModelCache, SessionRequest, connect, disconnect, has_own_node_died, own_folders
-from genai_ray.cluster.lease import Lease
+from genai_ray.cluster import ModelCache, connect, disconnect, has_own_node_died, own_folders
 from genai_ray.errors import ConfigError, ResourceExhaustedError
 from genai_ray.serve.haproxy import write_launcher
 from genai_ray.serve.ports import Record, check_ports, find_free_ports, find_port_block, process_started
-from genai_ray.serve.repository import Repository, ServedModel
+from genai_ray.serve.repository import Repository
+from genai_ray.serve.standing import Standing
 
 __all__ = ["Endpoint", "read_token"]
 
@@ -80,7 +80,7 @@ class Endpoint:
         self.model_names: list[str] = []
         """Names of the models that are offered."""
         self._address = address
-        self._lease: Lease | None = None
+        self._standing: Standing | None = None
         self._is_serving = False
         self._folder: Path | None = None
         self._record: Record | None = None
@@ -129,7 +129,8 @@ class Endpoint:
         try:
             self._start_ray(self._folder)
             self._start_serve()
-            self._bring_models(repository.models())
+            self._standing = Standing(ModelCache(name=profile.cache))
+            self._standing.bring(repository.models())
         except BaseException:
             self.stop()
             raise
@@ -153,11 +154,11 @@ class Endpoint:
             self._watcher.join()
             self._watcher = None
         if ray.is_initialized() and not has_own_node_died():
-            if self._lease is not None:
-                self._lease.release()
+            if self._standing is not None:
+                self._standing.release()
             if self._is_serving:
                 _end_serve(is_all=not own_folders())
-        self._lease, self._is_serving = None, False
+        self._standing, self._is_serving = None, False
         disconnect()
         if self._record is not None:
             self._record.remove()
@@ -207,19 +208,6 @@ class Endpoint:
         )
         serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False, "log_level": "ERROR"})
 
-    def _bring_models(self, models: list[ServedModel]) -> None:
-        """Load what is to be there from the start; what is to stay is leased or pinned."""
-        cache = ModelCache(name=self.profile.cache)
-        for model in models:
-            serving = model.serving
-            if serving.preload or serving.pin:
-                cache.session_of(_canonical(model)).touch()
-            if serving.pin:
-                cache.pin(model.source())
-        kept = [model for model in models if model.serving.min_replicas]
-        if kept:
-            self._lease = cache.lease([_canonical(model) for model in kept], copies=max(model.serving.min_replicas for model in kept))
-
     def _keep_record(self) -> None:
         while not self._over.wait(RECORD_EVERY_S):
             if self._record is not None:
@@ -231,10 +219,6 @@ def _short_folder() -> Path:
     """Make a folder for HAProxy's socket, whose path, with the 56 letters of Ray's node in it, must stay below 98."""
     base = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="genai-ray-", dir=base if len(base) <= _MAX_BASE else "/tmp"))
-
-
-def _canonical(model: ServedModel) -> SessionRequest:
-    return model.request()
 
 
 def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:

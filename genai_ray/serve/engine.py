@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,9 @@ from genai_ray.errors import (
     ResourceExhaustedError,
 )
 from genai_ray.serve.batching import Batcher
-from genai_ray.serve.facts import FRAMES, OUTPUT, ModelFacts, check_feeds, check_frame_request, read_facts, to_outputs
+from genai_ray.serve.facts import FRAMES, OUTPUT, ModelFacts, check_feeds, check_frame_request, to_outputs
 from genai_ray.serve.limits import COME_AGAIN, Admission, check_frame_sizes, check_result, check_tensor_sizes
+from genai_ray.serve.looking import Looking
 from genai_ray.serve.protocol import InferRequest, InferResponse
 from genai_ray.serve.repository import Repository, ServedModel
 from genai_ray.serve.tally import Tally
@@ -103,8 +103,9 @@ class Engine:
         self.tally = Tally()
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
-        self._facts: dict[tuple[str, str], ModelFacts] = {}
-        self._looking: dict[tuple[str, str], asyncio.Task[ModelFacts]] = {}
+        self.looking = Looking(self.call)
+        self.catch_up: Callable[[], Awaitable[object]] = _nothing
+        """Makes known here what another replica found in the model repository; called before a model is said to be unknown."""
         self.admission = Admission(profile)
 
     async def find(self, name: str, version: str = "") -> Target:
@@ -119,15 +120,16 @@ class Engine:
 
         Raises:
             ModelNotFoundError: If there is none.
-            ModelLoadError: If its file is corrupt.
+            ModelLoadError: If its file is corrupt; that is remembered for a minute, or until the file changes or is asked to be loaded.
             ResourceExhaustedError: If its file was not fetched, or looked at, in time.
         """
-        model = self.repository.get(name)
-        source = model.source(version)
-        key = source, model.stamp(version)
-        facts = self._facts.get(key)
-        if facts is None:
-            facts = await self._look(name, key)
+        try:
+            model, source = self._named(name, version)
+        except ModelNotFoundError:
+            with contextlib.suppress(ResourceExhaustedError, DeadlineExceededError):  # it is unknown here, whatever others know
+                await self.catch_up()
+            model, source = self._named(name, version)
+        facts = await self.looking.look(source, model.stamp(version), self.profile.request_timeout_s)
         return Target(model, version or model.latest, source, facts)
 
     async def infer(self, target: Target, request: InferRequest) -> InferResponse:
@@ -159,17 +161,20 @@ class Engine:
         self.tally.of(target.model.name, target.version).note("success", time.perf_counter_ns() - started)
         return InferResponse(target.model.name, outputs, target.version, request.id)
 
-    async def load(self, target: Target, parameters: Mapping[str, Any]) -> None:
-        """Load a model, evicting idle ones where bytes are short.
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Look at the model repository, and load a model, evicting idle ones where bytes are short.
 
         Args:
-            target: Which.
+            name: Name of the model.
             parameters: Of the request: there are none, since options and files come from the model repository.
 
         Raises:
             InvalidInputError: If there are parameters.
-            GenAIRayError: As ``ModelCache.load_model``.
+            GenAIRayError: As ``find`` and ``ModelCache.load_model``.
         """
+        await self.rescan()
+        self.looking.forget_broken()
+        target = await self.find(name)
         if parameters:
             raise InvalidInputError(f"parameters {sorted(parameters)!s:.80} of a load", "none", "Options and files come from the model repository.")
         await self.call(self.cache.load_model, target.request)
@@ -187,6 +192,15 @@ class Engine:
             await self.call(self.cache.evict, target.source)
 
     async def rescan(self) -> None:
+        """Look at the model repository again since somebody asks for it, and have other replicas do so.
+
+        Raises:
+            ModelLoadError: As ``look_again``.
+        """
+        await self.look_again()
+        self.tally.scans += 1
+
+    async def look_again(self) -> None:
         """Look at the model repository again.
 
         Raises:
@@ -206,7 +220,9 @@ class Engine:
         Returns:
             Whether it is.
         """
-        return target.source in await self.call(self.cache.loaded_models)
+        request = target.request
+        wanted = (request.model, request.backend.value, request.precision.value, "ready")
+        return any(wanted == tuple(entry[name] for name in ("model_id", "backend", "precision", "state")) for entry in (await self.status())["models"])
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the cache.
@@ -228,21 +244,9 @@ class Engine:
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    async def _look(self, name: str, key: tuple[str, str]) -> ModelFacts:
-        """Read what is known of a file, once for all who ask; it may have to be fetched, or opened."""
-        task = self._looking.get(key)
-        if task is None:
-            task = self._looking[key] = asyncio.create_task(self.call(read_facts, key[0]))
-            task.add_done_callback(functools.partial(self._looked, key))
-        done, _ = await asyncio.wait([task], timeout=self.profile.request_timeout_s)
-        if not done:
-            raise ResourceExhaustedError(f"{name} was not looked at within {self.profile.request_timeout_s:g} s", do=COME_AGAIN)
-        return task.result()
-
-    def _looked(self, key: tuple[str, str], task: asyncio.Task[ModelFacts]) -> None:
-        del self._looking[key]
-        if not task.cancelled() and task.exception() is None:
-            self._facts = {other: facts for other, facts in self._facts.items() if other[0] != key[0]} | {key: task.result()}
+    def _named(self, name: str, version: str) -> tuple[ServedModel, str]:
+        model = self.repository.get(name)
+        return model, model.source(version)
 
     async def _compute(self, target: Target, request: InferRequest) -> dict[str, Array]:
         within_s, serving = self._within_s(request), target.model.serving
@@ -307,7 +311,7 @@ class Engine:
         counts = [_rows(item.data) or 1 for item in items]
         try:
             result = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, sum(counts) if len(items) > 1 else 1)
-            is_batch = all(len(array) == sum(counts) for array in result.values())
+            is_batch = len(items) > 1 and all(np.shape(array)[:1] == (sum(counts),) for array in result.values())
         except (InvalidInputError, InferenceError):
             if len(items) == 1:
                 raise
@@ -335,6 +339,10 @@ class Engine:
         for item in items:
             counts.note("queue", started - item.since_ns)
         return result
+
+
+async def _nothing() -> None:
+    """Know of no other replica."""
 
 
 async def _one_by_one(call: Callable[[Sequence[_Item]], Awaitable[list[Result | Exception]]], items: Sequence[_Item]) -> list[Result | Exception]:

@@ -51,9 +51,13 @@ class Gate:
 
     def __init__(self, app: ASGIApp, engine: Engine, open_paths: Collection[str]) -> None:
         self._engine, self._profile, self._open_paths = engine, engine.profile, open_paths
-        self._app = app
-        if origins := engine.profile.cors_origins:
-            self._app = CORSMiddleware(app, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=[HEADER_LENGTH, "Retry-After", "x-request-id"])
+        self._inner, self._app = app, self._checked
+        if (
+            origins := engine.profile.cors_origins
+        ):  # around the check: a page must be able to read a refusal, and asks whether it may call before it shows a token
+            self._app = CORSMiddleware(
+                self._checked, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=[HEADER_LENGTH, "Retry-After", "x-request-id"]
+            )
         self._log = _AccessLog(Path(engine.profile.access_log)) if engine.profile.access_log else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,14 +80,8 @@ class Gate:
             seen["bytes"] += len(message.get("body", b""))
             await send(message)
 
-        # A browser asks whether it may call before it shows the token.
-        is_open = scope["path"] in self._open_paths or (scope["method"] == "OPTIONS" and bool(self._profile.cors_origins))
         try:
-            if is_open or bears_token(headers.get("authorization", ""), self._profile.token_sha256):
-                await self._app(scope, receive, watched)
-            else:
-                refusal = JSONResponse({"error": "no token, or a wrong one; send Authorization: Bearer TOKEN"}, _UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
-                await refusal(scope, receive, watched)
+            await self._app(scope, receive, watched)
         finally:
             self._engine.tally.note_response("http", str(seen["status"]))
             if self._log is not None:
@@ -100,6 +98,13 @@ class Gate:
                         "ms": round((time.perf_counter() - began) * 1000, 3),
                     }
                 )
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in self._open_paths or bears_token(Headers(scope=scope).get("authorization", ""), self._profile.token_sha256):
+            await self._inner(scope, receive, send)
+            return
+        refusal = JSONResponse({"error": "no token, or a wrong one; send Authorization: Bearer TOKEN"}, _UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
+        await refusal(scope, receive, send)
 
 
 class _AccessLog:

@@ -223,12 +223,11 @@ class _Api:
         if not isinstance(only_ready, bool):
             raise InvalidInputError(f"ready: {only_ready!r:.40}", "true or false")
         await self._engine.rescan()
-        return JSONResponse(describe_index(self._engine.repository, await self._engine.status(), only_ready=only_ready))
+        return JSONResponse(describe_index(self._engine.repository, await self._engine.status(), self._engine.looking.broken(), only_ready=only_ready))
 
     async def load(self, request: Request) -> Response:
         content = await self._content(request)
-        await self._engine.rescan()
-        await self._engine.load(await self._find(request), content.get("parameters", {}))
+        await self._engine.load(request.path_params["model"], content.get("parameters", {}))
         return Response(status_code=200)
 
     async def unload(self, request: Request) -> Response:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from genai_ray.catalog import ServeProfile, load_serve_profile
@@ -27,6 +28,7 @@ from genai_ray.serve.people import resume_videos
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.routes import open_paths
 from genai_ray.serve.rpc import Rpc
+from genai_ray.serve.standing import Standing
 from genai_ray.serve.tally import Tally
 
 _log = logging.getLogger(__name__)
@@ -73,10 +75,12 @@ class Ingress(Rpc):
     """
 
     def __init__(self, profile: ServeProfile, total: DeploymentHandle[Any]) -> None:
-        cache = ModelCache(name=profile.cache, deadline_s=profile.request_timeout_s, is_online=True)
+        cache = ModelCache(profile.max_memory_bytes, name=profile.cache, deadline_s=profile.request_timeout_s, is_online=True)
         engine = Engine(profile, cache, Repository(profile.model_repository, profile.models, profile.serving))
         super().__init__(engine, self._statistics, _peers_allowed(profile.host))
         self._total = total
+        self._standing, self._scans = Standing(cache), 0
+        engine.catch_up = self._statistics
 
     def __serve_build_asgi_app__(self) -> Any:
         operations = list_operations(self.engine, self._statistics)
@@ -86,27 +90,48 @@ class Ingress(Rpc):
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
         telling = asyncio.create_task(self._tell())
         resuming = asyncio.create_task(self.engine.call(resume_videos, self.engine.profile.people))
+        bringing = asyncio.create_task(self._bring())
         yield
+        bringing.cancel()
         resuming.cancel()
         telling.cancel()
 
     async def _statistics(self) -> Tally:
-        """Return the figures of all replicas; of others up to half a second old."""
+        """Return the figures of all replicas, of others up to half a second old; what another one found in the model repository is known after it."""
         taken = self.engine.tally.take()
+        self._scans += taken.scans
         try:
             async with asyncio.timeout(TOTAL_WITHIN_S):
                 figures: Tally = await self._total.merge.remote(taken)
-                return figures
         except TimeoutError as exc:  # they may have been counted
             raise DeadlineExceededError(f"the figures of all replicas did not come within {TOTAL_WITHIN_S:g} s") from exc
-        except RayError as exc:
+        except (RayError, RayServeException) as exc:
+            self._scans -= taken.scans
             self.engine.tally.merge(taken)
             raise ResourceExhaustedError("the figures of all replicas are not there", do=COME_AGAIN) from exc
+        if figures.scans != self._scans:
+            self._scans = figures.scans
+            await self._look_again()
+        return figures
+
+    async def _look_again(self) -> None:
+        try:
+            await self.engine.look_again()
+        except GenAIRayError as exc:
+            _log.warning("another replica was told to look at the model repository, and here that failed: %s", exc)
+        await self._bring()
+
+    async def _bring(self) -> None:
+        """Load and pin what is to be there without being asked for; also after the model repository has changed."""
+        try:
+            await self.engine.call(self._standing.bring, self.engine.repository.models())
+        except GenAIRayError as exc:
+            _log.warning("a model that is to be there is not: %s", exc)
 
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(TELL_EVERY_S)
-            if self.engine.tally.counts or self.engine.tally.responses:
+            if self.engine.profile.model_repository or self.engine.tally.counts or self.engine.tally.responses:
                 try:
                     await self._statistics()
                 except GenAIRayError as exc:

@@ -206,13 +206,12 @@ class Rpc:
     async def RepositoryIndex(self, request: Any) -> dict[str, Any]:  # noqa: N802
         """Tell which models there are, and their states."""
         await self.engine.rescan()
-        return {"models": describe_index(self.engine.repository, await self.engine.status(), only_ready=request.ready)}
+        return {"models": describe_index(self.engine.repository, await self.engine.status(), self.engine.looking.broken(), only_ready=request.ready)}
 
     @_method
     async def RepositoryModelLoad(self, request: Any) -> dict[str, Any]:  # noqa: N802
         """Load a model."""
-        await self.engine.rescan()
-        await self.engine.load(await self.engine.find(request.model_name), request.parameters)
+        await self.engine.load(request.model_name, request.parameters)
         return {}
 
     @_method

@@ -80,7 +80,7 @@ _REQUESTS: dict[str, Schema] = {
             datatype=_DATATYPE,
             parameters={
                 "type": "object",
-                "properties": {"binary_data_size": {"type": ["integer", "null"], "minimum": 0}},
+                "properties": {"binary_data_size": {"type": "integer", "minimum": 0}},
                 "additionalProperties": _PARAMETER,
             },
             data={"type": "array", "description": "Flat and row-major, or nested to the shape; FP16 and BF16 are binary only."},

@@ -113,6 +113,8 @@ class Tally:
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str], ModelCounts] = {}
         self.responses: Counter[tuple[str, str]] = Counter()
+        self.scans = 0
+        """How often somebody made a replica look at the model repository: the others look when this has grown."""
 
     def of(self, model: str, version: str) -> ModelCounts:
         """Return the figures of a model.
@@ -144,6 +146,7 @@ class Tally:
         for (model, version), more in other.counts.items():
             self.of(model, version).merge(more)
         self.responses.update(other.responses)
+        self.scans += other.scans
 
     def take(self) -> Tally:
         """Return what was counted, and begin anew.
@@ -152,6 +155,6 @@ class Tally:
             The figures.
         """
         taken = Tally()
-        taken.counts, taken.responses = self.counts, self.responses
-        self.counts, self.responses = {}, Counter()
+        taken.counts, taken.responses, taken.scans = self.counts, self.responses, self.scans
+        self.counts, self.responses, self.scans = {}, Counter(), 0
         return taken

@@ -26,7 +26,7 @@ from genai_ray.cluster.connection import start_on_head
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.options import check_models
 from genai_ray.errors import ConfigError, DeadlineExceededError, InvalidInputError, VideoError
-from genai_ray.serve.bodies import Query, save_file
+from genai_ray.serve.bodies import Query, hold_place, save_file
 from genai_ray.serve.engine import Engine, Target
 from genai_ray.serve.pictures import FILE, PARAMS
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref
@@ -182,6 +182,11 @@ class _Api:
             check_uri(uri, self._engine.profile.people.allowed_uris)
             if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
                 raise InvalidInputError("a body and a uri", "one of them")
+        async with hold_place(request, self._engine.admission):
+            return await self._submit(request, query, targets, params)
+
+    async def _submit(self, request: Request, query: Query, targets: Sequence[Target], params: dict[str, float]) -> Response:
+        uri, format_name = query.text("uri"), query.text("format") or "mp4"
         await self._engine.call(self._desk.call, "check_room")
         job_id = uuid.uuid4().hex
         folder = self._desk.folder / job_id

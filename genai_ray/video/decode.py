@@ -13,6 +13,7 @@ import av
 import numpy.typing as npt
 
 from genai_ray.errors import VideoError
+from genai_ray.files import find_facts
 from genai_ray.video.colour import count_outside, read_alpha, to_rgb
 from genai_ray.video.container import open_video
 from genai_ray.video.info import build_decoder, main_stream
@@ -58,7 +59,8 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
         The frames of the range in display order, with the planned times.
 
     Raises:
-        VideoError: If a frame is missing, additional, of another size, or does not decode; names the file and the counts.
+        VideoError: If a frame is missing, additional, of another size, or does not decode; names the file and the counts. If the file
+            cannot be read, whatever is allowed: that is no end of the video.
     """
     wanted = plan.pts[segment.start : segment.stop]
     position = 0
@@ -77,6 +79,8 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             yield DecodedFrame(index, frame.pts, to_rgb(frame, plan.info.colour), alpha, outside)
             position += 1
     except VideoError as exc:
+        if _is_reading_at_fault(exc, plan.path):
+            raise
         if allow_truncated:
             return
         counts = f"{segment.start + position} of {len(plan.pts)} frames decode"
@@ -86,6 +90,14 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
             do="Pass --allow-truncated to enhance what is there.",
         )
+
+
+def _is_reading_at_fault(error: VideoError, path: str) -> bool:
+    """Tell a file that is gone, or whose disk or store fails, from pictures that do not decode."""
+    cause = error.__cause__
+    if cause is None:
+        return find_facts(path) is None
+    return not isinstance(cause, av.FFmpegError) or isinstance(cause, OSError)
 
 
 def _check_frame(frame: av.VideoFrame, index: int, plan: VideoPlan, allow_damaged: bool) -> None:

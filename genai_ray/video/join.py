@@ -6,12 +6,14 @@ import heapq
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
 from genai_ray.video.container import av_errors, open_video
@@ -70,9 +72,9 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             source = stack.enter_context(open_video(plan.path))
             stack.enter_context(av_errors(output, "writing"))
             sink = stack.enter_context(av.open(str(partial), "w", options=options))
-            boxes = [stack.enter_context(av.open(str(part))) for part, count in zip(parts, counts, strict=True) if count]
-            kept = [count for count in counts if count]
-            video = _add_video(sink, boxes, plan, source)
+            kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]
+            template = stack.enter_context(av.open(str(kept[0].path))).streams.video[0]
+            video = _add_video(sink, template, kept, plan, source)
             copies, notes = _add_copies(sink, source, plan.path)
             if plan.info.sample_aspect_ratio != 1 and sink.format.name in ("matroska", "webm") and video.codec_context.name in _NO_ASPECT:
                 ratio = plan.info.sample_aspect_ratio
@@ -80,9 +82,9 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             step = plan.info.time_base * 1000
             if sink.format.name in ("matroska", "webm") and any(pts * step.numerator % step.denominator for pts in plan.pts):
                 notes = (*notes, f"times are rounded to whole milliseconds, which is what {sink.format.name} has")
-            if is_alpha_beside(boxes[0].streams.video[0]) and sink.format.name not in ("matroska", "webm"):
+            if is_alpha_beside(template) and sink.format.name not in ("matroska", "webm"):
                 notes = (f"alpha was left out: VP9 has none in {sink.format.name}", *notes)
-            streams = heapq.merge(_video_packets(boxes, kept, plan, video), _copied_packets(source, copies), key=lambda entry: entry[0])
+            streams = heapq.merge(_video_packets(kept, plan, video), _copied_packets(source, copies), key=lambda entry: entry[0])
             for _, packet in streams:
                 sink.mux_one(packet)
         _sync(partial)
@@ -92,18 +94,43 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
     return notes
 
 
-def _add_video(sink: OutputContainer, boxes: Sequence[InputContainer], plan: VideoPlan, source: InputContainer) -> Stream:
-    templates = [box.streams.video[0] for box in boxes]
-    extradata = {bytes(template.codec_context.extradata or b"") for template in templates}
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A segment's file; of any number of them one is open at a time, and of each no packet is kept."""
+
+    path: Path
+    """Where it is."""
+    times: tuple[int, ...]
+    """Of its packets, in the order of decoding."""
+    extradata: bytes
+    """How it was encoded."""
+
+    def ranks(self) -> dict[int, int]:
+        """Return the place of each packet in display order, by its time."""
+        return {time: rank for rank, time in enumerate(sorted(self.times))}
+
+
+def _scan(path: Path, count: int, plan: VideoPlan) -> _Part:
+    with av.open(str(path)) as box:
+        stream = box.streams.video[0]
+        times: list[Any] = [packet.pts for packet in box.demux(stream) if packet.size]
+        part = _Part(path, tuple(times), bytes(stream.codec_context.extradata or b""))
+    if len(times) != count:
+        raise VideoError(f"{plan.path}: a segment holds {len(times)} frames", f"{count}", "Remove the work folder.")
+    return part
+
+
+def _add_video(sink: OutputContainer, template: VideoStream, parts: Sequence[_Part], plan: VideoPlan, source: InputContainer) -> Stream:
+    extradata = {part.extradata for part in parts}
     if len(extradata) != 1:
         raise VideoError(f"{plan.path}: its segments were encoded in {len(extradata)} different ways", "one", "Remove the work folder.")
     # AV1's decoder is named libdav1d, which is no encoder to make a stream of.
-    is_opaque = templates[0].codec_context.name == "libdav1d"
-    stream = sink.add_stream_from_template(templates[0], opaque=is_opaque)
+    is_opaque = template.codec_context.name == "libdav1d"
+    stream = sink.add_stream_from_template(template, opaque=is_opaque)
     if not is_opaque:
         plan.info.colour.tag(stream.codec_context)  # neither FFV1 nor NUT keeps it
     stream.time_base = plan.info.time_base
-    if is_alpha_beside(templates[0]):
+    if is_alpha_beside(template):
         stream.metadata["alpha_mode"] = "1"
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)
@@ -153,36 +180,33 @@ def _read_cover(place: str, index: int) -> bytes:
         return bytes(next(packet for packet in container.demux(container.streams[index]) if packet.size))
 
 
-def _video_packets(boxes: Sequence[InputContainer], counts: Sequence[int], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Any]]:
+def _video_packets(parts: Sequence[_Part], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Any]]:
     """Give every packet its planned time, and decode times that rise and never pass it.
 
     dts of the k-th packet is the pts of the (k - d)-th frame, where d is how far packets are out of display order; before the
     first frame the times go on backwards at the first frame's distance.
     """
-    depth = max(_reorder_depth(box) for box in boxes)
+    depth = max(_reorder_depth(part) for part in parts)
     pts, done, base = plan.pts, 0, plan.info.time_base
     step = max(pts[1] - pts[0], 1) if len(pts) > 1 else 1
-    for box, count in zip(boxes, counts, strict=True):
-        packets: list[Any] = [packet for packet in box.demux(box.streams.video[0]) if packet.size]
-        if len(packets) != count:
-            raise VideoError(f"{plan.path}: a segment holds {len(packets)} frames", f"{count}", "Remove the work folder.")
-        ranks = {time: rank for rank, time in enumerate(sorted(packet.pts for packet in packets))}
-        for position, packet in enumerate(packets):
-            index, order = done + ranks[packet.pts], done + position - depth
-            following = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.duration
-            packet.stream, packet.time_base = stream, base
-            packet.pts, packet.dts = pts[index], pts[order] if order >= 0 else pts[0] + order * step
-            packet.duration = following
-            yield float(packet.dts * base), packet
-        done += count
+    packet: Any
+    for part in parts:
+        ranks = part.ranks()
+        with av.open(str(part.path)) as box:
+            for position, packet in enumerate(packet for packet in box.demux(box.streams.video[0]) if packet.size):
+                index, order = done + ranks[packet.pts], done + position - depth
+                following = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.duration
+                packet.stream, packet.time_base = stream, base
+                packet.pts, packet.dts = pts[index], pts[order] if order >= 0 else pts[0] + order * step
+                packet.duration = following
+                yield float(packet.dts * base), packet
+        done += len(part.times)
 
 
-def _reorder_depth(box: InputContainer) -> int:
+def _reorder_depth(part: _Part) -> int:
     """Return how many places packets of a segment come before their place in display order, at the most."""
-    times: list[Any] = [packet.pts for packet in box.demux(box.streams.video[0]) if packet.size]
-    ranks = {time: rank for rank, time in enumerate(sorted(times))}
-    box.seek(0, stream=box.streams.video[0])
-    return max(position - ranks[time] for position, time in enumerate(times))
+    ranks = part.ranks()
+    return max(position - ranks[time] for position, time in enumerate(part.times))
 
 
 def _copied_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterator[tuple[float, Any]]:

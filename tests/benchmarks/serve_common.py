@@ -140,8 +140,8 @@ class Driven:
         return len(self.latencies_s) / self.seconds
 
 
-def drive(target: Target, *, clients: int, requests: int | None = None, seconds: float | None = None) -> Driven:
-    """Send requests from several connections, in a process that does nothing else: so many from each client, or for so long."""
+def drive(target: Target, *, clients: int, requests: int | None = None, seconds: float | None = None, within_s: float = 720.0) -> Driven:
+    """Send requests from several connections, in a process that does nothing else: so many from each client, or for so long; an error after a while."""
     bodies = target.body if isinstance(target.body, list) else [target.body]
     job = {
         "port": target.port,
@@ -156,7 +156,7 @@ def drive(target: Target, *, clients: int, requests: int | None = None, seconds:
         json.dump(job, file)
         file.flush()
         command = [sys.executable, __file__, file.name]
-        done = subprocess.run(command, input=b"".join(bodies), stdout=subprocess.PIPE, check=True, timeout=(seconds or 600) + 120)
+        done = subprocess.run(command, input=b"".join(bodies), stdout=subprocess.PIPE, check=True, timeout=max(within_s, (seconds or 0) + 120))
     return Driven(**json.loads(done.stdout))
 
 

@@ -121,7 +121,8 @@ def measure(profile, address, order, sizes, options, budget_bytes) -> dict[str, 
             bodies.append(infer_request("x", np.ones((1, side), np.float32), frames=False))
         kinds = [(f"/v2/models/m{index:03}/infer", headers) for index, (_, headers) in enumerate(bodies)]
         began = time.monotonic()
-        done = drive(Target(profile.port, [body for body, _ in bodies], kinds, order), clients=options.clients, requests=len(order) // options.clients)
+        target, each = Target(profile.port, [body for body, _ in bodies], kinds, order), len(order) // options.clients
+        done = drive(target, clients=options.clients, requests=each, within_s=3600 + len(order))
         seconds = time.monotonic() - began
         status = cache.status()
     expected = simulated(sizes, order[: len(done.latencies_s)], watch.bytes_of, options.nodes, budget_bytes)

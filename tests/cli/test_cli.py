@@ -67,7 +67,9 @@ def test_the_cache_of_a_running_cluster():
             assert done.returncode == 0, done.stderr
             return json.loads(done.stdout)
 
-        assert cache("status")["models"] == []
+        done = run("cache", "status", *address)
+        assert done.returncode == 2
+        assert "no cache 'default' in this cluster" in done.stderr  # and none is made by looking
         loaded = cache("load", "esrgan", "--precision", "fp16", "--memory-bytes", 300_000_000)
         (model,) = loaded["models"]
         assert (model["model_id"], model["precision"], model["state"]) == ("esrgan-4x", "fp16", "ready")

@@ -176,6 +176,19 @@ def test_the_ledger_holds_while_a_model_in_use_is_evicted(cache, frames, expecte
     wait_until(lambda: len(session_names()) == 1)
 
 
+def test_what_is_pinned_is_pinned_again_when_its_process_has_died(cache, frames, expected):
+    session = cache.get_session(MODEL)
+    cache.pin(MODEL)
+    os.kill(session.status()["pid"], signal.SIGKILL)
+    assert np.array_equal(session.infer(frames), expected)
+    (entry,) = cache.status()["models"]
+    assert entry["pinned"]
+    cache.unpin(MODEL)
+    os.kill(session.status()["pid"], signal.SIGKILL)
+    assert np.array_equal(session.infer(frames), expected)
+    assert not cache.status()["models"][0]["pinned"]
+
+
 def test_a_pin_of_a_dead_session_leaves_the_cache_open(cache):
     cache.load_model(MODEL)
     os.kill(cache.get_session(MODEL).status()["pid"], signal.SIGKILL)

@@ -106,6 +106,21 @@ def test_what_is_leased_stays_and_what_cannot_be_leased_says_so(make_cache):
     assert C in cache.loaded_models()
 
 
+def test_a_lease_that_waits_keeps_nobody_from_what_fits(make_cache):
+    cache = make_cache(2 * SHARE)
+    cache.load_model(C, memory_bytes=SHARE)
+    cache.pin(C)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cache.lease, [of(A), of(B)])
+        wait_until(lambda: cache.status()["waiting"])
+        hasty = ModelCache(name=cache.name, deadline_s=60.0)
+        hasty.session_of(of(A)).touch()
+        assert not waiting.done()
+        cache.unpin(C)
+        waiting.result(120).release()
+    assert ready(cache) == {A, B}
+
+
 HOLDER = """
 import sys, time, ray
 from genai_ray import ModelCache

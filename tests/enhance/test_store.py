@@ -1,5 +1,6 @@
 """What a finished segment's name depends on, and finished segments of a file that ends too early."""
 
+import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from genai_ray import EnhanceOptions, ModelCache
+from genai_ray import EnhanceOptions, ModelCache, errors
 from genai_ray.catalog import ModelCatalog
 from genai_ray.enhance import Background
 from genai_ray.enhance.retime import Timeline
@@ -119,6 +120,20 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     assert finish_clip(planned, {}, 0.0).report.frames == NUM_FRAMES
 
 
+def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, tmp_path):
+    source, options = write(tmp_path / "a.mkv", tracks=0), EnhanceOptions(encoding=Encoding(preset="ultrafast"))
+    (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
+    specs = (ModelCatalog.default().get("websr-x2-s"),)
+    _, planned = begin_clip(target, specs, options)
+    os.utime(source, ns=(0, 0))
+    with ModelCache(2_000_000_000, name="changed") as cache, pytest.raises(errors.VideoError, match="changed while it was enhanced"):
+        run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed"))
+    assert list(Path(planned.store.folder).iterdir()) == []
+    with pytest.raises(errors.VideoError, match="changed while it was enhanced"):
+        finish_clip(planned, {}, 0.0)
+    assert not (tmp_path / "b.mkv").exists()
+
+
 def test_the_node_that_counts_is_the_one_of_the_job(plan):
     specs = [ModelCatalog.default().get("websr-x2-s")]
     assert key_segments(plan, specs, BASE, node_kind()) == keys(plan)
@@ -129,7 +144,7 @@ def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_
     frames = 10 * 3600 * 25
     long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
     store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])
-    planned = Planned(None, Timeline(long, long), store, BASE, (), frozenset(), "", (96, 64))
+    planned = Planned(None, Timeline(long, long), store, BASE, (), frozenset(), "", (96, 64), None)
     packed = _pack(planned)
     assert len(packed) < 100_000
     again = _unpack(packed)

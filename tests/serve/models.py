@@ -54,6 +54,11 @@ def logarithm(path):
     write(path, [helper.make_node("Log", ["x"], ["y"])], [value("x", "FP32", ("n",))], [value("y", "FP32", ("n",))])
 
 
+def total(path):
+    """One output that has no axis."""
+    write(path, [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], [value("x", "FP32", ("n",))], [value("y", "FP32", ())])
+
+
 def write_repository(folder):
     """One model of each datatype, and some that are special."""
     for datatype in ELEMENTS:
@@ -66,6 +71,7 @@ def write_repository(folder):
     add_sub(folder / "patient.onnx")
     (folder / "patient.serve.yaml").write_text("max_batch_size: 1000\nbatch_wait_timeout_s: 5.0\n")
     logarithm(folder / "logarithm.onnx")
+    total(folder / "total.onnx")
     for version in (1, 2):
         add_number(folder / "versioned" / str(version) / "model.onnx", version)
     (folder / "broken.onnx").write_bytes(b"not a model at all")

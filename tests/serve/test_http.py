@@ -247,6 +247,18 @@ def test_a_broken_file_says_why(served):
     assert status == 503
     assert "broken.onnx is not a usable ONNX file" in answer["error"]
     assert response.getheader("Retry-After")
+    (entry,) = [entry for entry in json.loads(send(served, "POST", "/v2/repository/index")[1]) if entry["name"] == "broken"]
+    assert entry["state"] == "UNAVAILABLE"
+    assert "broken.onnx is not a usable ONNX file" in entry["reason"]
+    assert post(served, "broken", {"inputs": []})[0] == 503
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_an_output_without_axes(client, binary):
+    x = feed("x", np.array([1, 2, 4], np.float32), "FP32", binary)
+    answer = client.infer("total", [x], outputs=[triton.InferRequestedOutput("y", binary_data=binary)])
+    assert answer.get_response()["outputs"][0]["shape"] == []
+    assert answer.as_numpy("y") == 7.0
 
 
 @pytest.mark.parametrize(

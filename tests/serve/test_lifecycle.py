@@ -24,7 +24,7 @@ from genai_ray.serve.ports import find_free_ports, find_port_block
 from tests.nodes import Nodes
 from tests.processes import DEADLINE_S, descendants, is_alive, kill, rss_anon, run, title, wait_until
 from tests.serve.conftest import serve
-from tests.serve.models import add_sub
+from tests.serve.models import add_number, add_sub
 from tests.video.clips import NUM_FRAMES, write
 
 LOAD_S = 60.0
@@ -234,9 +234,10 @@ def test_replicas_that_take_requests_scale_with_them(tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_calls_over_grpc_outlive_the_replica_that_takes_them():
+def test_calls_over_grpc_outlive_the_replica_that_takes_them(tmp_path):
     """A replica is killed while calls are on their way: HAProxy sends them to the other one, or says UNAVAILABLE, which a second try mends."""
-    endpoint = serve("--replicas", 2, "--model", "websr-x2-s")
+    endpoint = serve("--replicas", 2, "--model", "websr-x2-s", repository=tmp_path)
+    _check_that_every_replica_finds(endpoint, tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
     with InferenceSession("websr-x2-s") as session:
         wanted = session.infer(frames)
@@ -251,6 +252,25 @@ def test_calls_over_grpc_outlive_the_replica_that_takes_them():
     assert counts.pop("broken once", 0) <= 2
     assert not counts
     assert endpoint.end() == 0
+
+
+def _check_that_every_replica_finds(endpoint, repository):
+    """What one replica was told to look for, all have from then on."""
+
+    def ask():
+        with triton.InferenceServerClient(endpoint.http) as client:  # a connection of its own: any replica
+            answer = client.infer("later", [tensor])
+            return answer.get_response()["model_version"], answer.as_numpy("y").tolist()
+
+    tensor = triton.InferInput("x", [1], "FP32")
+    tensor.set_data_from_numpy(np.zeros(1, np.float32))
+    with triton.InferenceServerClient(endpoint.http) as client:
+        for version in (1, 2):
+            add_number(repository / "later" / str(version) / "model.onnx", version)
+            assert "later" in {entry["name"] for entry in client.get_model_repository_index()}
+            if version > 1:
+                wait_until(lambda: all(ask()[0] == "2" for _ in range(8)), endpoint.process)  # the newest version within half a second
+            assert [ask() for _ in range(8)] == [(str(version), [version])] * 8
 
 
 @contextlib.contextmanager

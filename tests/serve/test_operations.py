@@ -212,13 +212,15 @@ def test_an_open_endpoint_is_warned_of():
 @pytest.mark.cluster
 def test_without_the_token_only_health_is_told(tmp_path):
     (tmp_path / "token").write_text("open-sesame")
-    served = serve("--replicas", 1, "--model", "websr-x2-s", "--token-file", tmp_path / "token")
+    served = serve("--replicas", 1, "--model", "websr-x2-s", "--token-file", tmp_path / "token", "--cors-origin", "https://example.org")
     bearer = {"authorization": "Bearer open-sesame"}
     try:
         for path, status in (("/v2/health/ready", 200), ("/v2", 401), ("/metrics", 401), ("/v2/models/websr-x2-s", 401), ("/nowhere", 401)):
             response, data = send(served, "GET", path)
             assert response.status == status
             assert status == 200 or "Bearer" in json.loads(data)["error"]
+            response, _ = send(served, "GET", path, headers={"origin": "https://example.org"})
+            assert response.getheader("access-control-allow-origin") == "https://example.org"  # also where it is refused: a page could not tell why
             assert send(served, "GET", path, headers=bearer)[0].status == (404 if path == "/nowhere" else 200)
         with tritonclient.http.InferenceServerClient(served.http) as client:
             assert client.get_server_metadata(headers=bearer)["name"] == "genai_ray"

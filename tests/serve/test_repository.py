@@ -183,7 +183,7 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
         return read_facts(source)
 
     over = threading.Event()
-    monkeypatch.setattr("genai_ray.serve.engine.read_facts", slowly)
+    monkeypatch.setattr("genai_ray.serve.looking.read_facts", slowly)
 
     async def story():
         engine = Engine(ServeProfile(name="test", request_timeout_s=0.2), ModelCache(name="people"), Repository(models, ()))

@@ -1,5 +1,7 @@
 """Plans, colours, cuts and refusals of single videos; what holds for every kind of clip is in test_matrix."""
 
+import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -219,6 +221,32 @@ def test_a_part_that_lacks_frames_is_refused_and_nothing_appears(tmp_path):
         with pytest.raises(errors.VideoError, match="holds 4 frames; allowed: 6"):
             act()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.nut", "a.mkv"]
+
+
+def test_any_number_of_parts_is_joined_with_few_open_files(tmp_path):
+    source = write(tmp_path / "a.mkv", tracks=0, options={"g": "1"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    plan, parts = plan_video(source, segment_frames=1), []
+    assert len(plan.segments) == NUM_FRAMES
+    for segment in plan.segments:
+        parts.append(tmp_path / f"{segment.index}.nut")
+        with SegmentWriter(parts[-1], info=plan.info, size=(96, 64), encoding=Encoding(preset="ultrafast")) as writer:
+            for frame in decode_segment(plan, segment):
+                writer.write(frame.frame, frame.pts)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + NUM_FRAMES // 2, hard))
+    try:
+        join_segments(plan, parts, [1] * NUM_FRAMES, tmp_path / "b.mkv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(plan_video(tmp_path / "b.mkv").pts) == NUM_FRAMES
+
+
+def test_a_file_that_goes_away_is_no_truncated_one(tmp_path):
+    source = write(tmp_path / "a.mkv", tracks=0, options={"g": "8"})
+    plan = plan_video(source, segment_frames=8)
+    source.unlink()
+    with pytest.raises(errors.VideoError, match=r"a\.mkv: no such file"):
+        list(decode_segment(plan, plan.segments[-1], allow_truncated=True))
 
 
 def test_interlaced_sources_are_said(tmp_path):

@@ -1,6 +1,7 @@
 """Every clip of matrix.yaml: segments equal a sequential decode, and the identity changes nothing that can be kept."""
 
 import functools
+import itertools
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from genai_ray.video import Encoding, decode_segment, describe_losses, plan_video
+from genai_ray.video import Encoding, Segment, decode_segment, describe_losses, plan_video
 from genai_ray.video.colour import read_alpha, to_rgb
 from tests.video.identity import compare, decode, identity
 from tests.video.matrix import CLIPS, NUM_FRAMES, TIMES, make
@@ -41,7 +42,10 @@ def check_segments(name, path, counts):
         plan = plan_video(path, segment_frames=-(-NUM_FRAMES // number))
         assert plan.truncated is None
         assert list(plan.pts) == times
-        got = [frame for segment in plan.segments for frame in decode_segment(plan, segment)]
+        cuts = [NUM_FRAMES * index // number for index in range(number + 1)]  # wherever they fall; the planner keeps to key frames, and makes fewer
+        evenly = [Segment(index, start, stop) for index, (start, stop) in enumerate(itertools.pairwise(cuts))]
+        assert [frame.pts for segment in plan.segments for frame in decode_segment(plan, segment)] == times
+        got = [frame for segment in evenly for frame in decode_segment(plan, segment)]
         assert [frame.pts for frame in got] == times
         assert [frame.index for frame in got] == list(range(NUM_FRAMES))
         for frame, (rgb, alpha) in zip(got, whole, strict=True):

@@ -255,7 +255,7 @@ class CacheActor:
             return victim.key.model if victim is not None and await self._evictor.retire(victim.name) else None
 
     async def pin(self, model: str, pinned: bool) -> None:
-        """Keep every session of a model, or let it go again.
+        """Keep every session of a model, or let it go again; where the process of a pinned one dies, the next one of its model is pinned.
 
         Args:
             model: Canonical id.
@@ -266,8 +266,9 @@ class CacheActor:
         """
         await self._open()
         entries = [entry for entry in self._book.of_model(model) if entry.name in self._book.ledger.slots and not self._book.is_retiring(entry)]
-        if not entries:
+        if not entries and (pinned or model not in self._book.pinned):
             raise await self._not_loaded(model)
+        (self._book.pinned.add if pinned else self._book.pinned.discard)(model)
         for entry in entries:
             self._book.ledger.mark(entry.name, is_pinned=pinned)
         for entry in entries:
@@ -299,6 +300,7 @@ class CacheActor:
         self._book.is_closed = True
         for task in self._tasks:
             task.cancel()
+        await self._upkeep.stop()
         for entry in list(self._book.entries.values()):
             self._book.drop(entry)
 
@@ -373,7 +375,7 @@ class CacheActor:
         if self._book.is_retiring(entry):
             await self._book.wait_for(entry.gone, entry, deadline)
         else:
-            self._book.drop(entry)
+            await self._evictor.end(entry)
 
     def _acquired(self, entries: list[Entry], queues: Mapping[str, int] = MappingProxyType({})) -> Acquired:
         slots = [self._book.ledger.slots[entry.name] for entry in entries]

@@ -34,7 +34,7 @@ async def adopt(name: str, cache: str, book: Book, leases: Leases) -> Entry | No
         The session, which may still load; None where it is not ours or was ended.
 
     Raises:
-        TimeoutError: If it does not answer: nobody knows whose it is.
+        TimeoutError: If it does not answer: nobody knows whose it is; or if its device is not known yet.
     """
     try:
         handle = ray.get_actor(name, namespace=NAMESPACE)
@@ -45,6 +45,8 @@ async def adopt(name: str, cache: str, book: Book, leases: Leases) -> Entry | No
         return None
     ledger, want, floor_bytes = book.ledger, Want(found.request, found.digest), found.request.floor_bytes or 0
     key, device_id = key_of(found.request), device_of(found.started, ledger.devices.values())
+    if device_id is None and found.started.node in book.unprobed:
+        raise TimeoutError(f"{name} is on a node whose GPUs are not known yet")
     is_doubled = any(slot.device_id == device_id for slot in ledger.of_key(key))
     if found.retired or device_id is None or is_doubled:
         ray.kill(handle)
@@ -57,6 +59,8 @@ async def adopt(name: str, cache: str, book: Book, leases: Leases) -> Entry | No
         return None
     entry = Entry(want, name, handle, found.started, is_adopted=True, is_begun=True)
     ledger.mark(name, is_pinned=found.stays.is_pinned)
+    if found.stays.is_pinned:
+        book.pinned.add(key.model)
     for lease_id in found.stays.leases:
         leases.adopt(lease_id, want)
     book.add(entry)

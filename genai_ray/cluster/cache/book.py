@@ -79,6 +79,8 @@ class Book:
         self.entries: dict[str, Entry] = {}
         self._by_key: defaultdict[Key, dict[str, Entry]] = defaultdict(dict)
         self.can_grow = self.is_closed = False
+        self.pinned: set[str] = set()
+        self.unprobed: set[str] = set()
         self.history: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.counts = {"loads": 0, "adoptions": 0, "evictions": 0, "failures": 0}
         self._changed = asyncio.Event()
@@ -147,6 +149,18 @@ class Book:
         """
         slot = self.ledger.slots.get(entry.name)
         return entry.ready.is_set() and entry.error is None and slot is not None and slot.state is SlotState.READY
+
+    def is_unpinned(self, entry: Entry) -> bool:
+        """Tell whether a session takes the place of a pinned one that died.
+
+        Args:
+            entry: The session.
+
+        Returns:
+            Whether its model is pinned, and no session of its key is.
+        """
+        is_pinned = any(slot.is_pinned for slot in self.ledger.of_key(entry.key))
+        return entry.key.model in self.pinned and not entry.key.alone and not is_pinned
 
     def drop(self, entry: Entry) -> None:
         """Strike out a session that is dead, and make sure that its process ends.

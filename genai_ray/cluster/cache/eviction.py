@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.sessions import ANSWER_WITHIN_S, kill_and_wait
@@ -15,6 +16,8 @@ from genai_ray.cluster.placement import Need, Plan, Slot, SlotState, check_fits,
 from genai_ray.errors import BackendUnavailableError, DeadlineExceededError, ResourceExhaustedError
 
 __all__ = ["Evictor"]
+
+_log = logging.getLogger(__name__)
 
 _RETRY_S = 0.1
 
@@ -111,7 +114,7 @@ class Evictor:
             name: The session.
 
         Returns:
-            Whether its device and the whole cluster are within their budgets now.
+            Whether its device and the whole cluster are within their budgets now; where nothing may go, that is logged.
         """
         ledger = self._book.ledger
         async with self.lock:
@@ -120,7 +123,15 @@ class Evictor:
                 is_local = device.used_bytes > device.budget_bytes
                 victim = await self.stalest(slot.device_id if is_local else None, but=frozenset([name]))
                 if victim is None or not await self.retire(victim.name):
-                    return excess <= 0
+                    _log.warning(
+                        "%s is over its budget of %d bytes by %d since %s takes %d, and nothing there may go",
+                        slot.device_id if is_local else "the cache",
+                        device.budget_bytes if is_local else ledger.budget_bytes,
+                        excess,
+                        slot.key.model,
+                        slot.reserved_bytes,
+                    )
+                    return False
         return True
 
     async def stalest(self, device_id: str | None = None, but: frozenset[str] = frozenset()) -> Slot[Key] | None:
@@ -156,7 +167,7 @@ class Evictor:
             return None
         try:
             recency: Recency = await asyncio.wait_for(entry.handle.recency.remote(), ANSWER_WITHIN_S)
-        except TimeoutError:
+        except (TimeoutError, ActorUnavailableError):  # the network may be away for a moment; a death is seen by who watches it
             return None
         except RayError:
             if not book.is_retiring(entry):
@@ -191,7 +202,7 @@ class Evictor:
         if slot.state is not SlotState.READY or slot.is_pinned or ledger.is_leased(slot.key):
             return False
         if recency is None:  # silent twice: stuck, and of no use to anybody
-            book.drop(entry)
+            await self.end(entry)
             return True
         ledger.mark(name, state=SlotState.RETIRING)  # from here on nobody else strikes it out
         try:
@@ -203,13 +214,24 @@ class Evictor:
                 book.keep(entry)
                 return False
         except (RayError, TimeoutError):
-            book.drop(entry)
+            await self.end(entry)
             return True
         await kill_and_wait(entry)
         book.counts["evictions"] += 1
         self._on_evicted(slot)
         book.drop(entry)
         return True
+
+    async def end(self, entry: Entry) -> None:
+        """End the process of a session that is lost, and strike it out when its bytes are free; a stopped process takes Ray 5 s.
+
+        Args:
+            entry: The session.
+        """
+        if entry.name in self._book.ledger.slots:
+            self._book.ledger.mark(entry.name, state=SlotState.RETIRING)  # from here on nobody else strikes it out
+        await kill_and_wait(entry)
+        self._book.drop(entry)
 
     async def _drain(self, entry: Entry, within_s: float) -> bool:
         """Wait until a retired session has computed what it had; one that takes too long is taken into use again."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from genai_ray.cluster.cache.book import Book
+from genai_ray.backends import resolve_device
+from genai_ray.cluster.cache.book import Book, Entry
+from genai_ray.cluster.devices import CPU
+from genai_ray.types import ModelBackend
 
 __all__ = ["Growth"]
 
@@ -18,30 +22,46 @@ class Growth:
 
     Args:
         book: Sessions and bytes.
+        cpu_bytes_of: Bytes that an entry takes on a CPU.
     """
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
-        self._shown: list[dict[str, float]] = []
+    def __init__(self, book: Book, cpu_bytes_of: Callable[[Entry], int]) -> None:
+        self._book, self._cpu_bytes_of = book, cpu_bytes_of
+        self._shown: list[dict[str, float]] | None = None  # what an earlier life of this cache asked for is asked for until it is taken back
 
     async def show(self) -> None:
         """Tell the autoscaler what waits for a place, when that has changed."""
         book = self._book
-        book.can_grow = book.can_grow or await asyncio.to_thread(_has_autoscaler)
+        groups = await asyncio.to_thread(_groups_that_grow)
+        book.can_grow = book.can_grow or bool(groups)
         if not book.can_grow:
             return
-        waiting: list[dict[str, float]] = [
-            {"memory": float(entry.want.predicted_bytes)} if entry.want.request.device == "cpu" else {"GPU": 1.0}
-            for entry in book.entries.values()
-            if entry.blocked is not None and entry.name not in book.ledger.slots
-        ]
-        if waiting != self._shown:
-            await asyncio.to_thread(request_resources, bundles=waiting)
-            self._shown = waiting
+        has_gpus = any("GPU" in group for group in groups) or any(device.kind != CPU for device in book.ledger.devices.values())
+        waiting = [self._bundle(entry, has_gpus) for entry in book.entries.values() if entry.blocked is not None and entry.name not in book.ledger.slots]
+        await self._ask(waiting)
+
+    async def stop(self) -> None:
+        """Ask for nothing any more: what is asked for lasts until it is taken back."""
+        if self._book.can_grow:
+            await self._ask([])
+
+    async def _ask(self, bundles: list[dict[str, float]]) -> None:
+        if bundles != self._shown:
+            await asyncio.to_thread(request_resources, bundles=bundles)
+            self._shown = bundles
+
+    def _bundle(self, entry: Entry, has_gpus: bool) -> dict[str, float]:
+        """Return what an entry waits for: ``auto`` is a GPU where the cluster has some or can have some."""
+        request = entry.want.request
+        is_auto = request.device == "auto"
+        is_gpu = (
+            has_gpus and request.backend in (ModelBackend.ONNX, ModelBackend.TENSORRT) if is_auto else resolve_device(request.device, request.backend) != CPU
+        )
+        return {"GPU": 1.0} if is_gpu else {"memory": float(self._cpu_bytes_of(entry))}
 
 
-def _has_autoscaler() -> bool:
-    """Tell whether an autoscaler has told Ray what nodes it may add."""
+def _groups_that_grow() -> list[dict[str, float]]:
+    """Return the resources of each kind of node that an autoscaler has told Ray that it may add."""
     state: Any = ray._private.state.state
     found = state.get_cluster_config()
-    return found is not None and any(group.max_count != 0 for group in found.node_group_configs)
+    return [] if found is None else [dict(group.resources) for group in found.node_group_configs if group.max_count != 0]

@@ -73,6 +73,7 @@ class Leases:
                     blocked = (entry.blocked for want in request.wants for entry in self._book.of_key(key_of(want.request)))
                     raise next(filter(None, blocked), None) or DeadlineExceededError(f"no room for {len(request.wants)} models together")
                 self._check_fits(request)
+                self._begin_waited(request)
                 await self._book.wait_for_change(_RETRY_S)
         finally:
             self._settle(request)
@@ -107,11 +108,15 @@ class Leases:
 
     def _settle(self, request: LeaseRequest) -> None:
         """Leave nothing behind of a lease that was not had: what others wait for by now is loaded for them."""
+        self._begin_waited(request)
+        for entry in [entry for want in request.wants for entry in self._book.of_key(key_of(want.request)) if not entry.is_begun]:
+            self._book.drop(entry)
+
+    def _begin_waited(self, request: LeaseRequest) -> None:
+        """Load what others wait for, which may find room by itself where the whole chain finds none."""
         for entry in [entry for want in request.wants for entry in self._book.of_key(key_of(want.request))]:
             if not entry.is_begun and entry.waiters:
                 self._begin(entry)
-            elif not entry.is_begun:
-                self._book.drop(entry)
 
     def _check_fits(self, request: LeaseRequest) -> None:
         if not self._book.can_grow:

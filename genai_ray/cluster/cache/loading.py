@@ -15,7 +15,7 @@ from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.sessions import end_session, start_session, steer, to_load_error
 from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
-from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
+from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key
 from genai_ray.cluster.placement import Need
 from genai_ray.errors import BackendUnavailableError, CacheClosedError, ConfigError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
@@ -89,6 +89,18 @@ class Loader:
         expected = max((self._sizes.expected(want.digest, request, kind, want.predicted_bytes) for kind in kinds), default=want.predicted_bytes)
         return Need(entry.key, max(expected, request.floor_bytes or 0), kinds, want.node, entry.avoid)
 
+    def cpu_bytes_of(self, entry: Entry) -> int:
+        """Return what a session takes on a CPU, by what is known now.
+
+        Args:
+            entry: The session.
+
+        Returns:
+            Bytes, its process included, and at the least what was given.
+        """
+        want = entry.want
+        return max(self._sizes.expected(want.digest, want.request, CPU, want.predicted_bytes), want.request.floor_bytes or 0)
+
     def check_failing(self, key: Key) -> None:
         """Refuse what failed a short while ago.
 
@@ -159,11 +171,13 @@ class Loader:
         kind = ledger.devices[slot.device_id].kind
         async with self._loads[slot.device_id] if kind == CPU else self._gpu_loads[slot.device_id]:
             warm_bytes, load_s = await asyncio.wait_for(entry.handle.load.remote(), self._load_within_s)
-        measured = int(GROWTH * warm_bytes)
+        measured = int(GROWTH * warm_bytes) if kind in (CPU, LOGICAL_GPU) else warm_bytes  # of a GPU it may be what was reserved, if NVML is silent
         if entry.name not in ledger.slots:
             raise ResourceExhaustedError(f"{entry.key.model} was dropped while it loaded")
         self._sizes.remember(entry.want.digest, entry.want.request, kind, measured)
         ledger.settle(entry.name, measured, load_s, time.monotonic())
+        if book.is_unpinned(entry):
+            ledger.mark(entry.name, is_pinned=True)
         if ledger.excess_bytes(slot.device_id) > 0 and not await evictor.shrink(entry.name):
             raise ResourceExhaustedError(
                 f"{entry.key.model} took {measured} bytes", f"{ledger.devices[slot.device_id].budget_bytes} on its device, {ledger.budget_bytes} in all"
@@ -218,7 +232,8 @@ class Loader:
         if self._book.entries.get(entry.name) is not entry:
             return False
         is_misplaced = isinstance(exc, _MisplacedError)
-        is_deterministic = isinstance(exc, GenAIRayError) or isinstance(getattr(exc, "cause", None), GenAIRayError)
+        is_ours = isinstance(exc, GenAIRayError) or isinstance(getattr(exc, "cause", None), GenAIRayError)
+        is_deterministic = is_ours and device_id in self._book.ledger.devices  # the death of a node says nothing of the model
         if not is_misplaced:
             entry.avoid |= {device_id}
             if not self._has_other_device(entry):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from genai_ray.cluster.messages import Key
@@ -33,6 +31,7 @@ class CacheMetrics:
         self._used = Gauge("genai_ray_used_bytes", "Bytes of the sessions of a device.", ("cache", "device", "kind"))
         self._budget = Gauge("genai_ray_budget_bytes", "Most bytes of the sessions of a device.", ("cache", "device", "kind"))
         self._uses: dict[str, int] = {}
+        self._told: dict[Gauge, list[dict[str, str]]] = {}
 
     def loaded(self, model: str, load_s: float) -> None:
         """Count a load.
@@ -61,7 +60,7 @@ class CacheMetrics:
         """
         self._evictions.inc(1, self._tags | {"model": slot.key.model})
         self._age_s.observe(max(age_s, 1e-3), self._tags | {"model": slot.key.model})
-        self._uses.pop(slot.name, None)
+        self._count_hits(slot)
 
     def looked(self, devices: list[Device], slots: list[Slot[Key]], queues: dict[str, int]) -> None:
         """Set what was seen on a round of questions.
@@ -71,14 +70,25 @@ class CacheMetrics:
             slots: Every session that is ready.
             queues: Requests in the sessions of each model.
         """
-        for device in devices:
-            tags: dict[str, Any] = self._tags | {"device": device.device_id, "kind": device.kind}
-            self._used.set(device.used_bytes, tags)
-            self._budget.set(device.budget_bytes, tags)
+        tags_of = {device.device_id: {"device": device.device_id, "kind": device.kind} for device in devices}
+        self._set(self._used, [(device.used_bytes, tags_of[device.device_id]) for device in devices])
+        self._set(self._budget, [(device.budget_bytes, tags_of[device.device_id]) for device in devices])
+        self._set(self._queue, [(queue, {"model": model}) for model, queue in queues.items()])
         for slot in slots:
-            new = slot.uses - self._uses.get(slot.name, 0)
-            if new > 0:
-                self._hits.inc(new, self._tags | {"model": slot.key.model})
+            self._count_hits(slot)
+        self._uses = {slot.name: slot.uses for slot in slots}
+
+    def _count_hits(self, slot: Slot[Key]) -> None:
+        new = slot.uses - self._uses.get(slot.name, 0)
+        if new > 0:
+            self._hits.inc(new, self._tags | {"model": slot.key.model})
             self._uses[slot.name] = slot.uses
-        for model, queue in queues.items():
-            self._queue.set(queue, self._tags | {"model": model})
+
+    def _set(self, gauge: Gauge, values: list[tuple[int, dict[str, str]]]) -> None:
+        """Set a gauge, and to 0 what it told last time and is gone."""
+        now = [tags for _, tags in values]
+        for tags in [tags for tags in self._told.get(gauge, []) if tags not in now]:
+            gauge.set(0, self._tags | tags)
+        for value, tags in values:
+            gauge.set(value, self._tags | tags)
+        self._told[gauge] = now

@@ -20,7 +20,7 @@ GPU_CONTEXT_BYTES = 600_000_000
 """Bytes of a CUDA context, until one was measured."""
 
 GROWTH = 1.01
-"""Of what a session takes when it is warm, what it takes later: its process grows by up to 0.5 % with use."""
+"""Of what a session on a CPU takes when it is warm, what it takes later: its process grows by up to 0.5 % with use."""
 
 _BUCKET_PX = 64
 

@@ -17,7 +17,7 @@ from genai_ray.cluster.cache.growth import Growth
 from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.devices import find_devices, nodes_alive
+from genai_ray.cluster.devices import find_gpus, memory_of, nodes_alive
 from genai_ray.cluster.messages import Key, Recency, key_of
 from genai_ray.cluster.placement import Slot, SlotState, plan
 from genai_ray.errors import GenAIRayError
@@ -62,7 +62,7 @@ class Upkeep:
         self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
         self._asked_s = 0.0
         self._nodes: set[str] = set()
-        self._growth = Growth(book)
+        self._growth = Growth(book, loader.cpu_bytes_of)
 
     async def look_at_nodes(self) -> None:
         """Enter the devices of nodes that came, and strike out those of nodes that went, with their sessions."""
@@ -77,14 +77,31 @@ class Upkeep:
             for device_id in gone:
                 book.ledger.remove_device(device_id)
             self._nodes.discard(node)
+            book.unprobed.discard(node)
             book.notify()
         for node in set(alive) - self._nodes:
-            has_budget = book.ledger.total_bytes is not None
-            for device in await asyncio.to_thread(find_devices, node, alive[node], has_budget):
+            for device in memory_of(node, alive[node], book.ledger.total_bytes is not None):
                 book.ledger.add_device(device)
             self._nodes.add(node)
-            book.notify()
+            book.unprobed.add(node)
+        await asyncio.gather(*(self._probe(node, alive[node]) for node in list(book.unprobed)))
         await self._growth.show()
+
+    async def _probe(self, node: str, resources: dict[str, float]) -> None:
+        """Enter the GPUs of a node; one that does not tell is asked again with the next look."""
+        try:
+            gpus = await asyncio.to_thread(find_gpus, node, resources)
+        except RayError as exc:
+            _log.warning("node %s does not tell what its GPUs are, so no session goes there until it does: %s", node, exc)
+            return
+        for device in gpus:
+            self._book.ledger.add_device(device)
+        self._book.unprobed.discard(node)
+        self._book.notify()
+
+    async def stop(self) -> None:
+        """Ask Ray's autoscaler for nothing any more."""
+        await self._growth.stop()
 
     async def run(self, idle_release_s: float | None, metrics: CacheMetrics) -> None:
         """Look after everything until the cache ends.

@@ -1,0 +1,97 @@
+"""What is known of the files of a model repository: each is read once, also where it cannot be loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from genai_ray.errors import ModelLoadError, ResourceExhaustedError
+from genai_ray.serve.facts import ModelFacts, read_facts
+from genai_ray.serve.limits import COME_AGAIN
+
+__all__ = ["Looking"]
+
+BROKEN_FOR_S = 60.0
+"""For so long a file that is no model is not read again, unless it changes."""
+
+
+class _Broken(NamedTuple):
+    """A file that could not be read as a model."""
+
+    stamp: str
+    """Its state then."""
+    error: ModelLoadError
+    """Why."""
+    until_s: float
+    """How long that is remembered, on the monotonic clock."""
+
+
+class Looking:
+    """Reads files for all who ask, from one event loop.
+
+    Args:
+        call: Calls what waits, on a thread.
+    """
+
+    def __init__(self, call: Callable[[Callable[[str], ModelFacts], str], Awaitable[ModelFacts]]) -> None:
+        self._call = call
+        self._facts: dict[tuple[str, str], ModelFacts] = {}
+        self._looking: dict[tuple[str, str], asyncio.Task[ModelFacts]] = {}
+        self._broken: dict[str, _Broken] = {}
+
+    async def look(self, source: str, stamp: str, within_s: float) -> ModelFacts:
+        """Return what a file says; it may have to be fetched, or opened.
+
+        Args:
+            source: Id of the catalog, path or URI.
+            stamp: What changes when the file does.
+            within_s: Most seconds to wait.
+
+        Returns:
+            The facts.
+
+        Raises:
+            ModelLoadError: If it is corrupt; that is remembered for a minute, or until the file changes.
+            ResourceExhaustedError: If it was not looked at in time.
+        """
+        key = source, stamp
+        if key in self._facts:
+            return self._facts[key]
+        broken = self._broken.get(source)
+        if broken is not None and broken.stamp == stamp and broken.until_s > time.monotonic():
+            raise type(broken.error)(broken.error.got, broken.error.allowed, broken.error.do)
+        task = self._looking.get(key)
+        if task is None:
+            task = self._looking[key] = asyncio.ensure_future(self._call(read_facts, source))
+            task.add_done_callback(functools.partial(self._looked, key))
+        done, _ = await asyncio.wait([task], timeout=within_s)
+        if not done:
+            raise ResourceExhaustedError(f"{source.rpartition('/')[2]} was not looked at within {within_s:g} s", do=COME_AGAIN)
+        return task.result()
+
+    def broken(self) -> dict[str, str]:
+        """Return the files that cannot be loaded whatever the cache does.
+
+        Returns:
+            Why, by source.
+        """
+        return {source: str(found.error) for source, found in self._broken.items() if found.until_s > time.monotonic()}
+
+    def forget_broken(self) -> None:
+        """Read files anew that could not be loaded."""
+        self._broken.clear()
+
+    def _looked(self, key: tuple[str, str], task: asyncio.Task[ModelFacts]) -> None:
+        del self._looking[key]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, ModelLoadError):
+            self._broken = {source: found for source, found in self._broken.items() if found.until_s > time.monotonic()}
+            self._broken[key[0]] = _Broken(key[1], error, time.monotonic() + BROKEN_FOR_S)
+        elif error is None:
+            self._broken.pop(key[0], None)
+            self._facts = {other: facts for other, facts in self._facts.items() if other[0] != key[0]} | {key: task.result()}

@@ -69,7 +69,7 @@ class Gate:
             send: As ASGI has it.
         """
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._inner(scope, receive, send)
             return
         began, headers = time.perf_counter(), Headers(scope=scope)
         seen: dict[str, int] = {"status": _CLOSED, "bytes": 0}

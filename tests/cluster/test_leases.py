@@ -108,15 +108,14 @@ def test_what_is_leased_stays_and_what_cannot_be_leased_says_so(make_cache):
 
 def test_a_lease_that_waits_keeps_nobody_from_what_fits(make_cache):
     cache = make_cache(2 * SHARE)
-    cache.load_model(C, memory_bytes=SHARE)
-    cache.pin(C)
+    other = cache.lease([of(C)])
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(cache.lease, [of(A), of(B)])
         wait_until(lambda: cache.status()["waiting"])
         hasty = ModelCache(name=cache.name, deadline_s=60.0)
         hasty.session_of(of(A)).touch()
         assert not waiting.done()
-        cache.unpin(C)
+        other.release()
         waiting.result(120).release()
     assert ready(cache) == {A, B}
 

@@ -86,7 +86,7 @@ def test_columns_are_pushed_into_the_plan(ray_session, clips, tmp_path):
     data = (clips / "b.mkv").read_bytes()
     plan = plan_video(clips / "b.mkv")
     with av.open(str(clips / "b.mkv")) as box:
-        for packet in list(box.demux(box.streams.video[0]))[1:-1]:  # the first picture is decoded to learn what they are like
+        for packet in list(box.demux(box.streams.video[0]))[20:-1]:  # the first ones are decoded to learn what they are like
             data = data.replace(bytes(packet), b"\xff" * packet.size)
     broken.write_bytes(data)
     with pytest.raises(errors.VideoError, match="Invalid data"):

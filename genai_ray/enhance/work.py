@@ -202,12 +202,13 @@ def run_segment(planned: Planned, index: int, job: SegmentJob) -> SegmentResult:
         GenAIRayError: Whatever a session raises.
     """
     _check_reach(planned)
+    before = _check_unchanged(planned)
     own = replace(job, options=planned.options, requests=planned.requests)
     place = planned.store.place(index)
     if not planned.store.is_remote:
         result = enhance_segment(planned.timeline, index, Path(place), own)
         try:
-            _check_unchanged(planned)
+            _check_unchanged(planned, before)
         except VideoError:
             Path(place).unlink(missing_ok=True)
             raise
@@ -215,7 +216,7 @@ def run_segment(planned: Planned, index: int, job: SegmentJob) -> SegmentResult:
     with tempfile.TemporaryDirectory(prefix="genai-ray-segment-") as folder:
         local = Path(folder, os.path.basename(place))
         result = enhance_segment(planned.timeline, index, local, own)
-        _check_unchanged(planned)
+        _check_unchanged(planned, before)
         if local.exists():
             publish(local, place)
     return result
@@ -350,11 +351,14 @@ def _check_there(place: str, what: str) -> None:
         raise VideoError(f"{place}: {what} is not there on node {node}", "a folder that all nodes share, or a URI", "Move it, or choose --work-dir.")
 
 
-def _check_unchanged(planned: Planned) -> None:
-    """Refuse what was computed of another version of the input than was planned; of two servers of one file each may have a stamp of its own."""
+def _check_unchanged(planned: Planned, before: FileFacts | None = None) -> FileFacts | None:
+    """Refuse an input of another size than was planned, or of another time than before: times of two nodes need not be the same."""
     place = planned.target.source
-    if not place.startswith(("http://", "https://")) and planned.source is not None and find_facts(place) != planned.source:
+    now = find_facts(place)
+    is_other = planned.source is not None and (now is None or now.size != planned.source.size)
+    if is_other or (before is not None and now != before and not place.startswith(("http://", "https://"))):  # of two servers each may have its own
         raise VideoError(f"{place}: the file was changed while it was enhanced", do="Run the same again when it is whole.")
+    return now
 
 
 def _share(results: Collection[SegmentResult]) -> float | None:

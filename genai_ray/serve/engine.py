@@ -105,7 +105,7 @@ class Engine:
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
         self.looking = Looking(self.call)
         self.catch_up: Callable[[], Awaitable[object]] = _nothing
-        """Makes known here what another replica found in the model repository; called before a model is said to be unknown."""
+        """Makes known here what another replica found in the model repository, and there that something was found here."""
         self.admission = Admission(profile)
 
     async def find(self, name: str, version: str = "") -> Target:
@@ -126,8 +126,7 @@ class Engine:
         try:
             model, source = self._named(name, version)
         except ModelNotFoundError:
-            with contextlib.suppress(ResourceExhaustedError, DeadlineExceededError):  # it is unknown here, whatever others know
-                await self.catch_up()
+            await self._meet_others()
             model, source = self._named(name, version)
         facts = await self.looking.look(source, model.stamp(version), self.profile.request_timeout_s)
         return Target(model, version or model.latest, source, facts)
@@ -199,6 +198,7 @@ class Engine:
         """
         await self.look_again()
         self.tally.scans += 1
+        await self._meet_others()  # whoever is told that a model is there may ask another replica for it at once
 
     async def look_again(self) -> None:
         """Look at the model repository again.
@@ -243,6 +243,11 @@ class Engine:
             Its result.
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def _meet_others(self) -> None:
+        """Let other replicas know what was found here, and the other way round; where they are not to be had, both stay as they are."""
+        with contextlib.suppress(ResourceExhaustedError, DeadlineExceededError):
+            await self.catch_up()
 
     def _named(self, name: str, version: str) -> tuple[ServedModel, str]:
         model = self.repository.get(name)

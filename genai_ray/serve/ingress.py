@@ -80,7 +80,9 @@ class Ingress(Rpc):
         super().__init__(engine, self._statistics, _peers_allowed(profile.host))
         self._total = total
         self._standing, self._scans = Standing(cache), 0
-        engine.catch_up = self._statistics
+        self._looking: asyncio.Task[None] | None = None
+        self._bringing: set[asyncio.Task[None]] = set()
+        engine.catch_up = self._catch_up
 
     def __serve_build_asgi_app__(self) -> Any:
         operations = list_operations(self.engine, self._statistics)
@@ -90,9 +92,10 @@ class Ingress(Rpc):
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
         telling = asyncio.create_task(self._tell())
         resuming = asyncio.create_task(self.engine.call(resume_videos, self.engine.profile.people))
-        bringing = asyncio.create_task(self._bring())
+        self._start_bringing()
         yield
-        bringing.cancel()
+        for bringing in self._bringing:
+            bringing.cancel()
         resuming.cancel()
         telling.cancel()
 
@@ -103,7 +106,9 @@ class Ingress(Rpc):
         try:
             async with asyncio.timeout(TOTAL_WITHIN_S):
                 figures: Tally = await self._total.merge.remote(taken)
-        except TimeoutError as exc:  # they may have been counted
+        except TimeoutError as exc:  # they may have been counted; to look once more does no harm
+            self._scans -= taken.scans
+            self.engine.tally.scans += taken.scans
             raise DeadlineExceededError(f"the figures of all replicas did not come within {TOTAL_WITHIN_S:g} s") from exc
         except (RayError, RayServeException) as exc:
             self._scans -= taken.scans
@@ -111,15 +116,29 @@ class Ingress(Rpc):
             raise ResourceExhaustedError("the figures of all replicas are not there", do=COME_AGAIN) from exc
         if figures.scans != self._scans:
             self._scans = figures.scans
-            await self._look_again()
+            self._looking = asyncio.create_task(self._look_again())
+        if self._looking is not None:
+            await asyncio.shield(self._looking)
+        if taken.scans:
+            self._start_bringing()
         return figures
+
+    async def _catch_up(self) -> None:
+        """Know what other replicas found; goes on where who asked has gone."""
+        await asyncio.shield(asyncio.create_task(self._statistics()))
 
     async def _look_again(self) -> None:
         try:
             await self.engine.look_again()
         except GenAIRayError as exc:
             _log.warning("another replica was told to look at the model repository, and here that failed: %s", exc)
-        await self._bring()
+        self._start_bringing()
+
+    def _start_bringing(self) -> None:
+        """Begin to load and pin what is to be there; nobody waits for it."""
+        task = asyncio.create_task(self._bring())
+        self._bringing.add(task)
+        task.add_done_callback(self._bringing.discard)
 
     async def _bring(self) -> None:
         """Load and pin what is to be there without being asked for; also after the model repository has changed."""

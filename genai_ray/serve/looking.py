@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from genai_ray.errors import ModelLoadError, ResourceExhaustedError
+from genai_ray.errors import ModelLoadError, ResourceExhaustedError, VideoError
 from genai_ray.serve.facts import ModelFacts, read_facts
 from genai_ray.serve.limits import COME_AGAIN
 
@@ -89,7 +89,7 @@ class Looking:
         if task.cancelled():
             return
         error = task.exception()
-        if isinstance(error, ModelLoadError):
+        if isinstance(error, ModelLoadError) and not isinstance(error.__cause__, VideoError):  # else its store failed
             self._broken = {source: found for source, found in self._broken.items() if found.until_s > time.monotonic()}
             self._broken[key[0]] = _Broken(key[1], error, time.monotonic() + BROKEN_FOR_S)
         elif error is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,9 @@ def _is_reading_at_fault(error: VideoError, path: str) -> bool:
     cause = error.__cause__
     if cause is None:
         return find_facts(path) is None
-    return not isinstance(cause, av.FFmpegError) or isinstance(cause, OSError)
+    if isinstance(cause, av.FFmpegError):
+        return isinstance(cause, OSError) and cause.errno != errno.EPERM  # -1, which old decoders say of a damaged picture
+    return True
 
 
 def _check_frame(frame: av.VideoFrame, index: int, plan: VideoPlan, allow_damaged: bool) -> None:

@@ -73,6 +73,8 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             stack.enter_context(av_errors(output, "writing"))
             sink = stack.enter_context(av.open(str(partial), "w", options=options))
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]
+            if not kept:
+                raise VideoError(f"{plan.path}: no frame of it is there")
             template = stack.enter_context(av.open(str(kept[0].path))).streams.video[0]
             video = _add_video(sink, template, kept, plan, source)
             copies, notes = _add_copies(sink, source, plan.path)

@@ -1,6 +1,5 @@
 """What a finished segment's name depends on, and finished segments of a file that ends too early."""
 
-import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -125,7 +124,7 @@ def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, t
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
     _, planned = begin_clip(target, specs, options)
-    os.utime(source, ns=(0, 0))
+    source.write_bytes(source.read_bytes() + b"more")
     with ModelCache(2_000_000_000, name="changed") as cache, pytest.raises(errors.VideoError, match="changed while it was enhanced"):
         run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed"))
     assert list(Path(planned.store.folder).iterdir()) == []

@@ -38,13 +38,13 @@ def check_segments(name, path, counts):
     colour = plan.info.colour
     whole = [(to_rgb(frame, colour), read_alpha(frame) if plan.info.has_alpha else None) for frame in frames]
     assert len(frames) == NUM_FRAMES
+    assert plan.truncated is None
+    assert list(plan.pts) == times
     for number in counts:
-        plan = plan_video(path, segment_frames=-(-NUM_FRAMES // number))
-        assert plan.truncated is None
-        assert list(plan.pts) == times
+        planned = plan_video(path, segment_frames=-(-NUM_FRAMES // number)).segments
+        assert [frame for segment in planned for frame in range(segment.start, segment.stop)] == list(range(NUM_FRAMES))
         cuts = [NUM_FRAMES * index // number for index in range(number + 1)]  # wherever they fall; the planner keeps to key frames, and makes fewer
         evenly = [Segment(index, start, stop) for index, (start, stop) in enumerate(itertools.pairwise(cuts))]
-        assert [frame.pts for segment in plan.segments for frame in decode_segment(plan, segment)] == times
         got = [frame for segment in evenly for frame in decode_segment(plan, segment)]
         assert [frame.pts for frame in got] == times
         assert [frame.index for frame in got] == list(range(NUM_FRAMES))
@@ -56,7 +56,7 @@ def check_segments(name, path, counts):
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_segments_together_are_the_sequential_decode(name, clip):
-    check_segments(name, clip(name), (1, 3, 16))
+    check_segments(name, clip(name), (3, 16))
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ class CacheActor:
             return victim.key.model if victim is not None and await self._evictor.retire(victim.name) else None
 
     async def pin(self, model: str, pinned: bool) -> None:
-        """Keep every session of a model, or let it go again; where the process of a pinned one dies, the next one of its model is pinned.
+        """Keep every session of a model, or let it go again; where the process of a pinned one dies, the next one in its place is pinned.
 
         Args:
             model: Canonical id.
@@ -266,9 +266,10 @@ class CacheActor:
         """
         await self._open()
         entries = [entry for entry in self._book.of_model(model) if entry.name in self._book.ledger.slots and not self._book.is_retiring(entry)]
-        if not entries and (pinned or model not in self._book.pinned):
+        known = {key for key in self._book.pinned if key.model == model}
+        if not entries and (pinned or not known):
             raise await self._not_loaded(model)
-        (self._book.pinned.add if pinned else self._book.pinned.discard)(model)
+        self._book.pinned = self._book.pinned | {entry.key for entry in entries} if pinned else self._book.pinned - known
         for entry in entries:
             self._book.ledger.mark(entry.name, is_pinned=pinned)
         for entry in entries:
@@ -300,9 +301,9 @@ class CacheActor:
         self._book.is_closed = True
         for task in self._tasks:
             task.cancel()
-        await self._upkeep.stop()
         for entry in list(self._book.entries.values()):
             self._book.drop(entry)
+        await self._upkeep.stop()
 
     async def _open(self) -> None:
         """Look at the cluster and enter the sessions of an earlier life; every caller waits until that is done, once."""

@@ -60,7 +60,7 @@ async def adopt(name: str, cache: str, book: Book, leases: Leases) -> Entry | No
     entry = Entry(want, name, handle, found.started, is_adopted=True, is_begun=True)
     ledger.mark(name, is_pinned=found.stays.is_pinned)
     if found.stays.is_pinned:
-        book.pinned.add(key.model)
+        book.pinned.add(key)
     for lease_id in found.stays.leases:
         leases.adopt(lease_id, want)
     book.add(entry)

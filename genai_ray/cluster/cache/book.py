@@ -79,7 +79,7 @@ class Book:
         self.entries: dict[str, Entry] = {}
         self._by_key: defaultdict[Key, dict[str, Entry]] = defaultdict(dict)
         self.can_grow = self.is_closed = False
-        self.pinned: set[str] = set()
+        self.pinned: set[Key] = set()
         self.unprobed: set[str] = set()
         self.history: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.counts = {"loads": 0, "adoptions": 0, "evictions": 0, "failures": 0}
@@ -157,10 +157,9 @@ class Book:
             entry: The session.
 
         Returns:
-            Whether its model is pinned, and no session of its key is.
+            Whether its key is to be pinned, and no session of it is.
         """
-        is_pinned = any(slot.is_pinned for slot in self.ledger.of_key(entry.key))
-        return entry.key.model in self.pinned and not entry.key.alone and not is_pinned
+        return entry.key in self.pinned and not any(slot.is_pinned for slot in self.ledger.of_key(entry.key))
 
     def drop(self, entry: Entry) -> None:
         """Strike out a session that is dead, and make sure that its process ends.

@@ -22,6 +22,17 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 0.1
 
 
+async def _recency_of(entry: Entry) -> Recency:
+    """Ask a session, again while the network hides it: that says nothing of its process."""
+    while True:
+        try:
+            recency: Recency = await entry.handle.recency.remote()
+        except ActorUnavailableError:
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return recency
+
+
 class Evictor:
     """Places sessions that are to come, and retires those that go for them.
 
@@ -166,8 +177,8 @@ class Evictor:
         if entry is None:
             return None
         try:
-            recency: Recency = await asyncio.wait_for(entry.handle.recency.remote(), ANSWER_WITHIN_S)
-        except (TimeoutError, ActorUnavailableError):  # the network may be away for a moment; a death is seen by who watches it
+            recency = await asyncio.wait_for(_recency_of(entry), ANSWER_WITHIN_S)
+        except TimeoutError:
             return None
         except RayError:
             if not book.is_retiring(entry):

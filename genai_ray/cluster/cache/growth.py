@@ -27,7 +27,7 @@ class Growth:
 
     def __init__(self, book: Book, cpu_bytes_of: Callable[[Entry], int]) -> None:
         self._book, self._cpu_bytes_of = book, cpu_bytes_of
-        self._shown: list[dict[str, float]] | None = None  # what an earlier life of this cache asked for is asked for until it is taken back
+        self._shown: list[dict[str, float]] | None = None
 
     async def show(self) -> None:
         """Tell the autoscaler what waits for a place, when that has changed."""
@@ -36,6 +36,8 @@ class Growth:
         book.can_grow = book.can_grow or bool(groups)
         if not book.can_grow:
             return
+        if self._shown is None and not await asyncio.to_thread(_has_restarted):  # else what an earlier life asked for lasts until something else is
+            self._shown = []
         has_gpus = any("GPU" in group for group in groups) or any(device.kind != CPU for device in book.ledger.devices.values())
         waiting = [self._bundle(entry, has_gpus) for entry in book.entries.values() if entry.blocked is not None and entry.name not in book.ledger.slots]
         await self._ask(waiting)
@@ -65,3 +67,8 @@ def _groups_that_grow() -> list[dict[str, float]]:
     state: Any = ray._private.state.state
     found = state.get_cluster_config()
     return [] if found is None else [dict(group.resources) for group in found.node_group_configs if group.max_count != 0]
+
+
+def _has_restarted() -> bool:
+    """Tell whether the process of this actor is not its first one."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
@@ -19,7 +20,7 @@ from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.devices import find_gpus, memory_of, nodes_alive
 from genai_ray.cluster.messages import Key, Recency, key_of
-from genai_ray.cluster.placement import Slot, SlotState, plan
+from genai_ray.cluster.placement import Device, Slot, SlotState, plan
 from genai_ray.errors import GenAIRayError
 
 __all__ = ["Upkeep"]
@@ -31,6 +32,9 @@ IDLE_RELEASE_S = 300.0
 
 LOOK_EVERY_S = 1.0
 """Between two looks at the nodes of the cluster."""
+
+PROBE_AGAIN_S = 60.0
+"""After this a node that did not tell what its GPUs are is asked again."""
 
 ASK_EVERY_S = 10.0
 """Between two rounds of questions to the sessions."""
@@ -62,6 +66,7 @@ class Upkeep:
         self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
         self._asked_s = 0.0
         self._nodes: set[str] = set()
+        self._probes: dict[str, asyncio.Task[None]] = {}
         self._growth = Growth(book, loader.cpu_bytes_of)
 
     async def look_at_nodes(self) -> None:
@@ -79,29 +84,45 @@ class Upkeep:
             self._nodes.discard(node)
             book.unprobed.discard(node)
             book.notify()
-        for node in set(alive) - self._nodes:
-            for device in memory_of(node, alive[node], book.ledger.total_bytes is not None):
-                book.ledger.add_device(device)
-            self._nodes.add(node)
-            book.unprobed.add(node)
-        await asyncio.gather(*(self._probe(node, alive[node]) for node in list(book.unprobed)))
+        new = set(alive) - self._nodes
+        book.unprobed |= new
+        await asyncio.gather(*(self._enter(node, alive[node]) for node in new))
+        self._nodes |= new
+        for node in book.unprobed - set(self._probes):  # beside everything else: a node that is silent takes a minute each time
+            self._probes[node] = asyncio.create_task(self._probe_again(node, alive[node]))
         await self._growth.show()
 
-    async def _probe(self, node: str, resources: dict[str, float]) -> None:
-        """Enter the GPUs of a node; one that does not tell is asked again with the next look."""
+    async def _enter(self, node: str, resources: dict[str, float]) -> None:
+        """Enter the memory of a new node, and its GPUs at the same time: what may go to either goes to those."""
+        gpus = await self._probe(node, resources)
+        for device in (*memory_of(node, resources, self._book.ledger.total_bytes is not None), *gpus):
+            self._book.ledger.add_device(device)
+        self._book.notify()
+
+    async def _probe(self, node: str, resources: dict[str, float]) -> list[Device]:
+        """Ask a node for its GPUs; one that does not tell stays among those that are not known."""
         try:
             gpus = await asyncio.to_thread(find_gpus, node, resources)
         except RayError as exc:
             _log.warning("node %s does not tell what its GPUs are, so no session goes there until it does: %s", node, exc)
-            return
-        for device in gpus:
-            self._book.ledger.add_device(device)
+            return []
         self._book.unprobed.discard(node)
-        self._book.notify()
+        return gpus
+
+    async def _probe_again(self, node: str, resources: dict[str, float]) -> None:
+        try:
+            await asyncio.sleep(PROBE_AGAIN_S)
+            for device in await self._probe(node, resources):
+                if node in self._nodes:
+                    self._book.ledger.add_device(device)
+            self._book.notify()
+        finally:
+            del self._probes[node]
 
     async def stop(self) -> None:
         """Ask Ray's autoscaler for nothing any more."""
-        await self._growth.stop()
+        with contextlib.suppress(*_TROUBLES):
+            await self._growth.stop()
 
     async def run(self, idle_release_s: float | None, metrics: CacheMetrics) -> None:
         """Look after everything until the cache ends.

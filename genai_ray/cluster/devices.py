@@ -28,6 +28,7 @@ __all__ = [
     "gpu_used_bytes",
     "memory_of",
     "nodes_alive",
+    "wants_gpu",
 ]
 
 _log = logging.getLogger(__name__)
@@ -120,6 +121,25 @@ def find_gpus(node: str, resources: dict[str, float]) -> list[Device]:
     return devices
 
 
+def wants_gpu(device: str, backend: ModelBackend, *, has_gpus: bool) -> bool:
+    """Tell whether a request means a GPU.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` means a GPU wherever there is one that the backend can use.
+        backend: The runtime.
+        has_gpus: Whether there is one.
+
+    Returns:
+        Whether it does; for ``cuda`` also where there is none.
+
+    Raises:
+        ConfigError: If the device is none of these words.
+    """
+    if device == "auto":
+        return has_gpus and backend in (ModelBackend.ONNX, ModelBackend.TENSORRT)
+    return resolve_device(device, backend) != CPU
+
+
 def allowed_kinds(devices: Iterable[Device], device: str, backend: ModelBackend, names: tuple[str, ...] = ()) -> frozenset[str]:
     """Return the kinds of devices that a request may go to.
 
@@ -138,13 +158,10 @@ def allowed_kinds(devices: Iterable[Device], device: str, backend: ModelBackend,
     """
     kinds = {found.kind for found in devices}
     gpus = kinds - {CPU}
-    if device != "auto":
-        is_cpu = resolve_device(device, backend) == CPU
-        if not is_cpu and not gpus:
-            raise BackendUnavailableError(f"asked for device {device!r}", "cpu, since no node of this cluster has an NVIDIA GPU", "Use device='cpu'.")
-        wanted = kinds & {CPU} if is_cpu else gpus
-    else:
-        wanted = gpus if gpus and backend in (ModelBackend.ONNX, ModelBackend.TENSORRT) else kinds & {CPU}
+    is_gpu = wants_gpu(device, backend, has_gpus=bool(gpus))
+    if is_gpu and not gpus:
+        raise BackendUnavailableError(f"asked for device {device!r}", "cpu, since no node of this cluster has an NVIDIA GPU", "Use device='cpu'.")
+    wanted = gpus if is_gpu else kinds & {CPU}
     if not names:
         return frozenset(wanted)
     if unknown := [name for name in names if not name.strip()]:

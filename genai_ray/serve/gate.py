@@ -52,12 +52,10 @@ class Gate:
     def __init__(self, app: ASGIApp, engine: Engine, open_paths: Collection[str]) -> None:
         self._engine, self._profile, self._open_paths = engine, engine.profile, open_paths
         self._inner, self._app = app, self._checked
-        if (
-            origins := engine.profile.cors_origins
-        ):  # around the check: a page must be able to read a refusal, and asks whether it may call before it shows a token
-            self._app = CORSMiddleware(
-                self._checked, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=[HEADER_LENGTH, "Retry-After", "x-request-id"]
-            )
+        if origins := engine.profile.cors_origins:
+            # Around the check: a page must be able to read a refusal, and asks whether it may call before it shows a token.
+            exposed = [HEADER_LENGTH, "Retry-After", "x-request-id"]
+            self._app = CORSMiddleware(self._checked, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed)
         self._log = _AccessLog(Path(engine.profile.access_log)) if engine.profile.access_log else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -170,6 +170,10 @@ class _Api:
         self._engine, self._desk = engine, desk
 
     async def submit(self, request: Request) -> Response:
+        async with hold_place(request, self._engine.admission):
+            return await self._submit(request)
+
+    async def _submit(self, request: Request) -> Response:
         query = Query.of(request, once=_QUERY, often=_MODELS)
         uri, format_name = query.text("uri"), query.text("format") or "mp4"
         if format_name not in _FORMATS:
@@ -182,11 +186,6 @@ class _Api:
             check_uri(uri, self._engine.profile.people.allowed_uris)
             if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
                 raise InvalidInputError("a body and a uri", "one of them")
-        async with hold_place(request, self._engine.admission):
-            return await self._submit(request, query, targets, params)
-
-    async def _submit(self, request: Request, query: Query, targets: Sequence[Target], params: dict[str, float]) -> Response:
-        uri, format_name = query.text("uri"), query.text("format") or "mp4"
         await self._engine.call(self._desk.call, "check_room")
         job_id = uuid.uuid4().hex
         folder = self._desk.folder / job_id

@@ -9,10 +9,8 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from genai_ray.backends import resolve_device
 from genai_ray.cluster.cache.book import Book, Entry
-from genai_ray.cluster.devices import CPU
-from genai_ray.types import ModelBackend
+from genai_ray.cluster.devices import CPU, wants_gpu
 
 __all__ = ["Growth"]
 
@@ -22,11 +20,11 @@ class Growth:
 
     Args:
         book: Sessions and bytes.
-        cpu_bytes_of: Bytes that an entry takes on a CPU.
+        bytes_on: Bytes that an entry takes of a kind of device.
     """
 
-    def __init__(self, book: Book, cpu_bytes_of: Callable[[Entry], int]) -> None:
-        self._book, self._cpu_bytes_of = book, cpu_bytes_of
+    def __init__(self, book: Book, bytes_on: Callable[[Entry, str], int]) -> None:
+        self._book, self._bytes_on = book, bytes_on
         self._shown: list[dict[str, float]] | None = None
 
     async def show(self) -> None:
@@ -55,11 +53,8 @@ class Growth:
     def _bundle(self, entry: Entry, has_gpus: bool) -> dict[str, float]:
         """Return what an entry waits for: ``auto`` is a GPU where the cluster has some or can have some."""
         request = entry.want.request
-        is_auto = request.device == "auto"
-        is_gpu = (
-            has_gpus and request.backend in (ModelBackend.ONNX, ModelBackend.TENSORRT) if is_auto else resolve_device(request.device, request.backend) != CPU
-        )
-        return {"GPU": 1.0} if is_gpu else {"memory": float(self._cpu_bytes_of(entry))}
+        is_gpu = wants_gpu(request.device, request.backend, has_gpus=has_gpus)
+        return {"GPU": 1.0} if is_gpu else {"memory": float(self._bytes_on(entry, CPU))}
 
 
 def _groups_that_grow() -> list[dict[str, float]]:

@@ -84,22 +84,23 @@ class Loader:
         Raises:
             BackendUnavailableError: If the cluster has no such device.
         """
-        want, request = entry.want, entry.want.request
+        request = entry.want.request
         kinds = allowed_kinds(self._book.ledger.devices.values(), request.device, request.backend, request.device_kinds)
-        expected = max((self._sizes.expected(want.digest, request, kind, want.predicted_bytes) for kind in kinds), default=want.predicted_bytes)
-        return Need(entry.key, max(expected, request.floor_bytes or 0), kinds, want.node, entry.avoid)
+        num_bytes = max((self.bytes_on(entry, kind) for kind in kinds), default=max(entry.want.predicted_bytes, request.floor_bytes or 0))
+        return Need(entry.key, num_bytes, kinds, entry.want.node, entry.avoid)
 
-    def cpu_bytes_of(self, entry: Entry) -> int:
-        """Return what a session takes on a CPU, by what is known now.
+    def bytes_on(self, entry: Entry, kind: str) -> int:
+        """Return what a session takes of a kind of device, by what is known now.
 
         Args:
             entry: The session.
+            kind: The kind.
 
         Returns:
             Bytes, its process included, and at the least what was given.
         """
         want = entry.want
-        return max(self._sizes.expected(want.digest, want.request, CPU, want.predicted_bytes), want.request.floor_bytes or 0)
+        return max(self._sizes.expected(want.digest, want.request, kind, want.predicted_bytes), want.request.floor_bytes or 0)
 
     def check_failing(self, key: Key) -> None:
         """Refuse what failed a short while ago.

@@ -67,7 +67,7 @@ class Upkeep:
         self._asked_s = 0.0
         self._nodes: set[str] = set()
         self._probes: dict[str, asyncio.Task[None]] = {}
-        self._growth = Growth(book, loader.cpu_bytes_of)
+        self._growth = Growth(book, loader.bytes_on)
 
     async def look_at_nodes(self) -> None:
         """Enter the devices of nodes that came, and strike out those of nodes that went, with their sessions."""
@@ -87,7 +87,6 @@ class Upkeep:
         new = set(alive) - self._nodes
         book.unprobed |= new
         await asyncio.gather(*(self._enter(node, alive[node]) for node in new))
-        self._nodes |= new
         for node in book.unprobed - set(self._probes):  # beside everything else: a node that is silent takes a minute each time
             self._probes[node] = asyncio.create_task(self._probe_again(node, alive[node]))
         await self._growth.show()
@@ -97,6 +96,7 @@ class Upkeep:
         gpus = await self._probe(node, resources)
         for device in (*memory_of(node, resources, self._book.ledger.total_bytes is not None), *gpus):
             self._book.ledger.add_device(device)
+        self._nodes.add(node)
         self._book.notify()
 
     async def _probe(self, node: str, resources: dict[str, float]) -> list[Device]:

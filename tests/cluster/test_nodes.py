@@ -213,6 +213,12 @@ def demands():
 def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes, frames, expected):
     with ModelCache(name="growing", options=CacheOptions(can_grow=True)) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(ModelCache(name="growing", deadline_s=8.0).load_model, OTHER, memory_bytes=2_000_000_000)
+            wait_until(lambda: demands() == [{"memory": 2e9}])  # there is no GPU, nor can one come
+            with pytest.raises(errors.ResourceExhaustedError):
+                asking.result(60)
+        wait_until(lambda: demands() == [])
         session = cache.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32, device="cuda"))
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(session.infer, frames)

@@ -18,7 +18,10 @@ from genai_ray.files import list_files, mirror
 from genai_ray.inspection import find_model
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.facts import read_facts
+from genai_ray.serve.looking import Looking
+from genai_ray.serve.ports import find_free_ports
 from genai_ray.serve.repository import Repository
+from genai_ray.serve.standing import Standing
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
 from tests.serve.models import add_number, value
 from tests.serve.models import write as write_model
@@ -195,6 +198,44 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
 
     asyncio.run(story())
     assert len(looks) == 1
+
+
+def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
+    def stays():
+        return {Path(entry["model_id"]).name: (entry["pinned"], entry["leased"]) for entry in cache.status()["models"]}
+
+    (models / "broken.onnx").write_bytes(b"no model")
+    for name, options in (("broken", "preload: true"), ("one", "pin: true"), ("many", "min_replicas: 1")):
+        (models / f"{name}.serve.yaml").write_text(options)
+    with ModelCache(2_000_000_000, name="standing") as cache:
+        standing = Standing(cache)
+        with pytest.raises(errors.ModelLoadError, match="broken"):  # it keeps the others from nothing
+            standing.bring(Repository(models, ()).models())
+        assert stays() == {"one.onnx": (True, False), "model.onnx": (False, True)}
+        for name in ("broken", "one", "many"):
+            (models / f"{name}.serve.yaml").unlink()
+        standing.bring(Repository(models, ()).models())
+        assert stays() == {"one.onnx": (False, False), "model.onnx": (False, False)}
+
+
+def test_a_store_that_fails_is_asked_again_and_a_broken_file_is_not(tmp_path):
+    async def story():
+        looking = Looking(asyncio.to_thread)
+        for _ in range(2):
+            with pytest.raises(errors.ModelLoadError, match="not a usable ONNX file"):
+                await looking.look(str(broken), "1", 60.0)
+        assert list(looking.broken()) == [str(broken)]
+        add_number(broken, 3)
+        with pytest.raises(errors.ModelLoadError, match="not a usable ONNX file"):
+            await looking.look(str(broken), "1", 60.0)  # as it was: it is not read again
+        assert (await looking.look(str(broken), "2", 60.0)).inputs
+        with pytest.raises(errors.ModelLoadError):
+            await looking.look(f"http://127.0.0.1:{find_free_ports(1)[0]}/a.onnx", "", 60.0)
+        assert looking.broken() == {}
+
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    asyncio.run(story())
 
 
 @pytest.mark.slow

@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from genai_ray.cluster import connect, disconnect
 from genai_ray.cluster.devices import LOGICAL_GPU_BYTES
+from tests.processes import descendants, kill, wait_until
 
 GPU_BYTES = 1_000_000_000
 NODE_BYTES = 3_000_000_000
@@ -23,13 +27,16 @@ ENVIRONMENT = {
 class Nodes:
     """Takes the place of the embedded Ray of the other tests while it is open."""
 
+    def __init__(self, head_cpus=2):
+        self._head_cpus = head_cpus
+
     def __enter__(self):
         self._was_connected = ray.is_initialized()
         disconnect()
         ray.shutdown()
         self._environment = {name: os.environ.get(name) for name in ENVIRONMENT}
         os.environ.update(ENVIRONMENT)
-        head = {"num_cpus": 2, "num_gpus": 0, "memory": NODE_BYTES, "object_store_memory": 200_000_000, "include_dashboard": False}
+        head = {"num_cpus": self._head_cpus, "num_gpus": 0, "memory": NODE_BYTES, "object_store_memory": 200_000_000, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=self.cluster.address, log_to_driver=False)
         return self
@@ -37,6 +44,25 @@ class Nodes:
     def add(self, num_gpus=0, memory=NODE_BYTES):
         """Add a raylet."""
         return self.cluster.add_node(num_cpus=1, num_gpus=num_gpus, memory=memory, object_store_memory=100_000_000)
+
+    @contextlib.contextmanager
+    def apart(self, folder):
+        """Add a raylet that has a folder of its own, empty, in the place of this one; skips where that may not be done."""
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.cluster.address}", "--num-cpus=2", "--num-gpus=0"]
+        start += [f"--memory={NODE_BYTES}", "--object-store-memory=100000000", "--disable-usage-stats"]
+        script = 'mount -t tmpfs tmpfs "$0" || exit 77; exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", script, str(folder), *start]
+        before = {node["NodeID"] for node in ray.nodes()}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            wait_until(lambda: process.poll() is not None or {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before)
+            if process.poll() is not None:
+                pytest.skip("no right to give a process mounts of its own")
+            yield process
+        finally:
+            for pid in [*descendants(process.pid, with_agents=True), process.pid]:
+                kill(pid)
+            process.wait()
 
     def remove(self, node):
         """Kill a raylet, and wait until its process is gone."""

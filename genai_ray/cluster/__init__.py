@@ -9,6 +9,7 @@ from genai_ray.cluster.calls import CachedSession, PendingCall, Span
 from genai_ray.cluster.client import ModelCache
 from genai_ray.cluster.connect import connect, disconnect, has_own_node_died, own_folders
 from genai_ray.cluster.connection import cache_names
+from genai_ray.cluster.devices import uses_gpu
 from genai_ray.cluster.lease import Lease
 from genai_ray.cluster.messages import SessionRequest
 from genai_ray.cluster.placement import EvictionPolicy
@@ -27,4 +28,5 @@ __all__ = [
     "disconnect",
     "has_own_node_died",
     "own_folders",
+    "uses_gpu",
 ]

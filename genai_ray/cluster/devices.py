@@ -28,6 +28,7 @@ __all__ = [
     "gpu_used_bytes",
     "memory_of",
     "nodes_alive",
+    "uses_gpu",
     "wants_gpu",
 ]
 
@@ -138,6 +139,22 @@ def wants_gpu(device: str, backend: ModelBackend, *, has_gpus: bool) -> bool:
     if device == "auto":
         return has_gpus and backend in (ModelBackend.ONNX, ModelBackend.TENSORRT)
     return resolve_device(device, backend) != CPU
+
+
+def uses_gpu(device: str, backend: ModelBackend) -> bool:
+    """Tell whether a request means a GPU on the cluster as it is.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        backend: The runtime.
+
+    Returns:
+        Whether it does; for ``cuda`` also where there is none.
+
+    Raises:
+        ConfigError: If the device is none of these words.
+    """
+    return wants_gpu(device, backend, has_gpus=any(resources.get("GPU", 0) for resources in nodes_alive().values()))
 
 
 def allowed_kinds(devices: Iterable[Device], device: str, backend: ModelBackend, names: tuple[str, ...] = ()) -> frozenset[str]:

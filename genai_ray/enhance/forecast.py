@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from genai_ray.backends import resolve_device
 from genai_ray.catalog import ModelSpec
 from genai_ray.enhance.options import EnhanceOptions, check_models
+from genai_ray.enhance.planned import Planned
 from genai_ray.enhance.records import Record
 from genai_ray.enhance.results import Results
+from genai_ray.enhance.store import node_kind
 from genai_ray.enhance.targets import Target, resolve_targets
-from genai_ray.enhance.work import Planned, examine_clip
+from genai_ray.enhance.work import examine_clip, name_segments
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import find_facts
 from genai_ray.inspection import find_model
@@ -112,10 +115,12 @@ def forecast_videos(
     specs = check_models([models] if isinstance(models, str | Path) else list(models), options)
     targets = resolve_targets([inputs] if isinstance(inputs, str | Path) else list(inputs), output, options)
     results = Results(targets.folder) if targets.folder is not None else None
+    kind = node_kind(is_gpu=resolve_device(options.device, options.backend) != "cpu")
 
     def examine(target: Target) -> Planned | Record | GenAIRayError:
         try:
-            return examine_clip(target, specs, options, results.recorded(target.output) if results is not None else None)
+            found = examine_clip(target, specs, options, results.recorded(target.output) if results is not None else None)
+            return found if isinstance(found, Record) else name_segments(found, specs, kind)
         except GenAIRayError as exc:
             if results is None:
                 raise

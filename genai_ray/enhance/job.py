@@ -14,18 +14,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import Lease, ModelCache, SessionRequest, disconnect, has_own_node_died
+from genai_ray.cluster import Lease, ModelCache, SessionRequest, disconnect, has_own_node_died, uses_gpu
 from genai_ray.enhance.chain import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.options import EnhanceOptions, check_models
+from genai_ray.enhance.planned import Planned
 from genai_ray.enhance.progress import Meter
-from genai_ray.enhance.records import forget
+from genai_ray.enhance.records import Record, forget
 from genai_ray.enhance.report import EnhanceReport, ModelUse, Progress, VideoReport
 from genai_ray.enhance.results import Results
 from genai_ray.enhance.schedule import Ended, Scheduler
 from genai_ray.enhance.segment import SegmentJob
 from genai_ray.enhance.store import discard_partials, node_kind
 from genai_ray.enhance.targets import Target, Targets, resolve_targets
-from genai_ray.enhance.work import Begun, Planned, begin_clip, find_done_clip
+from genai_ray.enhance.work import examine_clip, find_done_clip, open_clip
 
 __all__ = ["enhance_videos"]
 
@@ -110,13 +111,13 @@ class _Job:
         else:
             # A single video is planned here: its errors come before anything is started.
             (target,) = targets
-            begun, planned = begin_clip(target, specs, self.options)
-            if planned is None:
-                self._note(Ended(target, begun.record, None, (), 0), len(targets))
+            examined = examine_clip(target, specs, self.options)
+            if isinstance(examined, Record):
+                self._note(Ended(target, examined, None, (), 0), len(targets))
                 uses = ()
             else:
                 try:
-                    uses = self._run(iter(()), Meter(1), specs, None, on_progress, (target, begun, planned))
+                    uses = self._run(iter(()), Meter(1), specs, None, on_progress, examined)
                 except BaseException:
                     _keep([target], None)
                     raise
@@ -146,20 +147,21 @@ class _Job:
         specs: Sequence[ModelSpec],
         results: Results | None,
         on_progress: Callable[[Progress], None] | None,
-        begun: tuple[Target, Begun, Planned] | None = None,
+        examined: Planned | None = None,
     ) -> tuple[ModelUse, ...]:
         tag, options = f"enhance-{uuid.uuid4().hex[:12]}", self.options
         cache = ModelCache(options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
         is_own = cache.is_embedded
         loading = _Loading(cache, options, tag)
         recorded = results.recorded if results is not None else lambda _: None
-        scheduler = Scheduler(
-            targets, SegmentJob(tuple(specs), (), options, cache, tag, node_kind()), meter=meter, recorded=recorded, check=lambda: loading.follow(meter)
-        )
-        left: list[Target] = []
+        left: list[Target] = [] if examined is None else [examined.target]
+        scheduler: Scheduler | None = None
         try:
-            if begun is not None:
-                scheduler.adopt(*begun)
+            kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
+            job = SegmentJob(tuple(specs), (), options, cache, tag, kind)
+            scheduler = Scheduler(targets, job, meter=meter, recorded=recorded, check=lambda: loading.follow(meter))
+            if examined is not None:
+                scheduler.adopt(examined.target, *open_clip(examined, specs, kind))
             factor = options.factor or DEFAULT_FACTOR
             with _watch(meter, lambda: count_results(specs, cache.progress(tag), factor=factor), on_progress):
                 for ended in scheduler.run():
@@ -170,7 +172,7 @@ class _Job:
                         raise ended.error
             return loading.uses(is_last=True) if meter.first is not None else ()
         except BaseException:
-            left = scheduler.stop()
+            left = scheduler.stop() if scheduler is not None else left
             raise
         finally:
             if not has_own_node_died():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from genai_ray.enhance.planned import Begun
 from genai_ray.enhance.report import Progress
-from genai_ray.enhance.work import Begun
 
 __all__ = ["Meter"]
 

@@ -6,29 +6,32 @@ killed its worker; and a join that waits for the segments of one video alone has
 
 from __future__ import annotations
 
-import lzma
-import pickle
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from genai_ray.cluster import has_own_node_died
-from genai_ray.enhance.halt import check_halted, forget_halted, halt
+from genai_ray.enhance.halt import forget_halted, halt
+from genai_ray.enhance.home import find_home
+from genai_ray.enhance.planned import Begun, Planned, pack
 from genai_ray.enhance.progress import Meter
 from genai_ray.enhance.records import Record
 from genai_ray.enhance.segment import SegmentJob, SegmentResult
 from genai_ray.enhance.targets import Target
-from genai_ray.enhance.work import Begun, Planned, begin_clip, finish_clip, run_segment
+from genai_ray.enhance.tasks import AWAY, Shared, Tasks
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError, VideoError
 from genai_ray.files import is_remote
 
 __all__ = ["Ended", "Scheduler"]
+
+_log = logging.getLogger(__name__)
 
 MAX_TRIES = 3
 """A step that fails by chance, or whose worker dies, this often fails its video."""
@@ -47,7 +50,7 @@ TASKS_SHARE = 0.4
 NO_CPU_WITHIN_S = 600.0
 """A cluster that grows on demand has its first node by then."""
 
-_DEATHS = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+_DEATHS = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class _Clip:
     begun: Begun = field(default_factory=Begun)
     planned: Any = None
     results: dict[int, SegmentResult] = field(default_factory=dict)
+    away: dict[int, tuple[SegmentResult, Any]] = field(default_factory=dict)
     tries: Counter[tuple[str, int]] = field(default_factory=Counter)
     in_flight: int = 0
     error: BaseException | None = None
@@ -86,19 +90,12 @@ class _Step:
     clip: _Clip
     kind: str
     index: int = -1
+    at_home: bool = False
 
     @property
     def bytes(self) -> int:
         """What it is predicted to take; only segments take much."""
         return self.clip.begun.segment_bytes if self.kind == "segment" else 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """The job as tasks get it: fetched from the object store once a process."""
-
-    tag: str
-    job: Any
 
 
 class Scheduler:
@@ -115,15 +112,17 @@ class Scheduler:
     def __init__(
         self, targets: Iterator[Target], job: SegmentJob, *, meter: Meter, recorded: Callable[[str], Record | None], check: Callable[[], None]
     ) -> None:
-        self._targets, self._shared = targets, _Shared(job.tag, ray.put(job))
+        self._targets, self._tag = targets, job.tag
+        self._tasks = Tasks(Shared(job.tag, ray.put(job)))
         self._meter, self._recorded, self._check = meter, recorded, check
         self._ready: deque[_Step] = deque()
-        self._finishing: deque[_Step] = deque()
+        self._urgent: deque[_Step] = deque()
         self._in_flight: dict[Any, tuple[_Step, Any]] = {}
         self._open: set[_Clip] = set()
         self._cpus, self._cpus_at, self._alive_at = 1, float("-inf"), time.monotonic()
         self._room_bytes = self._taken_bytes = 0
-        self._all_begun = False
+        self._all_begun = self._is_split = False
+        self._at_home = 0
 
     def adopt(self, target: Target, begun: Begun, planned: Planned) -> None:
         """Take a video that was begun elsewhere.
@@ -135,7 +134,7 @@ class Scheduler:
         """
         clip = _Clip(target, None)
         self._open.add(clip)
-        self._go_on(clip, begun, ray.put(_pack(planned)))
+        self._go_on(clip, begun, ray.put(pack(planned)))
 
     def run(self) -> Iterator[Ended]:
         """Run everything.
@@ -160,6 +159,7 @@ class Scheduler:
             for ref in done:
                 step, planned = self._in_flight.pop(ref)
                 step.clip.in_flight -= 1
+                self._at_home -= step.at_home
                 self._taken_bytes -= step.bytes
                 self._settle(step, ref, planned)
                 if (ended := self._end(step.clip)) is not None:
@@ -174,21 +174,28 @@ class Scheduler:
         refs = [] if has_own_node_died() else list(self._in_flight)
         with suppress(RayError):
             if refs:
-                halt(self._shared.tag)
+                halt(self._tag)
                 _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP_WITHIN_S)
                 if not left:
-                    forget_halted(self._shared.tag)
+                    forget_halted(self._tag)
         self._in_flight.clear()
         return [clip.target for clip in self._open]
 
     def _fill(self) -> None:
-        """Submit what is ready, joins first, while there is room; begin a video where nothing else is ready."""
+        """Submit what is ready, joins first, while there is room; begin a video where nothing else is ready.
+
+        What only the job's own machine can do is waited for: segments that were made elsewhere and are not brought there yet take memory.
+        """
         now = time.monotonic()
         if now - self._cpus_at > CPUS_EVERY_S:
             self._count_cpus(now)
         while len(self._in_flight) < 2 * self._cpus + 2:
-            if self._finishing:
-                self._submit(self._finishing.popleft())
+            if self._urgent:
+                if self._urgent[0].at_home and self._at_home >= 2 * self._tasks.cpus_at_home + 2:
+                    return
+                step = self._urgent.popleft()
+                if step.clip.error is None:
+                    self._submit(step)
             elif self._ready:
                 if self._taken_bytes and self._taken_bytes + self._ready[0].bytes > self._room_bytes:
                     return  # the first of them is let in whatever it takes
@@ -215,32 +222,37 @@ class Scheduler:
             return False
         clip = _Clip(target, self._recorded(target.output))
         self._open.add(clip)
-        self._submit(_Step(clip, "begin"))
+        self._urgent.append(_Step(clip, "begin", at_home=self._is_split))
         return True
 
     def _submit(self, step: _Step) -> None:
         clip = step.clip
-        ref: Any
-        planned: Any = None
+        second: Any = None
         if step.kind == "begin":
             # The first videos are planned only, so that models are loaded for their size while others are planned.
-            begin: Any = _run_begin
-            ref, planned = begin.remote(clip.target, clip.recorded, self._shared, self._meter.first is not None)
+            at_once, home = self._meter.first is not None and not step.at_home, find_home(clip.target)
+            ref, second = self._tasks.begin(clip.target, home, clip.recorded, at_once=at_once, at_home=step.at_home)
         elif step.kind == "segment":
-            ref = _run_segment.remote(clip.planned, step.index, self._shared)
+            ref, second = self._tasks.segment(clip.planned, step.index)
+        elif step.kind == "keep":
+            ref = self._tasks.keep(clip.planned, step.index, clip.away[step.index][1])
         else:
-            ref = _run_finish.remote(clip.planned, clip.results, time.monotonic() - clip.begun_at)
+            ref = self._tasks.finish(clip.planned, clip.results, time.monotonic() - clip.begun_at, at_home=step.at_home)
         clip.in_flight += 1
+        self._at_home += step.at_home
         self._taken_bytes += step.bytes
-        self._in_flight[ref] = (step, planned)
+        self._in_flight[ref] = (step, second)
 
-    def _settle(self, step: _Step, ref: Any, planned: Any) -> None:
+    def _settle(self, step: _Step, ref: Any, second: Any) -> None:
         clip = step.clip
         try:
             outcome = ray.get(ref)
         except RayTaskError as exc:
             outcome = exc.cause if isinstance(exc.cause, GenAIRayError) else exc  # a fault of ours: not tried again
             if isinstance(exc.cause, ObjectLostError):
+                if step.kind == "keep":
+                    self._fail(step, exc.cause)
+                    return
                 outcome = VideoError(
                     f"{clip.target.source}: its plan was lost with the node that made it", do="Run the same again: finished segments are kept."
                 )
@@ -250,15 +262,33 @@ class Scheduler:
             outcome = exc
         if isinstance(outcome, BaseException):
             self._fail(step, outcome)
+        elif outcome == AWAY:
+            self._split(step)
         elif step.kind == "begin":
-            self._go_on(clip, outcome, planned)
+            self._go_on(clip, outcome, second)
+        elif step.kind == "segment" and outcome.is_away:
+            clip.away[step.index] = (outcome, second)
+            self._urgent.append(_Step(clip, "keep", step.index, at_home=True))
         elif step.kind == "segment":
-            clip.results[step.index] = outcome
-            self._meter.add_frames(outcome.frames)
-            if len(clip.results) == len(clip.begun.todo) and clip.error is None:
-                self._finishing.append(_Step(clip, "finish"))
+            self._keep(clip, step.index, outcome)
+        elif step.kind == "keep":
+            self._keep(clip, step.index, clip.away.pop(step.index)[0])
         else:
             clip.begun = Begun(segments=clip.begun.segments, record=outcome)
+
+    def _split(self, step: _Step) -> None:
+        """Run a step where the job was started; from now on every video is begun and joined there."""
+        if not self._is_split:
+            _log.warning("not every node has the folders of this job: videos are planned and joined on this one, and segments are brought to it")
+        self._is_split = True
+        self._urgent.append(replace(step, at_home=True))
+
+    def _keep(self, clip: _Clip, index: int, result: SegmentResult) -> None:
+        """Count a segment that is in the work folder; the last one makes the video ready to be joined."""
+        clip.results[index] = result
+        self._meter.add_frames(result.frames)
+        if len(clip.results) == len(clip.begun.todo) and clip.error is None:
+            self._urgent.append(_Step(clip, "finish", at_home=self._is_split))
 
     def _go_on(self, clip: _Clip, begun: Begun, planned: Any) -> None:
         clip.begun, clip.planned = begun, planned
@@ -268,15 +298,17 @@ class Scheduler:
             return
         self._ready.extend(_Step(clip, "segment", index) for index in begun.todo)
         if not begun.todo:
-            self._finishing.append(_Step(clip, "finish"))
+            self._urgent.append(_Step(clip, "finish", at_home=self._is_split))
 
     def _fail(self, step: _Step, error: BaseException) -> None:
         """Try a step again that failed by chance; else its video has failed."""
         clip, source = step.clip, step.clip.target.source
+        if step.kind == "keep" and isinstance(error, ObjectLostError):  # its node died before it was brought to the work folder: it is made again
+            step = _Step(clip, "segment", step.index)
         clip.tries[step.kind, step.index] += 1
         is_chance = not isinstance(error, GenAIRayError) or (isinstance(error, VideoError) and any(map(is_remote, (source, clip.target.output))))
         if is_chance and clip.error is None and clip.tries[step.kind, step.index] < MAX_TRIES:
-            (self._finishing if step.kind == "finish" else self._ready).appendleft(step)
+            (self._ready if step.kind == "segment" else self._urgent).appendleft(step)
             return
         if isinstance(error, _DEATHS):
             what = f"segments [{step.index}]" if step.kind == "segment" else "its end" if step.kind == "finish" else "it"
@@ -296,54 +328,3 @@ class Scheduler:
 def _cluster_resources() -> dict[str, float]:
     resources: Any = ray.cluster_resources
     return dict(resources())
-
-
-_FILTERS = ({"id": lzma.FILTER_DELTA, "dist": 5}, {"id": lzma.FILTER_LZMA2, "preset": 0})
-"""Times take five bytes each in a pickle, and most differ from the one before by the same."""
-
-
-def _pack(planned: Planned) -> bytes:
-    """Make a plan small: up to 100 KB, which are many hours, Ray keeps it with the driver, so that it outlives the node that made it."""
-    return lzma.compress(pickle.dumps(planned, pickle.HIGHEST_PROTOCOL), filters=_FILTERS)
-
-
-def _unpack(packed: bytes) -> Planned:
-    planned: Planned = pickle.loads(lzma.decompress(packed))
-    return planned
-
-
-_jobs: dict[str, SegmentJob] = {}
-
-
-def _job_of(shared: _Shared) -> SegmentJob:
-    if shared.tag not in _jobs:
-        _jobs.clear()
-        _jobs[shared.tag] = ray.get(shared.job)
-    check_halted(shared.tag)
-    return _jobs[shared.tag]
-
-
-@ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def _run_begin(target: Target, recorded: Record | None, shared: _Shared, may_finish: bool) -> tuple[Begun | BaseException, bytes | None]:
-    try:
-        job = _job_of(shared)
-        begun, planned = begin_clip(target, job.specs, job.options, recorded=recorded, job=job if may_finish else None, node=job.node)
-        return begun, None if planned is None else _pack(planned)
-    except (GenAIRayError, RayError, OSError, MemoryError) as exc:
-        return exc, None
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _run_segment(planned: bytes, index: int, shared: _Shared) -> SegmentResult | BaseException:
-    try:
-        return run_segment(_unpack(planned), index, _job_of(shared))
-    except (GenAIRayError, RayError, OSError, MemoryError) as exc:
-        return exc
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _run_finish(planned: bytes, results: dict[int, SegmentResult], seconds: float) -> Record | BaseException:
-    try:
-        return finish_clip(_unpack(planned), results, seconds)
-    except (GenAIRayError, RayError, OSError, MemoryError) as exc:
-        return exc

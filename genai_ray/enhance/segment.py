@@ -56,8 +56,8 @@ class SegmentJob:
     """Client of the cache that holds the models."""
     tag: str
     """Name of the job, by which sessions count its frames."""
-    node: str | None = None
-    """Kind of the node that it was started on, see ``node_kind``; None for that of whoever asks."""
+    kind: str = ""
+    """Of the node that it was started on, see ``node_kind``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ class SegmentResult:
     """``time.time()`` at the first decoded frame: wall-clock, since it is compared across processes."""
     outside: tuple[int, int] = (0, 0)
     """Pixels of the source that are no colour of RGB, and pixels that were looked at for it."""
+    is_away: bool = False
+    """Whether it was made where the work folder is not: its bytes are still to be brought there."""
 
 
 def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob) -> SegmentResult:

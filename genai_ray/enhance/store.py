@@ -1,7 +1,8 @@
 """The folder of a job's finished segments: what makes one reusable, and what is left when a job ends.
 
-A segment is published under a key that says everything its bytes depend on: the packets of the input, the range, models,
-options, the kind of node that the job was started on and the versions of what computes. A job that was killed finds its finished segments by these keys.
+A segment is published under a key that says everything its bytes depend on: the packets of the input, the range, models, options, the kind of
+node that the job was started on, whether a GPU computes, and the versions of what does. A job that was killed finds its finished segments by
+these keys.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +23,7 @@ from typing import Any
 from genai_ray.catalog import ModelCatalog, ModelSpec
 from genai_ray.enhance.background import Background
 from genai_ray.enhance.options import EnhanceOptions
-from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, remove
+from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, publish, remove
 from genai_ray.video import VideoPlan
 
 __all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "key_clip", "key_segments", "node_kind", "remove_folder"]
@@ -34,7 +36,7 @@ PARTIAL_SUFFIX = ".partial"
 _VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
-def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, node: str | None = None) -> tuple[str, ...]:
+def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, kind: str) -> tuple[str, ...]:
     """Name every segment of a plan after all that its bytes depend on.
 
     Of unlike nodes any may plan a video and any may compute a segment: the kind that counts is that of the node that the job was started on.
@@ -43,12 +45,12 @@ def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOp
         plan: The planned video.
         specs: The chain.
         options: The job's options.
-        node: What ``node_kind`` says where the job was started; None for this node's.
+        kind: What ``node_kind`` says where the job was started.
 
     Returns:
         One hexadecimal key a segment, 32 digits.
     """
-    common = _common(specs, options) | {"packets": plan.content_hash, "node": node or node_kind(), "versions": _versions()}
+    common = _common(specs, options) | {"packets": plan.content_hash, "node": kind, "versions": _versions()}
     return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
 
 
@@ -108,6 +110,21 @@ class SegmentStore:
         found = set(list_names(self.folder))
         return frozenset(index for index, name in enumerate(self._names) if name in found)
 
+    def put(self, index: int, data: memoryview) -> None:
+        """Write a segment that was made where this folder is not.
+
+        Args:
+            index: Which.
+            data: Its bytes.
+
+        Raises:
+            VideoError: If it cannot be written.
+        """
+        place = self.place(index)
+        with file_errors(place, "writing"), tempfile.NamedTemporaryFile(dir=self.folder, suffix=PARTIAL_SUFFIX, delete=False) as file:
+            file.write(data)
+        publish(Path(file.name), place)
+
     def open(self) -> None:
         """Make the folder and remove what an earlier job left that is of no use to this one.
 
@@ -122,8 +139,8 @@ class SegmentStore:
         remove(join_place(self.folder, name) for name in found if name not in wanted)
 
     def clear(self) -> None:
-        """Remove every segment: the result is published."""
-        remove(join_place(self.folder, name) for name in list_names(self.folder) if name.endswith(SEGMENT_SUFFIX))
+        """Remove every segment, and what a worker that was killed left of one: the result is published."""
+        remove(join_place(self.folder, name) for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)))
 
 
 def discard_partials(folder: str) -> int:
@@ -188,8 +205,11 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 @functools.cache
-def node_kind() -> str:
-    """Name the kind of this node: its system and processor.
+def node_kind(*, is_gpu: bool) -> str:
+    """Name the kind of this node: its system and processor, and what its models are to run on.
+
+    Args:
+        is_gpu: Whether a GPU is meant: it rounds otherwise than a processor.
 
     Returns:
         A hexadecimal digest.
@@ -197,7 +217,7 @@ def node_kind() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     facts = sorted({line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return hashlib.sha256("\n".join([platform.system(), platform.machine(), *facts]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([platform.system(), platform.machine(), "gpu" if is_gpu else "cpu", *facts]).encode()).hexdigest()
 
 
 @functools.cache

@@ -49,8 +49,6 @@ class Target:
     """Where its result goes: a file, or the pattern of the files of a folder of frames."""
     work_dir: str
     """Where its finished segments go."""
-    root: str = ""
-    """The deepest folder of the output that was there when the job was planned: every node must have it."""
     index: int = 0
     """Position in the job."""
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -156,13 +154,7 @@ def _target(index: int, source: str, output: str, options: EnhanceOptions, chang
     if options.work_dir is not None:  # where results of several folders meet
         digest = hashlib.sha256(place.encode()).hexdigest()[:8]
         work_dir = join_place(to_place(options.work_dir), f"{os.path.basename(place)}-{digest}{WORK_SUFFIX}")
-    return Target(source, output, work_dir, "" if is_remote(place) else _deepest(os.path.dirname(place)), index, changes or {})
-
-
-def _deepest(folder: str) -> str:
-    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
-        folder = os.path.dirname(folder)
-    return folder
+    return Target(source, output, work_dir, index, changes or {})
 
 
 def _place_of(output: str) -> str:
@@ -207,7 +199,7 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
         if given and (is_remote(str(given)) or os.path.isabs(str(given))):
             output = to_place(str(given))
         else:
-            own = Target(source, "", "", "", index, changes).options(options)
+            own = Target(source, "", "", index, changes).options(options)
             output = to_place(join_place(folder, str(given) if given else _name(source, "", index, own)))
         yield _target(index, source, output, options, changes)
 

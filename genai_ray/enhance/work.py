@@ -11,13 +11,17 @@ import re
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.chain import plan_result
+from genai_ray.enhance.home import check_there, find_home
 from genai_ray.enhance.options import EnhanceOptions, check_chain_options
+from genai_ray.enhance.planned import Begun, Planned
 from genai_ray.enhance.publish import publish as write_result
 from genai_ray.enhance.records import Record, read_marker, write_marker
 from genai_ray.enhance.report import VideoReport
@@ -26,75 +30,26 @@ from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment
 from genai_ray.enhance.store import SegmentStore, key_clip, key_segments
 from genai_ray.enhance.targets import Target
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
-from genai_ray.files import FileFacts, discard, fetch, find_facts, is_remote, publish
+from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish
 from genai_ray.video import choose_pixel_format, count_frames, describe_losses, plan_video
 
-__all__ = ["Begun", "Planned", "begin_clip", "examine_clip", "find_done_clip", "finish_clip", "run_segment"]
+__all__ = ["begin_clip", "examine_clip", "find_done_clip", "finish_clip", "name_segments", "open_clip", "run_segment"]
 
 MAX_AT_ONCE_BYTES = 1024**3
 """Predicted bytes of a segment above which it is a task of its own, so that the scheduler knows how many of them run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A video that has been begun; what its segments and its end need."""
-
-    target: Target
-    """Input and output."""
-    timeline: Timeline
-    """Every frame of the source, and every frame of the result."""
-    store: SegmentStore
-    """Where finished segments are."""
-    options: EnhanceOptions
-    """The options of this video."""
-    requests: tuple[SessionRequest, ...]
-    """Which sessions it needs, each for the largest frame that comes to it."""
-    reused: frozenset[int]
-    """Segments that were finished before."""
-    key: str
-    """Input, models and options."""
-    size_out: tuple[int, int]
-    """(width, height) of the result in pixels."""
-    source: FileFacts | None
-    """Size and version of the input as it was planned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What the scheduler has to know of a video that has been begun."""
-
-    frames: int = 0
-    """Frames of its plan."""
-    frames_reused: int = 0
-    """Of them in segments that were finished before."""
-    segments: int = 0
-    """Segments of its plan."""
-    todo: tuple[int, ...] = ()
-    """Segments that are to be done."""
-    segment_bytes: int = 0
-    """What the task of one of them is predicted to take."""
-    requests: tuple[SessionRequest, ...] = ()
-    """Which sessions it needs."""
-    record: Record | None = None
-    """Set where it is finished already."""
-    results: tuple[SegmentResult, ...] = ()
-    """What came of segments that were done with it."""
-
-
-def examine_clip(
-    target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record | None = None, *, node: str | None = None
-) -> Planned | Record:
-    """Plan a video, and find out what of it an earlier job has done; nothing is written.
+def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record | None = None) -> Planned | Record:
+    """Plan a video; nothing is written.
 
     Args:
         target: Input and output.
         specs: The chain.
         common: The options of the whole job.
         recorded: What an earlier job has recorded of this output.
-        node: Kind of the node that the job was started on; None for this one's.
 
     Returns:
-        What the next steps need; or what is recorded of a video that is done.
+        The plan, its segments still without names; or what is recorded of a video that is done.
 
     Raises:
         ConfigError: If the output is there and no file of an earlier job, or an option does not fit this video.
@@ -112,8 +67,26 @@ def examine_clip(
     scale = math.prod(spec.scale for spec in specs)
     size_out = (plan.info.width * scale, plan.info.height * scale)
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=timeline.result.info.has_alpha and options.encoding.has_alpha)
-    store = SegmentStore(target.work_dir, key_segments(plan, specs, options, node))
-    return Planned(target, timeline, store, options, find_requests(plan, specs, options), store.finished(), key, size_out, source)
+    store = SegmentStore(target.work_dir, ())
+    return Planned(target, timeline, store, options, find_requests(plan, specs, options), frozenset(), key, size_out, source)
+
+
+def name_segments(planned: Planned, specs: Sequence[ModelSpec], kind: str) -> Planned:
+    """Name the segments of a plan, and find those that an earlier job has finished; nothing is written.
+
+    Args:
+        planned: What ``examine_clip`` gives.
+        specs: The chain.
+        kind: What ``node_kind`` says of the node that the job was started on.
+
+    Returns:
+        The plan with names.
+
+    Raises:
+        VideoError: If the work folder cannot be read.
+    """
+    store = SegmentStore(planned.target.work_dir, key_segments(planned.timeline.plan, specs, planned.options, kind))
+    return replace(planned, store=store, reused=store.finished())
 
 
 def find_done_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record) -> Record | None:
@@ -135,41 +108,25 @@ def find_done_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOp
         return None
 
 
-def begin_clip(
-    target: Target,
-    specs: Sequence[ModelSpec],
-    common: EnhanceOptions,
-    *,
-    recorded: Record | None = None,
-    job: SegmentJob | None = None,
-    node: str | None = None,
-) -> tuple[Begun, Planned | None]:
-    """Plan a video, and make its work folder.
+def open_clip(planned: Planned, specs: Sequence[ModelSpec], kind: str) -> tuple[Begun, Planned]:
+    """Name the segments of a plan, and make its folders.
 
     Args:
-        target: Input and output.
+        planned: What ``examine_clip`` gives.
         specs: The chain.
-        common: The options of the whole job.
-        recorded: What an earlier job has recorded of this output.
-        job: Given where a video of a single segment is to be done at once, if it is no large one.
-        node: Kind of the node that the job was started on; None for this one's.
+        kind: What ``node_kind`` says of the node that the job was started on.
 
     Returns:
-        What the scheduler needs; and what the next steps need, None where nothing is left to do.
+        What the scheduler needs; and what the next steps need.
 
     Raises:
-        ConfigError: As ``examine_clip``.
-        VideoError: As ``examine_clip``.
+        VideoError: If a folder cannot be made or read.
     """
-    started = time.monotonic()
-    planned = examine_clip(target, specs, common, recorded, node=node)
-    if isinstance(planned, Record):
-        return Begun(record=planned), None
+    planned, target, timeline = name_segments(planned, specs, kind), planned.target, planned.timeline
     if not is_remote(target.place):
-        _check_there(target.root, "the output folder")
-        os.makedirs(os.path.dirname(target.place), exist_ok=True)
+        with file_errors(target.place, "making its folder"):
+            os.makedirs(os.path.dirname(target.place), exist_ok=True)
     planned.store.open()
-    timeline = planned.timeline
     begun = Begun(
         frames=len(timeline.result.pts),
         frames_reused=sum(_planned_frames(timeline, index) for index in planned.reused),
@@ -178,14 +135,38 @@ def begin_clip(
         segment_bytes=predict_segment_bytes(planned.size_out, timeline.result.info.bit_depth),
         requests=planned.requests,
     )
-    if job is None or len(begun.todo) > 1 or begun.segment_bytes > MAX_AT_ONCE_BYTES:
+    return begun, replace(planned, home=find_home(target))
+
+
+def begin_clip(target: Target, job: SegmentJob, recorded: Record | None = None, *, at_once: bool = False) -> tuple[Begun, Planned | None]:
+    """Plan a video, and make its folders.
+
+    Args:
+        target: Input and output.
+        job: Models, options and cache.
+        recorded: What an earlier job has recorded of this output.
+        at_once: Whether a video of a single segment is to be done at once, if it is no large one.
+
+    Returns:
+        What the scheduler needs; and what the next steps need, None where nothing is left to do.
+
+    Raises:
+        ConfigError: As ``examine_clip``.
+        VideoError: As ``examine_clip`` and ``open_clip``.
+    """
+    started = time.monotonic()
+    examined = examine_clip(target, job.specs, job.options, recorded)
+    if isinstance(examined, Record):
+        return Begun(record=examined), None
+    begun, planned = open_clip(examined, job.specs, job.kind)
+    if not at_once or len(begun.todo) > 1 or begun.segment_bytes > MAX_AT_ONCE_BYTES:
         return begun, planned
-    results = {index: run_segment(planned, index, job) for index in begun.todo}
+    results = {index: run_segment(planned, index, job)[0] for index in begun.todo}
     record = finish_clip(planned, results, time.monotonic() - started)
     return replace(begun, record=record, results=tuple(results.values())), None
 
 
-def run_segment(planned: Planned, index: int, job: SegmentJob) -> SegmentResult:
+def run_segment(planned: Planned, index: int, job: SegmentJob) -> tuple[SegmentResult, npt.NDArray[np.uint8] | None]:
     """Enhance one segment and keep it in the work folder.
 
     Args:
@@ -194,32 +175,34 @@ def run_segment(planned: Planned, index: int, job: SegmentJob) -> SegmentResult:
         job: Chain and cache.
 
     Returns:
-        The counts.
+        The counts; and the segment itself, (bytes,) uint8, where this machine lacks the work folder: for ``SegmentStore.put`` on one that has it.
 
     Raises:
-        VideoError: If it does not decode to exactly the planned frames; the input has been changed since it was planned; or input or work
-            folder cannot be reached from this machine.
+        VideoError: If it does not decode to exactly the planned frames; or the input has been changed since it was planned, or is not here.
         GenAIRayError: Whatever a session raises.
     """
-    _check_reach(planned)
+    check_there(planned.target.source)
     before = _check_unchanged(planned)
     own = replace(job, options=planned.options, requests=planned.requests)
-    place = planned.store.place(index)
-    if not planned.store.is_remote:
+    place, store = planned.store.place(index), planned.store
+    if not store.is_remote and planned.home.is_here():
         result = enhance_segment(planned.timeline, index, Path(place), own)
         try:
             _check_unchanged(planned, before)
         except VideoError:
             Path(place).unlink(missing_ok=True)
             raise
-        return result
+        return result, None
     with tempfile.TemporaryDirectory(prefix="genai-ray-segment-") as folder:
         local = Path(folder, os.path.basename(place))
         result = enhance_segment(planned.timeline, index, local, own)
         _check_unchanged(planned, before)
-        if local.exists():
-            publish(local, place)
-    return result
+        if not local.exists():
+            return result, None
+        if not store.is_remote:
+            return replace(result, is_away=True), np.fromfile(local, np.uint8)
+        publish(local, place)
+        return result, None
 
 
 def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds: float) -> Record:
@@ -237,7 +220,7 @@ def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds:
         VideoError: If a segment does not hold its frames, the input has been changed since it was planned, or writing fails.
     """
     started = time.monotonic()
-    _check_reach(planned)
+    check_there(planned.target.source)
     _check_unchanged(planned)
     target, timeline, store = planned.target, planned.timeline, planned.store
     there = find_facts(target.place)
@@ -336,19 +319,6 @@ def _joined(target: Target, folder: Path) -> tuple[Path, Path]:
 
 def _is_of(record: Record, there: FileFacts) -> bool:
     return record.size == there.size and (not record.stamp or record.stamp == there.stamp)
-
-
-def _check_reach(planned: Planned) -> None:
-    """Say which node lacks what, where folders are not shared by all nodes."""
-    _check_there(planned.target.source, "the input")
-    _check_there(planned.store.folder, "the work folder")
-    _check_there(os.path.dirname(planned.target.place), "the output folder")
-
-
-def _check_there(place: str, what: str) -> None:
-    if not is_remote(place) and not os.path.exists(place):
-        node = os.uname().nodename
-        raise VideoError(f"{place}: {what} is not there on node {node}", "a folder that all nodes share, or a URI", "Move it, or choose --work-dir.")
 
 
 def _check_unchanged(planned: Planned, before: FileFacts | None = None) -> FileFacts | None:

@@ -6,6 +6,7 @@ asked for. Writing is whole or not at all. The module does not know what is in t
 
 from genai_ray.files.mirror import mirror
 from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
+from genai_ray.files.sharing import identify_folder
 from genai_ray.files.store import file_errors, is_remote
 from genai_ray.files.transfer import check_writable, discard, fetch, fetch_for_stranger, open_to_read, publish, remove
 
@@ -18,6 +19,7 @@ __all__ = [
     "fetch_for_stranger",
     "file_errors",
     "find_facts",
+    "identify_folder",
     "is_folder",
     "is_remote",
     "join_place",

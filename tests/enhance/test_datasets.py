@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 from fractions import Fraction
 from pathlib import Path
@@ -15,11 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
-from genai_ray.catalog import ModelCatalog
 from genai_ray.enhance import job
 from genai_ray.enhance.records import MARKER
 from genai_ray.enhance.targets import resolve_targets
-from genai_ray.enhance.work import begin_clip
 from genai_ray.tables import ResultTable
 from genai_ray.video import Encoding, plan_video
 from tests.processes import descendants, is_alive, kill, run, start, wait_until
@@ -238,15 +235,6 @@ def test_a_preset_may_look_like_a_number(clips, tmp_path):
     manifest = write_list(tmp_path / "l.csv", uri=["clips/a.mp4"], codec=["av1"], preset=[12])
     (target,) = resolve_targets([manifest], tmp_path / "out", EnhanceOptions())
     assert target.options(EnhanceOptions()).encoding.preset == "12"
-
-
-def test_a_result_is_not_written_where_the_output_folder_is_not_shared(clips, tmp_path):
-    """As on a node that has the inputs and not the folder of the results: nothing is made there that nobody looks for."""
-    (target,) = resolve_targets([clips / "a.mp4"], tmp_path / "out", EnhanceOptions())
-    shutil.rmtree(tmp_path / "out")
-    with pytest.raises(errors.VideoError, match="the output folder is not there on node"):
-        begin_clip(target, [ModelCatalog.default().get(MODEL)], EnhanceOptions())
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_result_published_but_not_recorded_is_known_again(ray_session, clips, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors, read_v
 from genai_ray.enhance.options import check_models
 from genai_ray.enhance.records import forget
 from genai_ray.enhance.segment import SegmentJob
+from genai_ray.enhance.store import node_kind
 from genai_ray.enhance.targets import resolve_targets
 from genai_ray.enhance.work import begin_clip
 from genai_ray.files import expand, find_facts, open_to_read
@@ -104,12 +105,12 @@ def test_a_single_video_goes_into_memory_whole_or_not_at_all(ray_session, clips,
     (target,) = resolve_targets(["memory://in/a.mp4"], "memory://out/b.mp4", OPTIONS)
     with ModelCache(2_000_000_000, name="remote") as cache:
         whole_job = EnhanceOptions(encoding=OPTIONS.encoding)
-        job = SegmentJob(specs, (), whole_job, cache, "remote")
-        begun, planned = begin_clip(target, specs, whole_job, job=job)
+        job = SegmentJob(specs, (), whole_job, cache, "remote", node_kind(is_gpu=False))
+        begun, planned = begin_clip(target, job, at_once=True)
         assert planned is None
         assert begun.record.report.frames == NUM_FRAMES
         assert find_facts("memory://out/b.mp4").size == begun.record.size
-        assert begin_clip(target, specs, whole_job, job=job)[0].record.report.status == "skipped"  # the marker says so
+        assert begin_clip(target, job, at_once=True)[0].record.report.status == "skipped"  # the marker says so
         forget([target])
     assert sorted(store.find("/")) == ["/in/a.mp4", "/out/b.mp4"]
     with open_to_read("memory://out/b.mp4") as file:

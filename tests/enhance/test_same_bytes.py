@@ -40,12 +40,12 @@ def ray_of(num_cpus):
 
 
 def results(source, folder, kills):
-    """Enhance with every encoder; with ``kills`` the worker of a segment is killed each time once a segment is there."""
+    """Enhance with every encoder; with ``kills`` a worker is killed each time, once a segment is there and another one is being written."""
     found = {}
     for suffix, encoding in ENCODINGS.items():
         output = folder / f"b{suffix}"
         work = output.with_name(output.name + ".genai-ray")
-        with killing("ray::_run_", kills, lambda work=work: any(work.glob("*.nut"))) as killed:
+        with killing("ray::_run_", kills, lambda work=work: any(work.glob("*.nut")) and any(work.glob("*.partial"))) as killed:
             report = enhance_videos(source, output, models="websr-x2-s", options=EnhanceOptions(encoding=encoding, segment_frames=6))
         assert len(killed) == kills, suffix
         assert (report.frames, report.segments) == (60, 10)

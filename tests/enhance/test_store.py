@@ -1,5 +1,6 @@
 """What a finished segment's name depends on, and finished segments of a file that ends too early."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -7,19 +8,23 @@ from pathlib import Path
 import pytest
 import ray
 
-from genai_ray import EnhanceOptions, ModelCache, errors
+from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors
 from genai_ray.catalog import ModelCatalog
 from genai_ray.enhance import Background
+from genai_ray.enhance.planned import Planned, pack, unpack
+from genai_ray.enhance.records import MARKER
 from genai_ray.enhance.retime import Timeline
-from genai_ray.enhance.schedule import _pack, _unpack
 from genai_ray.enhance.segment import SegmentJob, SegmentResult
 from genai_ray.enhance.store import SegmentStore, key_segments, node_kind
 from genai_ray.enhance.targets import resolve_targets
-from genai_ray.enhance.work import Planned, begin_clip, finish_clip, run_segment
+from genai_ray.enhance.work import examine_clip, finish_clip, open_clip, run_segment
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
+from tests.nodes import Nodes
+from tests.processes import wait_until
 from tests.video.clips import NUM_FRAMES, write, write_cut
 
+KIND = node_kind(is_gpu=False)
 BASE = EnhanceOptions(encoding=Encoding(codec="libx264", options={"tune": "film", "bf": "2", "g": "10"}))
 
 
@@ -30,7 +35,7 @@ def plan(tmp_path_factory):
 
 def keys(plan, options=BASE, models=("websr-x2-s",)):
     catalog = ModelCatalog.default()
-    return key_segments(plan, [catalog.get(model) for model in models], options)
+    return key_segments(plan, [catalog.get(model) for model in models], options, KIND)
 
 
 def test_the_order_of_encoder_options_does_not_count(plan):
@@ -84,7 +89,7 @@ def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=8, allow_truncated=True)
     (target,) = resolve_targets([source], output, options)
     specs = [ModelCatalog.default().get("websr-x2-s")]
-    begun, planned = begin_clip(target, specs, options)
+    begun, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     assert (begun.segments, len(begun.todo)) == (len(planned.timeline.plan.segments), begun.segments)
     written = []
     for segment in planned.timeline.plan.segments:
@@ -96,12 +101,13 @@ def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
             ) as writer:
                 for frame in frames:
                     writer.write(frame.frame, frame.pts)
-    again, planned = begin_clip(target, specs, options)
+    again, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     assert again.todo == tuple(index for index, count in enumerate(written) if not count)
+    Path(planned.store.place(0) + ".0.partial").touch()  # as of a worker that was killed
     record = finish_clip(planned, dict.fromkeys(again.todo, SegmentResult(0, 0, 0.0)), 0.0)
     assert record.report.frames == len(plan_video(output).pts) == sum(written) < NUM_FRAMES
     assert list(plan_video(output).pts) == list(planned.timeline.plan.pts[: sum(written)])
-    assert not list(Path(planned.store.folder).glob("*.nut"))
+    assert [path.name for path in Path(planned.store.folder).iterdir()] == [MARKER]
     assert finish_clip(planned, {}, 0.0) == record  # as after the death of a worker that had published
 
 
@@ -110,11 +116,11 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     source, options = write(tmp_path / "a.mkv", tracks=0), EnhanceOptions(encoding=Encoding(preset="ultrafast"))
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
-    _, planned = begin_clip(target, specs, options)
+    _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     with ModelCache(2_000_000_000, name="twice") as cache:
         task, job = ray.remote(max_retries=0)(run_segment), SegmentJob(specs, (), options, cache, "twice")
         results = ray.get([task.remote(planned, 0, job) for _ in range(2)])
-    assert [result.frames for result in results] == [NUM_FRAMES] * 2
+    assert [result.frames for result, _ in results] == [NUM_FRAMES] * 2
     assert [path.suffix for path in Path(planned.store.folder).iterdir()] == [".nut"]
     assert finish_clip(planned, {}, 0.0).report.frames == NUM_FRAMES
 
@@ -123,7 +129,7 @@ def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, t
     source, options = write(tmp_path / "a.mkv", tracks=0), EnhanceOptions(encoding=Encoding(preset="ultrafast"))
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
-    _, planned = begin_clip(target, specs, options)
+    _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     source.write_bytes(source.read_bytes() + b"more")
     with ModelCache(2_000_000_000, name="changed") as cache, pytest.raises(errors.VideoError, match="changed while it was enhanced"):
         run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed"))
@@ -133,10 +139,32 @@ def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, t
     assert not (tmp_path / "b.mkv").exists()
 
 
-def test_the_node_that_counts_is_the_one_of_the_job(plan):
+def test_the_node_that_counts_is_the_one_of_the_job_and_a_gpu_is_another_one(plan):
     specs = [ModelCatalog.default().get("websr-x2-s")]
-    assert key_segments(plan, specs, BASE, node_kind()) == keys(plan)
-    assert not set(key_segments(plan, specs, BASE, "another")) & set(keys(plan))
+    assert key_segments(plan, specs, BASE, node_kind(is_gpu=False)) == keys(plan)
+    assert not set(key_segments(plan, specs, BASE, node_kind(is_gpu=True))) & set(keys(plan))
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_cluster_with_gpus_makes_no_segment_for_one_without(tmp_path):
+    source, options = write(tmp_path / "a.mkv", tracks=0), replace(BASE, segment_frames=4)
+    plan = plan_video(source, segment_frames=4)
+    with Nodes() as nodes, ThreadPoolExecutor(1) as thread:
+        nodes.add(num_gpus=1)
+        job = thread.submit(enhance_videos, source, tmp_path / "b.mkv", models="websr-x2-s", options=options)
+        found = set()
+
+        def look():
+            found.update(path.name.split("-")[1].removesuffix(".nut") for path in tmp_path.glob("*/*.nut"))
+            return job.done()
+
+        wait_until(look)
+        assert job.result().frames == NUM_FRAMES
+    specs = [ModelCatalog.default().get("websr-x2-s")]
+    fitted = replace(options, encoding=options.encoding.fit(".mkv"))
+    assert found
+    assert found <= set(key_segments(plan, specs, fitted, node_kind(is_gpu=True)))
 
 
 def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_path):
@@ -144,8 +172,8 @@ def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_
     long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
     store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])
     planned = Planned(None, Timeline(long, long), store, BASE, (), frozenset(), "", (96, 64), None)
-    packed = _pack(planned)
+    packed = pack(planned)
     assert len(packed) < 100_000
-    again = _unpack(packed)
+    again = unpack(packed)
     assert again.timeline == planned.timeline
     assert again.timeline.result.pts is again.timeline.plan.pts

@@ -1,0 +1,101 @@
+"""Nodes that do not share the folders of a job: what they make is brought to the machine that has them."""
+
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from genai_ray import EnhanceOptions, enhance_videos, errors
+from genai_ray.enhance.home import Home, find_home
+from genai_ray.enhance.targets import resolve_targets
+from genai_ray.files import identify_folder
+from genai_ray.video import Encoding
+from tests.nodes import Nodes
+from tests.processes import descendants, kill, wait_until
+from tests.video.clips import write
+
+MODEL = "websr-x2-s"
+OPTIONS = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=10)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    write(folder / "a.mkv", pts=list(range(40)))
+    write(folder / "b.mkv", pts=list(range(30)))
+    return folder
+
+
+def test_a_folder_is_itself_whatever_it_is_called(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    assert identify_folder(str(real)) == identify_folder(str(link)) != identify_folder(str(tmp_path))
+    assert identify_folder(str(tmp_path / "none")) == ""
+
+
+def test_a_folder_that_was_made_anew_is_another_one(clips, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (target,) = resolve_targets([clips / "a.mkv"], out / "a.mkv", OPTIONS)
+    home = find_home(target)
+    assert home.is_here()
+    assert home.folders == ((str(out), identify_folder(str(out))),)
+    shutil.move(out, tmp_path / "away")
+    assert not home.is_here()
+    out.mkdir()
+    assert not home.is_here()
+    assert find_home(target).is_here()
+    assert find_home(resolve_targets([clips / "a.mkv"], "memory://out/a.mkv", OPTIONS).walk().__next__()) == Home()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_segments_of_a_node_without_the_output_folder_are_brought_home(clips, tmp_path, caplog):
+    expected, out = tmp_path / "expected", tmp_path / "out"
+    expected.mkdir()
+    out.mkdir()
+    # The head has no CPU: every step begins on the other node, which sees the clips and has an empty folder in the place of the results.
+    with Nodes(head_cpus=0) as nodes:
+        node = nodes.add()
+        enhance_videos(clips, expected, models=MODEL, options=OPTIONS)
+        enhance_videos(clips / "a.mkv", expected / "one.mkv", models=MODEL, options=OPTIONS)
+        nodes.remove(node)
+        with nodes.apart(out), caplog.at_level(logging.WARNING, "genai_ray"):
+            several = enhance_videos(clips, out, models=MODEL, options=OPTIONS)
+            one = enhance_videos(clips / "a.mkv", out / "one.mkv", models=MODEL, options=OPTIONS)
+    assert (several.frames, several.clips_failed, one.frames) == (70, 0, 40)
+    assert min(several.segments, one.segments) > 2
+    assert sum("not every node has the folders" in record.message for record in caplog.records) == 2
+    for name in ("a.mkv", "b.mkv", "one.mkv"):
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["a.mkv", "b.mkv", "one.mkv", "results.parquet"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_death_of_such_a_node_changes_no_byte(clips, tmp_path):
+    out, options = tmp_path / "out", replace(OPTIONS, segment_frames=4)
+    out.mkdir()
+    with Nodes(head_cpus=0) as nodes, nodes.apart(out) as process, ThreadPoolExecutor(1) as thread:
+        job = thread.submit(enhance_videos, clips / "a.mkv", out / "a.mkv", models=MODEL, options=options)
+        wait_until(lambda: any(out.glob("*/*.nut")) or job.done())
+        assert not job.done()
+        for pid in descendants(process.pid):
+            kill(pid)
+        nodes.add()
+        report = job.result()
+        enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=options)
+    assert (report.frames, report.segments_reused) == (40, 0)
+    assert (out / "a.mkv").read_bytes() == (tmp_path / "a.mkv").read_bytes()
+    assert [path.name for path in out.iterdir()] == ["a.mkv"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_node_without_the_input_is_named(clips, tmp_path):
+    with Nodes(head_cpus=0) as nodes, nodes.apart(clips), pytest.raises(errors.VideoError, match=r"a\.mkv: the input is not there on node"):
+        enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=OPTIONS)
+    assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from genai_ray.enhance.records import Record, forget
 from genai_ray.enhance.report import EnhanceReport, ModelUse, Progress, VideoReport
 from genai_ray.enhance.results import Results
 from genai_ray.enhance.schedule import Ended, Scheduler
-from genai_ray.enhance.segment import SegmentJob
+from genai_ray.enhance.segment import SegmentJob, find_requests
 from genai_ray.enhance.store import discard_partials, node_kind
 from genai_ray.enhance.targets import Target, Targets, resolve_targets
 from genai_ray.enhance.work import examine_clip, find_done_clip, open_clip
+from genai_ray.errors import GenAIRayError
+from genai_ray.video import describe_video
 
 __all__ = ["enhance_videos"]
 
@@ -107,7 +109,7 @@ class _Job:
         """Do everything; see ``enhance_videos``."""
         results = Results(targets.folder) if targets.folder is not None else None
         if results is not None:
-            uses = () if self._skip_all(targets, specs, results) else self._run(iter(targets), Meter(len(targets)), specs, results, on_progress)
+            uses = () if self._skip_all(targets, specs, results) else self._run(targets, Meter(len(targets)), specs, results, on_progress)
         else:
             # A single video is planned here: its errors come before anything is started.
             (target,) = targets
@@ -117,7 +119,7 @@ class _Job:
                 uses = ()
             else:
                 try:
-                    uses = self._run(iter(()), Meter(1), specs, None, on_progress, examined)
+                    uses = self._run((), Meter(1), specs, None, on_progress, examined)
                 except BaseException:
                     _keep([target], None)
                     raise
@@ -142,7 +144,7 @@ class _Job:
 
     def _run(
         self,
-        targets: Iterator[Target],
+        targets: Iterable[Target],
         meter: Meter,
         specs: Sequence[ModelSpec],
         results: Results | None,
@@ -159,7 +161,9 @@ class _Job:
         try:
             kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
             job = SegmentJob(tuple(specs), (), options, cache, tag, kind)
-            scheduler = Scheduler(targets, job, meter=meter, recorded=recorded, check=lambda: loading.follow(meter))
+            scheduler = Scheduler(iter(targets), job, meter=meter, recorded=recorded, check=lambda: loading.follow(meter))
+            if results is not None:
+                loading.prefetch(next((target for target in targets if results.recorded(target.output) is None), None), specs)
             if examined is not None:
                 scheduler.adopt(examined.target, *open_clip(examined, specs, kind))
             factor = options.factor or DEFAULT_FACTOR
@@ -238,6 +242,11 @@ class _Loading:
         self.precision_db: float | None = None
         """The least PSNR of a converted precision from FP32 on calibration frames; None where nothing was converted."""
 
+    def prefetch(self, target: Target | None, specs: Sequence[ModelSpec]) -> None:
+        """Begin to load for the first of several videos while the workers that plan them still start; the lease finds it on its way."""
+        if target is not None:
+            threading.Thread(target=self._prefetch, args=(target, specs), name="genai-ray-prefetch", daemon=True).start()
+
     def follow(self, meter: Meter) -> None:
         """Begin to load as soon as it is known for what; a model that does not load fails the job at once, with its own error."""
         if self._lease is not None and self._lease.done():
@@ -277,6 +286,11 @@ class _Loading:
         """Give the lease back; a job that has failed does not wait for one to come."""
         if self._lease is not None:
             self._lease.add_done_callback(lambda done: None if done.exception() else done.result().release())
+
+    def _prefetch(self, target: Target, specs: Sequence[ModelSpec]) -> None:
+        with suppress(GenAIRayError):  # told by the planning of this video, and by the lease
+            info, _ = describe_video(target.source)
+            self._cache.prefetch(find_requests(info, specs, target.options(self._options)))
 
     def _load(self, requests: Sequence[SessionRequest], lease: Future[Lease]) -> None:
         options = self._options

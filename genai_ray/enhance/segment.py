@@ -25,7 +25,7 @@ from genai_ray.enhance.options import EnhanceOptions
 from genai_ray.enhance.retime import Timeline
 from genai_ray.enhance.store import PARTIAL_SUFFIX
 from genai_ray.errors import VideoError
-from genai_ray.video import DecodedFrame, SegmentWriter, VideoPlan, decode_segment, predict_encoder_bytes, scale_alpha
+from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segment, predict_encoder_bytes, scale_alpha
 
 __all__ = ["SegmentJob", "SegmentResult", "enhance_segment", "find_requests", "predict_segment_bytes"]
 
@@ -132,18 +132,18 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
     return SegmentResult(written, sum(stage.frames_done for stage in stages), started_at, (sum(no_colour), sum(looked_at)))
 
 
-def find_requests(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
+def find_requests(info: VideoInfo, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
     """Return which sessions the chain needs: each for the largest frame that will come to it.
 
     Args:
-        plan: The planned video.
+        info: The video's.
         specs: The chain.
         options: The options of the video.
 
     Returns:
         One request a model.
     """
-    height, width = plan.info.height, plan.info.width
+    height, width = info.height, info.width
     requests = []
     for spec in specs:
         request = SessionRequest(

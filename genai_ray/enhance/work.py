@@ -68,7 +68,7 @@ def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOpti
     size_out = (plan.info.width * scale, plan.info.height * scale)
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=timeline.result.info.has_alpha and options.encoding.has_alpha)
     store = SegmentStore(target.work_dir, ())
-    return Planned(target, timeline, store, options, find_requests(plan, specs, options), frozenset(), key, size_out, source)
+    return Planned(target, timeline, store, options, find_requests(plan.info, specs, options), frozenset(), key, size_out, source)
 
 
 def name_segments(planned: Planned, specs: Sequence[ModelSpec], kind: str) -> Planned:

@@ -9,7 +9,7 @@ from genai_ray.video.colour import scale_alpha
 from genai_ray.video.container import check_container
 from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment
 from genai_ray.video.encode import Encoding, SegmentWriter, choose_pixel_format, describe_losses, validate_encoding
-from genai_ray.video.info import Colour, HdrMetadata, VideoInfo
+from genai_ray.video.info import Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.pictures import describe_leftovers, folder_of_pictures, read_pictures, write_pictures
 from genai_ray.video.plan import Segment, VideoPlan, plan_video
@@ -37,6 +37,7 @@ __all__ = [
     "decode_segment",
     "describe_leftovers",
     "describe_losses",
+    "describe_video",
     "encode_png16",
     "folder_of_pictures",
     "join_segments",

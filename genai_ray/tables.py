@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,9 @@ class ResultTable:
         self._keys: set[str] = set()
         self._seen: FileFacts | None = None
         self._earlier = self._schema.empty_table()
+        self._partial = Path(place).with_name(f".results-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+        if not is_remote(place):
+            _remove_dead(self._partial.parent)
         self._follow()
 
     def earlier(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -118,9 +124,7 @@ class ResultTable:
         return table.select(self._schema.names).cast(self._schema)
 
     def _write(self, table: pa.Table) -> None:
-        folder = None if is_remote(self.place) else Path(self.place).parent
-        with file_errors(self.place, "writing"), tempfile.NamedTemporaryFile(dir=folder, prefix=".results-", suffix=".partial", delete=False) as file:
-            partial = Path(file.name)
+        partial = Path(tempfile.gettempdir(), self._partial.name) if is_remote(self.place) else self._partial
         try:
             with file_errors(self.place, "writing"):
                 pyarrow.parquet.write_table(table, partial)
@@ -130,3 +134,21 @@ class ResultTable:
             self._seen = find_facts(self.place) if is_remote(self.place) else mine
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove what jobs of this machine that were killed had half-written."""
+    name = re.compile(rf"\.results-{re.escape(os.uname().nodename)}-(\d+)-[0-9a-f]+\.partial")
+    for path in folder.glob(".results-*.partial"):
+        if (found := name.fullmatch(path.name)) and not _is_alive(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

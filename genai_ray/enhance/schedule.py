@@ -50,6 +50,9 @@ TASKS_SHARE = 0.4
 NO_CPU_WITHIN_S = 600.0
 """A cluster that grows on demand has its first node by then."""
 
+SMALL_BYTES = 50_000
+"""Of what tasks give, Ray keeps with the driver what is smaller; its own limit is 100 KB."""
+
 _DEATHS = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
 
@@ -247,17 +250,13 @@ class Scheduler:
         clip = step.clip
         try:
             outcome = ray.get(ref)
+            if isinstance(outcome, Begun) and outcome.plan_bytes > SMALL_BYTES:  # it is still on the node that made it
+                second = ray.put(ray.get(second))
         except RayTaskError as exc:
-            outcome = exc.cause if isinstance(exc.cause, GenAIRayError) else exc  # a fault of ours: not tried again
-            if isinstance(exc.cause, ObjectLostError):
-                if step.kind == "keep":
-                    self._fail(step, exc.cause)
-                    return
-                outcome = VideoError(
-                    f"{clip.target.source}: its plan was lost with the node that made it", do="Run the same again: finished segments are kept."
-                )
-            clip.error = clip.error or outcome
-            return
+            if not isinstance(exc.cause, ObjectLostError):  # a fault of ours: not tried again
+                clip.error = clip.error or (exc.cause if isinstance(exc.cause, GenAIRayError) else exc)
+                return
+            outcome = exc.cause
         except RayError as exc:
             outcome = exc
         if isinstance(outcome, BaseException):

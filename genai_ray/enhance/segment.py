@@ -25,6 +25,7 @@ from genai_ray.enhance.options import EnhanceOptions
 from genai_ray.enhance.retime import Timeline
 from genai_ray.enhance.store import PARTIAL_SUFFIX
 from genai_ray.errors import VideoError
+from genai_ray.files import publish
 from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segment, predict_encoder_bytes, scale_alpha
 
 __all__ = ["SegmentJob", "SegmentResult", "enhance_segment", "find_requests", "predict_segment_bytes"]
@@ -127,7 +128,7 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
             written += 1
         if written != len(moments) and not options.allow_truncated:
             raise VideoError(f"{plan.path}: segment {index} gave {written} frames", f"{len(moments)}, as planned")
-    partial.replace(path)
+    publish(partial, str(path))
     no_colour, looked_at = zip(*outside, strict=True)
     return SegmentResult(written, sum(stage.frames_done for stage in stages), started_at, (sum(no_colour), sum(looked_at)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,7 +135,8 @@ def _run_begin(target: Target, home: Home | None, recorded: Record | None, share
         if home is not None and not (home.is_here() and is_there(target.source)):
             return AWAY, None
         begun, planned = begin_clip(target, _job_of(shared), recorded, at_once=at_once)
-        return begun, None if planned is None else pack(planned)
+        packed = None if planned is None else pack(planned)
+        return replace(begun, plan_bytes=len(packed or b"")), packed
     except _FAILURES as exc:
         return exc, None
 

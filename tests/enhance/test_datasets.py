@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance import job
 from genai_ray.enhance.records import MARKER
+from genai_ray.enhance.results import Results
 from genai_ray.enhance.targets import resolve_targets
 from genai_ray.tables import ResultTable
 from genai_ray.video import Encoding, plan_video
@@ -235,6 +237,17 @@ def test_a_preset_may_look_like_a_number(clips, tmp_path):
     manifest = write_list(tmp_path / "l.csv", uri=["clips/a.mp4"], codec=["av1"], preset=[12])
     (target,) = resolve_targets([manifest], tmp_path / "out", EnhanceOptions())
     assert target.options(EnhanceOptions()).encoding.preset == "12"
+
+
+def test_half_written_tables_of_killed_jobs_are_removed_and_those_of_others_stay(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    node = os.uname().nodename
+    theirs = [tmp_path / f".results-{node}-{os.getpid()}-0a.partial", tmp_path / f".results-{node}.elsewhere-{dead.pid}-0a.partial"]
+    for path in (*theirs, tmp_path / f".results-{node}-{dead.pid}-0a.partial"):
+        path.touch()
+    Results(str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == sorted(theirs)
 
 
 def test_a_result_published_but_not_recorded_is_known_again(ray_session, clips, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
+from genai_ray.enhance import schedule
 from genai_ray.enhance.home import Home, find_home
 from genai_ray.enhance.targets import resolve_targets
 from genai_ray.files import identify_folder
@@ -91,6 +92,25 @@ def test_the_death_of_such_a_node_changes_no_byte(clips, tmp_path):
     assert (report.frames, report.segments_reused) == (40, 0)
     assert (out / "a.mkv").read_bytes() == (tmp_path / "a.mkv").read_bytes()
     assert [path.name for path in out.iterdir()] == ["a.mkv"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch):
+    """As of a video of many hours: plans of these clips are no small values where Ray counts what takes 100 bytes as large."""
+    monkeypatch.setenv("RAY_max_direct_call_object_size", "100")
+    monkeypatch.setattr(schedule, "SMALL_BYTES", 100)
+    out, options = tmp_path / "out", replace(OPTIONS, segment_frames=2)
+    out.mkdir()
+    with Nodes(head_cpus=0) as nodes, ThreadPoolExecutor(1) as thread:
+        node = nodes.add()
+        job = thread.submit(enhance_videos, clips, out, models=MODEL, options=options)
+        wait_until(lambda: any(out.glob("*/*.nut")) or job.done())
+        assert not job.done()
+        nodes.remove(node)
+        nodes.add()
+        report = job.result()
+    assert (report.frames, report.clips_failed) == (70, 0)
 
 
 @pytest.mark.cluster

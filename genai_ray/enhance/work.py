@@ -353,7 +353,7 @@ def _notes(planned: Planned, frames: int) -> Iterator[str]:
     if frames < expected:
         yield f"truncated input: {frames} of {expected} frames"
     if planned.timeline.plan.skipped:
-        yield f"{planned.timeline.plan.skipped} frames at the start do not decode: the file begins between two key frames"
+        yield f"{planned.timeline.plan.skipped} frames at the start do not decode: what they refer to is not in the file"
     if info.colour.assumed:
         yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
     yield from describe_losses(planned.timeline.result.info, planned.options.encoding, planned.size_out)

@@ -82,7 +82,7 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
     times: list[tuple[int, int, bool]] = []
     with open_video(path) as container:
         stream = main_stream(container)
-        corrupt = False
+        corrupt, discarded = False, 0
         for packet in container.demux():
             if packet.size == 0:
                 continue
@@ -94,7 +94,8 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
             time = packet.pts if packet.pts is not None else packet.dts
             if time is None:
                 raise VideoError(f"{path}: packet {len(times)} has no time", do="Remux it first, for instance into .mkv.")
-            if packet.is_discard:
+            if packet.is_discard:  # before the start that an edit list says: no player shows it
+                discarded += 1
                 continue
             times.append((time, packet.duration or 0, packet.is_keyframe))
             digest.update(bytes(packet))
@@ -102,9 +103,11 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
         if not times:
             raise VideoError(f"{path}: no frames")
         info, first = describe_video(path)
-        whole, starts_within = len(times), not times[0][2]
+        whole, (begins, _, begins_with_key) = len(times) + discarded, times[0]
         times.sort(key=lambda entry: entry[0])
-        if starts_within and first is not None:  # a recording begins between two key frames: what is before the first one does not decode
+        # A recording begins between two key frames, or a cut was made before an open group of pictures: what is shown before the first key frame
+        # refers to what is gone, and does not decode.
+        if first is not None and (not begins_with_key or first == begins):
             times = [entry for entry in times if entry[0] >= first]
         pts = tuple(entry[0] for entry in times)
         if len(set(pts)) != len(pts):
@@ -124,7 +127,7 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
         keys=keys,
         is_counted=is_counted,
         content_hash=digest.hexdigest(),
-        skipped=whole - len(pts),
+        skipped=whole - discarded - len(pts),
         num_frames_from_header=promised - (whole - len(pts)) if promised is not None else None,
         truncated=_find_cut(whole, promised, corrupt, last_s, ends_s),
         segments=_cut(len(pts), keys, segment_frames),

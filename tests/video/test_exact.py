@@ -104,6 +104,38 @@ def test_colours_that_rgb_has_not_are_told_by_depth_and_range(pix_fmt, values, i
     assert outside == is_outside * looked_at
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": "open-gop=1:keyint=20:bframes=3:b-adapt=0:scenecut=0"}),
+        ("libx265", {"x265-params": "open-gop=1:keyint=20:min-keyint=20:bframes=3:b-adapt=0:scenecut=0:log-level=error"}),
+    ],
+)
+def test_a_cut_before_an_open_group_of_pictures_loses_what_refers_to_what_is_gone(codec, options, suffix, tmp_path):
+    """As ``ffmpeg -ss ... -c copy`` cuts: in MP4 an edit list hides those frames, elsewhere they are there and do not decode."""
+    whole, cut = write(tmp_path / f"whole{suffix}", codec=codec, options=options, pts=list(range(60)), tracks=0), tmp_path / f"cut{suffix}"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        keys = leading = first = 0
+        for packet in source.demux(video=0):
+            keys += packet.is_keyframe
+            if keys < 2 or not packet.size:
+                continue
+            first = packet.pts if packet.is_keyframe and keys == 2 else first
+            leading += packet.pts < first
+            packet.stream = stream
+            sink.mux_one(packet)
+    with av.open(str(cut)) as source:
+        expected = [frame.pts for frame in source.decode(video=0)]
+    assert leading or suffix == ".ts"  # where a demuxer of transport streams finds keys is its own affair
+    plan = plan_video(cut, segment_frames=8)
+    assert plan.truncated is None
+    assert list(plan.pts) == expected
+    assert [frame.pts for segment in plan.segments for frame in decode_segment(plan, segment)] == expected
+    assert plan.skipped == (0 if suffix == ".mp4" else leading)
+
+
 def test_few_keys_make_fewer_segments(tmp_path):
     path = write(tmp_path / "a.mp4", options={"g": "1000", "sc_threshold": "0"})
     many = plan_video(path, segment_frames=2)

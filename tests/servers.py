@@ -6,10 +6,16 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.processes import wait_until
+
 
 @contextmanager
-def serving(folder: Path, *, ranges=True, breaks_at=None):
-    """Serve a folder; ``breaks_at`` closes every connection at that byte of a file. Gives the address and the bytes that were sent."""
+def serving(folder: Path, *, ranges=True, breaks_at=None, waits_within=None):
+    """Serve a folder. Gives the address and the bytes that were sent.
+
+    ``breaks_at`` closes every connection at that byte of a file; ``waits_within``, (start, stop, ready), holds back what is asked for between two bytes
+    until ``ready()``.
+    """
     sent = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,6 +51,8 @@ def serving(folder: Path, *, ranges=True, breaks_at=None):
                 self.wfile.write(data[start : max(start, breaks_at)])
                 self.close_connection = True
                 return
+            if waits_within is not None and start < waits_within[1] and stop > waits_within[0]:
+                wait_until(waits_within[2])
             sent.append(stop - start)
             self.wfile.write(data[start:stop])
 

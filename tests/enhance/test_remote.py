@@ -1,5 +1,7 @@
 """Inputs and outputs that are URIs: read by blocks, published whole, and errors that say where."""
 
+from dataclasses import replace
+
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -115,6 +117,23 @@ def test_a_single_video_goes_into_memory_whole_or_not_at_all(ray_session, clips,
     assert sorted(store.find("/")) == ["/in/a.mp4", "/out/b.mp4"]
     with open_to_read("memory://out/b.mp4") as file:
         assert len(file.read()) == begun.record.size
+
+
+@pytest.mark.slow
+def test_models_of_a_manifest_are_loaded_while_its_first_video_is_still_read(ray_session, clips, tmp_path):
+    """The server holds the middle of the file back until the model is there: whoever planned first would wait for ever."""
+    size = (clips / "long.mkv").stat().st_size
+    assert size > 11_000_000
+    with ModelCache(2_000_000_000, name="ahead") as cache:
+
+        def is_loaded():
+            return any(entry["model_id"] == MODEL and entry["state"] == "ready" for entry in cache.status()["models"])
+
+        with serving(clips, waits_within=(5_000_000, size - 3_000_000, is_loaded)) as (address, _):
+            options = replace(OPTIONS, cache_name="ahead", max_memory_bytes=2_000_000_000)
+            pyarrow.csv.write_csv(pa.table({"uri": [f"{address}/long.mkv"]}), tmp_path / "list.csv")
+            report = enhance_videos(tmp_path / "list.csv", tmp_path, models=MODEL, options=options)
+    assert (report.frames, report.clips_failed) == (120, 0)
 
 
 def test_frames_of_a_server_as_a_dataset(ray_session, clips):

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
+from tests.cluster.truth import is_reported, report, wait_until_true
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -36,13 +37,13 @@ def session_names():
     return sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:"))
 
 
-def restart(cache):
-    """Kill the cache actor's process, and return the state of the one that takes its place."""
-    before = cache.status()
+def kill_cache(cache):
+    """Kill the cache actor's process, and wait until the one that takes its place has the truth; returns what was known before."""
+    before, name = cache.status(), f"cache:{cache.name}"
+    restarts = report(name)["NumRestarts"]
     os.kill(before["pid"], signal.SIGKILL)
-    after = cache.status()
-    assert after["pid"] != before["pid"]
-    return before, after
+    wait_until_true(cache, lambda: is_reported(name, restarts))
+    return before
 
 
 def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
@@ -51,10 +52,11 @@ def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
     cache.load_model(OTHER, memory_bytes=300_000_000)
     cache.pin(OTHER)
     names = session_names()
-    before, after = restart(cache)
-    wait_until(lambda: len(cache.loaded_models()) == 2)
+    before = kill_cache(cache)
     after = cache.status()
+    assert after["pid"] != before["pid"]
     assert session_names() == names
+    assert [entry["state"] for entry in after["models"]] == ["ready", "ready"]
     assert after["budget_bytes"] == before["budget_bytes"] == 2_000_000_000
     by_id = {entry["model_id"]: entry for entry in after["models"]}
     for entry in before["models"]:
@@ -86,10 +88,10 @@ def test_a_load_survives_the_cache_that_began_it(cache, frames, expected):
 
 def test_the_death_of_an_idle_session_is_noticed(cache):
     cache.load_model(MODEL)
+    (name,) = session_names()
     os.kill(cache.status()["models"][0]["session"]["pid"], signal.SIGKILL)
-    killed_at = time.monotonic()
-    wait_until(lambda: cache.memory_usage()[0] == 0)
-    assert time.monotonic() - killed_at < 5
+    wait_until_true(cache, lambda: is_reported(name, 0))
+    assert cache.memory_usage()[0] == 0
     assert cache.loaded_models() == []
 
 

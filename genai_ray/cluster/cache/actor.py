@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +15,7 @@ from ray.exceptions import RayError
 from genai_ray.cluster.cache.adoption import adopt
 from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
+from genai_ray.cluster.cache.flight import join_flight
 from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
@@ -92,29 +92,12 @@ class CacheActor:
             GenAIRayError: Why it cannot be loaded.
         """
         await self._open()
-        key, deadline = key_of(want.request), time.monotonic() + want.within_s
+        deadline = time.monotonic() + want.within_s
         if lost is not None:
             await self._settle_lost(lost, deadline)
         if want.is_explicit:
-            self._loader.failures.pop(key, None)
-        while True:
-            entries = self._book.of_key(key)
-            usable = [entry for entry in entries if self._book.is_usable(entry)]
-            if usable:
-                return self._acquired(usable)
-            pending = next((entry for entry in entries if not entry.ready.is_set()), None)
-            if pending is None and entries:  # on their way out: the bytes are not free before the process is gone
-                await self._book.wait_for(entries[0].gone, entries[0], deadline)
-                continue
-            if pending is None:
-                self._loader.check_failing(key)
-                pending = Entry(want)
-                self._begin(pending)
-            elif want.is_explicit and not pending.want.is_explicit:
-                pending.want = replace(pending.want, is_explicit=True)
-            await self._book.wait_for(pending.ready, pending, deadline)
-            if pending.error is not None:
-                raise pending.error
+            self._loader.failures.pop(key_of(want.request), None)
+        return self._acquired(await join_flight(want, deadline, self._book, self._loader.check_failing, self._begin))
 
     async def replicas(self, key: Key) -> Acquired | None:
         """Return the sessions of an entry without loading it.
@@ -329,7 +312,7 @@ class CacheActor:
             self._spawn(self._adopt_later(name))
             return
         if entry is not None:
-            self._spawn(self._keep(entry))
+            self._spawn(self._evictor.end(entry) if self._book.is_retiring(entry) else self._keep(entry))
 
     async def _adopt_later(self, name: str) -> None:
         await asyncio.sleep(_RETRY_S)

@@ -157,6 +157,8 @@ class Upkeep:
                 break
         if not self._book.is_retiring(entry):
             self._book.drop(entry)
+        for heir in self._book.of_key(entry.key):
+            await self._leases.tell(heir)
 
     async def replicate(self, entry: Entry) -> None:
         """Place another replica of a hot model into free memory of another device, where there is any.

@@ -176,13 +176,14 @@ class SessionActor:
         """Return what the session is and has done.
 
         Returns:
-            ``InferenceSession.status`` with the bytes of the whole process.
+            ``InferenceSession.status`` with the bytes of the whole process, and the GPUs that it sees: none is an empty text.
         """
         status = {} if self._session is None else self._session.status()
         return status | {
             "memory_bytes": self._bytes(),
             "pid": os.getpid(),
             "gpu_ids": [] if self._started.gpu is None else [self._started.gpu],
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "retired": self._retired,
             "in_flight": self._in_flight,
         }

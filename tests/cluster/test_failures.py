@@ -12,12 +12,14 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
+from genai_ray.cluster import SessionRequest
+from genai_ray.types import ModelBackend, ModelPrecision
 from tests.cluster.truth import is_reported, report, wait_until_true
-from tests.processes import wait_until
+from tests.processes import is_alive, wait_until
 
 pytestmark = pytest.mark.cluster
 
-MODEL, OTHER = "websr-x2-s", "websr-x2-m"
+MODEL, OTHER, THIRD = "websr-x2-s", "websr-x2-m", "websr-x2-l"
 KEPT = ("name", "floor_bytes", "pinned", "predicted_bytes", "placed_on", "load_s")
 
 
@@ -84,6 +86,42 @@ def test_a_load_survives_the_cache_that_began_it(cache, frames, expected):
     assert cache.loaded_models() == [MODEL]
     assert len(session_names()) == 1
     assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
+
+
+def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cache, frames, expected):
+    """Whose it is, and what it takes, only the silent one can tell: what is to be loaded waits for that, what is loaded does not."""
+    cache.load_model(MODEL)
+    cache.load_model(OTHER)
+    silent = next(entry for entry in cache.status()["models"] if entry["model_id"] == OTHER)["session"]["pid"]
+    restarts = report(f"cache:{cache.name}")["NumRestarts"]
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        os.kill(report(f"cache:{cache.name}")["Pid"], signal.SIGKILL)
+        wait_until(lambda: is_reported(f"cache:{cache.name}", restarts))
+        client = ModelCache(name=cache.name, deadline_s=60.0)
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(client.load_model, THIRD)
+            session = client.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
+            assert np.array_equal(session.infer(frames), expected)
+            assert not loading.done()
+            assert len(session_names()) == 2
+            os.kill(silent, signal.SIGCONT)
+            loading.result(60)
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    wait_until(lambda: set(cache.loaded_models()) == {MODEL, OTHER, THIRD})
+    assert cache.status()["adoptions"] == 2
+
+
+def test_what_retires_while_the_cache_dies_holds_its_bytes_until_it_is_gone(cache):
+    cache.load_model(MODEL, memory_bytes=300_000_000)
+    (entry,) = cache.status()["models"]
+    assert ray.get(ray.get_actor(entry["name"], namespace="genai_ray").try_retire.remote(None))
+    kill_cache(cache)
+    wait_until(lambda: cache.memory_usage()[0] == 0)
+    assert not is_alive(entry["session"]["pid"])
+    assert session_names() == []
+    assert cache.status()["adoptions"] == 0
 
 
 def test_the_death_of_an_idle_session_is_noticed(cache):

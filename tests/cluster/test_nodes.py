@@ -1,9 +1,11 @@
 """The cache over several raylets: devices, exact reservations, replicas, nodes that come and go."""
 
+import itertools
 import json
 import os
 import signal
 import threading
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +17,11 @@ from ray.experimental import internal_kv
 
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.cluster.cache.book import Entry
+from genai_ray.cluster.cache.sessions import start_session
+from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU_BYTES
+from genai_ray.cluster.messages import Want
+from genai_ray.cluster.placement import Device, Slot
 from genai_ray.enhance import EnhanceOptions, enhance_videos
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.cluster.truth import is_reported, report, wait_until_true
@@ -67,6 +74,71 @@ def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cac
     wait_until(lambda: before["memory"] - ray.available_resources()["memory"] == 500_000_000)
     with pytest.raises(errors.ResourceExhaustedError, match=r"2000000000 bytes.*950000000"):
         cache.load_model(THIRD, memory_bytes=2_000_000_000)
+
+
+def test_a_nodes_sessions_take_at_most_nine_tenths_of_rays_memory(nodes):
+    most = int(0.9 * NODE_BYTES)
+    with ModelCache(100 * NODE_BYTES, name="large") as cache:
+        wait_until(lambda: len(devices(cache)) == 1)
+        (device,) = devices(cache).values()
+        assert device["budget_bytes"] == most < ray.cluster_resources()["memory"] == NODE_BYTES
+        with pytest.raises(errors.ResourceExhaustedError, match=f"{most + 1} bytes.*{most} bytes, the most"):
+            cache.load_model(MODEL, memory_bytes=most + 1)
+        for model in (MODEL, OTHER, THIRD):
+            cache.load_model(model, memory_bytes=most // 2)
+        assert cache.loaded_models() == [OTHER, THIRD]
+        assert cache.memory_usage()[0] == most
+        cache.evict(OTHER)
+        cache.load_model(MODEL, memory_bytes=most // 2 + 1)  # one byte more than is left
+        assert cache.loaded_models() == [MODEL]
+
+
+def loads_at_once(cache):
+    """Return the most loads that a device had at the same time, by device: each from its start to its end."""
+    steps = defaultdict(list)
+    for entry in cache.status()["models"]:
+        end_s = -entry["age_s"]
+        steps[entry["placed_on"]] += [(end_s - entry["load_s"] + 0.005, 1), (end_s, -1)]  # both are rounded to 1 ms
+    return {device: max(itertools.accumulate(step for _, step in sorted(found))) for device, found in steps.items()}
+
+
+@pytest.mark.parametrize(("word", "most"), [("cpu", 2), ("gpu", 1)])
+def test_few_models_are_loaded_at_once_and_the_others_wait(nodes, cache, word, most):
+    """Two on a node's CPU, one on a GPU: each load takes seconds, and all six are asked for at the same time."""
+    if word == "gpu":
+        nodes.add(num_gpus=2)
+        wait_until(lambda: len(devices(cache)) == 4)
+    models = [MODEL, OTHER, THIRD, "esrgan-2x", "waifu2x-x2", "rife"]
+    wants = [SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=250_000_000, max_frame=(240, 320), max_batch=1) for model in models]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(cache.load_model, wants))
+    assert len(copies_of_all := cache.status()["models"]) == 6
+    assert {entry["placed_on"].partition("/")[2][:3] for entry in copies_of_all} == {word}
+    assert set(loads_at_once(cache).values()) == {most}
+
+
+def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache, monkeypatch):
+    nodes.add(num_gpus=1)
+    wait_until(lambda: len(devices(cache)) == 3)
+    cache.load_model(MODEL)
+    cache.load_model(OTHER, device="cpu")
+    seen = {entry["model_id"]: (entry["session"]["gpu_ids"], entry["session"]["visible_gpus"]) for entry in cache.status()["models"]}
+    assert seen == {MODEL: (["0"], ""), OTHER: ([], "")}  # a logical GPU is in Ray's books alone, so its sessions must not see a real one
+    monkeypatch.delenv(LOGICAL_GPU_BYTES)
+    node = nodes.add(num_gpus=2).node_id  # what Ray calls a GPU here may be a real one
+    request, handles, found = SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32), [], []
+    try:
+        for kind in (CPU, "any GPU", "any GPU"):
+            entry = Entry(Want(request))
+            device = Device("any", node, kind, GPU_BYTES, GPU_BYTES, GPU_BYTES // GPU_UNITS)
+            start_session(entry, "of nobody", device, Slot("", entry.key, "any", GPU_BYTES, GPU_BYTES, 0, 0.0, 0.0))
+            handles.append(entry.handle)
+            status = ray.get(entry.handle.status.remote(), timeout=60)
+            found.append((status["gpu_ids"], status["visible_gpus"]))
+    finally:
+        for handle in handles:
+            ray.kill(handle)
+    assert found == [([], ""), (["0"], "0"), (["1"], "1")]
 
 
 def test_models_go_where_there_is_room_and_the_oldest_victim_is(nodes, cache, frames):

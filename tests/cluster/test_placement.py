@@ -288,3 +288,23 @@ def test_gdsf_keeps_what_is_dear_to_load_and_forgets_it_in_time():
         put(ledger, f"cheap {number}", 300, used_s=3.0 + number)
     assert name == "dear"
     assert gdsf_worth(1.0, 2, 10.0, 500_000_000) == 41.0
+
+
+def test_what_took_more_than_ray_holds_for_it_has_its_place_again_in_a_new_ledger():
+    """Of 600 bytes Ray holds 590; the sessions take 180 and 348 of a budget of 570."""
+
+    def ledger():
+        empty = Ledger(None)
+        empty.add_device(Device("d0", "n0", "cpu", 570, 600))
+        return empty
+
+    first, again = ledger(), ledger()
+    for name, held, taken in (("a", 300, 180), ("b", 290, 348)):
+        first.reserve(name, Need(name, held), "d0", 0, 0.0)
+        first.settle(name, taken, 1.0, 0.0)
+        again.reserve(name, Need(name, taken), "d0", 0, 0.0, held)
+    assert (first.used_bytes, first.devices["d0"].held_bytes) == (again.used_bytes, again.devices["d0"].held_bytes) == (528, 590)
+    with pytest.raises(errors.ResourceExhaustedError, match="10 bytes are free"):
+        again.reserve("c", Need("c", 11), "d0", 0, 0.0)
+    with pytest.raises(errors.ResourceExhaustedError, match="10 bytes are free"):
+        again.reserve("c", Need("c", 5), "d0", 0, 0.0, 11)

@@ -32,6 +32,8 @@ __all__ = ["CacheActor"]
 
 _RETRY_S = 0.05
 
+_LOOK_EVERY_S = 1.0
+
 
 class CacheActor:
     """One cache of the cluster; async, so that everything here runs on one thread.
@@ -91,10 +93,11 @@ class CacheActor:
         Raises:
             GenAIRayError: Why it cannot be loaded.
         """
-        await self._open()
         deadline = time.monotonic() + want.within_s
+        await self._open_for(key_of(want.request))
         if lost is not None:
             await self._settle_lost(lost, deadline)
+            await self._open_for(key_of(want.request))  # to load is for when all that is there is known
         if want.is_explicit:
             self._loader.failures.pop(key_of(want.request), None)
         return self._acquired(await join_flight(want, deadline, self._book, self._loader.check_failing, self._begin))
@@ -290,15 +293,24 @@ class CacheActor:
 
     async def _open(self) -> None:
         """Look at the cluster and enter the sessions of an earlier life; every caller waits until that is done, once."""
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open_once())
+        await asyncio.shield(self._opened())
+
+    async def _open_for(self, key: Key) -> None:
+        """Wait for ``_open``, or for a session of one entry, which was there in an earlier life: others may be silent, and keep nobody from it."""
+        opening = self._opened()
+        while not opening.done() and not any(self._book.is_usable(entry) for entry in self._book.of_key(key)):
+            change = asyncio.create_task(self._book.wait_for_change(_LOOK_EVERY_S))
+            await asyncio.wait([opening, change], return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
+        if opening.done():
+            await opening
+
+    def _opened(self) -> asyncio.Task[None]:
+        """Return the first look at the cluster; one that failed is begun again."""
         opening = self._opening
-        try:
-            await asyncio.shield(opening)
-        except BaseException:
-            if opening.done() and self._opening is opening:
-                self._opening = None  # the next caller tries again
-            raise
+        if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+            opening = self._opening = asyncio.create_task(self._open_once())
+        return opening
 
     async def _open_once(self) -> None:
         await self._upkeep.look_at_nodes()

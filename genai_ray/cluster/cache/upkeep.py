@@ -212,7 +212,7 @@ class Upkeep:
         for name, answer in seen.items():
             if name in ledger.slots:
                 queues[ledger.slots[name].key.model] += answer.in_flight
-        metrics.looked(list(ledger.devices.values()), [slot for slot in slots if slot.name in ledger.slots], queues)
+        metrics.looked(list(ledger.devices.values()), list(ledger.slots.values()), queues)
         book.notify()
 
     def _is_over(self, slot: Slot[Key], answer: Recency, idle_release_s: float | None) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
@@ -22,7 +22,7 @@ from genai_ray.cluster.cache.flight import join_flight
 from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started
 from genai_ray.cluster.messages import Description, LeaseRequest, SessionRequest, Stays, Want, key_of
-from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, SlotState, plan, plan_all
+from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, Need, SlotState, plan, plan_all
 from genai_ray.types import ModelBackend, ModelPrecision
 
 MB = 1_000_000
@@ -192,6 +192,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.ledger.mark(name, state=SlotState.RETIRING)
         self.processes[name] = replace(self.processes[name], retired=True)
 
+    @precondition(lambda self: list(self.ledger.leaving()))
+    @rule(data=st.data())
+    def somebody_evicts(self, data):
+        self.retires(self.draw(data, [slot.name for slot in self.ledger.leaving()]))
+
     def ends(self, name):
         del self.processes[name]
         entry = self.book.entries[name]
@@ -210,8 +215,10 @@ class CacheMachine(RuleBasedStateMachine):
     def refuses_to_retire(self, data):
         name = self.draw(data, self.refusing())
         self.processes[name] = replace(self.processes[name], retired=False)
-        self.book.keep(self.book.entries[name])
+        entry = self.book.entries[name]
+        self.book.keep(entry)
         self.drive()
+        assert all(waiter.task.done() for waiter in self.waiters if key_of(waiter.want.request) == entry.key)  # sent back to it at once
 
     def placed(self):
         return [name for name in self.slots(SlotState.LOADING) if name not in self.processes]
@@ -269,6 +276,8 @@ class CacheMachine(RuleBasedStateMachine):
             error = errors.ModelLoadError(f"{entry.key.model} cannot be loaded")
             self.loader.failures[entry.key] = loading.Failure(error, CLOCK.now_s + loading.FAILING_FOR_S)
             self.loader.fail(entry, error)
+            self.drive()
+            assert all(waiter.task.done() for waiter in self.waiters if key_of(waiter.want.request) == entry.key)  # told at once
 
     @precondition(lambda self: self.slots(SlotState.READY))
     @rule(data=st.data())
@@ -377,7 +386,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.tries_again(entry)
         self.drive()
 
-    @precondition(lambda self: len(self.processes) > 1)
+    @precondition(lambda self: self.processes)
     @rule(data=st.data())
     def cache_starts_again(self, data):
         """The sessions say what they are, in any order; clients ask again for what they waited for, and holders tell of their leases."""
@@ -437,6 +446,11 @@ class CacheMachine(RuleBasedStateMachine):
             assert len(places) == len(set(places))
 
     @invariant()
+    def what_is_pinned_stays(self):
+        for key in self.book.pinned:
+            assert any(slot.is_pinned for slot in self.ledger.of_key(key)) or not any(self.book.is_usable(entry) for entry in self.book.of_key(key))
+
+    @invariant()
     def everybody_ends_by_the_deadline(self):
         for waiter in list(self.waiters):
             if waiter.task.done():
@@ -455,10 +469,33 @@ def own_clock(monkeypatch):
     monkeypatch.setattr(book, "uuid", CLOCK)
 
 
+def run(max_examples, steps):
+    patience = settings(max_examples=max_examples, stateful_step_count=steps, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    run_state_machine_as_test(CacheMachine, settings=patience)
+
+
 def test_no_history_of_requests_breaks_an_invariant(own_clock):
-    run_state_machine_as_test(CacheMachine, settings=settings(max_examples=100, stateful_step_count=50, deadline=None))
+    run(100, 50)
 
 
 @pytest.mark.slow
 def test_no_long_history_of_requests_breaks_an_invariant(own_clock):
-    run_state_machine_as_test(CacheMachine, settings=settings(max_examples=1000, stateful_step_count=80, deadline=None))
+    run(1000, 80)
+
+
+def test_the_pin_of_a_session_that_dies_passes_to_its_replica():
+    several = book.Book(Ledger(None))
+    entries = []
+    for number in range(2):
+        several.ledger.add_device(Device(f"d{number}", f"n{number}", CPU, 1000, 1000))
+        entry = book.Entry(Want(MODELS[0]))
+        several.ledger.reserve(entry.name, Need(entry.key, 500), f"d{number}", 0, 0.0)
+        several.ledger.settle(entry.name, 500, 1.0, 0.0)
+        several.add(entry)
+        entry.ready.set()
+        entries.append(entry)
+    several.pinned = {entries[0].key}
+    several.ledger.mark(entries[0].name, is_pinned=True)
+    assert [slot.name for slot in several.ledger.leaving()] == [entries[1].name]
+    several.drop(entries[0])
+    assert list(several.ledger.leaving()) == []

@@ -99,14 +99,16 @@ def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cac
         os.kill(report(f"cache:{cache.name}")["Pid"], signal.SIGKILL)
         wait_until(lambda: is_reported(f"cache:{cache.name}", restarts))
         client = ModelCache(name=cache.name, deadline_s=60.0)
-        with ThreadPoolExecutor(1) as pool:
-            loading = pool.submit(client.load_model, THIRD)
+        with ThreadPoolExecutor(2) as pool:
+            loading, knowing = pool.submit(client.load_model, THIRD), pool.submit(client.memory_usage)
             session = client.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
             assert np.array_equal(session.infer(frames), expected)
+            assert not knowing.done()  # while not all is known
             assert not loading.done()
             assert len(session_names()) == 2
             os.kill(silent, signal.SIGCONT)
             loading.result(60)
+            assert knowing.result(60)[0] > 0
     finally:
         os.kill(silent, signal.SIGCONT)
     wait_until(lambda: set(cache.loaded_models()) == {MODEL, OTHER, THIRD})
@@ -117,7 +119,7 @@ def test_what_retires_while_the_cache_dies_holds_its_bytes_until_it_is_gone(cach
     cache.load_model(MODEL, memory_bytes=300_000_000)
     (entry,) = cache.status()["models"]
     assert ray.get(ray.get_actor(entry["name"], namespace="genai_ray").try_retire.remote(None))
-    kill_cache(cache)
+    os.kill(cache.status()["pid"], signal.SIGKILL)
     wait_until(lambda: cache.memory_usage()[0] == 0)
     assert not is_alive(entry["session"]["pid"])
     assert session_names() == []

@@ -70,7 +70,9 @@ class CacheActor:
         Raises:
             ConfigError: If the cache has another budget, or behaves otherwise.
         """
-        await self._open()
+        self._opened()  # whoever needs all that is there waits for it
+        if budget_bytes not in (None, self._book.ledger.total_bytes):
+            await self._open()
         if budget_bytes is not None and budget_bytes != self._book.ledger.budget_bytes:
             raise ConfigError(
                 f"cache {self._name!r} with a budget of {budget_bytes} bytes",

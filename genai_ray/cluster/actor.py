@@ -52,14 +52,16 @@ class SessionActor:
         cache: Name of the cache that starts it.
         request: Which session.
         digest: Hash of the model's file.
-        reserved_bytes: Bytes reserved for it.
+        reserved_bytes: Bytes that count against the budgets of the cache.
+        held_bytes: Bytes that Ray holds for it: those in units of its device.
     """
 
-    def __init__(self, cache: str, request: SessionRequest, digest: str, reserved_bytes: int) -> None:
+    def __init__(self, cache: str, request: SessionRequest, digest: str, reserved_bytes: int, held_bytes: int) -> None:
         gpus = ray.get_gpu_ids()
         if not gpus or os.environ.get(LOGICAL_GPU_BYTES):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and every GPU would be seen
-        self._cache, self._request, self._digest, self._reserved_bytes = cache, request, digest, reserved_bytes
+        self._cache, self._request, self._digest = cache, request, digest
+        self._reserved_bytes, self._held_bytes = reserved_bytes, held_bytes
         self._started = Started(ray.get_runtime_context().get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes())
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._session: InferenceSession | None = None
@@ -174,13 +176,14 @@ class SessionActor:
         """Return what the session is and has done.
 
         Returns:
-            ``InferenceSession.status`` with the bytes of the whole process.
+            ``InferenceSession.status`` with the bytes of the whole process, and the GPUs that it sees: none is an empty text.
         """
         status = {} if self._session is None else self._session.status()
         return status | {
             "memory_bytes": self._bytes(),
             "pid": os.getpid(),
             "gpu_ids": [] if self._started.gpu is None else [self._started.gpu],
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "retired": self._retired,
             "in_flight": self._in_flight,
         }
@@ -198,6 +201,7 @@ class SessionActor:
             digest=self._digest,
             started=self._started,
             reserved_bytes=self._reserved_bytes,
+            held_bytes=self._held_bytes,
             measured_bytes=self._measured_bytes,
             load_s=self._load_s,
             stays=self._stays,

@@ -208,11 +208,15 @@ def gpu_used_bytes(gpu: str, pid: int) -> int | None:
         pid: The process.
 
     Returns:
-        Bytes; None where NVML does not tell: in a container that hides process ids.
+        Bytes; None where NVML does not tell: in a container that hides process ids, or while it fails, which is logged.
     """
     import pynvml  # noqa: PLC0415
 
-    pynvml.nvmlInit()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as exc:
+        _log.warning("NVML does not tell what process %d takes of GPU %s (%s): it counts as what was reserved", pid, gpu, exc)
+        return None
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
         used = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}

@@ -16,6 +16,9 @@ __all__ = ["Lease"]
 
 _log = logging.getLogger(__name__)
 
+RELEASE_WITHIN_S = 5.0
+"""A cache that does not take a lease back within this is left to end it by its time to live."""
+
 
 class Lease:
     """Models that stay loaded until ``release``, the end of the ``with`` block, or the death of this process.
@@ -30,25 +33,27 @@ class Lease:
         self.sessions = sessions
         self._connection, self._request = connection, request
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True).start()
 
     def release(self) -> None:
-        """Give the models back; a second call does nothing."""
-        if self._over.is_set():
-            return
-        self._over.set()
-        self._thread.join()
+        """Give the models back, within some seconds also where the cache is silent; a second call does nothing."""
+        if not self._over.is_set():
+            self._over.set()
+            self._give_back()
+
+    def _give_back(self) -> None:
         try:
-            self._connection.call("release", self._request.lease_id)
+            self._connection.call("release", self._request.lease_id, within_s=RELEASE_WITHIN_S)
         except GenAIRayError as exc:  # the cache was shut down, and the lease with it; or it ends by its time to live
             _log.debug("lease %s was not given back: %s", self._request.lease_id, exc)
 
     def _beat(self) -> None:
         while not self._over.wait(LEASE_TTL_S / 3):
             try:
-                if not self._connection.call("renew", self._request):
+                if not self._connection.call("renew", self._request) and not self._over.is_set():
                     self._connection.call("lease", self._request, LEASE_TTL_S)
+                    if self._over.is_set():  # given back meanwhile, and perhaps before it was taken again
+                        self._give_back()
             except CacheClosedError:
                 return  # and the lease with it
             except GenAIRayError as exc:

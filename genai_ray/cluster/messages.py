@@ -194,7 +194,9 @@ class Description:
     started: Started
     """Where it is."""
     reserved_bytes: int
-    """Bytes reserved for it."""
+    """Bytes that counted against the budgets when it started."""
+    held_bytes: int
+    """Bytes that Ray holds for it."""
     measured_bytes: int | None
     """Bytes measured when it had loaded; None while it loads."""
     load_s: float

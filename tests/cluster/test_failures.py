@@ -12,11 +12,14 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
-from tests.processes import wait_until
+from genai_ray.cluster import SessionRequest
+from genai_ray.types import ModelBackend, ModelPrecision
+from tests.cluster.truth import is_reported, report, wait_until_true
+from tests.processes import is_alive, wait_until
 
 pytestmark = pytest.mark.cluster
 
-MODEL, OTHER = "websr-x2-s", "websr-x2-m"
+MODEL, OTHER, THIRD = "websr-x2-s", "websr-x2-m", "websr-x2-l"
 KEPT = ("name", "floor_bytes", "pinned", "predicted_bytes", "placed_on", "load_s")
 
 
@@ -36,13 +39,13 @@ def session_names():
     return sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:"))
 
 
-def restart(cache):
-    """Kill the cache actor's process, and return the state of the one that takes its place."""
-    before = cache.status()
+def kill_cache(cache):
+    """Kill the cache actor's process, and wait until the one that takes its place has the truth; returns what was known before."""
+    before, name = cache.status(), f"cache:{cache.name}"
+    restarts = report(name)["NumRestarts"]
     os.kill(before["pid"], signal.SIGKILL)
-    after = cache.status()
-    assert after["pid"] != before["pid"]
-    return before, after
+    wait_until_true(cache, lambda: is_reported(name, restarts))
+    return before
 
 
 def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
@@ -51,10 +54,11 @@ def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
     cache.load_model(OTHER, memory_bytes=300_000_000)
     cache.pin(OTHER)
     names = session_names()
-    before, after = restart(cache)
-    wait_until(lambda: len(cache.loaded_models()) == 2)
+    before = kill_cache(cache)
     after = cache.status()
+    assert after["pid"] != before["pid"]
     assert session_names() == names
+    assert [entry["state"] for entry in after["models"]] == ["ready", "ready"]
     assert after["budget_bytes"] == before["budget_bytes"] == 2_000_000_000
     by_id = {entry["model_id"]: entry for entry in after["models"]}
     for entry in before["models"]:
@@ -84,12 +88,50 @@ def test_a_load_survives_the_cache_that_began_it(cache, frames, expected):
     assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
 
 
+def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cache, frames, expected):
+    """Whose it is, and what it takes, only the silent one can tell: what is to be loaded waits for that, what is loaded does not."""
+    cache.load_model(MODEL)
+    cache.load_model(OTHER)
+    silent = next(entry for entry in cache.status()["models"] if entry["model_id"] == OTHER)["session"]["pid"]
+    restarts = report(f"cache:{cache.name}")["NumRestarts"]
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        os.kill(report(f"cache:{cache.name}")["Pid"], signal.SIGKILL)
+        wait_until(lambda: is_reported(f"cache:{cache.name}", restarts))
+        client = ModelCache(name=cache.name, deadline_s=60.0)
+        with ThreadPoolExecutor(2) as pool:
+            loading, knowing = pool.submit(client.load_model, THIRD), pool.submit(client.memory_usage)
+            session = client.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
+            assert np.array_equal(session.infer(frames), expected)
+            assert not knowing.done()  # while not all is known
+            assert not loading.done()
+            assert len(session_names()) == 2
+            os.kill(silent, signal.SIGCONT)
+            loading.result(60)
+            assert knowing.result(60)[0] > 0
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    wait_until(lambda: set(cache.loaded_models()) == {MODEL, OTHER, THIRD})
+    assert cache.status()["adoptions"] == 2
+
+
+def test_what_retires_while_the_cache_dies_holds_its_bytes_until_it_is_gone(cache):
+    cache.load_model(MODEL, memory_bytes=300_000_000)
+    (entry,) = cache.status()["models"]
+    assert ray.get(ray.get_actor(entry["name"], namespace="genai_ray").try_retire.remote(None))
+    os.kill(cache.status()["pid"], signal.SIGKILL)
+    wait_until(lambda: cache.memory_usage()[0] == 0)
+    assert not is_alive(entry["session"]["pid"])
+    assert session_names() == []
+    assert cache.status()["adoptions"] == 0
+
+
 def test_the_death_of_an_idle_session_is_noticed(cache):
     cache.load_model(MODEL)
+    (name,) = session_names()
     os.kill(cache.status()["models"][0]["session"]["pid"], signal.SIGKILL)
-    killed_at = time.monotonic()
-    wait_until(lambda: cache.memory_usage()[0] == 0)
-    assert time.monotonic() - killed_at < 5
+    wait_until_true(cache, lambda: is_reported(name, 0))
+    assert cache.memory_usage()[0] == 0
     assert cache.loaded_models() == []
 
 

@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +15,7 @@ from ray.exceptions import RayError
 from genai_ray.cluster.cache.adoption import adopt
 from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
+from genai_ray.cluster.cache.flight import join_flight
 from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
@@ -31,6 +31,8 @@ from genai_ray.errors import CacheClosedError, ConfigError, GenAIRayError, Model
 __all__ = ["CacheActor"]
 
 _RETRY_S = 0.05
+
+_LOOK_EVERY_S = 1.0
 
 
 class CacheActor:
@@ -68,7 +70,9 @@ class CacheActor:
         Raises:
             ConfigError: If the cache has another budget, or behaves otherwise.
         """
-        await self._open()
+        self._opened()  # whoever needs all that is there waits for it
+        if budget_bytes not in (None, self._book.ledger.total_bytes):
+            await self._open()
         if budget_bytes is not None and budget_bytes != self._book.ledger.budget_bytes:
             raise ConfigError(
                 f"cache {self._name!r} with a budget of {budget_bytes} bytes",
@@ -91,30 +95,14 @@ class CacheActor:
         Raises:
             GenAIRayError: Why it cannot be loaded.
         """
-        await self._open()
-        key, deadline = key_of(want.request), time.monotonic() + want.within_s
+        deadline = time.monotonic() + want.within_s
+        await self._open_for(key_of(want.request))
         if lost is not None:
             await self._settle_lost(lost, deadline)
+            await self._open_for(key_of(want.request))  # to load is for when all that is there is known
         if want.is_explicit:
-            self._loader.failures.pop(key, None)
-        while True:
-            entries = self._book.of_key(key)
-            usable = [entry for entry in entries if self._book.is_usable(entry)]
-            if usable:
-                return self._acquired(usable)
-            pending = next((entry for entry in entries if not entry.ready.is_set()), None)
-            if pending is None and entries:  # on their way out: the bytes are not free before the process is gone
-                await self._book.wait_for(entries[0].gone, entries[0], deadline)
-                continue
-            if pending is None:
-                self._loader.check_failing(key)
-                pending = Entry(want)
-                self._begin(pending)
-            elif want.is_explicit and not pending.want.is_explicit:
-                pending.want = replace(pending.want, is_explicit=True)
-            await self._book.wait_for(pending.ready, pending, deadline)
-            if pending.error is not None:
-                raise pending.error
+            self._loader.failures.pop(key_of(want.request), None)
+        return self._acquired(await join_flight(want, deadline, self._book, self._loader.check_failing, self._begin))
 
     async def replicas(self, key: Key) -> Acquired | None:
         """Return the sessions of an entry without loading it.
@@ -307,15 +295,24 @@ class CacheActor:
 
     async def _open(self) -> None:
         """Look at the cluster and enter the sessions of an earlier life; every caller waits until that is done, once."""
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open_once())
+        await asyncio.shield(self._opened())
+
+    async def _open_for(self, key: Key) -> None:
+        """Wait for ``_open``, or for a session of one entry, which was there in an earlier life: others may be silent, and keep nobody from it."""
+        opening = self._opened()
+        while not opening.done() and not any(self._book.is_usable(entry) for entry in self._book.of_key(key)):
+            change = asyncio.create_task(self._book.wait_for_change(_LOOK_EVERY_S))
+            await asyncio.wait([opening, change], return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
+        if opening.done():
+            await opening
+
+    def _opened(self) -> asyncio.Task[None]:
+        """Return the first look at the cluster; one that failed is begun again."""
         opening = self._opening
-        try:
-            await asyncio.shield(opening)
-        except BaseException:
-            if opening.done() and self._opening is opening:
-                self._opening = None  # the next caller tries again
-            raise
+        if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+            opening = self._opening = asyncio.create_task(self._open_once())
+        return opening
 
     async def _open_once(self) -> None:
         await self._upkeep.look_at_nodes()
@@ -329,7 +326,7 @@ class CacheActor:
             self._spawn(self._adopt_later(name))
             return
         if entry is not None:
-            self._spawn(self._keep(entry))
+            self._spawn(self._evictor.end(entry) if self._book.is_retiring(entry) else self._keep(entry))
 
     async def _adopt_later(self, name: str) -> None:
         await asyncio.sleep(_RETRY_S)

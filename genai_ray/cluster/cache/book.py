@@ -162,7 +162,7 @@ class Book:
         return entry.key in self.pinned and not any(slot.is_pinned for slot in self.ledger.of_key(entry.key))
 
     def drop(self, entry: Entry) -> None:
-        """Strike out a session that is dead, and make sure that its process ends.
+        """Strike out a session that is dead, and make sure that its process ends; where it was pinned, a replica of it is now.
 
         Args:
             entry: The session; one that is struck out already is left alone.
@@ -171,6 +171,9 @@ class Book:
             return
         self._remove(entry)
         self.ledger.release(entry.name)
+        heir = next((other for other in self.of_key(entry.key) if self.is_usable(other)), None)
+        if heir is not None and self.is_unpinned(heir):
+            self.ledger.mark(heir.name, is_pinned=True)
         entry.gone.set()
         if isinstance(entry.handle, ActorHandle):
             ray.kill(entry.handle)

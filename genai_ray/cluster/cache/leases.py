@@ -14,7 +14,7 @@ from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.sessions import ANSWER_WITHIN_S
 from genai_ray.cluster.messages import LEASE_TTL_S, Key, LeaseRequest, Stays, Want, key_of
-from genai_ray.cluster.placement import Need, check_all_fit
+from genai_ray.cluster.placement import Need, SlotState, check_all_fit
 from genai_ray.errors import BackendUnavailableError, DeadlineExceededError
 
 __all__ = ["Leases"]
@@ -89,6 +89,8 @@ class Leases:
             ledger.lease(lease.keys)
             placed = False
             try:
+                if self._is_leaving(request):
+                    return False
                 missing = self._missing(request)
                 placed = not missing or await self._evictor.try_place(missing)
             except BackendUnavailableError as exc:
@@ -204,6 +206,11 @@ class Leases:
     async def _tell(self, keys: Sequence[Key]) -> None:
         for entry in [entry for key in keys for entry in self._book.of_key(key)]:
             await self.tell(entry)
+
+    def _is_leaving(self, request: LeaseRequest) -> bool:
+        """Tell whether the last session of a model is on its way out: its process may end, come back, or be tried again."""
+        slots = [self._book.ledger.of_key(key_of(want.request)) for want in request.wants]
+        return any(found and all(slot.state is SlotState.RETIRING for slot in found) for found in slots)
 
     def _missing(self, request: LeaseRequest) -> list[Entry]:
         """Return an entry for each model that is neither loaded nor placed; one that waits for room is taken over."""

@@ -211,7 +211,7 @@ class Loader:
         if self._book.is_closed:
             raise CacheClosedError(f"the cache was shut down before {entry.key.model} was loaded")
         async with self._starts[device.node], steer(device, slot.held_bytes, twins):  # one after another: Ray chooses the GPU
-            start_session(entry, self._cache, device, slot.held_bytes)
+            start_session(entry, self._cache, device, slot)
             started: Started = await asyncio.wait_for(entry.handle.start.remote(), START_WITHIN_S)
         entry.started = started
         self._sizes.remember_process(CPU, started.process_bytes)

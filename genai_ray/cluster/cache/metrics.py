@@ -67,7 +67,7 @@ class CacheMetrics:
 
         Args:
             devices: Every device.
-            slots: Every session that is ready.
+            slots: Every session, those that retire included: their uses are counted when they are gone.
             queues: Requests in the sessions of each model.
         """
         tags_of = {device.device_id: {"device": device.device_id, "kind": device.kind} for device in devices}

@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from genai_ray.cluster.actor import CONCURRENCY_GROUPS, SessionActor
 from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.devices import CPU, GPU_UNITS
-from genai_ray.cluster.messages import Description
-from genai_ray.cluster.placement import Device, SlotState
+from genai_ray.cluster.messages import Description, Key
+from genai_ray.cluster.placement import Device, Slot, SlotState
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 
 __all__ = ["NAMESPACE", "end_session", "end_sessions", "is_there", "kill_and_wait", "session_names", "start_session", "steer", "to_load_error"]
@@ -113,18 +113,18 @@ async def end_session(book: Book, entry: Entry) -> None:
     book.notify()
 
 
-def start_session(entry: Entry, cache: str, device: Device, held_bytes: int) -> None:
+def start_session(entry: Entry, cache: str, device: Device, slot: Slot[Key]) -> None:
     """Start the process of a session on a device; it loads nothing by itself.
 
     Args:
         entry: The session, whose handle this sets.
         cache: Name of its cache.
         device: Where.
-        held_bytes: Bytes to reserve with Ray: of the node's memory, or a share of a GPU.
+        slot: What is reserved for it; with Ray, of the node's memory or as a share of a GPU.
     """
     remote: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)  # type: ignore[call-overload]
-    actor = remote.options(name=entry.name, namespace=NAMESPACE, lifetime="detached", **_on(device, held_bytes))
-    entry.handle = actor.remote(cache, entry.want.request, entry.want.digest, held_bytes)
+    actor = remote.options(name=entry.name, namespace=NAMESPACE, lifetime="detached", **_on(device, slot.held_bytes))
+    entry.handle = actor.remote(cache, entry.want.request, entry.want.digest, slot.reserved_bytes, slot.held_bytes)
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ async def describe(book: Book, sizes: SizeMemory) -> dict[str, Any]:
         The state; sessions first to go first.
     """
     ledger = book.ledger
+    now_s = time.monotonic()
     slots = sorted(ledger.slots.values(), key=lambda slot: slot.last_used_s)
     return {
         "policy": ledger.policy.value,
@@ -48,12 +49,12 @@ async def describe(book: Book, sizes: SizeMemory) -> dict[str, Any]:
             }
             for device in ledger.devices.values()
         ],
-        "models": list(await asyncio.gather(*(_describe_slot(book, slot) for slot in slots))),
+        "models": list(await asyncio.gather(*(_describe_slot(book, slot, now_s) for slot in slots))),
         "history": {model: dict(counts) for model, counts in book.history.items()},
     }
 
 
-async def _describe_slot(book: Book, slot: Slot[Key]) -> dict[str, Any]:
+async def _describe_slot(book: Book, slot: Slot[Key], now_s: float) -> dict[str, Any]:
     session: dict[str, Any] = {}
     entry = book.entries.get(slot.name)
     if entry is not None and slot.state is SlotState.READY:
@@ -61,7 +62,7 @@ async def _describe_slot(book: Book, slot: Slot[Key]) -> dict[str, Any]:
             session = await asyncio.wait_for(entry.handle.status.remote(), _ANSWER_WITHIN_S)
         except (RayError, TimeoutError):
             session = {"dead": True}
-    key, now_s = slot.key, time.monotonic()
+    key = slot.key
     return {
         "model_id": key.model,
         "backend": key.backend,

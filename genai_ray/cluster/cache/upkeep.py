@@ -157,6 +157,8 @@ class Upkeep:
                 break
         if not self._book.is_retiring(entry):
             self._book.drop(entry)
+        for heir in self._book.of_key(entry.key):
+            await self._leases.tell(heir)
 
     async def replicate(self, entry: Entry) -> None:
         """Place another replica of a hot model into free memory of another device, where there is any.
@@ -210,7 +212,7 @@ class Upkeep:
         for name, answer in seen.items():
             if name in ledger.slots:
                 queues[ledger.slots[name].key.model] += answer.in_flight
-        metrics.looked(list(ledger.devices.values()), [slot for slot in slots if slot.name in ledger.slots], queues)
+        metrics.looked(list(ledger.devices.values()), list(ledger.slots.values()), queues)
         book.notify()
 
     def _is_over(self, slot: Slot[Key], answer: Recency, idle_release_s: float | None) -> bool:

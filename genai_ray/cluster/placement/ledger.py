@@ -105,14 +105,16 @@ class Ledger(Generic[Key]):
         Raises:
             ResourceExhaustedError: If the bytes are not free.
         """
-        free = min(self.devices[device_id].free_bytes, self.budget_bytes - self.used_bytes)
-        if need.num_bytes > free:
+        device = self.devices[device_id]
+        held = -(-need.num_bytes // device.unit_bytes) * device.unit_bytes if held_bytes is None else held_bytes
+        room = min(device.budget_bytes - device.used_bytes, self.budget_bytes - self.used_bytes)
+        if need.num_bytes > room or held > device.capacity_bytes - device.held_bytes:
+            free = min(device.free_bytes, room)
             raise ResourceExhaustedError(f"{need.key} needs {need.num_bytes} bytes", f"{free} bytes are free on {device_id}")
         slot = Slot(name, need.key, device_id, 0, 0, floor_bytes, arrived_s=now_s, last_used_s=now_s)
         self.slots[name] = slot
         self._by_key.setdefault(need.key, {})[name] = slot
-        unit = self.devices[device_id].unit_bytes
-        self._count(slot, need.num_bytes, -(-need.num_bytes // unit) * unit if held_bytes is None else held_bytes)
+        self._count(slot, need.num_bytes, held)
         return slot
 
     def settle(self, name: str, measured_bytes: int, load_s: float, now_s: float) -> None:

@@ -43,15 +43,20 @@ class ModelServing(_Frozen):
     """Whether it is loaded at the start."""
     min_replicas: Annotated[int, Field(ge=0)] = 0
     """On how many devices it is kept as long as the endpoint runs; 0 for where requests bring it."""
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """On how many devices it is at the most when the cache makes replicas of it since it is hot; None for wherever memory is free. A batch
+    job that leases it on more devices gets them."""
     max_frame: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """(height, width) in pixels of the largest frame that will come; the warm-up runs it. Larger ones are tiled."""
     memory_bytes: Annotated[int, Field(gt=0)] | None = None
     """Bytes to reserve at the least; None for what is measured."""
 
     @model_validator(mode="after")
-    def _check_auto(self) -> ModelServing:
+    def _check(self) -> ModelServing:
         if ModelBackend.AUTO is self.backend or ModelPrecision.AUTO is self.precision:
             raise ValueError("backend and precision of a served model are named, not auto")
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is less than min_replicas={self.min_replicas}")
         return self
 
 

@@ -49,6 +49,8 @@ class SessionRequest:
     """Longest side of a tile; 0 for never."""
     device_kinds: tuple[str, ...] = ()
     """Words of which the kind of the device must have one; empty for any."""
+    max_copies: int | None = None
+    """On how many devices it is at the most when the cache makes replicas of it by itself; None for wherever memory is free."""
     alone: str = ""
     """Set for a session of a single request that is suspected of ending its process."""
 

@@ -93,6 +93,7 @@ class CacheActor:
         """
         await self._open()
         key, deadline = key_of(want.request), time.monotonic() + want.within_s
+        self._book.bound(want.request)
         if lost is not None:
             await self._settle_lost(lost, deadline)
         if want.is_explicit:

@@ -48,6 +48,9 @@ class ModelServing(_Frozen):
     job that leases it on more devices gets them."""
     max_frame: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """(height, width) in pixels of the largest frame that will come; the warm-up runs it. Larger ones are tiled."""
+    warmup_shapes: tuple[dict[str, tuple[Annotated[int, Field(gt=0)], ...]], ...] = ()
+    """Shapes of the model's own tensors, of each input by name, that the warm-up runs, one after the other; empty for none. An input whose
+    shape is fixed may be left out."""
     memory_bytes: Annotated[int, Field(gt=0)] | None = None
     """Bytes to reserve at the least; None for what is measured."""
 

@@ -95,6 +95,7 @@ class ServedModel:
             floor_bytes=serving.memory_bytes,
             max_frame=serving.max_frame,
             device_kinds=serving.device_kinds,
+            warmup_shapes=tuple(tuple(sorted(shapes.items())) for shapes in serving.warmup_shapes),
             max_copies=serving.max_replicas,
         )
 

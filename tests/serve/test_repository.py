@@ -23,7 +23,7 @@ from genai_ray.serve.ports import find_free_ports
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.standing import Standing
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
-from tests.serve.models import add_number, value
+from tests.serve.models import add_number, square, value
 from tests.serve.models import write as write_model
 from tests.serve.test_people import application, ask
 from tests.servers import listing, serving
@@ -157,6 +157,33 @@ def test_a_change_of_file_or_options_is_obeyed_by_the_next_request(models, ray_s
         assert ask(app, "POST", "/v2/repository/index", b"")[0] == 200
         assert infer()["outputs"][0]["data"] == [7]
     ModelCache(name="people").shutdown()
+
+
+def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
+    rows = 5000
+    square(models / "one.onnx")
+    square(models / "small.onnx")
+    (models / "one.serve.yaml").write_text(f"warmup_shapes: [{{x: [{rows}, 2]}}, {{x: [1, 1], shift: [1]}}]\n")
+    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+
+        def load(name):
+            status, told, _ = ask(app, "POST", f"/v2/repository/models/{name}/load", b"{}")
+            return status, json.loads(told)["error"] if told else ""
+
+        assert [load("one"), load("small")] == [(200, "")] * 2
+        large, small = ({Path(entry["model_id"]).stem: entry["bytes"] for entry in cache.status()["models"]}[name] for name in ("one", "small"))
+        assert large - small > 0.9 * 4 * rows**2
+        assert ask(app, "POST", "/v2/repository/models/one/unload", b"")[0] == 200
+        for shapes, words in (("{z: [1]}", r"unknown inputs ['z']"), ("{x: [1]}", "[1] for input 'x'; allowed: [-1, -1]")):
+            (models / "one.serve.yaml").write_text(f"warmup_shapes: [{shapes}]\n")
+            status, told = load("one")
+            assert (status, words in told) == (503, True), told
+            body = json.dumps({"inputs": [{"name": name, "datatype": "FP32", "shape": [1] * (2 - (name != "x")), "data": [1]} for name in ("x", "shift")]})
+            status, told, _ = ask(app, "POST", "/v2/models/one/infer", body.encode())
+            assert (status, words in json.loads(told)["error"]) == (503, True), told
+        (models / "one.serve.yaml").write_text("warmup_shapes: [{x: [2, -2]}]\n")
+        status, told = load("one")
+        assert (status, "warmup_shapes.0.x.1: Input should be greater than 0" in told) == (503, True), told
 
 
 def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):

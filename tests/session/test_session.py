@@ -175,10 +175,10 @@ def test_warmup_shapes_that_do_not_fit_are_named(tmp_path, shapes, words):
 
 def test_warmup_shapes_that_the_model_fails_with_are_named(tmp_path):
     add_sub(tmp_path / "add-sub.onnx")
-    shapes = (("a", (2, 4)), ("b", (3, 4)))
+    limits = SessionLimits(warmup_shapes=((("a", (2, 4)), ("b", (3, 4))),))
     words = r"warmup_shapes \{'a': \(2, 4\), 'b': \(3, 4\)\}: ONNX Runtime"
     with (
-        InferenceSession(tmp_path / "add-sub.onnx", limits=SessionLimits(warmup_shapes=(shapes,))) as session,
+        InferenceSession(tmp_path / "add-sub.onnx", limits=limits) as session,
         pytest.raises(errors.ModelLoadError, match=words),
     ):
         session.warmup()

@@ -3,14 +3,13 @@
 import http.client
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from genai_ray import InferenceSession, ModelCache
+from genai_ray import ModelCache
 from tests.nodes import Nodes
 from tests.processes import DEADLINE_S, is_alive, wait_until
 from tests.serve.conftest import serve

@@ -10,7 +10,7 @@ from genai_ray.cluster.client import ModelCache
 from genai_ray.cluster.connect import connect, disconnect, has_own_node_died, own_folders
 from genai_ray.cluster.connection import cache_names
 from genai_ray.cluster.lease import Lease
-from genai_ray.cluster.messages import SessionRequest
+from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "connect",
     "disconnect",
     "has_own_node_died",
+    "key_of",
     "own_folders",
 ]

@@ -22,6 +22,7 @@ from genai_ray.serve.looking import Looking
 from genai_ray.serve.ports import find_free_ports
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.standing import Standing
+from genai_ray.types import ModelPrecision
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
 from tests.serve.models import add_number, square, value
 from tests.serve.models import write as write_model
@@ -184,6 +185,28 @@ def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
         (models / "one.serve.yaml").write_text("warmup_shapes: [{x: [2, -2]}]\n")
         status, told = load("one")
         assert (status, "warmup_shapes.0.x.1: Input should be greater than 0" in told) == (503, True), told
+
+
+def test_the_index_and_ready_speak_of_the_sessions_that_requests_are_for(models, ray_session):
+    """A batch job's session of the same model, in another precision or for another device, is none of them."""
+    shutil.copyfile(WEBSR, models / "picture.onnx")
+    options = models / "picture.serve.yaml"
+
+    def told():
+        index = {entry["name"]: entry["state"] for entry in json.loads(ask(app, "POST", "/v2/repository/index", b"")[1])}
+        (stats,) = json.loads(ask(app, "GET", "/v2/models/picture/stats")[1])["model_stats"]
+        return index["picture"], ask(app, "GET", "/v2/models/picture/ready")[0], len(stats["memory_usage"])
+
+    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+        cache.load_model(models / "picture.onnx", precision=ModelPrecision.FP16, device="cpu")
+        for text, wanted in (
+            ("{}", ("UNAVAILABLE", 503, 0)),
+            ("precision: fp16", ("UNAVAILABLE", 503, 0)),
+            ("device: cpu", ("UNAVAILABLE", 503, 0)),
+            ("precision: fp16\ndevice: cpu", ("READY", 200, 1)),
+        ):
+            options.write_text(text)
+            assert told() == wanted, text
 
 
 def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):

@@ -94,6 +94,8 @@ class ServeProfile(_Frozen):
     """Most seconds for one request, a load that it waits for included."""
     max_body_bytes: Annotated[int, Field(gt=0)] = 256 * 1024**2
     """Most bytes of one request, and of what it unpacks to."""
+    max_bodies_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Most bytes of all requests in one replica together, as they come and as they unpack; None for four times ``max_body_bytes``."""
     max_json_bytes: Annotated[int, Field(gt=0)] = 32 * 1024**2
     """Most bytes of JSON, or of a gRPC message beside its raw tensors, in one request, whose values may take twenty times as many; binary tensors do not
     count, but the lengths of their strings, of four bytes each, may not take more either."""
@@ -115,6 +117,12 @@ class ServeProfile(_Frozen):
     """How models are served that have no file of their own."""
     people: PeopleServing = PeopleServing()
     """Pictures and videos of people: what may be sent, and where video jobs are kept."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ServeProfile:
+        if self.max_bodies_bytes is not None and self.max_bodies_bytes < self.max_body_bytes:
+            raise ValueError(f"max_bodies_bytes={self.max_bodies_bytes} is less than max_body_bytes={self.max_body_bytes} of one request")
+        return self
 
     def override(self, **fields: Any) -> ServeProfile:
         """Return a profile with other values in some fields.

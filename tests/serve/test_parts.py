@@ -207,6 +207,12 @@ def test_replicas_of_a_model_are_bounded_by_numbers_that_go_together(tmp_path):
             Repository(tmp_path, ())
 
 
+def test_all_bodies_may_have_what_one_may_have():
+    assert ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=10).max_bodies_bytes == 10
+    with pytest.raises(errors.ConfigError, match="max_bodies_bytes=9 is less than max_body_bytes=10"):
+        ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=9)
+
+
 @pytest.mark.parametrize("path", sorted((configs_folder() / "serve").glob("*.yaml")), ids=lambda path: path.stem)
 def test_profiles_load(path):
     assert load_serve_profile(path.stem).name == path.stem

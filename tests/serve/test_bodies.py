@@ -220,8 +220,9 @@ def test_all_bodies_together_are_bounded_packed_and_unpacked(tmp_path, monkeypat
         assert admission.held_bytes == 0
         taken = served.call(*long(num_bytes=len(packed), **headers))
         taken.chunks.put_nowait(packed)
-        while admission.held_bytes < len(packed) + len(body):  # unpacked by a thread
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(60):
+            while admission.held_bytes < len(packed) + len(body):  # unpacked by a thread
+                await asyncio.sleep(0.001)
         assert admission.held_bytes == len(packed) + len(body)
         engine.gate.set()
         await taken.task

@@ -99,27 +99,18 @@ def rss_watched(pid):
 
 
 _SPIN = """
-import sys, threading, time
-over, wall_s, cpu_s = threading.Event(), 0.0, 0.0
-threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
-while not over.wait(0.05):
-    began_s, until_s = time.perf_counter(), time.thread_time() + 0.05
-    while time.thread_time() < until_s:
-        pass
-    wall_s, cpu_s = wall_s + time.perf_counter() - began_s, cpu_s + 0.05
-print(wall_s / cpu_s if cpu_s else 1.0)
+import time
+began_s = time.perf_counter()
+while time.process_time() < 1:
+    pass
+print(time.perf_counter() - began_s)
 """
 
 
-@contextmanager
 def crowding():
-    """Give, after the block, how many times longer computing took meanwhile since others wanted the processors too: 1 on a quiet machine."""
-    spinning = subprocess.Popen([sys.executable, "-c", _SPIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    crowded: list[float] = []
-    try:
-        yield crowded
-    finally:
-        crowded.append(max(1.0, float(spinning.communicate()[0])))
+    """Return how many times longer computing takes since others want the processors too: about 1 on a quiet machine."""
+    spinning = [subprocess.Popen([sys.executable, "-c", _SPIN], stdout=subprocess.PIPE, text=True) for _ in range(os.cpu_count() or 1)]
+    return max(1.0, *(float(process.communicate()[0]) for process in spinning))
 
 
 @contextmanager

@@ -128,6 +128,7 @@ def test_a_signal_lets_what_is_computed_end_and_leaves_nothing(number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_endpoint_under_load_within_ten_seconds(number):
     """What was sent before the signal is answered or told to come again; what comes later may find nobody."""
+    crowded = crowding()
     endpoint = serve("--replicas", 2, "--model", "websr-x2-s")
     frames = np.random.default_rng(0).integers(0, 256, (1, 144, 176, 3), np.uint8)
     with InferenceSession("websr-x2-s") as session:
@@ -139,7 +140,7 @@ def test_a_signal_ends_an_endpoint_under_load_within_ten_seconds(number):
         _ask_until(endpoint.port, frames, wanted, signalled.is_set, outcomes, 0)
         _ask_until(endpoint.port, frames, wanted, lambda: is_over() or not listens(endpoint.port), [], 0)
 
-    with _clients(ask, 16) as outcomes, crowding() as crowded:
+    with _clients(ask, 16) as outcomes:
         wait_until(lambda: all(len(several) > 1 for several in outcomes), endpoint.process)
         mine, so_far = descendants(endpoint.process.pid, with_agents=True), len(_flat(outcomes))
         signalled.set()
@@ -151,7 +152,7 @@ def test_a_signal_ends_an_endpoint_under_load_within_ten_seconds(number):
         assert not listens(endpoint.grpc_port)
     assert len(_flat(outcomes)) > so_far
     assert set(_flat(outcomes)) <= {"right", "come again"}
-    assert took_s < END_WITHIN_S * crowded[0]
+    assert took_s < END_WITHIN_S * max(crowded, crowding())
     wait_until(lambda: not any(is_alive(pid) for pid in mine))
     assert not [line for line in endpoint.stderr if "Traceback" in line]
 

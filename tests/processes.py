@@ -98,6 +98,21 @@ def rss_watched(pid):
         thread.join()
 
 
+_SPIN = """
+import time
+began_s = time.perf_counter()
+while time.process_time() < 1:
+    pass
+print(time.perf_counter() - began_s)
+"""
+
+
+def crowding():
+    """Return how many times longer computing takes since others want the processors too: about 1 on a quiet machine."""
+    spinning = [subprocess.Popen([sys.executable, "-c", _SPIN], stdout=subprocess.PIPE, text=True) for _ in range(os.cpu_count() or 1)]
+    return max(1.0, *(float(process.communicate()[0]) for process in spinning))
+
+
 @contextmanager
 def killing(words, most, when):
     """Kill up to ``most`` processes of the embedded Ray whose title has ``words``, one after another, once ``when()`` holds."""

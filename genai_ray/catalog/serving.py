@@ -43,15 +43,23 @@ class ModelServing(_Frozen):
     """Whether it is loaded at the start."""
     min_replicas: Annotated[int, Field(ge=0)] = 0
     """On how many devices it is kept as long as the endpoint runs; 0 for where requests bring it."""
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """On how many devices it is at the most when the cache makes replicas of it since it is hot; None for wherever memory is free. A batch
+    job that leases it on more devices gets them."""
     max_frame: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """(height, width) in pixels of the largest frame that will come; the warm-up runs it. Larger ones are tiled."""
+    warmup_shapes: tuple[dict[str, tuple[Annotated[int, Field(gt=0)], ...]], ...] = ()
+    """Shapes of the model's own tensors, of each input by name, that the warm-up runs, one after the other; empty for none. An input whose
+    shape is fixed may be left out."""
     memory_bytes: Annotated[int, Field(gt=0)] | None = None
     """Bytes to reserve at the least; None for what is measured."""
 
     @model_validator(mode="after")
-    def _check_auto(self) -> ModelServing:
+    def _check(self) -> ModelServing:
         if ModelBackend.AUTO is self.backend or ModelPrecision.AUTO is self.precision:
             raise ValueError("backend and precision of a served model are named, not auto")
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is less than min_replicas={self.min_replicas}")
         return self
 
 
@@ -86,6 +94,8 @@ class ServeProfile(_Frozen):
     """Most seconds for one request, a load that it waits for included."""
     max_body_bytes: Annotated[int, Field(gt=0)] = 256 * 1024**2
     """Most bytes of one request, and of what it unpacks to."""
+    max_bodies_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Most bytes of all requests in one replica together, as they come and as they unpack; None for four times ``max_body_bytes``."""
     max_json_bytes: Annotated[int, Field(gt=0)] = 32 * 1024**2
     """Most bytes of JSON, or of a gRPC message beside its raw tensors, in one request, whose values may take twenty times as many; binary tensors do not
     count, but the lengths of their strings, of four bytes each, may not take more either."""
@@ -107,6 +117,12 @@ class ServeProfile(_Frozen):
     """How models are served that have no file of their own."""
     people: PeopleServing = PeopleServing()
     """Pictures and videos of people: what may be sent, and where video jobs are kept."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ServeProfile:
+        if self.max_bodies_bytes is not None and self.max_bodies_bytes < self.max_body_bytes:
+            raise ValueError(f"max_bodies_bytes={self.max_bodies_bytes} is less than max_body_bytes={self.max_body_bytes} of one request")
+        return self
 
     def override(self, **fields: Any) -> ServeProfile:
         """Return a profile with other values in some fields.

@@ -11,7 +11,7 @@ from genai_ray.cluster.connect import connect, disconnect, has_own_node_died, ow
 from genai_ray.cluster.connection import cache_names
 from genai_ray.cluster.devices import uses_gpu
 from genai_ray.cluster.lease import Lease
-from genai_ray.cluster.messages import SessionRequest
+from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "connect",
     "disconnect",
     "has_own_node_died",
+    "key_of",
     "own_folders",
     "uses_gpu",
 ]

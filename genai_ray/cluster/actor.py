@@ -16,7 +16,7 @@ import ray
 from genai_ray.cluster.devices import LOGICAL_GPU_BYTES, Started, gpu_used_bytes
 from genai_ray.cluster.messages import Description, Recency, Retired, SessionRequest, Stays
 from genai_ray.errors import ResourceExhaustedError
-from genai_ray.session import InferenceSession, SessionLimits, anonymous_bytes
+from genai_ray.session import InferenceSession, anonymous_bytes
 from genai_ray.types import Frames
 
 __all__ = ["SessionActor"]
@@ -290,9 +290,8 @@ class SessionActor:
 
     def _open(self, room: int | None) -> InferenceSession:
         request = self._request
-        limits = SessionLimits(max_bytes=room, max_frame=request.max_frame, max_batch=request.max_batch, tile_size_px=request.tile_size_px)
         device = "cpu" if self._started.gpu is None or os.environ.get(LOGICAL_GPU_BYTES) else "cuda"
-        session = InferenceSession(request.model, backend=request.backend, precision=request.precision, device=device, limits=limits)
+        session = InferenceSession(request.model, backend=request.backend, precision=request.precision, device=device, limits=request.limits(room))
         try:
             session.warmup()
         except BaseException:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from genai_ray.cluster.devices import Started
+from genai_ray.session import SessionLimits, Shapes
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = [
@@ -49,8 +50,25 @@ class SessionRequest:
     """Longest side of a tile; 0 for never."""
     device_kinds: tuple[str, ...] = ()
     """Words of which the kind of the device must have one; empty for any."""
+    warmup_shapes: tuple[Shapes, ...] = ()
+    """Shapes of the model's own tensors that it is warmed with."""
+    max_copies: int | None = None
+    """On how many devices it is at the most when the cache makes replicas of it by itself; None for wherever memory is free."""
     alone: str = ""
     """Set for a session of a single request that is suspected of ending its process."""
+
+    def limits(self, max_bytes: int | None = None) -> SessionLimits:
+        """Return what the session may take.
+
+        Args:
+            max_bytes: Bytes that it may add to its process; None for automatic.
+
+        Returns:
+            The limits.
+        """
+        return SessionLimits(
+            max_bytes=max_bytes, max_frame=self.max_frame, max_batch=self.max_batch, tile_size_px=self.tile_size_px, warmup_shapes=self.warmup_shapes
+        )
 
 
 class Key(NamedTuple):

@@ -12,7 +12,7 @@ import ray
 from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.cluster.messages import SessionRequest, Want
 from genai_ray.inspection import find_model
-from genai_ray.session import SessionLimits, predict_bytes
+from genai_ray.session import predict_bytes
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["CACHE_SHARE", "build_want", "own_node", "to_request"]
@@ -67,16 +67,15 @@ def _facts(request: SessionRequest, spec: ModelSpec) -> tuple[str, int]:
     """Return the hash of a model's file, and what ``session.predict_bytes`` says of it."""
     _, path = find_model(request.model)
     facts = path.stat()
-    limits = SessionLimits(max_frame=request.max_frame, max_batch=request.max_batch, tile_size_px=request.tile_size_px)
-    return spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns), _predict(path, facts.st_mtime_ns, request, limits)
+    return spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns), _predict(path, facts.st_mtime_ns, request)
 
 
 @functools.lru_cache(maxsize=256)
-def _predict(path: Path, modified_ns: int, request: SessionRequest, limits: SessionLimits) -> int:
+def _predict(path: Path, modified_ns: int, request: SessionRequest) -> int:
     del modified_ns  # part of the key
     spec, _ = find_model(request.model)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return predict_bytes(path, spec, limits, precision=request.precision, threads=threads, is_cpu=not request.device.startswith("cuda"))
+    return predict_bytes(path, spec, request.limits(), precision=request.precision, threads=threads, is_cpu=not request.device.startswith("cuda"))
 
 
 def own_node() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genai_ray.serve.engine import FRAMES_TOGETHER, Target
-from genai_ray.serve.repository import Repository
+from genai_ray.serve.repository import Repository, ServedModel, key_of_entry
 from genai_ray.serve.tally import ModelCounts, Tally
 from genai_ray.serve.tensors import TensorFacts
 
@@ -100,18 +100,19 @@ def describe_index(repository: Repository, status: Mapping[str, Any], broken: Ma
     Returns:
         One entry a version.
     """
-    states = {entry["model_id"]: _STATES.get(entry["state"], "UNKNOWN") for entry in status["models"] if entry["state"] != "ready"}
-    states |= {entry["model_id"]: "READY" for entry in status["models"] if entry["state"] == "ready"}
-    waiting = {entry["model_id"]: entry["reason"] for entry in status["waiting"]}
-    failing = {entry["model_id"]: entry["reason"] for entry in status["failing"]}
+    states = {key_of_entry(entry): _STATES.get(entry["state"], "UNKNOWN") for entry in status["models"] if entry["state"] != "ready"}
+    states |= {key_of_entry(entry): "READY" for entry in status["models"] if entry["state"] == "ready"}
+    waiting = {key_of_entry(entry): entry["reason"] for entry in status["waiting"]}
+    failing = {key_of_entry(entry): entry["reason"] for entry in status["failing"]}
     entries = []
     for model in repository.models():
         for version, source in sorted(model.versions.items(), key=lambda item: int(item[0])):
-            state, reason = states.get(source, "UNAVAILABLE"), ""
-            if source in waiting:
-                state, reason = "LOADING", waiting[source]
+            key = model.key(version)
+            state, reason = states.get(key, "UNAVAILABLE"), ""
+            if key in waiting and state != "READY":
+                state, reason = "LOADING", waiting[key]
             elif state == "UNAVAILABLE":
-                reason = broken.get(source) or failing.get(source, "not loaded; its first request loads it")
+                reason = broken.get(source) or failing.get(key, "not loaded; its first request loads it")
             if state == "READY" or not only_ready:
                 entries.append({"name": model.name, "version": version, "state": state, "reason": reason})
     return entries
@@ -136,7 +137,7 @@ def describe_statistics(repository: Repository, tally: Tally, status: Mapping[st
                 "name": model.name,
                 "version": version,
                 **tally.counts.get((model.name, version), ModelCounts()).to_json(),
-                "memory_usage": _memory(model.versions[version], status),
+                "memory_usage": _memory(model, version, status),
             }
             for model, versions in wanted
             for version in versions
@@ -144,10 +145,10 @@ def describe_statistics(repository: Repository, tally: Tally, status: Mapping[st
     }
 
 
-def _memory(source: str, status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    usage = []
+def _memory(model: ServedModel, version: str, status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    usage, key = [], model.key(version)
     for entry in status["models"]:
-        if entry["model_id"] == source:
+        if key_of_entry(entry) == key:
             gpus = entry["session"].get("gpu_ids") or []
             taken = entry["session"].get("memory_bytes", entry["bytes"])
             usage.append({"type": "GPU" if gpus else "CPU", "id": int(gpus[0]) if gpus and str(gpus[0]).isdigit() else 0, "byte_size": int(taken)})

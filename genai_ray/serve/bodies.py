@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from genai_ray.errors import DeadlineExceededError, InvalidInputError, TooManyRequestsError
-from genai_ray.serve.limits import Admission
+from genai_ray.serve.limits import Admission, Share
 
 __all__ = ["Query", "hold_place", "read_body", "read_file", "save_file"]
 
@@ -29,6 +29,8 @@ _DRAIN_IDLE_S = 1.0
 _IDLE_S = 30.0
 """Most seconds, and half of it at least, without a byte of a body: a client that is gone without a word would keep its place for an hour."""
 _MAX_FIELDS = 16
+_UNPACK_BYTES = 4 * 1024**2
+"""What is unpacked before it is asked for whether there is room for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class Query:
 
 
 @contextlib.asynccontextmanager
-async def hold_place(request: Request, admission: Admission) -> AsyncIterator[None]:
+async def hold_place(request: Request, admission: Admission) -> AsyncIterator[Share]:
     """Let a request in for as long as the context lasts, before its body is read.
 
     Args:
@@ -142,32 +144,34 @@ async def hold_place(request: Request, admission: Admission) -> AsyncIterator[No
         admission: Counts requests.
 
     Yields:
-        Nothing.
+        What the bytes of its body are taken from.
 
     Raises:
         TooManyRequestsError: If so many are there already.
     """
     with contextlib.ExitStack() as place:
         try:
-            place.enter_context(admission.place())
+            share = place.enter_context(admission.place())
         except TooManyRequestsError:
             await _drain(request)
             raise
-        yield
+        yield share
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, share: Share | None = None) -> bytes:
     """Read a body into memory, and unpack it.
 
     Args:
         request: Its ``Content-Encoding`` may be gzip or deflate.
         max_bytes: Most bytes of the body, and of what it unpacks to.
+        share: What its bytes are taken from, before they are read where it says how many they are; None for a body that is small anyway.
 
     Returns:
         The body, unpacked.
 
     Raises:
         InvalidInputError: If it is not packed as it says.
+        TooManyRequestsError: If all requests together hold too many bytes.
         DeadlineExceededError: If it stops coming.
         HTTPException: 413 if it is larger, 415 if it is packed in another way.
     """
@@ -176,30 +180,32 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         await _drain(request)
         raise HTTPException(_UNSUPPORTED, f"Content-Encoding {encoding[:40]!r}; allowed: gzip, deflate, identity")
     async with _patient() as patience:
-        chunks = [chunk async for chunk in _limited(request, max_bytes, patience)]
+        chunks = [chunk async for chunk in _limited(request, max_bytes, patience, share)]
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    return body if encoding in ("", "identity") else await asyncio.to_thread(_unpack, body, encoding, max_bytes)
+    return body if encoding in ("", "identity") else await _unpack(body, encoding, max_bytes, share)
 
 
-async def read_file(request: Request, max_bytes: int) -> tuple[bytes, str]:
+async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[bytes, str]:
     """Read a file into memory.
 
     Args:
         request: A request whose body is the file, or a form with one file.
         max_bytes: Most bytes of the body.
+        share: What its bytes are taken from.
 
     Returns:
         (the file, its name as the client has it; empty where it has none).
 
     Raises:
         InvalidInputError: If it is a form without a file, with several, or a broken one.
+        TooManyRequestsError: If all requests together hold too many bytes.
         DeadlineExceededError: If it stops coming.
         HTTPException: 413 if it is larger.
     """
     async with _patient() as patience:
         if not _is_form(request):
-            return b"".join([chunk async for chunk in _limited(request, max_bytes, patience)]), ""
-        upload = await _parse_form(request, max_bytes, patience)
+            return b"".join([chunk async for chunk in _limited(request, max_bytes, patience, share)]), ""
+        upload = await _parse_form(request, max_bytes, patience, share)
     try:
         return await upload.read(), upload.filename or ""
     finally:
@@ -246,18 +252,26 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
     return name
 
 
-def _unpack(body: bytes, encoding: str, max_bytes: int) -> bytes:
+async def _unpack(body: bytes, encoding: str, max_bytes: int, share: Share | None) -> bytes:
     # 15 + 32 reads the header of gzip or of zlib; -15 reads deflate without one, which some clients send.
     for bits in (15 + 32, -15) if encoding == "deflate" else (15 + 32,):
         reader = zlib.decompressobj(bits)
+        parts, size, left = [], 0, body
         try:
-            unpacked = reader.decompress(body, max_bytes + 1)
+            while not reader.eof:
+                part = await asyncio.to_thread(reader.decompress, left, min(_UNPACK_BYTES, max_bytes + 1 - size))
+                if not part and not reader.unconsumed_tail:
+                    break  # it ends too early
+                size, left = size + len(part), reader.unconsumed_tail
+                if size > max_bytes:
+                    raise HTTPException(_TOO_LARGE, f"a body that unpacks to more than {max_bytes} bytes")
+                if share is not None:
+                    share.take(len(part))
+                parts.append(part)
         except zlib.error:
             continue
-        if len(unpacked) > max_bytes:
-            raise HTTPException(_TOO_LARGE, f"a body that unpacks to more than {max_bytes} bytes")
         if reader.eof and not reader.unused_data:
-            return unpacked
+            return b"".join(parts)
     raise InvalidInputError(f"a body that is not {encoding}, as its Content-Encoding says")
 
 
@@ -286,18 +300,27 @@ async def _patient() -> AsyncIterator[asyncio.Timeout]:
         raise DeadlineExceededError(f"nothing of the body came for {_IDLE_S:g} s") from exc
 
 
-async def _limited(request: Request, max_bytes: int, patience: asyncio.Timeout | None = None) -> AsyncIterator[bytes]:
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > max_bytes:
+async def _limited(request: Request, max_bytes: int, patience: asyncio.Timeout | None = None, share: Share | None = None) -> AsyncIterator[bytes]:
+    word = request.headers.get("content-length", "0")
+    declared = int(word) if word.isdigit() else 0
+    if declared > max_bytes:
         await _drain(request)
         raise HTTPException(_TOO_LARGE, f"a body of {declared} bytes; allowed: {max_bytes}")
+    if share is not None:
+        try:
+            share.take(declared)
+        except TooManyRequestsError:
+            await _drain(request)
+            raise
     size, loop = 0, asyncio.get_running_loop()
     async for chunk in request.stream():
         if patience is not None and chunk and (patience.when() or 0.0) < loop.time() + _IDLE_S / 2:  # not each time: timers cost
             patience.reschedule(loop.time() + _IDLE_S)
-        size += len(chunk)
+        before, size = size, size + len(chunk)
         if size > max_bytes:
             raise HTTPException(_TOO_LARGE, f"a body of more than {max_bytes} bytes")
+        if share is not None and size > declared:
+            share.take(size - max(before, declared))
         yield chunk
 
 
@@ -315,8 +338,8 @@ async def _drain(request: Request) -> None:
                 patience.reschedule(loop.time() + _DRAIN_IDLE_S)
 
 
-async def _parse_form(request: Request, max_bytes: int, patience: asyncio.Timeout | None = None) -> UploadFile:
-    parser = MultiPartParser(request.headers, _limited(request, max_bytes, patience), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)  # type: ignore[arg-type]
+async def _parse_form(request: Request, max_bytes: int, patience: asyncio.Timeout, share: Share | None = None) -> UploadFile:
+    parser = MultiPartParser(request.headers, _limited(request, max_bytes, patience, share), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)  # type: ignore[arg-type]
     try:
         form = await parser.parse()
     except MultiPartException as exc:

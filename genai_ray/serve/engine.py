@@ -33,7 +33,7 @@ from genai_ray.serve.facts import FRAMES, OUTPUT, ModelFacts, check_feeds, check
 from genai_ray.serve.limits import COME_AGAIN, Admission, check_frame_sizes, check_result, check_tensor_sizes
 from genai_ray.serve.looking import Looking
 from genai_ray.serve.protocol import InferRequest, InferResponse
-from genai_ray.serve.repository import Repository, ServedModel
+from genai_ray.serve.repository import Repository, ServedModel, key_of_entry
 from genai_ray.serve.tally import Tally
 from genai_ray.types import ModelTask
 
@@ -220,9 +220,8 @@ class Engine:
         Returns:
             Whether it is.
         """
-        request = target.request
-        wanted = (request.model, request.backend.value, request.precision.value, "ready")
-        return any(wanted == tuple(entry[name] for name in ("model_id", "backend", "precision", "state")) for entry in (await self.status())["models"])
+        wanted = target.model.key(target.version)
+        return any(entry["state"] == "ready" and key_of_entry(entry) == wanted for entry in (await self.status())["models"])
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the cache.

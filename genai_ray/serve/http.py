@@ -33,7 +33,7 @@ from genai_ray.errors import (
 from genai_ray.serve.answers import describe_config, describe_index, describe_model, describe_server, describe_statistics
 from genai_ray.serve.bodies import hold_place, read_body
 from genai_ray.serve.engine import Engine, Target
-from genai_ray.serve.limits import LARGE_JSON_BYTES, is_long, max_strings
+from genai_ray.serve.limits import LARGE_JSON_BYTES, Share, is_long, max_strings
 from genai_ray.serve.metrics import CONTENT_TYPE, write_metrics
 from genai_ray.serve.openapi import describe_api
 from genai_ray.serve.people import people_operations
@@ -239,11 +239,11 @@ class _Api:
         return Response(status_code=200)
 
     async def infer(self, request: Request) -> Response:
-        async with hold_place(request, self._engine.admission):
-            return await self._infer(request)
+        async with hold_place(request, self._engine.admission) as share:
+            return await self._infer(request, share)
 
-    async def _infer(self, request: Request) -> Response:
-        body = await read_body(request, self._engine.profile.max_body_bytes)
+    async def _infer(self, request: Request, share: Share) -> Response:
+        body = await read_body(request, self._engine.profile.max_body_bytes, share)
         target = await self._find(request)
         header = request.headers.get(HEADER_LENGTH)
         json_bytes, strings = parse_header_length(header, len(body)), max_strings(target.facts.inputs, self._engine.profile)

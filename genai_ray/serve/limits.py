@@ -14,7 +14,7 @@ from genai_ray.errors import InvalidInputError, TooManyRequestsError
 from genai_ray.serve.tensors import TensorFacts
 from genai_ray.types import ModelTask
 
-__all__ = ["COME_AGAIN", "LARGE_JSON_BYTES", "Admission", "check_frame_sizes", "check_result", "check_tensor_sizes", "is_long", "max_strings"]
+__all__ = ["COME_AGAIN", "LARGE_JSON_BYTES", "Admission", "Share", "check_frame_sizes", "check_result", "check_tensor_sizes", "is_long", "max_strings"]
 
 Array = npt.NDArray[Any]
 
@@ -25,12 +25,42 @@ LARGE_JSON_BYTES = 1 << 16
 """More bytes than this of what is read and written value by value, such as JSON, are read and written on a thread."""
 _LARGE_BINARY_BYTES = 1 << 22
 """Numbers as binary data, of more bytes than this, are copied on a thread: less takes no longer than to change to one."""
+_BODIES = 4
+"""Bodies of the largest size that are held at the same time, where nothing is said of it."""
 _LENGTH_BYTES = 4
 """What an element of BYTES takes beside its own bytes, as binary data."""
 
 
+class Share:
+    """Bytes that one request holds, of those that all requests in a replica may hold.
+
+    Args:
+        admission: Of all requests.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self.num_bytes = 0
+        self._admission = admission
+
+    def take(self, num_bytes: int) -> None:
+        """Hold more bytes, until the request's place is given back.
+
+        Args:
+            num_bytes: How many more.
+
+        Raises:
+            TooManyRequestsError: If all requests together would hold more than they may.
+        """
+        admission = self._admission
+        if admission.held_bytes + num_bytes > admission.most_bytes:
+            held = f"{num_bytes} bytes more beside {admission.held_bytes} of all requests in this replica"
+            raise TooManyRequestsError(held, f"{admission.most_bytes} together", COME_AGAIN)
+        admission.held_bytes += num_bytes
+        self.num_bytes += num_bytes
+
+
 class Admission:
-    """Counts requests, from one event loop; what is too much is refused at once.
+    """Counts requests and their bytes, from one event loop; what is too much is refused at once.
 
     Args:
         profile: How many there may be.
@@ -39,15 +69,19 @@ class Admission:
     def __init__(self, profile: ServeProfile) -> None:
         self._most = profile.max_waiting
         self._most_of_one = profile.max_waiting_per_model or max(1, profile.max_waiting * 3 // 4)
+        self.most_bytes = profile.max_bodies_bytes or _BODIES * profile.max_body_bytes
+        """Bytes that all requests may hold."""
+        self.held_bytes = 0
+        """Bytes that they hold."""
         self._all = 0
         self._by_model: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> Iterator[Share]:
         """Let one request in for as long as the context lasts, before it is read.
 
         Yields:
-            Nothing.
+            What its bytes are taken from.
 
         Raises:
             TooManyRequestsError: If so many are there already.
@@ -55,10 +89,12 @@ class Admission:
         if self._all >= self._most:
             raise TooManyRequestsError(f"{self._all} requests in this replica", f"{self._most} at the same time", COME_AGAIN)
         self._all += 1
+        share = Share(self)
         try:
-            yield
+            yield share
         finally:
             self._all -= 1
+            self.held_bytes -= share.num_bytes
 
     @contextlib.contextmanager
     def of(self, model: str) -> Iterator[None]:

@@ -32,7 +32,7 @@ _WHEN = {
     413: "The body, also unpacked, is too large.",
     415: "Another Content-Encoding than gzip or deflate.",
     416: "No such part.",
-    429: "Too many requests, of this model or altogether, or too many jobs, at this moment.",
+    429: "Too many requests, of this model or altogether, too many bytes of theirs, or too many jobs, at this moment.",
     500: "The server, or the runtime on this input, failed.",
     503: "Loading, without room, not usable (the reason is told), or ending.",
     504: "Not done in time.",

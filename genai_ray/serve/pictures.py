@@ -19,6 +19,7 @@ from genai_ray.serve.bodies import Query, hold_place, read_file
 from genai_ray.serve.engine import Engine, Target
 from genai_ray.serve.facts import FRAMES
 from genai_ray.serve.images import FORMATS, Picture, check_encoding, decode_picture, encode_picture
+from genai_ray.serve.limits import Share
 from genai_ray.serve.protocol import InferRequest
 from genai_ray.serve.repository import ServedModel
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref
@@ -118,14 +119,14 @@ class _Api:
         return JSONResponse({"models": await asyncio.gather(*(self._describe(model) for model in models))})
 
     async def enhance(self, request: Request) -> Response:
-        async with hold_place(request, self._engine.admission):
-            return await self._enhance(request)
+        async with hold_place(request, self._engine.admission) as share:
+            return await self._enhance(request, share)
 
-    async def _enhance(self, request: Request) -> Response:
+    async def _enhance(self, request: Request, share: Share) -> Response:
         engine, limits = self._engine, self._engine.profile.people
         query = Query.of(request, once=_QUERY)
         name, params, quality, format_name = query.needed("model"), query.params(), query.whole("quality"), query.text("format")
-        body, _ = await read_file(request, engine.profile.max_body_bytes)
+        body, _ = await read_file(request, engine.profile.max_body_bytes, share)
         target = await engine.find(name)
         spec = target.facts.spec
         _check_task(spec)

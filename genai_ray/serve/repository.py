@@ -9,16 +9,18 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from genai_ray.catalog import SERVING_SUFFIX, ModelCatalog, ModelServing, load_model_serving
-from genai_ray.cluster import SessionRequest
+from genai_ray.cluster import SessionRequest, key_of
 from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError, VideoError
 from genai_ray.files import find_facts, is_remote, list_files, to_place
 
-__all__ = ["Repository", "ServedModel"]
+__all__ = ["Repository", "ServedModel", "key_of_entry"]
 
 _MODEL = ".onnx"
+_KEY = ("model_id", "backend", "precision", "device")
 _log = logging.getLogger(__name__)
 
 
@@ -95,7 +97,35 @@ class ServedModel:
             floor_bytes=serving.memory_bytes,
             max_frame=serving.max_frame,
             device_kinds=serving.device_kinds,
+            warmup_shapes=tuple(tuple(sorted(shapes.items())) for shapes in serving.warmup_shapes),
+            max_copies=serving.max_replicas,
         )
+
+    def key(self, version: str = "") -> tuple[str, ...]:
+        """Return which sessions of the cache compute it; the same model in another precision, or for another device, is somebody else's.
+
+        Args:
+            version: A version; empty for the highest.
+
+        Returns:
+            As ``key_of_entry``.
+
+        Raises:
+            ModelNotFoundError: If there is no such version.
+        """
+        return tuple(key_of(self.request(version)))[: len(_KEY)]
+
+
+def key_of_entry(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return of which sessions something in the cache's status is said.
+
+    Args:
+        entry: Of its ``models``, ``waiting`` or ``failing``.
+
+    Returns:
+        (model, backend, precision, device).
+    """
+    return tuple(entry[name] for name in _KEY)
 
 
 class Repository:

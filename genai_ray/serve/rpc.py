@@ -268,7 +268,8 @@ class Rpc:
 
     async def _infer(self, data: bytes, request: Any, *, is_streamed: bool = False) -> bytes:
         """Parse a request into an empty message, compute it, and write the answer."""
-        with self.engine.admission.place():
+        with self.engine.admission.place() as share:
+            share.take(len(data))
             typed, most = count_typed_bytes(data), self.engine.profile.max_json_bytes
             if typed > most:
                 raise InvalidInputError(f"{typed} bytes of a request beside raw_input_contents", f"{most}", "Send tensors as raw_input_contents.")

@@ -3,5 +3,6 @@
 from genai_ray.session.memory import anonymous_bytes
 from genai_ray.session.session import InferenceSession
 from genai_ray.session.sizing import SessionLimits, predict_bytes
+from genai_ray.session.warming import Shapes
 
-__all__ = ["InferenceSession", "SessionLimits", "anonymous_bytes", "predict_bytes"]
+__all__ = ["InferenceSession", "SessionLimits", "Shapes", "anonymous_bytes", "predict_bytes"]

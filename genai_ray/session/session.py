@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.backends import RuntimeSession, Tensors, open_runtime, resolve_device
-from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ResourceExhaustedError
+from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError, ResourceExhaustedError
 from genai_ray.graph import Graph, fuse_frames, read_model
 from genai_ray.inspection import find_model
 from genai_ray.session.memory import anonymous_bytes, map_large_blocks, release_freed_memory
 from genai_ray.session.precision import convert_model
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames
 from genai_ray.session.sizing import SessionLimits, bytes_per_px, default_tile_px, largest_run, run_batch_of, runs_at_once
+from genai_ray.session.warming import Shapes, build_feeds
 from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames
 
 __all__ = ["InferenceSession"]
@@ -158,8 +159,11 @@ class InferenceSession:
     def warmup(self) -> None:
         """Make four of the largest runs on every thread, one after the other, so that speed and ``memory_bytes`` are true from then on.
 
+        Frames are those of ``limits``, the model's own tensors those of ``limits.warmup_shapes``, if any.
+
         Raises:
             InferenceError: If the runtime fails or the session is closed.
+            ModelLoadError: If the model does not take ``limits.warmup_shapes``.
             ResourceExhaustedError: If it takes more than ``limits.max_bytes``.
         """
         if not self.spec.is_image_model:
@@ -173,15 +177,15 @@ class InferenceSession:
                 self._frames_done = self._calls_done = 0
                 self._seconds_busy = self._seconds_busy / len(frames)  # so that the average is known before the first frame
             del frames
+        for shapes in self.limits.warmup_shapes:
+            self._warm_raw(shapes)
         release_freed_memory()
         self._warm = True
         taken, allowed = self.memory_bytes, self.limits.max_bytes
         if allowed is not None and taken > allowed:
-            raise ResourceExhaustedError(
-                f"{self.spec.model_id} takes {taken} bytes at runs of {self._largest_run()}",
-                f"{allowed} bytes",
-                "Give it more bytes or a smaller tile.",
-            )
+            runs = self._largest_run() if self.spec.is_image_model else [dict(shapes) for shapes in self.limits.warmup_shapes]
+            got = f"{self.spec.model_id} takes {taken} bytes at runs of {runs}"
+            raise ResourceExhaustedError(got, f"{allowed} bytes", "Give it more bytes or smaller runs.")
 
     @property
     def memory_bytes(self) -> int:
@@ -271,6 +275,16 @@ class InferenceSession:
                 raise InvalidInputError(f"{name}={value} for {self.spec.model_id}", f"from {param.minimum} to {param.maximum}")
             scalars[name] = np.full((), value, np.float32)
         return scalars
+
+    def _warm_raw(self, shapes: Shapes) -> None:
+        runtime = self._runtime("raw")
+        feeds = build_feeds(runtime.inputs, shapes)
+        runs = [self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(WARMUP_RUNS * self.num_runs)]
+        try:
+            for run in runs:
+                run.result()
+        except (InvalidInputError, InferenceError) as exc:
+            raise ModelLoadError(f"warmup_shapes {dict(shapes)}: {exc.got}", "shapes that the model runs with") from exc
 
     def _plan(self, is_online: bool) -> RunPlan:
         spec = self.spec

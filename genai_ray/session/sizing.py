@@ -9,6 +9,7 @@ import numpy as np
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_model, weight_bytes
+from genai_ray.session.warming import Shapes
 from genai_ray.types import ModelPrecision, ModelTask
 
 __all__ = ["SessionLimits", "bytes_per_px", "can_tile", "default_tile_px", "largest_run", "predict_bytes", "run_batch_of", "runs_at_once"]
@@ -31,7 +32,7 @@ GPU_RUN_BATCH = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """What a session may take; every field None by default, which means automatic."""
+    """What a session may take; every field None or empty by default, which means automatic."""
 
     max_bytes: int | None = None
     """Bytes it may add to its process: larger frames are tiled, and what cannot be tiled is refused."""
@@ -41,6 +42,8 @@ class SessionLimits:
     """Most frames in one runtime call."""
     tile_size_px: int | None = None
     """Longest side of a tile, halo included; 0 for never."""
+    warmup_shapes: tuple[Shapes, ...] = ()
+    """Shapes of the model's own tensors that warm-up runs with, one after the other; empty for none: they are not known from the graph."""
 
 
 def can_tile(spec: ModelSpec) -> bool:
@@ -155,8 +158,12 @@ def predict_bytes(path: Path, spec: ModelSpec, limits: SessionLimits, *, precisi
     model = read_model(path)
     share = {ModelPrecision.FP16: 1.0 if is_cpu else 0.5, ModelPrecision.INT8: 0.25}.get(precision, 1.0)
     fixed = MODEL_BASE_BYTES + int(WEIGHT_BYTES_FACTOR * share * weight_bytes(model))
+    activations = max((activation_bytes(model, dict(shapes)) for shapes in limits.warmup_shapes), default=0)
+    raw = int(RUN_BYTES_FACTOR * activations * runs_at_once(spec, threads, is_cpu))
     if not spec.is_image_model:
-        return fixed
+        return fixed + raw
+    if limits.warmup_shapes:  # frames and raw tensors have a runtime each
+        raw += fixed
     height, width = largest_run(spec, limits, default_tile_px(spec, limits))
     runs = runs_at_once(spec, threads, is_cpu) * run_batch_of(spec, limits, is_cpu)
-    return fixed + int(bytes_per_px(fuse_frames(model, spec, np.dtype(np.uint8)), spec) * height * width * runs)
+    return raw + fixed + int(bytes_per_px(fuse_frames(model, spec, np.dtype(np.uint8)), spec) * height * width * runs)

@@ -1,12 +1,15 @@
 """The cache over several raylets: devices, exact reservations, replicas, nodes that come and go."""
 
+import contextlib
 import itertools
 import json
 import os
 import signal
 import threading
+import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +20,7 @@ from ray.experimental import internal_kv
 
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.cluster.actor import HOT_FOR_S, HOT_QUEUE
 from genai_ray.cluster.cache.book import Entry
 from genai_ray.cluster.cache.sessions import start_session
 from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU_BYTES
@@ -32,6 +36,7 @@ from tests.video.clips import write
 pytestmark = pytest.mark.cluster
 
 MODEL, OTHER, THIRD = "websr-x2-s", "websr-x2-m", "websr-x2-l"
+REQUEST = SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)
 
 
 @pytest.fixture
@@ -156,15 +161,14 @@ def test_models_go_where_there_is_room_and_the_oldest_victim_is(nodes, cache, fr
     assert copies(cache, THIRD)[0]["placed_on"] == places[OTHER]
 
 
-def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames, expected):
-    nodes.add(num_gpus=2)
-    wait_until(lambda: len(devices(cache)) == 4)
-    big = np.zeros((4, 240, 320, 3), np.uint8)
-    over = threading.Event()
+@contextlib.contextmanager
+def keeping_busy(cache, request):
+    """Ask from 16 clients until the block ends; gives what each is left with."""
+    big, over = np.zeros((4, 240, 320, 3), np.uint8), threading.Event()
     clients = [ModelCache(name=cache.name) for _ in range(16)]
 
     def ask(client):
-        session = client.get_session(MODEL)
+        session = client.session_of(request)
         while not over.is_set():
             session.infer(big)
         return session
@@ -172,15 +176,42 @@ def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames,
     with ThreadPoolExecutor(16) as pool:
         asking = [pool.submit(ask, client) for client in clients]
         try:
-            wait_until(lambda: len(copies(cache)) == 2)
-            wait_until(lambda: all(entry["queue"] > 0 for entry in copies(cache)))
+            yield asking
         finally:
             over.set()
-        for one in asking:
-            assert np.array_equal(one.result().infer(frames), expected)
+
+
+def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames, expected):
+    nodes.add(num_gpus=2)
+    wait_until(lambda: len(devices(cache)) == 4)
+    with keeping_busy(cache, REQUEST) as asking:
+        wait_until(lambda: len(copies(cache)) == 2)
+        wait_until(lambda: all(entry["queue"] > 0 for entry in copies(cache)))
+    for one in asking:
+        assert np.array_equal(one.result().infer(frames), expected)
     assert len({entry["placed_on"] for entry in copies(cache)}) == 2
     wait_until(lambda: cache.status()["evictions"] == 1)
     assert len(copies(cache)) == 1
+
+
+def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
+    nodes.add(num_gpus=2)
+    wait_until(lambda: len(devices(cache)) == 4)
+    seen = []
+
+    def has_been_hot():
+        entries = cache.status()["models"]
+        assert len(entries) <= 1, "a replica"
+        if entries and entries[0]["queue"] >= HOT_QUEUE:
+            seen.append(time.monotonic())
+        else:
+            seen.clear()
+        return bool(seen) and seen[-1] - seen[0] > 4 * HOT_FOR_S
+
+    with keeping_busy(cache, replace(REQUEST, max_copies=1)):
+        wait_until(has_been_hot)
+        cache.load_model(replace(REQUEST, max_copies=2))  # whoever says it last is obeyed, also of what is loaded
+        wait_until(lambda: len(copies(cache)) == 2)
 
 
 def test_a_job_is_on_every_device_and_takes_those_that_come(nodes, cache):

@@ -59,6 +59,17 @@ def total(path):
     write(path, [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], [value("x", "FP32", ("n",))], [value("y", "FP32", ())])
 
 
+def square(path):
+    """Rows of ``x`` times its columns, n * n numbers, added up; and ``shift``, whose shape is fixed, is added."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["columns"]),
+        helper.make_node("MatMul", ["x", "columns"], ["products"]),
+        helper.make_node("ReduceSum", ["products"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["sum", "shift"], ["y"]),
+    ]
+    write(path, nodes, [value("x", "FP32", ("n", "k")), value("shift", "FP32", (1,))], [value("y", "FP32", (1,))])
+
+
 def write_repository(folder):
     """One model of each datatype, and some that are special."""
     for datatype in ELEMENTS:

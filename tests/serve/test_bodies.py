@@ -1,9 +1,11 @@
 """What a request costs before it is computed: places, threads and bounds. The application and the gRPC methods without Ray or a network."""
 
 import asyncio
+import gzip
 import json
 import shutil
 import struct
+import zlib
 from types import SimpleNamespace
 from urllib.parse import quote, unquote
 
@@ -177,6 +179,81 @@ def test_a_request_takes_its_place_before_its_body_is_read_and_gives_it_back(tmp
             gone.task.cancel()
             await asyncio.gather(gone.task, return_exceptions=True)
         assert (await served.call(infer, SMALL_HEADERS).answer(SMALL))[0] == 200
+
+    told(engine, story)
+
+
+def test_all_bodies_together_are_bounded_packed_and_unpacked(tmp_path, monkeypatch):
+    engine = Echo(tmp_path, max_body_bytes=1000, max_bodies_bytes=2000)
+    monkeypatch.setattr(bodies, "_UNPACK_BYTES", 64)
+    infer, admission = "/v2/models/fp32/infer", engine.admission
+
+    def long(path=infer, query="", num_bytes=1000, **headers):
+        return (path, {"Content-Length": str(num_bytes), **headers}, query)
+
+    async def story(served):
+        waiting = [served.call(*long()), served.call(*long("/v1/enhance", "model=fp32"))]
+        await settle()
+        assert [call.read for call in waiting] == [0, 0]  # room is taken for what has not come
+        assert admission.held_bytes == 2000
+        for words in (long(num_bytes=1), long("/v1/enhance", "model=fp32", num_bytes=1)):
+            call = served.call(*words)
+            status, body = await call.answer(b"{")
+            assert (status, call.headers["retry-after"], call.read) == (429, "1", 1)
+            assert json.loads(body)["error"] == ("1 bytes more beside 2000 of all requests in this replica; allowed: 2000 together. Send it again in a while.")
+        unsaid = served.call(infer)
+        assert (await unsaid.answer(b"{"))[0] == 429
+        context, _ = await served.infer(b"{")
+        assert (context.code, "1 bytes more beside 2000" in context.details) == ("RESOURCE_EXHAUSTED", True)
+        assert (await served.call("/v2/repository/index").answer(b"[]"))[0] == 400  # what is small anyway is not counted
+        assert (await waiting[1].answer(b"no picture" * 100))[0] == 400
+        assert admission.held_bytes == 1000
+        body, headers = binary("FP32", bytes(800), 200, parameters={"wait": True})
+        packed = gzip.compress(body)
+        headers |= {"Content-Encoding": "gzip"}
+        refused = served.call(*long(num_bytes=len(packed), **headers))
+        assert len(packed) + len(body) > 1000 > len(body)
+        status, told_error = await refused.answer(packed)
+        assert (status, "of all requests" in json.loads(told_error)["error"]) == (429, True)
+        waiting[0].task.cancel()
+        await asyncio.gather(waiting[0].task, return_exceptions=True)
+        assert admission.held_bytes == 0
+        taken = served.call(*long(num_bytes=len(packed), **headers))
+        taken.chunks.put_nowait(packed)
+        async with asyncio.timeout(60):
+            while admission.held_bytes < len(packed) + len(body):  # unpacked by a thread
+                await asyncio.sleep(0.001)
+        assert admission.held_bytes == len(packed) + len(body)
+        engine.gate.set()
+        await taken.task
+        assert (taken.status, admission.held_bytes) == (200, 0)
+
+    told(engine, story)
+
+
+@pytest.mark.parametrize(("encoding", "bits"), [("gzip", 31), ("deflate", 15), ("deflate", -15)])
+def test_what_is_packed_is_unpacked_whole_or_refused(encoding, bits, tmp_path, monkeypatch):
+    engine = Echo(tmp_path, max_body_bytes=2000)
+    monkeypatch.setattr(bodies, "_UNPACK_BYTES", 7)
+
+    async def story(served):
+        async def ask(content, headers):
+            status, answer = await served.call("/v2/models/fp32/infer", headers | {"Content-Encoding": encoding}).answer(content)
+            return status, answer
+
+        def pack(content):
+            packer = zlib.compressobj(9, zlib.DEFLATED, bits)
+            return packer.compress(content) + packer.flush()
+
+        array = np.random.default_rng(0).random(300, np.float32)
+        body, headers = binary("FP32", array.tobytes(), len(array))
+        status, answer = await ask(pack(body), headers)
+        assert (status, answer[-array.nbytes :] == array.tobytes()) == (200, True)
+        for wrong in (pack(body)[:-5], pack(body) + b"more", b"nothing packed"):
+            status, answer = await ask(wrong, headers)
+            assert (status, f"a body that is not {encoding}" in json.loads(answer)["error"]) == (400, True), wrong
+        for size, wanted in ((2000, 400), (2001, 413), (10**6, 413)):
+            assert (await ask(pack(b" " * size), {}))[0] == wanted
 
     told(engine, story)
 

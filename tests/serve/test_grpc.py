@@ -1,5 +1,6 @@
 """The endpoint over gRPC, by tritonclient as it is, and by hand."""
 
+import asyncio
 import queue
 import re
 import threading
@@ -9,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -134,6 +136,63 @@ def test_asynchronous_requests(client):
 def test_a_message_of_many_megabytes(client):
     array = np.random.default_rng(3).integers(0, 256, (2160, 3840 * 3), np.uint8)
     assert np.array_equal(client.infer("identity-uint8", [feed("x", array, "UINT8")]).as_numpy("y"), array)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compression(client, algorithm):
+    a = np.arange(400_000, dtype=np.float32).reshape(-1, 4)
+    answer = client.infer("add-sub", [feed("a", a, "FP32"), feed("b", a, "FP32")], compression_algorithm=algorithm)
+    assert np.array_equal(answer.as_numpy("sum"), a + a)
+
+
+def test_the_asynchronous_client(served):
+    async def story():
+        async with triton_aio.InferenceServerClient(served.grpc) as one:
+            assert await one.is_server_ready()
+            await one.load_model("add-sub")
+            assert await one.is_model_ready("add-sub")
+            assert (await one.get_model_metadata("add-sub")).inputs[1].name == "b"
+            answers = await asyncio.gather(*(one.infer("add-sub", _pair(number), compression_algorithm="gzip") for number in range(20)))
+            assert [answer.as_numpy("sum").tolist() for answer in answers] == [[[2 * number] * 4] for number in range(20)]
+            with pytest.raises(InferenceServerException, match="missing inputs"):
+                await one.infer("add-sub", _pair(0)[:1])
+
+            async def requests():
+                for number in range(5):
+                    yield {"model_name": "add-sub", "inputs": _pair(number)}
+
+            told = [(result.as_numpy("difference").tolist(), error) async for result, error in one.stream_infer(requests())]
+            assert told == [([[0] * 4], None)] * 5
+
+    asyncio.run(story())
+
+
+def _pair(number):
+    return [feed(name, np.full((1, 4), number, np.float32), "FP32") for name in ("a", "b")]
+
+
+def test_a_load_with_a_configuration_is_refused(client):
+    client.unload_model("identity-uint64")
+    for parameters in ({"config": '{"max_batch_size": 4}'}, {"files": {"file:1/model.onnx": b"abc"}, "config": "{}"}):
+        with pytest.raises(InferenceServerException, match=r"\[StatusCode.INVALID_ARGUMENT\] parameters \['config'.* of a load; allowed: none"):
+            client.load_model("identity-uint64", **parameters)
+    assert not client.is_model_ready("identity-uint64")
+
+
+@pytest.mark.slow
+def test_the_largest_message_and_one_that_is_larger(client):
+    """The limit is 256 MiB."""
+    array = np.random.default_rng(4).integers(0, 256, (1, 240_000_000), np.uint8)
+    assert np.array_equal(client.infer("identity-uint8", [feed("x", array, "UINT8")], client_timeout=500).as_numpy("y"), array)
+    array = np.zeros((1, 256 * 1024**2), np.uint8)
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer("identity-uint8", [feed("x", array, "UINT8")], client_timeout=500)
+    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED", caught.value
+    assert "268435456" in caught.value.message()
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer("identity-uint8", [feed("x", array, "UINT8")], client_timeout=500, compression_algorithm="gzip")
+    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED", caught.value
+    assert np.array_equal(client.infer("identity-uint8", [feed("x", array[:, :9], "UINT8")]).as_numpy("y"), array[:, :9])
 
 
 def test_load_unload_index_and_statistics(client):

@@ -1,5 +1,6 @@
 """The endpoint over HTTP, by tritonclient as it is, and by hand where no client would send such a thing."""
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -12,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from genai_ray import InferenceSession
@@ -185,6 +187,34 @@ def test_asynchronous_requests_and_chosen_outputs(client):
         answer = one.get_result()
         assert answer.as_numpy("difference").tolist() == [[0, 0, 0, 0]]
         assert answer.as_numpy("sum") is None
+
+
+def test_the_asynchronous_client(served):
+    def pair(number):
+        return [feed(name, np.full((1, 4), number, np.float32), "FP32", binary=name == "a") for name in ("a", "b")]
+
+    async def story():
+        async with triton_aio.InferenceServerClient(served.http) as one:
+            assert await one.is_server_live()
+            await one.load_model("add-sub")
+            assert await one.is_model_ready("add-sub")
+            assert (await one.get_model_metadata("add-sub"))["inputs"][1]["name"] == "b"
+            words = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "deflate"}
+            answers = await asyncio.gather(*(one.infer("add-sub", pair(number), **(words if number % 2 else {})) for number in range(20)))
+            assert [answer.as_numpy("sum").tolist() for answer in answers] == [[[2 * number] * 4] for number in range(20)]
+            with pytest.raises(InferenceServerException, match="missing inputs"):
+                await one.infer("add-sub", pair(0)[:1])
+            assert "add-sub" in {entry["name"] for entry in await one.get_model_repository_index()}
+
+    asyncio.run(story())
+
+
+def test_a_load_with_a_configuration_is_refused(client):
+    client.unload_model("identity-uint64")
+    for parameters in ({"config": '{"max_batch_size": 4}'}, {"files": {"file:1/model.onnx": b"abc"}, "config": "{}"}):
+        with pytest.raises(InferenceServerException, match=r"^\[400\] parameters \['config'.* of a load; allowed: none"):
+            client.load_model("identity-uint64", **parameters)
+    assert not client.is_model_ready("identity-uint64")
 
 
 def test_a_raw_request_is_all_tensor(served):

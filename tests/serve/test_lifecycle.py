@@ -22,12 +22,13 @@ from genai_ray.catalog import ServeProfile
 from genai_ray.serve.endpoint import Endpoint
 from genai_ray.serve.ports import find_free_ports, find_port_block
 from tests.nodes import Nodes
-from tests.processes import DEADLINE_S, descendants, is_alive, kill, rss_anon, run, title, wait_until
+from tests.processes import DEADLINE_S, crowding, descendants, is_alive, kill, rss_anon, run, title, wait_until
 from tests.serve.conftest import serve
 from tests.serve.models import add_number, add_sub
 from tests.video.clips import NUM_FRAMES, write
 
 LOAD_S = 60.0
+END_WITHIN_S = 10.0
 INGRESS = "ray::ServeReplica:genai_ray:Ingress"
 NOISE_BYTES = 4_000_000
 """What the smallest processes, of 10 to 40 MB, take more or less by chance."""
@@ -119,6 +120,40 @@ def test_a_signal_lets_what_is_computed_end_and_leaves_nothing(number):
     wait_until(lambda: not any(is_alive(pid) for pid in mine))
     assert not listens(endpoint.port)
     assert not listens(endpoint.grpc_port)
+    assert not [line for line in endpoint.stderr if "Traceback" in line]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_endpoint_under_load_within_ten_seconds(number):
+    """What was sent before the signal is answered or told to come again; what comes later may find nobody."""
+    crowded = crowding()
+    endpoint = serve("--replicas", 2, "--model", "websr-x2-s")
+    frames = np.random.default_rng(0).integers(0, 256, (1, 144, 176, 3), np.uint8)
+    with InferenceSession("websr-x2-s") as session:
+        wanted = session.infer(frames)
+    signalled = threading.Event()
+
+    def ask(outcomes, is_over):
+        """Ask until the signal, of which the last request knows nothing; then as long as anybody is there."""
+        _ask_until(endpoint.port, frames, wanted, signalled.is_set, outcomes, 0)
+        _ask_until(endpoint.port, frames, wanted, lambda: is_over() or not listens(endpoint.port), [], 0)
+
+    with _clients(ask, 16) as outcomes:
+        wait_until(lambda: all(len(several) > 1 for several in outcomes), endpoint.process)
+        mine, so_far = descendants(endpoint.process.pid, with_agents=True), len(_flat(outcomes))
+        signalled.set()
+        endpoint.process.send_signal(number)
+        began = time.monotonic()
+        assert endpoint.process.wait(DEADLINE_S) == 0, endpoint.stderr
+        took_s = time.monotonic() - began
+        assert not listens(endpoint.port)
+        assert not listens(endpoint.grpc_port)
+    assert len(_flat(outcomes)) > so_far
+    assert set(_flat(outcomes)) <= {"right", "come again"}
+    assert took_s < END_WITHIN_S * max(crowded, crowding())
+    wait_until(lambda: not any(is_alive(pid) for pid in mine))
     assert not [line for line in endpoint.stderr if "Traceback" in line]
 
 

@@ -1,5 +1,6 @@
 """The page in a real browser: a picture, the slider, errors, a clip, the cache; in light and dark."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -109,6 +110,27 @@ def test_a_picture_before_and_after(page, picture, shots):
         ["Before", 640],
     ]
     page.screenshot(path=shots / f"picture-{page.scheme}.png", full_page=True)
+
+
+@pytest.mark.parametrize("place", ["#file", "#empty"])  # the box for it, and anywhere else
+def test_a_picture_is_dropped(page, picture, place):
+    page.select_option("#model", "websr-x2-s")
+    build = """content => {
+      const dragged = new DataTransfer();
+      if (content) dragged.items.add(new File([Uint8Array.from(atob(content), letter => letter.charCodeAt(0))], "dropped.png", { type: "image/png" }));
+      else dragged.setData("text/plain", "no file");
+      return dragged;
+    }"""
+    for content in ("", base64.b64encode(picture.read_bytes()).decode()):
+        dragged = {"dataTransfer": page.evaluate_handle(build, content)}
+        page.dispatch_event(place, "dragover", dragged)
+        assert "over" in page.get_attribute("#drop", "class").split()
+        page.dispatch_event(place, "drop", dragged)
+        assert "over" not in page.get_attribute("#drop", "class").split()
+    page.wait_for_selector("#compare:visible")
+    assert page.locator("#error").is_hidden()
+    assert page.get_attribute("#download", "download") == "dropped-websr-x2-s.png"
+    assert facts(page)["Size"] == "640×360 → 1280×720"
 
 
 def test_the_slider_by_keyboard_and_by_pointer(page, picture):

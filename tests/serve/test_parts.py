@@ -193,6 +193,26 @@ def test_a_repository_offers_files_versions_and_options(tmp_path):
         Repository(None, ("esrgun",))
 
 
+def test_replicas_of_a_model_are_bounded_by_numbers_that_go_together(tmp_path):
+    add_sub(tmp_path / "one.onnx")
+    options = tmp_path / "one.serve.yaml"
+    options.write_text("min_replicas: 2\nmax_replicas: 2\n")
+    assert Repository(tmp_path, ()).get("one").request().max_copies == 2
+    for text, words in (
+        ("max_replicas: 0", "max_replicas: .*greater than or equal to 1"),
+        ("min_replicas: 2\nmax_replicas: 1", "1 is less than min_replicas=2"),
+    ):
+        options.write_text(text)
+        with pytest.raises(errors.ConfigError, match=rf"one\.serve\.yaml: .*{words}"):
+            Repository(tmp_path, ())
+
+
+def test_all_bodies_may_have_what_one_may_have():
+    assert ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=10).max_bodies_bytes == 10
+    with pytest.raises(errors.ConfigError, match="max_bodies_bytes=9 is less than max_body_bytes=10"):
+        ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=9)
+
+
 @pytest.mark.parametrize("path", sorted((configs_folder() / "serve").glob("*.yaml")), ids=lambda path: path.stem)
 def test_profiles_load(path):
     assert load_serve_profile(path.stem).name == path.stem

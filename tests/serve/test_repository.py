@@ -22,8 +22,9 @@ from genai_ray.serve.looking import Looking
 from genai_ray.serve.ports import find_free_ports
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.standing import Standing
+from genai_ray.types import ModelPrecision
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
-from tests.serve.models import add_number, value
+from tests.serve.models import add_number, square, value
 from tests.serve.models import write as write_model
 from tests.serve.test_people import application, ask
 from tests.servers import listing, serving
@@ -157,6 +158,55 @@ def test_a_change_of_file_or_options_is_obeyed_by_the_next_request(models, ray_s
         assert ask(app, "POST", "/v2/repository/index", b"")[0] == 200
         assert infer()["outputs"][0]["data"] == [7]
     ModelCache(name="people").shutdown()
+
+
+def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
+    rows = 5000
+    square(models / "one.onnx")
+    square(models / "small.onnx")
+    (models / "one.serve.yaml").write_text(f"warmup_shapes: [{{x: [{rows}, 2]}}, {{x: [1, 1], shift: [1]}}]\n")
+    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+
+        def load(name):
+            status, told, _ = ask(app, "POST", f"/v2/repository/models/{name}/load", b"{}")
+            return status, json.loads(told)["error"] if told else ""
+
+        assert [load("one"), load("small")] == [(200, "")] * 2
+        large, small = ({Path(entry["model_id"]).stem: entry["bytes"] for entry in cache.status()["models"]}[name] for name in ("one", "small"))
+        assert large - small > 0.9 * 4 * rows**2
+        assert ask(app, "POST", "/v2/repository/models/one/unload", b"")[0] == 200
+        for shapes, words in (("{z: [1]}", r"unknown inputs ['z']"), ("{x: [1]}", "[1] for input 'x'; allowed: [-1, -1]")):
+            (models / "one.serve.yaml").write_text(f"warmup_shapes: [{shapes}]\n")
+            status, told = load("one")
+            assert (status, words in told) == (503, True), told
+            body = json.dumps({"inputs": [{"name": name, "datatype": "FP32", "shape": [1] * (2 - (name != "x")), "data": [1]} for name in ("x", "shift")]})
+            status, told, _ = ask(app, "POST", "/v2/models/one/infer", body.encode())
+            assert (status, words in json.loads(told)["error"]) == (503, True), told
+        (models / "one.serve.yaml").write_text("warmup_shapes: [{x: [2, -2]}]\n")
+        status, told = load("one")
+        assert (status, "warmup_shapes.0.x.1: Input should be greater than 0" in told) == (503, True), told
+
+
+def test_the_index_and_ready_speak_of_the_sessions_that_requests_are_for(models, ray_session):
+    """A batch job's session of the same model, in another precision or for another device, is none of them."""
+    shutil.copyfile(WEBSR, models / "picture.onnx")
+    options = models / "picture.serve.yaml"
+
+    def told():
+        index = {entry["name"]: entry["state"] for entry in json.loads(ask(app, "POST", "/v2/repository/index", b"")[1])}
+        (stats,) = json.loads(ask(app, "GET", "/v2/models/picture/stats")[1])["model_stats"]
+        return index["picture"], ask(app, "GET", "/v2/models/picture/ready")[0], len(stats["memory_usage"])
+
+    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+        cache.load_model(models / "picture.onnx", precision=ModelPrecision.FP16, device="cpu")
+        for text, wanted in (
+            ("{}", ("UNAVAILABLE", 503, 0)),
+            ("precision: fp16", ("UNAVAILABLE", 503, 0)),
+            ("device: cpu", ("UNAVAILABLE", 503, 0)),
+            ("precision: fp16\ndevice: cpu", ("READY", 200, 1)),
+        ):
+            options.write_text(text)
+            assert told() == wanted, text
 
 
 def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):

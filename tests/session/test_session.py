@@ -5,9 +5,12 @@ import onnxruntime as ort
 import pytest
 
 from genai_ray import InferenceSession, ModelCatalog, ModelPrecision, SessionLimits, errors
+from tests.serve.models import add_sub, identity, square
 
 CATALOG = ModelCatalog.default()
 PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+PRODUCTS_ROWS = 5000
+PRODUCTS_BYTES = 4 * PRODUCTS_ROWS**2
 TILEABLE = [model_id for model_id in PACKAGED if CATALOG.get(model_id).is_tileable]
 
 
@@ -120,6 +123,65 @@ def test_corrupt_file(tmp_path):
     path.write_bytes(b"not a model")
     with pytest.raises(errors.ModelLoadError, match=r"broken\.onnx"):
         InferenceSession(path)
+
+
+def test_warm_up_runs_the_models_own_tensors_in_the_shapes_that_are_given(tmp_path):
+    square(tmp_path / "square.onnx")
+    identity(tmp_path / "words.onnx", "BYTES")
+    taken = {}
+    for rows in (1, PRODUCTS_ROWS):
+        with InferenceSession(tmp_path / "square.onnx", limits=SessionLimits(warmup_shapes=((("x", (rows, 2)),), (("x", (1, 1)),)))) as session:
+            session.warmup()
+            taken[rows] = session.memory_bytes
+            assert session.runtime_calls == 0
+            feeds = {"x": np.ones((rows, 2), np.float32), "shift": np.ones(1, np.float32)}
+            assert session.run(feeds)["y"] == pytest.approx(2 * rows**2 + 1)
+            assert session.memory_bytes - taken[rows] < PRODUCTS_BYTES / 4
+    assert taken[PRODUCTS_ROWS] - taken[1] > 0.9 * PRODUCTS_BYTES
+    with InferenceSession(tmp_path / "words.onnx", limits=SessionLimits(warmup_shapes=((("x", (1, 2)),),))) as session:
+        session.warmup()
+    for limits in (SessionLimits(max_bytes=1), SessionLimits(max_bytes=1, warmup_shapes=((("x", (1, 2)),),))):
+        with InferenceSession(tmp_path / "square.onnx", limits=limits) as session, pytest.raises(errors.ResourceExhaustedError, match=r"takes .* at runs of"):
+            session.warmup()
+
+
+def test_an_image_model_is_warmed_with_raw_tensors_too():
+    with InferenceSession("websr-x2-s", limits=SessionLimits(warmup_shapes=((("input", (1, 3, 40, 52)),),))) as session:
+        session.warmup()
+        warm = session.memory_bytes
+        session.run({"input": np.zeros((1, 3, 40, 52), np.float32)})
+        assert session.memory_bytes - warm < 2_000_000
+        assert session.infer(np.zeros((40, 52, 3), np.uint8)).shape == (80, 104, 3)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"x": (3, 4), "z": (1,)}, r"unknown inputs \['z'\]; allowed: \['shift', 'x'\]"),
+        ({"x": (3,)}, r"\[3\] for input 'x'; allowed: \[-1, -1\]"),
+        ({"x": (3, -1)}, r"\[3, -1\] for input 'x'"),
+        ({"x": (3, 0)}, r"\[3, 0\] for input 'x'"),
+        ({"shift": (1,)}, r"without input 'x'; allowed: \[-1, -1\]"),
+        ({"x": (3, 4), "shift": (2,)}, r"\[2\] for input 'shift'; allowed: \[1\]"),
+    ],
+)
+def test_warmup_shapes_that_do_not_fit_are_named(tmp_path, shapes, words):
+    square(tmp_path / "square.onnx")
+    with InferenceSession(tmp_path / "square.onnx", limits=SessionLimits(warmup_shapes=(tuple(shapes.items()),))) as session:
+        with pytest.raises(errors.ModelLoadError, match=f"warmup_shapes .*{words}"):
+            session.warmup()
+        assert not session.warm
+
+
+def test_warmup_shapes_that_the_model_fails_with_are_named(tmp_path):
+    add_sub(tmp_path / "add-sub.onnx")
+    limits = SessionLimits(warmup_shapes=((("a", (2, 4)), ("b", (3, 4))),))
+    words = r"warmup_shapes \{'a': \(2, 4\), 'b': \(3, 4\)\}: ONNX Runtime"
+    with (
+        InferenceSession(tmp_path / "add-sub.onnx", limits=limits) as session,
+        pytest.raises(errors.ModelLoadError, match=words),
+    ):
+        session.warmup()
 
 
 def test_closed_session_refuses(frames):

@@ -22,7 +22,7 @@ from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.options import CacheOptions
 from genai_ray.cluster.cache.sessions import end_session, is_there, session_names, to_load_error
 from genai_ray.cluster.cache.sizes import SizeMemory, sizes_file
-from genai_ray.cluster.cache.status import describe
+from genai_ray.cluster.cache.status import describe, describe_key
 from genai_ray.cluster.cache.upkeep import Upkeep
 from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, Replica, SessionRequest, Want, key_of
 from genai_ray.cluster.placement import Ledger, Slot
@@ -97,6 +97,7 @@ class CacheActor:
         """
         deadline = time.monotonic() + want.within_s
         await self._open_for(key_of(want.request))
+        self._book.bound(want.request)
         if lost is not None:
             await self._settle_lost(lost, deadline)
             await self._open_for(key_of(want.request))  # to load is for when all that is there is known
@@ -278,8 +279,8 @@ class CacheActor:
             "pid": os.getpid(),
             **figures,
             "leases": len(self._leases),
-            "waiting": [{"model_id": entry.key.model, "reason": str(entry.blocked or "about to load")} for entry in waiting],
-            "failing": [{"model_id": key.model, "reason": str(failure.error)} for key, failure in self._loader.failures.items()],
+            "waiting": [describe_key(entry.key) | {"reason": str(entry.blocked or "about to load")} for entry in waiting],
+            "failing": [describe_key(key) | {"reason": str(failure.error)} for key, failure in self._loader.failures.items()],
         }
 
     async def shutdown(self) -> None:

@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from genai_ray.cluster.devices import Started
-from genai_ray.cluster.messages import Key, Want, key_of
+from genai_ray.cluster.messages import Key, SessionRequest, Want, key_of
 from genai_ray.cluster.placement import Ledger, SlotState
 from genai_ray.errors import DeadlineExceededError, GenAIRayError
 
@@ -78,6 +78,7 @@ class Book:
         self.ledger = ledger
         self.entries: dict[str, Entry] = {}
         self._by_key: defaultdict[Key, dict[str, Entry]] = defaultdict(dict)
+        self._max_copies: dict[Key, int] = {}
         self.can_grow = self.is_closed = False
         self.pinned: set[Key] = set()
         self.unprobed: set[str] = set()
@@ -115,6 +116,27 @@ class Book:
         """
         self.entries[entry.name] = entry
         self._by_key[entry.key][entry.name] = entry
+        self.bound(entry.want.request)
+
+    def bound(self, request: SessionRequest) -> None:
+        """Hear how many replicas the cache may make of a model by itself; who says nothing of it changes nothing.
+
+        Args:
+            request: What somebody asks for.
+        """
+        if request.max_copies is not None:
+            self._max_copies[key_of(request)] = request.max_copies
+
+    def may_grow(self, key: Key) -> bool:
+        """Tell whether the cache may make another replica of a model by itself.
+
+        Args:
+            key: Which.
+
+        Returns:
+            Whether it has fewer than whoever bounded it last allows; nobody's bound outlives its last session.
+        """
+        return key not in self._max_copies or len(self.of_key(key)) < self._max_copies[key]
 
     def rename(self, entry: Entry) -> None:
         """Give a session whose process is gone a new name, under which it tries again.
@@ -183,6 +205,7 @@ class Book:
         del self.entries[entry.name], self._by_key[entry.key][entry.name]
         if not self._by_key[entry.key]:
             del self._by_key[entry.key]
+            self._max_copies.pop(entry.key, None)
 
     def keep(self, entry: Entry) -> None:
         """Take a session back that was on its way out, and send those who waited for its end back to it.

@@ -181,7 +181,7 @@ def to_load_error(exc: Exception, model: str) -> GenAIRayError:
         The error itself where it is ours, also when it came through Ray.
     """
     cause = getattr(exc, "cause", None)
-    for error in (exc, cause):
+    for error in (cause, exc):  # Ray raises a class that is both, and has not the constructor of ours
         if isinstance(error, GenAIRayError):
             return error
     if isinstance(exc, TimeoutError):

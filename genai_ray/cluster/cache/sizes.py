@@ -41,11 +41,12 @@ def shape_bucket(request: SessionRequest) -> str:
         request: Any request.
 
     Returns:
-        Frame size rounded up to 64 px, batch, tile, and the bytes that were given.
+        Frame size rounded up to 64 px, batch, tile, the bytes that were given, and shapes of raw tensors, if any.
     """
     frame = "any" if request.max_frame is None else "x".join(str(-(-length // _BUCKET_PX) * _BUCKET_PX) for length in request.max_frame)
     limits = (request.max_batch, request.tile_size_px, request.floor_bytes)
-    return " ".join([frame, *("auto" if limit is None else str(limit) for limit in limits)])
+    raw = [",".join(f"{name}={size}" for name, size in shapes) for shapes in request.warmup_shapes]
+    return " ".join([frame, *("auto" if limit is None else str(limit) for limit in limits), *raw])
 
 
 class SizeMemory:

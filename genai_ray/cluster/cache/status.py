@@ -13,7 +13,7 @@ from genai_ray.cluster.cache.sizes import SizeMemory
 from genai_ray.cluster.messages import Key
 from genai_ray.cluster.placement import Slot, SlotState
 
-__all__ = ["describe"]
+__all__ = ["describe", "describe_key"]
 
 _ANSWER_WITHIN_S = 10.0
 
@@ -54,6 +54,18 @@ async def describe(book: Book, sizes: SizeMemory) -> dict[str, Any]:
     }
 
 
+def describe_key(key: Key) -> dict[str, str]:
+    """Return which entry of the cache something is said of.
+
+    Args:
+        key: The entry.
+
+    Returns:
+        Its model, backend, precision and device.
+    """
+    return {"model_id": key.model, "backend": key.backend, "precision": key.precision, "device": key.device}
+
+
 async def _describe_slot(book: Book, slot: Slot[Key], now_s: float) -> dict[str, Any]:
     session: dict[str, Any] = {}
     entry = book.entries.get(slot.name)
@@ -64,10 +76,7 @@ async def _describe_slot(book: Book, slot: Slot[Key], now_s: float) -> dict[str,
             session = {"dead": True}
     key = slot.key
     return {
-        "model_id": key.model,
-        "backend": key.backend,
-        "precision": key.precision,
-        "device": key.device,
+        **describe_key(key),
         "placed_on": slot.device_id,
         "name": slot.name,
         "state": slot.state.value,

@@ -161,14 +161,14 @@ class Upkeep:
             await self._leases.tell(heir)
 
     async def replicate(self, entry: Entry) -> None:
-        """Place another replica of a hot model into free memory of another device, where there is any.
+        """Place another replica of a hot model into free memory of another device, where there is any and it may have one more.
 
         Args:
             entry: The session whose queue is long.
         """
         key = entry.key
         others = self._book.of_key(key)
-        if key.alone or any(not other.ready.is_set() for other in others):
+        if key.alone or not self._book.may_grow(key) or any(not other.ready.is_set() for other in others):
             return
         async with self._evictor.lock:
             twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key))

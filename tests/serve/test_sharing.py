@@ -1,0 +1,149 @@
+"""An endpoint in a cluster whose cache others use: leases, pins, bytes that come back, classes and copies of a model's options."""
+
+import http.client
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from genai_ray import ModelCache
+from tests.nodes import Nodes
+from tests.processes import DEADLINE_S, is_alive, wait_until
+from tests.serve.conftest import serve
+from tests.serve.models import add_number, square
+from tests.serve.test_http import feed
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+ROWS, COLUMNS = 8000, 100
+LINE = 14
+"""Requests of different shapes, none of which is merged: each is a call of its own."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """An endpoint that has joined a cluster with two logical GPUs, and its cache, from another process: this one."""
+    folder = tmp_path_factory.mktemp("shared")
+    add_number(folder / "one.onnx", 1)
+    add_number(folder / "several.onnx", 2)
+    square(folder / "slow.onnx")
+    (folder / "later.onnx").symlink_to(folder / "slow.onnx")  # another name for the same session
+    (folder / "several.serve.yaml").write_text("min_replicas: 2\nmax_replicas: 2\n")
+    (folder / "slow.serve.yaml").write_text("request_class: online\n")
+    (folder / "later.serve.yaml").write_text("request_class: batch\n")
+    with Nodes() as nodes:
+        nodes.add(num_gpus=2)
+        endpoint = serve("--address", nodes.cluster.address, "--replicas", 1, "--model", "websr-x2-s", repository=folder, stays=True)
+        with ModelCache(name="default", deadline_s=DEADLINE_S) as cache:
+            yield endpoint, cache, folder
+        endpoint.end()
+
+
+def send(endpoint, path, body=b""):
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=DEADLINE_S)
+    connection.request("POST", path, body)
+    response = connection.getresponse()
+    answer = response.status, response.read()
+    connection.close()
+    return answer
+
+
+def unload(endpoint, name):
+    status, told = send(endpoint, f"/v2/repository/models/{name}/unload")
+    return status, json.loads(told) if told else None
+
+
+def infer(endpoint, name, **arrays):
+    with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:
+        return client.infer(name, [feed(word, array, "FP32") for word, array in arrays.items()]).as_numpy("y").tolist()
+
+
+def sessions(cache, path):
+    return [entry for entry in cache.status()["models"] if entry["model_id"] == str(path)]
+
+
+def test_a_model_that_is_leased_or_pinned_is_not_unloaded(shared):
+    endpoint, cache, folder = shared
+    path = folder / "one.onnx"
+    with cache.lease([path]):
+        assert infer(endpoint, "one", x=np.ones(1, np.float32)) == [2.0]
+        status, told = unload(endpoint, "one")
+        assert (status, list(told)) == (409, ["error"])
+        assert f"{path} is leased by a job" in told["error"]
+        (leased,) = sessions(cache, path)
+    cache.pin(path)
+    status, told = unload(endpoint, "one")
+    assert (status, list(told)) == (409, ["error"])
+    assert f"{path} is pinned" in told["error"]
+    cache.unpin(path)
+    (kept,) = sessions(cache, path)
+    assert kept["name"] == leased["name"]
+    assert infer(endpoint, "one", x=np.ones(1, np.float32)) == [2.0]
+    assert unload(endpoint, "one") == (200, None)
+    assert not sessions(cache, path)
+
+
+def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(shared):
+    endpoint, cache, folder = shared
+    path = folder / "slow.onnx"
+    x, shift = np.ones((ROWS, COLUMNS), np.float32), np.ones(1, np.float32)
+    unload(endpoint, "slow")
+    before, loads, pids = cache.memory_usage()[0], cache.status()["loads"], []
+    for _ in range(2):
+        assert infer(endpoint, "slow", x=x[:1, :1], shift=shift) == [2.0]
+        (entry,) = sessions(cache, path)
+        pids.append(entry["session"]["pid"])
+        assert cache.memory_usage()[0] - before == entry["bytes"] > 50_000_000
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(infer, endpoint, "slow", x=x, shift=shift)
+            wait_until(lambda: any(entry["queue"] for entry in sessions(cache, path)))
+            assert unload(endpoint, "slow") == (200, None)  # when what is computed is done
+            assert not sessions(cache, path)
+            assert cache.memory_usage()[0] == before
+            assert not is_alive(pids[-1])
+            assert asking.result() == pytest.approx([COLUMNS * ROWS**2 + 1], rel=0.1)  # added up in float32
+    assert pids[0] != pids[1]
+    assert cache.status()["loads"] == loads + 2
+
+
+def test_a_model_is_on_as_many_devices_as_its_options_say(shared):
+    endpoint, cache, folder = shared
+    path = folder / "several.onnx"
+    with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:
+        wait_until(lambda: len(client.get_inference_statistics("several")["model_stats"][0]["memory_usage"]) == 2, endpoint.process)
+        wait_until(lambda: all(entry["state"] == "ready" for entry in sessions(cache, path)), endpoint.process)
+        assert client.is_model_ready("several")
+        assert client.get_inference_statistics("several")["model_stats"][0]["inference_count"] == 0  # nobody has asked for it
+    assert len({entry["placed_on"] for entry in sessions(cache, path)}) == 2
+    status, told = unload(endpoint, "several")
+    assert (status, "leased" in told["error"]) == (409, True)
+    assert infer(endpoint, "several", x=np.ones(1, np.float32)) == [3.0]
+
+
+def test_requests_of_the_class_online_overtake_those_of_the_class_batch(shared):
+    endpoint, cache, folder = shared
+    with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:
+        classes = [client.get_model_config(name)["parameters"]["request_class"]["string_value"] for name in ("slow", "later")]
+    assert classes == ["online", "batch"]
+    rows, shift = ROWS + LINE, np.ones(1, np.float32)
+    x = np.random.default_rng(0).integers(0, 2, (rows + 1, COLUMNS)).astype(np.float32)
+    finished, lock = [], threading.Lock()
+
+    def ask(what, name, count):
+        found = infer(endpoint, name, x=x[:count], shift=shift)
+        with lock:
+            finished.append(what)
+        return found, float(np.square(x[:count].sum(0, dtype=np.float64)).sum()) + 1
+
+    infer(endpoint, "slow", x=x[:1], shift=shift)
+    with ThreadPoolExecutor(LINE + 2) as pool:
+        asking = [pool.submit(ask, "batch", "later", ROWS + number) for number in range(LINE)]
+        wait_until(lambda: sum(entry["queue"] for entry in sessions(cache, folder / "slow.onnx")) > LINE / 2)
+        asking += [pool.submit(ask, "last", "later", rows), pool.submit(ask, "online", "slow", rows + 1)]
+        answers = [one.result() for one in asking]
+    assert finished.index("online") < LINE - 2, finished
+    assert finished.index("last") > LINE - 2, finished
+    for found, wanted in answers:
+        assert found == pytest.approx([wanted], rel=0.1)  # added up in float32

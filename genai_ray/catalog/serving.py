@@ -120,8 +120,8 @@ class ServeProfile(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> ServeProfile:
-        if self.max_bodies_bytes is not None and self.max_bodies_bytes < self.max_body_bytes:
-            raise ValueError(f"max_bodies_bytes={self.max_bodies_bytes} is less than max_body_bytes={self.max_body_bytes} of one request")
+        if self.max_bodies_bytes is not None and self.max_bodies_bytes < 2 * self.max_body_bytes:
+            raise ValueError(f"max_bodies_bytes={self.max_bodies_bytes} is less than twice max_body_bytes={self.max_body_bytes}: a packed body counts twice")
         return self
 
     def override(self, **fields: Any) -> ServeProfile:

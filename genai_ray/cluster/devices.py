@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable
@@ -214,15 +215,21 @@ def gpu_used_bytes(gpu: str, pid: int) -> int | None:
 
     try:
         pynvml.nvmlInit()
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
+            used = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError as exc:
-        _log.warning("NVML does not tell what process %d takes of GPU %s (%s): it counts as what was reserved", pid, gpu, exc)
+        _warn_of_nvml(gpu, str(exc))
         return None
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
-        used = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-        return used.get(pid)
-    finally:
-        pynvml.nvmlShutdown()
+    return used.get(pid)
+
+
+@functools.cache
+def _warn_of_nvml(gpu: str, reason: str) -> None:
+    """Say once what is wrong: sessions are asked every few seconds."""
+    _log.warning("NVML does not tell what this process takes of GPU %s (%s): it counts as what was reserved", gpu, reason)
 
 
 def _probe_gpus(count: int) -> list[tuple[str, str, int]]:

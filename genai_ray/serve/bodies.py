@@ -7,7 +7,7 @@ import contextlib
 import errno
 import math
 import zlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -164,7 +164,7 @@ async def read_body(request: Request, max_bytes: int, share: Share | None = None
     Args:
         request: Its ``Content-Encoding`` may be gzip or deflate.
         max_bytes: Most bytes of the body, and of what it unpacks to.
-        share: What its bytes are taken from, before they are read where it says how many they are; None for a body that is small anyway.
+        share: What its bytes are taken from as they come; None for a body that is small anyway.
 
     Returns:
         The body, unpacked.
@@ -253,25 +253,32 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
 
 
 async def _unpack(body: bytes, encoding: str, max_bytes: int, share: Share | None) -> bytes:
+    packed = memoryview(body)
     # 15 + 32 reads the header of gzip or of zlib; -15 reads deflate without one, which some clients send.
     for bits in (15 + 32, -15) if encoding == "deflate" else (15 + 32,):
         reader = zlib.decompressobj(bits)
-        parts, size, left = [], 0, body
+        parts, size, start = [], 0, 0
         try:
             while not reader.eof:
+                left: bytes | memoryview = reader.unconsumed_tail
+                if not left:  # by pieces: what is left over is copied each time
+                    left = packed[start : start + _UNPACK_BYTES]
+                    start += len(left)
                 part = await asyncio.to_thread(reader.decompress, left, min(_UNPACK_BYTES, max_bytes + 1 - size))
-                if not part and not reader.unconsumed_tail:
+                if not part and not left:
                     break  # it ends too early
-                size, left = size + len(part), reader.unconsumed_tail
+                size += len(part)
                 if size > max_bytes:
                     raise HTTPException(_TOO_LARGE, f"a body that unpacks to more than {max_bytes} bytes")
                 if share is not None:
                     share.take(len(part))
                 parts.append(part)
         except zlib.error:
+            if share is not None:
+                share.give_back(sum(map(len, parts)))
             continue
-        if reader.eof and not reader.unused_data:
-            return b"".join(parts)
+        if reader.eof and not reader.unused_data and start >= len(packed):
+            return await asyncio.to_thread(b"".join, parts)
     raise InvalidInputError(f"a body that is not {encoding}, as its Content-Encoding says")
 
 
@@ -306,32 +313,36 @@ async def _limited(request: Request, max_bytes: int, patience: asyncio.Timeout |
     if declared > max_bytes:
         await _drain(request)
         raise HTTPException(_TOO_LARGE, f"a body of {declared} bytes; allowed: {max_bytes}")
+    size, loop, chunks = 0, asyncio.get_running_loop(), request.stream()
     if share is not None:
-        try:
-            share.take(declared)
-        except TooManyRequestsError:
-            await _drain(request)
-            raise
-    size, loop = 0, asyncio.get_running_loop()
-    async for chunk in request.stream():
+        await _hold(request, chunks, share.check, declared)
+    async for chunk in chunks:
         if patience is not None and chunk and (patience.when() or 0.0) < loop.time() + _IDLE_S / 2:  # not each time: timers cost
             patience.reschedule(loop.time() + _IDLE_S)
-        before, size = size, size + len(chunk)
+        size += len(chunk)
         if size > max_bytes:
             raise HTTPException(_TOO_LARGE, f"a body of more than {max_bytes} bytes")
-        if share is not None and size > declared:
-            share.take(size - max(before, declared))
+        if share is not None:
+            await _hold(request, chunks, share.take, len(chunk))
         yield chunk
 
 
-async def _drain(request: Request) -> None:
-    """Read some of a body that is not wanted: a client that sends without waiting sees no answer before it has sent."""
+async def _hold(request: Request, chunks: AsyncIterator[bytes], take: Callable[[int], None], num_bytes: int) -> None:
+    try:
+        take(num_bytes)
+    except TooManyRequestsError:
+        await _drain(request, chunks)
+        raise
+
+
+async def _drain(request: Request, chunks: AsyncIterator[bytes] | None = None) -> None:
+    """Read some of a body, or of the rest of one, that is not wanted: a client that sends without waiting sees no answer before it has sent."""
     if "expect" in request.headers:
         return
     size, loop = 0, asyncio.get_running_loop()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_IDLE_S) as patience:
-            async for chunk in request.stream():
+            async for chunk in chunks or request.stream():
                 size += len(chunk)
                 if size > _DRAIN_BYTES:
                     return

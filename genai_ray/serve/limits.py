@@ -42,8 +42,8 @@ class Share:
         self.num_bytes = 0
         self._admission = admission
 
-    def take(self, num_bytes: int) -> None:
-        """Hold more bytes, until the request's place is given back.
+    def check(self, num_bytes: int) -> None:
+        """Look whether more bytes would fit at this moment, before they come: what has not come is not held for anybody.
 
         Args:
             num_bytes: How many more.
@@ -55,8 +55,28 @@ class Share:
         if admission.held_bytes + num_bytes > admission.most_bytes:
             held = f"{num_bytes} bytes more beside {admission.held_bytes} of all requests in this replica"
             raise TooManyRequestsError(held, f"{admission.most_bytes} together", COME_AGAIN)
-        admission.held_bytes += num_bytes
+
+    def take(self, num_bytes: int) -> None:
+        """Hold more bytes, until the request's place is given back.
+
+        Args:
+            num_bytes: How many more.
+
+        Raises:
+            TooManyRequestsError: If all requests together would hold more than they may.
+        """
+        self.check(num_bytes)
+        self._admission.held_bytes += num_bytes
         self.num_bytes += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """Hold fewer bytes.
+
+        Args:
+            num_bytes: How many fewer.
+        """
+        self._admission.held_bytes -= num_bytes
+        self.num_bytes -= num_bytes
 
 
 class Admission:

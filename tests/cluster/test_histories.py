@@ -1,7 +1,8 @@
 """What a cache decides under any order of events, without Ray: one load for many waiters, ends by deadlines, books rebuilt after a restart.
 
 The code is the cache's own: books, leases, placing, single flight, the entry of what sessions report. The machine plays what lies beyond it,
-the processes: they start, load, refuse, end and die when it says so, on a clock of its own.
+the processes: they start, load, refuse, end and die when it says so, on a clock of its own. Steps that are calls of Ray in between (``Loader.finish``,
+``Evictor.end``, ``Upkeep.watch``) it repeats in a few lines; they themselves are tested on real clusters.
 """
 
 import asyncio
@@ -17,8 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from genai_ray import errors
-from genai_ray.cluster.cache import adoption, book, eviction, leases, loading
-from genai_ray.cluster.cache.flight import join_flight
+from genai_ray.cluster.cache import adoption, book, eviction, flight, leases, loading
 from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started
 from genai_ray.cluster.messages import Description, LeaseRequest, SessionRequest, Stays, Want, key_of
@@ -141,7 +141,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert len(new) <= (0 if before else 1)
 
     def wait(self, want, until_s):
-        work = join_flight(want, until_s, self.book, self.loader.check_failing, self.begin)
+        work = flight.join_flight(want, until_s, self.book, self.loader.check_failing, self.begin)
         self.waiters.append(Waiter(self.loop.create_task(work), want, until_s))
 
     @rule(seconds=st.floats(0.05, 8))
@@ -464,7 +464,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def own_clock(monkeypatch):
-    for module in (adoption, book, eviction, leases, loading):
+    for module in (adoption, book, eviction, flight, leases, loading):
         monkeypatch.setattr(module, "time", CLOCK)
     monkeypatch.setattr(book, "uuid", CLOCK)
 
@@ -483,19 +483,66 @@ def test_no_long_history_of_requests_breaks_an_invariant(own_clock):
     run(1000, 80)
 
 
-def test_the_pin_of_a_session_that_dies_passes_to_its_replica():
-    several = book.Book(Ledger(None))
-    entries = []
-    for number in range(2):
-        several.ledger.add_device(Device(f"d{number}", f"n{number}", CPU, 1000, 1000))
-        entry = book.Entry(Want(MODELS[0]))
-        several.ledger.reserve(entry.name, Need(entry.key, 500), f"d{number}", 0, 0.0)
+def books_of(copies, **changes):
+    """Books with ready sessions of one model, each on a device of its own, and one more device."""
+    several, entries = book.Book(Ledger(None)), []
+    for number in range(copies + 1):
+        several.ledger.add_device(Device(f"n{number}/{CPU}", f"n{number}", CPU, 1000, 1000))
+    for number in range(copies):
+        entry = book.Entry(Want(replace(MODELS[0], **changes)))
+        several.ledger.reserve(entry.name, Need(entry.key, 500), f"n{number}/{CPU}", 0, 0.0)
         several.ledger.settle(entry.name, 500, 1.0, 0.0)
         several.add(entry)
         entry.ready.set()
         entries.append(entry)
-    several.pinned = {entries[0].key}
-    several.ledger.mark(entries[0].name, is_pinned=True)
-    assert [slot.name for slot in several.ledger.leaving()] == [entries[1].name]
-    several.drop(entries[0])
+    return several, entries
+
+
+def test_the_pin_of_a_session_that_dies_passes_to_its_replica():
+    several, (pinned, other) = books_of(2)
+    several.pinned = {pinned.key}
+    several.ledger.mark(pinned.name, is_pinned=True)
+    assert [slot.name for slot in several.ledger.leaving()] == [other.name]
+    several.drop(pinned)
     assert list(several.ledger.leaving()) == []
+
+
+def test_the_pin_passes_to_a_replica_that_refuses_to_leave_meanwhile():
+    several, (pinned, other) = books_of(2)
+    several.pinned = {pinned.key}
+    several.ledger.mark(pinned.name, is_pinned=True)
+    several.ledger.mark(other.name, state=SlotState.RETIRING)
+    several.drop(pinned)
+    several.keep(other)
+    assert list(several.ledger.leaving()) == []
+
+
+def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_place():
+    several, (other,) = books_of(1)
+    started = Started("n0", None, 1, 0)
+    found = Description("cache", MODELS[0], "", started, 400, 400, 400, 1.0, Stays(is_pinned=True, leases=("lease:1",)), retired=False)
+    stays = leases.Leases(several, None, None, None)
+    late = adoption.enter("late", found, several, stays)
+    assert late.key == other.key
+    assert (several.is_retiring(late), len(stays)) == (True, 1)
+    assert several.ledger.slots[other.name].is_pinned
+    assert not several.ledger.slots["late"].is_pinned
+
+
+def test_a_replica_does_not_bring_back_the_bound_that_its_model_was_loaded_with():
+    several, entries = books_of(1, max_copies=2)
+    several.bound(replace(MODELS[0], max_copies=3))
+    twin = book.Entry(entries[0].want)
+    several.add(twin)
+    assert several.may_grow(twin.key)
+    several.bound(MODELS[0])  # who says nothing changes nothing
+    several.add(book.Entry(twin.want))
+    assert not several.may_grow(twin.key)
+
+
+def test_nothing_is_loaded_for_somebody_whose_time_is_over():
+    several, _ = books_of(0)
+    begun = []
+    with pytest.raises(errors.DeadlineExceededError, match="model-0 was not ready in time"):
+        asyncio.run(flight.join_flight(Want(MODELS[0]), 0.0, several, lambda _: None, begun.append))
+    assert begun == []

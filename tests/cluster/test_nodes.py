@@ -121,7 +121,7 @@ def test_few_sessions_are_loaded_at_once_and_the_others_wait(nodes, cache, kind,
     assert len(status["models"]) == status["loads"] == 6
     kinds = {name: device["kind"] for name, device in devices(cache).items()}
     assert {kinds[entry["placed_on"]] for entry in status["models"]} == {kind}
-    assert set(loads_at_once(status).values()) == {most}
+    assert max(loads_at_once(status).values()) <= most
 
 
 def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache, monkeypatch):

@@ -194,25 +194,32 @@ def test_all_bodies_together_are_bounded_packed_and_unpacked(tmp_path, monkeypat
     async def story(served):
         waiting = [served.call(*long()), served.call(*long("/v1/enhance", "model=fp32"))]
         await settle()
-        assert [call.read for call in waiting] == [0, 0]  # room is taken for what has not come
-        assert admission.held_bytes == 2000
-        for words in (long(num_bytes=1), long("/v1/enhance", "model=fp32", num_bytes=1)):
+        assert admission.held_bytes == 0  # nothing is held for what has not come
+        for call in waiting:
+            call.more = True
+            call.chunks.put_nowait(bytes(999))
+        async with asyncio.timeout(60):
+            while admission.held_bytes < 1998:
+                await settle()
+        assert [call.read for call in waiting] == [999, 999]
+        for words in (long(num_bytes=3), long("/v1/enhance", "model=fp32", num_bytes=3)):
             call = served.call(*words)
-            status, body = await call.answer(b"{")
-            assert (status, call.headers["retry-after"], call.read) == (429, "1", 1)
-            assert json.loads(body)["error"] == ("1 bytes more beside 2000 of all requests in this replica; allowed: 2000 together. Send it again in a while.")
+            status, body = await call.answer(b"{{{")
+            assert (status, call.headers["retry-after"], call.read) == (429, "1", 3)
+            assert json.loads(body)["error"] == ("3 bytes more beside 1998 of all requests in this replica; allowed: 2000 together. Send it again in a while.")
         unsaid = served.call(infer)
-        assert (await unsaid.answer(b"{"))[0] == 429
-        context, _ = await served.infer(b"{")
-        assert (context.code, "1 bytes more beside 2000" in context.details) == ("RESOURCE_EXHAUSTED", True)
+        assert (await unsaid.answer(b"{{{"))[0] == 429
+        context, _ = await served.infer(b"{{{")
+        assert (context.code, "3 bytes more beside 1998" in context.details) == ("RESOURCE_EXHAUSTED", True)
         assert (await served.call("/v2/repository/index").answer(b"[]"))[0] == 400  # what is small anyway is not counted
-        assert (await waiting[1].answer(b"no picture" * 100))[0] == 400
-        assert admission.held_bytes == 1000
+        waiting[1].more = False
+        assert (await waiting[1].answer(b"."))[0] == 400
+        assert admission.held_bytes == 999
         body, headers = binary("FP32", bytes(800), 200, parameters={"wait": True})
         packed = gzip.compress(body)
         headers |= {"Content-Encoding": "gzip"}
         refused = served.call(*long(num_bytes=len(packed), **headers))
-        assert len(packed) + len(body) > 1000 > len(body)
+        assert len(packed) + len(body) > 1001 > len(body)
         status, told_error = await refused.answer(packed)
         assert (status, "of all requests" in json.loads(told_error)["error"]) == (429, True)
         waiting[0].task.cancel()

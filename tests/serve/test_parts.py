@@ -208,9 +208,9 @@ def test_replicas_of_a_model_are_bounded_by_numbers_that_go_together(tmp_path):
 
 
 def test_all_bodies_may_have_what_one_may_have():
-    assert ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=10).max_bodies_bytes == 10
-    with pytest.raises(errors.ConfigError, match="max_bodies_bytes=9 is less than max_body_bytes=10"):
-        ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=9)
+    assert ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=20).max_bodies_bytes == 20
+    with pytest.raises(errors.ConfigError, match="max_bodies_bytes=19 is less than twice max_body_bytes=10"):
+        ServeProfile(name="a").override(max_body_bytes=10, max_bodies_bytes=19)
 
 
 @pytest.mark.parametrize("path", sorted((configs_folder() / "serve").glob("*.yaml")), ids=lambda path: path.stem)

@@ -89,6 +89,7 @@ def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(sha
     endpoint, cache, folder = shared
     path = folder / "slow.onnx"
     x, shift = np.ones((ROWS, COLUMNS), np.float32), np.ones(1, np.float32)
+    wait_until(lambda: [entry["state"] for entry in sessions(cache, folder / "several.onnx")] == ["ready"] * 2)  # it is loaded unasked
     unload(endpoint, "slow")
     before, loads, pids = cache.memory_usage()[0], cache.status()["loads"], []
     for _ in range(2):

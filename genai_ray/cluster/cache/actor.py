@@ -97,13 +97,14 @@ class CacheActor:
         """
         deadline = time.monotonic() + want.within_s
         await self._open_for(key_of(want.request))
-        self._book.bound(want.request)
         if lost is not None:
             await self._settle_lost(lost, deadline)
             await self._open_for(key_of(want.request))  # to load is for when all that is there is known
         if want.is_explicit:
             self._loader.failures.pop(key_of(want.request), None)
-        return self._acquired(await join_flight(want, deadline, self._book, self._loader.check_failing, self._begin))
+        entries = await join_flight(want, deadline, self._book, self._loader.check_failing, self._begin)
+        self._book.bound(want.request)
+        return self._acquired(entries)
 
     async def replicas(self, key: Key) -> Acquired | None:
         """Return the sessions of an entry without loading it.
@@ -318,6 +319,7 @@ class CacheActor:
     async def _open_once(self) -> None:
         await self._upkeep.look_at_nodes()
         await asyncio.gather(*(self._adopt(name) for name in session_names()))
+        self._book.is_surveyed = True
         self._spawn(self._upkeep.run(self._options.idle_release_s, self._metrics))
 
     async def _adopt(self, name: str) -> None:

@@ -72,6 +72,10 @@ def enter(name: str, found: Description, book: Book, leases: Leases) -> Entry | 
         raise TimeoutError(f"{name} is on a node whose GPUs are not known yet")
     if device_id is None:
         return None
+    for lease_id in found.stays.leases:
+        leases.adopt(lease_id, want)
+    if found.stays.is_pinned:
+        book.pinned.add(key)
     is_doubled = any(slot.device_id == device_id and slot.state is not SlotState.RETIRING for slot in ledger.of_key(key))
     taken = found.reserved_bytes if found.measured_bytes is None else max(found.measured_bytes, floor_bytes)
     try:
@@ -83,10 +87,9 @@ def enter(name: str, found: Description, book: Book, leases: Leases) -> Entry | 
     if found.retired or is_doubled:
         ledger.mark(name, state=SlotState.RETIRING)
         entry.ready.set()
+        heir = next((other for other in book.of_key(key) if book.is_usable(other)), None)
+        if heir is not None and book.is_unpinned(heir):
+            ledger.mark(heir.name, is_pinned=True)
         return entry
     ledger.mark(name, is_pinned=found.stays.is_pinned)
-    if found.stays.is_pinned:
-        book.pinned.add(key)
-    for lease_id in found.stays.leases:
-        leases.adopt(lease_id, want)
     return entry

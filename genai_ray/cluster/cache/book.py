@@ -79,7 +79,7 @@ class Book:
         self.entries: dict[str, Entry] = {}
         self._by_key: defaultdict[Key, dict[str, Entry]] = defaultdict(dict)
         self._max_copies: dict[Key, int] = {}
-        self.can_grow = self.is_closed = False
+        self.can_grow = self.is_closed = self.is_surveyed = False
         self.pinned: set[Key] = set()
         self.unprobed: set[str] = set()
         self.history: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -116,7 +116,8 @@ class Book:
         """
         self.entries[entry.name] = entry
         self._by_key[entry.key][entry.name] = entry
-        self.bound(entry.want.request)
+        if entry.want.request.max_copies is not None:
+            self._max_copies.setdefault(entry.key, entry.want.request.max_copies)  # a replica must not bring back what was said before
 
     def bound(self, request: SessionRequest) -> None:
         """Hear how many replicas the cache may make of a model by itself; who says nothing of it changes nothing.
@@ -215,6 +216,8 @@ class Book:
         """
         if entry.name in self.ledger.slots:
             self.ledger.mark(entry.name, state=SlotState.READY)
+            if self.is_unpinned(entry):  # the pinned one died meanwhile
+                self.ledger.mark(entry.name, is_pinned=True)
         entry.gone.set()
         entry.gone = asyncio.Event()
         self.notify()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.messages import Key, Want, key_of
+from genai_ray.errors import DeadlineExceededError
 
 __all__ = ["join_flight"]
 
@@ -39,6 +41,8 @@ async def join_flight(want: Want, deadline: float, book: Book, check_failing: Ca
             continue
         if pending is None:
             check_failing(key)
+            if time.monotonic() >= deadline:  # nobody would be there to use it
+                raise DeadlineExceededError(f"{key.model} was not ready in time", do="Give the client more time.")
             pending = Entry(want)
             begin(pending)
         elif want.is_explicit and not pending.want.is_explicit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -170,7 +171,8 @@ class Loader:
         book, ledger = self._book, self._book.ledger
         slot = ledger.slots[entry.name]
         kind = ledger.devices[slot.device_id].kind
-        async with self._loads[slot.device_id] if kind == CPU else self._gpu_loads[slot.device_id]:
+        turn = contextlib.nullcontext() if entry.is_adopted else (self._loads if kind == CPU else self._gpu_loads)[slot.device_id]
+        async with turn:  # one of an earlier life loads already, or has long since
             warm_bytes, load_s = await asyncio.wait_for(entry.handle.load.remote(), self._load_within_s)
         measured = int(GROWTH * warm_bytes) if kind in (CPU, LOGICAL_GPU) else warm_bytes  # of a GPU it may be what was reserved, if NVML is silent
         if entry.name not in ledger.slots:

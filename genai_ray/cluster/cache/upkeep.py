@@ -155,7 +155,9 @@ class Upkeep:
                 await asyncio.sleep(_RETRY_S)
             except RayError:
                 break
-        if not self._book.is_retiring(entry):
+        if self._book.is_retiring(entry):
+            await entry.gone.wait()  # whoever ends it strikes it out, and passes its pin on
+        else:
             self._book.drop(entry)
         for heir in self._book.of_key(entry.key):
             await self._leases.tell(heir)
@@ -167,10 +169,10 @@ class Upkeep:
             entry: The session whose queue is long.
         """
         key = entry.key
-        others = self._book.of_key(key)
-        if key.alone or not self._book.may_grow(key) or any(not other.ready.is_set() for other in others):
-            return
         async with self._evictor.lock:
+            is_loading = any(not other.ready.is_set() for other in self._book.of_key(key))
+            if key.alone or is_loading or not self._book.may_grow(key) or not self._book.is_surveyed:
+                return
             twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key))
             found = plan(self._book.ledger, self._loader.need_of(twin))
             if found is None or found.victims or not await self._evictor.try_place([twin]):

@@ -7,6 +7,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,7 @@ class ResultTable:
         self._keys: set[str] = set()
         self._seen: FileFacts | None = None
         self._earlier = self._schema.empty_table()
-        self._partial = Path(place).with_name(f".results-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
-        if not is_remote(place):
-            _remove_dead(self._partial.parent)
+        self._partial = Path(place).with_name(f".results-{_where()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
         self._follow()
 
     def earlier(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -124,7 +123,11 @@ class ResultTable:
         return table.select(self._schema.names).cast(self._schema)
 
     def _write(self, table: pa.Table) -> None:
-        partial = Path(tempfile.gettempdir(), self._partial.name) if is_remote(self.place) else self._partial
+        partial = self._partial
+        if is_remote(self.place):
+            partial = Path(tempfile.gettempdir(), partial.name)
+        else:
+            _remove_dead(partial.parent)
         try:
             with file_errors(self.place, "writing"):
                 pyarrow.parquet.write_table(table, partial)
@@ -138,10 +141,17 @@ class ResultTable:
 
 def _remove_dead(folder: Path) -> None:
     """Remove what jobs of this machine that were killed had half-written."""
-    name = re.compile(rf"\.results-{re.escape(os.uname().nodename)}-(\d+)-[0-9a-f]+\.partial")
+    name = re.compile(rf"\.results-{re.escape(_where())}-(\d+)-[0-9a-f]+\.partial")
     for path in folder.glob(".results-*.partial"):
         if (found := name.fullmatch(path.name)) and not _is_alive(int(found[1])):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else's
+                path.unlink(missing_ok=True)
+
+
+def _where() -> str:
+    """Name what numbers processes: this machine, or a container on it."""
+    spaces = Path("/proc/self/ns/pid")
+    return f"{os.uname().nodename}-{spaces.stat().st_ino if spaces.exists() else 0}"
 
 
 def _is_alive(pid: int) -> bool:

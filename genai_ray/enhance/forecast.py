@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from genai_ray.backends import resolve_device
 from genai_ray.catalog import ModelSpec
 from genai_ray.enhance.options import EnhanceOptions, check_models
 from genai_ray.enhance.planned import Planned
@@ -115,12 +114,14 @@ def forecast_videos(
     specs = check_models([models] if isinstance(models, str | Path) else list(models), options)
     targets = resolve_targets([inputs] if isinstance(inputs, str | Path) else list(inputs), output, options)
     results = Results(targets.folder) if targets.folder is not None else None
-    kind = node_kind(is_gpu=resolve_device(options.device, options.backend) != "cpu")
+    kinds = [node_kind(is_gpu=is_gpu) for is_gpu in (False, True)]  # which of them the cluster is, nobody knows before the job has begun
 
     def examine(target: Target) -> Planned | Record | GenAIRayError:
         try:
             found = examine_clip(target, specs, options, results.recorded(target.output) if results is not None else None)
-            return found if isinstance(found, Record) else name_segments(found, specs, kind)
+            if isinstance(found, Record):
+                return found
+            return max((name_segments(found, specs, kind) for kind in kinds), key=lambda planned: len(planned.reused))
         except GenAIRayError as exc:
             if results is None:
                 raise

@@ -9,23 +9,49 @@ from genai_ray.enhance.targets import Target
 from genai_ray.errors import VideoError
 from genai_ray.files import identify_folder, is_remote
 
-__all__ = ["Home", "check_there", "find_home", "is_there"]
+__all__ = ["Home", "check_there", "find_home"]
+
+_ALLOWED = "a folder that all nodes share, or a URI"
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folders that a video's result and its segments go to, as the machine has them that the job was started on."""
+    """The folders that a video's result and its segments go to, as the machine has them that the job was started on.
 
-    folders: tuple[tuple[str, str], ...] = ()
-    """Path and identity of each; a node may have another folder of the same name. URIs are none: every node reaches them."""
+    Each is a path and its identity: a node may have another folder of the same name. Of a URI there is none: every node reaches it.
+    """
 
-    def is_here(self) -> bool:
-        """Tell whether this machine has the same ones.
+    output: tuple[str, str] | None = None
+    """Where the result goes."""
+    work: tuple[str, str] | None = None
+    """Where segments go."""
+
+    def has_work(self) -> bool:
+        """Tell whether this machine has the same folder of segments.
 
         Returns:
-            Whether all are.
+            Whether it has.
         """
-        return all(identify_folder(folder) == identity for folder, identity in self.folders)
+        return _is_here(self.work)
+
+    def is_here(self) -> bool:
+        """Tell whether this machine has the same folders.
+
+        Returns:
+            Whether it has both.
+        """
+        return _is_here(self.output) and _is_here(self.work)
+
+    def check(self) -> None:
+        """Say which node lacks a folder that it must have.
+
+        Raises:
+            VideoError: If this one does.
+        """
+        for folder in (self.output, self.work):
+            if folder is not None and not _is_here(folder):
+                got = f"{folder[0]}: this folder of the job's machine is not there for Ray on node {os.uname().nodename}"
+                raise VideoError(got, _ALLOWED, "Choose one that is the same for this process and Ray's.")
 
 
 def find_home(target: Target) -> Home:
@@ -37,38 +63,34 @@ def find_home(target: Target) -> Home:
     Returns:
         The folders as this machine has them.
     """
-    places = (os.path.dirname(target.place) if not is_remote(target.place) else "", target.work_dir)
-    folders = sorted({_deepest(place) for place in places if place and not is_remote(place)})
-    return Home(tuple((folder, identify_folder(folder)) for folder in folders))
-
-
-def is_there(place: str) -> bool:
-    """Tell whether this machine has a file.
-
-    Args:
-        place: Path or URI.
-
-    Returns:
-        Whether it is there; of a URI that is not asked.
-    """
-    return is_remote(place) or os.path.exists(place)
+    return Home(
+        None if is_remote(target.place) else _identified(os.path.dirname(target.place)), None if is_remote(target.work_dir) else _identified(target.work_dir)
+    )
 
 
 def check_there(source: str) -> None:
     """Say which node lacks an input.
 
     Args:
-        source: Path or URI.
+        source: Path or URI; of a URI that is not asked.
 
     Raises:
         VideoError: If this one does.
     """
-    if not is_there(source):
-        got = f"{source}: the input is not there on node {os.uname().nodename}"
-        raise VideoError(got, "a folder that all nodes share, or a URI", "Move it, or run the job where it is.")
+    if not is_remote(source) and not os.path.exists(source):
+        raise VideoError(f"{source}: the input is not there on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is.")
 
 
-def _deepest(folder: str) -> str:
+def _identified(folder: str) -> tuple[str, str]:
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
-    return folder
+    return folder, identify_folder(folder)
+
+
+def _is_here(folder: tuple[str, str] | None) -> bool:
+    if folder is None:
+        return True
+    path, identity = folder
+    if not identify_folder(path) and os.path.isdir(parent := os.path.dirname(path)):
+        os.listdir(parent)  # NFS believes for half a minute that a folder is not there which another node has made since, but for this
+    return bool(identity) and identify_folder(path) == identity

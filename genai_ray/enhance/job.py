@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ray.exceptions import RayError
+
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import Lease, ModelCache, SessionRequest, disconnect, has_own_node_died, uses_gpu
 from genai_ray.enhance.chain import DEFAULT_FACTOR, count_results
@@ -156,14 +158,14 @@ class _Job:
         is_own = cache.is_embedded
         loading = _Loading(cache, options, tag)
         recorded = results.recorded if results is not None else lambda _: None
-        left: list[Target] = [] if examined is None else [examined.target]
+        left: list[Target] = []
         scheduler: Scheduler | None = None
         try:
             kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
             job = SegmentJob(tuple(specs), (), options, cache, tag, kind)
             scheduler = Scheduler(iter(targets), job, meter=meter, recorded=recorded, check=lambda: loading.follow(meter))
             if results is not None:
-                loading.prefetch(next((target for target in targets if results.recorded(target.output) is None), None), specs)
+                loading.prefetch(targets, specs, results)
             if examined is not None:
                 scheduler.adopt(examined.target, *open_clip(examined, specs, kind))
             factor = options.factor or DEFAULT_FACTOR
@@ -176,7 +178,7 @@ class _Job:
                         raise ended.error
             return loading.uses(is_last=True) if meter.first is not None else ()
         except BaseException:
-            left = scheduler.stop() if scheduler is not None else left
+            left = scheduler.stop() if scheduler is not None else []
             raise
         finally:
             if not has_own_node_died():
@@ -239,13 +241,13 @@ class _Loading:
         self._lease: Future[Lease] | None = None
         self._uses: tuple[ModelUse, ...] = ()
         self._asked_at = float("-inf")
+        self._is_over = False
         self.precision_db: float | None = None
         """The least PSNR of a converted precision from FP32 on calibration frames; None where nothing was converted."""
 
-    def prefetch(self, target: Target | None, specs: Sequence[ModelSpec]) -> None:
-        """Begin to load for the first of several videos while the workers that plan them still start; the lease finds it on its way."""
-        if target is not None:
-            threading.Thread(target=self._prefetch, args=(target, specs), name="genai-ray-prefetch", daemon=True).start()
+    def prefetch(self, targets: Iterable[Target], specs: Sequence[ModelSpec], results: Results) -> None:
+        """Begin to load for the first of several videos while it is still planned; the lease finds its models on their way."""
+        threading.Thread(target=self._prefetch, args=(targets, specs, results), name="genai-ray-prefetch", daemon=True).start()
 
     def follow(self, meter: Meter) -> None:
         """Begin to load as soon as it is known for what; a model that does not load fails the job at once, with its own error."""
@@ -284,13 +286,18 @@ class _Loading:
 
     def release(self) -> None:
         """Give the lease back; a job that has failed does not wait for one to come."""
+        self._is_over = True
         if self._lease is not None:
             self._lease.add_done_callback(lambda done: None if done.exception() else done.result().release())
 
-    def _prefetch(self, target: Target, specs: Sequence[ModelSpec]) -> None:
-        with suppress(GenAIRayError):  # told by the planning of this video, and by the lease
-            info, _ = describe_video(target.source)
-            self._cache.prefetch(find_requests(info, specs, target.options(self._options)))
+    def _prefetch(self, targets: Iterable[Target], specs: Sequence[ModelSpec], results: Results) -> None:
+        with suppress(GenAIRayError, RayError, ValueError):  # told by the planning of this video, and by the lease
+            records = ((target, results.recorded(target.output)) for target in targets)
+            first = next((target for target, record in records if record is None or not record.key), None)
+            if first is not None:
+                info, _ = describe_video(first.source)
+                if not self._is_over and self._lease is None:
+                    self._cache.prefetch(find_requests(info, specs, first.options(self._options)))
 
     def _load(self, requests: Sequence[SessionRequest], lease: Future[Lease]) -> None:
         options = self._options

@@ -102,7 +102,7 @@ class _Step:
 
 
 class Scheduler:
-    """Runs the videos of one job; nothing but small values comes to the driver.
+    """Runs the videos of one job; no frame or segment comes to the driver, and of plans those of many hours.
 
     Args:
         targets: The videos, read as they are begun.
@@ -176,6 +176,9 @@ class Scheduler:
         """
         refs = [] if has_own_node_died() else list(self._in_flight)
         with suppress(RayError):
+            for step in [step for step in self._urgent if refs and step.kind == "keep" and step.clip.error is None]:
+                self._submit(step)  # it is finished, and would be lost
+            refs = list(self._in_flight) if refs else []
             if refs:
                 halt(self._tag)
                 _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP_WITHIN_S)
@@ -187,25 +190,28 @@ class Scheduler:
     def _fill(self) -> None:
         """Submit what is ready, joins first, while there is room; begin a video where nothing else is ready.
 
-        What only the job's own machine can do is waited for: segments that were made elsewhere and are not brought there yet take memory.
+        Segments that were made elsewhere are waited for: until the job's own machine has them they take memory.
         """
         now = time.monotonic()
         if now - self._cpus_at > CPUS_EVERY_S:
             self._count_cpus(now)
         while len(self._in_flight) < 2 * self._cpus + 2:
             if self._urgent:
-                if self._urgent[0].at_home and self._at_home >= 2 * self._tasks.cpus_at_home + 2:
+                if self._urgent[0].clip.error is not None:
+                    self._urgent.popleft()
+                    continue
+                if not self._urgent[0].at_home or self._at_home < 2 * self._tasks.cpus_at_home + 2:
+                    self._submit(self._urgent.popleft())
+                    continue
+                if self._urgent[0].kind == "keep":
                     return
-                step = self._urgent.popleft()
-                if step.clip.error is None:
-                    self._submit(step)
-            elif self._ready:
+            if self._ready:
                 if self._taken_bytes and self._taken_bytes + self._ready[0].bytes > self._room_bytes:
                     return  # the first of them is let in whatever it takes
                 step = self._ready.popleft()
                 if step.clip.error is None:
                     self._submit(step)
-            elif not self._begin_next():
+            elif self._urgent or not self._begin_next():
                 return
 
     def _count_cpus(self, now: float) -> None:
@@ -233,8 +239,8 @@ class Scheduler:
         second: Any = None
         if step.kind == "begin":
             # The first videos are planned only, so that models are loaded for their size while others are planned.
-            at_once, home = self._meter.first is not None and not step.at_home, find_home(clip.target)
-            ref, second = self._tasks.begin(clip.target, home, clip.recorded, at_once=at_once, at_home=step.at_home)
+            at_once = self._meter.first is not None and not step.at_home
+            ref, second = self._tasks.begin(clip.target, find_home(clip.target), clip.recorded, at_once=at_once, at_home=step.at_home)
         elif step.kind == "segment":
             ref, second = self._tasks.segment(clip.planned, step.index)
         elif step.kind == "keep":
@@ -303,6 +309,7 @@ class Scheduler:
         """Try a step again that failed by chance; else its video has failed."""
         clip, source = step.clip, step.clip.target.source
         if step.kind == "keep" and isinstance(error, ObjectLostError):  # its node died before it was brought to the work folder: it is made again
+            clip.away.pop(step.index, None)
             step = _Step(clip, "segment", step.index)
         clip.tries[step.kind, step.index] += 1
         is_chance = not isinstance(error, GenAIRayError) or (isinstance(error, VideoError) and any(map(is_remote, (source, clip.target.output))))
@@ -310,7 +317,7 @@ class Scheduler:
             (self._ready if step.kind == "segment" else self._urgent).appendleft(step)
             return
         if isinstance(error, _DEATHS):
-            what = f"segments [{step.index}]" if step.kind == "segment" else "its end" if step.kind == "finish" else "it"
+            what = f"segments [{step.index}]" if step.kind in ("segment", "keep") else "its end" if step.kind == "finish" else "it"
             error = VideoError(f"{source}: the worker died {MAX_TRIES} times on {what}")
         clip.error = clip.error or error
 

@@ -57,7 +57,7 @@ class SegmentJob:
     """Client of the cache that holds the models."""
     tag: str
     """Name of the job, by which sessions count its frames."""
-    kind: str = ""
+    kind: str
     """Of the node that it was started on, see ``node_kind``."""
 
 

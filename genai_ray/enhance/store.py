@@ -1,8 +1,8 @@
 """The folder of a job's finished segments: what makes one reusable, and what is left when a job ends.
 
 A segment is published under a key that says everything its bytes depend on: the packets of the input, the range, models, options, the kind of
-node that the job was started on, whether a GPU computes, and the versions of what does. A job that was killed finds its finished segments by
-these keys.
+node that the job was started on, whether the cluster had GPUs for it then, and the versions of what computes. A job that was killed finds its
+finished segments by these keys.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -121,9 +121,11 @@ class SegmentStore:
             VideoError: If it cannot be written.
         """
         place = self.place(index)
-        with file_errors(place, "writing"), tempfile.NamedTemporaryFile(dir=self.folder, suffix=PARTIAL_SUFFIX, delete=False) as file:
-            file.write(data)
-        publish(Path(file.name), place)
+        with file_errors(place, "writing"):
+            os.makedirs(self.folder, exist_ok=True)
+            partial = Path(f"{place}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+            partial.write_bytes(data)
+        publish(partial, place)
 
     def open(self) -> None:
         """Make the folder and remove what an earlier job left that is of no use to this one.

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genai_ray.enhance.halt import check_halted
-from genai_ray.enhance.home import Home, is_there
+from genai_ray.enhance.home import Home
 from genai_ray.enhance.planned import pack, unpack
 from genai_ray.enhance.records import Record
 from genai_ray.enhance.segment import SegmentJob, SegmentResult
@@ -24,7 +24,7 @@ from genai_ray.errors import GenAIRayError
 __all__ = ["AWAY", "Shared", "Tasks"]
 
 AWAY = "away"
-"""What a step gives, having done nothing, on a node that lacks the folders or the input of its video."""
+"""What a step gives, having done nothing, on a node that lacks the folders of its video."""
 
 _FAILURES = (GenAIRayError, RayError, OSError, MemoryError)
 
@@ -67,7 +67,7 @@ class Tasks:
             References of what the scheduler needs, the exception or ``AWAY``; and of the packed plan.
         """
         task: Any = _run_begin.options(**self._at_home) if at_home else _run_begin
-        first, second = task.remote(target, None if at_home else home, recorded, self._shared, at_once)
+        first, second = task.remote(target, home, recorded, self._shared, at_once, at_home)
         return first, second
 
     def segment(self, planned: Any, index: int) -> tuple[Any, Any]:
@@ -130,10 +130,11 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def _run_begin(target: Target, home: Home | None, recorded: Record | None, shared: Shared, at_once: bool) -> tuple[Any, bytes | None]:
+def _run_begin(target: Target, home: Home, recorded: Record | None, shared: Shared, at_once: bool, at_home: bool) -> tuple[Any, bytes | None]:
     try:
-        if home is not None and not (home.is_here() and is_there(target.source)):
+        if not at_home and not home.is_here():
             return AWAY, None
+        home.check()
         begun, planned = begin_clip(target, _job_of(shared), recorded, at_once=at_once)
         packed = None if planned is None else pack(planned)
         return replace(begun, plan_bytes=len(packed or b"")), packed
@@ -162,8 +163,9 @@ def _run_keep(planned: bytes, index: int, data: npt.NDArray[np.uint8]) -> BaseEx
 def _run_finish(planned: bytes, results: dict[int, SegmentResult], seconds: float, at_home: bool) -> Any:
     try:
         found = unpack(planned)
-        if not at_home and not (found.home.is_here() and is_there(found.target.source)):
+        if not at_home and not found.home.is_here():
             return AWAY
+        found.home.check()
         return finish_clip(found, results, seconds)
     except _FAILURES as exc:
         return exc

@@ -1,6 +1,7 @@
 """The steps that one video takes - begin, segments, finish - as plain functions; each of them is run in a task, and needs no scheduler.
 
-Whatever a step needs comes in its arguments, and what it leaves behind is in the work folder: a step that is run twice does no harm.
+Whatever a step needs comes in its arguments, and what it leaves behind is in the work folder, or goes there next: a step that is run twice does no
+harm.
 """
 
 from __future__ import annotations
@@ -155,13 +156,18 @@ def begin_clip(target: Target, job: SegmentJob, recorded: Record | None = None, 
         VideoError: As ``examine_clip`` and ``open_clip``.
     """
     started = time.monotonic()
+    check_there(target.source)
     examined = examine_clip(target, job.specs, job.options, recorded)
     if isinstance(examined, Record):
         return Begun(record=examined), None
     begun, planned = open_clip(examined, job.specs, job.kind)
     if not at_once or len(begun.todo) > 1 or begun.segment_bytes > MAX_AT_ONCE_BYTES:
         return begun, planned
-    results = {index: run_segment(planned, index, job)[0] for index in begun.todo}
+    results = {}
+    for index in begun.todo:
+        results[index], away = run_segment(planned, index, job)
+        if away is not None:
+            planned.store.put(index, away.data)
     record = finish_clip(planned, results, time.monotonic() - started)
     return replace(begun, record=record, results=tuple(results.values())), None
 
@@ -185,7 +191,7 @@ def run_segment(planned: Planned, index: int, job: SegmentJob) -> tuple[SegmentR
     before = _check_unchanged(planned)
     own = replace(job, options=planned.options, requests=planned.requests)
     place, store = planned.store.place(index), planned.store
-    if not store.is_remote and planned.home.is_here():
+    if not store.is_remote and planned.home.has_work():
         result = enhance_segment(planned.timeline, index, Path(place), own)
         try:
             _check_unchanged(planned, before)

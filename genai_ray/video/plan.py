@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import av
@@ -55,7 +56,7 @@ class VideoPlan:
     content_hash: str
     """sha256 over packets and times: the identity of the input."""
     skipped: int
-    """Frames at the start that do not decode, since the file begins between two key frames; they are not among ``pts``."""
+    """Frames at the start that do not decode, since what they refer to is not in the file; they are not among ``pts``."""
     num_frames_from_header: int | None
     """Frames that the container's own index promises; None where it has none."""
     truncated: str | None
@@ -104,11 +105,14 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
             raise VideoError(f"{path}: no frames")
         info, first = describe_video(path)
         whole, (begins, _, begins_with_key) = len(times) + discarded, times[0]
+        leading = {entry[0] for entry in takewhile(lambda entry: entry[0] < begins, times[1:])}
         times.sort(key=lambda entry: entry[0])
         # A recording begins between two key frames, or a cut was made before an open group of pictures: what is shown before the first key frame
         # refers to what is gone, and does not decode.
-        if first is not None and (not begins_with_key or first == begins):
+        if first is not None and not begins_with_key:
             times = [entry for entry in times if entry[0] >= first]
+        elif first == begins:
+            times = [entry for entry in times if entry[0] not in leading]
         pts = tuple(entry[0] for entry in times)
         if len(set(pts)) != len(pts):
             raise VideoError(f"{path}: {len(pts) - len(set(pts))} frames share a time with another one")

@@ -17,7 +17,6 @@ import pytest
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance import job
 from genai_ray.enhance.records import MARKER
-from genai_ray.enhance.results import Results
 from genai_ray.enhance.targets import resolve_targets
 from genai_ray.tables import ResultTable
 from genai_ray.video import Encoding, plan_video
@@ -242,12 +241,13 @@ def test_a_preset_may_look_like_a_number(clips, tmp_path):
 def test_half_written_tables_of_killed_jobs_are_removed_and_those_of_others_stay(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    node = os.uname().nodename
-    theirs = [tmp_path / f".results-{node}-{os.getpid()}-0a.partial", tmp_path / f".results-{node}.elsewhere-{dead.pid}-0a.partial"]
-    for path in (*theirs, tmp_path / f".results-{node}-{dead.pid}-0a.partial"):
+    table = ResultTable(str(tmp_path / "results.parquet"), {"a": "string"}, "a")
+    here = f"{os.uname().nodename}-{os.stat('/proc/self/ns/pid').st_ino}"
+    theirs = [tmp_path / f".results-{where}.partial" for where in (f"{here}-{os.getpid()}-0a", f"{here}0-{dead.pid}-0a")]
+    for path in (*theirs, tmp_path / f".results-{here}-{dead.pid}-0a.partial"):
         path.touch()
-    Results(str(tmp_path))
-    assert sorted(tmp_path.iterdir()) == sorted(theirs)
+    table.add([{"a": "b"}])
+    assert sorted(tmp_path.iterdir()) == sorted([*theirs, tmp_path / "results.parquet"])
 
 
 def test_a_result_published_but_not_recorded_is_known_again(ray_session, clips, tmp_path, monkeypatch):

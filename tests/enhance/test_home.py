@@ -1,10 +1,13 @@
 """Nodes that do not share the folders of a job: what they make is brought to the machine that has them."""
 
 import logging
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
@@ -38,18 +41,33 @@ def test_a_folder_is_itself_whatever_it_is_called(tmp_path):
 
 
 def test_a_folder_that_was_made_anew_is_another_one(clips, tmp_path):
-    out = tmp_path / "out"
+    out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
-    (target,) = resolve_targets([clips / "a.mkv"], out / "a.mkv", OPTIONS)
+    work.mkdir()
+    (target,) = resolve_targets([clips / "a.mkv"], out / "a.mkv", replace(OPTIONS, work_dir=str(work)))
     home = find_home(target)
+    assert home == Home((str(out), identify_folder(str(out))), (str(work), identify_folder(str(work))))
     assert home.is_here()
-    assert home.folders == ((str(out), identify_folder(str(out))),)
+    home.check()
     shutil.move(out, tmp_path / "away")
-    assert not home.is_here()
+    assert (home.is_here(), home.has_work()) == (False, True)
+    with pytest.raises(errors.VideoError, match=re.escape(f"{out}: this folder of the job's machine is not there for Ray on node")):
+        home.check()
     out.mkdir()
     assert not home.is_here()
     assert find_home(target).is_here()
-    assert find_home(resolve_targets([clips / "a.mkv"], "memory://out/a.mkv", OPTIONS).walk().__next__()) == Home()
+    (target,) = resolve_targets([clips / "a.mkv"], "memory://out/a.mkv", OPTIONS)
+    assert find_home(target) == Home()
+
+
+def test_an_input_that_is_missing_is_the_fault_of_its_clip_alone(ray_session, clips, tmp_path, caplog):
+    pyarrow.csv.write_csv(pa.table({"uri": [str(clips / name) for name in ("none.mkv", "a.mkv")]}), tmp_path / "list.csv")
+    with caplog.at_level(logging.WARNING, "genai_ray"):
+        report = enhance_videos(tmp_path / "list.csv", tmp_path, models=MODEL, options=OPTIONS)
+    failed, _ = report.videos
+    assert (report.clips_failed, failed.error_class) == (1, "VideoError")
+    assert "none.mkv: the input is not there on node" in failed.error
+    assert not caplog.records
 
 
 @pytest.mark.cluster

@@ -118,7 +118,7 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     specs = (ModelCatalog.default().get("websr-x2-s"),)
     _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     with ModelCache(2_000_000_000, name="twice") as cache:
-        task, job = ray.remote(max_retries=0)(run_segment), SegmentJob(specs, (), options, cache, "twice")
+        task, job = ray.remote(max_retries=0)(run_segment), SegmentJob(specs, (), options, cache, "twice", KIND)
         results = ray.get([task.remote(planned, 0, job) for _ in range(2)])
     assert [result.frames for result, _ in results] == [NUM_FRAMES] * 2
     assert [path.suffix for path in Path(planned.store.folder).iterdir()] == [".nut"]
@@ -132,7 +132,7 @@ def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, t
     _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     source.write_bytes(source.read_bytes() + b"more")
     with ModelCache(2_000_000_000, name="changed") as cache, pytest.raises(errors.VideoError, match="changed while it was enhanced"):
-        run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed"))
+        run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed", KIND))
     assert list(Path(planned.store.folder).iterdir()) == []
     with pytest.raises(errors.VideoError, match="changed while it was enhanced"):
         finish_clip(planned, {}, 0.0)

@@ -114,6 +114,13 @@ def test_times_that_go_back(tmp_path):
     with pytest.raises(errors.VideoError, match=r"b\.mkv: frame 1 has pts 80.*pts 40, as planned"):
         decode_all(plan)
 
+    def begin_late(packet, number):
+        packet.pts = number * 80 + (NUM_FRAMES * 80 if number < NUM_FRAMES // 2 else 0)
+        packet.dts = number
+
+    with pytest.raises(errors.VideoError, match=r"d\.mkv: frame 0 has pts 3200.*pts 1600, as planned"):  # none of them is left out
+        decode_all(plan_video(remux(source, tmp_path / "d.mkv", begin_late), segment_frames=100))
+
     def double(packet, number):
         packet.pts = packet.dts = number // 2 * 80
 

@@ -350,6 +350,7 @@ class ModelCache:
         route = self._routes.get(key)
         if route is None:
             return None
+        self._connection.check_open()
         if route.is_due():  # other replicas, for later calls
             self._connection.send("replicas", key).future().add_done_callback(lambda done: None if done.exception() else route.update(done.result()))
         return route.choose(lost)
@@ -377,6 +378,7 @@ class ModelCache:
             self._connection.send("dismiss", name)
 
     def _want(self, request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, within_s: float | None = None) -> Want:
+        self._connection.check_open()  # before Ray is asked for this node
         return build_want(request, spec, is_explicit=is_explicit, is_online=self.is_online, within_s=self.deadline_s if within_s is None else within_s)
 
     def _fetch(

@@ -86,9 +86,19 @@ class Connection:
         Raises:
             CacheClosedError: If the cache was shut down.
         """
+        self.check_open()
+        return getattr(self._actor, method).remote(*args)
+
+    def check_open(self) -> None:
+        """Refuse to call anything where the cache or Ray is gone: at the next call Ray would start a cluster of its own, also from a thread that is left.
+
+        Raises:
+            CacheClosedError: If the cache was shut down, or Ray was.
+        """
         if self._is_closed:
             raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
-        return getattr(self._actor, method).remote(*args)
+        if not ray.is_initialized():
+            raise CacheClosedError(f"cache {self.name!r} is gone: Ray is not running any more", do="Make a new ModelCache.")
 
     def call(self, method: str, *args: Any, within_s: float | None = None) -> Any:
         """Call the cache actor, again where its process died meanwhile.

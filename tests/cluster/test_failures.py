@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.cluster import SessionRequest
+from genai_ray.cluster import SessionRequest, connect, disconnect
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.cluster.truth import is_reported, report, wait_until_true
 from tests.processes import is_alive, wait_until
@@ -237,3 +237,21 @@ def test_a_pin_of_a_dead_session_leaves_the_cache_open(cache):
     with contextlib.suppress(errors.ModelNotFoundError):  # where its death was noticed before
         cache.pin(MODEL)
     wait_until(lambda: cache.loaded_models() == [])
+
+
+def test_nothing_that_is_left_starts_another_ray(ray_session, frames):
+    """Ray starts a cluster at the next call of whoever still has a handle: the thread of a lease, or of a job that has ended."""
+    cache = ModelCache(2_000_000_000, name="left")
+    lease = cache.lease([MODEL])
+    lease.sessions[0].infer(frames)
+    disconnect()
+    ray.shutdown()
+    try:
+        for call in (lambda: lease.sessions[0].infer(frames), lambda: cache.prefetch([OTHER]), cache.status, lambda: cache.lease([OTHER])):
+            with pytest.raises(errors.CacheClosedError, match="Ray is not running any more"):
+                call()
+        lease.release()
+        cache.shutdown()
+        assert not ray.is_initialized()
+    finally:
+        connect()

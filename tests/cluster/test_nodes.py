@@ -187,9 +187,9 @@ def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames,
     with keeping_busy(cache, REQUEST) as asking:
         wait_until(lambda: len(copies(cache)) == 2)
         wait_until(lambda: all(entry["queue"] > 0 for entry in copies(cache)))
+        assert len({entry["placed_on"] for entry in copies(cache)}) == 2
     for one in asking:
         assert np.array_equal(one.result().infer(frames), expected)
-    assert len({entry["placed_on"] for entry in copies(cache)}) == 2
     wait_until(lambda: cache.status()["evictions"] == 1)
     assert len(copies(cache)) == 1
 

@@ -1,9 +1,6 @@
 """What a cache shows of itself: status, Prometheus, and bytes that agree with the operating system's."""
 
-import os
-import signal
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -67,35 +64,6 @@ def test_status_and_metrics_say_the_same(cache, frames):
     assert seen["budget_bytes", ""] == device["budget_bytes"]
     assert seen["load_seconds_count", MODEL] == 1
     assert seen["age_at_eviction_seconds_count", OTHER] == 1
-
-
-@pytest.mark.slow
-def test_hits_of_a_session_that_takes_long_to_retire_are_counted_once(cache, frames):
-    session = cache.session_of(SessionRequest(HEAVY, ModelBackend.ONNX, ModelPrecision.FP32, tile_size_px=128))
-    for _ in range(3):
-        session.infer(frames)
-    wait_until(lambda: metrics(cache).get(("hits_total", HEAVY), 0) == 3)
-    (entry,) = cache.status()["models"]
-    pid = entry["session"]["pid"]
-    pending = session.submit(np.zeros((6, 240, 320, 3), np.uint8))
-    wait_until(lambda: cache.status()["models"][0]["queue"] == 1)
-    with ThreadPoolExecutor(1) as pool:
-        leaving = pool.submit(cache.evict, HEAVY)
-        wait_until(lambda: cache.status()["models"][0]["state"] == "retiring")
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            other = cache.get_session(OTHER)
-            other.infer(frames)
-            wait_until(lambda: metrics(cache).get(("hits_total", OTHER), 0) == 2)  # a round of questions has passed: one by hand, one by use
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        leaving.result(120)
-    assert pending.result().shape == (6, 480, 640, 3)
-    hits = cache.status()["history"][HEAVY]["hits"]
-    assert hits == 4
-    wait_until(lambda: metrics(cache).get(("evictions_total", HEAVY)) == 1)
-    wait_until(lambda: metrics(cache)["hits_total", HEAVY] >= hits)
-    assert metrics(cache)["hits_total", HEAVY] == hits
 
 
 @pytest.mark.parametrize("size", [(144, 176), pytest.param((480, 640), marks=pytest.mark.longest)], ids=str)

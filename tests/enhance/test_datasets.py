@@ -282,6 +282,7 @@ def test_a_killed_job_of_many_goes_on(tmp_path):
     wait_until(lambda: not any(is_alive(pid) for pid in children))
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mkv")}
     done = run(*command)
+    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (done.returncode, report["clips_failed"], report["frames"]) == (0, 0, 240)
     assert report["clips_skipped"] >= len(kept)

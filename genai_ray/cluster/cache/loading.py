@@ -18,7 +18,7 @@ from genai_ray.cluster.cache.sessions import end_session, start_session, steer, 
 from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key
-from genai_ray.cluster.placement import Need
+from genai_ray.cluster.placement import Device, Need
 from genai_ray.errors import BackendUnavailableError, CacheClosedError, ConfigError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 
 __all__ = ["Loader"]
@@ -209,13 +209,13 @@ class Loader:
         ledger = self._book.ledger
         slot = ledger.slots[entry.name]
         device = ledger.devices[slot.device_id]
-        twins = [other for other in ledger.devices.values() if other.node == device.node and CPU not in (other.kind, device.kind) and other is not device]
+        twins = [other for other in ledger.devices.values() if (other.node == device.node and CPU not in (other.kind, device.kind)) or other is device]
         if self._book.is_closed:
             raise CacheClosedError(f"the cache was shut down before {entry.key.model} was loaded")
-        async with self._starts[device.node], steer(device, slot.held_bytes, twins):  # one after another: Ray chooses the GPU
+        async with self._starts[device.node], steer(device, slot.held_bytes, {twin: self._left_by_ray(twin) for twin in twins}):
             start_session(entry, self._cache, device, slot)
             started: Started = await asyncio.wait_for(entry.handle.start.remote(), START_WITHIN_S)
-        entry.started = started
+            entry.started = started
         self._sizes.remember_process(CPU, started.process_bytes)
         real = device_of(started, ledger.devices.values())
         if entry.name not in ledger.slots or real is None:
@@ -224,6 +224,11 @@ class Loader:
             ledger.move(entry.name, real)
             if ledger.excess_bytes(real) > 0 or real in entry.avoid:
                 raise _MisplacedError(f"{entry.key.model} was started on {real} instead of {device.device_id}, where it was placed")
+
+    def _left_by_ray(self, device: Device) -> int:
+        """Return the bytes of a device that no process holds; the ledger counts those as well whose turn has not come."""
+        started = (slot for slot in self._book.ledger.slots.values() if slot.name in self._book.entries and self._book.entries[slot.name].started is not None)
+        return device.capacity_bytes - sum(slot.held_bytes for slot in started if slot.device_id == device.device_id)
 
     async def _prepare_next_try(self, entry: Entry, device_id: str, exc: Exception, tries: int) -> bool:
         """End what failed, and choose where the next try goes: another device first; false where the same failure would come again."""

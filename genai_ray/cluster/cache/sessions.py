@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import ray
@@ -128,21 +128,20 @@ def start_session(entry: Entry, cache: str, device: Device, slot: Slot[Key]) -> 
 
 
 @contextlib.asynccontextmanager
-async def steer(device: Device, held_bytes: int, others: Iterable[Device]) -> AsyncIterator[None]:
+async def steer(device: Device, held_bytes: int, free: Mapping[Device, int]) -> AsyncIterator[None]:
     """Make Ray choose one GPU among those of a node: it takes the fullest that has room, so fuller ones are filled meanwhile.
 
     Args:
         device: The GPU that is meant.
         held_bytes: What will be reserved of it.
-        others: The other GPUs of its node.
+        free: Bytes that Ray has left of every GPU of its node: what is meant to go there and has no process yet is not taken.
 
     Yields:
         While what is started on the node goes there.
     """
-    room = device.capacity_bytes - device.held_bytes + held_bytes  # what is meant to go there is in the ledger already
-    free = {other: other.capacity_bytes - other.held_bytes for other in others}
     # Of two that are equally full Ray takes the one that it counts first.
-    fuller = [other for other, left in free.items() if held_bytes <= left and (left, other.device_id) < (room, device.device_id)]
+    mine = (free[device], device.device_id)
+    fuller = [other for other, left in free.items() if other is not device and held_bytes <= left and (left, other.device_id) < mine]
     remote: Any = ray.remote(_Filler)
     # One unit is left over: a share is a float on its way to Ray, and one that comes out larger than what is free goes elsewhere.
     fillers = [remote.options(**_on(other, free[other] - other.unit_bytes)).remote() for other in sorted(fuller, key=lambda other: free[other])]

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -52,7 +53,8 @@ def enhance(clips: Path, out: Path, count: int) -> tuple[dict, list[tuple[int, i
 
         def watch() -> None:
             while not over.wait(max(0.5, count / 2000)):
-                seen.append((len(list(out.glob("*.mp4"))), rss_anon(job.pid)))
+                with suppress(FileNotFoundError, ProcessLookupError, StopIteration):  # it has ended
+                    seen.append((len(list(out.glob("*.mp4"))), rss_anon(job.pid)))
 
         thread = threading.Thread(target=watch)
         thread.start()

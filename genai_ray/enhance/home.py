@@ -78,7 +78,7 @@ def check_there(source: str) -> None:
         VideoError: If this one does.
     """
     if not is_remote(source) and not os.path.exists(source):
-        raise VideoError(f"{source}: the input is not there on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is.")
+        raise VideoError(f"{source}: no such file on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is.")
 
 
 def _identified(folder: str) -> tuple[str, str]:

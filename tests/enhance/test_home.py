@@ -66,7 +66,7 @@ def test_an_input_that_is_missing_is_the_fault_of_its_clip_alone(ray_session, cl
         report = enhance_videos(tmp_path / "list.csv", tmp_path, models=MODEL, options=OPTIONS)
     failed, _ = report.videos
     assert (report.clips_failed, failed.error_class) == (1, "VideoError")
-    assert "none.mkv: the input is not there on node" in failed.error
+    assert "none.mkv: no such file on node" in failed.error
     assert not caplog.records
 
 
@@ -134,6 +134,6 @@ def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_node_without_the_input_is_named(clips, tmp_path):
-    with Nodes(head_cpus=0) as nodes, nodes.apart(clips), pytest.raises(errors.VideoError, match=r"a\.mkv: the input is not there on node"):
+    with Nodes(head_cpus=0) as nodes, nodes.apart(clips), pytest.raises(errors.VideoError, match=r"a\.mkv: no such file on node"):
         enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=OPTIONS)
     assert list(tmp_path.iterdir()) == []

@@ -272,12 +272,9 @@ def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes,
     nodes.clear()
 
 
-def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, frames, expected):
-    first, second = nodes.add(num_gpus=1), nodes.add(num_gpus=1)
-    wait_until(lambda: len(devices(cache)) == 5)
-    cache.get_session(MODEL)
-    node = devices(cache)[copies(cache)[0]["placed_on"]]["node"]
-    doomed = first if first.node_id == node else second
+@contextlib.contextmanager
+def in_use(cache, frames, expected, clients):
+    """Ask from several threads until the block ends; every answer is right, and each thread has some."""
     over = threading.Event()
 
     def ask():
@@ -287,15 +284,25 @@ def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, f
             answers += 1
         return answers
 
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask) for _ in range(4)]
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(ask) for _ in range(clients)]
         try:
-            nodes.remove(doomed)
-            wait_until_true(cache, lambda: node not in {found["NodeID"] for found in ray.nodes() if found["Alive"]})
-            cache.get_session(MODEL).infer(frames)
+            yield
         finally:
             over.set()
         assert all(one.result(60) > 0 for one in asking)
+
+
+def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, frames, expected):
+    first, second = nodes.add(num_gpus=1), nodes.add(num_gpus=1)
+    wait_until(lambda: len(devices(cache)) == 5)
+    cache.get_session(MODEL)
+    node = devices(cache)[copies(cache)[0]["placed_on"]]["node"]
+    doomed = first if first.node_id == node else second
+    with in_use(cache, frames, expected, 4):
+        nodes.remove(doomed)
+        wait_until_true(cache, lambda: node not in {found["NodeID"] for found in ray.nodes() if found["Alive"]})
+        cache.get_session(MODEL).infer(frames)
     assert node not in {device["node"] for device in cache.status()["devices"]}
 
 
@@ -303,27 +310,13 @@ def test_sessions_and_cache_that_die_while_they_are_used_are_known_within_second
     nodes.add(num_gpus=2)
     wait_until(lambda: len(devices(cache)) == 4)
     cache.load_model(OTHER, device="cpu", memory_bytes=300_000_000)
-    over = threading.Event()
-
-    def ask():
-        session, answers = cache.get_session(MODEL), 0
-        while not over.is_set():
-            assert np.array_equal(session.infer(frames), expected)
-            answers += 1
-        return answers
-
-    with ThreadPoolExecutor(2) as pool:
-        asking = [pool.submit(ask) for _ in range(2)]
-        try:
+    with in_use(cache, frames, expected, 2):
+        wait_until(lambda: copies(cache))
+        for name in (copies(cache)[0]["name"], copies(cache, OTHER)[0]["name"], f"cache:{cache.name}"):
+            before = report(name)
+            os.kill(before["Pid"], signal.SIGKILL)
+            wait_until_true(cache, lambda name=name, before=before: is_reported(name, before["NumRestarts"]))
             wait_until(lambda: copies(cache))
-            for name in (copies(cache)[0]["name"], copies(cache, OTHER)[0]["name"], f"cache:{cache.name}"):
-                before = report(name)
-                os.kill(before["Pid"], signal.SIGKILL)
-                wait_until_true(cache, lambda name=name, before=before: is_reported(name, before["NumRestarts"]))
-                wait_until(lambda: copies(cache))
-        finally:
-            over.set()
-        assert all(one.result(60) > 0 for one in asking)
     assert [len(copies(cache, model)) for model in (MODEL, OTHER)] == [1, 0]
 
 

@@ -169,9 +169,10 @@ class Upkeep:
             entry: The session whose queue is long.
         """
         key = entry.key
+        if not self._may_replicate(key):  # nobody waits for the lock then: whoever does sees no death meanwhile
+            return
         async with self._evictor.lock:
-            is_loading = any(not other.ready.is_set() for other in self._book.of_key(key))
-            if key.alone or is_loading or not self._book.may_grow(key) or not self._book.is_surveyed:
+            if not self._may_replicate(key):
                 return
             twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key))
             found = plan(self._book.ledger, self._loader.need_of(twin))
@@ -179,6 +180,11 @@ class Upkeep:
                 return
             _log.info("%s is hot: a replica is loaded on %s", key.model, found.device_id)
             self._begin(twin)
+
+    def _may_replicate(self, key: Key) -> bool:
+        """Tell whether a model may have another session: not beside one that loads, nor before all that is there is known."""
+        is_loading = any(not other.ready.is_set() for other in self._book.of_key(key))
+        return not key.alone and not is_loading and self._book.is_surveyed and self._book.may_grow(key)
 
     async def spread(self) -> None:
         """Bring the models of batch jobs to every device that they may use."""

@@ -12,7 +12,7 @@
       ResourceExhaustedError(MemoryError)    larger than any device, or no room
       TooManyRequestsError(RuntimeError)     more at the same time than are taken; later they are
       DeadlineExceededError(TimeoutError)    not done by the caller's deadline
-      CacheClosedError(RuntimeError)         a handle used after ``shutdown()``
+      CacheClosedError(RuntimeError)         a handle used after ``shutdown()`` or ``close()``
       VideoError(RuntimeError)               not a video, truncated, no video stream
       QualityError(ValueError)               a quality check that cannot be made
 
@@ -101,7 +101,7 @@ class DeadlineExceededError(GenAIRayError, TimeoutError):
 
 
 class CacheClosedError(GenAIRayError, RuntimeError):
-    """A cache, or a session of it, was used after ``shutdown()``."""
+    """A cache, or a session of it, was used after ``shutdown()``, or by a client after ``close()``."""
 
 
 class VideoError(GenAIRayError, RuntimeError):

@@ -5,8 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.crashes import trace_crashes, use_stderr
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_configure():
+    use_stderr()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,6 +41,7 @@ def ray_session():
     from genai_ray.cluster import connect, disconnect
 
     connect()
+    trace_crashes()
     yield
     disconnect()
 

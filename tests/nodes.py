@@ -11,6 +11,7 @@ from ray.cluster_utils import Cluster
 
 from genai_ray.cluster import connect, disconnect
 from genai_ray.cluster.devices import LOGICAL_GPU_BYTES
+from tests.crashes import trace_crashes
 from tests.processes import descendants, kill, wait_until
 
 GPU_BYTES = 1_000_000_000
@@ -39,6 +40,7 @@ class Nodes:
         head = {"num_cpus": self._head_cpus, "num_gpus": 0, "memory": NODE_BYTES, "object_store_memory": 200_000_000, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=self.cluster.address, log_to_driver=False)
+        trace_crashes()
         return self
 
     def add(self, num_gpus=0, memory=NODE_BYTES):
@@ -75,6 +77,7 @@ class Nodes:
 
     def __exit__(self, *_):
         ray.shutdown()
+        trace_crashes()
         with contextlib.suppress(ConnectionError):
             self.cluster.shutdown()
         for name, value in self._environment.items():
@@ -84,3 +87,4 @@ class Nodes:
                 os.environ[name] = value
         if self._was_connected:
             connect()
+            trace_crashes()

@@ -252,6 +252,10 @@ class ModelCache:
                     counts[key.model] += int(wait_for(replica.handle.progress.remote(tag), PROGRESS_WITHIN_S))
         return counts
 
+    def close(self) -> None:
+        """End this client: what other threads wait for through it ends soon after with ``CacheClosedError``. The cache and its models stay."""
+        self._connection.close()
+
     def shutdown(self) -> None:
         """End every session and the cache itself; a second call does nothing. What is used afterwards raises ``CacheClosedError``."""
         self._connection.shutdown()
@@ -295,16 +299,8 @@ class ModelCache:
         requests = [replace(request, device_kinds=tuple(device_kinds)) if device_kinds else request for request, _ in chosen]
         wants = tuple(self._want(request, spec, is_explicit=False) for request, (_, spec) in zip(requests, chosen, strict=True))
         asked = LeaseRequest(f"lease:{uuid.uuid4().hex[:12]}", wants, copies)
-        self._connection.call("lease", asked, self.deadline_s * CACHE_SHARE)
         sessions = tuple(CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True))
-        lease = Lease(self._connection, asked, sessions)
-        try:
-            for session in sessions:
-                session.touch()
-        except BaseException:
-            lease.release()
-            raise
-        return lease
+        return Lease.take(self._connection, asked, sessions, self.deadline_s * CACHE_SHARE)
 
     def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
         """Begin to load models that will be needed soon, without waiting; nothing in use goes for them.

@@ -18,6 +18,10 @@ __all__ = ["Connection", "cache_names", "start_on_head"]
 
 _CACHE = "cache:"
 _RETRY_S = 0.1
+
+_SLICE_S = 0.2
+"""A wait looks this often whether its client was closed: Ray itself cannot be told to stop waiting, and dies of threads that wait while it is shut down."""
+
 _SHUTDOWN_WITHIN_S = 10.0
 
 
@@ -69,7 +73,8 @@ class Connection:
     """
 
     def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions | None, deadline_s: float) -> None:
-        self.name, self._deadline_s, self._is_closed = name, deadline_s, False
+        self.name, self._deadline_s = name, deadline_s
+        self._is_closed = self._is_left = False
         self._actor: Any = start_on_head(CacheActor, f"{_CACHE}{name}", name, budget_bytes, options or CacheOptions())
         self.call("open", budget_bytes, options)
 
@@ -84,7 +89,7 @@ class Connection:
             The answer to come.
 
         Raises:
-            CacheClosedError: If the cache was shut down.
+            CacheClosedError: If the cache was shut down, or this client closed.
         """
         self.check_open()
         return getattr(self._actor, method).remote(*args)
@@ -93,10 +98,12 @@ class Connection:
         """Refuse to call anything where the cache or Ray is gone: at the next call Ray would start a cluster of its own, also from a thread that is left.
 
         Raises:
-            CacheClosedError: If the cache was shut down, or Ray was.
+            CacheClosedError: If the cache was shut down, this client closed, or Ray shut down.
         """
         if self._is_closed:
             raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
+        if self._is_left:
+            raise CacheClosedError(f"this client of cache {self.name!r} was closed", do="Make a new ModelCache.")
         if not ray.is_initialized():
             raise CacheClosedError(f"cache {self.name!r} is gone: Ray is not running any more", do="Make a new ModelCache.")
 
@@ -112,7 +119,7 @@ class Connection:
             Its answer.
 
         Raises:
-            CacheClosedError: If the cache was shut down.
+            CacheClosedError: If the cache was shut down, or this client closed.
             DeadlineExceededError: If it does not answer in time.
             GenAIRayError: What it raised.
         """
@@ -121,7 +128,7 @@ class Connection:
         try:
             while True:
                 try:
-                    return wait_for(self.send(method, *args), max(deadline - time.monotonic(), 0.0))
+                    return self._wait(self.send(method, *args), deadline)
                 except ActorUnavailableError:
                     time.sleep(_RETRY_S)  # its process died; Ray starts it again within 2 s, and it adopts its sessions
         except GetTimeoutError as exc:
@@ -129,6 +136,29 @@ class Connection:
         except ActorDiedError as exc:
             self._is_closed = True
             raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc
+
+    def withdraw(self, lease_id: str) -> None:
+        """Let the cache know, without waiting, that nobody waits for a lease any more; also from a client that was closed.
+
+        Args:
+            lease_id: Which.
+        """
+        if ray.is_initialized() and not self._is_closed:
+            self._actor.release.remote(lease_id)
+
+    def close(self) -> None:
+        """End what other threads wait for through this line, soon after; the cache goes on."""
+        self._is_left = True
+
+    def _wait(self, answer: Any, deadline: float) -> Any:
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return wait_for(answer, max(min(left_s, _SLICE_S), 0.0))
+            except GetTimeoutError:
+                if left_s <= _SLICE_S:
+                    raise
+                self.check_open()
 
     def shutdown(self) -> None:
         """End every session and the cache itself; a second call does nothing."""

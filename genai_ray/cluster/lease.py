@@ -33,18 +33,51 @@ class Lease:
         self.sessions = sessions
         self._connection, self._request = connection, request
         self._over = threading.Event()
-        threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def take(cls, connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...], within_s: float) -> Self:
+        """Wait for room and for the models; a lease that is not had, or waited for no more, is not kept.
+
+        Args:
+            connection: Line to the cache.
+            request: What is leased.
+            sessions: One session a model.
+            within_s: Most seconds to wait for room.
+
+        Returns:
+            The lease.
+
+        Raises:
+            GenAIRayError: As ``ModelCache.lease``.
+        """
+        lease: Self | None = None
+        try:
+            connection.call("lease", request, within_s)
+            lease = cls(connection, request, sessions)
+            for session in sessions:
+                session.touch()
+        except BaseException:
+            if lease is None:
+                connection.withdraw(request.lease_id)
+            else:
+                lease.release()
+            raise
+        return lease
 
     def release(self) -> None:
         """Give the models back, within some seconds also where the cache is silent; a second call does nothing."""
         if not self._over.is_set():
             self._over.set()
             self._give_back()
+            self._thread.join(RELEASE_WITHIN_S)  # it is in no call of Ray any more, which may be shut down next
 
     def _give_back(self) -> None:
         try:
             self._connection.call("release", self._request.lease_id, within_s=RELEASE_WITHIN_S)
-        except GenAIRayError as exc:  # the cache was shut down, and the lease with it; or it ends by its time to live
+        except GenAIRayError as exc:  # the cache was shut down, and the lease with it; or this client was closed; or it ends by its time to live
+            self._connection.withdraw(self._request.lease_id)
             _log.debug("lease %s was not given back: %s", self._request.lease_id, exc)
 
     def _beat(self) -> None:

@@ -50,6 +50,9 @@ LOOKS_AT_A_TIME = 16
 LEASE_WITHIN_S = 30.0
 """A lease follows its sessions at once; a cluster that has died gives none, and the scheduler is the one to notice."""
 
+JOIN_WITHIN_S = 5.0
+"""A thread that still reads a video from a slow server is not waited for longer: it asks nothing of Ray any more."""
+
 MOST_LISTED = 1000
 """Videos that a report lists; of larger jobs it lists those that failed."""
 
@@ -185,6 +188,8 @@ class _Job:
                 loading.release()
                 if is_own:
                     cache.shutdown()
+            cache.close()
+            loading.join()
             if is_own:
                 disconnect()
             if results is not None:
@@ -242,12 +247,13 @@ class _Loading:
         self._uses: tuple[ModelUse, ...] = ()
         self._asked_at = float("-inf")
         self._is_over = False
+        self._threads: list[threading.Thread] = []
         self.precision_db: float | None = None
         """The least PSNR of a converted precision from FP32 on calibration frames; None where nothing was converted."""
 
     def prefetch(self, targets: Iterable[Target], specs: Sequence[ModelSpec], results: Results) -> None:
         """Begin to load for the first of several videos while it is still planned; the lease finds its models on their way."""
-        threading.Thread(target=self._prefetch, args=(targets, specs, results), name="genai-ray-prefetch", daemon=True).start()
+        self._start(self._prefetch, targets, specs, results)
 
     def follow(self, meter: Meter) -> None:
         """Begin to load as soon as it is known for what; a model that does not load fails the job at once, with its own error."""
@@ -255,8 +261,7 @@ class _Loading:
             self._lease.result()
         if self._lease is None and meter.first is not None:
             self._lease = Future()
-            thread = threading.Thread(target=self._load, args=(meter.first.requests, self._lease), name="genai-ray-load", daemon=True)
-            thread.start()
+            self._start(self._load, meter.first.requests, self._lease)
 
     def uses(self, *, is_last: bool = False) -> tuple[ModelUse, ...]:
         """Return the chain as it runs; nothing where the lease is not there soon after its sessions have computed."""
@@ -289,6 +294,15 @@ class _Loading:
         self._is_over = True
         if self._lease is not None:
             self._lease.add_done_callback(lambda done: None if done.exception() else done.result().release())
+
+    def join(self) -> None:
+        """Wait for the threads whose client is closed: one that is inside Ray while it is shut down ends the process (SIGSEGV)."""
+        for thread in self._threads:
+            thread.join(JOIN_WITHIN_S)
+
+    def _start(self, work: Callable[..., None], *args: object) -> None:
+        self._threads.append(threading.Thread(target=work, args=args, name="genai-ray-load", daemon=True))
+        self._threads[-1].start()
 
     def _prefetch(self, targets: Iterable[Target], specs: Sequence[ModelSpec], results: Results) -> None:
         with suppress(GenAIRayError, RayError, ValueError):  # told by the planning of this video, and by the lease

@@ -121,6 +121,36 @@ def test_a_lease_that_waits_keeps_nobody_from_what_fits(make_cache):
     assert ready(cache) == {A, B}
 
 
+def test_a_client_that_is_closed_waits_for_nothing_and_leaves_nothing(make_cache):
+    cache = make_cache(2 * SHARE)
+    other, client = cache.lease([of(C)]), ModelCache(name=cache.name)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.lease, [of(A), of(B)])
+        wait_until(lambda: cache.status()["waiting"])
+        client.close()
+        with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
+            waiting.result(60)
+    with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
+        client.session_of(of(A)).touch()
+    wait_until(lambda: not cache.status()["waiting"])
+    other.release()
+    with cache.lease([of(D)]):
+        assert ready(cache) == {C, D}
+    assert cache.status()["leases"] == 0
+
+
+def test_a_lease_whose_models_are_still_loaded_ends_with_its_client(make_cache):
+    cache = make_cache(2 * SHARE)
+    client = ModelCache(name=cache.name)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.lease, [of(A)])
+        wait_until(lambda: cache.status()["leases"])
+        client.close()
+        with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
+            waiting.result(60)
+    wait_until(lambda: not cache.status()["leases"])
+
+
 HOLDER = """
 import sys, time, ray
 from genai_ray import ModelCache

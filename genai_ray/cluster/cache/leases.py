@@ -15,7 +15,7 @@ from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.sessions import ANSWER_WITHIN_S
 from genai_ray.cluster.messages import LEASE_TTL_S, Key, LeaseRequest, Stays, Want, key_of
 from genai_ray.cluster.placement import Need, SlotState, check_all_fit
-from genai_ray.errors import BackendUnavailableError, DeadlineExceededError
+from genai_ray.errors import BackendUnavailableError, CacheClosedError, DeadlineExceededError
 
 __all__ = ["Leases"]
 
@@ -50,6 +50,7 @@ class Leases:
     def __init__(self, book: Book, evictor: Evictor, need_of: Callable[[Entry], Need[Key]], begin: Callable[[Entry], None]) -> None:
         self._book, self._evictor, self._need_of, self._begin = book, evictor, need_of, begin
         self._leases: dict[str, Lease] = {}
+        self._waiting: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -63,19 +64,27 @@ class Leases:
 
         Raises:
             ResourceExhaustedError: If they can never be there together, or not by the deadline.
+            CacheClosedError: If it is released meanwhile.
         """
         if self.renew(request):
             return
         deadline = time.monotonic() + within_s
+        self._waiting.add(request.lease_id)
         try:
             while not await self._try(request):
+                self._check_wanted(request)
                 if time.monotonic() > deadline:
                     blocked = (entry.blocked for want in request.wants for entry in self._book.of_key(key_of(want.request)))
                     raise next(filter(None, blocked), None) or DeadlineExceededError(f"no room for {len(request.wants)} models together")
                 self._check_fits(request)
                 self._begin_waited(request)
                 await self._book.wait_for_change(_RETRY_S)
+            self._check_wanted(request)
+        except CacheClosedError:
+            await self.release(request.lease_id)
+            raise
         finally:
+            self._waiting.discard(request.lease_id)
             self._settle(request)
         await self._tell(self._leases[request.lease_id].keys)
 
@@ -107,6 +116,10 @@ class Leases:
                 for entry in missing:
                     self._begin(entry)
         return placed
+
+    def _check_wanted(self, request: LeaseRequest) -> None:
+        if request.lease_id not in self._waiting:
+            raise CacheClosedError(f"lease {request.lease_id} was given back before it was had")
 
     def _settle(self, request: LeaseRequest) -> None:
         """Leave nothing behind of a lease that was not had: what others wait for by now is loaded for them."""
@@ -156,11 +169,12 @@ class Leases:
         self._book.ledger.lease([key_of(want.request)])
 
     async def release(self, lease_id: str) -> None:
-        """Give a lease back.
+        """Give a lease back, or let it go that is still waited for.
 
         Args:
             lease_id: Which; unknown ones are ignored.
         """
+        self._waiting.discard(lease_id)
         lease = self._leases.pop(lease_id, None)
         if lease is not None:
             self._book.ledger.unlease(lease.keys)

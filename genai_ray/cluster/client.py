@@ -17,7 +17,7 @@ from genai_ray.cluster.cache.options import CacheOptions
 from genai_ray.cluster.calls import CachedSession, Handle, wait_for
 from genai_ray.cluster.connect import connect
 from genai_ray.cluster.connection import Connection
-from genai_ray.cluster.lease import Lease
+from genai_ray.cluster.lease import Lease, take_lease
 from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, SessionRequest, Want, key_of
 from genai_ray.cluster.routes import Route
 from genai_ray.cluster.wants import CACHE_SHARE, build_want, own_node, to_request
@@ -300,7 +300,7 @@ class ModelCache:
         wants = tuple(self._want(request, spec, is_explicit=False) for request, (_, spec) in zip(requests, chosen, strict=True))
         asked = LeaseRequest(f"lease:{uuid.uuid4().hex[:12]}", wants, copies)
         sessions = tuple(CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True))
-        return Lease.take(self._connection, asked, sessions, self.deadline_s * CACHE_SHARE)
+        return take_lease(self._connection, asked, sessions, self.deadline_s * CACHE_SHARE)
 
     def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
         """Begin to load models that will be needed soon, without waiting; nothing in use goes for them.

@@ -12,7 +12,7 @@ from genai_ray.cluster.connection import Connection
 from genai_ray.cluster.messages import LEASE_TTL_S, LeaseRequest
 from genai_ray.errors import CacheClosedError, GenAIRayError
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "take_lease"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,36 +35,6 @@ class Lease:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True)
         self._thread.start()
-
-    @classmethod
-    def take(cls, connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...], within_s: float) -> Self:
-        """Wait for room and for the models; a lease that is not had, or waited for no more, is not kept.
-
-        Args:
-            connection: Line to the cache.
-            request: What is leased.
-            sessions: One session a model.
-            within_s: Most seconds to wait for room.
-
-        Returns:
-            The lease.
-
-        Raises:
-            GenAIRayError: As ``ModelCache.lease``.
-        """
-        lease: Self | None = None
-        try:
-            connection.call("lease", request, within_s)
-            lease = cls(connection, request, sessions)
-            for session in sessions:
-                session.touch()
-        except BaseException:
-            if lease is None:
-                connection.withdraw(request.lease_id)
-            else:
-                lease.release()
-            raise
-        return lease
 
     def release(self) -> None:
         """Give the models back, within some seconds also where the cache is silent; a second call does nothing."""
@@ -97,3 +67,33 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
+
+
+def take_lease(connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...], within_s: float) -> Lease:
+    """Wait for room and for the models; a lease that is not had, or waited for no more, is not kept.
+
+    Args:
+        connection: Line to the cache.
+        request: What is leased.
+        sessions: One session a model.
+        within_s: Most seconds to wait for room.
+
+    Returns:
+        The lease.
+
+    Raises:
+        GenAIRayError: As ``ModelCache.lease``.
+    """
+    lease: Lease | None = None
+    try:
+        connection.call("lease", request, within_s)
+        lease = Lease(connection, request, sessions)
+        for session in sessions:
+            session.touch()
+    except BaseException:
+        if lease is None:
+            connection.withdraw(request.lease_id)
+        else:
+            lease.release()
+        raise
+    return lease

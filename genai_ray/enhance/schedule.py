@@ -86,6 +86,7 @@ class _Clip:
     tries: Counter[tuple[str, int]] = field(default_factory=Counter)
     in_flight: int = 0
     error: BaseException | None = None
+    failed_at: int = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,7 +261,7 @@ class Scheduler:
                 second = ray.put(ray.get(second))
         except RayTaskError as exc:
             if not isinstance(exc.cause, ObjectLostError):  # a fault of ours: not tried again
-                clip.error = clip.error or (exc.cause if isinstance(exc.cause, GenAIRayError) else exc)
+                self._blame(step, exc.cause if isinstance(exc.cause, GenAIRayError) else exc)
                 return
             outcome = exc.cause
         except RayError as exc:
@@ -319,7 +320,14 @@ class Scheduler:
         if isinstance(error, _DEATHS):
             what = f"segments [{step.index}]" if step.kind in ("segment", "keep") else "its end" if step.kind == "finish" else "it"
             error = VideoError(f"{source}: the worker died {MAX_TRIES} times on {what}")
-        clip.error = clip.error or error
+        if clip.error is None or not is_chance:
+            self._blame(step, error)
+
+    def _blame(self, step: _Step, error: BaseException) -> None:
+        """Enter why a video has failed: of several segments, the first in the video, whichever came first."""
+        clip = step.clip
+        if clip.error is None or step.index < clip.failed_at:
+            clip.error, clip.failed_at = error, step.index
 
     def _end(self, clip: _Clip) -> Ended | None:
         """Return the end of a video where it has come: nothing of it is in flight any more."""

@@ -1,13 +1,16 @@
 """Bad files among good ones in one job, and a disk that is full: each is named, others are unharmed, nothing is half-published."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+import ray
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
+from genai_ray.enhance.schedule import Scheduler
 from genai_ray.video import Encoding
 from tests.servers import serving
 from tests.video.clips import NUM_FRAMES, write, write_cut
@@ -53,6 +56,19 @@ def test_bad_files_are_named_and_harm_no_other(ray_session, tmp_path):
     assert sorted(path.name for path in out.iterdir() if not path.is_dir()) == ["first.mkv", "last.mp4", "results.parquet"]
     left = [path for path in out.rglob("*") if path.is_file() and path.parent != out]
     assert {path.suffix for path in left} <= {".nut"}  # what was finished of the damaged and the changing one, for when they are mended
+
+
+def test_of_several_errors_the_first_in_the_video_is_told(ray_session, tmp_path, monkeypatch):
+    write_changing(tmp_path / "changing.ts")
+    wait, failed = ray.wait, []
+    # Segments that are on their way together come back last first.
+    monkeypatch.setattr(ray, "wait", lambda refs, *, num_returns, timeout: (wait(refs, num_returns=len(refs), timeout=60)[0][::-1], []))
+    fail = Scheduler._fail
+    monkeypatch.setattr(Scheduler, "_fail", lambda self, step, error: (failed.append(step.index), fail(self, step, error)))
+    with pytest.raises(errors.VideoError, match=f"frame {NUM_FRAMES} at"):
+        enhance_videos(tmp_path / "changing.ts", tmp_path / "a.mkv", models="websr-x2-s", options=replace(OPTIONS, segment_frames=20))
+    assert len(failed) > 1
+    assert failed == sorted(failed, reverse=True)
 
 
 def test_a_disk_that_is_full_and_then_is_not(ray_session, tmp_path):

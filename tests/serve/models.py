@@ -59,12 +59,13 @@ def total(path):
     write(path, [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], [value("x", "FP32", ("n",))], [value("y", "FP32", ())])
 
 
-def square(path):
-    """Rows of ``x`` times its columns, n * n numbers, added up; and ``shift``, whose shape is fixed, is added."""
+def square(path, *, is_twice=False):
+    """Rows of ``x`` times its columns, n * n numbers, added up; and ``shift``, whose shape is fixed, is added. Twice takes n ** 3 steps more."""
     nodes = [
         helper.make_node("Transpose", ["x"], ["columns"]),
         helper.make_node("MatMul", ["x", "columns"], ["products"]),
-        helper.make_node("ReduceSum", ["products"], ["sum"], keepdims=0),
+        *([helper.make_node("MatMul", ["products", "products"], ["squares"])] if is_twice else []),
+        helper.make_node("ReduceSum", ["squares" if is_twice else "products"], ["sum"], keepdims=0),
         helper.make_node("Add", ["sum", "shift"], ["y"]),
     ]
     write(path, nodes, [value("x", "FP32", ("n", "k")), value("shift", "FP32", (1,))], [value("y", "FP32", (1,))])

@@ -253,7 +253,7 @@ class ModelCache:
         return counts
 
     def close(self) -> None:
-        """End this client: what other threads wait for through it ends soon after with ``CacheClosedError``. The cache and its models stay."""
+        """End this client: what other threads wait for through it ends soon after with ``CacheClosedError``. The cache stays, its leases end."""
         self._connection.close()
 
     def shutdown(self) -> None:

@@ -20,7 +20,7 @@ _CACHE = "cache:"
 _RETRY_S = 0.1
 
 _SLICE_S = 0.2
-"""A wait looks this often whether its client was closed: Ray itself cannot be told to stop waiting, and dies of threads that wait while it is shut down."""
+"""A wait looks this often whether its client was closed: Ray itself cannot be told to stop waiting, and may hang where it is shut down under a thread."""
 
 _SHUTDOWN_WITHIN_S = 10.0
 

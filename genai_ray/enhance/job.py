@@ -296,7 +296,7 @@ class _Loading:
             self._lease.add_done_callback(lambda done: None if done.exception() else done.result().release())
 
     def join(self) -> None:
-        """Wait for the threads whose client is closed: one that is inside Ray while it is shut down ends the process (SIGSEGV)."""
+        """Wait for the threads whose client is closed: where Ray is shut down under one the process may hang or crash."""
         for thread in self._threads:
             thread.join(JOIN_WITHIN_S)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-import ray
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance.schedule import Scheduler
@@ -60,11 +59,18 @@ def test_bad_files_are_named_and_harm_no_other(ray_session, tmp_path):
 
 def test_of_several_errors_the_first_in_the_video_is_told(ray_session, tmp_path, monkeypatch):
     write_changing(tmp_path / "changing.ts")
-    wait, failed = ray.wait, []
-    # Segments that are on their way together come back last first.
-    monkeypatch.setattr(ray, "wait", lambda refs, *, num_returns, timeout: (wait(refs, num_returns=len(refs), timeout=60)[0][::-1], []))
-    fail = Scheduler._fail
-    monkeypatch.setattr(Scheduler, "_fail", lambda self, step, error: (failed.append(step.index), fail(self, step, error)))
+    fail, end, held, failed = Scheduler._fail, Scheduler._end, [], []
+
+    def end_with_the_last_first(self, clip):
+        if not clip.in_flight:
+            for step, error in sorted(held, key=lambda one: -one[0].index):
+                failed.append(step.index)
+                fail(self, step, error)
+            held.clear()
+        return end(self, clip)
+
+    monkeypatch.setattr(Scheduler, "_fail", lambda self, step, error: held.append((step, error)))
+    monkeypatch.setattr(Scheduler, "_end", end_with_the_last_first)
     with pytest.raises(errors.VideoError, match=f"frame {NUM_FRAMES} at"):
         enhance_videos(tmp_path / "changing.ts", tmp_path / "a.mkv", models="websr-x2-s", options=replace(OPTIONS, segment_frames=20))
     assert len(failed) > 1

@@ -138,4 +138,4 @@ def test_a_node_without_the_input_is_named(clips, tmp_path):
     with Nodes(head_cpus=0) as nodes, nodes.apart(clips), pytest.raises(errors.VideoError, match=r"a\.mkv: no such file on node"):
         enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=OPTIONS)
     assert list(tmp_path.iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("genai-ray")]  # Ray crashes where it is shut down under one
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("genai-ray")]  # Ray may be shut down next

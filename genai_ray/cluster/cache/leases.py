@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,7 +51,7 @@ class Leases:
     def __init__(self, book: Book, evictor: Evictor, need_of: Callable[[Entry], Need[Key]], begin: Callable[[Entry], None]) -> None:
         self._book, self._evictor, self._need_of, self._begin = book, evictor, need_of, begin
         self._leases: dict[str, Lease] = {}
-        self._waiting: set[str] = set()
+        self._waiting: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -69,7 +70,7 @@ class Leases:
         if self.renew(request):
             return
         deadline = time.monotonic() + within_s
-        self._waiting.add(request.lease_id)
+        self._waiting[request.lease_id] += 1  # a call that a client repeats may wait beside the first one
         try:
             while not await self._try(request):
                 self._check_wanted(request)
@@ -84,7 +85,7 @@ class Leases:
             await self.release(request.lease_id)
             raise
         finally:
-            self._waiting.discard(request.lease_id)
+            self._waiting -= Counter([request.lease_id])
             self._settle(request)
         await self._tell(self._leases[request.lease_id].keys)
 
@@ -118,7 +119,7 @@ class Leases:
         return placed
 
     def _check_wanted(self, request: LeaseRequest) -> None:
-        if request.lease_id not in self._waiting:
+        if not self._waiting[request.lease_id]:
             raise CacheClosedError(f"lease {request.lease_id} was given back before it was had")
 
     def _settle(self, request: LeaseRequest) -> None:
@@ -174,7 +175,7 @@ class Leases:
         Args:
             lease_id: Which; unknown ones are ignored.
         """
-        self._waiting.discard(lease_id)
+        self._waiting.pop(lease_id, None)
         lease = self._leases.pop(lease_id, None)
         if lease is not None:
             self._book.ledger.unlease(lease.keys)

@@ -96,6 +96,7 @@ def test_columns_are_pushed_into_the_plan(ray_session, clips, tmp_path):
     assert "frame" not in read_videos(broken).select_columns(["frame_index"]).schema().names
 
 
+@pytest.mark.slow
 def test_models_map_over_it_and_it_is_written(ray_session, clips, tmp_path):
     with ModelCache(2_000_000_000, name="datasets") as cache:
         dataset = read_videos([clips / "a.mp4", clips / "b.mkv"], selection=FrameSelection(every=8), batch_size=3)

@@ -131,6 +131,7 @@ def test_a_background_without_a_model_that_removes_it_is_refused(clip, tmp_path)
         enhance_videos(clip, tmp_path / "b.mkv", models="websr-x2-s", options=EnhanceOptions(background=Background(kind="blur")))
 
 
+@pytest.mark.slow
 def test_masks_belong_to_the_frames_that_are_written(ray_session, clip, tmp_path):
     """Enlarged and with frames between: the mask is found in the result's own frames."""
     options = EnhanceOptions(encoding=Encoding(codec="ffv1"), background=Background(kind="mask"), segment_frames=4, batch_size=3)

@@ -26,6 +26,7 @@ def facts(path):
     return frames, colour, audio
 
 
+@pytest.mark.slow
 def test_a_clip_becomes_a_better_one(samples, tmp_path):
     source, result = samples / "bigbuckbunny-360p.mp4", tmp_path / "enhanced.mp4"
     done = run("enhance", source, "-o", result, "--model", "websr-x2-s", "--preset", "ultrafast", "--segment-frames", 50, "--json")

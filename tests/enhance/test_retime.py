@@ -68,6 +68,7 @@ def test_a_factor_cuts_the_time_of_each_frame_evenly(template, base, deltas, fir
     assert {moment.timestep for moments in steps for moment in moments if moment.left + 1 < len(deltas)} <= {Fraction(k, factor) for k in range(factor)}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(**PLANS, fps=st.sampled_from([Fraction(60), Fraction(60000, 1001), Fraction(120), Fraction("59.94"), Fraction(1000)]))
 def test_a_rate_is_constant_and_exact(template, base, deltas, first, cuts, fps):

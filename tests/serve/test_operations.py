@@ -153,6 +153,7 @@ def test_results_and_waiting_requests_are_counted():
             pass
 
 
+@pytest.mark.slow
 def test_too_many_requests_for_one_model_are_told_to_come_again_and_others_are_taken(served):
     """Sixteen wait for others to be merged with; the server lets no more wait for that model."""
     content = {"inputs": [{"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]} for name in ("a", "b")]}

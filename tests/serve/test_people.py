@@ -278,6 +278,7 @@ def clip(app):
     return write(app.clips / "a.mkv", size=(96, 64), pts=list(range(24)))
 
 
+@pytest.mark.slow
 def test_a_video_is_enhanced_as_by_hand(app, clip, tmp_path):
     job_id = submit(app, "model=ffdnet&model=websr-x2-s&params=sigma=0.05&format=mkv&name=my%20clip.mkv", clip.read_bytes())
     job = finish(app, job_id)

@@ -140,6 +140,7 @@ def test_a_file_that_breaks_off_is_no_model(models):
         list_files(str(models / "nowhere"), ("*",))
 
 
+@pytest.mark.slow
 def test_a_change_of_file_or_options_is_obeyed_by_the_next_request(models, ray_session):
     def infer():
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
@@ -160,6 +161,7 @@ def test_a_change_of_file_or_options_is_obeyed_by_the_next_request(models, ray_s
     ModelCache(name="people").shutdown()
 
 
+@pytest.mark.slow
 def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
     rows = 5000
     square(models / "one.onnx")
@@ -250,6 +252,7 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
     assert len(looks) == 1
 
 
+@pytest.mark.slow
 def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
     def stays():
         return {Path(entry["model_id"]).name: (entry["pinned"], entry["leased"]) for entry in cache.status()["models"]}

@@ -3,6 +3,7 @@
 import http.client
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,8 +18,8 @@ from tests.serve.models import add_number, square
 from tests.serve.test_http import feed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-ROWS, COLUMNS = 3500, 10
-"""A small body that is computed for long: what waits can be seen also on a machine that has much else to do."""
+ROWS, MANY_ROWS, COLUMNS = 3500, 6000, 10
+"""Small bodies that are computed for a second and for five: what is at work can be seen also on a machine that has much else to do."""
 LINE = 14
 """Requests of different shapes, none of which is merged: each is a call of its own."""
 
@@ -65,6 +66,20 @@ def sessions(cache, path):
     return [entry for entry in cache.status()["models"] if entry["model_id"] == str(path)]
 
 
+def wait_for_queue(cache, path, least, asking):
+    """Wait until so many requests of a model are at work; one that has failed is told, and so is that all have ended."""
+    seen, since = [], time.monotonic()
+
+    def is_long():
+        ended = [one.result() for one in asking if one.done()]
+        assert len(ended) < len(asking), (ended, seen)
+        queue = sum(entry["queue"] for entry in sessions(cache, path))
+        seen.append((round(time.monotonic() - since, 2), queue))
+        return queue >= least
+
+    wait_until(is_long)
+
+
 def used_bytes(cache):
     """Bytes in use, which are those of the sessions that are there."""
     status = cache.status()
@@ -96,7 +111,7 @@ def test_a_model_that_is_leased_or_pinned_is_not_unloaded(shared):
 def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(shared):
     endpoint, cache, folder = shared
     path = folder / "slow.onnx"
-    x, shift = np.ones((ROWS, COLUMNS), np.float32), np.ones(1, np.float32)
+    x, shift = np.ones((MANY_ROWS, COLUMNS), np.float32), np.ones(1, np.float32)
     wait_until(lambda: [entry["state"] for entry in sessions(cache, folder / "several.onnx")] == ["ready"] * 2)  # it is loaded unasked
     unload(endpoint, "slow")
     before, loads, pids = used_bytes(cache), cache.status()["loads"], []
@@ -108,12 +123,12 @@ def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(sha
         assert used_bytes(cache) - before > entry["bytes"] / 2  # others grow a little meanwhile
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(infer, endpoint, "slow", x=x, shift=shift)
-            wait_until(lambda: any(entry["queue"] for entry in sessions(cache, path)))
+            wait_for_queue(cache, path, 1, [asking])
             assert unload(endpoint, "slow") == (200, None)  # when what is computed is done
             assert not sessions(cache, path)
             assert used_bytes(cache) - before < entry["bytes"] / 2
             assert not is_alive(pids[-1])
-            assert asking.result() == pytest.approx([COLUMNS**2 * ROWS**3 + 1], rel=0.1)  # added up in float32
+            assert asking.result() == pytest.approx([COLUMNS**2 * MANY_ROWS**3 + 1], rel=0.1)  # added up in float32
     assert pids[0] != pids[1]
     assert cache.status()["loads"] == loads + 2
 
@@ -150,7 +165,7 @@ def test_requests_of_the_class_online_overtake_those_of_the_class_batch(shared):
     infer(endpoint, "slow", x=x[:1], shift=shift)
     with ThreadPoolExecutor(LINE + 2) as pool:
         asking = [pool.submit(ask, "batch", "later", ROWS + number) for number in range(LINE)]
-        wait_until(lambda: sum(entry["queue"] for entry in sessions(cache, folder / "slow.onnx")) > LINE / 2)
+        wait_for_queue(cache, folder / "slow.onnx", LINE // 2 + 1, asking)
         asking += [pool.submit(ask, "last", "later", rows), pool.submit(ask, "online", "slow", rows + 1)]
         answers = [one.result() for one in asking]
     assert finished.index("online") < LINE - 2, finished

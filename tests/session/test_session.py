@@ -125,6 +125,7 @@ def test_corrupt_file(tmp_path):
         InferenceSession(path)
 
 
+@pytest.mark.slow
 def test_warm_up_runs_the_models_own_tensors_in_the_shapes_that_are_given(tmp_path):
     square(tmp_path / "square.onnx")
     identity(tmp_path / "words.onnx", "BYTES")

@@ -218,7 +218,8 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.book.entries[name]
         self.book.keep(entry)
         self.drive()
-        assert all(waiter.task.done() for waiter in self.waiters if key_of(waiter.want.request) == entry.key)  # sent back to it at once
+        waiting = [waiter for waiter in self.waiters if key_of(waiter.want.request) == entry.key and not waiter.task.done()]
+        assert not waiting or any(not other.ready.is_set() for other in self.book.of_key(entry.key))  # sent back at once, but for those of a replica
 
     def placed(self):
         return [name for name in self.slots(SlotState.LOADING) if name not in self.processes]
@@ -336,7 +337,7 @@ class CacheMachine(RuleBasedStateMachine):
                 self.drive(self.leases.take(request, -1.0))
             assert entries == [entry for model in models for entry in self.book.of_key(key_of(model))]
             return
-        if any(self.book.is_usable(entry) for entry in entries) or plans is None or any(found.victims for found in plans):
+        if any(entry.ready.is_set() for entry in entries) or plans is None or any(found.victims for found in plans):
             return
         self.drive(self.leases.take(request, 1.0))
         self.kept[request.lease_id] = request

@@ -59,16 +59,38 @@ def total(path):
     write(path, [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], [value("x", "FP32", ("n",))], [value("y", "FP32", ())])
 
 
-def square(path, *, is_twice=False):
-    """Rows of ``x`` times its columns, n * n numbers, added up; and ``shift``, whose shape is fixed, is added. Twice takes n ** 3 steps more."""
+def square(path):
+    """Rows of ``x`` times its columns, n * n numbers, added up; and ``shift``, whose shape is fixed, is added."""
     nodes = [
         helper.make_node("Transpose", ["x"], ["columns"]),
         helper.make_node("MatMul", ["x", "columns"], ["products"]),
-        *([helper.make_node("MatMul", ["products", "products"], ["squares"])] if is_twice else []),
-        helper.make_node("ReduceSum", ["squares" if is_twice else "products"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["products"], ["sum"], keepdims=0),
         helper.make_node("Add", ["sum", "shift"], ["y"]),
     ]
     write(path, nodes, [value("x", "FP32", ("n", "k")), value("shift", "FP32", (1,))], [value("y", "FP32", (1,))])
+
+
+def count_up(path):
+    """Counts to 10,000 for each number of ``x``, on one thread, and adds ``shift``, whose shape is fixed: a small body that is computed for long."""
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["goes_on"], ["goes_on_still"]), helper.make_node("Add", ["so_far", "one"], ["by_now"])],
+        "step",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            value("so_far", "FP32", (1,)),
+        ],
+        [helper.make_tensor_value_info("goes_on_still", TensorProto.BOOL, []), value("by_now", "FP32", (1,))],
+        [helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])],
+    )
+    nodes = [
+        helper.make_node("Size", ["x"], ["size"]),
+        helper.make_node("Mul", ["size", "each"], ["steps"]),
+        helper.make_node("Loop", ["steps", "", "none"], ["counted"], body=step),
+        helper.make_node("Add", ["counted", "shift"], ["y"]),
+    ]
+    constants = [helper.make_tensor("each", TensorProto.INT64, [], [10_000]), helper.make_tensor("none", TensorProto.FLOAT, [1], [0.0])]
+    write(path, nodes, [value("x", "FP32", ("n",)), value("shift", "FP32", (1,))], [value("y", "FP32", (1,))], constants)
 
 
 def write_repository(folder):

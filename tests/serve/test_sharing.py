@@ -14,12 +14,12 @@ from genai_ray import ModelCache
 from tests.nodes import Nodes
 from tests.processes import DEADLINE_S, is_alive, wait_until
 from tests.serve.conftest import serve
-from tests.serve.models import add_number, square
+from tests.serve.models import add_number, count_up
 from tests.serve.test_http import feed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-ROWS, MANY_ROWS, COLUMNS = 3500, 6000, 10
-"""Small bodies that are computed for a second and for five: what is at work can be seen also on a machine that has much else to do."""
+COUNT, LONG = 100, 300
+"""Numbers that are counted for a second and for three, by one thread: others of this machine see what is at work meanwhile."""
 LINE = 14
 """Requests of different shapes, none of which is merged: each is a call of its own."""
 
@@ -30,7 +30,7 @@ def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     add_number(folder / "one.onnx", 1)
     add_number(folder / "several.onnx", 2)
-    square(folder / "slow.onnx", is_twice=True)
+    count_up(folder / "slow.onnx")
     (folder / "later.onnx").symlink_to(folder / "slow.onnx")  # another name for the same session
     (folder / "several.serve.yaml").write_text("min_replicas: 2\nmax_replicas: 2\n")
     (folder / "slow.serve.yaml").write_text("request_class: online\n")
@@ -111,12 +111,12 @@ def test_a_model_that_is_leased_or_pinned_is_not_unloaded(shared):
 def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(shared):
     endpoint, cache, folder = shared
     path = folder / "slow.onnx"
-    x, shift = np.ones((MANY_ROWS, COLUMNS), np.float32), np.ones(1, np.float32)
+    x, shift = np.ones(LONG, np.float32), np.ones(1, np.float32)
     wait_until(lambda: [entry["state"] for entry in sessions(cache, folder / "several.onnx")] == ["ready"] * 2)  # it is loaded unasked
     unload(endpoint, "slow")
     before, loads, pids = used_bytes(cache), cache.status()["loads"], []
     for _ in range(2):
-        assert infer(endpoint, "slow", x=x[:1, :1], shift=shift) == [2.0]
+        assert infer(endpoint, "slow", x=x[:1], shift=shift) == [10_001.0]
         (entry,) = sessions(cache, path)
         pids.append(entry["session"]["pid"])
         assert entry["bytes"] > 50_000_000
@@ -127,8 +127,8 @@ def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(sha
             assert unload(endpoint, "slow") == (200, None)  # when what is computed is done
             assert not sessions(cache, path)
             assert used_bytes(cache) - before < entry["bytes"] / 2
-            assert not is_alive(pids[-1])
-            assert asking.result() == pytest.approx([COLUMNS**2 * MANY_ROWS**3 + 1], rel=0.1)  # added up in float32
+            wait_until(lambda: not is_alive(pids[-1]))  # the raylet still has to reap it
+            assert asking.result() == [LONG * 10_000 + 1]
     assert pids[0] != pids[1]
     assert cache.status()["loads"] == loads + 2
 
@@ -152,23 +152,22 @@ def test_requests_of_the_class_online_overtake_those_of_the_class_batch(shared):
     with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:
         classes = [client.get_model_config(name)["parameters"]["request_class"]["string_value"] for name in ("slow", "later")]
     assert classes == ["online", "batch"]
-    rows, shift = ROWS + LINE, np.ones(1, np.float32)
-    x = np.random.default_rng(0).integers(0, 2, (rows + 1, COLUMNS)).astype(np.float32)
+    x, shift = np.ones(COUNT + LINE + 1, np.float32), np.ones(1, np.float32)
     finished, lock = [], threading.Lock()
 
     def ask(what, name, count):
         found = infer(endpoint, name, x=x[:count], shift=shift)
         with lock:
             finished.append(what)
-        return found, float(np.square(x[:count] @ x[:count].sum(0, dtype=np.float64)).sum()) + 1
+        return found, [count * 10_000 + 1]
 
     infer(endpoint, "slow", x=x[:1], shift=shift)
     with ThreadPoolExecutor(LINE + 2) as pool:
-        asking = [pool.submit(ask, "batch", "later", ROWS + number) for number in range(LINE)]
+        asking = [pool.submit(ask, "batch", "later", COUNT + number) for number in range(LINE)]
         wait_for_queue(cache, folder / "slow.onnx", LINE // 2 + 1, asking)
-        asking += [pool.submit(ask, "last", "later", rows), pool.submit(ask, "online", "slow", rows + 1)]
+        asking += [pool.submit(ask, "last", "later", COUNT + LINE), pool.submit(ask, "online", "slow", COUNT + LINE + 1)]
         answers = [one.result() for one in asking]
     assert finished.index("online") < LINE - 2, finished
     assert finished.index("last") > LINE - 2, finished
     for found, wanted in answers:
-        assert found == pytest.approx([wanted], rel=0.1)  # added up in float32
+        assert found == wanted

@@ -212,9 +212,9 @@ class Leases:
         """Let a session know why it must stay, for a cache that restarts.
 
         Args:
-            entry: The session; one that is not ready is told when it is.
+            entry: The session; one that is not ready is told when it is, one on its way out may yet refuse to go.
         """
-        if self._book.is_usable(entry):
+        if entry.ready.is_set() and (self._book.is_usable(entry) or self._book.is_retiring(entry)):
             with contextlib.suppress(RayError, TimeoutError):  # one that is dead is struck out, and its lease begins anew with the next
                 await asyncio.wait_for(entry.handle.stay.remote(self.stays(entry)), ANSWER_WITHIN_S)
 

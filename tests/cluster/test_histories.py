@@ -91,6 +91,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.loader = loading.Loader(self.book, "cache", 300.0, self.sizes, None)
         self.evictor = eviction.Evictor(self.book, self.loader.need_of, 0.0, lambda slot: None)
         self.leases = leases.Leases(self.book, self.evictor, self.loader.need_of, self.begin)
+        self.leases._say = self.hears
 
     def teardown(self):
         if hasattr(self, "loop"):
@@ -257,6 +258,10 @@ class CacheMachine(RuleBasedStateMachine):
             self.tell(entry)
         self.drive()
 
+    async def hears(self, entry, stays):
+        """What a process remembers, without Ray."""
+        self.processes[entry.name] = replace(self.processes[entry.name], stays=stays)
+
     def tell(self, entry):
         """What ``Leases.tell`` says to a session that is ready, and a session remembers."""
         if self.book.is_usable(entry):
@@ -337,7 +342,7 @@ class CacheMachine(RuleBasedStateMachine):
                 self.drive(self.leases.take(request, -1.0))
             assert entries == [entry for model in models for entry in self.book.of_key(key_of(model))]
             return
-        if any(entry.ready.is_set() for entry in entries) or plans is None or any(found.victims for found in plans):
+        if any(self.book.is_usable(entry) for entry in entries) or plans is None or any(found.victims for found in plans):
             return
         self.drive(self.leases.take(request, 1.0))
         self.kept[request.lease_id] = request
@@ -506,6 +511,21 @@ def test_the_pin_of_a_session_that_dies_passes_to_its_replica():
     assert [slot.name for slot in several.ledger.leaving()] == [other.name]
     several.drop(pinned)
     assert list(several.ledger.leaving()) == []
+
+
+def test_a_session_on_its_way_out_hears_of_a_lease_since_it_may_refuse_to_go():
+    several, (leaving, other) = books_of(2)
+    several.ledger.mark(leaving.name, state=SlotState.RETIRING)
+    told, stays = [], leases.Leases(several, None, None, None)
+
+    async def say(entry, what):
+        told.append((entry.name, what.leases))
+
+    stays._say = say
+    stays.adopt("lease 1", leaving.want)
+    for entry in (leaving, other):
+        asyncio.run(stays.tell(entry))
+    assert told == [(leaving.name, ("lease 1",)), (other.name, ("lease 1",))]
 
 
 def test_the_pin_passes_to_a_replica_that_refuses_to_leave_meanwhile():

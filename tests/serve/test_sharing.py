@@ -127,7 +127,7 @@ def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(sha
             assert unload(endpoint, "slow") == (200, None)  # when what is computed is done
             assert not sessions(cache, path)
             assert used_bytes(cache) - before < entry["bytes"] / 2
-            wait_until(lambda: not is_alive(pids[-1]))  # the raylet still has to reap it
+            wait_until(lambda: not is_alive(pids[-1]))  # on a node other than the cache's it is told dead some ms before it is
             assert asking.result() == [LONG * 10_000 + 1]
     assert pids[0] != pids[1]
     assert cache.status()["loads"] == loads + 2

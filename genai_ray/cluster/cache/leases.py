@@ -215,8 +215,11 @@ class Leases:
             entry: The session; one that is not ready is told when it is, one on its way out may yet refuse to go.
         """
         if entry.ready.is_set() and (self._book.is_usable(entry) or self._book.is_retiring(entry)):
-            with contextlib.suppress(RayError, TimeoutError):  # one that is dead is struck out, and its lease begins anew with the next
-                await asyncio.wait_for(entry.handle.stay.remote(self.stays(entry)), ANSWER_WITHIN_S)
+            await self._say(entry, self.stays(entry))
+
+    async def _say(self, entry: Entry, stays: Stays) -> None:
+        with contextlib.suppress(RayError, TimeoutError):  # one that is dead is struck out, and its lease begins anew with the next
+            await asyncio.wait_for(entry.handle.stay.remote(stays), ANSWER_WITHIN_S)
 
     async def _tell(self, keys: Sequence[Key]) -> None:
         for entry in [entry for key in keys for entry in self._book.of_key(key)]:

@@ -159,6 +159,9 @@ CODECS = {
 
 X265_BLOCK_PX = 64
 
+X265_DELAY_FRAMES = 2
+"""x265 4.2 takes decode times of so few frames from memory that nothing was written to."""
+
 FFV1_SLICE_PX = 3_700_000
 """FFV1 does not open where slices are much larger."""
 

@@ -22,6 +22,7 @@ from genai_ray.video.codecs import (
     IMAGE_SUFFIXES,
     SUFFIXES,
     TABLE_SUFFIX,
+    X265_DELAY_FRAMES,
     Codec,
     bound_options,
     fixed_options,
@@ -238,6 +239,7 @@ class SegmentWriter:
         is_picture = encoding.encoder in ("png", "mjpeg")
         self.turns = info.rotation // 90 % 4 if is_picture else 0
         self.colour = JFIF if encoding.encoder == "mjpeg" else info.colour
+        self._num_frames = 0
         pix_fmt = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
         with av_errors(path, "opening for writing"):
             # Each packet is written as it comes: how far a segment is can be seen from outside, at no measurable cost.
@@ -264,6 +266,7 @@ class SegmentWriter:
             picture = from_rgb(frame, self.colour, str(self._stream.pix_fmt))
             picture.pts, picture.time_base = pts, self.info.time_base
             self._sink.mux(self._stream.encode(picture))
+            self._num_frames += 1
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +277,7 @@ class SegmentWriter:
             try:
                 if kind is None:
                     with av_errors(self.path, "encoding"):
-                        self._sink.mux(self._stream.encode(None))
+                        self._end()
             finally:
                 with av_errors(self.path, "closing"):
                     self._sink.close()
@@ -282,6 +285,13 @@ class SegmentWriter:
         finally:
             if not is_whole:
                 self.path.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        packet: Any
+        for packet in self._stream.encode(None):
+            if self._num_frames <= X265_DELAY_FRAMES:
+                packet.dts = packet.pts  # none is out of display order
+            self._sink.mux(packet)
 
     def _add_stream(self, encoding: Encoding, pix_fmt: str) -> VideoStream:
         info, (width, height) = self.info, self.size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Generic, TypeVar
 
 from genai_ray.cluster.placement.ledger import Ledger
 from genai_ray.cluster.placement.slots import Device, Need, Plan, Slot
@@ -13,6 +14,9 @@ from genai_ray.errors import ResourceExhaustedError
 __all__ = ["check_all_fit", "check_fits", "plan", "plan_all"]
 
 Key = TypeVar("Key", bound=Hashable)
+
+MOST_TRIES = 1000
+"""Of the ways to place several sessions together, which can be as many as devices to the power of sessions."""
 
 
 def check_fits(ledger: Ledger[Key], need: Need[Key]) -> None:
@@ -118,8 +122,19 @@ def plan_all(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | No
         needs: What is to be loaded; sessions of these keys are no victims.
 
     Returns:
-        One plan each, to be carried out in this order; None where they do not all fit.
+        One plan each, to be carried out in this order; None where they do not all fit, or none of ``MOST_TRIES`` ways is one.
     """
+    plans = _plan_in_turn(ledger, needs)
+    if plans is not None:
+        return plans
+    places = _Places(ledger, needs).find()
+    if places is None:
+        return None
+    return _plan_in_turn(ledger, [replace(need, avoid=frozenset(ledger.devices) - {place}) for need, place in zip(needs, places, strict=True)])
+
+
+def _plan_in_turn(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | None:
+    """Place each where it does best by itself, which may take the only room of a later one."""
     trial, plans = ledger.copy(), []
     trial.lease(need.key for need in needs)
     for index, need in enumerate(needs):
@@ -131,6 +146,52 @@ def plan_all(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | No
         trial.reserve(f"trial {index}", need, found.device_id, 0, 0.0)
         plans.append(found)
     return plans
+
+
+class _Places(Generic[Key]):
+    """The search for devices that hold several sessions together, whatever goes for them."""
+
+    def __init__(self, ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> None:
+        self._ledger, self._needs, self._tries = ledger, needs, 0
+        keys = {need.key for need in needs}
+        self._rooms = {name: [device.budget_bytes - device.used_bytes, device.capacity_bytes - device.held_bytes] for name, device in ledger.devices.items()}
+        self._total = ledger.budget_bytes - ledger.used_bytes
+        for slot in ledger.leaving():
+            if slot.key not in keys:
+                self._total += slot.reserved_bytes
+                self._rooms[slot.device_id][0] += slot.reserved_bytes
+                self._rooms[slot.device_id][1] += slot.held_bytes
+
+    def find(self) -> list[str] | None:
+        """Return a device for each, in the order of the needs; None where there is none."""
+        if sum(need.num_bytes for need in self._needs) > self._total:
+            return None
+        hardest_first = sorted(range(len(self._needs)), key=lambda at: (len(self._fitting(self._needs[at])), -self._needs[at].num_bytes))
+        places: dict[int, str] = {}
+        return [places[at] for at in range(len(self._needs))] if self._place(hardest_first, places) else None
+
+    def _place(self, rest: list[int], places: dict[int, str]) -> bool:
+        if not rest:
+            return True
+        need, alike = self._needs[rest[0]], set()
+        for name in self._fitting(need):
+            device, room = self._ledger.devices[name], self._rooms[name]
+            twin = (device.kind, *room, *(name in other.avoid for other in self._needs))
+            if twin in alike or self._tries >= MOST_TRIES:
+                continue
+            alike.add(twin)
+            self._tries += 1
+            taken = need.num_bytes, -(-need.num_bytes // device.unit_bytes) * device.unit_bytes
+            places[rest[0]], self._rooms[name] = name, [room[0] - taken[0], room[1] - taken[1]]
+            if self._place(rest[1:], places):
+                return True
+            self._rooms[name] = room
+        return False
+
+    def _fitting(self, need: Need[Key]) -> list[str]:
+        """Return the devices with room, the one that is left with the least first."""
+        fitting = [(min(room), name) for name, room in self._rooms.items() if min(room) >= need.num_bytes]
+        return [name for _, name in sorted(fitting) if self._ledger.is_allowed(self._ledger.devices[name], need)]
 
 
 def _needed(need: Need[Key], device: Device, walked: list[Slot[Key]], missing: int) -> tuple[str, ...]:

@@ -214,6 +214,24 @@ def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
         wait_until(lambda: len(copies(cache)) == 2)
 
 
+def test_one_device_has_as_many_sessions_of_a_hot_model_as_it_may_where_no_other_has_room(nodes, frames, expected):
+    nodes.add(num_gpus=1)
+    with ModelCache(name="dense", options=CacheOptions(sessions_per_device=2)) as cache:
+        wait_until(lambda: len(devices(cache)) == 3)
+        request = replace(REQUEST, device_kinds=("logical",))
+        with keeping_busy(cache, request) as asking:
+            wait_until(lambda: len(copies(cache)) == 2)
+            wait_until(lambda: all(entry["queue"] > 0 for entry in copies(cache)))
+            assert len({entry["placed_on"] for entry in copies(cache)}) == 1
+            nodes.add(num_gpus=1)
+            wait_until(lambda: len(copies(cache)) == 3)
+            assert len({entry["placed_on"] for entry in copies(cache)}) == 2
+        for one in asking:
+            assert np.array_equal(one.result().infer(frames), expected)
+        wait_until(lambda: len(copies(cache)) == 1)
+    nodes.clear()
+
+
 def test_a_job_is_on_every_device_and_takes_those_that_come(nodes, cache):
     nodes.add(num_gpus=1)
     wait_until(lambda: len(devices(cache)) == 3)

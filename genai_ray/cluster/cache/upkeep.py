@@ -60,10 +60,12 @@ class Upkeep:
         loader: Loads.
         leases: What stays.
         begin: Starts to load an entry that has been placed.
+        sessions_per_device: Most sessions of a hot model on one device.
     """
 
-    def __init__(self, book: Book, evictor: Evictor, loader: Loader, leases: Leases, begin: Callable[[Entry], None]) -> None:
+    def __init__(self, book: Book, evictor: Evictor, loader: Loader, leases: Leases, begin: Callable[[Entry], None], sessions_per_device: int) -> None:
         self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
+        self._sessions_per_device = sessions_per_device
         self._asked_s = 0.0
         self._nodes: set[str] = set()
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -163,7 +165,7 @@ class Upkeep:
             await self._leases.tell(heir)
 
     async def replicate(self, entry: Entry) -> None:
-        """Place another replica of a hot model into free memory of another device, where there is any and it may have one more.
+        """Place another replica of a hot model into free memory, where there is any and it may have one more.
 
         Args:
             entry: The session whose queue is long.
@@ -174,12 +176,15 @@ class Upkeep:
         async with self._evictor.lock:
             if not self._may_replicate(key):
                 return
-            twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key))
-            found = plan(self._book.ledger, self._loader.need_of(twin))
-            if found is None or found.victims or not await self._evictor.try_place([twin]):
+            for here in range(1, self._sessions_per_device + 1):  # devices with fewer of its sessions come first
+                twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key, here))
+                found = plan(self._book.ledger, self._loader.need_of(twin))
+                if found is None or found.victims:
+                    continue
+                if await self._evictor.try_place([twin]):
+                    _log.info("%s is hot: a replica is loaded on %s", key.model, found.device_id)
+                    self._begin(twin)
                 return
-            _log.info("%s is hot: a replica is loaded on %s", key.model, found.device_id)
-            self._begin(twin)
 
     def _may_replicate(self, key: Key) -> bool:
         """Tell whether a model may have another session: not beside one that loads, nor before all that is there is known."""
@@ -193,7 +198,7 @@ class Upkeep:
             placed = True
             while placed and key not in self._loader.failures:
                 async with self._evictor.lock:
-                    if copies is not None and len(self._book.of_key(key)) >= copies:
+                    if copies is not None and self._num_places(key) >= copies:
                         break
                     twin = Entry(replace(want, is_explicit=True, node=None), avoid=self._devices_of(key))
                     placed = await self._evictor.try_place([twin])
@@ -245,5 +250,12 @@ class Upkeep:
             names[slot.key].append(slot.name)
         return [name for key, found in names.items() if len(found) > 1 or key.alone for name in found]
 
-    def _devices_of(self, key: Key) -> frozenset[str]:
-        return frozenset(slot.device_id for slot in self._book.ledger.of_key(key))
+    def _num_places(self, key: Key) -> int:
+        """Count the devices that have a model, and its sessions that have no device yet."""
+        slots = self._book.ledger.slots
+        return len({slots[entry.name].device_id if entry.name in slots else entry.name for entry in self._book.of_key(key)})
+
+    def _devices_of(self, key: Key, at_least: int = 1) -> frozenset[str]:
+        """Return the devices that have so many sessions of a model, in any state."""
+        found = Counter(slot.device_id for slot in self._book.ledger.of_key(key))
+        return frozenset(device_id for device_id, count in found.items() if count >= at_least)

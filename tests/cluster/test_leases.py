@@ -277,7 +277,7 @@ def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames)
     assert cache.status()["loads"] == 6
     with pytest.raises(errors.ConfigError, match=r"min_stay_s=5.*min_stay_s=0"):
         ModelCache(name=cache.name, options=CacheOptions())
-    for wrong in ({"policy": "mru"}, {"min_stay_s": -1}, {"idle_release_s": 0}, {"load_within_s": 0}, {"sessions_per_device": 0}):
+    for wrong in ({"policy": "mru"}, {"min_stay_s": -1}, {"idle_release_s": 0}, {"load_within_s": 0}, {"sessions_per_device": 0}, {"sessions_per_device": 1.5}):
         with pytest.raises(errors.ConfigError, match=str(next(iter(wrong.values())))):
             CacheOptions(**wrong)
 

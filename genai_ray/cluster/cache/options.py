@@ -15,7 +15,7 @@ class CacheOptions:
     """How a new cache behaves; one that is there already keeps what it has.
 
     Raises:
-        ConfigError: If a number of seconds makes no sense, or the policy is not known.
+        ConfigError: If a number makes no sense, or the policy is not known.
     """
 
     policy: EvictionPolicy = EvictionPolicy.LRU
@@ -42,5 +42,5 @@ class CacheOptions:
         for name, value in {"idle_release_s": self.idle_release_s, "load_within_s": self.load_within_s}.items():
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value}", "more than 0")
-        if self.sessions_per_device < 1:
-            raise ConfigError(f"sessions_per_device={self.sessions_per_device}", "1 or more")
+        if type(self.sessions_per_device) is not int or self.sessions_per_device < 1:
+            raise ConfigError(f"sessions_per_device={self.sessions_per_device}", "a whole number, 1 or more")

@@ -176,7 +176,8 @@ class Upkeep:
         async with self._evictor.lock:
             if not self._may_replicate(key):
                 return
-            for here in range(1, self._sessions_per_device + 1):  # devices with fewer of its sessions come first
+            most = min(self._sessions_per_device, len(self._book.ledger.of_key(key)) + 1)
+            for here in range(1, most + 1):  # devices with fewer of its sessions come first
                 twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key, here))
                 found = plan(self._book.ledger, self._loader.need_of(twin))
                 if found is None or found.victims:

@@ -59,7 +59,7 @@ def check_all_fit(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> None:
         needs: What is to be loaded.
 
     Raises:
-        ResourceExhaustedError: If they do not fit beside what is pinned.
+        ResourceExhaustedError: If they do not fit beside what is pinned, or none of ``MOST_TRIES`` ways to place them does.
     """
     for need in needs:
         check_fits(ledger, need)

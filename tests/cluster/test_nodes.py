@@ -22,6 +22,7 @@ from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.cluster import CacheOptions, SessionRequest
 from genai_ray.cluster.actor import HOT_FOR_S, HOT_QUEUE
 from genai_ray.cluster.cache.book import Entry
+from genai_ray.cluster.cache.loading import MAX_TRIES
 from genai_ray.cluster.cache.sessions import start_session
 from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU_BYTES
 from genai_ray.cluster.messages import Want
@@ -96,6 +97,36 @@ def test_a_nodes_sessions_take_at_most_nine_tenths_of_rays_memory(nodes):
         cache.evict(OTHER)
         cache.load_model(MODEL, memory_bytes=most // 2 + 1)  # one byte more than is left
         assert cache.loaded_models() == [MODEL]
+
+
+def test_a_gpu_that_has_less_left_than_the_cache_knows_delays_a_load_and_fails_none(nodes, cache):
+    """So it is for a moment after the death of a session: Ray holds its share still, and goes elsewhere than it is meant to."""
+    nodes.add(num_gpus=2)
+    wait_until(lambda: len(devices(cache)) == 4)
+    holder = Holder.options(num_gpus=0.6).remote()
+    assert ray.get(holder.gpus.remote(), timeout=60) == [0]
+    cache.load_model(MODEL, memory_bytes=300_000_000)
+    names = set()
+
+    def num_tries():
+        names.update(entry["name"] for entry in cache.status()["models"] if entry["model_id"] == OTHER)
+        return len(names)
+
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(cache.load_model, OTHER, memory_bytes=680_000_000)
+        wait_until(lambda: num_tries() > MAX_TRIES + 1)
+        ray.kill(holder)
+        load.result(timeout=120)
+    places = {entry["model_id"]: entry["placed_on"].rpartition("/")[2] for entry in cache.status()["models"]}
+    assert places == {MODEL: "gpu0", OTHER: "gpu1"}
+
+
+@ray.remote(num_cpus=0)
+class Holder:
+    """Another program's actor."""
+
+    def gpus(self):
+        return ray.get_gpu_ids()
 
 
 def loads_at_once(status):

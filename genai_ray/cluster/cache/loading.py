@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.cache.sessions import end_session, start_session, steer, to_load_error
+from genai_ray.cluster.cache.sessions import MisplacedError, end_session, start_session, steer, to_load_error
 from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key
@@ -49,10 +49,6 @@ class Failure:
     """Why."""
     until_s: float
     """How long that is remembered, on the clock of the cache."""
-
-
-class _MisplacedError(ResourceExhaustedError):
-    """Ray put a session on a device where it must not be."""
 
 
 class Loader:
@@ -130,7 +126,7 @@ class Loader:
             evictor: Makes room.
         """
         error: GenAIRayError | None = None
-        tries = 0
+        tries, until_s = 0, time.monotonic() + self._load_within_s
         while tries < MAX_TRIES:
             try:
                 await evictor.place(entry)
@@ -143,12 +139,12 @@ class Loader:
             try:
                 await self._start(entry)
                 await self.finish(entry, evictor)
-            except (GenAIRayError, RayError, TimeoutError) as exc:
+            except (GenAIRayError, MisplacedError, RayError, TimeoutError) as exc:
                 error, tries = to_load_error(exc, entry.key.model), tries + 1
                 if not await self._prepare_next_try(entry, device_id, exc, tries):
                     break
-                if device_id not in self._book.ledger.devices:
-                    tries -= 1  # its node has died, which says nothing of the model
+                if device_id not in self._book.ledger.devices or (isinstance(exc, MisplacedError) and time.monotonic() < until_s):
+                    tries -= 1  # neither the death of its node nor what Ray chose says anything of the model
             else:
                 self.failures.pop(entry.key, None)
                 return
@@ -212,7 +208,7 @@ class Loader:
         twins = [other for other in ledger.devices.values() if (other.node == device.node and CPU not in (other.kind, device.kind)) or other is device]
         if self._book.is_closed:
             raise CacheClosedError(f"the cache was shut down before {entry.key.model} was loaded")
-        async with self._starts[device.node], steer(device, slot.held_bytes, {twin: self._left_by_ray(twin) for twin in twins}):
+        async with self._starts[device.node], steer(device, slot.held_bytes, {twin: self._left_by_ray(twin) for twin in twins}, START_WITHIN_S):
             start_session(entry, self._cache, device, slot)
             started: Started = await asyncio.wait_for(entry.handle.start.remote(), START_WITHIN_S)
             entry.started = started
@@ -223,7 +219,7 @@ class Loader:
         if real != slot.device_id:
             ledger.move(entry.name, real)
             if ledger.excess_bytes(real) > 0 or real in entry.avoid:
-                raise _MisplacedError(f"{entry.key.model} was started on {real} instead of {device.device_id}, where it was placed")
+                raise MisplacedError(f"started on {real} instead of {device.device_id}")
 
     def _left_by_ray(self, device: Device) -> int:
         """Return the bytes of a device that no process holds; the ledger counts those as well whose turn has not come."""
@@ -239,10 +235,9 @@ class Loader:
         await end_session(self._book, entry)
         if self._book.entries.get(entry.name) is not entry:
             return False
-        is_misplaced = isinstance(exc, _MisplacedError)
         is_ours = isinstance(exc, GenAIRayError) or isinstance(getattr(exc, "cause", None), GenAIRayError)
         is_deterministic = is_ours and device_id in self._book.ledger.devices  # the death of a node says nothing of the model
-        if not is_misplaced:
+        if not isinstance(exc, MisplacedError):
             entry.avoid |= {device_id}
             if not self._has_other_device(entry):
                 entry.avoid = frozenset()
@@ -251,7 +246,7 @@ class Loader:
         self._book.rename(entry)
         if not is_deterministic:
             await asyncio.sleep(BACKOFF_S * tries)  # a node that has died is reported within this
-        return tries < MAX_TRIES or device_id not in self._book.ledger.devices
+        return True
 
     def _has_other_device(self, entry: Entry) -> bool:
         try:

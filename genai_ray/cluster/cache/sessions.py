@@ -21,7 +21,18 @@ from genai_ray.cluster.messages import Description, Key
 from genai_ray.cluster.placement import Device, Slot, SlotState
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 
-__all__ = ["NAMESPACE", "end_session", "end_sessions", "is_there", "kill_and_wait", "session_names", "start_session", "steer", "to_load_error"]
+__all__ = [
+    "NAMESPACE",
+    "MisplacedError",
+    "end_session",
+    "end_sessions",
+    "is_there",
+    "kill_and_wait",
+    "session_names",
+    "start_session",
+    "steer",
+    "to_load_error",
+]
 
 NAMESPACE = "genai_ray"
 """Ray namespace of every actor of ours."""
@@ -33,6 +44,10 @@ GONE_WITHIN_S = 10.0
 """A killed process is given up for gone after this: a stopped one takes Ray 5 s."""
 
 _LOOK_EVERY_S = 0.02
+
+
+class MisplacedError(Exception):
+    """Ray put something on another device than was meant, which says nothing of the model."""
 
 
 def session_names() -> list[str]:
@@ -128,37 +143,63 @@ def start_session(entry: Entry, cache: str, device: Device, slot: Slot[Key]) -> 
 
 
 @contextlib.asynccontextmanager
-async def steer(device: Device, held_bytes: int, free: Mapping[Device, int]) -> AsyncIterator[None]:
+async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], within_s: float) -> AsyncIterator[None]:
     """Make Ray choose one GPU among those of a node: it takes the fullest that has room, so fuller ones are filled meanwhile.
 
     Args:
         device: The GPU that is meant.
         held_bytes: What will be reserved of it.
         free: Bytes that Ray has left of every GPU of its node: what is meant to go there and has no process yet is not taken.
+        within_s: Most seconds to wait until they are filled.
 
     Yields:
         While what is started on the node goes there.
+
+    Raises:
+        MisplacedError: If a GPU has less left than is thought: somebody else holds some of it, or what has ended does still.
     """
     # Of two that are equally full Ray takes the one that it counts first.
     mine = (free[device], device.device_id)
     fuller = [other for other, left in free.items() if other is not device and held_bytes <= left and (left, other.device_id) < mine]
+    ordered = sorted(fuller, key=lambda other: free[other])
     remote: Any = ray.remote(_Filler)
     # One unit is left over: a share is a float on its way to Ray, and one that comes out larger than what is free goes elsewhere.
-    fillers = [remote.options(**_on(other, free[other] - other.unit_bytes)).remote() for other in sorted(fuller, key=lambda other: free[other])]
+    fillers = [remote.options(**_on(other, free[other] - other.unit_bytes)).remote() for other in ordered]
     try:
-        for filler in fillers:
-            await asyncio.wait_for(filler.wait.remote(), ANSWER_WITHIN_S)
+        await _check([other.device_id for other in ordered], fillers, within_s)
         yield
     finally:
-        for filler in fillers:
-            ray.kill(filler)
+        await asyncio.gather(*(_leave(filler) for filler in fillers))
+
+
+async def _check(meant: list[str], fillers: list[Any], within_s: float) -> None:
+    try:
+        given: list[str] = await asyncio.wait_for(asyncio.gather(*(filler.device_id.remote() for filler in fillers)), within_s)
+    except TimeoutError:
+        raise MisplacedError(f"Ray gave nothing of {meant} within {within_s:.0f} s") from None
+    if given != meant:
+        raise MisplacedError(f"Ray gave {given} where {meant} were free")
+
+
+async def _leave(filler: Any) -> None:
+    try:
+        await asyncio.wait_for(filler.leave.remote(), ANSWER_WITHIN_S)
+    except RayError:
+        pass
+    except TimeoutError:
+        ray.kill(filler)
 
 
 class _Filler:
     """Holds what is free of a GPU for a moment."""
 
-    def wait(self) -> None:
-        """Return when it is there."""
+    def device_id(self) -> str:
+        """Return which one."""
+        return f"{ray.get_runtime_context().get_node_id()[:12]}/gpu{ray.get_gpu_ids()[0]}"
+
+    def leave(self) -> None:
+        """End: Ray has back what it held before anybody is told, which is not so where it is killed."""
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
 
 def _on(device: Device, held_bytes: int) -> dict[str, Any]:
@@ -179,6 +220,8 @@ def to_load_error(exc: Exception, model: str) -> GenAIRayError:
     Returns:
         The error itself where it is ours, also when it came through Ray.
     """
+    if isinstance(exc, MisplacedError):
+        return ResourceExhaustedError(f"{model}: {exc}", "the device where it was placed", "See whether another program holds shares of that node's GPUs.")
     cause = getattr(exc, "cause", None)
     for error in (cause, exc):  # Ray raises a class that is both, and has not the constructor of ours
         if isinstance(error, GenAIRayError):

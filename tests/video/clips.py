@@ -6,7 +6,15 @@ from pathlib import Path
 import av
 import numpy as np
 
+from genai_ray.video.codecs import fixed_options
+
 NUM_FRAMES = 40
+
+
+def repeatable(codec, options, pix_fmt, size):
+    """Return an encoder's options with what makes its bytes, and so its pictures, the same whatever memory held before."""
+    fixed = fixed_options(codec, 1, pix_fmt, size) if codec in ("libx264", "libx265") else {}
+    return options | {name: ":".join([value, options[name]] if name in options else [value]) for name, value in fixed.items()}
 
 
 def picture(index, width, height):
@@ -19,7 +27,7 @@ def write(path: Path, *, codec="libx264", size=(96, 64), pix_fmt="yuv420p", pts=
     width, height = size
     pts = list(range(NUM_FRAMES)) if pts is None else pts
     with av.open(str(path), "w") as sink:
-        stream = sink.add_stream(codec, rate=rate, options=options or {})
+        stream = sink.add_stream(codec, rate=rate, options=repeatable(codec, options or {}, pix_fmt, size))
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.time_base = stream.codec_context.time_base = Fraction(1, rate)
         if colour:

@@ -7,6 +7,8 @@ import av
 import numpy as np
 import yaml
 
+from tests.video.clips import repeatable
+
 NUM_FRAMES = 40
 CLIPS = yaml.safe_load(Path(__file__).with_name("matrix.yaml").read_text())
 TIMES = {"steady": range(NUM_FRAMES), "late": range(37, 37 + NUM_FRAMES), "variable": np.cumsum([1 + (i * 7) % 5 for i in range(NUM_FRAMES)]).tolist()}
@@ -46,9 +48,9 @@ def make(name: str, folder: Path) -> Path:
 def add_video(sink, recipe):
     rate = Fraction(recipe.get("rate", 25))
     options = recipe.get("options", {}) | ({"chroma_sample_location": recipe["chroma_location"]} if "chroma_location" in recipe else {})
-    stream = sink.add_stream(recipe["codec"], rate=rate, options=options)
-    stream.width, stream.height = recipe.get("size", (96, 64))
-    stream.pix_fmt = recipe.get("pix_fmt", "yuv420p")
+    size, pix_fmt = recipe.get("size", (96, 64)), recipe.get("pix_fmt", "yuv420p")
+    stream = sink.add_stream(recipe["codec"], rate=rate, options=repeatable(recipe["codec"], options, pix_fmt, size))
+    (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
     stream.time_base = stream.codec_context.time_base = 1 / rate
     if "colour" in recipe:
         codec = stream.codec_context

@@ -24,7 +24,8 @@ from tests.processes import ROOT, wait_until
 pytestmark = pytest.mark.cluster
 
 A, B, C, D = "websr-x2-s", "websr-x2-m", "websr-x2-l", "esrgan-2x"
-SHARE = 300_000_000
+SHARE = 400_000_000
+"""More than any of them was seen to take: esrgan-2x 170 to 325 MB."""
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_what_is_leased_stays_and_what_cannot_be_leased_says_so(make_cache):
             hasty.load_model(C, memory_bytes=SHARE)
         with pytest.raises(errors.ResourceExhaustedError, match="in use, pinned or leased"):
             hasty.lease([of(C), of(D)])
-        with pytest.raises(errors.ResourceExhaustedError, match=r"900000000 bytes together.*600000000 bytes, the budget"):
+        with pytest.raises(errors.ResourceExhaustedError, match=rf"{3 * SHARE} bytes together.*{2 * SHARE} bytes, the budget"):
             cache.lease([of(A), of(B), of(C)])
     with pytest.raises(errors.ConfigError, match="0 models"):
         cache.lease([])

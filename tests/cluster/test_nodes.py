@@ -121,6 +121,21 @@ def test_a_gpu_that_has_less_left_than_the_cache_knows_delays_a_load_and_fails_n
     assert places == {MODEL: "gpu0", OTHER: "gpu1"}
 
 
+@pytest.mark.slow
+def test_a_gpu_that_another_program_keeps_is_told_of(nodes):
+    nodes.add(num_gpus=2)
+    with ModelCache(name="told", options=CacheOptions(load_within_s=5.0)) as cache:
+        wait_until(lambda: len(devices(cache)) == 4)
+        holder = Holder.options(num_gpus=0.6).remote()
+        assert ray.get(holder.gpus.remote(), timeout=60) == [0]
+        cache.load_model(MODEL, memory_bytes=300_000_000)
+        with pytest.raises(errors.ResourceExhaustedError, match=r"gpu0'\] were free; allowed: .* See whether another program holds shares"):
+            cache.load_model(OTHER, memory_bytes=680_000_000)
+        ray.kill(holder)
+        assert cache.loaded_models() == [MODEL]
+    nodes.clear()
+
+
 @ray.remote(num_cpus=0)
 class Holder:
     """Another program's actor."""

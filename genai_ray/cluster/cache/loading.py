@@ -140,11 +140,13 @@ class Loader:
                 await self._start(entry)
                 await self.finish(entry, evictor)
             except (GenAIRayError, MisplacedError, RayError, TimeoutError) as exc:
-                error, tries = to_load_error(exc, entry.key.model), tries + 1
+                before, error, tries = error, to_load_error(exc, entry.key.model), tries + 1
                 if not await self._prepare_next_try(entry, device_id, exc, tries):
                     break
-                if device_id not in self._book.ledger.devices or (isinstance(exc, MisplacedError) and time.monotonic() < until_s):
-                    tries -= 1  # neither the death of its node nor what Ray chose says anything of the model
+                if isinstance(exc, MisplacedError) and time.monotonic() < until_s:
+                    error, tries = before, tries - 1  # what Ray chose says nothing of the model
+                elif device_id not in self._book.ledger.devices:
+                    tries -= 1  # nor does the death of its node
             else:
                 self.failures.pop(entry.key, None)
                 return

@@ -74,11 +74,11 @@ class InferenceSession:
         self.backend, self.precision = ModelBackend(backend), ModelPrecision(precision)
         if ModelBackend.AUTO is self.backend or ModelPrecision.AUTO is self.precision:
             raise ConfigError("backend or precision 'auto' for one session", "a backend and a precision by name", "Use onnx and fp32.")
+        map_large_blocks()  # before the file is read
         self.spec, self._path = find_model(model)
         self.limits = limits or SessionLimits()
         self.threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
         self._asked_device = resolve_device(device, self.backend)
-        map_large_blocks()
         self._bytes_before = anonymous_bytes()
         self._lock = threading.Lock()
         self._runtimes: dict[str, RuntimeSession] = {}

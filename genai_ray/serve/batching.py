@@ -39,6 +39,9 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Merges items of one kind; used from one event loop.
 
+    What comes while nothing is out goes at once. A call beside others goes when as many wait as the largest of them took: smaller ones would be
+    computed no sooner, and each call costs a way to the session and back.
+
     Args:
         call: Computes several items; gives one result each, in order, or the error of this one. What it raises is raised to each of them.
         max_size: Most of the items' sizes together in one call; a larger item goes alone.
@@ -51,7 +54,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._call, self._max_size, self._max_calls, self._wait_s = call, max_size, max_calls, wait_s
         self._waiting: deque[_Waiting[Item, Result]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], int] = {}
         self._call_s = 0.0
 
     @property
@@ -89,15 +92,17 @@ class Batcher(Generic[Item, Result]):
         """Make the calls that may be made now."""
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._tasks) < self._max_calls:
-            oldest = self._waiting[0]
-            left_s = oldest.since_s + self._wait_s - loop.time()
-            if self._wait_s and left_s > 0 and sum(waiting.size for waiting in self._waiting) < self._max_size:
+            total = min(sum(waiting.size for waiting in self._waiting), self._max_size)
+            if total < max(self._tasks.values(), default=0):
+                return
+            left_s = self._waiting[0].since_s + self._wait_s - loop.time()
+            if self._wait_s and left_s > 0 and total < self._max_size:
                 loop.call_later(left_s, self._pump)
                 return
             batch = self._take()
             if batch:
                 task = loop.create_task(self._run(batch))
-                self._tasks.add(task)
+                self._tasks[task] = min(sum(waiting.size for waiting in batch), self._max_size)
                 task.add_done_callback(self._ended)
 
     def _take(self) -> list[_Waiting[Item, Result]]:
@@ -139,5 +144,5 @@ class Batcher(Generic[Item, Result]):
         self._call_s = min(seconds, max(_SLOWER * self._call_s, _FIRST_S))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         self._pump()

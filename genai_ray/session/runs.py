@@ -43,7 +43,7 @@ class RunPlan:
     is_online: bool = False
     """Whether somebody waits for it: its calls overtake others that wait."""
 
-    def tiles(self, height_px: int, width_px: int, num_results: int) -> tuple[Tile | None, ...]:
+    def tiles(self, height_px: int, width_px: int, num_busy: int) -> tuple[Tile | None, ...]:
         """Return the tiles of a frame, or ``(None,)`` for the frame as it is.
 
         A frame that would leave cores idle is cut into one strip a core, where halos cost at most an eighth.
@@ -51,7 +51,7 @@ class RunPlan:
         Args:
             height_px: Height of the frame.
             width_px: Width of the frame.
-            num_results: Frames that are computed together with it.
+            num_busy: Frames that are computed together with it, itself included, and calls that go or wait already.
 
         Returns:
             Tiles in reading order.
@@ -61,7 +61,7 @@ class RunPlan:
         tiles = split_frame(height_px, width_px, self.tile_size_px, self.overlap_px, self.stride_px)
         if len(tiles) > 1:
             return tiles
-        strips = self.num_runs // num_results
+        strips = self.num_runs // num_busy
         if strips > 1 and height_px >= strips * (16 * self.overlap_px + 2 * self.stride_px):
             strip_px = -(-height_px // strips) + 2 * self.overlap_px + 2 * self.stride_px
             return tuple(Tile(row, tiles[0].columns) for row in (t.rows for t in split_frame(height_px, 1, strip_px, self.overlap_px, self.stride_px)))
@@ -78,10 +78,15 @@ class RunPool:
     def __init__(self, num_runs: int) -> None:
         self._queue: queue.PriorityQueue[tuple[int, int, tuple[Future[Any], Callable[[], Any]] | None]] = queue.PriorityQueue()
         self._numbers = itertools.count()
-        self._lock, self._is_closed = threading.Lock(), False
+        self._lock, self._is_closed, self._num_pending = threading.Lock(), False, 0
         self._threads = [threading.Thread(target=self._work, name=f"genai-ray-run-{index}", daemon=True) for index in range(num_runs)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def num_pending(self) -> int:
+        """Calls that go or wait."""
+        return self._num_pending
 
     def submit(self, call: Callable[..., Any], *args: Any, is_online: bool) -> Future[Any]:
         """Make a call when a thread is free.
@@ -101,6 +106,7 @@ class RunPool:
         with self._lock:
             if self._is_closed:
                 raise InferenceError("a run of a closed session", do="Open a new one.")
+            self._num_pending += 1
             self._queue.put((0 if is_online else 1, next(self._numbers), (future, lambda: call(*args))))
         return future
 
@@ -116,13 +122,19 @@ class RunPool:
     def _work(self) -> None:
         while (item := self._queue.get()[2]) is not None:
             future, call = item
-            if not future.set_running_or_notify_cancel():
-                continue
+            result, error = None, None
+            is_wanted = future.set_running_or_notify_cancel()
             try:
-                future.set_result(call())
+                result = call() if is_wanted else None
             except BaseException as exc:  # noqa: BLE001 - it is the caller's, who waits for the future
-                future.set_exception(exc)
-            del future, call, item  # a thread that waits must not keep frames alive
+                error = exc
+            with self._lock:
+                self._num_pending -= 1  # before the caller goes on, whose next frame is to find it free
+            if error is not None:
+                future.set_exception(error)
+            elif is_wanted:
+                future.set_result(result)
+            del future, call, item, result, error  # a thread that waits must not keep frames alive
 
 
 def pad_frames(frames: Array, multiple_px: int, minimum_px: int) -> Array:
@@ -166,7 +178,7 @@ def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Arr
     Raises:
         InferenceError: If the runtime fails; what runs beside it has ended by then.
     """
-    tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out))
+    tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out) + pool.num_pending)
     calls = [(start, min(start + plan.run_batch, len(out)), tile) for start in range(0, len(out), plan.run_batch) for tile in tiles]
     futures: list[Future[None]] = [
         pool.submit(_run_call, runtime, dict(_feeds(frames, *call, plan)) | dict(scalars), out, call, plan, is_online=plan.is_online) for call in calls

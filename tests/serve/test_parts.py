@@ -62,13 +62,36 @@ def test_a_lone_item_goes_at_once_and_what_waits_is_merged():
         await settle()
         calls.gates[1].set_result(None)
         await settle()
+        assert calls.seen[3:] == []  # one waits beside a call of three
+        calls.gates[2].set_result(None)
+        await settle()
         assert calls.seen[3:] == [[6]]
-        for gate in calls.gates[2:]:
-            gate.set_result(None)
+        calls.gates[3].set_result(None)
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(answers.pop(5), asyncio.CancelledError)
         assert answers == [0, 10, 20, 30, 40, 60]
         assert batcher.is_idle
+
+    asyncio.run(story())
+
+
+def test_a_call_beside_another_is_as_large():
+    async def story():
+        calls = Calls()
+        batcher = Batcher(calls, max_size=4, max_calls=2)
+        first = [asyncio.create_task(batcher.submit(0, size)) for size in (2, 9)]
+        await settle()
+        assert calls.seen == [[0], [0]]  # nine are four and more
+        rest = [asyncio.create_task(batcher.submit(number)) for number in range(1, 4)]
+        calls.gates[0].set_result(None)
+        await settle()
+        assert len(calls.seen) == 2
+        rest.append(asyncio.create_task(batcher.submit(4)))
+        await settle()
+        assert calls.seen[2:] == [[1, 2, 3, 4]]
+        for gate in calls.gates[1:]:
+            gate.set_result(None)
+        assert await asyncio.gather(*first, *rest) == [0, 0, 10, 20, 30, 40]
 
     asyncio.run(story())
 
@@ -230,7 +253,9 @@ def test_bad_profiles(tmp_path):
 
 
 def test_haproxy_stays_on_its_ports_and_speaks_json():
-    text = rewrite(HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http"), "/b/503.http")
+    text = rewrite(
+        HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http").replace("{{ config.balance_algorithm }}", "leastconn"), "/b/503.http"
+    )
     assert "frontend http_frontend" in text
     assert "stats socket" in text
     assert not any(words in text for words in ("bind :", "bind *:", "prometheus-exporter", "stats enable", "500.http", "status 404 content-type text/plain"))
@@ -239,6 +264,8 @@ def test_haproxy_stays_on_its_ports_and_speaks_json():
     assert "\nfrontend http_frontend\n    option http-buffer-request\n" in text
     assert "\nfrontend grpc_frontend\n    http-request wait-for-body" in text
     assert re.search(r"^global\n    tune.memory.hot-size \d+$", text, re.MULTILINE)
+    assert "leastconn" not in text
+    assert re.search(r"^    balance uri\n    hash-type consistent\n    hash-balance-factor \d+$", text, re.MULTILINE)
     assert json.loads(ANSWER)["error"]
 
 

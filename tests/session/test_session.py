@@ -1,5 +1,7 @@
 """``InferenceSession`` on real models: shapes, dtypes, tiling bit for bit, errors."""
 
+import threading
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -39,6 +41,21 @@ def test_tiled_equals_untiled_bit_for_bit(model_id, size):
     with InferenceSession(model_id, limits=SessionLimits(tile_size_px=tile)) as tiled:
         assert np.array_equal(tiled.infer(picture), expected)
         assert tiled.runtime_calls > 4
+
+
+def test_a_lone_frame_is_cut_for_idle_cores_only():
+    picture = np.random.default_rng(1).integers(0, 256, (144, 176, 3), np.uint8)
+    with InferenceSession("websr-x2-s", threads=2) as session:
+        alone = session.infer(picture)
+        assert session.runtime_calls == 2
+        release = threading.Event()
+        other = session._pool.submit(release.wait, is_online=False)
+        assert np.array_equal(session.infer(picture), alone)
+        assert session.runtime_calls == 3
+        release.set()
+        other.result()
+        session.infer(picture)
+        assert session.runtime_calls == 5
 
 
 @pytest.mark.parametrize(("model_id", "layout"), [("websr-x2-s", "nchw"), ("esrgan-2x", "nhwc")])

@@ -39,8 +39,8 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Merges items of one kind; used from one event loop.
 
-    What comes while nothing is out goes at once. A call beside others goes when as many wait as the largest of them took: smaller ones would be
-    computed no sooner, and each call costs a way to the session and back.
+    What comes while nothing is out goes at once. A call beside others goes when as many wait as the largest of them took, or ``max_size``: a smaller
+    one would gain little in a session that is at work, and each call costs a way there and back. So a lone item waits for one call at the most.
 
     Args:
         call: Computes several items; gives one result each, in order, or the error of this one. What it raises is raised to each of them.

@@ -48,12 +48,12 @@ def map_large_blocks() -> None:
     time. What stays free at the end of a thread's heap, which no ``malloc_trim`` gives back, is at most twice a large block, by the
     rule of glibc's own. Limits set by the environment are left alone.
     """
-    chosen = "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and not chosen:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
-            mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BLOCK_BYTES)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
+    if mallopt is None:
+        return
+    for limit, number, num_bytes in (("mmap", _M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES), ("trim", _M_TRIM_THRESHOLD, 2 * _LARGE_BLOCK_BYTES)):
+        if f"MALLOC_{limit.upper()}_THRESHOLD_" not in os.environ and f"{limit}_threshold" not in os.environ.get("GLIBC_TUNABLES", ""):
+            mallopt(number, num_bytes)
 
 
 def release_freed_memory() -> None:

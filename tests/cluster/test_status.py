@@ -3,15 +3,15 @@
 import urllib.request
 
 import numpy as np
-import onnx
 import pytest
 import ray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from genai_ray import ModelCache
 from genai_ray.cluster import SessionRequest
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.processes import rss_anon, rss_watched, wait_until
+from tests.serve.models import value, write
 
 pytestmark = pytest.mark.cluster
 
@@ -90,10 +90,8 @@ def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
 def test_every_load_of_a_model_takes_the_same_bytes(cache, tmp_path):
     """Copies of weights that were read and freed go back to the system, also those in the heap of the thread that loads."""
     side, path = 1800, tmp_path / "matmul.onnx"
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, side)) for name in ("x", "y")]
     weights = numpy_helper.from_array(np.ones((side, side), np.float32), "w")
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "matmul", ends[:1], ends[1:], [weights])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    write(path, [helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", "FP32", (1, side))], [value("y", "FP32", (1, side))], [weights])
     taken = []
     for _ in range(10):
         cache.load_model(path)

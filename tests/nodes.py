@@ -71,9 +71,10 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def clear(self):
-        """Remove every raylet but the head's."""
+        """Let every raylet but the head's say goodbye, and wait until Ray counts none of them, nor any that was killed: the next test would."""
         for node in list(self.cluster.worker_nodes):
-            self.remove(node)
+            self.cluster.remove_node(node)
+        wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
 
     def __exit__(self, *_):
         ray.shutdown()

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from genai_ray import errors
 from genai_ray.cluster.cache import adoption, book, eviction, flight, leases, loading
-from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
+from genai_ray.cluster.cache.sizes import GROWTH_BYTES, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started
 from genai_ray.cluster.messages import Description, LeaseRequest, SessionRequest, Stays, Want, key_of
 from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, Need, SlotState, plan, plan_all
@@ -244,7 +244,7 @@ class CacheMachine(RuleBasedStateMachine):
     def enter_loaded(self, name):
         """What ``Loader.finish`` does with the answer of a session: one that took too much ends where nothing may go for it."""
         entry, slot, found = self.book.entries[name], self.ledger.slots[name], self.processes[name]
-        measured = int(GROWTH * found.measured_bytes)
+        measured = found.measured_bytes + GROWTH_BYTES
         self.sizes.remember(found.digest, found.request, self.ledger.devices[slot.device_id].kind, measured)
         self.ledger.settle(name, measured, found.load_s, CLOCK.now_s)
         if self.book.is_unpinned(entry):

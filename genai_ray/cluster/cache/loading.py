@@ -15,7 +15,7 @@ from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.sessions import MisplacedError, end_session, start_session, steer, to_load_error
-from genai_ray.cluster.cache.sizes import GROWTH, SizeMemory
+from genai_ray.cluster.cache.sizes import GROWTH_BYTES, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key
 from genai_ray.cluster.placement import Device, Need
@@ -172,7 +172,7 @@ class Loader:
         turn = contextlib.nullcontext() if entry.is_adopted else (self._loads if kind == CPU else self._gpu_loads)[slot.device_id]
         async with turn:  # one of an earlier life loads already, or has long since
             warm_bytes, load_s = await asyncio.wait_for(entry.handle.load.remote(), self._load_within_s)
-        measured = int(GROWTH * warm_bytes) if kind in (CPU, LOGICAL_GPU) else warm_bytes  # of a GPU it may be what was reserved, if NVML is silent
+        measured = warm_bytes + GROWTH_BYTES if kind in (CPU, LOGICAL_GPU) else warm_bytes  # of a GPU it may be what was reserved, if NVML is silent
         if entry.name not in ledger.slots:
             raise ResourceExhaustedError(f"{entry.key.model} was dropped while it loaded")
         self._sizes.remember(entry.want.digest, entry.want.request, kind, measured)

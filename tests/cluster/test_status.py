@@ -1,6 +1,7 @@
 """What a cache shows of itself: status, Prometheus, and bytes that agree with the operating system's."""
 
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
     assert 0.9 * rss_anon(pid) < after["bytes"] < 1.1 * most[0]
     assert loaded["bytes"] > 0.8 * after["bytes"]
     assert loaded["predicted_bytes"] == pytest.approx(after["bytes"], rel=0.25)
+
+
+def test_a_hundred_requests_take_no_more_than_was_reserved(cache):
+    """A process grows with its first calls; that is reserved when it has loaded, so no device stands over its budget until somebody looks."""
+    session = cache.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
+    session.touch()
+    (loaded,) = cache.status()["models"]
+    frame = np.zeros((32, 32, 3), np.uint8)
+    with ThreadPoolExecutor(8) as clients:
+        for _ in clients.map(lambda _: session.infer(frame), range(100)):
+            pass
+    assert rss_anon(loaded["session"]["pid"]) <= loaded["bytes"]
 
 
 def test_every_load_of_a_model_takes_the_same_bytes(cache, tmp_path):

@@ -119,7 +119,7 @@ def killing(words, most, when):
     over, killed = threading.Event(), []
 
     def hunt():
-        while not over.wait(0.05) and len(killed) < most:
+        while not over.wait(0.005) and len(killed) < most:
             if not when():
                 continue
             for pid in descendants(os.getpid()):

@@ -7,9 +7,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
 
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files.store import describe, file_errors, file_system, foreign_errors, is_remote
@@ -73,7 +74,7 @@ def fetch_for_stranger(place: str, target: Path, max_bytes: int) -> None:
     """Copy a file that somebody else named to this machine: no more than so many bytes, and no redirect to another place is followed.
 
     Args:
-        place: URI, ``file://`` too.
+        place: URI; a path in one of ``file://`` is percent-decoded once.
         target: Where it goes.
         max_bytes: Most bytes.
 
@@ -82,9 +83,14 @@ def fetch_for_stranger(place: str, target: Path, max_bytes: int) -> None:
     """
     import fsspec  # noqa: PLC0415 - local jobs do not need it
 
-    options = {"allow_redirects": False} if place.startswith(tuple(f"{scheme}://" for scheme in _READ_ONLY)) else {}
     left = max_bytes
-    with file_errors(place, "fetching"), fsspec.open(place, "rb", **options) as source, target.open("wb") as sink:
+    with file_errors(place, "fetching"), ExitStack() as stack:
+        if place.startswith("file://"):
+            source: Any = stack.enter_context(open(unquote(urlsplit(place).path), "rb"))
+        else:
+            options = {"allow_redirects": False} if place.startswith(tuple(f"{scheme}://" for scheme in _READ_ONLY)) else {}
+            source = stack.enter_context(fsspec.open(place, "rb", **options))
+        sink = stack.enter_context(target.open("wb"))
         while chunk := source.read(min(BLOCK_BYTES, left + 1)):
             left -= len(chunk)
             if left < 0:

@@ -7,11 +7,12 @@ import contextlib
 import errno
 import math
 import zlib
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ray.exceptions import RayTaskError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -20,7 +21,7 @@ from starlette.requests import Request
 from genai_ray.errors import DeadlineExceededError, InvalidInputError, TooManyRequestsError
 from genai_ray.serve.limits import Admission, Share
 
-__all__ = ["Query", "hold_place", "read_body", "read_file", "save_file"]
+__all__ = ["Query", "hold_place", "on_disk", "read_body", "read_file", "save_file"]
 
 _TOO_LARGE, _UNSUPPORTED, _FULL = 413, 415, 507
 _WRITE_BYTES = 4 * 1024**2
@@ -229,7 +230,7 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
         HTTPException: 413 if it is larger, 507 if there is no room for it.
     """
     name = ""
-    try:
+    with on_disk():
         async with _patient() as patience:
             upload = await _parse_form(request, max_bytes, patience) if _is_form(request) else None
         with path.open("wb") as file:
@@ -243,13 +244,28 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
             else:
                 async with _patient() as patience:
                     await _write(file, _limited(request, max_bytes, patience))
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HTTPException(_FULL, "there is no room for this file on the server") from exc
-        raise
     if path.stat().st_size == 0:
         raise InvalidInputError("an empty body", "a file, as the body or in a form")
     return name
+
+
+@contextlib.contextmanager
+def on_disk() -> Iterator[None]:
+    """Say where a disk is full, of this process or of an actor that was called.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        HTTPException: 507 if it is.
+    """
+    try:
+        yield
+    except (OSError, RayTaskError) as exc:
+        cause = exc.cause if isinstance(exc, RayTaskError) else exc
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HTTPException(_FULL, "there is no room for this file on the server") from exc
+        raise
 
 
 async def _unpack(body: bytes, encoding: str, max_bytes: int, share: Share | None) -> bytes:

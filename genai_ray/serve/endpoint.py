@@ -300,6 +300,8 @@ def read_token(path: Path) -> str:
         raise ConfigError(f"token file {path}: {exc}", "a file with one line") from exc
     if not token or len(token.split()) != 1:
         raise ConfigError(f"token file {path} with {len(token.split())} words", "one word")
+    if not token.isascii():
+        raise ConfigError(f"token file {path} with a word beyond ASCII, which headers cannot carry", "letters, digits and signs of ASCII")
     return hashlib.sha256(token.encode()).hexdigest()
 
 

@@ -30,7 +30,7 @@ from genai_ray.errors import (
 )
 from genai_ray.serve.batching import Batcher
 from genai_ray.serve.facts import FRAMES, OUTPUT, ModelFacts, check_feeds, check_frame_request, to_outputs
-from genai_ray.serve.limits import COME_AGAIN, Admission, check_frame_sizes, check_result, check_tensor_sizes
+from genai_ray.serve.limits import COME_AGAIN, Admission, at_once, check_frame_sizes, check_result, check_tensor_sizes
 from genai_ray.serve.looking import Looking
 from genai_ray.serve.protocol import InferRequest, InferResponse
 from genai_ray.serve.repository import Repository, ServedModel, key_of_entry
@@ -264,7 +264,7 @@ class Engine:
                     check_frame_sizes(frames, target.facts.spec.scale, self.profile)
                     is_pairs = target.facts.spec.task is ModelTask.INTERPOLATION
                     kind = (*key, FRAMES, frames.shape[1:], frames.dtype.str, tuple(sorted(params.items())))
-                    most = 1 if is_pairs else serving.max_batch_size or FRAMES_TOGETHER
+                    most = 1 if is_pairs else min(serving.max_batch_size or FRAMES_TOGETHER, at_once(frames, target.facts.spec.scale, self.profile))
                     line = self._line(kind, lambda items: self._call_frames(target, items, params), most, serving)
                     return {OUTPUT: await line.submit(_Item(frames, since_ns), len(frames), deadline)}
                 feeds = check_feeds(request, target.facts)

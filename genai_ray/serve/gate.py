@@ -22,6 +22,8 @@ from genai_ray.serve.protocol import HEADER_LENGTH
 __all__ = ["Gate", "bears_token"]
 
 _UNAUTHORIZED, _CLOSED = 401, 499
+_EXPOSED = (HEADER_LENGTH, "Retry-After", "x-request-id", "Location", "Content-Disposition", "Server-Timing", "X-Model", "X-Backend", "X-Precision")
+"""Headers of answers that a page of an allowed origin may read."""
 
 
 def bears_token(authorization: str, token_sha256: str | None) -> bool:
@@ -54,8 +56,7 @@ class Gate:
         self._inner, self._app = app, self._checked
         if origins := engine.profile.cors_origins:
             # Around the check: a page must be able to read a refusal, and asks whether it may call before it shows a token.
-            exposed = [HEADER_LENGTH, "Retry-After", "x-request-id"]
-            self._app = CORSMiddleware(self._checked, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed)
+            self._app = CORSMiddleware(self._checked, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED)
         self._log = _AccessLog(Path(engine.profile.access_log)) if engine.profile.access_log else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

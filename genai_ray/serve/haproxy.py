@@ -11,6 +11,7 @@ rewrites the configuration that Ray wrote and then becomes HAProxy:
   7 % more requests a second of a small model than from two replicas that have half of them each;
 * freed buffers are kept for the next request: those of a size that requests can be sent again from are above what HAProxy keeps by itself, and
   were fetched from the operating system and cleared by it anew for every request, which took 1 ms of each;
+* replicas are told who the client is, which they believe HAProxy alone: whatever a client says of that itself is replaced;
 * its own answers are ``{"error": text}`` with 503 and Retry-After, not 500 and plain text.
 
 The file imports nothing but the standard library, since it is run as a script at every reload.
@@ -39,7 +40,7 @@ _BALANCE = re.compile(r"^(\s*)balance leastconn$")
 _NOT_FOUND = re.compile(r"^(\s*http-request return) status 404 content-type text/plain lf-string .*$")
 _ADDED = {
     "global": "    tune.memory.hot-size 4194304",
-    "frontend http_frontend": "    option http-buffer-request",
+    "frontend http_frontend": "    option http-buffer-request\n    http-request set-header X-Forwarded-For %[src]",
     "frontend grpc_frontend": "    http-request wait-for-body time 60s unless { path_end /ModelStreamInfer }",
 }
 """Lines by the section that they are added to. 4 MiB are 4 buffers for each of HAProxy's 4 threads: it keeps 16 MiB."""

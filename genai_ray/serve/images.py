@@ -5,9 +5,11 @@ What is kept: orientation (turned upright), alpha, 16 bits of a PNG, greyness, t
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from genai_ray.errors import InvalidInputError
 from genai_ray.types import full_range
 from genai_ray.video import decode_png16, encode_png16
 
-__all__ = ["FORMATS", "Picture", "check_encoding", "decode_picture", "encode_picture"]
+__all__ = ["FORMATS", "Picture", "PictureSize", "check_encoding", "decode_picture", "encode_picture", "measure_picture"]
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +36,9 @@ _READ = ("PNG", "JPEG", "WEBP")
 _ORIENTATION = 0x0112
 _PNG_DEPTH_AT = 24
 _DEEP_BITS = 16
+_GREY_PEAKS = {2: 3, 4: 15}
+"""Largest values of grey PNGs of few bits; Pillow spreads pixels over 8 bits, but not the value that is transparent."""
+
 _WHAT = "a PNG, JPEG or WebP file"
 
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error, zlib.error)
@@ -56,6 +61,36 @@ class Picture:
     """What its numbers mean; None where that was not said."""
 
 
+@dataclass(frozen=True, slots=True)
+class PictureSize:
+    """What the header of a picture says."""
+
+    width: int
+    """In pixels, before it is turned upright."""
+    height: int
+    """In pixels, before it is turned upright."""
+    num_bytes: int
+    """Most bytes of what a model is given for it, alpha included."""
+
+
+def measure_picture(body: bytes, *, max_pixels: int) -> PictureSize:
+    """Read how large a picture is; nothing is decoded.
+
+    Args:
+        body: The whole file.
+        max_pixels: Most pixels that it may have.
+
+    Returns:
+        Its size.
+
+    Raises:
+        InvalidInputError: If it is empty, no picture, an animation, or has more pixels.
+    """
+    with _opened(body, max_pixels) as image:
+        frames = 2 if image.has_transparency_data else 1
+        return PictureSize(*image.size, image.width * image.height * 3 * frames * (2 if _is_deep(image, body) else 1))
+
+
 def decode_picture(body: bytes, *, max_pixels: int) -> Picture:
     """Decode a picture; its size is read and checked before anything is allocated for it.
 
@@ -69,29 +104,15 @@ def decode_picture(body: bytes, *, max_pixels: int) -> Picture:
     Raises:
         InvalidInputError: If it is empty, no picture, damaged, an animation, or has more pixels.
     """
-    if not body:
-        raise InvalidInputError("an empty body", _WHAT)
-    try:
-        with Image.open(io.BytesIO(body), formats=_READ) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise InvalidInputError(f"a picture of {width}x{height}", f"{max_pixels} pixels", "Send a smaller one.")
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise InvalidInputError(f"an animation of {image.n_frames} pictures", "one picture", "Send it to /v1/videos.")  # type: ignore[attr-defined]
-            orientation, profile = _orientation(image), image.info.get("icc_profile")
-            name = "jpeg" if image.format == "MPO" else str(image.format).lower()
-            if name == "png" and body[_PNG_DEPTH_AT] == _DEEP_BITS:
-                pixels: Array = decode_png16(body, max_pixels)
-            else:
-                pixels, profile = _plain(image, profile)
-    except UnidentifiedImageError as exc:
-        raise InvalidInputError(f"{len(body)} bytes that are no picture", _WHAT) from exc
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise InvalidInputError("a picture of far too many pixels", f"{max_pixels} pixels", "Send a smaller one.") from exc
-    except InvalidInputError:
-        raise
-    except _BROKEN as exc:
-        raise InvalidInputError(f"a damaged picture ({exc})", _WHAT) from exc
+    with _opened(body, max_pixels) as image:
+        orientation, profile = _orientation(image), image.info.get("icc_profile")
+        name = "jpeg" if image.format == "MPO" else str(image.format).lower()
+        if _is_deep(image, body):
+            pixels: Array = decode_png16(body, max_pixels)
+        else:
+            if name == "png" and image.mode == "L" and isinstance(value := image.info.get("transparency"), int):
+                image.info["transparency"] = value * 255 // _GREY_PEAKS.get(body[_PNG_DEPTH_AT], 255)
+            pixels, profile = _plain(image, profile)
     pixels = _turn(pixels, orientation)
     channels = pixels.shape[2]
     has_alpha, is_grey = channels in (2, 4), channels <= 2
@@ -164,6 +185,33 @@ def encode_picture(picture: Picture, format_name: str, quality: int | None = Non
     buffer = io.BytesIO()
     image.save(buffer, format_name.upper(), **options)
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture of which no more than its header is read, and say what is wrong with it, also later within."""
+    if not body:
+        raise InvalidInputError("an empty body", _WHAT)
+    try:
+        with Image.open(io.BytesIO(body), formats=_READ) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InvalidInputError(f"a picture of {width}x{height}", f"{max_pixels} pixels", "Send a smaller one.")
+            if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
+                raise InvalidInputError(f"an animation of {count} pictures", "one picture", "Send its pictures one by one, or a video to /v1/videos.")
+            yield image
+    except UnidentifiedImageError as exc:
+        raise InvalidInputError(f"{len(body)} bytes that are no picture", _WHAT) from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise InvalidInputError("a picture of far too many pixels", f"{max_pixels} pixels", "Send a smaller one.") from exc
+    except InvalidInputError:
+        raise
+    except _BROKEN as exc:
+        raise InvalidInputError(f"a damaged picture ({exc})", _WHAT) from exc
+
+
+def _is_deep(image: Image.Image, body: bytes) -> bool:
+    return image.format == "PNG" and body[_PNG_DEPTH_AT] == _DEEP_BITS
 
 
 def _plain(image: Image.Image, profile: bytes | None) -> tuple[Array, bytes | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -14,7 +16,19 @@ from genai_ray.errors import InvalidInputError, TooManyRequestsError
 from genai_ray.serve.tensors import TensorFacts
 from genai_ray.types import ModelTask
 
-__all__ = ["COME_AGAIN", "LARGE_JSON_BYTES", "Admission", "Share", "check_frame_sizes", "check_result", "check_tensor_sizes", "is_long", "max_strings"]
+__all__ = [
+    "COME_AGAIN",
+    "LARGE_JSON_BYTES",
+    "Admission",
+    "Room",
+    "Share",
+    "at_once",
+    "check_frame_sizes",
+    "check_result",
+    "check_tensor_sizes",
+    "is_long",
+    "max_strings",
+]
 
 Array = npt.NDArray[Any]
 
@@ -77,6 +91,40 @@ class Share:
         """
         self._admission.held_bytes -= num_bytes
         self.num_bytes -= num_bytes
+
+
+class Room:
+    """Bytes that requests in a replica may hold together, where a small body becomes many; who finds too few left waits, each in turn.
+
+    Args:
+        most_bytes: How many.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._held = most_bytes, 0
+        self._turn, self._freed = asyncio.Lock(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, num_bytes: int) -> AsyncIterator[None]:
+        """Hold bytes for as long as the context lasts.
+
+        Args:
+            num_bytes: How many; of more than there are, all.
+
+        Yields:
+            Nothing, once they are there.
+        """
+        wanted = min(num_bytes, self._most)
+        async with self._turn:
+            while self._held + wanted > self._most:
+                self._freed.clear()
+                await self._freed.wait()
+            self._held += wanted
+        try:
+            yield
+        finally:
+            self._held -= wanted
+            self._freed.set()
 
 
 class Admission:
@@ -184,6 +232,21 @@ def check_frame_sizes(frames: Array, scale: int, profile: ServeProfile) -> None:
     size = frames.nbytes * scale**2
     if size > profile.max_output_bytes:
         raise InvalidInputError(f"frames of {list(frames.shape)}, whose result has {size} bytes", f"{profile.max_output_bytes} bytes", _SMALLER)
+
+
+def at_once(frames: Array, scale: int, profile: ServeProfile) -> int:
+    """Return how many frames may go to a session in one call: merged requests get no more bytes back than one may.
+
+    Args:
+        frames: (N, H, W, 3); others of their size and dtype go with them.
+        scale: Factor of the model, along height and along width.
+        profile: What is allowed.
+
+    Returns:
+        The number, at least 1.
+    """
+    each = math.prod(frames.shape[1:]) * frames.itemsize * scale**2
+    return max(1, profile.max_output_bytes // max(each, 1))
 
 
 def check_tensor_sizes(feeds: Mapping[str, Array], spec: ModelSpec, profile: ServeProfile) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -14,12 +16,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.errors import GenAIRayError, InvalidInputError
+from genai_ray.errors import DeadlineExceededError, GenAIRayError, InvalidInputError
 from genai_ray.serve.bodies import Query, hold_place, read_file
 from genai_ray.serve.engine import Engine, Target
 from genai_ray.serve.facts import FRAMES
-from genai_ray.serve.images import FORMATS, Picture, check_encoding, decode_picture, encode_picture
-from genai_ray.serve.limits import Share
+from genai_ray.serve.images import FORMATS, Picture, PictureSize, check_encoding, decode_picture, encode_picture, measure_picture
+from genai_ray.serve.limits import Room, Share
 from genai_ray.serve.protocol import InferRequest
 from genai_ray.serve.repository import ServedModel
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref
@@ -32,6 +34,9 @@ Array = npt.NDArray[Any]
 
 FILE: Schema = {"type": "string", "format": "binary"}
 PARAMS: Schema = {"type": "string", "description": "Extra inputs of the model: NAME=NUMBER, separated by commas."}
+_MOST_BYTES_A_PIXEL = 12
+"""Of 16 bits, with alpha as a picture of its own."""
+
 _QUERY: dict[str, Schema] = {
     "model": {"type": "string", "minLength": 1},
     "params": PARAMS,
@@ -111,7 +116,9 @@ class _Api:
     """The handlers."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, profile = engine, engine.profile
+        self._room = Room(_MOST_BYTES_A_PIXEL * profile.people.max_image_pixels + profile.max_output_bytes)
+        """As much as the largest picture takes, and its result."""
 
     async def models(self, request: Request) -> Response:
         Query.of(request, once=())
@@ -123,26 +130,32 @@ class _Api:
             return await self._enhance(request, share)
 
     async def _enhance(self, request: Request, share: Share) -> Response:
-        engine, limits = self._engine, self._engine.profile.people
+        engine, profile = self._engine, self._engine.profile
         query = Query.of(request, once=_QUERY)
         name, params, quality, format_name = query.needed("model"), query.params(), query.whole("quality"), query.text("format")
-        body, _ = await read_file(request, engine.profile.max_body_bytes, share)
+        body, _ = await read_file(request, profile.max_body_bytes, share)
         target = await engine.find(name)
         spec = target.facts.spec
         _check_task(spec)
-        began = time.perf_counter()
-        picture = await engine.call(lambda: decode_picture(body, max_pixels=limits.max_image_pixels))
-        format_name = format_name or _usual_format(picture, spec)
-        height, width = (side * spec.scale for side in picture.rgb.shape[:2])
-        if height * width > limits.max_result_pixels:
-            raise InvalidInputError(f"a result of {width}x{height}", f"{limits.max_result_pixels} pixels", "Send a smaller picture.")
-        is_cut = spec.task is ModelTask.BACKGROUND_REMOVAL
-        check_encoding(replace(picture, alpha=picture.rgb[..., 0]) if is_cut else picture, (width, height), format_name, quality)
-        decoded = time.perf_counter()
-        output = await self._infer(target, to_frames(picture, spec), params)
-        inferred = time.perf_counter()
-        result = await engine.call(lambda: encode_picture(apply_output(picture, spec, output), format_name, quality))
-        ended = time.perf_counter()
+        max_pixels, within_s = profile.people.max_image_pixels, profile.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + within_s
+        size = await engine.call(lambda: measure_picture(body, max_pixels=max_pixels))
+        self._check_result(size, spec)
+        async with contextlib.AsyncExitStack() as stack:
+            async with _until(deadline, f"decoded within {within_s:g} s"):
+                await stack.enter_async_context(self._room.hold(size.num_bytes * (1 + spec.scale**2)))
+                began = time.perf_counter()
+                picture = await engine.call(lambda: decode_picture(body, max_pixels=max_pixels))
+            format_name = format_name or _usual_format(picture, spec)
+            picture = _fit(picture, spec, format_name, quality)
+            frames = to_frames(picture, spec)
+            self._check_bytes(frames, spec)
+            decoded = time.perf_counter()
+            output = await self._infer(target, frames, params, deadline)
+            inferred = time.perf_counter()
+            async with _until(deadline, f"encoded within {within_s:g} s"):
+                result = await engine.call(lambda: encode_picture(apply_output(picture, spec, output), format_name, quality))
+            ended = time.perf_counter()
         parts = {"decode": decoded - began, "infer": inferred - decoded, "encode": ended - inferred}
         headers = {
             "Server-Timing": ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in parts.items()),
@@ -153,8 +166,21 @@ class _Api:
         }
         return Response(result, headers=headers, media_type=FORMATS[format_name])
 
-    async def _infer(self, target: Target, frames: Array, params: dict[str, float]) -> Array:
-        asked = InferRequest((Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, **params})
+    def _check_result(self, size: PictureSize, spec: ModelSpec) -> None:
+        width, height, most = size.width * spec.scale, size.height * spec.scale, self._engine.profile.people.max_result_pixels
+        if height * width > most:
+            raise InvalidInputError(f"a result of {width}x{height}", f"{most} pixels", "Send a smaller picture.")
+
+    def _check_bytes(self, frames: Array, spec: ModelSpec) -> None:
+        num_bytes, most = frames.nbytes * spec.scale**2, self._engine.profile.max_output_bytes
+        if num_bytes > most:
+            height, width = (side * spec.scale for side in frames.shape[1:3])
+            what = f"a result of {width}x{height} with {8 * frames.itemsize} bits{' and alpha' if len(frames) > 1 else ''}, {num_bytes} bytes"
+            raise InvalidInputError(what, f"{most} bytes", "Send a smaller picture, or one of 8 bits without alpha.")
+
+    async def _infer(self, target: Target, frames: Array, params: dict[str, float], deadline: float) -> Array:
+        left_us = max(1, round((deadline - asyncio.get_running_loop().time()) * 1e6))
+        asked = InferRequest((Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, "timeout": left_us, **params})
         response = await self._engine.infer(target, asked)
         return response.outputs[0].array
 
@@ -173,6 +199,28 @@ class _Api:
             "precision": model.serving.precision.value,
             "params": {name: param.model_dump() for name, param in spec.params.items()},
         }
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: float, what: str) -> AsyncIterator[None]:
+    """Give up on a picture at its deadline, by the loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError as exc:
+        raise DeadlineExceededError(f"a picture was not {what}") from exc
+
+
+def _fit(picture: Picture, spec: ModelSpec, format_name: str, quality: int | None) -> Picture:
+    """Refuse a format that cannot hold the result; alpha that hides nothing is no reason to."""
+    height, width = (side * spec.scale for side in picture.rgb.shape[:2])
+    if spec.task is ModelTask.BACKGROUND_REMOVAL:
+        check_encoding(replace(picture, alpha=picture.rgb[..., 0]), (width, height), format_name, quality)
+        return picture
+    if format_name == "jpeg" and picture.alpha is not None and bool((picture.alpha == full_range(picture.alpha.dtype)).all()):
+        picture = replace(picture, alpha=None)
+    check_encoding(picture, (width, height), format_name, quality)
+    return picture
 
 
 def _takes_pictures(spec: ModelSpec) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from genai_ray.serve.protocol import MAX_TENSORS
 from genai_ray.serve.routes import Schema, ref
 from genai_ray.serve.tensors import DATATYPES, MAX_ELEMENTS, MAX_RANK
-from genai_ray.serve.video_jobs import STATES
+from genai_ray.serve.video_job import STATES
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
 
 __all__ = ["ERROR", "SCHEMAS"]

@@ -1,20 +1,21 @@
-"""Video jobs of the endpoint: an actor that looks after a folder of them, and a task a job that runs ``enhance_videos``.
+"""Video jobs of the endpoint: an actor that looks after a folder of them, and one a job that runs ``enhance_videos``.
 
-Neither lives in a replica that takes requests. A job's folder says everything of it, so that after the death of the actor, of a
-task, or of the whole server what was not finished goes on from its finished segments.
+Neither lives in a replica that takes requests. A job's folder says everything of it, so that after the death of either, or of
+the whole server, what was not finished goes on from its finished segments. The folder of all jobs is one server's at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,101 +25,33 @@ from ray.exceptions import RayError, RayTaskError
 
 from genai_ray.catalog import PeopleServing
 from genai_ray.enhance import EnhanceOptions, EnhanceReport, Progress, enhance_videos
-from genai_ray.errors import GenAIRayError, TooManyRequestsError
+from genai_ray.errors import GenAIRayError, ResourceExhaustedError, TooManyRequestsError
 from genai_ray.files import fetch_for_stranger
+from genai_ray.serve.video_job import VideoJob, VideoRequest, read_job
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import check_container
 
-__all__ = ["SOURCE", "STATES", "VideoJob", "VideoJobs", "VideoRequest"]
+__all__ = ["SOURCE", "VideoJobs"]
 
 _log = logging.getLogger(__name__)
 
 SOURCE = "source"
 """Name, without its suffix, of the video in a job's folder."""
 
-STATES = ("queued", "running", "done", "failed", "cancelled")
-"""States of a job; the last three are for good."""
-
 _STATE_FILE = "job.json"
+_LOCK_FILE = ".lock"
+_OTHER_WITHIN_S, _LOOK_S = 5.0, 0.1
+"""A server that was killed lets go of the folder well within this."""
+
 _UPKEEP_WITHIN_S = 30.0
 _ORPHANS_AFTER_S = 3600.0
 _IDLE_EXIT_S = 60.0
 """An actor whose folder is empty goes after this."""
 
 RESUME_AFTER_S = 2.0
-"""Tasks of an actor that died end within a second of it; jobs that are taken over wait for that."""
+"""Work of an actor that died ends within a second of it; jobs that are taken over wait for that."""
 
 _TRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class VideoRequest:
-    """What a job is to do."""
-
-    models: tuple[str, ...]
-    """Names of the models, as they were asked for."""
-    sources: tuple[str, ...]
-    """What the cache is asked for: ids or paths, one a model."""
-    backend: str = "onnx"
-    """The runtime."""
-    precision: str = "fp32"
-    """The number format."""
-    device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``."""
-    device_kinds: tuple[str, ...] = ()
-    """Words of which the kind of a device must have one; empty for any."""
-    params: Mapping[str, float] = field(default_factory=dict)
-    """Extra inputs of the models."""
-    name: str = "video"
-    """What the client calls the video."""
-    suffix: str = ".mp4"
-    """Of the result."""
-    uri: str | None = None
-    """Where the video is fetched from; None where it was sent."""
-    cache_name: str = "default"
-    """Name of the model cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoJob:
-    """One job, as its folder has it."""
-
-    job_id: str
-    """Unique, and not to be guessed."""
-    request: VideoRequest
-    """What it is to do."""
-    created_s: float
-    """When it came, in seconds of the epoch."""
-    state: str = "queued"
-    """A word of ``STATES``."""
-    stage: str = ""
-    """What it is doing while it runs."""
-    frames_done: int = 0
-    """Frames enhanced so far."""
-    frames_total: int | None = None
-    """Frames of the video, once they are counted."""
-    ended_s: float | None = None
-    """When it ended, in seconds of the epoch."""
-    error: str | None = None
-    """Why it failed."""
-    report: Mapping[str, Any] | None = None
-    """What it says of itself at the end."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more happens to it."""
-        return self.state in STATES[2:]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a client is told.
-
-        Returns:
-            Fit for JSON; no path of this machine is in it.
-        """
-        facts = {name: value for name, value in asdict(self).items() if name not in ("request", "job_id")}
-        here = f"/v1/videos/{self.job_id}"
-        links = {"self": here} | ({"result": f"{here}/result"} if self.state == "done" else {})
-        return {"id": self.job_id, "name": self.request.name, "models": list(self.request.models), **facts, "links": links}
 
 
 class VideoJobs:
@@ -135,26 +68,22 @@ class VideoJobs:
         self._running: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(options.videos_at_once)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._used_s = time.monotonic()
-        self._is_open = False
+        self._began_s = self._used_s = time.monotonic()
+        self._opening = asyncio.Lock()
+        self._lock: int | None = None
         self._self: Any = ray.get_runtime_context().current_actor
         self._self.open.remote()  # after a restart nobody else may ask for a while
 
     async def open(self) -> None:
-        """Take over what the folder has; a second call does nothing."""
-        if self._is_open:
-            return
-        self._is_open = True
-        for path in sorted(self._folder.glob(f"*/{_STATE_FILE}"), key=lambda path: path.stat().st_mtime):
-            try:
-                job = _read(path)
-            except (OSError, ValueError, TypeError, KeyError) as exc:
-                _log.warning("%s is not understood and left alone: %s", path, exc)
-                continue
-            self._jobs[job.job_id] = job
-            if not job.is_over:
-                self._spawn(self._work(job.job_id, RESUME_AFTER_S))
-        self._spawn(self._upkeep())
+        """Take over what the folder has; a second call does nothing.
+
+        Raises:
+            ResourceExhaustedError: If another server looks after it.
+        """
+        async with self._opening:
+            if self._lock is None:
+                self._lock = await self._hold_folder()
+                self._take_over()
 
     async def submit(self, job_id: str, request: VideoRequest) -> VideoJob:
         """Take a job whose video is in its folder, or is to be fetched.
@@ -216,8 +145,8 @@ class VideoJobs:
             await asyncio.to_thread(_remove, self._folder / job_id)
             return None
         self._put(replace(job, state="cancelled", ended_s=time.time()))
-        if (ref := self._running.get(job_id)) is not None:
-            ray.cancel(ref, force=True)
+        if (work := self._running.get(job_id)) is not None:
+            ray.kill(work)
         else:
             await asyncio.to_thread(_remove_files, self._folder / job_id)
         return self._jobs[job_id]
@@ -234,6 +163,28 @@ class VideoJobs:
             done = replace(job, stage=progress.stage, frames_done=progress.frames_done, frames_total=progress.frames_total)
             self._jobs[job_id] = done  # not worth a file: the task says it again
 
+    async def _hold_folder(self) -> int:
+        """Keep other servers off the folder as long as this process lives: two at one job would remove each other's files."""
+        while (handle := _try_lock(self._folder / _LOCK_FILE)) is None:
+            if time.monotonic() - self._began_s > _OTHER_WITHIN_S:
+                _log.warning("another server looks after %s", self._folder)
+                do = "Send it to that one, or give one of them a people.videos_folder of its own."
+                raise ResourceExhaustedError("video jobs of a folder that another server looks after", do=do)
+            await asyncio.sleep(_LOOK_S)
+        return handle
+
+    def _take_over(self) -> None:
+        for path in sorted(self._folder.glob(f"*/{_STATE_FILE}"), key=lambda path: path.stat().st_mtime):
+            try:
+                job = read_job(path)
+            except (OSError, ValueError, TypeError, KeyError) as exc:
+                _log.warning("%s is not understood and left alone: %s", path, exc)
+                continue
+            self._jobs[job.job_id] = job
+            if not job.is_over:
+                self._spawn(self._work(job.job_id, RESUME_AFTER_S))
+        self._spawn(self._upkeep())
+
     async def _work(self, job_id: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
         async with self._slots:
@@ -241,12 +192,12 @@ class VideoJobs:
             if job is None or job.is_over:
                 return
             self._put(replace(job, state="running", stage="starting"))
-            task = ray.remote(_run).options(num_cpus=0, max_retries=_TRIES - 1)
             folder = self._folder / job_id
-            self._running[job_id] = ref = task.remote(str(folder), job_id, job.request, self._self, self._options.max_video_bytes)
+            kind: Any = ray.remote(_Work).options(num_cpus=0, max_restarts=_TRIES - 1, max_task_retries=_TRIES - 1)
+            self._running[job_id] = work = kind.remote(str(folder), job_id, job.request)
             report, error = None, None
             try:
-                report = await ref
+                report = await work.run.remote(self._self, self._options.max_video_bytes)
             except RayError as exc:
                 error = _reason(exc, folder, job.request.name)
             del self._running[job_id]
@@ -292,28 +243,34 @@ class VideoJobs:
         task.add_done_callback(self._tasks.discard)
 
 
-def _run(folder: str, job_id: str, request: VideoRequest, jobs: Any, max_bytes: int) -> dict[str, Any]:
-    """Run a job in a worker; the same folder again goes on from its finished segments."""
-    place = Path(folder)
-    source = next(place.glob(f"{SOURCE}.*"), None) or _fetch(request, place, max_bytes)
-    check_container(source)
-    options = EnhanceOptions(
-        backend=ModelBackend(request.backend),
-        precision=ModelPrecision(request.precision),
-        device=request.device,
-        device_kinds=request.device_kinds,
-        params=request.params,
-        overwrite=True,  # a result that was published just before a death
-        cache_name=request.cache_name,
-    )
-    report = enhance_videos(
-        source,
-        place / f"result{request.suffix}",
-        models=request.sources,
-        options=options,
-        on_progress=lambda progress: jobs.report.remote(job_id, progress),
-    )
-    return _facts(report, request.models)
+class _Work:
+    """Runs one job; an actor and no task, since ``ray.cancel`` of a task that ends at that moment aborts the process that calls it."""
+
+    def __init__(self, folder: str, job_id: str, request: VideoRequest) -> None:
+        self._folder, self._job_id, self._request = Path(folder), job_id, request
+
+    def run(self, jobs: Any, max_bytes: int) -> dict[str, Any]:
+        """Run it; the same folder again goes on from its finished segments."""
+        request = self._request
+        source = next(self._folder.glob(f"{SOURCE}.*"), None) or _fetch(request, self._folder, max_bytes)
+        check_container(source)
+        options = EnhanceOptions(
+            backend=ModelBackend(request.backend),
+            precision=ModelPrecision(request.precision),
+            device=request.device,
+            device_kinds=request.device_kinds,
+            params=request.params,
+            overwrite=True,  # a result that was published just before a death
+            cache_name=request.cache_name,
+        )
+        report = enhance_videos(
+            source,
+            self._folder / f"result{request.suffix}",
+            models=request.sources,
+            options=options,
+            on_progress=lambda progress: jobs.report.remote(self._job_id, progress),
+        )
+        return _facts(report, request.models)
 
 
 def _fetch(request: VideoRequest, place: Path, max_bytes: int) -> Path:
@@ -353,11 +310,17 @@ def _reason(exc: RayError, folder: Path, name: str) -> str:
     return f"its process died {_TRIES} times: {type(exc).__name__}"
 
 
-def _read(path: Path) -> VideoJob:
-    facts: dict[str, Any] = json.loads(path.read_text())
-    request: dict[str, Any] = facts.pop("request")
-    request |= {name: tuple(request[name]) for name in ("models", "sources", "device_kinds")}
-    return VideoJob(request=VideoRequest(**request), **facts)
+def _try_lock(path: Path) -> int | None:
+    """Lock a file for as long as this process lives; None where another one has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError as exc:
+        _log.warning("%s cannot be locked (%s): only one server may have this folder", path, exc)
+    return handle
 
 
 def _is_orphan(folder: Path, now_s: float) -> bool:

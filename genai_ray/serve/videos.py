@@ -26,11 +26,12 @@ from genai_ray.cluster.connection import start_on_head
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.options import check_models
 from genai_ray.errors import ConfigError, DeadlineExceededError, InvalidInputError, VideoError
-from genai_ray.serve.bodies import Query, hold_place, save_file
+from genai_ray.serve.bodies import Query, hold_place, on_disk, save_file
 from genai_ray.serve.engine import Engine, Target
 from genai_ray.serve.pictures import FILE, PARAMS
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref
-from genai_ray.serve.video_jobs import SOURCE, VideoJob, VideoJobs, VideoRequest
+from genai_ray.serve.video_job import VideoJob, VideoRequest
+from genai_ray.serve.video_jobs import SOURCE, VideoJobs
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import check_container
 
@@ -97,7 +98,7 @@ class VideoDesk:
 
     def resume(self) -> None:
         """Start the actor where an earlier server left jobs in the folder."""
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if any(self.folder.glob("*/")):
             self.call("open")
 
     def _start(self) -> Any:
@@ -122,8 +123,12 @@ def check_uri(uri: str, allowed: Sequence[str]) -> None:
         raise InvalidInputError(
             f"uri {uri[:100]!r}", "URIs below a prefix that this server allows" if allowed else "none on this server", "Send the video itself."
         )
-    if urlsplit(uri).scheme == "file" and not any(_is_below(path, urlsplit(prefix).path) for prefix in prefixes if prefix.startswith("file:")):
-        raise InvalidInputError(f"uri {uri[:100]!r}, which leads elsewhere", "files below an allowed folder")
+    if uri.startswith("file:"):
+        if "?" in uri or "#" in uri:
+            raise InvalidInputError(f"uri {uri[:100]!r} with ? or #", "%3F and %23 where they are part of a file's name")
+        opened, folders = unquote(urlsplit(uri).path), [unquote(urlsplit(prefix).path) for prefix in prefixes if prefix.startswith("file:")]
+        if not any(_is_below(opened, folder) for folder in folders):
+            raise InvalidInputError(f"uri {uri[:100]!r}, which leads elsewhere", "files below an allowed folder")
 
 
 def video_operations(engine: Engine, desk: VideoDesk) -> list[Operation]:
@@ -190,7 +195,8 @@ class _Api:
         job_id = uuid.uuid4().hex
         folder = self._desk.folder / job_id
         try:
-            folder.mkdir(mode=0o700, parents=True)
+            with on_disk():
+                folder.mkdir(mode=0o700, parents=True)
             sent = await self._take(request, folder) if uri is None else PurePath(urlsplit(uri).path).name
             serving = targets[0].model.serving
             asked = VideoRequest(
@@ -206,7 +212,8 @@ class _Api:
                 uri=uri,
                 cache_name=self._engine.profile.cache,
             )
-            job: VideoJob = await self._engine.call(self._desk.call, "submit", job_id, asked)
+            with on_disk():
+                job: VideoJob = await self._engine.call(self._desk.call, "submit", job_id, asked)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(_discard, folder))
             raise

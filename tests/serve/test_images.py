@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.serve.images import Picture, check_encoding, decode_picture, encode_picture
+from genai_ray.serve.images import Picture, PictureSize, check_encoding, decode_picture, encode_picture, measure_picture
 from genai_ray.video import decode_png16, encode_png16
 
 LIMIT = 10_000
@@ -62,6 +62,27 @@ def test_a_transparent_colour_of_16_bits_is_alpha():
     picture = read(plain_png(DEEP[..., :3], 2, chunk(b"tRNS", DEEP[0, 0, :3].astype(">u2").tobytes())))
     assert picture.alpha[0, 0] == 0
     assert np.all(picture.alpha.ravel()[1:] == 65535)
+
+
+@pytest.mark.parametrize(("bits", "peak"), [(1, 1), (2, 3), (4, 15), (8, 255)])
+def test_a_transparent_grey_of_few_bits_is_alpha(bits, peak):
+    values = np.arange(16).reshape(2, 8) % (peak + 1)
+    rows = b"".join(b"\0" + np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0))
+    for clear in (0, peak):
+        extra = chunk(b"tRNS", struct.pack(">H", clear))
+        picture = read(b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+        assert np.array_equal(picture.rgb[..., 0], values * 255 // peak)
+        assert np.array_equal(picture.alpha == 0, values == clear)
+
+
+def test_a_picture_is_measured_by_its_header():
+    assert measure_picture(saved(Image.fromarray(RGB)), max_pixels=77) == PictureSize(7, 11, RGB.nbytes)
+    assert measure_picture(saved(Image.new("1", (7, 11)))[:60], max_pixels=77) == PictureSize(7, 11, RGB.nbytes)
+    assert measure_picture(saved(Image.fromarray(np.dstack([RGB, ALPHA]))), max_pixels=77).num_bytes == 2 * RGB.nbytes
+    assert measure_picture(encode_png16(DEEP), max_pixels=77).num_bytes == 4 * RGB.nbytes
+    with pytest.raises(InvalidInputError, match="allowed: 76 pixels"):
+        measure_picture(saved(Image.fromarray(RGB)), max_pixels=76)
 
 
 def test_16_bits_are_rounded_where_a_format_has_8():

@@ -59,11 +59,12 @@ def test_metrics_follow_what_is_asked(served):
 
 
 def test_the_access_log_has_a_line_for_each_request(served):
-    response, _ = send(served, "GET", "/v2/models/add-sub?note=1", headers={"X-Request-Id": "log-me"})
+    response, _ = send(served, "GET", "/v2/models/add-sub?note=1", headers={"X-Request-Id": "log-me", "X-Forwarded-For": "8.8.8.8"})
     assert response.getheader("x-request-id") == "log-me"
     wait_until(lambda: "log-me" in served.access_log.read_text())
     (line,) = [json.loads(line) for line in served.access_log.read_text().splitlines() if "log-me" in line]
     assert (line["method"], line["path"], line["status"]) == ("GET", "/v2/models/add-sub", 200)
+    assert line["client"] == "127.0.0.1"  # whatever it says
     assert line["sent_bytes"] > 0
     assert line["ms"] >= 0
 
@@ -195,7 +196,7 @@ def test_tokens(tmp_path):
     ):
         assert bears_token(authorization, digest) is allowed
     assert bears_token("", None)
-    for content in ("", "two words"):
+    for content in ("", "two words", "geheimß"):
         path.write_text(content)
         with pytest.raises(errors.ConfigError, match="token file"):
             read_token(path)

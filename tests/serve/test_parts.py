@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
 from ray._common.utils import import_attr
@@ -21,6 +22,7 @@ from genai_ray.catalog.files import configs_folder
 from genai_ray.serve.batching import Batcher
 from genai_ray.serve.haproxy import ANSWER, rewrite, write_launcher
 from genai_ray.serve.ingress import main
+from genai_ray.serve.limits import Room, at_once
 from genai_ray.serve.ports import Record, check_ports, find_free_ports, process_started
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.rpc import add_inference_service
@@ -252,6 +254,41 @@ def test_bad_profiles(tmp_path):
         load_serve_profile(str(tmp_path / "a.yaml"))
 
 
+def test_who_finds_no_room_waits_in_turn():
+    async def story():
+        room, order, gates = Room(10), [], {}
+
+        async def hold(name, num_bytes):
+            async with room.hold(num_bytes):
+                order.append(name)
+                await gates.setdefault(name, asyncio.Event()).wait()
+
+        tasks = {name: asyncio.create_task(hold(name, size)) for name, size in (("a", 6), ("large", 99), ("b", 4), ("c", 4))}
+        await settle()
+        assert order == ["a"]  # what comes later and would fit does not pass the large one
+        tasks["b"].cancel()
+        gates["a"].set()
+        await settle()
+        assert order == ["a", "large"]
+        tasks["large"].cancel()
+        await settle()
+        assert order == ["a", "large", "c"]
+        gates["c"].set()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        async with asyncio.timeout(1), room.hold(10):
+            pass
+
+    asyncio.run(story())
+
+
+def test_merged_requests_get_no_more_bytes_than_one_may():
+    profile = ServeProfile(name="a", max_output_bytes=1000)
+    assert at_once(np.zeros((1, 4, 5, 3), np.uint8), 2, profile) == 4
+    assert at_once(np.zeros((1, 4, 5, 3), np.uint16), 2, profile) == 2
+    assert at_once(np.zeros((2, 40, 50, 3), np.uint8), 2, profile) == 1
+    assert at_once(np.zeros((1, 0, 5, 3), np.uint8), 2, profile) == 1000
+
+
 def test_haproxy_stays_on_its_ports_and_speaks_json():
     text = rewrite(
         HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http").replace("{{ config.balance_algorithm }}", "leastconn"), "/b/503.http"
@@ -261,7 +298,7 @@ def test_haproxy_stays_on_its_ports_and_speaks_json():
     assert not any(words in text for words in ("bind :", "bind *:", "prometheus-exporter", "stats enable", "500.http", "status 404 content-type text/plain"))
     assert text.count("/b/503.http") == 3
     assert "hdr Retry-After 1" in text
-    assert "\nfrontend http_frontend\n    option http-buffer-request\n" in text
+    assert "\nfrontend http_frontend\n    option http-buffer-request\n    http-request set-header X-Forwarded-For %[src]\n" in text
     assert "\nfrontend grpc_frontend\n    http-request wait-for-body" in text
     assert re.search(r"^global\n    tune.memory.hot-size \d+$", text, re.MULTILINE)
     assert "leastconn" not in text

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import http.client
 import http.server
@@ -14,17 +15,22 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import ray
 import uvicorn
 from PIL import Image
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from genai_ray import EnhanceOptions, InferenceSession, ModelCache, enhance_videos
 from genai_ray.catalog import PeopleServing, ServeProfile
 from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.serve.bodies import on_disk, save_file
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.http import build_app, list_operations
 from genai_ray.serve.people import resume_videos
@@ -44,10 +50,10 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/hostname\
 
 
 @contextlib.contextmanager
-def application(folder, repository=None, **people):
+def application(folder, repository=None, limits=(), **people):
     """Serve the application from a thread of this process."""
     (port,) = find_free_ports(1)
-    profile = ServeProfile(name="test", cache="people", people=PeopleServing(videos_folder=str(folder), **people), max_body_bytes=4_000_000)
+    profile = ServeProfile(name="test", cache="people", people=PeopleServing(videos_folder=str(folder), **people), max_body_bytes=4_000_000, **dict(limits))
     engine = Engine(profile, ModelCache(name="people", is_online=True, deadline_s=60.0), Repository(repository))
 
     async def none():
@@ -147,6 +153,9 @@ def test_alpha_that_is_the_same_everywhere_stays_so(app):
     opaque = Image.fromarray(np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)]))
     result = image_of(enhance(app, "model=websr-x2-s", saved(opaque)))
     assert (result.mode, result.getchannel("A").getextrema()) == ("RGBA", (255, 255))
+    assert image_of(enhance(app, "model=websr-x2-s&format=jpeg", saved(opaque))).mode == "RGB"  # nothing is lost
+    opaque.putpixel((0, 0), (0, 0, 0, 254))
+    assert "alpha as jpeg" in refusal(enhance(app, "model=websr-x2-s&format=jpeg", saved(opaque)), 400)
 
 
 def test_a_denoiser_leaves_alpha_alone_and_takes_params(app):
@@ -223,6 +232,28 @@ def test_pictures_over_the_limits(ray_session, tmp_path):
     with application(tmp_path, max_image_pixels=2000, max_result_pixels=7000) as strict:
         assert "a result of 104x72" in refusal(enhance(strict, "model=websr-x2-s", PICTURE), 400)
         assert "a picture of 50x41; allowed: 2000 pixels" in refusal(enhance(strict, "model=websr-x2-s", saved(Image.new("RGB", (50, 41)))), 400)
+
+
+def test_a_result_of_too_many_bytes_is_spoken_of_as_a_picture(ray_session, tmp_path):
+    with application(tmp_path, limits={"max_output_bytes": PIXELS.size * 4}) as strict:
+        assert image_of(enhance(strict, "model=websr-x2-s", PICTURE)).size == (104, 72)
+        deep = encode_png16(RNG.integers(0, 65536, (*PIXELS.shape[:2], 4), np.uint16))
+        words = f"a result of 104x72 with 16 bits and alpha, {PIXELS.size * 16} bytes; allowed: {PIXELS.size * 4} bytes"
+        assert words in refusal(enhance(strict, "model=websr-x2-s", deep), 400)
+
+
+def test_pictures_wait_for_room_and_are_all_answered(ray_session, tmp_path):
+    height, width = PIXELS.shape[:2]
+    with application(tmp_path, limits={"max_output_bytes": PIXELS.size * 4}, max_image_pixels=height * width) as strict, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: enhance(strict, "model=websr-x2-s", PICTURE), range(32)))
+    assert {status for status, _, _ in answers} == {200}
+    assert len({body for _, body, _ in answers}) == 1
+
+
+def test_a_picture_that_is_not_done_in_time_is_told_so(ray_session, tmp_path):
+    with application(tmp_path, limits={"request_timeout_s": 0.01}) as hasty:
+        large = saved(Image.effect_noise((2000, 1500), 50), "JPEG")
+        assert "a picture was not decoded within 0.01 s" in refusal(enhance(hasty, "model=websr-x2-s", large), 504)
 
 
 def test_wrong_methods_and_paths(app):
@@ -332,7 +363,7 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
         for job_id in (second, first):
             assert json.loads(ask(strict, "DELETE", f"/v1/videos/{job_id}")[1])["state"] == "cancelled"
             wait_until(lambda job_id=job_id: files_of(strict, job_id) == ["job.json"])
-        assert sorted(path.name for path in strict.folder.iterdir()) == sorted([first, second])
+        assert sorted(path.name for path in strict.folder.glob("*/")) == sorted([first, second])
 
 
 @pytest.mark.parametrize(
@@ -365,6 +396,30 @@ def test_an_upload_that_breaks_off_leaves_nothing(app):
     wait_until(lambda: set(app.folder.iterdir()) == before)
 
 
+def fill_disk():
+    with open("/dev/full", "wb") as full:
+        full.write(b"x")
+
+
+def test_a_full_disk_is_507(ray_session, tmp_path):
+    (tmp_path / "sent").symlink_to("/dev/full")
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(100_000), "more_body": False}
+
+    async def save():
+        await save_file(Request({"type": "http", "method": "POST", "headers": []}, receive), 200_000, tmp_path / "sent")
+
+    with pytest.raises(HTTPException, match="no room for this file") as refused:
+        asyncio.run(save())
+    assert refused.value.status_code == 507
+    for call in (fill_disk, lambda: ray.get(ray.remote(num_cpus=0)(fill_disk).remote())):
+        with pytest.raises(HTTPException, match="no room for this file"), on_disk():
+            call()
+    with pytest.raises(FileNotFoundError), on_disk():
+        (tmp_path / "none").read_bytes()
+
+
 def test_a_video_that_breaks_off_fails_its_job(app, tmp_path):
     job = finish(app, submit(app, "model=websr-x2-s&name=cut.mp4", write_cut(tmp_path / "cut.mp4").read_bytes()))
     assert job["state"] == "failed"
@@ -391,6 +446,30 @@ def test_a_video_is_fetched_from_an_allowed_folder(app, clip):
     job = finish(app, submit(app, f"model=websr-x2-s&uri={clip.with_name('none.mkv').as_uri()}"))
     assert job["state"] == "failed"
     assert job["error"].endswith("none.mkv: no such file")
+
+
+def test_any_name_of_a_file_is_fetched_as_its_uri_says(app, clip):
+    folder = app.clips / "Best of #2"
+    folder.mkdir()
+    for name in ("a b é.mkv", "50%25?.mkv"):
+        (folder / name).write_bytes(clip.read_bytes())
+        job = finish(app, submit(app, f"model=websr-x2-s&uri={quote((folder / name).as_uri(), safe='')}"))
+        assert (job["state"], job["error"]) == ("done", None)
+
+
+def test_a_folder_of_jobs_is_one_server_s_at_a_time(ray_session, clip, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    with application(folder) as app, (folder / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        answer = ask(app, "POST", "/v1/videos?model=websr-x2-s", clip.read_bytes())
+        assert "another server looks after" in refusal(answer, 503)
+        assert answer[2]["Retry-After"]
+        assert list(folder.glob("*/")) == []
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert finish(app, submit(app, "model=websr-x2-s", clip.read_bytes()))["state"] == "done"
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Redirecting(http.server.SimpleHTTPRequestHandler):
@@ -467,6 +546,20 @@ def test_uris_that_are(tmp_path):
         check_uri((tmp_path / "in" / "link.mp4").as_uri(), ((tmp_path / "in").as_uri(),))
 
 
+def test_no_sign_in_the_uri_of_a_file_hides_where_it_leads(tmp_path):
+    inside = tmp_path / "in"
+    (inside / "Best of #2").mkdir(parents=True)
+    (tmp_path / "secret.mkv").write_bytes(b"x")
+    (inside / "50%23.mkv").symlink_to(tmp_path / "secret.mkv")
+    for uri in (f"{inside.as_uri()}/Best of #2/../../secret.mkv", f"{inside.as_uri()}/a?/../../secret.mkv"):
+        with pytest.raises(InvalidInputError, match="%3F and %23"):
+            check_uri(uri, (inside.as_uri(),))
+    for uri in ((inside / "50%23.mkv").as_uri(), f"{inside.as_uri()}/50%2523.mkv"):
+        with pytest.raises(InvalidInputError, match="leads elsewhere"):
+            check_uri(uri, (inside.as_uri(),))
+    check_uri((inside / "Best of #2" / "a.mkv").as_uri(), (inside.as_uri(),))
+
+
 def test_a_broken_upload_is_cleared_away_and_another_one_is_not(tmp_path):
     from genai_ray.serve.video_jobs import _is_orphan
 
@@ -486,7 +579,7 @@ def test_jobs_are_forgotten_after_a_while_and_their_actor_ends(ray_session, clip
     with application(tmp_path / "videos", keep_videos_s=1.0) as app:
         job_id = submit(app, "model=websr-x2-s", clip.read_bytes())
         wait_until(lambda: ask(app, "GET", f"/v1/videos/{job_id}")[0] == 404)
-        wait_until(lambda: list(app.folder.iterdir()) == [])
+        wait_until(lambda: list(app.folder.glob("*/")) == [])
         wait_until(lambda: app.desk.actor_name not in {one["name"] for one in ray.util.list_named_actors(all_namespaces=True)})
         assert finish(app, submit(app, "model=websr-x2-s", clip.read_bytes()))["state"] == "done"
 
@@ -510,7 +603,7 @@ def test_jobs_go_on_when_their_actor_and_their_task_are_killed(ray_session, tmp_
         wait_until(lambda: look(app, job_id)["state"] == "running")
         ask(app, "DELETE", f"/v1/videos/{second}")
         wait_until(lambda: look(app, job_id)["stage"] == "enhancing")
-        assert killed("ray::_run")
+        assert len(killed("ray::_Work")) == 1
         job = finish(app, job_id)
         assert (job["state"], job["report"]["frames"]) == ("done", 400)
         assert job["report"]["segments_reused"] >= 1

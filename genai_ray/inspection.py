@@ -37,14 +37,19 @@ def canonical_id(model: str | Path) -> str:
         model: Catalog id or alias; or the path or URI of an .onnx file.
 
     Returns:
-        Id of the catalog, absolute path, or the URI as it is.
+        Id of the catalog, absolute path, or the URI as it is. Of a link the path of what it leads to, where that is named like a model; its own else.
 
     Raises:
         ModelNotFoundError: If the catalog has no such id.
     """
     if Path(model).suffix.lower() != ".onnx":
         return ModelCatalog.default().resolve(str(model))
-    return str(model) if is_remote(str(model)) else str(Path(model).resolve())
+    return str(model) if is_remote(str(model)) else str(_real(Path(model)))
+
+
+def _real(path: Path) -> Path:
+    found = path.resolve()
+    return found if found.suffix.lower() == ".onnx" else path.parent.resolve() / path.name
 
 
 def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
@@ -70,7 +75,7 @@ def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
         path = _fetch(str(model))
     elif not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file, or a model id")
-    path = path.resolve()
+    path = _real(path)
     saved = path.with_suffix(".yaml")
     facts = path.stat()
     spec = load_spec(saved) if saved.is_file() else _inspect_once(path, facts.st_size, facts.st_mtime_ns)

@@ -194,6 +194,11 @@ class ModelCache:
         self._connection.call("evict", model_id, min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S))
         self._routes = {key: route for key, route in list(self._routes.items()) if key.model != model_id}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the cache was there when it was last asked, and this client was not closed."""
+        return self._connection.is_open
+
     def evict_lru(self) -> str | None:
         """Evict the model that was not used for the longest time.
 

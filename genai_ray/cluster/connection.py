@@ -94,6 +94,11 @@ class Connection:
         self.check_open()
         return getattr(self._actor, method).remote(*args)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the cache was there when it was last called, and this line was not closed."""
+        return not (self._is_closed or self._is_left)
+
     def check_open(self) -> None:
         """Refuse to call anything where the cache or Ray is gone: at the next call Ray would start a cluster of its own, also from a thread that is left.
 

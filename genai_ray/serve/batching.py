@@ -107,16 +107,21 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
+        late: list[_Waiting[Item, Result]] = []
         total = 0
         while self._waiting and (not batch or total + self._waiting[0].size <= self._max_size):
             waiting = self._waiting.popleft()
             if waiting.future.done():
                 continue
             if waiting.has_waited and waiting.deadline - time.monotonic() < LATE * self._call_s:
-                waiting.future.set_exception(TooManyRequestsError("too many requests wait: this one would not be done in time", do="Send it again later."))
+                late.append(waiting)
             else:
                 batch.append(waiting)
                 total += waiting.size
+        if late and not batch and not self._tasks:
+            batch.append(late.pop())  # with nothing out the last one is tried: else nobody would ever know that calls take less time again
+        for waiting in late:
+            waiting.future.set_exception(TooManyRequestsError("too many requests wait: this one would not be done in time", do="Send it again later."))
         return batch
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:

@@ -102,6 +102,8 @@ class Engine:
         self.profile, self.cache, self.repository = profile, cache, repository
         self.tally = Tally()
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
+        """For requests to sessions: one that loads for long may hold them all."""
+        self._other_threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-other")
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
         self.looking = Looking(self.call)
         self.catch_up: Callable[[], Awaitable[object]] = _nothing
@@ -178,17 +180,30 @@ class Engine:
             raise InvalidInputError(f"parameters {sorted(parameters)!s:.80} of a load", "none", "Options and files come from the model repository.")
         await self.call(self.cache.load_model, target.request)
 
-    async def unload(self, target: Target) -> None:
-        """Evict a model when what it computes is done; the next request for it loads it again.
+    async def unload(self, name: str) -> None:
+        """Evict all versions of a model when what they compute is done, whatever has become of its files; the next request loads it again.
 
         Args:
-            target: Which.
+            name: Its name.
 
         Raises:
-            ResourceExhaustedError: If it is pinned, leased, or at work until the deadline.
+            ModelNotFoundError: If there is none.
+            ResourceExhaustedError: If it is pinned, leased, or at work until the deadline; other versions go all the same.
         """
-        with contextlib.suppress(ModelNotFoundError):  # it was not loaded, and is what was wanted
-            await self.call(self.cache.evict, target.source)
+        try:
+            model, _ = self._named(name, "")
+        except ModelNotFoundError:
+            await self._meet_others()
+            model, _ = self._named(name, "")
+        refusal: ResourceExhaustedError | None = None
+        for source in model.versions.values():
+            try:
+                with contextlib.suppress(ModelNotFoundError):  # it was not loaded, and is what was wanted
+                    await self.call(self.cache.evict, source)
+            except ResourceExhaustedError as exc:
+                refusal = exc
+        if refusal is not None:
+            raise refusal
 
     async def rescan(self) -> None:
         """Look at the model repository again since somebody asks for it, and have other replicas do so.
@@ -241,7 +256,7 @@ class Engine:
         Returns:
             Its result.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._other_threads, function, *args)
 
     async def _meet_others(self) -> None:
         """Let other replicas know what was found here, and the other way round; where they are not to be had, both stay as they are."""
@@ -314,7 +329,7 @@ class Engine:
         feeds = items[0].data if len(items) == 1 else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
         counts = [_rows(item.data) or 1 for item in items]
         try:
-            result = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, sum(counts) if len(items) > 1 else 1)
+            result = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, len(items))
             is_batch = len(items) > 1 and all(np.shape(array)[:1] == (sum(counts),) for array in result.values())
         except (InvalidInputError, InferenceError):
             if len(items) == 1:
@@ -339,8 +354,8 @@ class Engine:
         taken_ns = time.perf_counter_ns() - started
         counts = self.tally.of(target.model.name, target.version)
         counts.note_call(size, taken_ns)
-        counts.note("compute_infer", taken_ns)
         for item in items:
+            counts.note("compute_infer", taken_ns)
             counts.note("queue", started - item.since_ns)
         return result
 

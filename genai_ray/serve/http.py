@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gzip
 import logging
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -33,7 +34,7 @@ from genai_ray.errors import (
 from genai_ray.serve.answers import describe_config, describe_index, describe_model, describe_server, describe_statistics
 from genai_ray.serve.bodies import hold_place, read_body
 from genai_ray.serve.engine import Engine, Target
-from genai_ray.serve.limits import LARGE_JSON_BYTES, Share, is_long, max_strings
+from genai_ray.serve.limits import LARGE_JSON_BYTES, Share, bytes_of, check_json_result, is_long, max_strings
 from genai_ray.serve.metrics import CONTENT_TYPE, write_metrics
 from genai_ray.serve.openapi import describe_api
 from genai_ray.serve.people import people_operations
@@ -60,6 +61,7 @@ STATUSES: tuple[tuple[type[GenAIRayError], int], ...] = (
 RETRY_AFTER_S = 1
 
 _TOO_LARGE, _CONFLICT, _BUSY, _UNAVAILABLE, _GONE = 413, 409, 429, 503, 499
+_NOT_WANTED = re.compile(r";q=0(\.0*)?$")
 _BODY_ERRORS = (400, 413, 415)
 _MODEL_ERRORS = (404, 504)
 
@@ -196,7 +198,9 @@ class _Api:
         return JSONResponse({"live": True})
 
     async def server_ready(self, request: Request) -> Response:
-        return JSONResponse({"ready": True})
+        if self._engine.cache.is_open:
+            return JSONResponse({"ready": True})
+        return _error(_UNAVAILABLE, "the model cache is gone; this replica is replaced by one with another", {"Retry-After": str(RETRY_AFTER_S)})
 
     async def metadata(self, request: Request) -> Response:
         return JSONResponse(describe_model(await self._find(request)))
@@ -233,7 +237,7 @@ class _Api:
     async def unload(self, request: Request) -> Response:
         await self._content(request)
         try:
-            await self._engine.unload(await self._find(request))
+            await self._engine.unload(request.path_params["model"])
         except ResourceExhaustedError as exc:
             return _error(_CONFLICT, str(exc))
         return Response(status_code=200)
@@ -252,7 +256,8 @@ class _Api:
         asked = await self._engine.call(decode) if json_bytes > LARGE_JSON_BYTES or is_long(len(body), is_plain=not strings) else decode()
         response = await self._engine.infer(target, asked)
         encode = functools.partial(encode_response, response, asked)
-        is_large = any(is_long(tensor.array.nbytes, is_plain=tensor.datatype != "BYTES" and asked.wants_binary(tensor.name)) for tensor in response.outputs)
+        check_json_result((tensor.array for tensor in response.outputs if not asked.wants_binary(tensor.name)), self._engine.profile)
+        is_large = any(is_long(bytes_of(tensor.array), is_plain=tensor.datatype != "BYTES" and asked.wants_binary(tensor.name)) for tensor in response.outputs)
         parts, length = await self._engine.call(encode) if is_large else encode()
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         media = JSON if length is None else BINARY
@@ -286,7 +291,7 @@ def _pack(body: bytes, encoding: str) -> bytes:
 
 def _chosen_encoding(accepted: str, is_binary: bool) -> str | None:
     """Return how to pack an answer: tensors only for who names one way, not for who sends what every HTTP library sends."""
-    words = [word.strip().lower() for word in accepted.split(",") if word.strip() and not word.replace(" ", "").endswith(";q=0")]
+    words = [word.strip().lower() for word in accepted.split(",") if word.strip() and not _NOT_WANTED.search(word.replace(" ", "").lower())]
     names = [word.partition(";")[0].strip() for word in words]
     known = [name for name in names if name in ("gzip", "deflate")]
     return known[0] if known and (len(names) == 1 or not is_binary) else None

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from genai_ray.catalog import ServeProfile, load_serve_profile
 from genai_ray.cluster import ModelCache
-from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
+from genai_ray.errors import CacheClosedError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.gate import Gate
 from genai_ray.serve.http import build_app, list_operations
@@ -39,6 +39,9 @@ TELL_EVERY_S = 0.5
 """How often a replica tells what it counted."""
 
 TOTAL_WITHIN_S = 10.0
+
+HEALTH_EVERY_S = 2.0
+"""Ray Serve replaces a replica that is not well three times in a row."""
 
 DRAIN_WITHIN_S = 5.0
 """Most seconds that a replica which leaves works on what it has."""
@@ -87,6 +90,15 @@ class Ingress(Rpc):
     def __serve_build_asgi_app__(self) -> Any:
         operations = list_operations(self.engine, self._statistics)
         return Gate(build_app(operations, self._lifespan), self.engine, open_paths(operations))
+
+    async def check_health(self) -> None:
+        """Let Ray Serve replace a replica whose cache was shut down, by a notebook in the same cluster for one: the next one makes another.
+
+        Raises:
+            CacheClosedError: If it was.
+        """
+        if not self.engine.cache.is_open:
+            raise CacheClosedError(f"cache {self.engine.cache.name!r} was shut down", do="Another replica makes another one.")
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
@@ -191,6 +203,7 @@ def build_application(profile: ServeProfile) -> serve.Application:
         max_ongoing_requests=_UNLIMITED,
         graceful_shutdown_timeout_s=DRAIN_WITHIN_S,
         graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=HEALTH_EVERY_S,
         ray_actor_options={"num_cpus": 0},
         logging_config=logging_config,
     )(serve.ingress()(Ingress))

@@ -23,7 +23,9 @@ __all__ = [
     "Room",
     "Share",
     "at_once",
+    "bytes_of",
     "check_frame_sizes",
+    "check_json_result",
     "check_result",
     "check_tensor_sizes",
     "is_long",
@@ -265,6 +267,33 @@ def check_tensor_sizes(feeds: Mapping[str, Array], spec: ModelSpec, profile: Ser
         raise InvalidInputError(f"inputs whose result has {size} bytes", f"{profile.max_output_bytes} bytes", _SMALLER)
 
 
+def bytes_of(array: Array) -> int:
+    """Return the bytes of a tensor as binary data.
+
+    Args:
+        array: The tensor; one of objects is of BYTES.
+
+    Returns:
+        The number.
+    """
+    return array.nbytes if array.dtype != object else _LENGTH_BYTES * array.size + sum(map(len, array.flat))
+
+
+def check_json_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
+    """Refuse a result that is too large to be written value by value, which takes many times its bytes.
+
+    Args:
+        arrays: The outputs that are not binary.
+        profile: What is allowed.
+
+    Raises:
+        InvalidInputError: If it is.
+    """
+    size = sum(map(bytes_of, arrays))
+    if size > profile.max_json_bytes:
+        raise InvalidInputError(f"inputs whose result has {size} bytes, as JSON", f"{profile.max_json_bytes} bytes", "Ask for it as binary data.")
+
+
 def check_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
     """Refuse a result that is too large to be sent: of a model's own tensors nobody knows before.
 
@@ -275,6 +304,6 @@ def check_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
     Raises:
         InvalidInputError: If it is.
     """
-    size = sum(array.nbytes for array in arrays)
+    size = sum(map(bytes_of, arrays))
     if size > profile.max_output_bytes:
         raise InvalidInputError(f"inputs whose result has {size} bytes", f"{profile.max_output_bytes} bytes", _SMALLER)

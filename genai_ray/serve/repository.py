@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from genai_ray.catalog import SERVING_SUFFIX, ModelCatalog, ModelServing, load_m
 from genai_ray.cluster import SessionRequest, key_of
 from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError, VideoError
 from genai_ray.files import find_facts, is_remote, list_files, to_place
+from genai_ray.inspection import canonical_id
 
 __all__ = ["Repository", "ServedModel", "key_of_entry"]
 
@@ -74,7 +74,7 @@ class ServedModel:
         source = self.source(version)
         if is_remote(source):
             return self.stamps.get(version or self.latest, "")
-        return str(find_facts(source)) if source.endswith(_MODEL) else ""
+        return str(find_facts(source)) if source.lower().endswith(_MODEL) else ""
 
     def request(self, version: str = "") -> SessionRequest:
         """Return which session computes it.
@@ -217,6 +217,14 @@ def _canonical(name: str) -> str:
         return ""
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
     """Return what a folder has; of a URI nothing is fetched but the files of options."""
     found: dict[str, dict[str, str]] = {}
@@ -224,6 +232,9 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
     try:
         for relative, place in list_files(folder, ("*", "*/*/*")):
             name, *version = (unquote(relative) if place.startswith(("http://", "https://")) else relative).split("/")
+            if not _is_text(relative):
+                _log.warning("%r is left out: its name is no UTF-8", place)
+                continue
             if version and version[1] == f"model{_MODEL}" and version[0].isascii() and version[0].isdigit():
                 found.setdefault(name, {})[str(int(version[0]))] = place
             elif not version and name.endswith(SERVING_SUFFIX):
@@ -235,7 +246,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
         raise ConfigError(f"model repository {folder}: {exc.got}", "a folder that is there, on every node, or the URI of one that can be listed") from exc
     models = []
     for name, versions in found.items():
-        sources = {version: place if is_remote(place) else os.path.realpath(place) for version, place in versions.items()}
+        sources = {version: canonical_id(place) for version, place in versions.items()}
         way = load_model_serving(options[name]) if name in options else serving
         models.append(ServedModel(name, sources, way, {version: str(stamps.get(place, "")) for version, place in versions.items()}))
     return models

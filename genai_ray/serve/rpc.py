@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import json_format
@@ -22,7 +23,7 @@ from genai_ray.serve.answers import describe_config, describe_index, describe_mo
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.gate import bears_token
 from genai_ray.serve.http import status_of
-from genai_ray.serve.limits import LARGE_JSON_BYTES, is_long, max_strings
+from genai_ray.serve.limits import LARGE_JSON_BYTES, bytes_of, is_long, max_strings
 from genai_ray.serve.messages import METHODS, SERVICE, STREAM, count_typed_bytes, message_class
 from genai_ray.serve.protocol import InferRequest, InferResponse, RequestedOutput, check_strings
 from genai_ray.serve.tensors import DATATYPES, Tensor, check_shape, from_binary, from_contents, to_binary, to_contents
@@ -42,6 +43,7 @@ _CODES = {
 _OPEN = ("ServerLive", "ServerReady")
 """What is told without a token."""
 _STREAM_AHEAD = 8
+_DETAILS_BYTES = 4096
 """Requests of one stream that are computed at the same time, at the most."""
 _RAW_ONLY = ("FP16", "BF16")
 _CONTENTS = {
@@ -163,7 +165,7 @@ class Rpc:
         """
         self.engine.tally.note_response("grpc", code.name)
         grpc_context.set_code(code)
-        grpc_context.set_details(text[:2000])
+        grpc_context.set_details(_cut(text))
         return False
 
     @_method
@@ -173,8 +175,8 @@ class Rpc:
 
     @_method
     async def ServerReady(self, request: Any) -> dict[str, Any]:  # noqa: N802
-        """Tell that requests are taken."""
-        return {"ready": True}
+        """Tell whether requests are taken."""
+        return {"ready": self.engine.cache.is_open}
 
     @_method
     async def ModelReady(self, request: Any) -> dict[str, Any]:  # noqa: N802
@@ -217,7 +219,7 @@ class Rpc:
     @_method
     async def RepositoryModelUnload(self, request: Any) -> dict[str, Any]:  # noqa: N802
         """Evict a model."""
-        await self.engine.unload(await self.engine.find(request.model_name))
+        await self.engine.unload(request.model_name)
         return {}
 
     @_method
@@ -280,7 +282,7 @@ class Rpc:
             is_large = is_large or is_long(len(data), is_plain=not strings)
             answer = await self.engine.infer(target, await self._run(is_large, functools.partial(read_request, request, max_strings=strings)))
             is_raw = bool(request.raw_input_contents) or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
-            size = sum(tensor.array.nbytes for tensor in answer.outputs)
+            size = sum(bytes_of(tensor.array) for tensor in answer.outputs)
             if size > most and not is_raw:
                 raise InvalidInputError(
                     f"inputs whose result has {size} bytes in typed contents", f"{most}", "Send raw_input_contents: their result comes raw."
@@ -290,6 +292,13 @@ class Rpc:
 
     async def _run(self, is_large: bool, function: Callable[[], Result]) -> Result:
         return await self.engine.call(function) if is_large else function()
+
+
+def _cut(text: str) -> str:
+    """Shorten what goes into a trailer: it is percent-encoded there, and a client takes 8 KiB of them by default."""
+    while len(quote(text)) > _DETAILS_BYTES:
+        text = text[: len(text) * 3 // 4]
+    return text
 
 
 def _parse(kind: type[Any], data: bytes) -> Any:

@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 import struct
+import threading
 import zlib
 from types import SimpleNamespace
 from urllib.parse import quote, unquote
@@ -373,6 +374,48 @@ def test_strings_and_typed_contents_are_bounded_before_they_are_read(tmp_path):
         assert (refusal.infer_response.id, refusal.error_message[:18]) == ("seven", "[INVALID_ARGUMENT]")
         answer = await served.rpc._answer_one(message("FP32", 1, raw=struct.pack("f", 2)))
         assert message_class("ModelStreamInferResponse").FromString(answer.data).infer_response.raw_output_contents == [struct.pack("f", 2)]
+
+    told(engine, story)
+
+
+@pytest.mark.parametrize(("datatype", "count"), [("FP32", 300), ("BYTES", 30)])
+def test_a_result_as_json_is_bounded(tmp_path, datatype, count):
+    engine = Echo(tmp_path, max_json_bytes=1000)
+
+    async def story(served):
+        array_bytes = bytes(4 * count) if datatype == "FP32" else (struct.pack("<I", 40) + b"a" * 40) * count
+        for is_binary, wanted in ((True, 200), (False, 400)):
+            body, headers = binary(datatype, array_bytes, count, parameters={"binary_data_output": is_binary})
+            status, answer = await served.call(f"/v2/models/{datatype.lower()}/infer", headers).answer(body)
+            assert status == wanted, answer
+        words = f"inputs whose result has {len(array_bytes)} bytes, as JSON; allowed: 1000 bytes. Ask for it as binary data."
+        assert json.loads(answer)["error"] == words
+
+    told(engine, story)
+
+
+def test_what_sessions_keep_waiting_keeps_nothing_else(tmp_path):
+    engine, gate = Echo(tmp_path, max_waiting=2), threading.Event()
+
+    async def story(served):
+        for _ in range(2):
+            engine._threads.submit(gate.wait)
+        async with asyncio.timeout(60):
+            await engine.rescan()
+            assert (await engine.find("fp32")).version == "1"
+        gate.set()
+
+    told(engine, story)
+
+
+@pytest.mark.parametrize(("accepted", "packed"), [("gzip", "gzip"), ("gzip;q=0", None), ("gzip; Q=0.00", None), ("deflate;q=0.5", "deflate")])
+def test_an_answer_is_packed_for_who_wants_it(tmp_path, accepted, packed):
+    engine = Echo(tmp_path)
+
+    async def story(served):
+        call = served.call("/v2/models/fp32/infer", SMALL_HEADERS | {"Accept-Encoding": accepted})
+        assert (await call.answer(SMALL))[0] == 200
+        assert call.headers.get("content-encoding") == packed
 
     told(engine, story)
 

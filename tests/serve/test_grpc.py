@@ -222,6 +222,7 @@ def test_load_unload_index_and_statistics(client):
         (lambda request: request.raw_input_contents.__setitem__(0, b"abc"), "INVALID_ARGUMENT", "unexpected size"),
         (lambda request: setattr(request.inputs[0], "name", "b"), "INVALID_ARGUMENT", "a name of its own"),
         (lambda request: setattr(request.inputs[0], "datatype", "FP99"), "INVALID_ARGUMENT", "FP99"),
+        (lambda request: (setattr(request.inputs[0], "name", "\u6f22" * 3000), setattr(request.inputs[0], "datatype", "FP99")), "INVALID_ARGUMENT", "\u6f22"),
         (lambda request: request.inputs[0].shape.__setitem__(0, -1), "INVALID_ARGUMENT", "negative"),
         (lambda request: request.inputs[0].contents.fp32_contents.append(1), "INVALID_ARGUMENT", "both"),
         (lambda request: request.outputs.add(name="product"), "INVALID_ARGUMENT", "product"),

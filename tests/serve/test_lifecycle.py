@@ -17,7 +17,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from genai_ray import InferenceSession, errors
+from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.catalog import ServeProfile
 from genai_ray.serve.endpoint import Endpoint
 from genai_ray.serve.ports import find_free_ports, find_port_block
@@ -420,6 +420,20 @@ def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the
         assert (other.returncode, other.stdout) == (2, "")
         assert "Ray Serve runs in this cluster already" in other.stderr
         assert ask("GET", "/v2/health/ready")[0] == 200
+        with ModelCache():  # as the README has it, which shuts the cache down that the endpoint uses too
+            pass
+        status, told, _ = ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})
+        assert (status, b"shut down" in told) == (503, True)
+        assert ask("GET", "/v2/health/ready")[0] in (200, 503)  # each replica finds out by itself
+        connection.close()
+
+        def is_well():
+            connection.close()
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})[0] == 200
+            return False
+
+        wait_until(is_well, endpoint.process)
         connection.close()
         assert endpoint.end() == 0
         wait_until(lambda: not any(entry["name"].startswith("SERVE") for entry in ray.util.list_named_actors(all_namespaces=True)))

@@ -139,6 +139,19 @@ def test_a_wait_for_others_is_bounded_and_ends_when_there_are_enough():
     asyncio.run(story())
 
 
+def test_who_waits_for_others_alone_is_tried_however_long_calls_take():
+    async def call(items):
+        await asyncio.sleep(0.05)
+        return items
+
+    async def story():
+        batcher = Batcher(call, max_size=2, wait_s=0.02)
+        for _ in range(20):  # a call takes most of what each has
+            assert await batcher.submit(1, 1, time.monotonic() + 0.09) == 1
+
+    asyncio.run(story())
+
+
 def test_what_would_be_late_is_refused_so_that_others_are_in_time():
     """Four times as much as can be done, for some seconds: nearly all that is done is done in time."""
     call_s, within_s, outcomes, computed = 0.02, 0.4, [], []

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,38 @@ def test_what_is_fetched_is_kept_until_it_changes(models):
         with pytest.raises(errors.ModelNotFoundError):
             repository.get("new")
     assert len(list(second.parents[1].iterdir())) == 2
+
+
+def test_a_link_is_a_model_by_its_own_name_and_what_has_no_name_is_left_out(models, caplog):
+    blob = models / "blobs" / "e3b0c442"
+    add_number(blob, 3)
+    (models / "linked.onnx").symlink_to(blob)
+    (models / "same.onnx").symlink_to(models / "one.onnx")
+    shutil.copy(models / "one.onnx", models / "LOUD.ONNX")
+    shutil.copy(models / "one.onnx", os.fsencode(models) + b"/caf\xe9.onnx")
+    repository = Repository(models, ())
+    assert [model.name for model in repository.models()] == ["LOUD", "linked", "many", "one", "same", "with space"]
+    assert "is left out" in caplog.text
+    assert repository.get("same").source() == repository.get("one").source()
+    for name in ("linked", "LOUD"):
+        before = repository.get(name).stamp()
+        facts = read_facts(repository.get(name).source())
+        assert [fact.name for fact in facts.inputs] == ["x"]
+        square(blob if name == "linked" else models / "LOUD.ONNX")
+        assert repository.get(name).stamp() != before
+
+
+def test_an_unload_is_of_all_versions_whatever_became_of_their_files(models, ray_session):
+    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
+        for version in (2, 10):
+            status, told, _ = ask(app, "POST", f"/v2/models/many/versions/{version}/infer", body)
+            assert (status, json.loads(told)["outputs"][0]["data"]) == (200, [1 + version])
+        assert len([one for one in cache.loaded_models() if "/many/" in one]) == 2
+        (models / "many" / "10" / "model.onnx").write_bytes(b"junk")
+        (models / "many" / "2" / "model.onnx").unlink()
+        assert ask(app, "POST", "/v2/repository/models/many/unload", b"")[0] == 200
+        assert [one for one in cache.loaded_models() if "/many/" in one] == []
 
 
 def test_a_store_that_fails_is_said_and_what_was_offered_stays(models):

@@ -125,11 +125,7 @@ class Engine:
             ModelLoadError: If its file is corrupt; that is remembered for a minute, or until the file changes or is asked to be loaded.
             ResourceExhaustedError: If its file was not fetched, or looked at, in time.
         """
-        try:
-            model, source = self._named(name, version)
-        except ModelNotFoundError:
-            await self._meet_others()
-            model, source = self._named(name, version)
+        model, source = await self._named(name, version)
         facts = await self.looking.look(source, model.stamp(version), self.profile.request_timeout_s)
         return Target(model, version or model.latest, source, facts)
 
@@ -190,11 +186,7 @@ class Engine:
             ModelNotFoundError: If there is none.
             ResourceExhaustedError: If it is pinned, leased, or at work until the deadline; other versions go all the same.
         """
-        try:
-            model, _ = self._named(name, "")
-        except ModelNotFoundError:
-            await self._meet_others()
-            model, _ = self._named(name, "")
+        model, _ = await self._named(name, "")
         refusal: ResourceExhaustedError | None = None
         for source in model.versions.values():
             try:
@@ -263,7 +255,12 @@ class Engine:
         with contextlib.suppress(ResourceExhaustedError, DeadlineExceededError):
             await self.catch_up()
 
-    def _named(self, name: str, version: str) -> tuple[ServedModel, str]:
+    async def _named(self, name: str, version: str) -> tuple[ServedModel, str]:
+        """Return a model and the source of a version, which another replica may have found meanwhile."""
+        with contextlib.suppress(ModelNotFoundError):
+            model = self.repository.get(name)
+            return model, model.source(version)
+        await self._meet_others()
         model = self.repository.get(name)
         return model, model.source(version)
 

@@ -145,8 +145,8 @@ class VideoJobs:
             await asyncio.to_thread(_remove, self._folder / job_id)
             return None
         self._put(replace(job, state="cancelled", ended_s=time.time()))
-        if (work := self._running.get(job_id)) is not None:
-            ray.kill(work)
+        if (runner := self._running.get(job_id)) is not None:
+            ray.kill(runner)
         else:
             await asyncio.to_thread(_remove_files, self._folder / job_id)
         return self._jobs[job_id]
@@ -156,12 +156,12 @@ class VideoJobs:
 
         Args:
             job_id: Which.
-            progress: What its task says.
+            progress: What its runner says.
         """
         job = self._jobs.get(job_id)
         if job is not None and job.state == "running":
             done = replace(job, stage=progress.stage, frames_done=progress.frames_done, frames_total=progress.frames_total)
-            self._jobs[job_id] = done  # not worth a file: the task says it again
+            self._jobs[job_id] = done  # not worth a file: the runner says it again
 
     async def _hold_folder(self) -> int:
         """Keep other servers off the folder as long as this process lives: two at one job would remove each other's files."""
@@ -193,11 +193,11 @@ class VideoJobs:
                 return
             self._put(replace(job, state="running", stage="starting"))
             folder = self._folder / job_id
-            kind: Any = ray.remote(_Work).options(num_cpus=0, max_restarts=_TRIES - 1, max_task_retries=_TRIES - 1)
-            self._running[job_id] = work = kind.remote(str(folder), job_id, job.request)
+            kind: Any = ray.remote(_Runner).options(num_cpus=0, max_restarts=_TRIES - 1, max_task_retries=_TRIES - 1)
+            self._running[job_id] = runner = kind.remote(str(folder), job_id, job.request)
             report, error = None, None
             try:
-                report = await work.run.remote(self._self, self._options.max_video_bytes)
+                report = await runner.run.remote(self._self, self._options.max_video_bytes)
             except RayError as exc:
                 error = _reason(exc, folder, job.request.name)
             del self._running[job_id]
@@ -243,7 +243,7 @@ class VideoJobs:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Work:
+class _Runner:
     """Runs one job; an actor and no task, since ``ray.cancel`` of a task that ends at that moment aborts the process that calls it."""
 
     def __init__(self, folder: str, job_id: str, request: VideoRequest) -> None:

@@ -603,7 +603,7 @@ def test_jobs_go_on_when_their_actor_and_their_task_are_killed(ray_session, tmp_
         wait_until(lambda: look(app, job_id)["state"] == "running")
         ask(app, "DELETE", f"/v1/videos/{second}")
         wait_until(lambda: look(app, job_id)["stage"] == "enhancing")
-        assert len(killed("ray::_Work")) == 1
+        assert len(killed("ray::_Runner")) == 1
         job = finish(app, job_id)
         assert (job["state"], job["report"]["frames"]) == ("done", 400)
         assert job["report"]["segments_reused"] >= 1

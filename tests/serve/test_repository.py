@@ -262,6 +262,19 @@ def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):
     ModelCache(name="people").shutdown()
 
 
+def test_requests_for_raw_tensors_count_once_also_where_they_were_merged(models, ray_session):
+    (models / "one.serve.yaml").write_text("max_batch_size: 4\nbatch_wait_timeout_s: 2.0\n")
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}]}).encode()
+    with application(models.parent / "videos", models) as app, ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: ask(app, "POST", "/v2/models/one/infer", body), range(6)))
+        figures = app.engine.tally.of("one", "1").to_json()
+    assert [json.loads(answer)["outputs"][0]["data"] for _, answer, _ in answers] == [[2, 3]] * 6
+    assert figures["inference_count"] == 6
+    assert figures["execution_count"] < 6
+    assert {figures["inference_stats"][part]["count"] for part in ("success", "queue", "compute_infer")} == {6}
+    assert sum(batch["batch_size"] * batch["compute_infer"]["count"] for batch in figures["batch_stats"]) == 6
+
+
 def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypatch):
     looks = []
 

@@ -15,6 +15,9 @@ from genai_ray.types import ModelBackend, ModelPrecision
 __all__ = ["ModelServing", "ServeProfile", "load_model_serving", "load_serve_profile"]
 
 
+_HOST_PATTERN = r"^(\*|\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9a-fA-F]*:[0-9a-fA-F]*:[0-9a-fA-F:.]*)$"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -106,7 +109,9 @@ class ServeProfile(_Frozen):
     token_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """sha256 of the token that requests must bear, hexadecimal; None for none. Health is told to everybody."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call, such as ``https://example.org``; ``*`` for all."""
+    """Origins whose pages may call, such as ``https://example.org``; ``*`` for all. Pages of other origins change nothing."""
+    allowed_hosts: tuple[Annotated[str, Field(pattern=_HOST_PATTERN)], ...] = ()
+    """Hosts that requests may name beside the names of this machine and ``host``, such as ``box.lan``; ``.lan`` for all below, ``*`` for all."""
     access_log: str | None = None
     """File that gets one line of JSON for each request over HTTP, on every node; None for none."""
     max_waiting: Annotated[int, Field(gt=0)] = 256

@@ -33,6 +33,9 @@ def serve(
     timeout: Annotated[float | None, typer.Option(help="Most seconds for one request. [default: 60]", show_default=False)] = None,
     token_file: Annotated[Path | None, typer.Option(help="File with the token that requests must bear.", show_default=False)] = None,
     cors_origin: Annotated[list[str] | None, typer.Option(help="Origin whose pages may call; * for all.", show_default=False)] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Host that requests may name beside this machine's names and --host; .lan for all below, * for all.", show_default=False)
+    ] = None,
     access_log: Annotated[Path | None, typer.Option(help="File that gets one line of JSON for each HTTP request.", show_default=False)] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, or one of its own]", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON when requests are taken.")] = False,
@@ -52,6 +55,7 @@ def serve(
         "request_timeout_s": timeout,
         "token_sha256": read_token(token_file) if token_file else None,
         "cors_origins": tuple(cors_origin) if cors_origin else None,
+        "allowed_hosts": tuple(allowed_host) if allowed_host else None,
         "access_log": str(access_log.resolve()) if access_log else None,
     }
     chosen = load_serve_profile(profile).override(**{name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What every request over HTTP passes: the token, origins, the access log, and the count of answers."""
+"""What every request over HTTP passes: hosts and origins, the token, the access log, and the count of answers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from genai_ray.serve.callers import explain_refusal
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.protocol import HEADER_LENGTH
 
 __all__ = ["Gate", "bears_token"]
 
-_UNAUTHORIZED, _CLOSED = 401, 499
+_UNAUTHORIZED, _FORBIDDEN, _CLOSED = 401, 403, 499
+_HEALTH = ("/v2/health/live", "/v2/health/ready")
+"""What is told whatever the Host: load balancers and probes name what they like, and what they hear is no secret."""
 _EXPOSED = (HEADER_LENGTH, "Retry-After", "x-request-id", "Location", "Content-Disposition", "Server-Timing", "X-Model", "X-Backend", "X-Precision")
 """Headers of answers that a page of an allowed origin may read."""
 
@@ -79,8 +82,12 @@ class Gate:
             seen["bytes"] += len(message.get("body", b""))
             await send(message)
 
+        refusal = "" if scope["path"] in _HEALTH else explain_refusal(scope["method"], headers, self._profile)
         try:
-            await self._app(scope, receive, watched)
+            if refusal:
+                await JSONResponse({"error": refusal}, _FORBIDDEN)(scope, receive, watched)
+            else:
+                await self._app(scope, receive, watched)
         finally:
             self._engine.tally.note_response("http", str(seen["status"]))
             if self._log is not None:

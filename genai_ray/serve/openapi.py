@@ -20,13 +20,14 @@ _PARAMETERS: dict[str, Schema] = {
 }
 """Of paths."""
 
-_ALWAYS = (500, 503)
-"""Any operation may fail, and HAProxy may find no replica that answers."""
+_ALWAYS = (403, 500, 503)
+"""Any operation may be asked for by a stranger, may fail, and HAProxy may find no replica that answers."""
 
 _WHEN = {
     206: "A part, as Range asks.",
     400: "The request does not fit the interface or the model.",
     401: "No token, or a wrong one.",
+    403: "A Host that is not allowed, or a page of an origin that is not.",
     404: "No such model, version or job.",
     409: "The state of the model or of the job does not allow it.",
     413: "The body, also unpacked, is too large.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from genai_ray.cluster import SessionRequest
@@ -36,14 +37,16 @@ class Planned:
     """The options of this video."""
     requests: tuple[SessionRequest, ...]
     """Which sessions it needs, each for the largest frame that comes to it."""
-    reused: frozenset[int]
-    """Segments that were finished before."""
+    reused: Mapping[int, str]
+    """Segments that were finished before: their hashes by index."""
     key: str
     """Input, models and options."""
     size_out: tuple[int, int]
     """(width, height) of the result in pixels."""
     source: FileFacts | None
     """Size and version of the input as it was planned."""
+    damaged: int = 0
+    """Finished segments that were not what was written, and are computed again."""
     home: Home = field(default_factory=Home)
     """The folders that result and segments go to."""
 

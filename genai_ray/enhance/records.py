@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def read_marker(target: Target) -> Record | None:
         target: The video.
 
     Returns:
-        Its record; None where there is no marker.
+        Its record; None if there is no marker, or none that can be read.
 
     Raises:
         VideoError: If the store fails.
@@ -85,9 +86,12 @@ def read_marker(target: Target) -> Record | None:
     if find_facts(place) is None:
         return None
     with open_to_read(place) as file:
-        found = json.load(file)
-    told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found["report"].items()}
-    return Record(VideoReport(**told), found["key"], found["size"], found["stamp"])
+        content = file.read()
+    with suppress(ValueError, TypeError, KeyError, AttributeError):  # else it is not what was written, and says nothing
+        found = json.loads(content)
+        told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found["report"].items()}
+        return Record(VideoReport(**told), str(found["key"]), int(found["size"]), str(found["stamp"]))
+    return None
 
 
 def _plain(report: VideoReport) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,9 +22,7 @@ from genai_ray.enhance.flow import Piece, pass_chain
 from genai_ray.enhance.halt import check_halted
 from genai_ray.enhance.options import EnhanceOptions
 from genai_ray.enhance.retime import Timeline
-from genai_ray.enhance.store import PARTIAL_SUFFIX
 from genai_ray.errors import VideoError
-from genai_ray.files import publish
 from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segment, predict_encoder_bytes, scale_alpha
 
 __all__ = ["SegmentJob", "SegmentResult", "enhance_segment", "find_requests", "predict_segment_bytes"]
@@ -73,17 +70,19 @@ class SegmentResult:
     """``time.time()`` at the first decoded frame: wall-clock, since it is compared across processes."""
     outside: tuple[int, int] = (0, 0)
     """Pixels of the source that are no colour of RGB, and pixels that were looked at for it."""
+    digest: str = ""
+    """What ``hash_segment`` says of its file; empty if it has no frame."""
     is_away: bool = False
     """Whether it was made where the work folder is not: its bytes are still to be brought there."""
 
 
 def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob) -> SegmentResult:
-    """Enhance one segment of a video and publish it.
+    """Enhance one segment of a video.
 
     Args:
         timeline: The planned video and the plan of its result.
         index: Which segment of it.
-        path: Where the finished segment goes; it appears there whole or not at all, the latter too where it has no frame.
+        path: Where it is written; nothing is left there of one that fails, or has no frame.
         job: Models, options and cache.
 
     Returns:
@@ -119,16 +118,14 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
         batches_ahead=min(BATCHES_AHEAD, MAX_AHEAD_BYTES // (most * result_bytes)),
         scene_threshold=options.scene_threshold,
     )
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")  # a task of a job that is over may still be at this segment
     info = timeline.result.info
     has_alpha = info.has_alpha and options.encoding.has_alpha
-    with SegmentWriter(partial, info=info, size=size, encoding=options.encoding, has_alpha=has_alpha) as writer:
+    with SegmentWriter(path, info=info, size=size, encoding=options.encoding, has_alpha=has_alpha) as writer:
         for pts, frame in _finished(passed, options.background or Background(), has_alpha):
             writer.write(frame, pts)
             written += 1
         if written != len(moments) and not options.allow_truncated:
             raise VideoError(f"{plan.path}: segment {index} gave {written} frames", f"{len(moments)}, as planned")
-    publish(partial, str(path))
     no_colour, looked_at = zip(*outside, strict=True)
     return SegmentResult(written, sum(stage.frames_done for stage in stages), started_at, (sum(no_colour), sum(looked_at)))
 

@@ -2,7 +2,7 @@
 
 A segment is published under a key that says everything its bytes depend on: the packets of the input, the range, models, options, the kind of
 node that the job was started on, whether the cluster had GPUs for it then, and the versions of what computes. A job that was killed finds its
-finished segments by these keys.
+finished segments by these keys. A hash of its bytes is part of a segment's name too: one that is not what was written is computed again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +24,22 @@ from typing import Any
 from genai_ray.catalog import ModelCatalog, ModelSpec
 from genai_ray.enhance.background import Background
 from genai_ray.enhance.options import EnhanceOptions
-from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, publish, remove
+from genai_ray.errors import VideoError
+from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
 from genai_ray.video import VideoPlan
 
-__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "key_clip", "key_segments", "node_kind", "remove_folder"]
+__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "hash_segment", "key_clip", "key_segments", "node_kind", "remove_folder"]
 
 SEGMENT_SUFFIX = ".nut"
 
 PARTIAL_SUFFIX = ".partial"
 """Of a segment that is being written."""
+
+DIGITS = 32
+"""Of every name that is a hash."""
+
+READ_BYTES = 1024**2
+"""Of a segment at a time, to hash it."""
 
 _VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
 
@@ -80,35 +88,56 @@ class SegmentStore:
 
     def __init__(self, folder: str, keys: Sequence[str]) -> None:
         self.folder = folder
-        self._names = tuple(f"{index:06d}-{key}{SEGMENT_SUFFIX}" for index, key in enumerate(keys))
+        self._names = tuple(f"{index:06d}-{key}" for index, key in enumerate(keys))
 
     @property
     def is_remote(self) -> bool:
         """Whether segments are fetched and uploaded rather than read and written in place."""
         return is_remote(self.folder)
 
-    def place(self, index: int) -> str:
+    def place(self, index: int, digest: str) -> str:
         """Return where a finished segment is.
+
+        Args:
+            index: Which.
+            digest: What ``hash_segment`` says of it.
+
+        Returns:
+            Path or URI.
+        """
+        return join_place(self.folder, f"{self._names[index]}-{digest}{SEGMENT_SUFFIX}")
+
+    def partial(self, index: int) -> Path:
+        """Return where a segment is written before it is finished, another place every time: two tasks may be at one segment.
 
         Args:
             index: Which.
 
         Returns:
-            Path or URI.
+            A path in the folder.
         """
-        return join_place(self.folder, self._names[index])
+        return Path(self.folder, f"{index:06d}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
-    def finished(self) -> frozenset[int]:
-        """Look which segments are finished already.
+    def finished(self) -> tuple[dict[int, str], int]:
+        """Look which segments are finished already, and read them: what is not what was written does not count.
 
         Returns:
-            Their indices.
+            Hashes by index; and how many segments are there of which no copy is whole.
 
         Raises:
             VideoError: If the folder cannot be read.
         """
-        found = set(list_names(self.folder))
-        return frozenset(index for index, name in enumerate(self._names) if name in found)
+        indices, whole, damaged = {name: index for index, name in enumerate(self._names)}, {}, set()
+        for name in list_names(self.folder):
+            found, digest = name.removesuffix(SEGMENT_SUFFIX).rpartition("-")[::2]
+            index = indices.get(found if len(digest) == DIGITS and found in indices else name.removesuffix(SEGMENT_SUFFIX))
+            if index is None or not name.endswith(SEGMENT_SUFFIX) or index in whole:
+                continue
+            if found in indices and _is_whole(join_place(self.folder, name), digest):
+                whole[index] = digest
+            else:
+                damaged.add(index)
+        return whole, len(damaged - whole.keys())
 
     def put(self, index: int, data: memoryview) -> None:
         """Write a segment that was made where this folder is not.
@@ -120,15 +149,17 @@ class SegmentStore:
         Raises:
             VideoError: If it cannot be written.
         """
-        place = self.place(index)
-        with file_errors(place, "writing"):
+        partial = self.partial(index)
+        with file_errors(str(partial), "writing"):
             os.makedirs(self.folder, exist_ok=True)
-            partial = Path(f"{place}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
             partial.write_bytes(data)
-        publish(partial, place)
+        publish(partial, self.place(index, hash_segment(str(partial))))
 
-    def open(self) -> None:
+    def open(self, reused: Mapping[int, str]) -> None:
         """Make the folder and remove what an earlier job left that is of no use to this one.
+
+        Args:
+            reused: What ``finished`` gives.
 
         Raises:
             VideoError: If the folder cannot be made or read.
@@ -136,13 +167,31 @@ class SegmentStore:
         if not self.is_remote:
             with file_errors(self.folder, "making the work folder"):
                 os.makedirs(self.folder, exist_ok=True)
-        found = [name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX))]
-        wanted = set(self._names)
-        remove(join_place(self.folder, name) for name in found if name not in wanted)
+        wanted = {os.path.basename(self.place(index, digest)) for index, digest in reused.items()}
+        _remove(self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)) and name not in wanted))
 
     def clear(self) -> None:
         """Remove every segment, and what a worker that was killed left of one: the result is published."""
-        remove(join_place(self.folder, name) for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)))
+        _remove(self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX))))
+
+
+def hash_segment(place: str) -> str:
+    """Name a finished segment after its bytes.
+
+    Args:
+        place: Path or URI of its file.
+
+    Returns:
+        A hexadecimal digest, 32 digits.
+
+    Raises:
+        VideoError: If it cannot be read.
+    """
+    with open_to_read(place) as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest()[:DIGITS]
 
 
 def discard_partials(folder: str) -> int:
@@ -156,7 +205,7 @@ def discard_partials(folder: str) -> int:
     """
     if is_remote(folder):
         return sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
-    remove(join_place(folder, name) for name in list_names(folder) if name.endswith(PARTIAL_SUFFIX))
+    _remove(folder, (name for name in list_names(folder) if name.endswith(PARTIAL_SUFFIX)))
     kept = sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
     if kept == 0:
         remove_folder(folder)
@@ -172,6 +221,24 @@ def remove_folder(folder: str) -> None:
     if not is_remote(folder):
         with suppress(OSError):
             os.rmdir(folder)
+
+
+def _remove(folder: str, names: Iterable[str]) -> None:
+    """Remove files of a work folder, and folders of results that were being made."""
+    places = [join_place(folder, name) for name in names]
+    folders = [place for place in places if not is_remote(place) and os.path.isdir(place) and not os.path.islink(place)]
+    for place in folders:
+        with file_errors(place, "removing"):
+            shutil.rmtree(place)
+    remove(place for place in places if place not in folders)
+
+
+def _is_whole(place: str, digest: str) -> bool:
+    if is_remote(place):
+        return hash_segment(place) == digest
+    with suppress(VideoError):  # what cannot be read is computed again
+        return os.path.isfile(place) and not os.path.islink(place) and hash_segment(place) == digest
+    return False
 
 
 def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, Any]:
@@ -203,7 +270,7 @@ def _hash_model(spec: ModelSpec) -> str:
 
 
 def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from genai_ray.enhance.records import Record, read_marker, write_marker
 from genai_ray.enhance.report import VideoReport
 from genai_ray.enhance.retime import Timeline
 from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment, find_requests, predict_segment_bytes
-from genai_ray.enhance.store import SegmentStore, key_clip, key_segments
+from genai_ray.enhance.store import SegmentStore, hash_segment, key_clip, key_segments
 from genai_ray.enhance.targets import Target
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish
@@ -69,7 +69,7 @@ def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOpti
     size_out = (plan.info.width * scale, plan.info.height * scale)
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=timeline.result.info.has_alpha and options.encoding.has_alpha)
     store = SegmentStore(target.work_dir, ())
-    return Planned(target, timeline, store, options, find_requests(plan.info, specs, options), frozenset(), key, size_out, source)
+    return Planned(target, timeline, store, options, find_requests(plan.info, specs, options), {}, key, size_out, source)
 
 
 def name_segments(planned: Planned, specs: Sequence[ModelSpec], kind: str) -> Planned:
@@ -87,7 +87,8 @@ def name_segments(planned: Planned, specs: Sequence[ModelSpec], kind: str) -> Pl
         VideoError: If the work folder cannot be read.
     """
     store = SegmentStore(planned.target.work_dir, key_segments(planned.timeline.plan, specs, planned.options, kind))
-    return replace(planned, store=store, reused=store.finished())
+    reused, damaged = store.finished()
+    return replace(planned, store=store, reused=reused, damaged=damaged)
 
 
 def find_done_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record) -> Record | None:
@@ -127,7 +128,7 @@ def open_clip(planned: Planned, specs: Sequence[ModelSpec], kind: str) -> tuple[
     if not is_remote(target.place):
         with file_errors(target.place, "making its folder"):
             os.makedirs(os.path.dirname(target.place), exist_ok=True)
-    planned.store.open()
+    planned.store.open(planned.reused)
     begun = Begun(
         frames=len(timeline.result.pts),
         frames_reused=sum(_planned_frames(timeline, index) for index in planned.reused),
@@ -190,25 +191,32 @@ def run_segment(planned: Planned, index: int, job: SegmentJob) -> tuple[SegmentR
     check_there(planned.target.source)
     before = _check_unchanged(planned)
     own = replace(job, options=planned.options, requests=planned.requests)
-    place, store = planned.store.place(index), planned.store
+    store = planned.store
     if not store.is_remote and planned.home.has_work():
-        result = enhance_segment(planned.timeline, index, Path(place), own)
-        try:
-            _check_unchanged(planned, before)
-        except VideoError:
-            Path(place).unlink(missing_ok=True)
-            raise
-        return result, None
+        return _run_to(store.partial(index), planned, index, own, before), None
     with tempfile.TemporaryDirectory(prefix="genai-ray-segment-") as folder:
-        local = Path(folder, os.path.basename(place))
+        local = Path(folder, "segment")
+        if store.is_remote:
+            return _run_to(local, planned, index, own, before), None
         result = enhance_segment(planned.timeline, index, local, own)
         _check_unchanged(planned, before)
-        if not local.exists():
+        if not result.frames:
             return result, None
-        if not store.is_remote:
-            return replace(result, is_away=True), np.fromfile(local, np.uint8)
-        publish(local, place)
-        return result, None
+        return replace(result, digest=hash_segment(str(local)), is_away=True), np.fromfile(local, np.uint8)
+
+
+def _run_to(partial: Path, planned: Planned, index: int, job: SegmentJob, before: FileFacts | None) -> SegmentResult:
+    """Enhance one segment into a file of this machine, and publish it in the work folder."""
+    try:
+        result = enhance_segment(planned.timeline, index, partial, job)
+        _check_unchanged(planned, before)
+        if not result.frames:
+            return result
+        digest = hash_segment(str(partial))
+        publish(partial, planned.store.place(index, digest))
+        return replace(result, digest=digest)
+    finally:
+        discard(partial)
 
 
 def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds: float) -> Record:
@@ -236,12 +244,14 @@ def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds:
         return replace(earlier, stamp=there.stamp)
     plan = timeline.plan
     frames = [results[index].frames if index in results else _planned_frames(timeline, index) for index in range(len(plan.segments))]
+    digests = {**planned.reused, **{index: result.digest for index, result in results.items() if result.digest}}
     with tempfile.TemporaryDirectory(prefix="genai-ray-join-") as folder:
-        parts = [Path(folder, f"{index}.nut") if store.is_remote else Path(store.place(index)) for index in range(len(frames))]
-        if store.is_remote:
-            for index, part in enumerate(parts):
-                if frames[index]:
-                    fetch(store.place(index), part)
+        parts = [Path(folder, f"{index}.nut") for index in range(len(frames))]  # nothing reads those without frames
+        for index, digest in digests.items():
+            if store.is_remote:
+                fetch(store.place(index, digest), parts[index])
+            else:
+                parts[index] = Path(store.place(index, digest))
         if planned.options.allow_truncated:  # segments of an earlier job may hold fewer frames than planned
             frames = [count_frames(part) if index in planned.reused else frames[index] for index, part in enumerate(parts)]
         joined, output = _joined(target, Path(folder))
@@ -360,6 +370,8 @@ def _notes(planned: Planned, frames: int) -> Iterator[str]:
         yield f"truncated input: {frames} of {expected} frames"
     if planned.timeline.plan.skipped:
         yield f"{planned.timeline.plan.skipped} frames at the start do not decode: what they refer to is not in the file"
+    if planned.damaged:
+        yield f"{planned.damaged} finished segments of an earlier job were not what it had written, and were computed again"
     if info.colour.assumed:
         yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
     yield from describe_losses(planned.timeline.result.info, planned.options.encoding, planned.size_out)

@@ -4,6 +4,7 @@ A *place* is a string: an absolute local path, or a URI with a scheme that fsspe
 asked for. Writing is whole or not at all. The module does not know what is in the files.
 """
 
+from genai_ray.files.locks import Lock, read_lock
 from genai_ray.files.mirror import mirror
 from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
 from genai_ray.files.sharing import identify_folder
@@ -12,6 +13,7 @@ from genai_ray.files.transfer import check_writable, discard, fetch, fetch_for_s
 
 __all__ = [
     "FileFacts",
+    "Lock",
     "check_writable",
     "discard",
     "expand",
@@ -28,6 +30,7 @@ __all__ = [
     "mirror",
     "open_to_read",
     "publish",
+    "read_lock",
     "remove",
     "to_place",
 ]

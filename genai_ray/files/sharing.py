@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["identify_folder"]
+__all__ = ["identify_folder", "name_machine"]
 
 _SHARED = ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "pvfs2", "gfs2", "ocfs2", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs")
 """File systems of several machines at once, as the kernel names them; of others each machine has its own."""
@@ -31,7 +31,7 @@ def identify_folder(folder: str) -> str:
     kind, source = _mounted(found.st_dev)
     if kind in _SHARED:
         return f"{kind}:{source}:{found.st_ino}"
-    return f"{_machine()}:{found.st_dev}:{found.st_ino}"
+    return f"{name_machine()}:{found.st_dev}:{found.st_ino}"
 
 
 def _mounted(device: int) -> tuple[str, str]:
@@ -46,7 +46,11 @@ def _mounted(device: int) -> tuple[str, str]:
     return "", ""
 
 
-def _machine() -> str:
-    """Name this machine until it is started again; containers on it have the same name."""
+def name_machine() -> str:
+    """Name this machine until it is started again; containers on it have the same name.
+
+    Returns:
+        The name.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else socket.gethostname()

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files.store import describe, file_errors, file_system, foreign_errors, is_remote
 
-__all__ = ["check_writable", "discard", "fetch", "fetch_for_stranger", "open_to_read", "publish", "remove"]
+__all__ = ["check_writable", "discard", "fetch", "fetch_for_stranger", "open_to_read", "publish", "remove", "write_bytes"]
 
 BLOCK_BYTES = 2 * 1024**2
 """Fetched of a remote file at a time; the last 32 blocks are kept."""
@@ -120,7 +121,7 @@ def publish(source: Path, place: str) -> None:
         return
     store, scheme = file_system(place), place.partition("://")[0]
     with file_errors(place, "uploading"):
-        target = place if scheme in _ATOMIC else f"{place}.partial"
+        target = place if scheme in _ATOMIC else f"{place}.{uuid.uuid4().hex[:8]}.partial"
         if scheme not in _ATOMIC:
             store.makedirs(os.path.dirname(place), exist_ok=True)
         store.put_file(str(source), target)
@@ -139,6 +140,19 @@ def discard(source: Path) -> None:
         shutil.rmtree(source)
     else:
         source.unlink(missing_ok=True)
+
+
+def write_bytes(place: str, data: bytes) -> None:
+    """Write a small object to a store; what its store raises is for the caller to map.
+
+    Args:
+        place: URI; replaced if it exists.
+        data: Its bytes.
+    """
+    store = file_system(place)
+    if place.partition("://")[0] not in _ATOMIC:
+        store.makedirs(os.path.dirname(place), exist_ok=True)
+    store.pipe_file(place, data)
 
 
 def check_writable(place: str) -> None:
@@ -207,8 +221,7 @@ class _Remote(io.RawIOBase):
 
 
 def _replace_folder(source: Path, place: Path) -> None:
-    old = place.with_name(f".{place.name}.old")
-    discard(old)
+    old = source.with_name(f"old-{uuid.uuid4().hex[:8]}")
     if place.exists():
         place.rename(old)
     source.rename(place)

@@ -15,7 +15,7 @@ from genai_ray.enhance.planned import Planned, pack, unpack
 from genai_ray.enhance.records import MARKER
 from genai_ray.enhance.retime import Timeline
 from genai_ray.enhance.segment import SegmentJob, SegmentResult
-from genai_ray.enhance.store import SegmentStore, key_segments, node_kind
+from genai_ray.enhance.store import SegmentStore, hash_segment, key_segments, node_kind
 from genai_ray.enhance.targets import resolve_targets
 from genai_ray.enhance.work import examine_clip, finish_clip, open_clip, run_segment
 from genai_ray.types import ModelBackend, ModelPrecision
@@ -96,14 +96,14 @@ def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
         frames = list(decode_segment(planned.timeline.plan, segment, allow_truncated=True))
         written.append(len(frames))
         if frames:
-            with SegmentWriter(
-                Path(planned.store.place(segment.index)), info=planned.timeline.plan.info, size=(96, 64), encoding=planned.options.encoding
-            ) as writer:
+            partial = planned.store.partial(segment.index)
+            with SegmentWriter(partial, info=planned.timeline.plan.info, size=(96, 64), encoding=planned.options.encoding) as writer:
                 for frame in frames:
                     writer.write(frame.frame, frame.pts)
+            partial.rename(planned.store.place(segment.index, hash_segment(str(partial))))
     again, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     assert again.todo == tuple(index for index, count in enumerate(written) if not count)
-    Path(planned.store.place(0) + ".0.partial").touch()  # as of a worker that was killed
+    planned.store.partial(0).touch()  # as of a worker that was killed
     record = finish_clip(planned, dict.fromkeys(again.todo, SegmentResult(0, 0, 0.0)), 0.0)
     assert record.report.frames == len(plan_video(output).pts) == sum(written) < NUM_FRAMES
     assert list(plan_video(output).pts) == list(planned.timeline.plan.pts[: sum(written)])
@@ -122,7 +122,7 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
         results = ray.get([task.remote(planned, 0, job) for _ in range(2)])
     assert [result.frames for result, _ in results] == [NUM_FRAMES] * 2
     assert [path.suffix for path in Path(planned.store.folder).iterdir()] == [".nut"]
-    assert finish_clip(planned, {}, 0.0).report.frames == NUM_FRAMES
+    assert finish_clip(planned, {0: results[0][0]}, 0.0).report.frames == NUM_FRAMES
 
 
 def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, tmp_path):
@@ -171,7 +171,7 @@ def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_
     frames = 10 * 3600 * 25
     long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
     store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])
-    planned = Planned(None, Timeline(long, long), store, BASE, (), frozenset(), "", (96, 64), None)
+    planned = Planned(None, Timeline(long, long), store, BASE, (), {}, "", (96, 64), None)
     packed = pack(planned)
     assert len(packed) < 100_000
     again = unpack(packed)

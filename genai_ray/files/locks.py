@@ -1,0 +1,233 @@
+"""Locks that know their owner: a file or object that says which process has a place, and whether that process still lives.
+
+A process of this machine lives if its id and start time are those of the lock. Of another machine that cannot be seen: there the owner renews its
+lock, and one that is older than ``DEAD_AFTER_S`` counts as dead. Stores have no way to make an object only if it is not there that all of them know:
+two processes that ask within one instant are told apart when the first of them renews its lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genai_ray.errors import ConfigError, VideoError
+from genai_ray.files.sharing import name_machine
+from genai_ray.files.store import file_errors, file_system, is_remote
+from genai_ray.files.transfer import write_bytes
+
+__all__ = ["DEAD_AFTER_S", "RENEW_EVERY_S", "Lock", "read_lock"]
+
+RENEW_EVERY_S = 10.0
+"""How often an owner renews its locks."""
+
+DEAD_AFTER_S = 60.0
+"""An owner on another machine that has not renewed its lock for so long is dead."""
+
+_TRIES = 10
+"""A lock may go, or be taken, between two looks at it."""
+
+_own: set[str] = set()
+"""Of this process: a lock that is not in it was left by a job that could not give it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a lock says."""
+
+    content: bytes
+    """As it was read."""
+    facts: Mapping[str, Any]
+    """Of its owner; empty if it cannot be read."""
+    renewed_s: float
+    """When it was renewed last, in seconds of the epoch."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the owner is a process of this machine, or of this container on it."""
+        return self.facts.get("machine") == _machine()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the owner still lives, as far as that can be told."""
+        if not self.is_here:
+            return time.time() - self.renewed_s < DEAD_AFTER_S
+        pid = self.facts.get("pid")
+        if not isinstance(pid, int) or self.facts.get("started") != _started(pid):
+            return False
+        return pid != os.getpid() or self.facts.get("id") in _own
+
+    def describe(self) -> str:
+        """Name the owner.
+
+        Returns:
+            Words for an error.
+        """
+        if "pid" not in self.facts:
+            return "a process that cannot be told"
+        where = "" if self.is_here else f" on {self.facts.get('host')}"
+        return f"process {self.facts['pid']}{where}"
+
+
+class Lock:
+    """A place that this process has, until it is released.
+
+    Args:
+        place: Path or URI of the lock itself; a folder of this machine that it is in is made.
+        what: What it stands for, in the words of the error.
+        more: What else it says.
+
+    Raises:
+        ConfigError: If another process that lives has it, or another job of this one.
+        VideoError: If it cannot be written.
+    """
+
+    def __init__(self, place: str, what: str, more: Mapping[str, Any] | None = None) -> None:
+        self.place, self.what, self._id = place, what, uuid.uuid4().hex
+        self._facts = {"id": self._id, "machine": _machine(), "host": os.uname().nodename, "pid": os.getpid(), "started": _started(os.getpid()), **(more or {})}
+        for _ in range(_TRIES):
+            with file_errors(place, "locking"):
+                if self._make():
+                    _own.add(self._id)
+                    return
+            found = read_lock(place)
+            if found is not None and found.is_alive:
+                raise ConfigError(f"{what} is in use by another job: {found.describe()}", do=_advice(place, found))
+            if found is not None:
+                _remove_dead(place, found)
+        raise ConfigError(f"{what} is in use by other jobs", do="Wait until they have ended.")
+
+    def renew(self) -> None:
+        """Say that the owner lives.
+
+        Raises:
+            VideoError: If another process has taken the lock, or its store fails.
+        """
+        found = read_lock(self.place)
+        if found is None or found.facts.get("id") != self._id:
+            raise VideoError(f"{self.what}: another job has taken it, because this one was silent for {DEAD_AFTER_S:.0f} s", do="Run the same again later.")
+        with file_errors(self.place, "renewing the lock"):
+            if is_remote(self.place):
+                write_bytes(self.place, self._content())
+            else:
+                os.utime(self.place)
+
+    def release(self) -> None:
+        """Give the place back; a lock that another process has taken stays its own."""
+        _own.discard(self._id)
+        with suppress(VideoError, OSError):
+            found = read_lock(self.place)
+            if found is not None and found.facts.get("id") == self._id:
+                _unlink(self.place)
+
+    def _content(self) -> bytes:
+        return json.dumps(self._facts | {"renewed_s": time.time()}).encode()
+
+    def _make(self) -> bool:
+        """Write the lock if there is none."""
+        if is_remote(self.place):
+            if read_lock(self.place) is not None:
+                return False
+            write_bytes(self.place, self._content())
+            found = read_lock(self.place)
+            return found is not None and found.facts.get("id") == self._id
+        os.makedirs(os.path.dirname(self.place), exist_ok=True)
+        try:
+            handle = os.open(self.place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            os.write(handle, self._content())
+        except OSError:
+            os.unlink(self.place)
+            raise
+        finally:
+            os.close(handle)
+        return True
+
+
+def read_lock(place: str) -> Holder | None:
+    """Read a lock.
+
+    Args:
+        place: Path or URI.
+
+    Returns:
+        What it says; None if there is none.
+
+    Raises:
+        VideoError: If it cannot be read.
+    """
+    try:
+        with file_errors(place, "reading the lock"):
+            if is_remote(place):
+                content, changed_s = bytes(file_system(place).cat_file(place)), 0.0
+            else:
+                handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                with open(handle, "rb") as file:
+                    content, changed_s = file.read(), os.fstat(handle).st_mtime
+    except VideoError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            return None
+        raise
+    facts: Any = {}
+    with suppress(ValueError):  # half-written, or no lock
+        facts = json.loads(content)
+    facts = facts if isinstance(facts, dict) else {}
+    return Holder(content, facts, float(facts.get("renewed_s", 0.0)) if is_remote(place) else changed_s)
+
+
+def _remove_dead(place: str, found: Holder) -> None:
+    """Remove the lock of a dead owner, and no other: two processes may have found it at once."""
+    with file_errors(place, "removing the lock of a dead job"), suppress(FileNotFoundError):
+        if is_remote(place):
+            _unlink(place)
+            return
+        aside = f"{place}.{uuid.uuid4().hex[:8]}"
+        os.rename(place, aside)
+        if Path(aside).read_bytes() != found.content:  # the other one was faster, and has it now
+            with suppress(FileExistsError):
+                os.link(aside, place)
+        os.unlink(aside)
+
+
+def _unlink(place: str) -> None:
+    with suppress(FileNotFoundError):
+        if is_remote(place):
+            file_system(place).rm_file(place)
+        else:
+            os.unlink(place)
+
+
+def _advice(place: str, found: Holder) -> str:
+    advice = "Wait until it has ended, or choose another output."
+    return advice if found.is_here else f"{advice} If it is dead, wait {DEAD_AFTER_S:.0f} s or remove {place}."
+
+
+def _machine() -> str:
+    """Name what numbers processes: this machine until it is started again, or a container on it."""
+    spaces = Path("/proc/self/ns/pid")
+    return f"{name_machine()}-{spaces.stat().st_ino if spaces.exists() else 0}"
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process was started, in the kernel's ticks; None if it has ended, 0 if the system does not tell."""
+    if Path("/proc/self/stat").exists():
+        try:
+            words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return None
+        return None if words[0] in (b"Z", b"X") else int(words[19])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # somebody else's
+        return 0
+    return 0

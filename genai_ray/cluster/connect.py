@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_ray_address_file
 
+from genai_ray.cluster.token import check_token, use_token
 from genai_ray.errors import ConfigError, ResourceExhaustedError
 
 __all__ = ["connect", "disconnect", "has_own_node_died", "own_folders"]
 
 _ANSWER_WITHIN_S = 2.0
-_CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 _ENVIRONMENT = {
     # How fast a dead node is noticed stays as Ray has it: nothing can take the place of the only one, and one that was held up for some seconds goes on.
     # An actor that asks for no GPU hides them by itself; without this Ray warns of a change to come.
@@ -50,6 +51,9 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     if wanted and wanted != "local":
         if not _answers(wanted):
             raise ConfigError(f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_START)
+        use_token()
+        if _is_port(wanted):
+            check_token(wanted)
         try:
             ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as exc:
@@ -59,7 +63,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         raise ConfigError("no Ray cluster is running on this machine", "a running one", "Start one with `ray start --head`, or pass --address.")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    folder = tempfile.mkdtemp(prefix="genai-ray-")
+    folder = _make_folder()
     _own_folders.append(folder)
     atexit.register(disconnect)
     try:
@@ -101,19 +105,37 @@ def has_own_node_died() -> bool:
     return bool(_own_folders) and node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
 
 
+def _make_folder() -> str:
+    """Make the folder of a cluster of our own: below ``RAY_TMPDIR`` if that is set, else below the system's temporary folder."""
+    base = os.environ.get("RAY_TMPDIR")
+    try:
+        if base:
+            os.makedirs(base, exist_ok=True)
+        return tempfile.mkdtemp(prefix="genai-ray-", dir=base)
+    except OSError as exc:
+        raise ConfigError(f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a folder that can be written.") from exc
+
+
 def _find_running() -> str | None:
     """Return the address of a cluster on this machine whose GCS port answers; a stale address file makes Ray hang."""
-    if not _CURRENT_CLUSTER.is_file():
+    try:
+        address = Path(get_ray_address_file(None)).read_text().strip()
+    except OSError:
         return None
-    address = _CURRENT_CLUSTER.read_text().strip()
-    return address if address.rpartition(":")[2].isdigit() and _answers(address) else None
+    return address if _is_port(address) and _answers(address) else None
+
+
+def _is_port(address: str) -> bool:
+    """Tell whether an address is ``host:port``; other words are Ray's to judge."""
+    host, _, port = address.rpartition(":")
+    return port.isdigit() and "/" not in host
 
 
 def _answers(address: str) -> bool:
-    """Tell whether the port of ``host:port`` can be reached, where Ray itself would try for minutes; other words are Ray's to judge."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or "/" in host:
+    """Tell whether the port of ``host:port`` can be reached; Ray itself would try for minutes."""
+    if not _is_port(address):
         return True
+    host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_WITHIN_S):
             return True

@@ -12,6 +12,8 @@ from tests.processes import descendants, kill, title, wait_until
 
 pytestmark = pytest.mark.cluster
 
+TOKEN = "0123456789abcdef" * 4
+
 
 @pytest.fixture(scope="module")
 def place():
@@ -27,7 +29,16 @@ def environment(**said):
 
 
 def run_python(code, timeout_s=120, **said):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, env=environment(**said))
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=timeout_s, env=environment(**said))
+
+
+def home_with(place, token):
+    """Return a home with a token, or with none."""
+    home = Path(tempfile.mkdtemp(prefix="home-", dir=place))
+    if token:
+        (home / ".ray").mkdir()
+        (home / ".ray" / "auth_token").write_text(token)
+    return home
 
 
 _CONNECT = """
@@ -39,12 +50,13 @@ print(connect(), ray.get_runtime_context().gcs_address, *own_folders())
 
 @pytest.fixture(scope="module")
 def cluster(place):
-    """A cluster as ``ray start`` makes it, with its files below ``RAY_TMPDIR``; its address."""
+    """A cluster as ``ray start`` makes it, which wants a token, with its files below ``RAY_TMPDIR``; the folder and its address."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--num-cpus=1", "--include-dashboard=false", "--block"]
     command += ["--object-store-memory=100000000", "--memory=500000000", "--disable-usage-stats"]
     folder = place / "there"
     folder.mkdir()
-    head = subprocess.Popen(command, env=environment(RAY_TMPDIR=folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    said = environment(RAY_TMPDIR=folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    head = subprocess.Popen(command, env=said, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     file = folder / "ray" / "ray_current_cluster"
     try:
         wait_until(file.is_file, head)
@@ -56,10 +68,26 @@ def cluster(place):
         head.wait()
 
 
-def test_a_cluster_is_looked_for_where_ray_start_wrote_of_it(cluster):
+def test_a_cluster_is_looked_for_where_ray_start_wrote_of_it_and_takes_this_users_token(cluster, place):
     folder, address = cluster
-    done = run_python(_CONNECT, RAY_TMPDIR=folder)
+    done = run_python(_CONNECT, RAY_TMPDIR=folder, HOME=home_with(place, TOKEN))
     assert done.stdout.split() == ["False", address], done.stderr
+
+
+def test_a_named_cluster_takes_this_users_token(cluster, place):
+    _, address = cluster
+    done = run_python(_CONNECT, RAY_ADDRESS=address, HOME=home_with(place, TOKEN))
+    assert done.stdout.split() == ["False", address], done.stderr
+
+
+@pytest.mark.parametrize(("token", "words"), [(None, "wants a token, and this user has none"), ("f" * 64, "refuses this user's token")])
+def test_a_cluster_that_wants_another_token_is_one_sentence_at_once(cluster, place, token, words):
+    _, address = cluster
+    command = [sys.executable, "-m", "genai_ray.cli", "cache", "status", "--address", address]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment(HOME=home_with(place, token)))
+    assert done.returncode == 2
+    *_, line = done.stderr.splitlines()  # before it stands what Ray prints of one refusal
+    assert line.startswith(f"error: the Ray cluster at {address} {words}; allowed: the token that it was started with. Put ")
 
 
 def test_a_cluster_of_our_own_is_below_ray_tmpdir(place):

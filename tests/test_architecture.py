@@ -11,6 +11,7 @@ LEVELS = {
     "errors": 0,
     "types": 1,
     "files": 1,
+    "confine": 1,
     "catalog": 2,
     "graph": 2,
     "frames": 2,

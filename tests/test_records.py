@@ -1,0 +1,155 @@
+"""Describing a model of a stranger: it runs in a process of its own, with limits, and is remembered by the file's content."""
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from genai_ray.errors import ModelLoadError
+from genai_ray.inspection import find_model, records
+from genai_ray.serve.facts import read_facts
+from genai_ray.serve.looking import Looking
+from tests.serve.models import add_number, value, write
+
+LARGE = 200 * 1024**2
+REPLICA_MAY_GROW = 50 * 1024**2
+
+
+@pytest.fixture(autouse=True)
+def _own_records(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(records, "_known", {})
+
+
+def write_large(path, num_bytes, op="Add", domain=""):
+    """A model whose one tensor of ``num_bytes`` lies in the file itself, and is a hole there."""
+    inputs, outputs = [value("x", "FP32", (num_bytes // 4,))], [value("y", "FP32", (num_bytes // 4,))]
+    graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], domain=domain)], "large", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else []))
+    model.ir_version = 9
+    head = graph.SerializeToString()
+    model.ClearField("graph")
+    tensor = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[num_bytes // 4]).SerializeToString() + _field(9, num_bytes)
+    tensor = _field(5, len(tensor) + num_bytes) + tensor
+    with path.open("wb") as file:
+        file.write(model.SerializeToString() + _field(7, len(head) + len(tensor) + num_bytes) + head + tensor)
+        file.truncate(file.tell() + num_bytes)
+
+
+def _field(number, length):
+    text, rest = bytes([number << 3 | 2]), length
+    while rest > 127:
+        text, rest = text + bytes([rest & 127 | 128]), rest >> 7
+    return text + bytes([rest])
+
+
+def write_bomb(path):
+    """Some 200 bytes that ask for 3 GB."""
+    shape = numpy_helper.from_array(np.array([1024, 3, 256, 1024], np.int64), "shape")
+    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["full"]), helper.make_node("Add", ["x", "full"], ["y"])]
+    write(path, nodes, [value("x", "FP32", (1, 3, "h", 1))], [value("y", "FP32", (1024, 3, "h", 1024))], [shape])
+
+
+def write_endless(path):
+    """A picture's model that never comes to an end."""
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["goes_on"], ["goes_on_still"]), helper.make_node("Sin", ["before"], ["after"])],
+        "step",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            value("before", "FP32", ("n", 3, "h", "w")),
+        ],
+        [helper.make_tensor_value_info("goes_on_still", TensorProto.BOOL, []), value("after", "FP32", ("n", 3, "h", "w"))],
+    )
+    steps = helper.make_tensor("steps", TensorProto.INT64, [], [2**62])
+    shape = ("n", 3, "h", "w")
+    write(path, [helper.make_node("Loop", ["steps", "", "x"], ["y"], body=step)], [value("x", "FP32", shape)], [value("y", "FP32", shape)], [steps])
+
+
+def peak_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def growth_of(call):
+    """Return by how much the peak of this process grows in a call."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_bytes()
+    call()
+    return peak_bytes() - before
+
+
+def test_a_large_model_is_described_without_its_weights(tmp_path):
+    write_large(tmp_path / "large.onnx", LARGE)
+    facts = []
+    assert growth_of(lambda: facts.append(read_facts(str(tmp_path / "large.onnx")))) < REPLICA_MAY_GROW
+    assert [(fact.name, fact.shape) for fact in facts[0].inputs] == [("x", (LARGE // 4,))]
+
+
+def test_of_a_large_model_that_cannot_be_loaded_a_text_is_kept(tmp_path):
+    write_large(tmp_path / "odd.onnx", LARGE, op="Nonsense", domain="nobody")
+
+    async def story():
+        looking = Looking(asyncio.to_thread)
+        with pytest.raises(ModelLoadError, match="Nonsense"):
+            await looking.look(str(tmp_path / "odd.onnx"), "1", 60.0)
+        assert "Nonsense" in looking.broken()[str(tmp_path / "odd.onnx")]
+
+    assert growth_of(lambda: asyncio.run(story())) < REPLICA_MAY_GROW
+
+
+def test_a_small_file_that_asks_for_much_memory_harms_nobody(tmp_path):
+    write_bomb(tmp_path / "bomb.onnx")
+    assert (tmp_path / "bomb.onnx").stat().st_size < 250
+    assert growth_of(lambda: find_model(tmp_path / "bomb.onnx")) < REPLICA_MAY_GROW
+    assert not find_model(tmp_path / "bomb.onnx")[0].is_image_model  # its trial runs found no memory
+
+
+def test_a_model_that_never_ends_is_given_up_and_not_tried_again_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "WITHIN_S", 4.0)
+    write_endless(tmp_path / "endless.onnx")
+    for within_s in (60.0, 0.5):
+        began_s = time.monotonic()
+        with pytest.raises(ModelLoadError, match=r"endless\.onnx cannot be tried out: .* 4 s.*Save a spec"):
+            find_model(tmp_path / "endless.onnx")
+        assert time.monotonic() - began_s < within_s
+    (tmp_path / "endless.yaml").write_text(f"model_id: endless\nfile: {tmp_path / 'endless.onnx'}\n")
+    assert [fact.name for fact in read_facts(str(tmp_path / "endless.onnx")).inputs] == ["x"]
+
+
+def test_what_was_found_out_is_known_to_the_next_process_and_under_another_name(tmp_path, monkeypatch):
+    add_number(tmp_path / "one.onnx", 1)
+    spec, _ = find_model(tmp_path / "one.onnx")
+    shutil.copyfile(tmp_path / "one.onnx", tmp_path / "two.onnx")
+    add_number(tmp_path / "three.onnx", 3)
+    monkeypatch.setattr(records, "_known", {})
+    monkeypatch.setattr(records, "call_confined", None)
+    assert find_model(tmp_path / "two.onnx")[0].unsure == spec.unsure
+    with pytest.raises(TypeError):
+        find_model(tmp_path / "three.onnx")
+
+
+def test_other_external_data_is_another_model(tmp_path):
+    write(tmp_path / "m.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [value("x", "FP32", (4096,))], [value("y", "FP32", (4096,))], [weights()])
+    onnx.save(onnx.load(tmp_path / "m.onnx"), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    assert [fact.name for fact in read_facts(str(tmp_path / "m.onnx")).inputs] == ["x"]
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(ModelLoadError, match=r"m\.data"):
+        find_model(tmp_path / "m.onnx")
+
+
+def weights():
+    return numpy_helper.from_array(np.ones(4096, np.float32), "w")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x3a\xff\xff\xff\xff\x7f", b"\x3a\x02\x0a\x00" * 1_100_000, b"\xff" * 5_000_000])
+def test_what_is_no_model_is_said_to_be_none(tmp_path, content):
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"bad\.onnx"):
+        read_facts(str(tmp_path / "bad.onnx"))

@@ -70,7 +70,13 @@ class RuntimeSession(Protocol):
 
 
 def open_runtime(
-    model: bytes | Path, *, backend: ModelBackend = ModelBackend.ONNX, device: str = "cpu", threads: int = 1, max_bytes: int | None = None
+    model: bytes | Path,
+    *,
+    backend: ModelBackend = ModelBackend.ONNX,
+    device: str = "cpu",
+    threads: int = 1,
+    max_bytes: int | None = None,
+    folder: Path | None = None,
 ) -> RuntimeSession:
     """Load a model into a runtime.
 
@@ -80,6 +86,7 @@ def open_runtime(
         device: ``cpu``, ``cuda`` or ``cuda:INDEX``; see ``resolve_device`` for ``auto``.
         threads: Threads that one run may use on a CPU.
         max_bytes: Bytes that the runtime's arena may take on a GPU; None for all.
+        folder: Where external data of a serialised model lies; None for a model that has none.
 
     Returns:
         The loaded session.
@@ -92,7 +99,7 @@ def open_runtime(
         raise BackendUnavailableError("backend 'openvino'", "onnx, tensorrt, coreml or directml in this version", "Use backend onnx.")
     from genai_ray.backends.onnx_runtime import OnnxRuntimeSession  # noqa: PLC0415
 
-    return OnnxRuntimeSession(model, backend=backend, device=device, threads=threads, max_bytes=max_bytes)
+    return OnnxRuntimeSession(model, backend=backend, device=device, threads=threads, max_bytes=max_bytes, folder=folder)
 
 
 def resolve_device(device: str, backend: ModelBackend = ModelBackend.ONNX) -> str:

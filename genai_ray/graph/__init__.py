@@ -6,6 +6,7 @@ The only importer of ``onnx``.
 from genai_ray.graph.cost import activation_bytes, weight_bytes
 from genai_ray.graph.field import ReceptiveField, receptive_field
 from genai_ray.graph.fuse import fuse_frames
+from genai_ray.graph.header import external_files, read_header
 from genai_ray.graph.model import Graph, GraphTensor, free_batch, graph_inputs, graph_tensors, read_model, sort_nodes
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "GraphTensor",
     "ReceptiveField",
     "activation_bytes",
+    "external_files",
     "free_batch",
     "fuse_frames",
     "graph_inputs",
     "graph_tensors",
+    "read_header",
     "read_model",
     "receptive_field",
     "sort_nodes",

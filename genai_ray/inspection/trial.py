@@ -15,71 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.backends import RuntimeSession, TensorInfo, open_runtime
-from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec, TensorSpec, load_spec
-from genai_ray.errors import InferenceError, InvalidInputError, ModelLoadError, ModelNotFoundError, VideoError
-from genai_ray.files import is_remote, mirror
-from genai_ray.graph import free_batch, read_model, receptive_field
+from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
+from genai_ray.errors import InferenceError, InvalidInputError, ModelNotFoundError
+from genai_ray.graph import free_batch, read_header, receptive_field
 from genai_ray.types import ModelTask
 
-__all__ = ["canonical_id", "find_model", "inspect_model"]
+__all__ = ["inspect_model"]
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 _TRIAL_PX = 128
 _MAX_MINIMUM_PX = 64
 _COLOURS = (1, 3)
 _CLEAR_RATIO = 1.3
-
-
-def canonical_id(model: str | Path) -> str:
-    """Return the one id under which the cache knows a model; its file need not be there any more.
-
-    Args:
-        model: Catalog id or alias; or the path or URI of an .onnx file.
-
-    Returns:
-        Id of the catalog, absolute path, or the URI as it is. Of a link the path of what it leads to, where that is named like a model; its own else.
-
-    Raises:
-        ModelNotFoundError: If the catalog has no such id.
-    """
-    if Path(model).suffix.lower() != ".onnx":
-        return ModelCatalog.default().resolve(str(model))
-    return str(model) if is_remote(str(model)) else str(_real(Path(model)))
-
-
-def _real(path: Path) -> Path:
-    found = path.resolve()
-    return found if found.suffix.lower() == ".onnx" else path.parent.resolve() / path.name
-
-
-def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
-    """Find a model by id, alias or path.
-
-    Args:
-        model: Catalog id or alias; or the path or URI of an .onnx file, whose spec is read from the .yaml beside it, or inspected. What a URI names
-            is copied to this machine, again where it changed; it must be whole in one file.
-
-    Returns:
-        Its spec, and the path of its checked weights.
-
-    Raises:
-        ModelNotFoundError: If neither id nor file is there.
-        ModelLoadError: If the file is corrupt, does not have the hash of its spec, or cannot be fetched.
-        ConfigError: If a spec saved beside a file is wrong.
-    """
-    path = Path(model)
-    if path.suffix.lower() != ".onnx":
-        catalog = ModelCatalog.default()
-        return catalog.get(str(model)), catalog.path(str(model))
-    if is_remote(str(model)):
-        path = _fetch(str(model))
-    elif not path.is_file():
-        raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file, or a model id")
-    path = _real(path)
-    saved = path.with_suffix(".yaml")
-    facts = path.stat()
-    spec = load_spec(saved) if saved.is_file() else _inspect_once(path, facts.st_size, facts.st_mtime_ns)
-    return spec.model_copy(update={"model_id": canonical_id(model), "file": str(path)}), path
 
 
 def inspect_model(path: Path) -> ModelSpec:
@@ -98,13 +45,13 @@ def inspect_model(path: Path) -> ModelSpec:
     path = Path(path)
     if not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file")
-    model = read_model(path)
-    runtime = open_runtime(model.SerializeToString())
+    model = read_header(path)
+    runtime = open_runtime(path)
     try:
         trial = _Trial(path, runtime)
         spec = trial.describe()
         if spec.is_image_model:
-            freed = open_runtime(free_batch(model).SerializeToString())
+            freed = open_runtime(free_batch(model).SerializeToString(), folder=path.parent)
             try:
                 trial.runtime = freed
                 reach = receptive_field(model)
@@ -122,26 +69,6 @@ def inspect_model(path: Path) -> ModelSpec:
         return spec.model_copy(update={"unsure": tuple(trial.unsure)})
     finally:
         runtime.close()
-
-
-def _fetch(uri: str) -> Path:
-    try:
-        path = mirror(uri, (uri[: -len(".onnx")] + ".yaml",))
-    except VideoError as exc:
-        raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
-    if path is None:
-        raise ModelNotFoundError(f"no file {uri}", "the URI of an .onnx file, or a model id")
-    return path
-
-
-_inspected: dict[tuple[Path, int, int], ModelSpec] = {}
-
-
-def _inspect_once(path: Path, size_bytes: int, modified_ns: int) -> ModelSpec:
-    key = (path, size_bytes, modified_ns)
-    if key not in _inspected:
-        _inspected[key] = inspect_model(path)
-    return _inspected[key]
 
 
 @dataclass(slots=True)

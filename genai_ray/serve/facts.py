@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import InvalidInputError, ModelLoadError
-from genai_ray.graph import GraphTensor, graph_tensors, read_model
-from genai_ray.inspection import find_model
+from genai_ray.graph import GraphTensor
+from genai_ray.inspection import find_model, read_tensors
 from genai_ray.serve.protocol import InferRequest
 from genai_ray.serve.tensors import DATATYPES, Tensor, TensorFacts, datatype_of
 from genai_ray.types import ModelTask, check_frames
@@ -71,7 +71,7 @@ def read_facts(model: str) -> ModelFacts:
         ModelLoadError: If it is corrupt, or has inputs or outputs that the protocol has no word for.
     """
     spec, path = find_model(model)
-    inputs, outputs = graph_tensors(read_model(path))
+    inputs, outputs = read_tensors(spec, path)
     return ModelFacts(spec, tuple(_to_facts(tensor) for tensor in inputs), tuple(_to_facts(tensor) for tensor in outputs))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from genai_ray.errors import ModelLoadError, ResourceExhaustedError, VideoError
+from genai_ray.inspection import forget_failures
 from genai_ray.serve.facts import ModelFacts, read_facts
 from genai_ray.serve.limits import COME_AGAIN
 
@@ -23,8 +24,8 @@ class _Broken(NamedTuple):
 
     stamp: str
     """Its state then."""
-    error: ModelLoadError
-    """Why."""
+    why: tuple[str, str, str]
+    """The fields of the error; not the error itself, whose traceback would keep what was read."""
     until_s: float
     """How long that is remembered, on the monotonic clock."""
 
@@ -62,7 +63,7 @@ class Looking:
             return self._facts[key]
         broken = self._broken.get(source)
         if broken is not None and broken.stamp == stamp and broken.until_s > time.monotonic():
-            raise type(broken.error)(broken.error.got, broken.error.allowed, broken.error.do)
+            raise ModelLoadError(*broken.why)
         task = self._looking.get(key)
         if task is None:
             task = self._looking[key] = asyncio.ensure_future(self._call(read_facts, source))
@@ -78,11 +79,12 @@ class Looking:
         Returns:
             Why, by source.
         """
-        return {source: str(found.error) for source, found in self._broken.items() if found.until_s > time.monotonic()}
+        return {source: str(ModelLoadError(*found.why)) for source, found in self._broken.items() if found.until_s > time.monotonic()}
 
     def forget_broken(self) -> None:
         """Read files anew that could not be loaded."""
         self._broken.clear()
+        forget_failures()
 
     def _looked(self, key: tuple[str, str], task: asyncio.Task[ModelFacts]) -> None:
         del self._looking[key]
@@ -91,7 +93,7 @@ class Looking:
         error = task.exception()
         if isinstance(error, ModelLoadError) and not isinstance(error.__cause__, VideoError):  # else its store failed
             self._broken = {source: found for source, found in self._broken.items() if found.until_s > time.monotonic()}
-            self._broken[key[0]] = _Broken(key[1], error, time.monotonic() + BROKEN_FOR_S)
+            self._broken[key[0]] = _Broken(key[1], (error.got, error.allowed, error.do), time.monotonic() + BROKEN_FOR_S)
         elif error is None:
             self._broken.pop(key[0], None)
             self._facts = {other: facts for other, facts in self._facts.items() if other[0] != key[0]} | {key: task.result()}

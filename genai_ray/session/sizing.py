@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_model, weight_bytes
+from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
 from genai_ray.session.warming import Shapes
 from genai_ray.types import ModelPrecision, ModelTask
 
@@ -155,7 +155,7 @@ def predict_bytes(path: Path, spec: ModelSpec, limits: SessionLimits, *, precisi
     Raises:
         ModelLoadError: If the file is corrupt.
     """
-    model = read_model(path)
+    model = read_header(path)
     share = {ModelPrecision.FP16: 1.0 if is_cpu else 0.5, ModelPrecision.INT8: 0.25}.get(precision, 1.0)
     fixed = MODEL_BASE_BYTES + int(WEIGHT_BYTES_FACTOR * share * weight_bytes(model))
     activations = max((activation_bytes(model, dict(shapes)) for shapes in limits.warmup_shapes), default=0)

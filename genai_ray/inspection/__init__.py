@@ -1,0 +1,10 @@
+"""From a name to a model: its file, and its spec, which is read from a file beside it or found out by trial runs.
+
+``find`` knows names and paths, ``trial`` runs a model that nobody described, ``records`` has that done in a process of its own and remembers it.
+"""
+
+from genai_ray.inspection.find import canonical_id, find_model, read_tensors
+from genai_ray.inspection.records import forget_failures
+from genai_ray.inspection.trial import inspect_model
+
+__all__ = ["canonical_id", "find_model", "forget_failures", "inspect_model", "read_tensors"]

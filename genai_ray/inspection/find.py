@@ -1,0 +1,90 @@
+"""Names of models: ids of the catalog, paths and URIs; and what is known of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genai_ray.catalog import ModelCatalog, ModelSpec, load_spec
+from genai_ray.errors import ModelLoadError, ModelNotFoundError, VideoError
+from genai_ray.files import is_remote, mirror
+from genai_ray.graph import GraphTensor, graph_tensors, read_header
+from genai_ray.inspection.records import spec_of, tensors_of
+
+__all__ = ["canonical_id", "find_model", "read_tensors"]
+
+
+def canonical_id(model: str | Path) -> str:
+    """Return the one id under which the cache knows a model; its file need not be there any more.
+
+    Args:
+        model: Catalog id or alias; or the path or URI of an .onnx file.
+
+    Returns:
+        Id of the catalog, absolute path, or the URI as it is. Of a link the path of what it leads to, where that is named like a model; its own else.
+
+    Raises:
+        ModelNotFoundError: If the catalog has no such id.
+    """
+    if Path(model).suffix.lower() != ".onnx":
+        return ModelCatalog.default().resolve(str(model))
+    return str(model) if is_remote(str(model)) else str(_real(Path(model)))
+
+
+def _real(path: Path) -> Path:
+    found = path.resolve()
+    return found if found.suffix.lower() == ".onnx" else path.parent.resolve() / path.name
+
+
+def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
+    """Find a model by id, alias or path.
+
+    Args:
+        model: Catalog id or alias; or the path or URI of an .onnx file, whose spec is read from the .yaml beside it, or inspected. What a URI names
+            is copied to this machine, again where it changed; it must be whole in one file.
+
+    Returns:
+        Its spec, and the path of its checked weights.
+
+    Raises:
+        ModelNotFoundError: If neither id nor file is there.
+        ModelLoadError: If the file is corrupt, does not have the hash of its spec, or cannot be fetched.
+        ConfigError: If a spec saved beside a file is wrong.
+    """
+    path = Path(model)
+    if path.suffix.lower() != ".onnx":
+        catalog = ModelCatalog.default()
+        return catalog.get(str(model)), catalog.path(str(model))
+    if is_remote(str(model)):
+        path = _fetch(str(model))
+    elif not path.is_file():
+        raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file, or a model id")
+    path = _real(path)
+    saved = path.with_suffix(".yaml")
+    spec = load_spec(saved) if saved.is_file() else spec_of(path)
+    return spec.model_copy(update={"model_id": canonical_id(model), "file": str(path)}), path
+
+
+def read_tensors(spec: ModelSpec, path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
+    """Read what a model's graph declares of its inputs and outputs.
+
+    Args:
+        spec: As ``find_model`` returned it.
+        path: The same.
+
+    Returns:
+        (inputs, outputs) in the graph's order.
+
+    Raises:
+        ModelLoadError: If the file is corrupt.
+    """
+    return tensors_of(path) if spec.is_path else graph_tensors(read_header(path))  # files of the catalog are checked by their hash
+
+
+def _fetch(uri: str) -> Path:
+    try:
+        path = mirror(uri, (uri[: -len(".onnx")] + ".yaml",))
+    except VideoError as exc:
+        raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
+    if path is None:
+        raise ModelNotFoundError(f"no file {uri}", "the URI of an .onnx file, or a model id")
+    return path

@@ -1,0 +1,202 @@
+"""What files of models say of themselves: found out in a process of its own, and remembered by the content of the file.
+
+A file may be gigantic, broken, or made to take all memory or time: none of that reaches the process that asks.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from genai_ray import __version__
+from genai_ray.catalog import ModelSpec, hash_file
+from genai_ray.confine import call_confined, raise_limit
+from genai_ray.errors import DeadlineExceededError, ModelLoadError, ResourceExhaustedError
+from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
+from genai_ray.inspection.trial import inspect_model
+
+__all__ = ["forget_failures", "spec_of", "tensors_of"]
+
+BASE_BYTES = 1024**3
+"""What the process that looks at a model may allocate beside the model's data."""
+
+DATA_FACTOR = 3
+"""What it may allocate for each byte of the model's data: the runtime packs weights for its kernels, and trial runs need two runtimes."""
+
+WITHIN_S = 60.0
+"""Most seconds for a model's trial runs."""
+
+FAILED_FOR_S = 600.0
+"""For so long a file is not tried again that took too much memory or time, or that the runtime refused."""
+
+AT_ONCE = 2
+"""Most models that one process has looked at at the same time."""
+
+_DO = "Save a spec beside the file, as NAME.yaml: then no trial runs are needed (`genai-ray models inspect` writes one)."
+_PATH = "\0"
+"""Stands for the file's path in an error: a file of the same content may have another."""
+
+_places = threading.BoundedSemaphore(AT_ONCE)
+_known: dict[str, dict[str, Any]] = {}
+
+
+def spec_of(path: Path) -> ModelSpec:
+    """Return what trial runs show of a model.
+
+    Args:
+        path: Its file.
+
+    Returns:
+        As ``inspect_model``.
+
+    Raises:
+        ModelLoadError: If it is corrupt, the runtime cannot load it, or it takes too much memory or time.
+    """
+    return ModelSpec.model_validate(_told_of(path, is_tried=True)["spec"])
+
+
+def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
+    """Return what a model's graph declares.
+
+    Args:
+        path: Its file.
+
+    Returns:
+        (inputs, outputs) in the graph's order.
+
+    Raises:
+        ModelLoadError: If it is corrupt.
+    """
+    told = _told_of(path, is_tried=False)
+    inputs, outputs = (
+        tuple(GraphTensor(name, element, None if shape is None else tuple(shape)) for name, element, shape in told[end]) for end in ("inputs", "outputs")
+    )
+    return inputs, outputs
+
+
+def forget_failures() -> None:
+    """Look at files again that failed a short while ago."""
+    for name in [name for name, told in list(_known.items()) if "error" in told]:
+        _known.pop(name, None)
+
+
+def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
+    """Read what a model's graph declares, and make trial runs; runs in a process of its own.
+
+    Args:
+        path: Its file.
+        is_tried: Whether trial runs are made.
+
+    Returns:
+        Inputs, outputs, the files of external data and their states, and the spec or None; fit for JSON.
+
+    Raises:
+        ModelLoadError: If it is corrupt, or as ``inspect_model``.
+    """
+    model, file = read_header(Path(path)), Path(path)
+    inputs, outputs = graph_tensors(model)
+    files: list[list[Any]] = [[name, *_state_of(file.parent / name)] for name in external_files(model) if name != file.name]
+    if is_tried:
+        raise_limit(DATA_FACTOR * sum(size for _, size, _ in files))
+    return {
+        "inputs": [astuple(tensor) for tensor in inputs],
+        "outputs": [astuple(tensor) for tensor in outputs],
+        "files": files,
+        "spec": inspect_model(file).model_dump(mode="json") if is_tried else None,
+    }
+
+
+def _told_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
+    facts = path.stat()
+    digest = hash_file(path, facts.st_size, facts.st_mtime_ns)
+    told = None
+    for each in dict.fromkeys((True, is_tried)):  # what was tried out is described as well
+        name = _name_of(digest, is_tried=each)
+        found = _known.get(name) or _recall(name)
+        told = told or (found if found is not None and _is_current(found, path, is_tried=is_tried) else None)
+    if told is None:
+        told = _ask(path, facts.st_size, is_tried)
+        if "result" in told:
+            _note(name, told)
+    _known[name] = told
+    if "error" in told:
+        raise ModelLoadError(*(text.replace(_PATH, str(path)) for text in told["error"]))
+    result: dict[str, Any] = told["result"]
+    return result
+
+
+def _ask(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
+    max_bytes = BASE_BYTES + DATA_FACTOR * size_bytes * is_tried
+    if not _places.acquire(timeout=WITHIN_S):
+        raise ModelLoadError(f"{path} waits for other models that are looked at", do="Ask again later.")
+    try:
+        return {"result": call_confined(describe_file, str(path), is_tried, max_bytes=max_bytes, within_s=WITHIN_S)}
+    except (DeadlineExceededError, ResourceExhaustedError) as exc:
+        error = [f"{path} cannot be tried out: {exc}", f"{WITHIN_S:g} s and {max_bytes} bytes", _DO]
+    except ModelLoadError as exc:
+        error = [exc.got, exc.allowed, exc.do]
+    finally:
+        _places.release()
+    return {"error": [text.replace(str(path), _PATH) for text in error], "until_s": time.time() + FAILED_FOR_S}
+
+
+def _is_current(told: Mapping[str, Any], path: Path, *, is_tried: bool) -> bool:
+    """Tell whether something that was found out still holds: external data is not part of the file's hash."""
+    if "error" in told:
+        return is_tried and bool(time.time() < told["until_s"])
+    return all(list(_state_of(path.parent / name)) == state for name, *state in told["result"]["files"])
+
+
+def _recall(name: str) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        told = json.loads((_folder() / name).read_bytes())
+        if isinstance(told, dict) and "result" in told:
+            return told
+    return None
+
+
+def _note(name: str, told: dict[str, Any]) -> None:
+    """Keep what was found out; where that is not possible, it is found out again by the next process."""
+    folder = _folder()
+    partial = folder / f"{uuid.uuid4().hex}.partial"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.write_text(json.dumps(told))
+        partial.replace(folder / name)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "genai_ray", "inspected")
+
+
+def _name_of(digest: str, *, is_tried: bool) -> str:
+    return f"{hashlib.sha256(repr((digest, is_tried, _versions())).encode()).hexdigest()[:40]}.json"
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    try:
+        facts = path.stat()
+    except OSError:  # the runtime says what is wrong with it
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    """Return what decides on the outcome beside the file."""
+    found = [__version__]
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return tuple(found)

@@ -82,6 +82,24 @@ def test_two_budgets_of_one_name_are_refused(cache):
     assert ModelCache(name=cache.name).memory_usage()[1] == 1_000_000_000
 
 
+def test_leaving_the_block_ends_this_client_and_nobody_elses_work(cache, frames):
+    mine = cache.get_session("websr-x2-s")
+    before, pid = mine.infer(frames), mine.status()["pid"]
+    with ModelCache(name=cache.name) as guest, pickle.loads(pickle.dumps(guest)) as twin:
+        session = guest.get_session("websr-x2-s")
+        assert not guest.is_embedded
+        assert np.array_equal(twin.get_session("websr-x2-s").infer(frames), before)
+    for call in (lambda: session.infer(frames), guest.loaded_models, twin.status, lambda: guest.load_model("websr-x2-m")):
+        with pytest.raises(errors.CacheClosedError, match="this client of cache .* was closed"):
+            call()
+    assert np.array_equal(mine.infer(frames), before)
+    assert mine.status()["pid"] == pid
+    assert cache.loaded_models() == ["websr-x2-s"]
+    guest.shutdown()  # also by a client that was closed: this is for all
+    with pytest.raises(errors.CacheClosedError, match="was shut down or died"):
+        cache.loaded_models()
+
+
 def test_a_client_travels(cache, frames):
     cache.load_model("websr-x2-s")
     assert pickle.loads(pickle.dumps(cache)).loaded_models() == ["websr-x2-s"]

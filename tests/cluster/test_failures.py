@@ -12,9 +12,10 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.cluster import SessionRequest, connect, disconnect
+from genai_ray.cluster import SessionRequest, cache_names, connect, disconnect
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.cluster.truth import is_reported, report, wait_until_true
+from tests.crashes import trace_crashes
 from tests.processes import is_alive, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -255,3 +256,25 @@ def test_nothing_that_is_left_starts_another_ray(ray_session, frames):
         assert not ray.is_initialized()
     finally:
         connect()
+
+
+def test_a_client_that_started_ray_for_itself_ends_its_cache_with_its_block(ray_session, frames):
+    disconnect()
+    ray.shutdown()
+    try:
+        with ModelCache(1_000_000_000, name="own") as own:
+            assert own.is_embedded
+            own.load_model(MODEL)
+            with ModelCache(1_000_000_000, name="guest") as guest:
+                guest.load_model(MODEL)
+            with ModelCache(name="own") as second:
+                session = second.get_session(MODEL)
+            assert own.loaded_models() == [MODEL]
+        with pytest.raises(errors.CacheClosedError):
+            session.infer(frames)
+        assert cache_names() == ["guest"]
+        wait_until(lambda: len(session_names()) == 1)
+    finally:
+        ModelCache(name="guest").shutdown()
+        connect()
+        trace_crashes()

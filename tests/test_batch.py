@@ -11,13 +11,14 @@ import ray.data
 from genai_ray import BatchInference, InferenceSession, ModelCache, errors
 from genai_ray.cluster import Span
 from genai_ray.frames import build_table, from_column, iter_frames
+from tests.caches import ending
 
 MODEL = "websr-x2-s"
 
 
 @pytest.fixture(scope="module")
 def cache(ray_session):
-    with ModelCache(2_000_000_000, name="batches") as cache:
+    with ending(ModelCache(2_000_000_000, name="batches")) as cache:
         cache.load_model(MODEL)
         yield cache
 

@@ -13,6 +13,7 @@ import ray.data
 from genai_ray import BatchInference, FrameSelection, InferenceSession, ModelCache, errors, read_videos
 from genai_ray.frames import FRAME_COLUMNS, iter_frames
 from genai_ray.video import decode_frames, decode_segment, plan_video
+from tests.caches import ending
 from tests.video.clips import NUM_FRAMES, write
 
 
@@ -98,7 +99,7 @@ def test_columns_are_pushed_into_the_plan(ray_session, clips, tmp_path):
 
 @pytest.mark.slow
 def test_models_map_over_it_and_it_is_written(ray_session, clips, tmp_path):
-    with ModelCache(2_000_000_000, name="datasets") as cache:
+    with ending(ModelCache(2_000_000_000, name="datasets")) as cache:
         dataset = read_videos([clips / "a.mp4", clips / "b.mkv"], selection=FrameSelection(every=8), batch_size=3)
         mapped = dataset.map_batches(
             BatchInference,

@@ -42,6 +42,8 @@ EVICT_WITHIN_S = 60.0
 class ModelCache:
     """Client of one cache of the cluster, which holds models in processes of their own within a budget of bytes.
 
+    Leaving its ``with`` block closes this client, and ends the cache only if this client started Ray for itself; ``shutdown`` ends it for all.
+
     Args:
         max_memory_bytes: Budget of a new cache; None to join one, or for what the devices have: 60 % of Ray's memory on a CPU node,
             95 % of a GPU.
@@ -260,9 +262,10 @@ class ModelCache:
     def close(self) -> None:
         """End this client: what other threads wait for through it ends soon after with ``CacheClosedError``. The cache stays, its leases end."""
         self._connection.close()
+        self._routes.clear()
 
     def shutdown(self) -> None:
-        """End every session and the cache itself; a second call does nothing. What is used afterwards raises ``CacheClosedError``."""
+        """End every session and the cache itself, for all its clients; a second call does nothing. What is used afterwards raises ``CacheClosedError``."""
         self._connection.shutdown()
         self._routes.clear()
 
@@ -270,7 +273,9 @@ class ModelCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.shutdown()
+        if self.is_embedded:  # nobody else will use it, and Ray goes on until this process ends
+            self.shutdown()
+        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_routes": {}, "is_embedded": False}

@@ -27,6 +27,7 @@ from genai_ray.errors import GenAIRayError
 from genai_ray.types import ModelBackend, ModelPrecision
 
 sys.path.insert(0, str(ROOT))
+from tests.caches import ending
 from tests.nodes import Nodes
 
 A, B = "websr-x2-s", "websr-x2-m"
@@ -48,7 +49,7 @@ class OwnPart(CachedSession):
 
 
 def hit_us() -> float:
-    with ModelCache(2_000_000_000, name="hit") as cache:
+    with ending(ModelCache(2_000_000_000, name="hit")) as cache:
         session = OwnPart(cache, of(A), cache.session_of(of(A)).spec)
         session.touch()
         frames, times = np.zeros((4, 144, 176, 3), np.uint8), []
@@ -60,7 +61,7 @@ def hit_us() -> float:
 
 
 def loads_of_fifty() -> int:
-    with ModelCache(2_000_000_000, name="fifty") as cache:
+    with ending(ModelCache(2_000_000_000, name="fifty")) as cache:
         frames = np.zeros((1, 32, 32, 3), np.uint8)
         clients = [ModelCache(name="fifty") for _ in range(50)]
         start = threading.Barrier(50)
@@ -84,7 +85,7 @@ class Bare:
 
 def evict_and_load(runs: int) -> tuple[float, float]:
     ours, bare = [], []
-    with ModelCache(SHARE, name="swap", options=CacheOptions(min_stay_s=0)) as cache:
+    with ending(ModelCache(SHARE, name="swap", options=CacheOptions(min_stay_s=0))) as cache:
         cache.load_model(A, memory_bytes=SHARE)
         for number in range(runs):
             model = (B, A)[number % 2]
@@ -141,7 +142,7 @@ def recovery(runs: int) -> dict[str, float]:
     with InferenceSession(A) as local:
         expected = local.infer(frames)
     took: dict[str, list[float]] = {"session": [], "cache actor": [], "node": []}
-    with Nodes() as nodes, ModelCache(name="recovery") as cache, under_load(cache, expected, frames) as (times, lost):
+    with Nodes() as nodes, ending(ModelCache(name="recovery")) as cache, under_load(cache, expected, frames) as (times, lost):
         until(lambda: len(times) > 20)
         for _ in range(runs):
             for what in ("session", "cache actor"):
@@ -187,7 +188,7 @@ def write_models(folder: Path, count: int, weight_mb: int = 2) -> list[Path]:
 def resident(count: int) -> dict[str, float]:
     """Load models until ``count`` of them are there at once; each is used, none has left."""
     budget = int(0.9 * ray.cluster_resources()["memory"])
-    with tempfile.TemporaryDirectory() as folder, ModelCache(budget, name="many", options=CacheOptions(min_stay_s=0)) as cache:
+    with tempfile.TemporaryDirectory() as folder, ending(ModelCache(budget, name="many", options=CacheOptions(min_stay_s=0))) as cache:
         feeds = {"x": np.ones((1, 512), np.float32)}
         for path in write_models(Path(folder), count):
             assert cache.session_of(of(path)).run(feeds)["y"].shape == (1, 1024)
@@ -199,7 +200,7 @@ def resident(count: int) -> dict[str, float]:
 def fits() -> dict[str, dict[str, float]]:
     """Measure a session of 2, 50 and 500 MB of weights, and say how many of each the share of a node's memory holds."""
     found = {}
-    with tempfile.TemporaryDirectory() as folder, ModelCache(8_000_000_000, name="fits", options=CacheOptions(min_stay_s=0)) as cache:
+    with tempfile.TemporaryDirectory() as folder, ending(ModelCache(8_000_000_000, name="fits", options=CacheOptions(min_stay_s=0))) as cache:
         for weight_mb in (2, 50, 500):
             (path,) = write_models(Path(folder), 1, weight_mb)
             cache.session_of(of(path)).run({"x": np.ones((1, 512), np.float32)})

@@ -12,6 +12,7 @@ from common import keep, rss_anon
 from genai_ray import ModelCache
 from genai_ray.cluster import CacheOptions, SessionRequest, disconnect
 from genai_ray.types import ModelBackend, ModelPrecision
+from tests.caches import ending
 from tests.processes import rss_watched
 
 MODELS = ("websr-x2-s", "websr-x2-l", "waifu2x-x2", "realesr-animevideov3-x2", "esrgan-2x", "rife")
@@ -19,7 +20,7 @@ SIZES = ((144, 176), (480, 640))
 
 
 def measure(model: str, size: tuple[int, int]) -> dict[str, float]:
-    with ModelCache(8_000_000_000, name=f"{model} {size}", options=CacheOptions(min_stay_s=0)) as cache:
+    with ending(ModelCache(8_000_000_000, name=f"{model} {size}", options=CacheOptions(min_stay_s=0))) as cache:
         session = cache.session_of(SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
         session.touch()
         (at_load,) = cache.status()["models"]

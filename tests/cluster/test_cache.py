@@ -10,13 +10,14 @@ import pytest
 import ray
 
 from genai_ray import BatchInference, InferenceSession, ModelCache, errors
+from tests.caches import ending
 
 MODELS = ["websr-x2-s", "websr-x2-m", "websr-x2-l"]
 
 
 @pytest.fixture
 def cache(ray_session, request):
-    with ModelCache(1_000_000_000, name=request.node.name) as cache:
+    with ending(ModelCache(1_000_000_000, name=request.node.name)) as cache:
         yield cache
 
 
@@ -90,7 +91,7 @@ def test_leaving_the_block_ends_this_client_and_nobody_elses_work(cache, frames)
         assert not guest.is_embedded
         assert np.array_equal(twin.get_session("websr-x2-s").infer(frames), before)
     for call in (lambda: session.infer(frames), guest.loaded_models, twin.status, lambda: guest.load_model("websr-x2-m")):
-        with pytest.raises(errors.CacheClosedError, match="this client of cache .* was closed"):
+        with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
             call()
     assert np.array_equal(mine.infer(frames), before)
     assert mine.status()["pid"] == pid

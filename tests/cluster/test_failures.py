@@ -14,6 +14,7 @@ import ray
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.cluster import SessionRequest, cache_names, connect, disconnect
 from genai_ray.types import ModelBackend, ModelPrecision
+from tests.caches import ending
 from tests.cluster.truth import is_reported, report, wait_until_true
 from tests.crashes import trace_crashes
 from tests.processes import is_alive, wait_until
@@ -26,7 +27,7 @@ KEPT = ("name", "floor_bytes", "pinned", "predicted_bytes", "placed_on", "load_s
 
 @pytest.fixture
 def cache(ray_session, request):
-    with ModelCache(2_000_000_000, name=request.node.name) as cache:
+    with ending(ModelCache(2_000_000_000, name=request.node.name)) as cache:
         yield cache
 
 

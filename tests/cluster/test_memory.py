@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from genai_ray import InferenceSession, ModelCache
+from tests.caches import ending
 from tests.nodes import Nodes
 from tests.processes import is_alive, wait_until
 
@@ -40,7 +41,7 @@ def test_no_request_is_lost_when_ray_kills_for_memory(monkeypatch, frames):
             answers += 1
         return answers
 
-    with Nodes(), ModelCache(name="short of memory", deadline_s=120) as cache, ThreadPoolExecutor(2) as pool:
+    with Nodes(), ending(ModelCache(name="short of memory", deadline_s=120)) as cache, ThreadPoolExecutor(2) as pool:
         for model in MODELS:
             cache.load_model(model)
         pids = [entry["session"]["pid"] for entry in cache.status()["models"]]

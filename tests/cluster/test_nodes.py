@@ -29,6 +29,7 @@ from genai_ray.cluster.messages import Want
 from genai_ray.cluster.placement import Device, Slot
 from genai_ray.enhance import EnhanceOptions, enhance_videos
 from genai_ray.types import ModelBackend, ModelPrecision
+from tests.caches import ending
 from tests.cluster.truth import is_reported, report, wait_until_true
 from tests.nodes import GPU_BYTES, NODE_BYTES
 from tests.processes import wait_until
@@ -42,7 +43,7 @@ REQUEST = SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)
 
 @pytest.fixture
 def cache(nodes, request):
-    with ModelCache(name=request.node.name) as cache:
+    with ending(ModelCache(name=request.node.name)) as cache:
         yield cache
     wait_until(lambda: not [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:")])
     nodes.clear()
@@ -84,7 +85,7 @@ def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cac
 
 def test_a_nodes_sessions_take_at_most_nine_tenths_of_rays_memory(nodes):
     most = int(0.9 * NODE_BYTES)
-    with ModelCache(100 * NODE_BYTES, name="large") as cache:
+    with ending(ModelCache(100 * NODE_BYTES, name="large")) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
         (device,) = devices(cache).values()
         assert device["budget_bytes"] == most < ray.cluster_resources()["memory"] == NODE_BYTES
@@ -124,7 +125,7 @@ def test_a_gpu_that_has_less_left_than_the_cache_knows_delays_a_load_and_fails_n
 @pytest.mark.slow
 def test_a_gpu_that_another_program_keeps_is_told_of(nodes):
     nodes.add(num_gpus=2)
-    with ModelCache(name="told", options=CacheOptions(load_within_s=5.0)) as cache:
+    with ending(ModelCache(name="told", options=CacheOptions(load_within_s=5.0))) as cache:
         wait_until(lambda: len(devices(cache)) == 4)
         holder = Holder.options(num_gpus=0.6).remote()
         assert ray.get(holder.gpus.remote(), timeout=60) == [0]
@@ -262,7 +263,7 @@ def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
 
 def test_one_device_has_as_many_sessions_of_a_hot_model_as_it_may_where_no_other_has_room(nodes, frames, expected):
     nodes.add(num_gpus=1)
-    with ModelCache(name="dense", options=CacheOptions(sessions_per_device=2)) as cache:
+    with ending(ModelCache(name="dense", options=CacheOptions(sessions_per_device=2))) as cache:
         wait_until(lambda: len(devices(cache)) == 3)
         request = replace(REQUEST, device_kinds=("logical",))
         with keeping_busy(cache, request) as asking:
@@ -295,7 +296,7 @@ def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
     nodes.add(num_gpus=1)
     nodes.add(num_gpus=1)
     source = write(tmp_path / "source.mp4", tracks=0)
-    with ModelCache() as cache:
+    with ending(ModelCache()) as cache:
         wait_until(lambda: len(devices(cache)) == 5)
         results = []
         for name, count in (("one", 1), ("all", None)):
@@ -318,7 +319,7 @@ def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes,
     for number in range(12):
         write(clips / f"{number:02d}.mp4", tracks=0, pts=list(range(20 + number)))
     found = {}
-    with ModelCache() as cache:
+    with ending(ModelCache()) as cache:
         wait_until(lambda: len(devices(cache)) == 3)
         for name, words, count in (("cpu", ("cpu",), 1), ("all", ("cpu", "logical"), None)):
             out = tmp_path / name
@@ -391,7 +392,7 @@ def demands():
 
 
 def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes, frames, expected):
-    with ModelCache(name="growing", options=CacheOptions(can_grow=True)) as cache:
+    with ending(ModelCache(name="growing", options=CacheOptions(can_grow=True))) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(ModelCache(name="growing", deadline_s=8.0).load_model, OTHER, memory_bytes=2_000_000_000)

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from genai_ray import ModelCache
 from genai_ray.cluster import SessionRequest
 from genai_ray.types import ModelBackend, ModelPrecision
+from tests.caches import ending
 from tests.processes import rss_anon, rss_watched, wait_until
 from tests.serve.models import value, write
 
@@ -21,7 +22,7 @@ MODEL, OTHER, HEAVY = "websr-x2-s", "websr-x2-m", "waifu2x-x2"
 
 @pytest.fixture
 def cache(ray_session, request):
-    with ModelCache(4_000_000_000, name=request.node.name) as cache:
+    with ending(ModelCache(4_000_000_000, name=request.node.name)) as cache:
         yield cache
 
 

@@ -18,6 +18,7 @@ from genai_ray.enhance.targets import resolve_targets
 from genai_ray.enhance.work import begin_clip
 from genai_ray.files import expand, find_facts, open_to_read
 from genai_ray.video import Encoding, decode_segment, plan_video
+from tests.caches import ending
 from tests.servers import serving
 from tests.video.clips import NUM_FRAMES, write
 
@@ -105,7 +106,7 @@ def test_a_single_video_goes_into_memory_whole_or_not_at_all(ray_session, clips,
         sink.write((clips / "a.mp4").read_bytes())
     specs = check_models([MODEL], OPTIONS)
     (target,) = resolve_targets(["memory://in/a.mp4"], "memory://out/b.mp4", OPTIONS)
-    with ModelCache(2_000_000_000, name="remote") as cache:
+    with ending(ModelCache(2_000_000_000, name="remote")) as cache:
         whole_job = EnhanceOptions(encoding=OPTIONS.encoding)
         job = SegmentJob(specs, (), whole_job, cache, "remote", node_kind(is_gpu=False))
         begun, planned = begin_clip(target, job, at_once=True)
@@ -124,7 +125,7 @@ def test_models_of_a_manifest_are_loaded_while_its_first_video_is_still_read(ray
     """The server holds the middle of the file back until the model is there: whoever planned first would wait for ever."""
     size = (clips / "long.mkv").stat().st_size
     assert size > 11_000_000
-    with ModelCache(2_000_000_000, name="ahead") as cache:
+    with ending(ModelCache(2_000_000_000, name="ahead")) as cache:
 
         def is_loaded():
             return any(entry["model_id"] == MODEL and entry["state"] == "ready" for entry in cache.status()["models"])

@@ -20,6 +20,7 @@ from genai_ray.enhance.targets import resolve_targets
 from genai_ray.enhance.work import examine_clip, finish_clip, open_clip, run_segment
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
+from tests.caches import ending
 from tests.nodes import Nodes
 from tests.processes import wait_until
 from tests.video.clips import NUM_FRAMES, write, write_cut
@@ -117,7 +118,7 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
     _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
-    with ModelCache(2_000_000_000, name="twice") as cache:
+    with ending(ModelCache(2_000_000_000, name="twice")) as cache:
         task, job = ray.remote(max_retries=0)(run_segment), SegmentJob(specs, (), options, cache, "twice", KIND)
         results = ray.get([task.remote(planned, 0, job) for _ in range(2)])
     assert [result.frames for result, _ in results] == [NUM_FRAMES] * 2
@@ -131,7 +132,7 @@ def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, t
     specs = (ModelCatalog.default().get("websr-x2-s"),)
     _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     source.write_bytes(source.read_bytes() + b"more")
-    with ModelCache(2_000_000_000, name="changed") as cache, pytest.raises(errors.VideoError, match="changed while it was enhanced"):
+    with ending(ModelCache(2_000_000_000, name="changed")) as cache, pytest.raises(errors.VideoError, match="changed while it was enhanced"):
         run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed", KIND))
     assert list(Path(planned.store.folder).iterdir()) == []
     with pytest.raises(errors.VideoError, match="changed while it was enhanced"):

@@ -420,8 +420,11 @@ def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the
         assert (other.returncode, other.stdout) == (2, "")
         assert "Ray Serve runs in this cluster already" in other.stderr
         assert ask("GET", "/v2/health/ready")[0] == 200
-        with ModelCache():  # as the README has it, which shuts the cache down that the endpoint uses too
-            pass
+        with ModelCache() as guest:  # as the README has it
+            assert guest.loaded_models() == ["websr-x2-s"]
+        status, told, _ = ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})
+        assert status == 200, told
+        ModelCache().shutdown()  # the cache that the endpoint uses too
         status, told, _ = ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})
         assert (status, b"shut down" in told) == (503, True)
         assert ask("GET", "/v2/health/ready")[0] in (200, 503)  # each replica finds out by itself

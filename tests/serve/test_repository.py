@@ -24,6 +24,7 @@ from genai_ray.serve.ports import find_free_ports
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.standing import Standing
 from genai_ray.types import ModelPrecision
+from tests.caches import ending
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
 from tests.serve.models import add_number, square, value
 from tests.serve.models import write as write_model
@@ -122,7 +123,7 @@ def test_a_link_is_a_model_by_its_own_name_and_what_has_no_name_is_left_out(mode
 
 
 def test_an_unload_is_of_all_versions_whatever_became_of_their_files(models, ray_session):
-    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+    with application(models.parent / "videos", models) as app, ending(ModelCache(name="people")) as cache:
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
         for version in (2, 10):
             status, told, _ = ask(app, "POST", f"/v2/models/many/versions/{version}/infer", body)
@@ -200,7 +201,7 @@ def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
     square(models / "one.onnx")
     square(models / "small.onnx")
     (models / "one.serve.yaml").write_text(f"warmup_shapes: [{{x: [{rows}, 2]}}, {{x: [1, 1], shift: [1]}}]\n")
-    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+    with application(models.parent / "videos", models) as app, ending(ModelCache(name="people")) as cache:
 
         def load(name):
             status, told, _ = ask(app, "POST", f"/v2/repository/models/{name}/load", b"{}")
@@ -232,7 +233,7 @@ def test_the_index_and_ready_speak_of_the_sessions_that_requests_are_for(models,
         (stats,) = json.loads(ask(app, "GET", "/v2/models/picture/stats")[1])["model_stats"]
         return index["picture"], ask(app, "GET", "/v2/models/picture/ready")[0], len(stats["memory_usage"])
 
-    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+    with application(models.parent / "videos", models) as app, ending(ModelCache(name="people")) as cache:
         cache.load_model(models / "picture.onnx", precision=ModelPrecision.FP16, device="cpu")
         for text, wanted in (
             ("{}", ("UNAVAILABLE", 503, 0)),
@@ -306,7 +307,7 @@ def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
     (models / "broken.onnx").write_bytes(b"no model")
     for name, options in (("broken", "preload: true"), ("one", "pin: true"), ("many", "min_replicas: 1")):
         (models / f"{name}.serve.yaml").write_text(options)
-    with ModelCache(2_000_000_000, name="standing") as cache:
+    with ending(ModelCache(2_000_000_000, name="standing")) as cache:
         standing = Standing(cache)
         with pytest.raises(errors.ModelLoadError, match="broken"):  # it keeps the others from nothing
             standing.bring(Repository(models, ()).models())

@@ -20,9 +20,9 @@ from genai_ray.cluster.connection import Connection
 from genai_ray.cluster.lease import Lease, take_lease
 from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, SessionRequest, Want, key_of
 from genai_ray.cluster.routes import Route
-from genai_ray.cluster.wants import CACHE_SHARE, build_want, own_node, to_request
+from genai_ray.cluster.wants import CACHE_SHARE, build_want, is_text, own_node, to_request
 from genai_ray.errors import CacheClosedError, ConfigError, ResourceExhaustedError
-from genai_ray.inspection import canonical_id, find_model
+from genai_ray.inspection import canonical_id
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["ModelCache"]
@@ -54,7 +54,7 @@ class ModelCache:
         options: How a new cache behaves; None for the defaults, or to join one.
 
     Raises:
-        ConfigError: If budget or deadline is not positive, or the cache has another budget or other options.
+        ConfigError: If budget or deadline is not positive, the name is no text, or the cache has another budget or other options.
 
     Example:
         >>> with ModelCache(max_memory_bytes=10**9, name="example") as cache:
@@ -77,6 +77,8 @@ class ModelCache:
             raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
         if max_memory_bytes is not None and max_memory_bytes <= 0:
             raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
+        if not is_text(name):
+            raise ConfigError(f"a cache named {name}", "UTF-8 text, which Ray can carry")
         self.name, self.deadline_s, self.is_online = name, deadline_s, is_online
         self.is_embedded = connect(address)
         self._connection = Connection(name, max_memory_bytes, options, deadline_s)
@@ -110,7 +112,7 @@ class ModelCache:
         Raises:
             ConfigError: If a number is not positive, or tiles are asked for that the model cannot have.
             ModelNotFoundError: If it is not known.
-            ModelLoadError: If it cannot be loaded.
+            ModelLoadError: If it cannot be loaded, or its path is no text.
             BackendUnavailableError: If runtime or device is not there.
             ResourceExhaustedError: If it is larger than the budget, or nothing may go for it.
             CacheClosedError: If the cache was shut down.
@@ -142,9 +144,10 @@ class ModelCache:
         Raises:
             GenAIRayError: As ``load_model``.
         """
-        spec, _ = find_model(model)
+        asked, spec = to_request(
+            SessionRequest(str(model), ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device)
+        )
         known: SessionRequest | None = self._connection.call("find", spec.model_id) if backend is None and precision is None else None
-        asked = SessionRequest(spec.model_id, ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device=device)
         session = CachedSession(self, known or asked, spec, tag)
         session.touch()
         return session
@@ -161,6 +164,7 @@ class ModelCache:
 
         Raises:
             ModelNotFoundError: If its model is not known.
+            ModelLoadError: If its path is no text.
         """
         request, spec = to_request(request)
         return CachedSession(self, request, spec, tag)
@@ -320,6 +324,7 @@ class ModelCache:
 
         Raises:
             ModelNotFoundError: If one is not known.
+            ModelLoadError: If the path of one is no text.
         """
         for model in models:
             request, spec = to_request(model)

@@ -11,11 +11,12 @@ import ray
 
 from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.cluster.messages import SessionRequest, Want
+from genai_ray.errors import ModelLoadError
 from genai_ray.inspection import find_model
 from genai_ray.session import predict_bytes
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["CACHE_SHARE", "build_want", "own_node", "to_request"]
+__all__ = ["CACHE_SHARE", "build_want", "is_text", "own_node", "to_request"]
 
 CACHE_SHARE = 0.8
 """Of the seconds that a client waits, at the least those that the cache has to answer."""
@@ -32,12 +33,29 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
 
     Raises:
         ModelNotFoundError: If it is not known.
+        ModelLoadError: If Ray cannot carry its name.
     """
-    if isinstance(model, SessionRequest):
-        spec, _ = find_model(model.model)
-        return replace(model, model=spec.model_id), spec
-    spec, _ = find_model(model)
-    return SessionRequest(spec.model_id, ModelBackend.ONNX, ModelPrecision.FP32), spec
+    request = model if isinstance(model, SessionRequest) else SessionRequest(str(model), ModelBackend.ONNX, ModelPrecision.FP32)
+    spec, _ = find_model(request.model)
+    if not is_text(spec.model_id):
+        raise ModelLoadError(f"{spec.model_id}: a path of bytes that are no text", "UTF-8, which Ray can carry", "Rename the file or its folder.")
+    return replace(request, model=spec.model_id), spec
+
+
+def is_text(name: str) -> bool:
+    """Tell whether a name is Unicode text; a file's name of other bytes is not, and a worker of Ray that meets it dies.
+
+    Args:
+        name: Any name.
+
+    Returns:
+        Whether it can be written as UTF-8.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def build_want(request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, is_online: bool, within_s: float) -> Want:

@@ -51,7 +51,7 @@ def test_a_name_that_ray_cannot_carry_is_refused_and_the_cache_stays(cache, tmp_
     os.rename(tmp_path / "one.onnx", path)
     pid = cache.status()["pid"]
     for call in (cache.load_model, cache.get_session, lambda path: cache.lease([path]), lambda path: cache.prefetch([path])):
-        with pytest.raises(errors.InvalidInputError, match=r"caf\\udce9\.onnx.*UTF-8.*[Rr]ename"):
+        with pytest.raises(errors.ModelLoadError, match=r"caf\\udce9\.onnx.*UTF-8.*[Rr]ename"):
             call(path)
     for call in (cache.evict, cache.pin, cache.unpin):
         with pytest.raises(errors.ModelNotFoundError, match=r"caf\\udce9\.onnx is not loaded"):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -345,13 +345,20 @@ class CacheActor:
             self._spawn(self._load_alone(entry) if entry.key.alone else self._load(entry))
 
     async def _load(self, entry: Entry) -> None:
-        try:
+        with self._ready_or_failed(entry):
             await self._loader.load(entry, self._evictor)
-        finally:
-            if not entry.ready.is_set():  # whatever went wrong here must not leave anybody waiting
-                self._loader.fail(entry, ResourceExhaustedError(f"{entry.key.model} was not loaded: the cache was interrupted"))
         await self._leases.tell(entry)
         await self._upkeep.watch(entry)
+
+    @contextlib.contextmanager
+    def _ready_or_failed(self, entry: Entry) -> Iterator[None]:
+        """Whatever goes wrong in a load, a defect of ours as well, must leave nobody waiting, and say what it was."""
+        try:
+            yield
+        except BaseException as exc:
+            if not entry.ready.is_set():
+                self._loader.fail(entry, ResourceExhaustedError(f"{entry.key.model} was not loaded: the cache was interrupted by {exc!r}"))
+            raise
 
     async def _load_alone(self, entry: Entry) -> None:
         """Load a session of a single request when the one before it, of the same model, is gone: one suspect at a time."""
@@ -361,12 +368,13 @@ class CacheActor:
 
     async def _keep(self, entry: Entry) -> None:
         """Wait for an adopted session that may still load, then watch it."""
-        try:
-            await self._loader.finish(entry, self._evictor)
-            self._book.counts["adoptions"] += 1
-        except (GenAIRayError, RayError, TimeoutError) as exc:
-            self._loader.fail(entry, to_load_error(exc, entry.key.model))
-            return
+        with self._ready_or_failed(entry):
+            try:
+                await self._loader.finish(entry, self._evictor)
+                self._book.counts["adoptions"] += 1
+            except (GenAIRayError, RayError, TimeoutError) as exc:
+                self._loader.fail(entry, to_load_error(exc, entry.key.model))
+                return
         await self._upkeep.watch(entry)
 
     async def _settle_lost(self, name: str, deadline: float) -> None:

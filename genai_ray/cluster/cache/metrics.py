@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from genai_ray.cluster.messages import Key
@@ -9,11 +12,13 @@ from genai_ray.cluster.placement import Device, Slot
 
 __all__ = ["CacheMetrics"]
 
+_log = logging.getLogger(__name__)
+
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0]
 
 
 class CacheMetrics:
-    """Counters, gauges and histograms of one cache.
+    """Counters, gauges and histograms of one cache; a figure that Ray does not take is logged, and never fails what it counts.
 
     Args:
         cache: Its name, the tag ``cache`` of every series.
@@ -40,8 +45,8 @@ class CacheMetrics:
             model: Its id.
             load_s: Seconds that it took.
         """
-        self._loads.inc(1, self._tags | {"model": model})
-        self._load_s.observe(load_s, self._tags | {"model": model})
+        self._tell(self._loads.inc, 1, model=model)
+        self._tell(self._load_s.observe, load_s, model=model)
 
     def failed(self, model: str) -> None:
         """Count a load that failed.
@@ -49,7 +54,7 @@ class CacheMetrics:
         Args:
             model: Its id.
         """
-        self._failures.inc(1, self._tags | {"model": model})
+        self._tell(self._failures.inc, 1, model=model)
 
     def evicted(self, slot: Slot[Key], age_s: float) -> None:
         """Count an eviction.
@@ -58,8 +63,8 @@ class CacheMetrics:
             slot: What went.
             age_s: How long it had been there.
         """
-        self._evictions.inc(1, self._tags | {"model": slot.key.model})
-        self._age_s.observe(max(age_s, 1e-3), self._tags | {"model": slot.key.model})
+        self._tell(self._evictions.inc, 1, model=slot.key.model)
+        self._tell(self._age_s.observe, max(age_s, 1e-3), model=slot.key.model)
         self._count_hits(slot)
 
     def looked(self, devices: list[Device], slots: list[Slot[Key]], queues: dict[str, int]) -> None:
@@ -78,17 +83,24 @@ class CacheMetrics:
             self._count_hits(slot)
         self._uses = {slot.name: slot.uses for slot in slots}
 
+    def _tell(self, record: Callable[[float, dict[str, str]], None], value: float, **tags: str) -> None:
+        """Record a figure; Ray takes ASCII alone in tags, so other letters are written as Python writes them."""
+        try:
+            record(value, {name: text.encode("ascii", "backslashreplace").decode() for name, text in (self._tags | tags).items()})
+        except (ValueError, TypeError, RuntimeError) as exc:
+            _log.warning("a figure of %s was not told to Prometheus: %s", tags, exc)
+
     def _count_hits(self, slot: Slot[Key]) -> None:
         new = slot.uses - self._uses.get(slot.name, 0)
         if new > 0:
-            self._hits.inc(new, self._tags | {"model": slot.key.model})
+            self._tell(self._hits.inc, new, model=slot.key.model)
             self._uses[slot.name] = slot.uses
 
     def _set(self, gauge: Gauge, values: list[tuple[int, dict[str, str]]]) -> None:
         """Set a gauge, and to 0 what it told last time and is gone."""
         now = [tags for _, tags in values]
         for tags in [tags for tags in self._told.get(gauge, []) if tags not in now]:
-            gauge.set(0, self._tags | tags)
+            self._tell(gauge.set, 0, **tags)
         for value, tags in values:
-            gauge.set(value, self._tags | tags)
+            self._tell(gauge.set, value, **tags)
         self._told[gauge] = now

@@ -110,22 +110,21 @@ def test_times_that_go_back(tmp_path):
         packet.pts = number * 80 if number < NUM_FRAMES // 2 else (number - NUM_FRAMES // 2) * 80 + 40
         packet.dts = number
 
-    plan = plan_video(remux(source, tmp_path / "b.mkv", turn_back), segment_frames=100)
-    with pytest.raises(errors.VideoError, match=r"b\.mkv: frame 1 has pts 80.*pts 40, as planned"):
-        decode_all(plan)
+    with pytest.raises(errors.VideoError, match=r"b\.mkv: times go back from 1\.520 s to 0\.040 s at frame 20"):
+        plan_video(remux(source, tmp_path / "b.mkv", turn_back))
 
     def begin_late(packet, number):
         packet.pts = number * 80 + (NUM_FRAMES * 80 if number < NUM_FRAMES // 2 else 0)
         packet.dts = number
 
-    with pytest.raises(errors.VideoError, match=r"d\.mkv: frame 0 has pts 3200.*pts 1600, as planned"):  # none of them is left out
-        decode_all(plan_video(remux(source, tmp_path / "d.mkv", begin_late), segment_frames=100))
+    with pytest.raises(errors.VideoError, match=r"d\.mkv: times go back from 4\.720 s to 1\.600 s at frame 20"):  # none of them is left out
+        plan_video(remux(source, tmp_path / "d.mkv", begin_late))
 
     def double(packet, number):
         packet.pts = packet.dts = number // 2 * 80
 
-    with pytest.raises(errors.VideoError, match=r"c\.mkv: 20 frames share a time"):
-        plan_video(remux(source, tmp_path / "c.mkv", double))
+    plan = plan_video(remux(source, tmp_path / "c.mkv", double))
+    assert list(plan.pts) == [number // 2 * 80 + number % 2 for number in range(NUM_FRAMES)]
 
 
 def write_changing(path):

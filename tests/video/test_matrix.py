@@ -12,6 +12,8 @@ import pytest
 
 from genai_ray.video import Encoding, Segment, decode_segment, describe_losses, plan_video
 from genai_ray.video.colour import read_alpha, to_rgb
+from genai_ray.video.info import main_stream
+from genai_ray.video.shown import PacketReader
 from tests.video.identity import compare, decode, identity
 from tests.video.matrix import CLIPS, NUM_FRAMES, TIMES, make
 
@@ -57,6 +59,14 @@ def check_segments(name, path, counts):
 @pytest.mark.parametrize("name", CLIPS)
 def test_segments_together_are_the_sequential_decode(name, clip):
     check_segments(name, clip(name), (3, 16))
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_packets_of_ordinary_files_tell_what_is_shown(name, clip):
+    """Planning them costs no decoding."""
+    with av.open(str(clip(name))) as box:
+        reader = PacketReader(main_stream(box))
+        assert all(reader.is_frame(bytes(packet)) for packet in box.demux(main_stream(box)) if packet.size)
 
 
 @pytest.mark.slow

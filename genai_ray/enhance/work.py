@@ -372,6 +372,11 @@ def _notes(planned: Planned, frames: int) -> Iterator[str]:
         yield f"{planned.timeline.plan.skipped} frames at the start do not decode: what they refer to is not in the file"
     if planned.damaged:
         yield f"{planned.damaged} finished segments of an earlier job were not what it had written, and were computed again"
+    plan = planned.timeline.plan
+    moved = sum(pts != decoded for pts, decoded in zip(plan.pts, plan.decoded_pts, strict=True))
+    if moved:
+        step_s = float(info.time_base)
+        yield f"{moved} frames share a time with the one before them: each is shown {step_s:g} s after it"
     if info.colour.assumed:
         yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
     yield from describe_losses(planned.timeline.result.info, planned.options.encoding, planned.size_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,12 @@ def av_errors(path: str | Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_video(place: str | Path) -> Iterator[InputContainer]:
+def open_video(place: str | Path, *, options: Mapping[str, str] | None = None) -> Iterator[InputContainer]:
     """Open a file that must have a video stream.
 
     Args:
         place: Path or URI; of a URI only those blocks are fetched that are read.
+        options: Options of FFmpeg's demuxer, by its names.
 
     Yields:
         The container, closed at the end.
@@ -68,7 +69,7 @@ def open_video(place: str | Path) -> Iterator[InputContainer]:
         source: Any = stack.enter_context(open_to_read(place)) if is_remote(place) else place
         stack.enter_context(av_errors(place, "reading"))
         try:
-            container: InputContainer = stack.enter_context(av.open(source))
+            container: InputContainer = stack.enter_context(av.open(source, options=dict(options or {})))
         except av.FFmpegError as exc:
             raise VideoError(f"{place}: not a video, or cut before its index ({exc})", "a file that FFmpeg can read") from exc
         pictures = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]

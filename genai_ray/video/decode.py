@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import errno
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, dropwhile
@@ -55,6 +55,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
         plan: The planned video.
         segment: The range.
         allow_truncated: Whether to end at the last frame that decodes instead of failing, and take damaged frames as the decoder patches them.
+            A frame that is missing before others that decode is an error all the same: what follows would be lost.
 
     Yields:
         The frames of the range in display order, with the planned times.
@@ -64,7 +65,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             cannot be read, whatever is allowed: that is no end of the video.
     """
     wanted = plan.pts[segment.start : segment.stop]
-    position = 0
+    position, unplanned = 0, None
     try:
         for frame in _decode_from(plan, segment.start):
             if frame.pts is None or frame.pts < wanted[0]:
@@ -72,7 +73,8 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             if position == len(wanted):
                 break
             if frame.pts != wanted[position]:
-                raise VideoError(f"{plan.path}: frame {segment.start + position} has pts {frame.pts}", f"pts {wanted[position]}, as planned")
+                unplanned = frame.pts
+                break
             index = segment.start + position
             _check_frame(frame, index, plan, allow_truncated)
             alpha = read_alpha(frame) if plan.info.has_alpha else None
@@ -86,6 +88,12 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             return
         counts = f"{segment.start + position} of {len(plan.pts)} frames decode"
         raise VideoError(f"{exc.got} ({counts})", exc.allowed, exc.do or "Pass --allow-truncated to enhance what is there.") from exc
+    if unplanned is not None:
+        raise VideoError(
+            f"{plan.path}: frame {segment.start + position} has pts {unplanned}",
+            f"pts {wanted[position]}, as planned",
+            f"Write what decodes to a new file first: ffmpeg -i {plan.path} -c:v ffv1 -c:a copy decoded.mkv",
+        )
     if position < len(wanted) and not allow_truncated:
         raise VideoError(
             f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
@@ -163,15 +171,27 @@ def _decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Ite
                 decoder.skip_frame = "NONKEY"
             packets: Iterator[av.Packet[Any]] = container.demux(stream)
             if key > 0:
-                container.seek(plan.pts[key], stream=stream, backward=True, any_frame=False)
+                container.seek(plan.decoded_pts[key], stream=stream, backward=True, any_frame=False)
                 packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
                 first = next(packets, None)
-                if first is None or first.pts is None or first.pts > plan.pts[start]:
+                if first is None or first.pts is None or first.pts > plan.decoded_pts[start]:
                     continue
                 packets = chain([first], packets)
-            frames = (frame for packet in packets for frame in decoder.decode(packet))
-            for index, frame in enumerate(frames):
-                if plan.is_counted:
-                    frame.pts = plan.pts[index] if index < len(plan.pts) else None
-                yield frame
+            yield from _give_times(plan, (frame for packet in packets for frame in decoder.decode(packet)))
             return
+
+
+def _give_times(plan: VideoPlan, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """Give frames their planned times, where those are not the decoder's."""
+    if not plan.is_counted and plan.decoded_pts is plan.pts:
+        yield from frames
+        return
+    seen: Counter[int] = Counter()
+    for number, frame in enumerate(frames):
+        index = number
+        if not plan.is_counted and frame.pts is not None:  # of several of one time, each is the next one
+            index = bisect.bisect_left(plan.decoded_pts, frame.pts) + seen[frame.pts]
+            seen[frame.pts] += 1
+        is_planned = index < len(plan.pts) and (plan.is_counted or plan.decoded_pts[index] == frame.pts)
+        frame.pts = plan.pts[index] if is_planned else None
+        yield frame

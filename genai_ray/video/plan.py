@@ -1,11 +1,14 @@
-"""The plan of a video, from one pass over its packets without decoding: exact times, identity, segments."""
+"""The plan of a video, from one pass over its packets: exact times, identity, segments."""
 
 from __future__ import annotations
 
 import bisect
 import hashlib
-from dataclasses import dataclass
-from itertools import takewhile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import av
@@ -15,7 +18,9 @@ from av.video.stream import VideoStream
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.video.container import open_video
+from genai_ray.video.ends import is_whole
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
+from genai_ray.video.shown import PacketReader, decode_times
 
 __all__ = ["Segment", "VideoPlan", "plan_video"]
 
@@ -55,6 +60,8 @@ class VideoPlan:
     """Whether frames get their times by counting, since the file keeps them in decode order (AVI with B-frames)."""
     content_hash: str
     """sha256 over packets and times: the identity of the input."""
+    decoded_pts: tuple[int, ...]
+    """Times as the decoder gives them: ``pts``, but where frames share a time."""
     skipped: int
     """Frames at the start that do not decode, since what they refer to is not in the file; they are not among ``pts``."""
     num_frames_from_header: int | None
@@ -65,8 +72,46 @@ class VideoPlan:
     """Ranges that together are the video."""
 
 
+@dataclass(slots=True)
+class _Packets:
+    """What one pass over the packets of a file finds."""
+
+    times: list[tuple[int, int, bool]] = field(default_factory=list)
+    """Presentation time, duration and whether it is a key frame, in the order of decoding; none that an edit list hides."""
+    discarded: int = 0
+    """Packets that an edit list hides."""
+    last_s: float = 0.0
+    """End of the last packet of any stream."""
+    is_cut: bool = False
+    """Whether the last packet is damaged."""
+    is_telling: bool = True
+    """Whether each packet surely is one frame, and key frames come in the order in which they are shown."""
+    digest: str = ""
+    """sha256 over packets and times."""
+
+    @property
+    def count(self) -> int:
+        return len(self.times) + self.discarded
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The frames that a decoder shows, in display order."""
+
+    times: tuple[int, ...]
+    """Their times."""
+    keys: tuple[int, ...]
+    """Positions of key frames."""
+    duration: int
+    """Of the last one."""
+    is_counted: bool
+    """Whether frames get their times by counting."""
+
+
 def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
     """Plan a video; the plan follows from the file and the options alone.
+
+    Its packets are read without decoding. Where they do not tell what a decoder shows, the file is decoded once.
 
     Args:
         path: Path or URI of the file.
@@ -76,66 +121,141 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
         The plan.
 
     Raises:
-        VideoError: If the file is missing, not a video, has no frames, or no times.
+        VideoError: If the file is missing, not a video, has no frames or no times, or its times go back.
     """
     path = str(path)
-    digest, last_s = hashlib.sha256(), 0.0
-    times: list[tuple[int, int, bool]] = []
     with open_video(path) as container:
         stream = main_stream(container)
-        corrupt, discarded = False, 0
-        for packet in container.demux():
-            if packet.size == 0:
-                continue
-            if packet.pts is not None and packet.time_base is not None:
-                last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index:
-                continue
-            corrupt = bool(packet.is_corrupt)
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is None:
-                raise VideoError(f"{path}: packet {len(times)} has no time", do="Remux it first, for instance into .mkv.")
-            if packet.is_discard:  # before the start that an edit list says: no player shows it
-                discarded += 1
-                continue
-            times.append((time, packet.duration or 0, packet.is_keyframe))
-            digest.update(bytes(packet))
-            digest.update(b"%d" % time)
-        if not times:
-            raise VideoError(f"{path}: no frames")
+        packets = _read_packets(path, container, stream)
         info, first = describe_video(path)
-        whole, (begins, _, begins_with_key) = len(times) + discarded, times[0]
-        leading = {entry[0] for entry in takewhile(lambda entry: entry[0] < begins, times[1:])}
-        times.sort(key=lambda entry: entry[0])
-        # A recording begins between two key frames, or a cut was made before an open group of pictures: what is shown before the first key frame
-        # refers to what is gone, and does not decode.
-        if first is not None and not begins_with_key:
-            times = [entry for entry in times if entry[0] >= first]
-        elif first == begins:
-            times = [entry for entry in times if entry[0] not in leading]
-        pts = tuple(entry[0] for entry in times)
-        if len(set(pts)) != len(pts):
-            raise VideoError(f"{path}: {len(pts) - len(set(pts))} frames share a time with another one")
-        promised = _count_promised(container, stream, whole, pts[-1])
-        corrupt = corrupt or (container.format.name == "mpegts" and _ends_within_packet(path))
         # AVI has no presentation times: what the demuxer makes up is right in number and wrong in order where frames are reordered.
-        is_counted = container.format.name == "avi" and stream.codec_context.has_b_frames
+        is_avi = container.format.name == "avi"
+        shown = _trust_packets(packets, first, is_counted=is_avi and stream.codec_context.has_b_frames)
+        if not packets.is_telling or len(set(shown.times)) != len(shown.times):
+            shown = _decode_all(path, packets, shown, is_avi=is_avi, unit_s=info.time_base)
+        whole = _count_all(path, packets, stream, container)
+        promised = _count_promised(container, stream, whole, shown.times[-1])
+        is_cut = packets.is_cut or (container.format.name == "mpegts" and _ends_within_packet(path))
         starts = 0 if container.format.name.startswith("matroska") else max(container.start_time or 0, 0)  # Matroska's duration is its end
         ends_s = None if container.duration is None else (container.duration + starts) / av.time_base
-    keys = (0,) if is_counted else tuple(index for index, entry in enumerate(times) if entry[2])
+        if ends_s is not None and ends_s - packets.last_s > END_TOLERANCE_S and is_whole(path, container.format.name):
+            ends_s = None  # the header is wrong
+    pts, keys = _spread(shown.times), shown.keys
+    if pts != shown.times:  # a seek goes by the time: what else has it would be taken for the key frame, or be missed
+        occurrences = Counter(shown.times)
+        keys = tuple(key for key in keys if key == 0 or occurrences[shown.times[key]] == 1)
     return VideoPlan(
         path=path,
         info=info,
         pts=pts,
-        duration=times[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else 1),
+        decoded_pts=shown.times if pts != shown.times else pts,
+        duration=max(shown.duration, 1),
         keys=keys,
-        is_counted=is_counted,
-        content_hash=digest.hexdigest(),
-        skipped=whole - discarded - len(pts),
+        is_counted=shown.is_counted,
+        content_hash=packets.digest,
+        skipped=sum(time < shown.times[0] for time, _, _ in packets.times),
         num_frames_from_header=promised - (whole - len(pts)) if promised is not None else None,
-        truncated=_find_cut(whole, promised, corrupt, last_s, ends_s),
+        truncated=_find_cut(whole, promised, is_cut, packets.last_s, ends_s),
         segments=_cut(len(pts), keys, segment_frames),
     )
+
+
+def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> _Packets:
+    found, digest, reader, latest = _Packets(), hashlib.sha256(), PacketReader(stream), None
+    for packet in container.demux():
+        if packet.size == 0:
+            continue
+        if packet.pts is not None and packet.time_base is not None:
+            found.last_s = max(found.last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != stream.index:
+            continue
+        found.is_cut = bool(packet.is_corrupt)
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is None:
+            raise VideoError(f"{path}: packet {len(found.times)} has no time", do="Remux it first, for instance into .mkv.")
+        data = bytes(packet)
+        is_frame = reader.is_frame(data)
+        if packet.is_discard:  # outside what an edit list says: no player shows it
+            found.discarded += 1
+            continue
+        goes_back = packet.is_keyframe and latest is not None and time < latest
+        found.is_telling = found.is_telling and is_frame and not goes_back
+        latest = time if latest is None else max(latest, time)
+        found.times.append((time, packet.duration or 0, packet.is_keyframe))
+        digest.update(data)
+        digest.update(b"%d" % time)
+    if not found.times:
+        raise VideoError(f"{path}: no frames")
+    found.digest = digest.hexdigest()
+    return found
+
+
+def _trust_packets(packets: _Packets, first: int | None, *, is_counted: bool) -> _Shown:
+    """Take each packet for a frame, but those at the start that do not decode."""
+    times, (begins, _, begins_with_key) = packets.times, packets.times[0]
+    leading = {entry[0] for entry in takewhile(lambda entry: entry[0] < begins, times[1:])}
+    times = sorted(times, key=lambda entry: entry[0])
+    # A recording begins between two key frames, or a cut was made before an open group of pictures: what is shown before the
+    # first key frame refers to what is gone, and does not decode.
+    if first is not None and not begins_with_key:
+        times = [entry for entry in times if entry[0] >= first]
+    elif first == begins:
+        times = [entry for entry in times if entry[0] not in leading]
+    pts = tuple(entry[0] for entry in times)
+    keys = (0,) if is_counted else tuple(index for index, entry in enumerate(times) if entry[2])
+    return _Shown(pts, keys, times[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else 1), is_counted)
+
+
+def _decode_all(path: str, packets: _Packets, trusted: _Shown, *, is_avi: bool, unit_s: Fraction) -> _Shown:
+    """Count what a decoder shows; ``trusted``, where that is just what the packets say."""
+    presented, brought = decode_times(path)
+    times = [time for time in presented if time is not None]
+    is_ordered = len(times) == len(presented) and all(before <= after for before, after in pairwise(times))
+    if is_ordered and tuple(times) == trusted.times:
+        return trusted
+    if not is_ordered and is_avi:
+        if len(presented) == len(trusted.times):
+            return replace(trusted, keys=(0,), is_counted=True)
+        times = _count_times(brought, sorted(time for time, _, _ in packets.times))
+    elif not is_ordered:
+        back = next((index for index, (before, after) in enumerate(pairwise(times)) if after < before), 0)
+        before_s, after_s = (float(time * unit_s) for time in (*times, 0, 0)[back : back + 2])
+        raise VideoError(
+            f"{path}: times go back from {before_s:.3f} s to {after_s:.3f} s at frame {back + 1}, as if it were several recordings",
+            "times that rise",
+            f"Put them in order first: ffmpeg -i {path} -c copy ordered.mkv",
+        )
+    if not times:
+        raise VideoError(f"{path}: no frame of it decodes")
+    places = {time: index for index, time in enumerate(times)}
+    keys = sorted({places[time] for time, _, is_key in packets.times if is_key and time in places})
+    ends = max((time + duration for time, duration, _ in packets.times if duration), default=times[-1])
+    duration = ends - times[-1] if ends > times[-1] else times[-1] - times[-2] if len(times) > 1 else 1
+    return _Shown(tuple(times), tuple(keys) if is_ordered else (0,), duration, not is_ordered)
+
+
+def _count_times(brought: Sequence[int | None], slots: Sequence[int]) -> list[int]:
+    """Give frames without presentation times those of the packets that brought them out; the end brings the last ones."""
+    times = [time for time in brought if time is not None]
+    left = len(brought) - len(times)
+    later = [slot for slot in slots if not times or slot > times[-1]]
+    return [*times, *later[:left], *range(slots[-1] + 1, slots[-1] + 1 + left - len(later[:left]))]
+
+
+def _spread(times: tuple[int, ...]) -> tuple[int, ...]:
+    """Set frames of one time apart, each by the smallest step after the one before it."""
+    spread = list(times)
+    for index in range(1, len(spread)):
+        spread[index] = max(spread[index], spread[index - 1] + 1)
+    return tuple(spread)
+
+
+def _count_all(path: str, packets: _Packets, stream: VideoStream, container: InputContainer) -> int:
+    """Count the packets that are there, those that an edit list leaves out with the others."""
+    if packets.count >= (stream.frames or 0) or not container.format.name.startswith("mov,"):
+        return packets.count
+    with open_video(path, options={"ignore_editlist": "1"}) as plain:
+        return sum(packet.size > 0 for packet in plain.demux(plain.streams[stream.index]))
 
 
 def _count_promised(container: InputContainer, stream: VideoStream, count: int, last: int) -> int | None:

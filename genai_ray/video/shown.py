@@ -1,0 +1,270 @@
+"""Whether packets tell what a decoder shows, from their first bytes; and what it shows, by decoding, if they do not.
+
+Most packets are one frame each. These are not: single fields (H.264, MPEG-2), hidden pictures (VP8, VP9), pictures that are
+not coded or share a packet (MPEG-4), slices, parameter sets or pictures that a decoder skips (H.264, HEVC). Of codecs that
+this module cannot read, only decoding tells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import av
+from av.video.stream import VideoStream
+
+from genai_ray.video.container import open_video
+from genai_ray.video.info import build_decoder, main_stream
+
+__all__ = ["PacketReader", "decode_times"]
+
+_ONE_FRAME_EACH = frozenset(
+    re.findall(
+        r"\w+",
+        "av1 mjpeg mjpegb ljpeg jpegls jpeg2000 png apng gif bmp tiff targa exr prores prores_raw dnxhd ffv1 ffvhuff "
+        "huffyuv utvideo magicyuv rawvideo v210 v210x v308 v408 v410 r10k r210 dvvideo hap speedhq flv1 h263 h263p "
+        "msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 qtrle rpza msrle msvideo1",
+    )
+)
+"""Codecs, by FFmpeg's names, each packet of which is a frame."""
+
+MAX_NOT_CODED_BYTES = 19
+"""FFmpeg takes an MPEG-4 picture of at most so many bytes for one that may not be coded."""
+
+_START = b"\0\0\1"
+_HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
+
+
+class PacketReader:
+    """Reads the packets of one stream in their order.
+
+    Args:
+        stream: The video.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        codec = stream.codec_context.codec.canonical_name
+        readers: dict[str, Callable[[bytes], bool]] = {
+            "h264": self._is_h264_frame,
+            "hevc": self._is_hevc_frame,
+            "vp8": lambda data: bool(data[0] & 0x10),
+            "vp9": lambda data: sum(map(_is_vp9_shown, _split_vp9(data))) == 1,
+            "mpeg4": lambda data: len(data) > MAX_NOT_CODED_BYTES,
+            "mpeg1video": _is_mpeg_frame,
+            "mpeg2video": _is_mpeg_frame,
+        }
+        self._read = (lambda _: True) if codec in _ONE_FRAME_EACH else readers.get(codec, lambda _: False)
+        self._has_ended = False
+        self._h264_layout: tuple[int, bool, bool] | None = None
+        self._length_bytes = 0
+        try:
+            self._read_extradata(bytes(stream.codec_context.extradata or b""), codec)
+        except IndexError:
+            self._read = lambda _: False
+
+    def is_frame(self, data: bytes) -> bool:
+        """Tell whether a packet surely is one frame that is shown.
+
+        Args:
+            data: The next packet.
+
+        Returns:
+            False as well if its bytes do not tell.
+        """
+        try:
+            return self._read(data)
+        except IndexError:  # it ends before what was to be read
+            return False
+
+    def _read_extradata(self, extradata: bytes, codec: str) -> None:
+        """Read how units are set apart, and the parameter sets that are not in packets."""
+        has_lengths = extradata[:1] == b"\1" and codec in ("h264", "hevc")
+        if has_lengths:
+            self._length_bytes = (extradata[4 if codec == "h264" else 21] & 3) + 1
+        if codec != "h264":
+            return
+        if not has_lengths:
+            for start in _find_units(extradata, 0):
+                if extradata[start] & 31 == 7:
+                    self._read_h264_layout(extradata[start:])
+        elif extradata[5] & 31:
+            self._read_h264_layout(extradata[8:])
+
+    def _read_h264_layout(self, unit: bytes) -> None:
+        layout = _read_sequence(unit)
+        if self._h264_layout is not None and self._h264_layout != layout:
+            raise IndexError("parameter sets of several layouts")  # which one a slice goes by is for decoders to say
+        self._h264_layout = layout
+
+    def _is_h264_frame(self, data: bytes) -> bool:
+        for start in _find_units(data, self._length_bytes):
+            kind = data[start] & 31
+            if kind == 7:
+                self._read_h264_layout(data[start : start + 1024])
+            elif kind in (1, 2, 5):
+                if not data[start + 1] & 0x80:  # it does not begin with the first macroblock
+                    return False
+                if self._h264_layout is None:
+                    return False
+                frame_num_bits, has_planes, is_always_frame = self._h264_layout
+                if is_always_frame:
+                    return True
+                bits = _Bits(data[start + 1 : start + 64])
+                for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
+                    bits.exponential()
+                bits.take(2 * has_planes + frame_num_bits)
+                return not bits.take(1)  # field_pic_flag
+        return False
+
+    def _is_hevc_frame(self, data: bytes) -> bool:
+        has_ended = self._has_ended
+        self._has_ended = data.endswith((b"\0\0\1\x48\1", b"\0\0\0\2\x48\1"))
+        for start in _find_units(data, self._length_bytes):
+            kind, layer = data[start] >> 1 & 63, (data[start] & 1) << 5 | data[start + 1] >> 3
+            if kind < 32 and layer == 0:
+                # What follows the end of a sequence, or a broken link, may have leading pictures that are skipped.
+                return bool(data[start + 2] & 0x80) and kind != 16 and not has_ended
+        return False
+
+
+def decode_times(place: str) -> tuple[list[int | None], list[int | None]]:
+    """Decode a whole file and note when its frames are shown; packets that do not decode are passed over.
+
+    Args:
+        place: Path or URI.
+
+    Returns:
+        In the order in which the decoder gives frames, in the stream's ``time_base`` units: their presentation times, and the
+        decode times of the packets that brought them out; None if there is none.
+
+    Raises:
+        VideoError: If the file does not open or cannot be read.
+    """
+    shown: list[int | None] = []
+    brought: list[int | None] = []
+    with open_video(place) as container:
+        stream = main_stream(container)
+        decoder = build_decoder(stream)
+        packet: Any
+        for packet in container.demux(stream):
+            try:
+                frames = decoder.decode(packet)
+            except av.InvalidDataError:
+                continue
+            shown.extend(frame.pts for frame in frames)
+            brought.extend(frame.dts for frame in frames)
+    return shown, brought
+
+
+def _find_units(data: bytes, length_bytes: int) -> Iterator[int]:
+    """Find where network abstraction layer units begin: after start codes, or after lengths of so many bytes."""
+    position = 0
+    while not length_bytes and (position := data.find(_START, position) + 3) > 2:
+        yield position
+    while length_bytes and position + length_bytes < len(data):
+        size = int.from_bytes(data[position : position + length_bytes])
+        yield position + length_bytes
+        position += length_bytes + size
+
+
+class _Bits:
+    """Reads bits of a unit without its emulation prevention bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        plain = data.replace(b"\0\0\3", b"\0\0")
+        self._value, self._left = int.from_bytes(plain), 8 * len(plain)
+
+    def take(self, count: int) -> int:
+        if count > self._left:
+            raise IndexError("no more bits")
+        self._left -= count
+        return self._value >> self._left & (1 << count) - 1
+
+    def exponential(self) -> int:
+        """Read an unsigned Exp-Golomb code."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed(self) -> int:
+        code = self.exponential()
+        return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def _read_sequence(unit: bytes) -> tuple[int, bool, bool]:
+    """Read bits of frame_num, separate_colour_plane_flag and frame_mbs_only_flag of an H.264 sequence (7.3.2.1.1)."""
+    bits, has_planes = _Bits(unit[4:]), False
+    bits.exponential()
+    if unit[1] in _HIGH_PROFILES:
+        chroma_format = bits.exponential()
+        has_planes = chroma_format == 3 and bool(bits.take(1))
+        bits.exponential()
+        bits.exponential()
+        bits.take(1)
+        if bits.take(1):
+            for index in range(8 if chroma_format != 3 else 12):
+                if bits.take(1):
+                    _skip_scaling_list(bits, 16 if index < 6 else 64)
+    frame_num_bits = bits.exponential() + 4
+    order_type = bits.exponential()
+    if order_type == 0:
+        bits.exponential()
+    elif order_type == 1:
+        bits.take(1)
+        bits.signed()
+        bits.signed()
+        for _ in range(bits.exponential()):
+            bits.signed()
+    bits.exponential()
+    bits.take(1)
+    bits.exponential()
+    bits.exponential()
+    return frame_num_bits, has_planes, bool(bits.take(1))
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _split_vp9(data: bytes) -> Iterator[bytes]:
+    """Give the frames of a VP9 packet (annex B): several if it ends with an index of their sizes."""
+    marker = data[-1]
+    count, width = (marker & 7) + 1, (marker >> 3 & 3) + 1
+    index = len(data) - 2 - count * width
+    if marker & 0xE0 != 0xC0 or index < 0 or data[index] != marker:
+        yield data
+        return
+    position = 0
+    for at in range(index + 1, len(data) - 1, width):
+        size = int.from_bytes(data[at : at + width], "little")
+        if size:
+            yield data[position : position + size]
+        position += size
+
+
+def _is_vp9_shown(frame: bytes) -> bool:
+    bits = _Bits(frame[:2] + b"\xff")
+    bits.take(2)
+    if bits.take(2) == 3:
+        bits.take(1)
+    if bits.take(1):  # show_existing_frame
+        return True
+    bits.take(1)
+    return bool(bits.take(1))
+
+
+def _is_mpeg_frame(data: bytes) -> bool:
+    """Tell of MPEG-1 and MPEG-2 whether a packet has one picture: a frame, or two fields."""
+    position = data.find(_START + b"\0")
+    if position < 0:
+        return False
+    extension = data.find(_START + b"\xb5", position)
+    if extension < 0 or data[extension + 4] >> 4 != 8:  # MPEG-1 has no picture coding extension, and no fields
+        return True
+    return data[extension + 6] & 3 == 3 or data.count(_START + b"\0") == 2

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from genai_ray.cluster import CacheOptions, ModelCache, SessionRequest
     from genai_ray.datasets import FrameSelection, read_videos
     from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
-    from genai_ray.quality import QualityValidator
+    from genai_ray.quality import Comparison, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
 
 __all__ = [
     "BatchInference",
     "CacheOptions",
+    "Comparison",
     "EnhanceOptions",
     "EnhanceReport",
     "FrameSelection",
@@ -36,9 +37,14 @@ __all__ = [
     "SessionRequest",
     "ValidationResult",
     "__version__",
+    "compare",
     "enhance_videos",
     "errors",
+    "ms_ssim",
+    "psnr",
     "read_videos",
+    "ssim",
+    "vmaf",
 ]
 
 __version__ = "0.1.0"
@@ -46,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BatchInference": "genai_ray.batch",
     "CacheOptions": "genai_ray.cluster",
+    "Comparison": "genai_ray.quality",
     "EnhanceOptions": "genai_ray.enhance",
     "EnhanceReport": "genai_ray.enhance",
     "FrameSelection": "genai_ray.datasets",
@@ -56,8 +63,13 @@ _HOMES = {
     "QualityValidator": "genai_ray.quality",
     "SessionLimits": "genai_ray.session",
     "SessionRequest": "genai_ray.cluster",
+    "compare": "genai_ray.quality",
     "enhance_videos": "genai_ray.enhance",
+    "ms_ssim": "genai_ray.quality",
+    "psnr": "genai_ray.quality",
     "read_videos": "genai_ray.datasets",
+    "ssim": "genai_ray.quality",
+    "vmaf": "genai_ray.quality",
 }
 """Where the names live whose libraries are loaded when they are first used."""
 

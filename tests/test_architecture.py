@@ -49,6 +49,9 @@ GATEWAYS = {
     "PIL": {"serve"},
     "grpc": {"serve"},
     "prometheus_client": {"serve"},
+    "skimage": {"quality"},
+    "scipy": {"quality"},
+    "imageio_ffmpeg": {"quality"},
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from genai_ray.errors import QualityError
-from genai_ray.quality.psnr import psnr_db
+from genai_ray.quality.noise_ratio import psnr
 from genai_ray.types import ValidationResult, full_range
 
 __all__ = ["QualityValidator"]
@@ -52,5 +52,6 @@ class QualityValidator:
         Raises:
             QualityError: If shape or dtype differ from the reference's, or a value is not finite.
         """
-        psnr = psnr_db(self.reference, output)
-        return ValidationResult(passed=psnr >= self.threshold_db, psnr=psnr, score=1.0 if math.isinf(psnr) else min(max(psnr / 100, 0.0), 1.0))
+        db = psnr(self.reference, output)
+        score = 1.0 if math.isinf(db) else min(max(db / 100, 0.0), 1.0)
+        return ValidationResult(passed=db >= self.threshold_db, psnr=db, score=score)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genai_ray import QualityValidator, errors
-from genai_ray.quality import psnr_db
+from genai_ray.quality import psnr
 
 
 def triangle(t, p):
@@ -26,8 +26,8 @@ def vectors():
 def test_psnr_equals_independent_libraries():
     reference, distorted, plus5 = vectors()
     assert int(reference.sum()) == 25_077_122
-    assert psnr_db(reference, distorted) == pytest.approx(31.69709975, abs=1e-6)
-    assert psnr_db(reference, plus5) == pytest.approx(34.15151839, abs=1e-6)
+    assert psnr(reference, distorted) == pytest.approx(31.69709975, abs=1e-6)
+    assert psnr(reference, plus5) == pytest.approx(34.15151839, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

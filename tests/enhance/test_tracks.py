@@ -1,0 +1,159 @@
+"""What is copied from a source beside its pictures: kept packet for packet, or refused before the first frame by stream and codec."""
+
+import resource
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from genai_ray import EnhanceOptions, errors
+from genai_ray.enhance.options import check_models
+from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.work import examine_clip
+from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video
+from tests.video.clips import write
+from tests.video.identity import identity
+from tests.video.matrix import picture
+
+FAST = Encoding(preset="ultrafast")
+SOUNDS = {
+    "pcm_s16le": ".avi",
+    "pcm_s24le": ".mkv",
+    "pcm_mulaw": ".avi",
+    "adpcm_ima_wav": ".avi",
+    "adpcm_ms": ".avi",
+    "wmav2": ".wmv",
+    "mp2": ".ts",
+    "ac3": ".ts",
+    "flac": ".mkv",
+    "libopus": ".mkv",
+    "vorbis": ".mkv",
+    "tta": ".mkv",
+    "alac": ".mov",
+    "eac3": ".mkv",
+}
+
+
+def make(path, sound, *, size=(64, 48), seconds=0.4):
+    """A short clip of H.264 or MPEG-4 with one track of stereo sound."""
+    with av.open(str(path), "w") as sink:
+        video = sink.add_stream("mpeg4" if path.suffix in (".avi", ".wmv") else "libx264", rate=25)
+        (video.width, video.height), video.pix_fmt = size, "yuv420p"
+        heard = sink.add_stream(sound, rate=48000, options={"strict": "experimental"})
+        heard.layout, heard.bit_rate = "stereo", 128_000
+        for index in range(round(25 * seconds)):
+            frame = av.VideoFrame.from_ndarray(picture(index, *size)[..., :3].copy(), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            sink.mux(video.encode(frame))
+        sink.mux(video.encode(None))
+        resampler = av.AudioResampler(format=heard.codec_context.format, layout="stereo", rate=48000, frame_size=heard.codec_context.frame_size or 1024)
+        wave = np.sin(np.arange(round(48000 * seconds)) * 0.03).astype(np.float32)
+        chunk = av.AudioFrame.from_ndarray(np.stack([wave, wave]) * 0.3, format="fltp", layout="stereo")
+        chunk.rate, chunk.pts, chunk.time_base = 48000, 0, Fraction(1, 48000)
+        for ready in [*resampler.resample(chunk), *resampler.resample(None)]:
+            sink.mux(heard.encode(ready))
+        sink.mux(heard.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sounds")
+    return {sound: make(folder / f"{sound}{suffix}", sound) for sound, suffix in SOUNDS.items()}
+
+
+def examine(source, output, encoding=FAST, model="websr-x2-s"):
+    """What a job does before the first frame."""
+    options = EnhanceOptions(encoding=encoding)
+    specs = check_models([model], options)
+    return examine_clip(next(iter(resolve_targets([source], output, options))), specs, options)
+
+
+def packets(path, kind="audio"):
+    """Packets without the header of 7 bytes that AAC has in a transport stream; and their times in seconds."""
+    with av.open(str(path)) as box:
+        found = [packet for packet in box.demux([stream for stream in box.streams if stream.type == kind]) if packet.size]
+        return [bytes(packet) for packet in found], [float(packet.pts * packet.time_base) for packet in found if packet.pts is not None]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+@pytest.mark.parametrize("sound", SOUNDS)
+def test_sound_is_kept_or_refused_before_the_first_frame(sound, suffix, clip, tmp_path):
+    output = tmp_path / f"b{suffix}"
+    try:
+        examine(clip[sound], output)
+    except errors.ConfigError as exc:
+        named = sound.removeprefix("lib")
+        assert suffix != ".mkv", "Matroska takes all of these"
+        assert f"{suffix} does not take audio stream 1 ({named})" in str(exc)
+        assert ".mkv" in exc.allowed
+        return
+    _, notes = identity(clip[sound], output, FAST)
+    assert [note for note in notes if "left out" in note] == []
+    before, after = packets(clip[sound])[0], packets(output)[0]
+    assert b"".join(after) == b"".join(before)  # of PCM, FFmpeg's demuxers cut packets as they like
+    with av.open(str(output)) as box, av.open(str(clip[sound])) as source:
+        name, wanted = (opened.streams.audio[0].codec_context.codec.canonical_name for opened in (box, source))
+        assert name == wanted or (name, wanted) == ("mp3", "mp2")  # which MP4 has one number for
+        assert sum(frame.samples for frame in box.decode(audio=0)) > 0.3 * 48000
+
+
+def test_webm_has_two_codecs_of_sound_and_goes_without_others(clip, tmp_path):
+    assert examine(clip["eac3"], tmp_path / "b.webm", Encoding())
+    _, notes = identity(clip["eac3"], tmp_path / "b.webm", Encoding(preset="8"))
+    assert "audio stream 1 was left out: webm cannot take it (eac3)" in notes
+    assert examine(clip["libopus"], tmp_path / "c.webm", Encoding())
+
+
+def restamp(source, target, change):
+    """Copy a file with other decode times of its sound."""
+    with av.open(str(source)) as box, av.open(str(target), "w") as sink:
+        copies = {stream.index: sink.add_stream_from_template(stream) for stream in box.streams}
+        for number, packet in enumerate(packet for packet in box.demux() if packet.size):
+            if packet.stream.type == "audio":
+                packet.pts = packet.dts = change(number, packet.dts)
+            packet.stream = copies[packet.stream_index]
+            sink.mux_one(packet)
+    return target
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_equal_decode_times_of_sound_are_moved_by_the_least(suffix, tmp_path):
+    """Matroska allows two packets at one time, as it has them of rounding; MP4 does not."""
+    source = restamp(write(tmp_path / "a.mkv", tracks=1), tmp_path / "same.mkv", lambda number, time: time // 100 * 100)
+    assert examine(source, tmp_path / f"b{suffix}")
+    _, notes = identity(source, tmp_path / f"b{suffix}", FAST)
+    (before, times), (after, moved) = packets(source), packets(tmp_path / f"b{suffix}")
+    assert after == before
+    assert len(set(times)) < len(times)
+    assert max(abs(a - b) for a, b in zip(times, moved, strict=True)) < 0.001
+    if suffix == ".mkv":
+        assert notes == ()
+    else:
+        assert moved == sorted(set(moved))
+        assert any("packets of audio stream 1 were moved" in note for note in notes)
+
+
+def test_an_encoder_that_does_not_take_the_size_is_refused_before_the_first_frame(tmp_path):
+    source = write(tmp_path / "wide.mkv", codec="ffv1", size=(8192, 16), pts=[0, 1], tracks=0)
+    with pytest.raises(errors.ConfigError, match=r"wide\.mkv: libx265 does not take pictures of 16384x32; allowed: .*libx264") as caught:
+        examine(source, tmp_path / "b.mkv", Encoding(codec="hevc"))
+    assert "libx265" not in caught.value.allowed
+    assert examine(source, tmp_path / "b.mkv", Encoding(codec="h264"))
+
+
+def test_a_result_that_cannot_be_written_is_said_without_temporary_names(tmp_path):
+    source, part = write(tmp_path / "a.mkv", pts=[0, 1, 2], tracks=0), tmp_path / "part.nut"
+    plan = plan_video(source)
+    with SegmentWriter(part, info=plan.info, size=(96, 64), encoding=FAST) as writer:
+        for frame in decode_segment(plan, plan.segments[0]):
+            writer.write(frame.frame, frame.pts)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(errors.VideoError, match=r"a\.mkv: writing its result failed: File too large$"):
+            join_segments(plan, [part], [3], tmp_path / "b.mkv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "part.nut"]

@@ -32,7 +32,7 @@ from genai_ray.enhance.store import SegmentStore, hash_segment, key_clip, key_se
 from genai_ray.enhance.targets import Target
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish
-from genai_ray.video import choose_pixel_format, count_frames, describe_losses, plan_video
+from genai_ray.video import check_result, choose_pixel_format, count_frames, describe_losses, plan_video
 
 __all__ = ["begin_clip", "examine_clip", "find_done_clip", "finish_clip", "name_segments", "open_clip", "run_segment"]
 
@@ -67,7 +67,9 @@ def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOpti
     timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
     scale = math.prod(spec.scale for spec in specs)
     size_out = (plan.info.width * scale, plan.info.height * scale)
-    choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=timeline.result.info.has_alpha and options.encoding.has_alpha)
+    has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
+    choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=has_alpha)
+    check_result(timeline.result, size_out, options.encoding, os.path.splitext(target.output)[1].lower(), has_alpha=has_alpha)
     store = SegmentStore(target.work_dir, ())
     return Planned(target, timeline, store, options, find_requests(plan.info, specs, options), {}, key, size_out, source)
 

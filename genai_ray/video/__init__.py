@@ -14,6 +14,7 @@ from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.pictures import describe_leftovers, folder_of_pictures, read_pictures, write_pictures
 from genai_ray.video.plan import Segment, VideoPlan, plan_video
 from genai_ray.video.still import decode_png16, encode_png16
+from genai_ray.video.tracks import check_result
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -30,6 +31,7 @@ __all__ = [
     "VideoInfo",
     "VideoPlan",
     "check_container",
+    "check_result",
     "choose_pixel_format",
     "count_frames",
     "decode_frames",

@@ -11,10 +11,10 @@ from typing import Any
 import av
 from av.container import InputContainer
 
-from genai_ray.errors import VideoError
+from genai_ray.errors import GenAIRayError, VideoError
 from genai_ray.files import find_facts, is_remote, open_to_read
 
-__all__ = ["av_errors", "check_container", "open_video"]
+__all__ = ["av_errors", "check_container", "explain", "open_video"]
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,gif,yuv4mpegpipe,nut"
 """What may come from strangers: files that hold their own packets. Playlists, which name other files and hosts, are not among them."""
@@ -37,9 +37,21 @@ def av_errors(path: str | Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError, ValueError) as exc:
-        if isinstance(exc, VideoError):
+        if isinstance(exc, GenAIRayError):
             raise
-        raise VideoError(f"{path}: {doing} failed: {exc}") from exc
+        raise VideoError(f"{path}: {doing} failed: {explain(exc)}") from exc
+
+
+def explain(error: Exception) -> str:
+    """Return what an error says, without the numbers and the names of temporary files that FFmpeg and the system add.
+
+    Args:
+        error: Of PyAV or of the file system.
+
+    Returns:
+        Its words.
+    """
+    return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager
@@ -71,7 +83,7 @@ def open_video(place: str | Path, *, options: Mapping[str, str] | None = None) -
         try:
             container: InputContainer = stack.enter_context(av.open(source, options=dict(options or {})))
         except av.FFmpegError as exc:
-            raise VideoError(f"{place}: not a video, or cut before its index ({exc})", "a file that FFmpeg can read") from exc
+            raise VideoError(f"{place}: not a video, or cut before its index ({explain(exc)})", "a file that FFmpeg can read") from exc
         pictures = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
         if not pictures:
             raise VideoError(f"{place}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture")

@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import av
 import numpy as np
 import numpy.typing as npt
+from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from genai_ray.errors import ConfigError, InvalidInputError
@@ -30,9 +31,9 @@ from genai_ray.video.codecs import (
 )
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
-from genai_ray.video.info import HdrMetadata, VideoInfo
+from genai_ray.video.info import Colour, HdrMetadata, VideoInfo
 
-__all__ = ["Encoding", "SegmentWriter", "choose_pixel_format", "describe_losses", "validate_encoding"]
+__all__ = ["Encoding", "SegmentWriter", "add_encoder", "choose_pixel_format", "describe_losses", "validate_encoding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,15 +237,13 @@ class SegmentWriter:
 
     def __init__(self, path: Path, *, info: VideoInfo, size: tuple[int, int], encoding: Encoding, has_alpha: bool = False) -> None:
         self.path, self.info, self.size, self.has_alpha = path, info, size, has_alpha
-        is_picture = encoding.encoder in ("png", "mjpeg")
-        self.turns = info.rotation // 90 % 4 if is_picture else 0
-        self.colour = JFIF if encoding.encoder == "mjpeg" else info.colour
+        self.turns, self.colour = _turns_of(encoding, info), _colour_of(encoding, info)
         self._num_frames = 0
         pix_fmt = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
-        with av_errors(path, "opening for writing"):
+        with av_errors(path.parent, "opening a segment for writing"):
             # Each packet is written as it comes: how far a segment is can be seen from outside, at no measurable cost.
             self._sink = av.open(str(path), "w", format=_choose_container(encoding, has_alpha), options={"fflags": "+bitexact+flush_packets"})
-            self._stream = self._add_stream(encoding, pix_fmt)
+            self._stream = add_encoder(self._sink, encoding, info, size, pix_fmt)
 
     def write(self, frame: npt.NDArray[Any], pts: int) -> None:
         """Encode one frame.
@@ -260,7 +259,7 @@ class SegmentWriter:
         shape = (self.size[1], self.size[0], 4 if self.has_alpha else 3)
         if frame.shape != shape or frame.dtype not in (np.uint8, np.uint16):
             raise InvalidInputError(f"a frame {frame.shape} {frame.dtype}", f"{shape} uint8 or uint16")
-        with av_errors(self.path, "encoding"):
+        with av_errors(self.path.parent, "encoding a segment"):
             if self.turns:
                 frame = np.ascontiguousarray(np.rot90(frame, self.turns))
             picture = from_rgb(frame, self.colour, str(self._stream.pix_fmt))
@@ -276,10 +275,10 @@ class SegmentWriter:
         try:
             try:
                 if kind is None:
-                    with av_errors(self.path, "encoding"):
+                    with av_errors(self.path.parent, "encoding a segment"):
                         self._end()
             finally:
-                with av_errors(self.path, "closing"):
+                with av_errors(self.path.parent, "writing a segment"):
                     self._sink.close()
             is_whole = kind is None
         finally:
@@ -293,16 +292,37 @@ class SegmentWriter:
                 packet.dts = packet.pts  # none is out of display order
             self._sink.mux(packet)
 
-    def _add_stream(self, encoding: Encoding, pix_fmt: str) -> VideoStream:
-        info, (width, height) = self.info, self.size
-        stream: Any = self._sink.add_stream(encoding.encoder, rate=info.average_rate, options=_options(encoding, pix_fmt, self.size, info))
-        stream.width, stream.height, stream.pix_fmt = *((height, width) if self.turns % 2 else (width, height)), pix_fmt
-        codec = stream.codec_context
-        codec.time_base, codec.framerate = Fraction(info.time_base), Fraction(info.average_rate)
-        codec.thread_count = encoding.threads
-        codec.sample_aspect_ratio = 1 / info.sample_aspect_ratio if self.turns % 2 else info.sample_aspect_ratio
-        self.colour.tag(codec)
-        return cast(VideoStream, stream)
+
+def add_encoder(sink: OutputContainer, encoding: Encoding, info: VideoInfo, size: tuple[int, int], pix_fmt: str) -> VideoStream:
+    """Add a stream with its encoder to a container.
+
+    Args:
+        sink: The container.
+        encoding: The settings.
+        info: The source: its times, colour and aspect are kept.
+        size: (width, height) of the frames in pixels, unturned.
+        pix_fmt: What frames are stored as, of ``choose_pixel_format``.
+
+    Returns:
+        The stream; its encoder is not open yet.
+    """
+    (width, height), is_turned = size, bool(_turns_of(encoding, info) % 2)
+    stream: Any = sink.add_stream(encoding.encoder, rate=info.average_rate, options=_options(encoding, pix_fmt, size, info))
+    stream.width, stream.height, stream.pix_fmt = *((height, width) if is_turned else (width, height)), pix_fmt
+    codec = stream.codec_context
+    codec.time_base, codec.framerate = Fraction(info.time_base), Fraction(info.average_rate)
+    codec.thread_count = encoding.threads
+    codec.sample_aspect_ratio = 1 / info.sample_aspect_ratio if is_turned else info.sample_aspect_ratio
+    _colour_of(encoding, info).tag(codec)
+    return cast(VideoStream, stream)
+
+
+def _turns_of(encoding: Encoding, info: VideoInfo) -> int:
+    return info.rotation // 90 % 4 if encoding.encoder in ("png", "mjpeg") else 0
+
+
+def _colour_of(encoding: Encoding, info: VideoInfo) -> Colour:
+    return JFIF if encoding.encoder == "mjpeg" else info.colour
 
 
 def _choose_container(encoding: Encoding, has_alpha: bool) -> str:

@@ -12,18 +12,16 @@ from typing import Any
 
 import av
 from av.container import InputContainer, OutputContainer
-from av.stream import Disposition, Stream
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
 from genai_ray.video.container import av_errors, open_video
 from genai_ray.video.info import is_alpha_beside, main_stream
 from genai_ray.video.plan import VideoPlan
+from genai_ray.video.tracks import Order, add_copies
 
 __all__ = ["count_frames", "join_segments"]
-
-_COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
-"""Names of cover pictures in Matroska, where they are attachments."""
 
 _NO_ASPECT = ("ffv1", "prores", "prores_ks", "vp9", "libvpx-vp9")
 """Codecs whose streams do not tell the shape of a pixel, or only to their decoder: the container must, and MP4 and MOV do."""
@@ -70,14 +68,14 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
     try:
         with ExitStack() as stack:
             source = stack.enter_context(open_video(plan.path))
-            stack.enter_context(av_errors(output, "writing"))
+            stack.enter_context(av_errors(plan.path, f"writing its result in {output.parent}"))
             sink = stack.enter_context(av.open(str(partial), "w", options=options))
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]
             if not kept:
                 raise VideoError(f"{plan.path}: no frame of it is there")
             template = stack.enter_context(av.open(str(kept[0].path))).streams.video[0]
             video = _add_video(sink, template, kept, plan, source)
-            copies, notes = _add_copies(sink, source, plan.path)
+            copies, notes = add_copies(sink, source, plan.path)
             if plan.info.sample_aspect_ratio != 1 and sink.format.name in ("matroska", "webm") and video.codec_context.name in _NO_ASPECT:
                 ratio = plan.info.sample_aspect_ratio
                 notes = (f"sample aspect ratio {ratio.numerator}:{ratio.denominator} was left out: PyAV cannot tell Matroska of it", *notes)
@@ -86,9 +84,13 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
                 notes = (*notes, f"times are rounded to whole milliseconds, which is what {sink.format.name} has")
             if is_alpha_beside(template) and sink.format.name not in ("matroska", "webm"):
                 notes = (f"alpha was left out: VP9 has none in {sink.format.name}", *notes)
+            sink.start_encoding()  # from here on streams have the units of their container
             streams = heapq.merge(_video_packets(kept, plan, video), _copied_packets(source, copies), key=lambda entry: entry[0])
+            order = Order(sink, copies)
             for _, packet in streams:
+                order.keep(packet)
                 sink.mux_one(packet)
+            notes = (*notes, *order.notes())
         _sync(partial)
         partial.replace(output)
     finally:
@@ -134,6 +136,8 @@ def _add_video(sink: OutputContainer, template: VideoStream, parts: Sequence[_Pa
     stream.time_base = plan.info.time_base
     if is_alpha_beside(template):
         stream.metadata["alpha_mode"] = "1"
+    if template.codec_context.codec.canonical_name == "hevc" and sink.format.name in ("mp4", "mov"):
+        stream.codec_context.codec_tag = "hvc1"  # what Apple's players know; FFmpeg writes hev1
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)
     original = main_stream(source)
@@ -142,44 +146,6 @@ def _add_video(sink: OutputContainer, template: VideoStream, parts: Sequence[_Pa
     sink.metadata.update({key: value for key, value in source.metadata.items() if key not in ("encoder", "major_brand", "minor_version", "compatible_brands")})
     sink.set_chapters(source.chapters())
     return stream
-
-
-def _add_copies(sink: OutputContainer, source: InputContainer, place: str) -> tuple[dict[int, Stream], tuple[str, ...]]:
-    copies: dict[int, Stream] = {}
-    notes: list[str] = []
-    stream: Any
-    for stream in source.streams:
-        if stream.type == "video" and stream.index == main_stream(source).index:
-            continue
-        codec, is_cover = getattr(stream, "codec_context", None), bool(stream.disposition & Disposition.attached_pic)
-        name = f"{'cover' if is_cover else stream.type} stream {stream.index}"
-        if stream.type == "video" and not is_cover:
-            notes.append(f"{name} was left out: only the first one is enhanced")
-            continue
-        try:
-            if is_cover and codec is not None and sink.format.name == "matroska":
-                file_name, mime_type = _COVERS.get(codec.codec.canonical_name, ("cover.bin", "application/octet-stream"))
-                sink.add_attachment(stream.metadata.get("filename", file_name), stream.metadata.get("mimetype", mime_type), _read_cover(place, stream.index))
-                continue
-            if stream.type == "attachment" and sink.format.name == "matroska":
-                sink.add_attachment(stream.name or "attachment", stream.mimetype or "application/octet-stream", stream.data)
-                continue
-            if codec is None or not (is_cover or stream.type in ("audio", "subtitle")) or codec.codec.canonical_name not in sink.supported_codecs:
-                raise ValueError(codec.name if codec is not None else "data")
-            copy = sink.add_stream_from_template(stream, opaque=True)
-        except (ValueError, av.FFmpegError) as exc:
-            notes.append(f"{name} was left out: {sink.format.name} cannot take it ({exc})")
-            continue
-        copy.time_base = stream.time_base
-        copy.metadata.update(stream.metadata)
-        copy.disposition = stream.disposition
-        copies[stream.index] = copy
-    return copies, tuple(notes)
-
-
-def _read_cover(place: str, index: int) -> bytes:
-    with open_video(place) as container:
-        return bytes(next(packet for packet in container.demux(container.streams[index]) if packet.size))
 
 
 def _video_packets(parts: Sequence[_Part], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Any]]:

@@ -84,7 +84,7 @@ def test_a_disk_that_is_full_and_then_is_not(ray_session, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], check=False, capture_output=True).returncode:
         pytest.skip("no right to mount a small file system")
     try:
-        with pytest.raises(errors.VideoError, match=r"\.nut.*No space left"):
+        with pytest.raises(errors.VideoError, match=r"b\.mkv\.genai-ray: .*No space left"):
             enhance_videos(source, place / "b.mkv", models="websr-x2-s", options=options)
         assert [path for path in place.rglob("*") if path.is_file()] == []
         subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)

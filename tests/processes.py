@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DEADLINE_S = 120.0
@@ -57,6 +58,25 @@ def title(pid):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def listeners(pids):
+    """Return (address, port, id) of all that processes listen on."""
+    sockets = {}
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            host, port = fields[1].split(":")
+            words = [bytes.fromhex(host[at : at + 8])[::-1] for at in range(0, len(host), 8)]
+            if fields[3] == "0A":
+                sockets[f"socket:[{fields[9]}]"] = (socket.inet_ntop(family, b"".join(words)).removeprefix("::ffff:"), int(port, 16))
+    found = set()
+    for pid in pids:
+        with suppress(OSError):
+            for file in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError, KeyError):
+                    found.add((*sockets[os.readlink(file)], pid))
+    return found
 
 
 def is_alive(pid):

@@ -7,6 +7,7 @@ asked for and is not there is an error, never another device. The module knows t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy.typing as npt
 
 from genai_ray.errors import BackendUnavailableError, ConfigError
 from genai_ray.types import ModelBackend
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before it is imported: else it writes an id of this device, and asks for its maker's host
 
 __all__ = ["RuntimeSession", "TensorInfo", "Tensors", "open_runtime", "resolve_device"]
 

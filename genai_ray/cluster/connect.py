@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
-import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._common.utils import get_ray_address_file
+from ray._private import ray_constants
 
-from genai_ray.cluster.token import check_token, use_token
-from genai_ray.errors import ConfigError, ResourceExhaustedError
+from genai_ray.cluster.token import check_token, forget_token, make_token, use_token
+from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
+from genai_ray.files import make_folder, remove_folder, sweep_folders
 
 __all__ = ["connect", "disconnect", "has_own_node_died", "own_folders"]
 
 _ANSWER_WITHIN_S = 2.0
 _ENVIRONMENT = {
     # How fast a dead node is noticed stays as Ray has it: nothing can take the place of the only one, and one that was held up for some seconds goes on.
+    "ORT_DISABLE_TELEMETRY": "1",  # also in processes that import ONNX Runtime before this package
     # An actor that asks for no GPU hides them by itself; without this Ray warns of a change to come.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_usage_stats_enabled": "0",
 }
-_START = "Start one with `ray start --head`, or leave the address out."
-_own_folders: list[str] = []
+_DO_START = "Start one with `ray start --head`, or leave the address out."
+_SHORT = "/tmp"
+_MAX_PATH_BYTES = 43
+"""Paths of sockets have 107 bytes at the most, of which Ray takes 64 for the session and the socket."""
+_own_folders: list[Path] = []
+_started_by = 0
 
 
 def connect(address: str | None = None, *, start: bool = True) -> bool:
@@ -50,38 +58,32 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     wanted = address or os.environ.get("RAY_ADDRESS") or _find_running()
     if wanted and wanted != "local":
         if not _answers(wanted):
-            raise ConfigError(f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_START)
+            raise ConfigError(f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START)
         use_token()
         if _is_port(wanted):
             check_token(wanted)
         try:
             ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as exc:
-            raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_START) from exc
+            raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
         return False
     if not start:
         raise ConfigError("no Ray cluster is running on this machine", "a running one", "Start one with `ray start --head`, or pass --address.")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    folder = _make_folder()
-    _own_folders.append(folder)
-    atexit.register(disconnect)
-    try:
-        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=folder)
-    except Exception as exc:  # where its node does not answer in time, Ray raises just that
-        disconnect()
-        raise ResourceExhaustedError(f"Ray did not start: {exc}", do="Where the machine has too much to do, try again.") from exc
+    _start()
     return True
 
 
 def disconnect() -> None:
-    """End a cluster that ``connect`` started, and remove its temporary folder; does nothing in a cluster that was joined."""
-    if not _own_folders:
+    """End a cluster that ``connect`` started, and remove its temporary folders; does nothing in a cluster that was joined, or in a fork."""
+    if not _own_folders or _started_by != os.getpid():
         return
     atexit.unregister(disconnect)
     ray.shutdown()
+    forget_token()
     while _own_folders:
-        shutil.rmtree(_own_folders.pop(), ignore_errors=True)
+        remove_folder(_own_folders.pop())
 
 
 def own_folders() -> tuple[str, ...]:
@@ -90,7 +92,7 @@ def own_folders() -> tuple[str, ...]:
     Returns:
         Their paths; none in a cluster that was joined.
     """
-    return tuple(_own_folders)
+    return tuple(map(str, _own_folders))
 
 
 def has_own_node_died() -> bool:
@@ -105,15 +107,52 @@ def has_own_node_died() -> bool:
     return bool(_own_folders) and node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
 
 
-def _make_folder() -> str:
-    """Make the folder of a cluster of our own: below ``RAY_TMPDIR`` if that is set, else below the system's temporary folder."""
-    base = os.environ.get("RAY_TMPDIR")
+def _start() -> None:
+    global _started_by  # noqa: PLW0603 - a fork has a copy of all that says that there is a cluster
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    sweep_folders(base, _SHORT)
+    _started_by = os.getpid()
+    atexit.register(disconnect)
     try:
-        if base:
-            os.makedirs(base, exist_ok=True)
-        return tempfile.mkdtemp(prefix="genai-ray-", dir=base)
+        folder = _make_folder(base)
+        make_token(folder.parent)
+        with _on_loopback():
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=str(folder))
+    except GenAIRayError:
+        disconnect()
+        raise
+    except Exception as exc:  # if its node does not answer in time, Ray raises just that
+        disconnect()
+        raise ResourceExhaustedError(f"Ray did not start: {exc}", do="If the machine has too much to do, try again.") from exc
+
+
+def _make_folder(base: str) -> Path:
+    """Make the folder that Ray is given, in one of this user's alone: Ray opens its own to everybody."""
+    try:
+        os.makedirs(base, exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a folder that can be written.") from exc
+    outer = make_folder(base=base)
+    _own_folders.append(outer)
+    folder = outer / "ray"
+    if len(os.fsencode(folder)) <= _MAX_PATH_BYTES:
+        return folder
+    folder.mkdir()
+    short = make_folder(base=_SHORT)
+    _own_folders.append(short)
+    (short / "ray").symlink_to(folder)
+    return short / "ray"
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let the node that Ray starts have the address of the loopback, which all its processes then listen on, as Ray does by itself on macOS and Windows."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in os.environ
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _find_running() -> str | None:

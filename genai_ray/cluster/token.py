@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 
 from ray._private.authentication import authentication_token_setup as ray_tokens
-from ray._raylet import AuthenticationTokenLoader, GcsClient  # type: ignore[attr-defined] # an extension without a stub
+from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined] # an extension without a stub
 from ray.exceptions import AuthenticationError
 
 from genai_ray.errors import ConfigError
 
-__all__ = ["check_token", "use_token"]
+__all__ = ["check_token", "forget_token", "make_token", "use_token"]
 
-_MODE = "RAY_AUTH_MODE"
+_log = logging.getLogger(__name__)
+
+_MODE, _TOKEN, _PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _DO = "Put the cluster's token into ~/.ray/auth_token, or into RAY_AUTH_TOKEN."
+
+_forgotten: list[str] = []
+"""Variables of the environment that ``make_token`` set."""
 
 
 def use_token() -> None:
@@ -23,6 +31,60 @@ def use_token() -> None:
     """
     if _MODE not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         ray_tokens._enable_token_auth()  # its public caller warns of it
+
+
+def make_token(folder: Path) -> None:
+    """Make sure that there is a token for a cluster of our own, which nobody else can read; Ray by itself lets all users of the machine read it.
+
+    Args:
+        folder: Where to keep one if it cannot be kept in this user's home; a folder that only this user can enter.
+    """
+    if os.environ.get(_MODE, "token").lower() != "token" or any(os.environ.get(name) for name in (_TOKEN, _PATH)):
+        return
+    try:
+        path = Path.home() / ".ray" / "auth_token"
+        _keep_token(path)
+    except (OSError, RuntimeError):  # a home that cannot be written, or none
+        os.environ[_PATH] = str(folder / "token")
+        _keep_token(folder / "token")
+        _forgotten.append(_PATH)
+    if _MODE not in os.environ:
+        _forgotten.append(_MODE)
+    ray_tokens._enable_token_auth()  # Ray warns of it if it does so by itself
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def forget_token() -> None:
+    """Take back what ``make_token`` said in the environment."""
+    if not _forgotten:
+        return
+    while _forgotten:
+        os.environ.pop(_forgotten.pop(), None)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _keep_token(path: Path) -> None:
+    """Make a token if there is none, whole and for this user alone at every moment; else let nobody else read the one that there is."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists() or not path.stat().st_size:
+        part = path.with_name(f"{path.name}.{os.getpid()}")
+        with open(part, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(generate_new_authentication_token())
+        try:
+            os.link(part, path)  # else another process was faster, and both must have the same
+        except FileExistsError:
+            if not path.stat().st_size:
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    with path.open("rb"):
+        mode = path.stat().st_mode
+    if mode & 0o077:
+        try:
+            path.chmod(0o600)
+        except OSError as exc:
+            _log.warning("other users can read Ray's token in %s (mode %03o), and run code in this user's clusters with it: %s", path, mode & 0o777, exc)
 
 
 def check_token(address: str) -> None:

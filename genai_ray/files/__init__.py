@@ -4,6 +4,7 @@ A *place* is a string: an absolute local path, or a URI with a scheme that fsspe
 asked for. Writing is whole or not at all. The module does not know what is in the files.
 """
 
+from genai_ray.files.local import cache_folder, make_folder, remove_folder, sweep_folders, temporary_folder
 from genai_ray.files.locks import Lock, read_lock
 from genai_ray.files.mirror import mirror
 from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
@@ -14,6 +15,7 @@ from genai_ray.files.transfer import check_writable, discard, fetch, fetch_for_s
 __all__ = [
     "FileFacts",
     "Lock",
+    "cache_folder",
     "check_writable",
     "discard",
     "expand",
@@ -27,10 +29,14 @@ __all__ = [
     "join_place",
     "list_files",
     "list_names",
+    "make_folder",
     "mirror",
     "open_to_read",
     "publish",
     "read_lock",
     "remove",
+    "remove_folder",
+    "sweep_folders",
+    "temporary_folder",
     "to_place",
 ]

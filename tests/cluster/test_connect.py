@@ -1,5 +1,7 @@
 """Where a cluster is looked for, and where one is started: in processes of their own, each with its environment."""
 
+import contextlib
+import ipaddress
 import os
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import descendants, kill, title, wait_until
+from tests.processes import descendants, kill, listeners, title, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -18,13 +20,13 @@ TOKEN = "0123456789abcdef" * 4
 @pytest.fixture(scope="module")
 def place():
     """Folders with short paths, as sockets need them."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def environment(**said):
     """Return this process's environment without what chooses a cluster or a folder, and with what is said."""
-    chosen = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    chosen = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "XDG_CACHE_HOME", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     return {name: value for name, value in os.environ.items() if name not in chosen} | {name: str(value) for name, value in said.items()}
 
 
@@ -90,11 +92,95 @@ def test_a_cluster_that_wants_another_token_is_one_sentence_at_once(cluster, pla
     assert line.startswith(f"error: the Ray cluster at {address} {words}; allowed: the token that it was started with. Put ")
 
 
-def test_a_cluster_of_our_own_is_below_ray_tmpdir(place):
-    chosen, other = place / "chosen", place / "other"
-    other.mkdir()
-    done = run_python(_CONNECT, RAY_TMPDIR=chosen, TMPDIR=other)
-    is_own, _, folder = done.stdout.split()
-    assert is_own == "True", done.stderr
-    assert Path(folder).parent == chosen
-    assert list(chosen.iterdir()) == []
+_STAY = f"""
+import os, sys
+{_CONNECT}
+sys.stdout.flush()
+sys.stdin.readline()
+"""
+
+_COMPUTE = f"""
+{_STAY}
+import numpy as np
+from genai_ray import InferenceSession, ModelCache
+with InferenceSession("websr-x2-s") as session:
+    session.infer(np.zeros((1, 32, 32, 3), np.uint8))
+cache = ModelCache(10**9)
+cache.load_model("websr-x2-s")
+cache.get_session("websr-x2-s").infer(np.zeros((1, 32, 32, 3), np.uint8))
+print("computed", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def staying(code, **said):
+    """Start a process with a cluster of its own; gives the process and the cluster's folders, and lets it end."""
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(**said), start_new_session=True)
+    try:
+        is_own, _, *folders = process.stdout.readline().split()
+        assert is_own == "True"
+        yield process, [Path(folder) for folder in folders]
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+_HOLD = """
+import os, signal, sys
+from genai_ray.files import make_folder
+print(make_folder(base=sys.argv[1]))
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+_AS_ANOTHER = """
+import os, sys
+os.setgroups([])
+os.setgid(54321)
+os.setuid(54321)
+print(*(path for path in sys.argv[1:] if os.access(path, os.R_OK) or os.access(path, os.X_OK)), sep="\\n")
+"""
+
+
+def test_a_cluster_of_our_own_is_this_users_alone_and_leaves_nothing(place):
+    home, base, other = home_with(place, None), place / "a", place / "other"
+    for folder in (home, base, other):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+    place.chmod(0o755)
+    left = Path(subprocess.run([sys.executable, "-c", _HOLD, str(base)], check=False, capture_output=True, text=True).stdout.strip())
+    assert left.parent == base
+    with staying(_COMPUTE, HOME=home, RAY_TMPDIR=base, TMPDIR=other) as (process, (folder,)):
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "computed\n"
+        assert list(base.iterdir()) == [folder]  # what the dead process had left is gone
+        inside = [path for path in folder.rglob("*") if "session_latest" not in path.parts]
+        assert any(path.is_socket() for path in inside)
+        token = home / ".ray" / "auth_token"
+        assert (folder.stat().st_mode & 0o777, token.stat().st_mode & 0o777) == (0o700, 0o600)
+        if os.getuid() == 0:
+            command = [sys.executable, "-c", _AS_ANOTHER, str(token), str(folder / "ray"), *map(str, inside)]
+            assert subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout.split() == []
+        everybody = {process.pid, *descendants(process.pid, with_agents=True)}
+        heard = listeners(everybody)
+        assert len(heard) > 5
+        assert [host for host, _, _ in heard if not ipaddress.ip_address(host).is_loopback] == []
+    kept = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert kept == {".ray/auth_token", ".cache/genai_ray/session_bytes.json"}  # no telemetry among it
+    assert [*base.iterdir(), *other.iterdir()] == []
+
+
+def test_a_long_path_to_temporary_files_is_taken_and_a_token_that_others_can_read_is_closed(place):
+    home, long = home_with(place, TOKEN), place / ("long" * 30)
+    long.mkdir()
+    token = home / ".ray" / "auth_token"
+    token.chmod(0o644)
+    with staying(_STAY, HOME=home, TMPDIR=long) as (_, (folder, short)):
+        assert folder.parent == long
+        assert next(folder.glob("ray/session_2*/sockets/raylet")).is_socket()
+        assert (token.read_text(), token.stat().st_mode & 0o777) == (TOKEN, 0o600)
+    assert list(long.iterdir()) == []
+    assert not short.exists()

@@ -59,7 +59,18 @@ def test_names_of_this_machine_are_taken(host):
     "host",
     [
         *("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil.localhost", "127.1", "2130706433", "0x7f000001"),
-        *("10.0.0.5:8000", "[fe80::1]", "[::ffff:8.8.8.8]", "127.0.0.1:80:90", "user@127.0.0.1", "127.0.0.1, evil.example", "localhost evil", "[::1", "[::1]x", ":80"),
+        *(
+            "10.0.0.5:8000",
+            "[fe80::1]",
+            "[::ffff:8.8.8.8]",
+            "127.0.0.1:80:90",
+            "user@127.0.0.1",
+            "127.0.0.1, evil.example",
+            "localhost evil",
+            "[::1",
+            "[::1]x",
+            ":80",
+        ),
     ],
 )
 def test_every_other_host_is_refused_with_json(host):

@@ -1,0 +1,77 @@
+"""Temporary folders of processes that live, and of those that do not."""
+
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from genai_ray import errors
+from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_folder
+
+_HOLD = """
+import sys
+from genai_ray.files import make_folder
+print(make_folder(base=sys.argv[1]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process, process.stdout.readline().strip()
+
+
+def test_a_folder_is_kept_as_long_as_its_process_lives(tmp_path, holder):
+    process, folder = holder
+    mine = make_folder("mine", tmp_path)
+    for name in ("genai-ray-results", "other"):
+        (tmp_path / name).mkdir()  # not made by us
+    (tmp_path / "genai-ray-link").symlink_to(tmp_path / "other")
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    assert sweep_folders(tmp_path) == []
+    process.kill()
+    process.wait()
+    assert [str(path) for path in sweep_folders(tmp_path)] == [folder]
+    remove_folder(mine)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["genai-ray-link", "genai-ray-results", "other"]
+
+
+def test_a_folder_of_a_fork_outlives_the_process_that_made_it(tmp_path):
+    with temporary_folder("fork") as folder:
+        child = multiprocessing.get_context("fork").Process(target=sys.stdin.close)
+        child.start()
+        child.join()
+        assert sweep_folders(folder.parent) == []
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_no_folder_can_be_made(tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"no temporary folder can be made: .*Set TMPDIR"):
+        make_folder(base=tmp_path / "missing")
+
+
+@pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
+def test_what_is_remembered_goes_to_the_temporary_folder_if_the_home_cannot_be_written(monkeypatch, tmp_path, caplog, home):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder.parent == tmp_path
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert cache_folder() == folder
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_folder_that_others_can_write_is_not_taken_for_what_is_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    planted = tmp_path / f"genai-ray-cache-{os.geteuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    assert str(cache_folder()) == "/proc/none/genai_ray"

@@ -91,7 +91,7 @@ def functions_of(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_sizes_and_habits(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= 500
     is_command = room_of(path) == "cli"
     for function in functions_of(path):
         first = function.body[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ray._private.authentication import authentication_token_setup as ray_tokens
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined] # an extension without a stub
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
 from genai_ray.errors import ConfigError
 
@@ -102,5 +102,5 @@ def check_token(address: str) -> None:
         has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
         whose = "refuses this user's token" if has_token else "wants a token, and this user has none"
         raise ConfigError(f"the Ray cluster at {address} {whose}", "the token that it was started with", _DO) from exc
-    except Exception:  # noqa: BLE001 - all else is for ray.init to judge, which tries more than once
+    except (RayError, OSError, RuntimeError):  # all else is for ray.init to judge, which tries more than once
         return

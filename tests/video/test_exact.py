@@ -336,4 +336,4 @@ def test_covers_come_along_and_second_videos_are_said(source, target, tmp_path):
     else:
         assert (notes, kept) == ((), [picture.read_bytes()])
     two = add_video(clip, tmp_path / "c.mp4", picture, Disposition(0))
-    assert identity(two, tmp_path / f"d{target}", Encoding())[1] == ("video stream 1 was left out: only the first one is enhanced",)
+    assert identity(two, tmp_path / f"d{target}", Encoding())[1] == ("video stream 1 was left out: only stream 0 is enhanced",)

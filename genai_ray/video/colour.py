@@ -19,7 +19,7 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from genai_ray.errors import VideoError
-from genai_ray.video.info import FULL, Colour
+from genai_ray.video.info import FULL, YCGCO, Colour
 
 __all__ = ["JFIF", "SWS_FLAGS", "count_outside", "from_rgb", "read_alpha", "scale_alpha", "to_rgb"]
 
@@ -55,7 +55,7 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
         VideoError: If the pixel format has no RGB or YUV form of its depth.
     """
     frame = _place_chroma(frame, colour)
-    if max(part.bits for part in frame.format.components) <= 8:
+    if max(part.bits for part in frame.format.components) <= 8 and colour.source_matrix != YCGCO:
         rgb = _OWN.reformatter.reformat(
             frame,
             format="rgb24",
@@ -70,9 +70,9 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
     if frame.format.is_rgb:
         green, blue, red = (plane.astype(np.float32) for plane in _planes(_resample(frame, f"gbrp{bits}le", colour)))
         return _quantise(np.stack([red, green, blue], axis=-1) / (2**bits - 1), _PEAK, np.uint16)
-    planar = _resample(frame, f"yuv444p{bits}le", colour)
-    channels = _unmatrix(_planes(planar), colour, bits)
-    return _quantise(np.stack(channels, axis=-1), _PEAK, np.uint16)
+    planar = _resample(frame, "yuv444p" if bits <= 8 else f"yuv444p{bits}le", colour)
+    channels = np.stack(_unmatrix(_planes(planar), colour, bits), axis=-1)
+    return _quantise(channels, 255, np.uint8) if bits <= 8 else _quantise(channels, _PEAK, np.uint16)
 
 
 def count_outside(frame: av.VideoFrame, colour: Colour) -> tuple[int, int]:
@@ -188,6 +188,8 @@ def _unmatrix(planes: Sequence[npt.NDArray[Any]], colour: Colour, bits: int) -> 
     low, luma_span, chroma_span = _levels(colour, bits)
     luma = (luma - low) / luma_span
     cb, cr = (cb - 2 ** (bits - 1)) / chroma_span, (cr - 2 ** (bits - 1)) / chroma_span
+    if colour.source_matrix == YCGCO:  # H.273 has Cg for Cb and Co for Cr
+        return luma - cb + cr, luma + cb, luma - cb - cr
     of_red, of_blue = _WEIGHTS.get(colour.matrix, _BT601_WEIGHTS)
     red, blue = luma + 2 * (1 - of_red) * cr, luma + 2 * (1 - of_blue) * cb
     green = (luma - of_red * red - of_blue * blue) / (1 - of_red - of_blue)

@@ -10,11 +10,12 @@ from typing import Any
 
 import av
 from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from genai_ray.errors import GenAIRayError, VideoError
 from genai_ray.files import find_facts, is_remote, open_to_read
 
-__all__ = ["av_errors", "check_container", "explain", "open_video"]
+__all__ = ["av_errors", "check_container", "explain", "main_stream", "open_video"]
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,gif,yuv4mpegpipe,nut"
 """What may come from strangers: files that hold their own packets. Playlists, which name other files and hosts, are not among them."""
@@ -84,12 +85,33 @@ def open_video(place: str | Path, *, options: Mapping[str, str] | None = None) -
             container: InputContainer = stack.enter_context(av.open(source, options=dict(options or {})))
         except av.FFmpegError as exc:
             raise VideoError(f"{place}: not a video, or cut before its index ({explain(exc)})", "a file that FFmpeg can read") from exc
-        pictures = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
-        if not pictures:
+        if not _moving_pictures(container):
             raise VideoError(f"{place}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture")
-        if pictures[0].codec_context is None:
+        if main_stream(container).codec_context is None:
             raise VideoError(f"{place}: its video is of a codec that this build of FFmpeg has not", do="Convert it to another codec first.")
         yield container
+
+
+def main_stream(container: InputContainer) -> VideoStream:
+    """Return the stream that is the video: no cover picture; if there are several, one that is marked as default, and the largest of those.
+
+    Args:
+        container: An open container with a video stream.
+
+    Returns:
+        The stream; of several alike the first.
+    """
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, int]:
+        codec: Any = stream.codec_context
+        is_default = bool(stream.disposition & av.stream.Disposition.default)
+        return codec is not None, is_default, 0 if codec is None else codec.width * codec.height
+
+    return max(_moving_pictures(container), key=rank)
+
+
+def _moving_pictures(container: InputContainer) -> list[VideoStream]:
+    return [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
 
 
 def check_container(path: Path) -> None:

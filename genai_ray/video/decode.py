@@ -8,16 +8,17 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, dropwhile
-from typing import Any
+from typing import Any, cast
 
 import av
+import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.video.colour import count_outside, read_alpha, to_rgb
 from genai_ray.video.container import open_video
-from genai_ray.video.info import build_decoder, main_stream
+from genai_ray.video.info import VideoInfo, build_decoder, main_stream
 from genai_ray.video.plan import Segment, VideoPlan
 
 __all__ = ["DecodedFrame", "decode_frames", "decode_segment"]
@@ -77,9 +78,8 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
                 break
             index = segment.start + position
             _check_frame(frame, index, plan, allow_truncated)
-            alpha = read_alpha(frame) if plan.info.has_alpha else None
             outside = count_outside(frame, plan.info.colour) if index % COUNT_EVERY == 0 else (0, 0)
-            yield DecodedFrame(index, frame.pts, to_rgb(frame, plan.info.colour), alpha, outside)
+            yield _to_arrays(frame, index, plan.info, outside)
             position += 1
     except VideoError as exc:
         if _is_reading_at_fault(exc, plan.path):
@@ -99,6 +99,14 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
             do="Pass --allow-truncated to enhance what is there.",
         )
+
+
+def _to_arrays(frame: av.VideoFrame, index: int, info: VideoInfo, outside: tuple[int, int] = (0, 0)) -> DecodedFrame:
+    rgb, alpha = to_rgb(frame, info.colour), read_alpha(frame) if info.has_alpha else None
+    if info.is_mirrored:
+        rgb = np.ascontiguousarray(rgb[:, ::-1])
+        alpha = None if alpha is None else np.ascontiguousarray(alpha[:, ::-1])
+    return DecodedFrame(index, cast(int, frame.pts), rgb, alpha, outside)
 
 
 def _is_reading_at_fault(error: VideoError, path: str) -> bool:
@@ -153,7 +161,7 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
                 break
             index = waiting.popleft()
             _check_frame(frame, index, plan, allow_damaged=False)
-            yield DecodedFrame(index, frame.pts, to_rgb(frame, plan.info.colour), read_alpha(frame) if plan.info.has_alpha else None)
+            yield _to_arrays(frame, index, plan.info)
             if not waiting:
                 break
         if waiting:

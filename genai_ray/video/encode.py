@@ -31,7 +31,7 @@ from genai_ray.video.codecs import (
 )
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
-from genai_ray.video.info import Colour, HdrMetadata, VideoInfo
+from genai_ray.video.info import YCGCO, Colour, HdrMetadata, VideoInfo
 
 __all__ = ["Encoding", "SegmentWriter", "add_encoder", "choose_pixel_format", "describe_losses", "validate_encoding"]
 
@@ -213,6 +213,11 @@ def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) 
         yield f"chroma was reduced from 4:{before[1]}:{before[2]} to 4:{after[1]}:{after[2]}"
     if info.is_interlaced:
         yield "interlaced source: its fields were enhanced as whole frames; deinterlace it first"
+    colour = info.colour
+    if colour.source_matrix == YCGCO:
+        yield f"YCgCo colour: stored and tagged as {colour.standard}"
+    elif colour.source_matrix is not None:
+        yield f"colours of matrix {colour.source_matrix} (ITU-T H.273) were read as {colour.standard}, which is not the same"
     yield from (f"{words} in the video stream were left out" for words in info.unkept)
     if info.hdr is not None and not encoding.has_hdr:
         yield f"HDR10's static metadata was left out: {encoding.encoder} cannot store it"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,14 +18,17 @@ from av.sidedata.sidedata import Type
 from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
-from genai_ray.video.container import open_video
+from genai_ray.video.container import main_stream, open_video
 
 __all__ = ["FULL", "LIMITED", "Colour", "HdrMetadata", "VideoInfo", "build_decoder", "describe_video", "is_alpha_beside", "main_stream"]
 
-UNSPECIFIED, BT709, SMPTE170M = 2, 1, 6
+RGB, BT709, UNSPECIFIED, RESERVED, SMPTE170M, YCGCO = 0, 1, 2, 3, 6, 8
 LIMITED, FULL = 1, 2
 HD_LINES = 720
 """An untagged picture of this height or more is BT.709, below it is BT.601."""
+
+_STORED = (1, 4, 5, 6, 7, 9, 10)
+"""Matrices that results may have."""
 
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """FFmpeg's own decoders of these read no alpha."""
@@ -58,6 +62,8 @@ class Colour:
     """Whether the matrix was not tagged and follows from the height."""
     chroma_location: str = "left"
     """Where chroma lies between luma, in FFmpeg's words (left, center, topleft); left where the stream does not say, as H.264 has it."""
+    source_matrix: int | None = None
+    """Matrix coefficients of the source if they are none that results may have, such as 8, YCgCo; None if they are ``matrix``."""
 
     @property
     def standard(self) -> str:
@@ -116,20 +122,10 @@ class VideoInfo:
     """HDR10's static metadata; None where there is none."""
     is_interlaced: bool = False
     """Whether pictures are two fields of different times."""
+    is_mirrored: bool = False
+    """Whether a player mirrors the picture, left to right, before it turns it; frames are given mirrored."""
     unkept: tuple[str, ...] = ()
     """What lies in the stream beside its pictures and in no result, in words."""
-
-
-def main_stream(container: InputContainer) -> VideoStream:
-    """Return the stream that is the video: the first that is not a cover picture.
-
-    Args:
-        container: An open container with a video stream.
-
-    Returns:
-        The stream.
-    """
-    return next(stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def is_alpha_beside(stream: VideoStream) -> bool:
@@ -180,7 +176,8 @@ def describe_video(path: str) -> tuple[VideoInfo, int | None]:
         frame = next((frame for packet in container.demux(stream) for frame in decoder.decode(packet)), None)
         if frame is None:
             raise VideoError(f"{path}: no frame of it decodes ({stream.codec_context.name})", "a codec that FFmpeg decodes, and whole data")
-        codec = stream.codec_context
+        codec, side_data = stream.codec_context, _side_data_of(frame)
+        rotation, is_mirrored = _read_orientation(frame, side_data)
         info = VideoInfo(
             width=frame.width,
             height=frame.height,
@@ -190,30 +187,44 @@ def describe_video(path: str) -> tuple[VideoInfo, int | None]:
             pix_fmt=frame.format.name,
             bit_depth=frame.format.components[0].bits,
             sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
-            rotation=frame.rotation,
+            rotation=rotation,
             colour=_read_colour(codec, frame, _find_chroma_location(container, stream.index)),
             has_alpha=any(component.is_alpha for component in frame.format.components),
-            hdr=_read_hdr(frame),
+            hdr=_read_hdr(side_data),
             is_interlaced=bool(frame.interlaced_frame),
-            unkept=tuple(words for kind, words in _UNKEPT.items() if kind in _side_data_of(frame)),
+            is_mirrored=is_mirrored,
+            unkept=tuple(words for kind, words in _UNKEPT.items() if kind in side_data),
         )
         return info, frame.pts
 
 
 def _read_colour(codec: Any, frame: av.VideoFrame, chroma_location: str) -> Colour:
-    matrix, span, assumed = int(codec.colorspace), int(codec.color_range), False
-    if matrix == UNSPECIFIED:
-        matrix, assumed = (BT709 if frame.height >= HD_LINES else SMPTE170M), True
-    if frame.format.is_rgb:  # results are YUV, of the matrix that players assume by the height
-        matrix, span, assumed = (BT709 if frame.height >= HD_LINES else SMPTE170M), LIMITED, True
+    matrix, span, source = int(codec.colorspace), int(codec.color_range), None
+    has_rgb = frame.format.is_rgb or frame.format.has_palette
+    # Results are YUV; without a matrix of the source's own they have the one that players assume by the height.
+    is_assumed = has_rgb or matrix in (RGB, UNSPECIFIED, RESERVED)
+    if is_assumed or matrix not in _STORED:
+        source = None if is_assumed else matrix
+        matrix = BT709 if frame.height >= HD_LINES else SMPTE170M
+    if has_rgb:
+        span = LIMITED
     if span not in (LIMITED, FULL):
         span = FULL if frame.format.name.startswith("yuvj") else LIMITED
-    return Colour(matrix, span, int(codec.color_primaries), int(codec.color_trc), assumed, chroma_location)
+    return Colour(matrix, span, int(codec.color_primaries), int(codec.color_trc), is_assumed, chroma_location, source)
 
 
-def _read_hdr(frame: av.VideoFrame) -> HdrMetadata | None:
+def _read_orientation(frame: av.VideoFrame, side_data: Mapping[Type, bytes]) -> tuple[int, bool]:
+    """Read by how many degrees a player turns a picture, and whether it mirrors it before, from FFmpeg's matrix (3x3, 16.16)."""
+    if (matrix := side_data.get(Type.DISPLAYMATRIX)) is None:
+        return frame.rotation, False
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    if a * d - b * c >= 0:
+        return frame.rotation, False
+    return -round(math.degrees(math.atan2(-b / math.hypot(b, d), -a / math.hypot(a, c)))), True
+
+
+def _read_hdr(found: Mapping[Type, bytes]) -> HdrMetadata | None:
     """Read FFmpeg's AVMasteringDisplayMetadata (ten rationals, two flags) and AVContentLightMetadata (two numbers)."""
-    found = _side_data_of(frame)
     primaries = luminance = light_level = None
     if (mastering := found.get(Type.MASTERING_DISPLAY_METADATA)) is not None:
         numbers = struct.unpack_from("=22i", mastering)
@@ -228,7 +239,12 @@ def _read_hdr(frame: av.VideoFrame) -> HdrMetadata | None:
 
 
 def _side_data_of(frame: av.VideoFrame) -> dict[Type, bytes]:
-    side_data: Any = frame.side_data
+    try:
+        side_data: Any = frame.side_data
+    except ValueError:  # FFmpeg has kinds that PyAV (18) has no name for, such as Exif: let them all be one that no file has
+        kinds: Any = Type
+        kinds._missing_ = classmethod(lambda kind, _: kind.VIDEO_HINT)
+        side_data = frame.side_data
     return {data.type: bytes(data) for data in side_data}
 
 

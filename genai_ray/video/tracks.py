@@ -127,7 +127,7 @@ def add_copies(sink: OutputContainer, source: InputContainer, place: str, suffix
         codec, is_cover = getattr(stream, "codec_context", None), bool(stream.disposition & Disposition.attached_pic)
         name = f"{'cover' if is_cover else stream.type} stream {stream.index}"
         if stream.type == "video" and not is_cover:
-            notes.append(f"{name} was left out: only the first one is enhanced")
+            notes.append(f"{name} was left out: only stream {main_stream(source).index} is enhanced")
             continue
         if sink.format.name == "matroska" and _attach(sink, stream, firsts):
             continue

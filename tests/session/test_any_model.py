@@ -1,0 +1,281 @@
+"""Any ONNX file that ONNX Runtime runs: old operator sets, fixed sizes, odd graphs; raw results are ONNX Runtime's own, frames where they make sense."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from genai_ray import InferenceSession, errors
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+FRAMES = np.random.default_rng(3).integers(0, 256, (2, 70, 90, 3), np.uint8)
+
+
+def value(name, shape, kind=FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def save(path, nodes, inputs, outputs, weights=(), opset=17, domains=(), ir=8):
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(array, name) for name, array in dict(weights).items()])
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    path.write_bytes(helper.make_model(graph, opset_imports=imports, ir_version=ir).SerializeToString())
+    return path
+
+
+def save_upscaler(path, *, opset=17, channels=3, scale=3, size=("h", "w"), batch="n", kind=FLOAT):
+    """A 3x3 convolution that keeps the picture and sharpens it a little, then DepthToSpace."""
+    kernel = np.zeros((channels * scale**2, channels, 3, 3), np.float32)
+    for channel in range(channels):
+        for phase in range(scale**2):  # DepthToSpace takes the channels of a phase together
+            kernel[phase * channels + channel, channel] = np.array([[0, -0.1, 0], [-0.1, 1.4 - phase / 50, -0.1], [0, -0.1, 0]])
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("DepthToSpace", ["c"], ["y"], blocksize=scale),
+    ]
+    height, width = size
+    large = [length * scale if isinstance(length, int) else f"s{length}" for length in size]
+    weights = {"k": kernel.astype(helper.tensor_dtype_to_np_dtype(kind))}
+    ends = [value("x", [batch, channels, height, width], kind)], [value("y", [batch, channels, *large], kind)]
+    return save(path, nodes, *ends, weights, opset, ir=4 if opset < 10 else 8)
+
+
+def run_plain(path, feeds):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def check_raw(path, feeds):
+    """Raw results are those of ONNX Runtime alone."""
+    expected = run_plain(path, feeds)
+    with InferenceSession(path) as session:
+        outputs = session.run(feeds)
+    assert set(outputs) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(outputs[name], array)
+    return outputs
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 14, 15, 18, 21])
+def test_frames_and_raw_tensors_in_any_operator_set(tmp_path, opset, channels):
+    path = save_upscaler(tmp_path / "net.onnx", opset=opset, channels=channels)
+    check_raw(path, {"x": np.random.default_rng(0).random((2, channels, 20, 30), np.float32)})
+    usual = save_upscaler(tmp_path / "usual.onnx", channels=channels)
+    with InferenceSession(path) as session, InferenceSession(usual) as other:
+        assert (session.spec.scale, session.spec.receptive_field_px, session.spec.batchable) == (3, 1, True)
+        for frames in (FRAMES, FRAMES.astype(np.uint16) * 257, FRAMES.astype(np.float32) / 255):
+            found, expected = session.infer(frames), other.infer(frames)
+            assert found.shape == (2, 210, 270, 3)
+            if frames.dtype == np.float32:
+                assert np.array_equal(found, expected)
+            else:  # Round came with set 11: a value halfway between two levels may go the other way
+                assert np.abs(found.astype(np.int32) - expected).max() <= 1
+                assert (found != expected).mean() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [["n", 1, 1, 1], ["n"], [1], []])
+@pytest.mark.parametrize("opset", [7, 9, 13, 17])
+def test_an_extra_input_of_any_shape_takes_one_value_for_all_frames(tmp_path, opset, shape):
+    nodes = [helper.make_node("Mul", ["x", "s"], ["y"])]
+    if shape == ["n"]:
+        nodes = [helper.make_node("Reshape", ["s", "form"], ["t"]), helper.make_node("Mul", ["x", "t"], ["y"])]
+    picture = ["n", 3, "h", "w"]
+    path = save(
+        tmp_path / "dim.onnx", nodes, [value("x", picture), value("s", shape)], [value("y", picture)], {"form": np.array([-1, 1, 1, 1])}, opset, ir=4
+    )
+    check_raw(path, {"x": np.ones((2, 3, 5, 7), np.float32), "s": np.full([2 if axis == "n" else axis for axis in shape], 0.25, np.float32)})
+    with InferenceSession(path) as session:
+        found = session.infer(FRAMES, {"s": 0.25})
+    assert np.abs(found - FRAMES * 0.25).max() <= 0.5
+
+
+def test_a_model_of_half_precision_takes_frames(tmp_path):
+    path = save_upscaler(tmp_path / "half.onnx", kind=HALF)
+    with InferenceSession(path) as half, InferenceSession(save_upscaler(tmp_path / "usual.onnx")) as usual:
+        assert half.spec.scale == 3
+        assert np.abs(half.infer(FRAMES).astype(np.int32) - usual.infer(FRAMES)).max() <= 1
+
+
+@pytest.mark.parametrize("batch", ["n", 1])
+@pytest.mark.parametrize("size", [(48, 64), (64, 64), (64, "w"), ("h", 48)])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_frames_are_tiled_to_a_fixed_size(tmp_path, size, scale, batch):
+    fixed = save_upscaler(tmp_path / "fixed.onnx", scale=scale, size=size, batch=batch)
+    free = save_upscaler(tmp_path / "free.onnx", scale=scale)
+    generator = np.random.default_rng(4)
+    with InferenceSession(fixed) as session, InferenceSession(free) as whole:
+        for height, width in ((70, 90), (200, 65), (48, 64), (64, 48), (31, 300), (8, 8), (1, 1)):
+            frames = generator.integers(0, 256, (2, height, width, 3), np.uint8)
+            found, expected = session.infer(frames), whole.infer(frames)
+            assert found.shape == (2, scale * height, scale * width, 3)
+            # A frame smaller than the size is extended, and its new neighbours are seen at its edge.
+            rows = scale * (height - (isinstance(size[0], int) and height < size[0]))
+            columns = scale * (width - (isinstance(size[1], int) and width < size[1]))
+            assert np.array_equal(found[:, :rows, :columns], expected[:, :rows, :columns]), (height, width)
+        session.warmup()
+
+
+def test_pairs_are_tiled_to_a_fixed_size(tmp_path):
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Mul", ["sum", "half"], ["y"])]
+    shape = [1, 3, 32, 48]
+    path = save(tmp_path / "mean.onnx", nodes, [value("a", shape), value("b", shape)], [value("y", shape)], {"half": np.float32(0.5)})
+    with InferenceSession(path) as session:
+        found = session.infer(FRAMES)
+    assert found.shape == (1, 70, 90, 3)
+    assert np.abs(found[0] - FRAMES.astype(np.float64).mean(axis=0)).max() <= 0.5
+
+
+def odd_graphs(folder):
+    """Models that ONNX Runtime runs and ONNX's own checker refuses, or that have something that is no tensor; each with its inputs."""
+    rows, chain = ["n", 2], [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"])]
+    x = {"x": np.arange(-3, 3, dtype=np.float32).reshape(3, 2)}
+    yield save(folder / "unsorted.onnx", chain[::-1], [value("x", rows)], [value("y", rows)]), x
+    yield save(folder / "tapped.onnx", chain, [value("x", rows)], [value("y", rows), onnx.ValueInfoProto(name="h")]), x
+    yield save(folder / "no-shape.onnx", chain, [value("x", rows)], [value("y", None)]), x
+    yield save(folder / "no-shape-in.onnx", chain, [value("x", None)], [value("y", None)]), x
+    gelu = [helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")]
+    yield save(folder / "no-import.onnx", gelu, [value("x", rows)], [value("y", None)]), x
+    sequence = helper.make_tensor_sequence_value_info("s", FLOAT, None)
+    both = [helper.make_node("SequenceConstruct", ["x", "x"], ["s"]), helper.make_node("Neg", ["x"], ["y"])]
+    yield save(folder / "sequence.onnx", both, [value("x", rows)], [value("y", rows), sequence]), x
+    yield save(folder / "dead.onnx", [*chain, helper.make_node("Exp", ["h"], ["unused"])], [value("x", rows)], [value("y", rows)]), x
+
+
+def test_the_runtime_is_the_judge_of_a_graph(tmp_path):
+    for path, feeds in odd_graphs(tmp_path):
+        expected = run_plain(path, feeds)
+        with InferenceSession(path) as session:
+            session.warmup()
+            outputs = session.run(feeds)
+            assert set(outputs) == set(expected), path.name
+            for name, array in expected.items():
+                np.testing.assert_array_equal(outputs[name], array, err_msg=path.name)
+            with pytest.raises(errors.InvalidInputError, match="not an image model"):
+                session.infer(FRAMES)
+
+
+def test_the_words_of_the_checker_are_a_note(tmp_path):
+    from genai_ray.inspection import inspect_model
+
+    unsorted, *_ = (path for path, _ in odd_graphs(tmp_path))
+    assert any("topologically sorted" in line for line in inspect_model(unsorted).unsure)
+
+
+def test_an_image_model_may_be_unsorted_and_tapped(tmp_path):
+    path = save_upscaler(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.output.append(onnx.ValueInfoProto(name="c"))
+    (odd := tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+    with InferenceSession(path) as plain, InferenceSession(odd) as session:
+        assert session.spec.receptive_field_px == plain.spec.receptive_field_px == 1
+        assert np.array_equal(session.infer(FRAMES), plain.infer(FRAMES))
+
+
+def test_a_branch_of_a_graph_may_see_the_picture(tmp_path):
+    def branch(name, kind):
+        return helper.make_graph([helper.make_node(kind, ["x"], [name])], name, [], [value(name, None)])
+
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
+        helper.make_node("Greater", ["top", "limit"], ["is_bright"]),
+        helper.make_node("If", ["is_bright"], ["y"], then_branch=branch("output", "Identity"), else_branch=branch("frames", "Identity")),
+    ]
+    shape = ["n", 3, "h", "w"]
+    path = save(tmp_path / "if.onnx", nodes, [value("x", shape)], [value("y", shape)], {"limit": np.float32(0.5)})
+    with InferenceSession(path) as session:
+        assert np.array_equal(session.infer(FRAMES), FRAMES)
+
+
+def test_frames_that_cannot_be_fused_leave_the_raw_interface_with_a_reason(tmp_path):
+    shape = ["n", 3, "h", "w"]
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    path = save(tmp_path / "old.onnx", nodes, [value("x", shape)], [value("y", shape)], opset=6, ir=3)
+    check_raw(path, {"x": np.ones((1, 3, 4, 5), np.float32)})
+    with InferenceSession(path) as session:
+        assert any("operator set 6" in line for line in session.spec.unsure)
+        with pytest.raises(errors.InvalidInputError, match="not an image model"):
+            session.infer(FRAMES)
+
+
+def save_outside(path, num_rows, opset=17):
+    """A table whose rows lie in a file beside it."""
+    table = TensorProto(name="table", data_type=FLOAT, dims=[num_rows, 1024], data_location=TensorProto.EXTERNAL)
+    for key, word in {"location": "table.bin", "offset": "0", "length": str(num_rows * 4096)}.items():
+        table.external_data.add(key=key, value=word)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "at"], ["y"])], "g", [value("at", ["n"], TensorProto.INT64)], [value("y", ["n", 1024])], [table]
+    )
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString())
+    with (path.parent / "table.bin").open("wb") as file:
+        file.truncate(num_rows * 4096)
+        file.seek((num_rows - 1) * 4096)
+        file.write(np.arange(1024, dtype=np.float32).tobytes())
+    return path
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes_of_external_data(tmp_path):
+    num_rows = 2_300_000_000 // 4096
+    path = save_outside(tmp_path / "big.onnx", num_rows)
+    with InferenceSession(path) as session:
+        session.warmup()
+        outputs = session.run({"at": np.array([0, num_rows - 1])})
+        assert session.memory_bytes < 300_000_000
+    assert np.array_equal(outputs["y"], [np.zeros(1024), np.arange(1024)])
+
+
+def test_weights_in_other_files(tmp_path):
+    usual = save_upscaler(tmp_path / "usual.onnx")
+    (tmp_path / "outside").mkdir()
+    model, path = onnx.load(usual), tmp_path / "outside" / "net.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    check_raw(path, {"x": np.ones((1, 3, 20, 30), np.float32)})
+    for precision in ("fp32", "fp16"):
+        with InferenceSession(path, precision=precision) as session, InferenceSession(usual, precision=precision) as whole:
+            assert session.spec.receptive_field_px == 1
+            assert np.array_equal(session.infer(FRAMES), whole.infer(FRAMES))
+    (tmp_path / "outside" / "weights.bin").unlink()
+    with pytest.raises(errors.ModelLoadError, match=r"weights\.bin"):
+        InferenceSession(path)
+
+
+@pytest.mark.slow
+def test_the_files_of_public_reports(shared):
+    """Each runs as ONNX Runtime alone runs it, or is refused as it refuses it; image models take frames."""
+    folder = shared / "cases" / "models"
+    if not folder.is_dir():
+        pytest.skip("../shared/cases is not here")
+    generator, results = np.random.default_rng(0), {}
+    for path in sorted(folder.glob("*.onnx")):
+        try:
+            plain = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception:  # noqa: BLE001 - whatever it raises
+            with pytest.raises(errors.ModelLoadError):
+                InferenceSession(path)
+            continue
+        feeds = {}
+        for info in plain.get_inputs():
+            shape = [axis if isinstance(axis, int) else 2 if index == 0 else 24 for index, axis in enumerate(info.shape)]
+            feeds[info.name] = np.full(shape, "word", object) if "string" in info.type else generator.random(shape, np.float32)
+        expected = run_plain(path, feeds)
+        with InferenceSession(path) as session:
+            spec, outputs = session.spec, session.run(feeds)
+            for name, array in expected.items():
+                if isinstance(array, np.ndarray):
+                    np.testing.assert_array_equal(outputs[name], array, err_msg=f"{path.name} {name}")
+                else:
+                    assert outputs[name] == array or all(np.array_equal(a, b) for a, b in zip(outputs[name], array, strict=True)), path.name
+            if spec.is_image_model:
+                results[path.stem] = session.infer(FRAMES)
+                assert results[path.stem].shape == (2, 70 * spec.scale, 90 * spec.scale, 3), path.name
+    sizes = {name: found.shape[1] // 70 for name, found in results.items()}
+    for name in (path.stem for path in folder.glob("op*.onnx")):
+        assert sizes[name] == (1 if "sigma" in name else 2 if "x2" in name else 3)
+    assert sizes["x2-rgb-fixed48x64-noyaml"] == 2

@@ -151,6 +151,8 @@ class OnnxRuntimeSession:
             raise InvalidInputError(f"inputs {sorted(feeds)}", f"exactly {sorted(wanted)}")
         for name, array in feeds.items():
             info = wanted[name]
+            if info.shape == () or not isinstance(array, np.ndarray):
+                continue  # a shape that the graph does not tell, or no tensor: the runtime judges
             fits = len(array.shape) == len(info.shape) and all(b in (None, a) for a, b in zip(array.shape, info.shape, strict=True))
             if not fits or info.dtype not in (object, array.dtype):
                 shape = "(" + ", ".join("any" if axis is None else str(axis) for axis in info.shape) + ")"

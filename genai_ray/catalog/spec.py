@@ -105,8 +105,13 @@ class ModelSpec(_Frozen):
 
     @property
     def is_fixed_size(self) -> bool:
-        """Whether the graph takes one frame size only, so that frames are resized to it and masks back."""
-        return bool(self.inputs) and self.inputs[0].height is not None
+        """Whether the graph fixes the height or width of its frames: for masks frames are resized to it, for anything else they are tiled to it."""
+        return bool(self.inputs) and (self.inputs[0].height is not None or self.inputs[0].width is not None)
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether frames are resized to the graph's fixed size, and masks back."""
+        return self.is_fixed_size and self.task is ModelTask.BACKGROUND_REMOVAL
 
     @property
     def is_tileable(self) -> bool:

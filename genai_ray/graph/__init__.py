@@ -7,20 +7,34 @@ from genai_ray.graph.cost import activation_bytes, weight_bytes
 from genai_ray.graph.field import ReceptiveField, receptive_field
 from genai_ray.graph.fuse import fuse_frames
 from genai_ray.graph.header import external_files, read_header
-from genai_ray.graph.model import Graph, GraphTensor, free_batch, graph_inputs, graph_tensors, read_model, sort_nodes
+from genai_ray.graph.model import (
+    Graph,
+    GraphTensor,
+    broken_rule,
+    free_batch,
+    graph_inputs,
+    graph_tensors,
+    has_outside_weights,
+    read_model,
+    read_weights,
+    sort_nodes,
+)
 
 __all__ = [
     "Graph",
     "GraphTensor",
     "ReceptiveField",
     "activation_bytes",
+    "broken_rule",
     "external_files",
     "free_batch",
     "fuse_frames",
     "graph_inputs",
     "graph_tensors",
+    "has_outside_weights",
     "read_header",
     "read_model",
+    "read_weights",
     "receptive_field",
     "sort_nodes",
     "weight_bytes",

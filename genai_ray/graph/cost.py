@@ -45,7 +45,8 @@ def activation_bytes(model: Graph, shapes: Mapping[str, tuple[int, ...]]) -> int
             dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in shapes[value.name]]
             value.type.tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=dims))
     for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
     sizes = {value.name: _value_bytes(value) for value in (*inferred.value_info, *inferred.input, *inferred.output)}
     last = {name: index for index, node in enumerate(inferred.node) for name in node.input}

@@ -147,7 +147,7 @@ def _pass(node: onnx.NodeProto, reach: _Reach, constants: dict[str, onnx.TensorP
     if node.op_type == "SpaceToDepth":
         size = int(attributes["blocksize"])
         return _Reach(step * size, reach.left, reach.right)  # tile origins at multiples of the stride keep cells whole
-    if node.op_type == "Resize":
+    if node.op_type in ("Resize", "Upsample"):
         return _pass_resize(node, reach, constants, attributes)
     raise _UnknownError
 
@@ -175,10 +175,14 @@ def _integers(value: object, default: list[int]) -> list[int]:
 
 
 def _pass_resize(node: onnx.NodeProto, reach: _Reach, constants: dict[str, onnx.TensorProto], attributes: dict[str, object]) -> _Reach:
-    scales = constants.get(node.input[2]) if len(node.input) > 2 else None
-    if scales is None:
+    # Upsample 7 has an attribute; Upsample 9 and Resize 10 have them second; Resize 11 has them third.
+    scales = constants.get(node.input[min(len(node.input) - 1, 2)])
+    factors = attributes.get("scales") or (onnx.numpy_helper.to_array(scales).tolist() if scales is not None and scales.dims else None)
+    if not isinstance(factors, list) or not factors:
         raise _UnknownError
-    factor = Fraction(float(onnx.numpy_helper.to_array(scales)[-1])).limit_denominator(64)
+    factor = Fraction(float(factors[-1])).limit_denominator(64)
+    if factor <= 0 or attributes.get("coordinate_transformation_mode") in (b"align_corners", b"tf_crop_and_resize"):  # these see the whole frame
+        raise _UnknownError
     mode = attributes.get("mode", b"nearest")
     taps = {b"nearest": Fraction(0), b"linear": Fraction(1), b"cubic": Fraction(2)}.get(mode if isinstance(mode, bytes) else b"")
     if taps is None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from genai_ray.catalog import ModelSpec, TensorSpec
 from genai_ray.errors import ModelLoadError
-from genai_ray.graph.model import Graph, free_batch, graph_inputs
+from genai_ray.graph.model import Graph, free_batch, graph_inputs, graphs_of, walk_nodes
 from genai_ray.types import ModelTask, full_range
 
 __all__ = ["fuse_frames"]
 
 _PREFIX = "genai_ray."
 _ANTIALIAS_OPSET = 18
+_OLDEST_OPSET = 7
+"""Since then Mul and Add take tensors of different shapes; ONNX Runtime promises nothing for older sets."""
 
 
 def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
@@ -36,27 +39,29 @@ def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
         input [] for each param under its own name, and the output ``output`` [N, s*H, s*W, C], all of ``dtype``.
 
     Raises:
-        ModelLoadError: If the graph has inputs that are neither images nor params, or is not what the spec says.
+        ModelLoadError: If the graph has inputs that are neither images nor params, is not what the spec says, or is of an operator
+            set before 7. Whether the fused model runs, only a runtime can tell.
         InvalidInputError: If the dtype is none of the frame contract's.
     """
     peak = full_range(dtype)
     fused = free_batch(model) if spec.batchable else Graph()
     if not spec.batchable:
         fused.CopyFrom(model)
-    if spec.is_fixed_size:
+    if _opset_of(fused) < _OLDEST_OPSET:
+        raise ModelLoadError(f"{spec.model_id} is of operator set {_opset_of(fused)}", f"{_OLDEST_OPSET} or later for frames", "Convert it, or use run().")
+    if spec.is_resized:
         fused = _raise_opset(fused)
     builder = _Builder(fused, spec, np.dtype(dtype), peak)
     builder.build()
-    onnx.checker.check_model(fused)
     return fused
 
 
 class _Builder:
-    """Writes the nodes before and after a model; nodes are gathered in order, so that the result stays sorted."""
+    """Writes the nodes before and after a model, in the words of its operator set; nodes are gathered in order, so that the result stays sorted."""
 
     def __init__(self, model: Graph, spec: ModelSpec, dtype: np.dtype[Any], peak: float) -> None:
         self.model, self.spec, self.peak = model, spec, peak
-        self.kind = helper.np_dtype_to_tensor_dtype(dtype)
+        self.kind, self.opset = helper.np_dtype_to_tensor_dtype(dtype), _opset_of(model)
         self.nodes: list[onnx.NodeProto] = []
         self.count = 0
 
@@ -65,6 +70,7 @@ class _Builder:
         values = {value.name: value for value in graph_inputs(self.model)}
         names = list(values)
         images = [tensor.name or names[index] for index, tensor in enumerate(spec.inputs)]
+        kinds = {value.name: value.type.tensor_type.elem_type for value in (*values.values(), *graph.output)}
         outputs = [value.name for value in graph.output]
         output = spec.outputs[0].name or outputs[0]
         unknown = set(names) - set(images) - set(spec.params)
@@ -75,11 +81,14 @@ class _Builder:
             )
         ends = ["frames"] if len(images) == 1 else [f"frames{index}" for index in range(len(images))]
         for end, name, tensor in zip(ends, images, spec.inputs, strict=True):
-            self._before(end, name, tensor)
+            self._before(end, name, tensor, kinds[name])
         for name in spec.params:
             self._param(name, values[name], ends[0])
+        kind = kinds[output]
         output = self._make_way(output)
         before, self.nodes = self.nodes, []
+        if kind != TensorProto.FLOAT:
+            output = self._node("Cast", output, to=TensorProto.FLOAT)
         channels = self._after(output, spec.outputs[0], ends[0])
         body = list(graph.node)
         del graph.node[:]
@@ -88,14 +97,11 @@ class _Builder:
 
     def _make_way(self, output: str) -> str:
         """Rename the model's own tensors that are called as the fused graph's ends are; return the output's name after that."""
-        graph, taken = self.model.graph, {"frames", "frames0", "frames1", "output"}
-        inner = {name for node in graph.node for name in node.output} | {tensor.name for tensor in graph.initializer}
+        taken = {"frames", "frames0", "frames1", "output"}
+        inner = {name for node in walk_nodes(self.model.graph) for name in node.output} | {tensor.name for tensor in self.model.graph.initializer}
         renamed = {name: f"{_PREFIX}model.{name}" for name in taken & inner}
-        for node in graph.node:
-            node.input[:] = [renamed.get(name, name) for name in node.input]
-            node.output[:] = [renamed.get(name, name) for name in node.output]
-        for tensor in graph.initializer:
-            tensor.name = renamed.get(tensor.name, tensor.name)
+        if renamed:
+            _rename(self.model.graph, renamed)
         return renamed.get(output, output)
 
     def _declare(self, ends: list[str], channels: int) -> None:
@@ -109,69 +115,99 @@ class _Builder:
             field.extend(values)
         del graph.value_info[:]
 
-    def _before(self, end: str, name: str, tensor: TensorSpec) -> None:
+    def _before(self, end: str, name: str, tensor: TensorSpec, kind: int) -> None:
         low, high = tensor.value_range
+        is_resized = self.spec.is_resized
         value = self._node("Cast", end, to=TensorProto.FLOAT) if self.kind != TensorProto.FLOAT else end
-        if tensor.layout == "nchw" or tensor.height is not None or tensor.channels == 1:
+        if tensor.layout == "nchw" or is_resized or tensor.channels == 1:
             value = self._node("Transpose", value, perm=[0, 3, 1, 2])
         if tensor.channels == 1:
             value = self._node("Reshape", value, self._fold(value, 1))
-        if tensor.height is not None:
+        if is_resized and tensor.height is not None:
             value = self._node("Resize", value, "", "", self._sizes(value, tensor.height, tensor.width or tensor.height), mode="linear", antialias=1)
         # One multiplication and one addition do the range and the normalisation together.
         gain = np.float64((high - low) / self.peak) / np.asarray(tensor.std or 1.0, np.float64)
         shift = (low - np.asarray(tensor.mean or 0.0, np.float64)) / np.asarray(tensor.std or 1.0, np.float64)
-        shape = (1, -1, 1, 1)
+        is_last = tensor.layout == "nhwc" and not (is_resized or tensor.channels == 1)
+        shape = (1, 1, 1, -1) if is_last else (1, -1, 1, 1)
         if np.any(gain != 1):
             value = self._node("Mul", value, self._constant(np.atleast_1d(gain).reshape(shape).astype(np.float32)))
         if np.any(shift != 0):
             value = self._node("Add", value, self._constant(np.atleast_1d(shift).reshape(shape).astype(np.float32)))
-        if tensor.layout == "nhwc" and tensor.height is not None:
+        if tensor.layout == "nhwc" and (is_resized or tensor.channels == 1):
             value = self._node("Transpose", value, perm=[0, 2, 3, 1])
+        if kind != TensorProto.FLOAT:
+            value = self._node("Cast", value, to=kind)
         self._rename_input(name, value)
 
     def _param(self, name: str, value: onnx.ValueInfoProto, frames: str) -> None:
         """Spread a scalar to the shape that the graph wants; a leading free axis gets one value for each frame."""
-        dims = value.type.tensor_type.shape.dim
-        if not dims:
-            return
-        shape = self._constant(np.array([dim.dim_value or 1 for dim in dims], np.int64))
-        if self.spec.batchable and not dims[0].dim_value:
-            count = self._node("Shape", frames, start=0, end=1)
-            rest = self._constant(np.array([dim.dim_value or 1 for dim in dims][1:], np.int64))
-            shape = self._node("Concat", count, rest, axis=0)
-        self._rename_input(name, self._node("Expand", name, shape))
+        dims, kind = value.type.tensor_type.shape.dim, value.type.tensor_type.elem_type
+        spread = name
+        if dims:
+            sizes = np.array([dim.dim_value or 1 for dim in dims], np.int64)
+            shape = self._constant(sizes)
+            if self.spec.batchable and not dims[0].dim_value:
+                count = self._axes(frames, 0, 1)
+                shape = self._node("Concat", count, self._constant(sizes[1:]), axis=0) if len(dims) > 1 else count
+            spread = self._spread(name, shape, len(dims))
+        if kind != TensorProto.FLOAT:
+            spread = self._node("Cast", spread, to=kind)
+        if spread != name:
+            self._rename_input(name, spread)
+
+    def _spread(self, scalar: str, shape: str, rank: int) -> str:
+        if self.opset >= 8:  # Expand came with set 8
+            return self._node("Expand", scalar, shape)
+        return self._node("Tile", self._node("Reshape", scalar, self._constant(np.ones(rank, np.int64))), shape)
 
     def _after(self, output: str, tensor: TensorSpec, frames: str) -> int:
         low, high = tensor.value_range
         value = output
         is_mask = self.spec.task is ModelTask.BACKGROUND_REMOVAL
-        if tensor.height is not None:
-            if tensor.layout == "nhwc":
-                value = self._node("Transpose", value, perm=[0, 3, 1, 2])
-            size = self._node("Shape", frames, start=1, end=3)
-            value = self._node("Resize", value, "", "", self._node("Concat", self._node("Shape", value, start=0, end=2), size, axis=0), mode="linear")
+        is_resized = self.spec.is_resized
+        if tensor.layout == "nhwc" and (is_resized or (tensor.channels == 1 and not is_mask)):
+            value = self._node("Transpose", value, perm=[0, 3, 1, 2])
+        if is_resized:
+            size = self._axes(frames, 1, 3)
+            value = self._node("Resize", value, "", "", self._node("Concat", self._axes(value, 0, 2), size, axis=0), mode="linear")
         if low != 0:
             value = self._node("Sub", value, self._constant(np.float32(low)))
         if self.peak != high - low:
             value = self._node("Mul", value, self._constant(np.float32(self.peak / (high - low))))
-        value = self._node("Clip", value, self._constant(np.float32(0)), self._constant(np.float32(self.peak)))
+        value = self._clip(value)
         if self.kind != TensorProto.FLOAT:
-            value = self._node("Cast", self._node("Round", value), to=self.kind)
+            value = self._node("Cast", self._round(value), to=self.kind)
         if tensor.channels == 1 and not is_mask:
             value = self._node("Reshape", value, self._fold(value, 3))
-        if tensor.layout == "nchw" or tensor.height is not None or (tensor.channels == 1 and not is_mask):
+        if tensor.layout == "nchw" or is_resized or (tensor.channels == 1 and not is_mask):
             value = self._node("Transpose", value, perm=[0, 2, 3, 1])
         self._node("Identity", value, output="output")
         return 1 if is_mask else 3
 
+    def _clip(self, value: str) -> str:
+        if self.opset < 11:  # limits are inputs since set 11
+            return self._node("Clip", value, min=0.0, max=float(self.peak))
+        return self._node("Clip", value, self._constant(np.float32(0)), self._constant(np.float32(self.peak)))
+
+    def _round(self, value: str) -> str:
+        if self.opset < 11:  # Round came with set 11; a float32 this large has no fraction, and is rounded to it as Round does
+            large = self._constant(np.float32(2**23))
+            return self._node("Sub", self._node("Add", value, large), large)
+        return self._node("Round", value)
+
     def _fold(self, value: str, channels: int) -> str:
         """Shape that moves the three colours into the batch (channels=1) or back out of it (channels=3)."""
-        size = self._node("Shape", value, start=2, end=4)
-        return self._node("Concat", self._constant(np.array([-1, channels], np.int64)), size, axis=0)
+        return self._node("Concat", self._constant(np.array([-1, channels], np.int64)), self._axes(value, 2, 4), axis=0)
 
     def _sizes(self, value: str, height: int, width: int) -> str:
-        return self._node("Concat", self._node("Shape", value, start=0, end=2), self._constant(np.array([height, width], np.int64)), axis=0)
+        return self._node("Concat", self._axes(value, 0, 2), self._constant(np.array([height, width], np.int64)), axis=0)
+
+    def _axes(self, value: str, start: int, stop: int) -> str:
+        """Sizes of some axes of a tensor."""
+        if self.opset < 15:  # Shape has start and end since set 15
+            return self._node("Gather", self._node("Shape", value), self._constant(np.arange(start, stop)), axis=0)
+        return self._node("Shape", value, start=start, end=stop)
 
     def _constant(self, array: npt.NDArray[Any] | np.generic) -> str:
         self.count += 1
@@ -186,15 +222,32 @@ class _Builder:
         return result
 
     def _rename_input(self, name: str, value: str) -> None:
-        for node in self.model.graph.node:
+        for node in walk_nodes(self.model.graph):
             for index, used in enumerate(node.input):
                 if used == name:
                     node.input[index] = value
 
 
+def _opset_of(model: Graph) -> int:
+    """Return the operator set of a model; a runtime takes its latest where a file names none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), onnx.defs.onnx_opset_version())
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of a graph and of those within it, in place."""
+    for node in walk_nodes(graph):
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for one in (graph, *(inner for node in walk_nodes(graph) for inner in graphs_of(node))):
+        for tensor in one.initializer:
+            tensor.name = names.get(tensor.name, tensor.name)
+        for value in (*one.input, *one.output):
+            value.name = names.get(value.name, value.name)
+
+
 def _raise_opset(model: Graph) -> Graph:
     """Bring a model to the operator set in which Resize can filter what it makes smaller."""
-    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    version = _opset_of(model)
     if version >= _ANTIALIAS_OPSET:
         return model
     try:

@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from genai_ray.errors import ModelLoadError
-from genai_ray.graph.model import Graph
+from genai_ray.graph.model import Graph, put_in_order
 
 __all__ = ["external_files", "read_header"]
 
@@ -50,7 +50,7 @@ def read_header(path: Path) -> Graph:
         The model; it runs where external data is looked for in the file's folder.
 
     Raises:
-        ModelLoadError: If the file cannot be read, is not ONNX, or its graph alone has more than ``MAX_HEADER_BYTES``.
+        ModelLoadError: If the file cannot be read, is not ONNX, has a cycle, or its graph alone has more than ``MAX_HEADER_BYTES``.
     """
     try:
         with path.open("rb") as file:
@@ -61,6 +61,7 @@ def read_header(path: Path) -> Graph:
         raise ModelLoadError(f"{path} is not a usable ONNX file: {exc}") from exc
     if not (model.graph.node or model.graph.output):
         raise ModelLoadError(f"{path} is not a usable ONNX file: it has no graph")
+    put_in_order(model, path)
     return model
 
 

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from genai_ray.errors import ModelLoadError
 
-__all__ = ["Graph", "GraphTensor", "free_batch", "graph_inputs", "graph_tensors", "read_model", "sort_nodes"]
+__all__ = [
+    "Graph",
+    "GraphTensor",
+    "broken_rule",
+    "free_batch",
+    "graph_inputs",
+    "graph_tensors",
+    "graphs_of",
+    "has_outside_weights",
+    "put_in_order",
+    "read_model",
+    "read_weights",
+    "sort_nodes",
+    "walk_nodes",
+]
+
+_SMALL_BYTES = 1024
+"""Tensors of other files up to this size are read with the graph: they say sizes and scales."""
 
 Graph = onnx.ModelProto
 """A model as ONNX has it."""
@@ -29,26 +51,135 @@ class GraphTensor:
 
 
 def read_model(path: Path) -> Graph:
-    """Read and check an ONNX file.
+    """Read an ONNX file; whether it is a good model, only a runtime can tell.
 
     Args:
-        path: The file; external data is looked for beside it.
+        path: The file. Large weights that lie in other files are not read: see ``read_weights``.
 
     Returns:
-        The model.
+        The model, its nodes in an order in which every tensor is made before it is read.
 
     Raises:
-        ModelLoadError: If it cannot be read, is not ONNX, or breaks ONNX's rules.
+        ModelLoadError: If it cannot be read, or is not ONNX.
     """
     try:
-        model = onnx.load(str(path))
-        onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as exc:
-        lines = str(exc).strip().splitlines()
-        raise ModelLoadError(f"{path} is not a usable ONNX file: {lines[0] if lines else type(exc).__name__}") from exc
-    if not model.graph.node:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError) as exc:
+        raise ModelLoadError(f"{path} is not a usable ONNX file: {_first_line(exc)}") from exc
+    if not model.graph.node and not model.graph.output:
         raise ModelLoadError(f"{path} is not a usable ONNX file: it has no nodes")
+    put_in_order(model, path)
     return model
+
+
+def put_in_order(model: Graph, path: Path) -> None:
+    """Bring a model as it was read into the form that everything here takes: nodes sorted, small tensors of other files read, in place.
+
+    Args:
+        model: The model; changed.
+        path: Its file; others lie beside it.
+
+    Raises:
+        ModelLoadError: If another file is missing or too short, or the graph has a cycle.
+    """
+    _read_tensors([tensor for tensor in _outside(model) if _length_of(tensor) <= _SMALL_BYTES], path)
+    sort_nodes(model)
+
+
+def read_weights(model: Graph, path: Path) -> None:
+    """Read the weights that lie in other files, in place.
+
+    Args:
+        model: What ``read_model`` gave; changed.
+        path: Its file; the others lie beside it.
+
+    Raises:
+        ModelLoadError: If one is missing or too short.
+    """
+    _read_tensors(list(_outside(model)), path)
+
+
+def has_outside_weights(model: Graph) -> bool:
+    """Tell whether weights of a model lie in other files and are not in it.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Whether a runtime needs the folder of its file.
+    """
+    return any(True for _ in _outside(model))
+
+
+def broken_rule(path: Path) -> str | None:
+    """Return what ONNX's own checker says against a file; runtimes take many that it refuses.
+
+    Args:
+        path: An ONNX file.
+
+    Returns:
+        Its words; None where it has none.
+    """
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as exc:
+        return _first_line(exc)
+    return None
+
+
+def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Walk over the nodes of a graph and of the graphs within them: branches and bodies of loops.
+
+    Args:
+        graph: Any graph.
+
+    Yields:
+        Every node.
+    """
+    for node in graph.node:
+        yield node
+        for inner in graphs_of(node):
+            yield from walk_nodes(inner)
+
+
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Walk over the graphs within a node: branches and bodies of loops.
+
+    Args:
+        node: Any node.
+
+    Yields:
+        Each graph, not those within it.
+    """
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _outside(model: Graph) -> Iterator[onnx.TensorProto]:
+    held = (attribute.t for node in walk_nodes(model.graph) for attribute in node.attribute if attribute.HasField("t"))
+    yield from (tensor for tensor in (*model.graph.initializer, *held) if uses_external_data(tensor))
+
+
+def _length_of(tensor: onnx.TensorProto) -> float:
+    lengths = [entry.value for entry in tensor.external_data if entry.key == "length" and entry.value.isdecimal()]
+    return int(lengths[-1]) if lengths else math.inf
+
+
+def _read_tensors(tensors: Sequence[onnx.TensorProto], path: Path) -> None:
+    try:
+        for tensor in tensors:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    except (onnx.checker.ValidationError, OSError, ValueError) as exc:
+        raise ModelLoadError(f"the weights of {path} cannot be read: {_first_line(exc)}") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    lines = str(exc).strip().splitlines()
+    return lines[0] if lines else type(exc).__name__
 
 
 def graph_inputs(model: Graph) -> list[onnx.ValueInfoProto]:
@@ -113,18 +244,34 @@ def sort_nodes(model: Graph) -> None:
     Raises:
         ModelLoadError: If the graph has a cycle.
     """
-    waiting, known = (
-        list(model.graph.node),
-        {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input} | {""},
-    )
-    made = {name for node in waiting for name in node.output}
-    ordered: list[onnx.NodeProto] = []
-    while waiting:
-        ready = [node for node in waiting if all(name in known or name not in made for name in node.input)]
-        if not ready:
-            raise ModelLoadError("the graph has a cycle")
-        known |= {name for node in ready for name in node.output}
-        ordered += ready
-        waiting = [node for node in waiting if not all(name in known for name in node.output)]
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
+    maker = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
+    needs = [{maker[name] for name in _read_by(node) if name in maker} for node in model.graph.node]
+    readers: defaultdict[int, list[int]] = defaultdict(list)
+    for index, needed in enumerate(needs):
+        for made in needed:
+            readers[made].append(index)
+    ready = [index for index, needed in enumerate(needs) if not needed]
+    order: list[int] = []
+    while ready:
+        order.append(heapq.heappop(ready))  # the first of them: what is sorted stays as it is
+        for index in readers[order[-1]]:
+            needs[index].discard(order[-1])
+            if not needs[index]:
+                heapq.heappush(ready, index)
+    if len(order) < len(needs):
+        raise ModelLoadError("the graph has a cycle")
+    if order != list(range(len(needs))):
+        nodes = [model.graph.node[index] for index in order]
+        sorted_graph = onnx.GraphProto(node=nodes)
+        del model.graph.node[:]
+        model.graph.node.extend(sorted_graph.node)
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """Return the names that a node reads, those that graphs within it read from outside included."""
+    names = set(node.input)
+    for graph in graphs_of(node):
+        inner = list(walk_nodes(graph))
+        made = {name for one in inner for name in one.output} | {value.name for value in graph.input}
+        names |= {name for one in inner for name in one.input} - made
+    return names

@@ -6,6 +6,7 @@ said in ``ModelSpec.unsure``; a model that is not an image model gets the task `
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy.typing as npt
 
 from genai_ray.backends import RuntimeSession, TensorInfo, open_runtime
 from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
-from genai_ray.errors import InferenceError, InvalidInputError, ModelNotFoundError
-from genai_ray.graph import free_batch, read_header, receptive_field
+from genai_ray.errors import GenAIRayError, InferenceError, InvalidInputError, ModelLoadError, ModelNotFoundError
+from genai_ray.graph import Graph, broken_rule, free_batch, fuse_frames, read_header, receptive_field
 from genai_ray.types import ModelTask
 
 __all__ = ["inspect_model"]
@@ -51,21 +52,10 @@ def inspect_model(path: Path) -> ModelSpec:
         trial = _Trial(path, runtime)
         spec = trial.describe()
         if spec.is_image_model:
-            freed = open_runtime(free_batch(model).SerializeToString(), folder=path.parent)
-            try:
-                trial.runtime = freed
-                reach = receptive_field(model)
-                field_px = None if spec.is_fixed_size or spec.task is ModelTask.INTERPOLATION else reach.radius_px
-                stride = math.lcm(reach.stride, spec.size_multiple) if field_px is not None else 1
-                spec = spec.model_copy(
-                    update={
-                        "batchable": trial.is_batchable(spec),
-                        "receptive_field_px": field_px,
-                        "tile_stride": stride,
-                    }
-                )
-            finally:
-                freed.close()
+            spec = trial.try_frames(spec, model)
+        broken = broken_rule(path)
+        if broken is not None:
+            trial.unsure.append(f"whether other runtimes take it; ONNX's own checker says: {broken}")
         return spec.model_copy(update={"unsure": tuple(trial.unsure)})
     finally:
         runtime.close()
@@ -107,14 +97,14 @@ class _Trial:
         image = next(((i, array) for i, array in enumerate(output or []) if array.ndim == 4), None)
         if image is None:
             self.unsure.append(f"what it gives: no picture came out of {size[1]}x{size[0]}")
-            return spec.model_copy(update={"inputs": (), "params": {}})
+            return _without_frames(spec)
         index, array = image
         layout: Literal["nchw", "nhwc"] = "nhwc" if array.shape[-1] in _COLOURS and array.shape[1] not in _COLOURS else "nchw"
         height, width, channels = (array.shape[1:4]) if layout == "nhwc" else (*array.shape[2:4], array.shape[1])
         scale = height // size[0]
         if channels not in _COLOURS or (height, width) != (size[0] * scale, size[1] * scale) or scale < 1:
             self.unsure.append(f"what it gives: {list(array.shape)} came out of {size[1]}x{size[0]}")
-            return spec.model_copy(update={"inputs": (), "params": {}})
+            return _without_frames(spec)
         is_mask = channels == 1 and spec.inputs[0].channels == 3
         high = self._guess_range(spec, index, is_mask, scale)
         inputs = tuple(tensor.model_copy(update={"value_range": (0.0, high)}) for tensor in spec.inputs)
@@ -127,7 +117,7 @@ class _Trial:
             width=fixed[1],
         )
         spec = spec.model_copy(update={"inputs": inputs, "outputs": (out,), "scale": scale, "task": self._guess_task(len(inputs), scale, is_mask)})
-        if fixed[0] is not None:
+        if any(fixed):
             return spec
         multiple = next((m for m in _MULTIPLES if self._is_exact_at(spec, m)), None)
         if multiple is None:
@@ -176,6 +166,39 @@ class _Trial:
         self.unsure.append("the task; it keeps the size, so denoising is assumed")
         return ModelTask.DENOISING
 
+    def try_frames(self, spec: ModelSpec, model: Graph) -> ModelSpec:
+        """Find out whether frames may go together and in tiles, and whether they can go through it at all."""
+        is_batchable = False
+        with contextlib.suppress(ModelLoadError):  # some shape within it is fixed
+            freed = open_runtime(free_batch(model).SerializeToString(), folder=self.path.parent)
+            try:
+                self.runtime = freed
+                is_batchable = self.is_batchable(spec)
+            finally:
+                freed.close()
+        reach = receptive_field(model)
+        field_px = None if spec.is_resized or (spec.task is ModelTask.INTERPOLATION and not spec.is_fixed_size) else reach.radius_px
+        stride = math.lcm(reach.stride, spec.size_multiple) if field_px is not None else 1
+        spec = spec.model_copy(update={"batchable": is_batchable, "receptive_field_px": field_px, "tile_stride": stride})
+        try:
+            fused = open_runtime(fuse_frames(model, spec, np.uint8).SerializeToString(), folder=self.path.parent)
+        except ModelLoadError as exc:
+            return self._refuse_frames(spec, exc)
+        try:
+            names = ("frames",) if len(spec.inputs) == 1 else ("frames0", "frames1")
+            size = spec.inputs[0].height or _TRIAL_PX, spec.inputs[0].width or _TRIAL_PX
+            feeds: dict[str, npt.NDArray[Any]] = {name: np.zeros((1, *size, 3), np.uint8) for name in names}
+            fused.run(feeds | {name: np.full((), param.default, np.float32) for name, param in spec.params.items()})
+        except (InferenceError, InvalidInputError) as exc:
+            return self._refuse_frames(spec, exc)
+        finally:
+            fused.close()
+        return spec
+
+    def _refuse_frames(self, spec: ModelSpec, exc: GenAIRayError) -> ModelSpec:
+        self.unsure.append(f"how frames go through it; raw tensors do, but: {exc}")
+        return _without_frames(spec)
+
     def is_batchable(self, spec: ModelSpec) -> bool:
         """Whether two frames in one run equal two runs, bit for bit."""
         height, width = (spec.inputs[0].height or 64), (spec.inputs[0].width or 64)
@@ -205,9 +228,15 @@ class _Trial:
             shape = [count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(infos[name].shape)]
             feeds[name] = np.full(shape, param.default, infos[name].dtype)
         try:
-            return list(self.runtime.run(feeds).values())
+            outputs: dict[str, Any] = self.runtime.run(feeds)
+            return [array if isinstance(array, np.ndarray) else np.empty(0) for array in outputs.values()]
         except (InferenceError, InvalidInputError):
             return None
+
+
+def _without_frames(spec: ModelSpec) -> ModelSpec:
+    """Leave the raw interface only."""
+    return ModelSpec(model_id=spec.model_id, file=spec.file)
 
 
 def _layout_of(info: TensorInfo) -> str | None:
@@ -220,7 +249,7 @@ def _layout_of(info: TensorInfo) -> str | None:
 
 
 def _is_scalar(info: TensorInfo) -> bool:
-    first_is_batch = len(info.shape) > 1 and info.shape[0] is None
+    first_is_batch = len(info.shape) > 0 and info.shape[0] is None
     return bool(np.issubdtype(info.dtype, np.floating)) and all(axis == 1 for axis in info.shape[int(first_is_batch) :])
 
 

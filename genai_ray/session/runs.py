@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from genai_ray.backends import RuntimeSession
 from genai_ray.errors import InferenceError
-from genai_ray.session.tiling import Tile, split_frame
+from genai_ray.session.tiling import Tile, split_exactly, split_frame
 
 __all__ = ["RunPlan", "RunPool", "pad_frames", "run_frames"]
 
@@ -40,6 +40,8 @@ class RunPlan:
     """Tile origins are multiples of it."""
     num_runs: int
     """Calls at the same time."""
+    fixed_px: tuple[int | None, int | None] = (None, None)
+    """(height, width) that every call must have; None where it is free."""
     is_online: bool = False
     """Whether somebody waits for it: its calls overtake others that wait."""
 
@@ -56,6 +58,11 @@ class RunPlan:
         Returns:
             Tiles in reading order.
         """
+        if self.fixed_px not in ((None, None), (height_px, width_px)):
+            rows, columns = (
+                split_exactly(length, tile, self.overlap_px, self.stride_px) for length, tile in zip((height_px, width_px), self.fixed_px, strict=True)
+            )
+            return tuple(Tile(row, column) for row in rows for column in columns)
         if self.tile_size_px is None:
             return (None,)
         tiles = split_frame(height_px, width_px, self.tile_size_px, self.overlap_px, self.stride_px)
@@ -137,20 +144,18 @@ class RunPool:
             del future, call, item, result, error  # a thread that waits must not keep frames alive
 
 
-def pad_frames(frames: Array, multiple_px: int, minimum_px: int) -> Array:
-    """Extend frames at the right and at the bottom to a size the model takes: reflected as far as that goes, then repeated.
+def pad_frames(frames: Array, height_px: int, width_px: int) -> Array:
+    """Extend frames at the right and at the bottom: reflected as far as that goes, then repeated.
 
     Args:
         frames: Frames (N, H, W, C); not written to.
-        multiple_px: Height and width become multiples of it.
-        minimum_px: Height and width become at least this.
+        height_px: Height that they get, at least their own.
+        width_px: Width that they get, at least their own.
 
     Returns:
         ``frames`` itself where it fits, else a larger copy.
     """
-    height, width = frames.shape[1:3]
-    wanted = [-(-max(length, minimum_px) // multiple_px) * multiple_px for length in (height, width)]
-    for axis, target in zip((1, 2), wanted, strict=True):
+    for axis, target in ((1, height_px), (2, width_px)):
         length = frames.shape[axis]
         for mode, most in (("reflect", length - 1), ("edge", target)):
             extra = min(target - frames.shape[axis], most)
@@ -193,13 +198,12 @@ def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Arr
 
 
 def _feeds(frames: Array, start: int, stop: int, tile: Tile | None, plan: RunPlan) -> Iterator[tuple[str, Array]]:
+    window = (slice(None), slice(None)) if tile is None else (slice(tile.rows.start, tile.rows.stop), slice(tile.columns.start, tile.columns.stop))
     if plan.is_pairs:
-        yield "frames0", frames[start:stop]
-        yield "frames1", frames[start + 1 : stop + 1]
-    elif tile is None:
-        yield "frames", frames[start:stop]
+        yield "frames0", frames[start:stop, *window]
+        yield "frames1", frames[start + 1 : stop + 1, *window]
     else:
-        yield "frames", frames[start:stop, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+        yield "frames", frames[start:stop, *window]
 
 
 def _run_call(runtime: RuntimeSession, feeds: dict[str, Array], out: Array, call: tuple[int, int, Tile | None], plan: RunPlan) -> None:
@@ -207,8 +211,7 @@ def _run_call(runtime: RuntimeSession, feeds: dict[str, Array], out: Array, call
     if tile is None:
         runtime.run(feeds, {"output": out[start:stop]})
         return
-    feeds["frames"] = np.ascontiguousarray(feeds["frames"])
-    result = runtime.run(feeds)["output"]
+    result = runtime.run({name: np.ascontiguousarray(array) if array.ndim else array for name, array in feeds.items()})["output"]
     s, rows, columns = plan.scale, tile.rows, tile.columns
     kept = result[
         :,

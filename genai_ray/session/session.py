@@ -16,12 +16,22 @@ import numpy.typing as npt
 
 from genai_ray.backends import RuntimeSession, Tensors, open_runtime, resolve_device
 from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError, ResourceExhaustedError
-from genai_ray.graph import Graph, fuse_frames, read_model
+from genai_ray.graph import Graph, fuse_frames, has_outside_weights, read_model, read_weights
 from genai_ray.inspection import find_model
 from genai_ray.session.memory import anonymous_bytes, map_large_blocks, release_freed_memory
 from genai_ray.session.precision import convert_model
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames
-from genai_ray.session.sizing import SessionLimits, bytes_per_px, default_tile_px, largest_run, run_batch_of, runs_at_once
+from genai_ray.session.sizing import (
+    SessionLimits,
+    bytes_per_px,
+    default_tile_px,
+    fixed_tile,
+    largest_run,
+    padded_size,
+    run_batch_of,
+    runs_at_once,
+    tile_step,
+)
 from genai_ray.session.warming import Shapes, build_feeds
 from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames
 
@@ -120,7 +130,7 @@ class InferenceSession:
         started = time.perf_counter()
         batch = self._check(frames)
         scalars = self._scalars(params or {})
-        padded = pad_frames(batch, self.spec.size_multiple, self.spec.min_size_px)
+        padded = pad_frames(batch, *padded_size(self.spec, *batch.shape[1:3]))
         self._check_room(padded)
         runtime = self._runtime(batch.dtype.name)
         is_pairs = self.spec.task is ModelTask.INTERPOLATION
@@ -171,7 +181,7 @@ class InferenceSession:
         else:
             height, width = self._largest_run()
             count = WARMUP_RUNS * self.num_runs * self.run_batch + (self.spec.task is ModelTask.INTERPOLATION)
-            frames = pad_frames(np.zeros((count, height, width, 3), np.uint8), self.spec.size_multiple, self.spec.min_size_px)
+            frames = np.zeros((count, *padded_size(self.spec, height, width), 3), np.uint8)
             self.infer(frames)
             with self._lock:
                 self._frames_done = self._calls_done = 0
@@ -288,14 +298,16 @@ class InferenceSession:
 
     def _plan(self, is_online: bool) -> RunPlan:
         spec = self.spec
+        fixed_px, overlap_px = fixed_tile(spec)
         return RunPlan(
             scale=spec.scale,
             is_pairs=spec.task is ModelTask.INTERPOLATION,
             run_batch=self.run_batch,
             tile_size_px=self.tile_size_px,
-            overlap_px=spec.receptive_field_px or 0,
-            stride_px=int(np.lcm(spec.tile_stride, spec.size_multiple)),
+            overlap_px=overlap_px,
+            stride_px=tile_step(spec),
             num_runs=self.num_runs,
+            fixed_px=fixed_px,
             is_online=is_online,
         )
 
@@ -308,7 +320,7 @@ class InferenceSession:
         side = default_tile_px(self.spec, self.limits)
         if side is None:
             if asked:
-                raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}, whose pixels see the whole frame", "0: whole frames only")
+                raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}, which has a fixed size or sees the whole frame", "0: none but its own")
             return None
         least = 2 * radius + 16 * self.spec.tile_stride
         if asked is not None and asked < least:
@@ -348,6 +360,8 @@ class InferenceSession:
 
     def _fused(self, kind: str) -> Graph:
         model = read_model(self._path)
+        if self.precision is not ModelPrecision.FP32:
+            read_weights(model, self._path)
         converted, agreement = convert_model(model, self.spec, self.precision)
         self._precision_db = agreement
         return converted if kind == "raw" else fuse_frames(converted, self.spec, np.dtype(kind))
@@ -359,7 +373,10 @@ class InferenceSession:
                 raise InferenceError(f"a closed session of {self.spec.model_id} was used", do="Open a new one.")
             if kind not in self._runtimes:
                 threads = max(self.threads // self.num_runs, 1) if self._asked_device == "cpu" else self.threads
-                model = self._fused(kind).SerializeToString()
-                room = None if self.limits.max_bytes is None else self.limits.max_bytes - len(model)
-                self._runtimes[kind] = open_runtime(model, backend=self.backend, device=self._asked_device, threads=threads, max_bytes=room)
+                model = self._fused(kind)
+                room = None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize()
+                folder = self._path.parent if has_outside_weights(model) else None
+                self._runtimes[kind] = open_runtime(
+                    model.SerializeToString(), backend=self.backend, device=self._asked_device, threads=threads, max_bytes=room, folder=folder
+                )
             return self._runtimes[kind]

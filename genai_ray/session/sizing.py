@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,19 @@ from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, w
 from genai_ray.session.warming import Shapes
 from genai_ray.types import ModelPrecision, ModelTask
 
-__all__ = ["SessionLimits", "bytes_per_px", "can_tile", "default_tile_px", "largest_run", "predict_bytes", "run_batch_of", "runs_at_once"]
+__all__ = [
+    "SessionLimits",
+    "bytes_per_px",
+    "can_tile",
+    "default_tile_px",
+    "fixed_tile",
+    "largest_run",
+    "padded_size",
+    "predict_bytes",
+    "run_batch_of",
+    "runs_at_once",
+    "tile_step",
+]
 
 DEFAULT_TILE_PX = 256
 """Side of a run where nothing is known of the frames; measured: 240 to 360 cost -8 to +20 % time and a tenth of the memory."""
@@ -56,6 +69,55 @@ def can_tile(spec: ModelSpec) -> bool:
         Whether it is tiled at all.
     """
     return spec.is_tileable and (spec.receptive_field_px or 0) <= MAX_EXACT_RADIUS_PX
+
+
+def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
+    """Return the size that frames are tiled to because the graph fixes it, and by how much tiles overlap.
+
+    Args:
+        spec: The model.
+
+    Returns:
+        ((height, width), halo) in pixels; None for a free length. The halo is the receptive field, at the most a quarter of the tile.
+    """
+    if not spec.is_fixed_size or spec.is_resized:
+        return (None, None), spec.receptive_field_px or 0
+    size = spec.inputs[0].height, spec.inputs[0].width
+    most = min(length for length in size if length is not None) // 4
+    return size, min(most if spec.receptive_field_px is None else spec.receptive_field_px, most)
+
+
+def padded_size(spec: ModelSpec, height_px: int, width_px: int) -> tuple[int, int]:
+    """Return the size to which frames are extended: one that the model takes, or that tiles of its fixed size cover.
+
+    Args:
+        spec: The model.
+        height_px: Height of the frames.
+        width_px: Width of the frames.
+
+    Returns:
+        (height, width) in pixels.
+    """
+    stride = tile_step(spec)
+    sizes = []
+    for length, tile in zip((height_px, width_px), fixed_tile(spec)[0], strict=True):
+        if tile is None:
+            sizes.append(-(-max(length, spec.min_size_px) // spec.size_multiple) * spec.size_multiple)
+        else:
+            sizes.append(tile + -(-max(length - tile, 0) // stride) * stride)
+    return sizes[0], sizes[1]
+
+
+def tile_step(spec: ModelSpec) -> int:
+    """Return what origins of tiles are multiples of.
+
+    Args:
+        spec: The model.
+
+    Returns:
+        Pixels.
+    """
+    return math.lcm(spec.tile_stride, spec.size_multiple)
 
 
 def runs_at_once(spec: ModelSpec, threads: int, is_cpu: bool) -> int:
@@ -115,12 +177,10 @@ def largest_run(spec: ModelSpec, limits: SessionLimits, tile_size_px: int | None
     Returns:
         (height, width) in pixels.
     """
-    fixed = spec.inputs[0]
-    if fixed.height is not None and fixed.width is not None:
-        return fixed.height, fixed.width
+    fixed = spec.inputs[0].height, spec.inputs[0].width
     height, width = limits.max_frame or (tile_size_px or DEFAULT_TILE_PX,) * 2
     side = tile_size_px or max(height, width)
-    return min(height, side), min(width, side)
+    return fixed[0] or min(height, side), fixed[1] or min(width, side)
 
 
 def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
@@ -134,8 +194,10 @@ def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
         Bytes per input pixel.
     """
     side = -(-128 // spec.size_multiple) * spec.size_multiple
+    fixed = fixed_tile(spec)[0]
+    height, width = fixed[0] or side, fixed[1] or side
     names = ("frames0", "frames1") if spec.task is ModelTask.INTERPOLATION else ("frames",)
-    return RUN_BYTES_FACTOR * activation_bytes(fused, dict.fromkeys(names, (1, side, side, 3))) / side**2
+    return RUN_BYTES_FACTOR * activation_bytes(fused, dict.fromkeys(names, (1, height, width, 3))) / (height * width)
 
 
 def predict_bytes(path: Path, spec: ModelSpec, limits: SessionLimits, *, precision: ModelPrecision, threads: int, is_cpu: bool) -> int:

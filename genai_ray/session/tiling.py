@@ -7,9 +7,10 @@ multiples of the model's stride. Tiles of a frame have one shape (the last may b
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
-__all__ = ["Span", "Tile", "split_frame", "split_length"]
+__all__ = ["Span", "Tile", "split_exactly", "split_frame", "split_length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,28 @@ def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: 
     stops = [start + size for start in starts[:-1]] + [length_px]
     cuts = [0, *((a + b) // 2 for a, b in zip(starts[1:], stops, strict=False)), length_px]
     return tuple(Span(*span) for span in zip(starts, stops, cuts, cuts[1:], strict=False))
+
+
+def split_exactly(length_px: int, tile_px: int | None, overlap_px: int, stride_px: int = 1) -> tuple[Span, ...]:
+    """Cut one axis into spans that all have the length that a model fixes.
+
+    Args:
+        length_px: Length of the axis: ``tile_px``, or more by a multiple of the stride.
+        tile_px: Length of every span; None for the whole axis.
+        overlap_px: Halo on each inner side, less than half of ``tile_px``.
+        stride_px: Origins are multiples of it.
+
+    Returns:
+        Spans in order; what they keep covers the axis exactly once.
+    """
+    if tile_px is None or length_px == tile_px:
+        return (Span(0, length_px, 0, length_px),)
+    room = length_px - tile_px
+    step = max((tile_px - 2 * overlap_px) // stride_px, 1) * stride_px
+    count = -(-room // step) + 1
+    starts = [room * i // (count - 1) // stride_px * stride_px for i in range(count)]
+    cuts = [0, *((a + tile_px + b) // 2 for a, b in itertools.pairwise(starts)), length_px]
+    return tuple(Span(start, start + tile_px, *kept) for start, kept in zip(starts, itertools.pairwise(cuts), strict=True))
 
 
 def split_frame(height_px: int, width_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[Tile, ...]:

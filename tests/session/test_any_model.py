@@ -1,5 +1,8 @@
 """Any ONNX file that ONNX Runtime runs: old operator sets, fixed sizes, odd graphs; raw results are ONNX Runtime's own, frames where they make sense."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -7,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from genai_ray import InferenceSession, errors
+from genai_ray.catalog import dump_spec
+from genai_ray.inspection import inspect_model
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 FRAMES = np.random.default_rng(3).integers(0, 256, (2, 70, 90, 3), np.uint8)
@@ -40,18 +45,30 @@ def save_upscaler(path, *, opset=17, channels=3, scale=3, size=("h", "w"), batch
     return save(path, nodes, *ends, weights, opset, ir=4 if opset < 10 else 8)
 
 
-def run_plain(path, feeds):
+def open_plain(path):
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_plain(path, feeds):
+    session = open_plain(path)
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def open_session(path, **options):
+    """Open a model with the spec that trial runs give; they are made in this process, which is quicker."""
+    spec = path.with_suffix(".yaml")
+    if not spec.exists():
+        spec.write_text(dump_spec(inspect_model(path)))
+    return InferenceSession(path, **options)
 
 
 def check_raw(path, feeds):
     """Raw results are those of ONNX Runtime alone."""
     expected = run_plain(path, feeds)
-    with InferenceSession(path) as session:
+    with open_session(path) as session:
         outputs = session.run(feeds)
     assert set(outputs) == set(expected)
     for name, array in expected.items():
@@ -59,55 +76,46 @@ def check_raw(path, feeds):
     return outputs
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 14, 15, 18, 21])
+@pytest.mark.parametrize(("opset", "channels"), [(7, 3), (7, 1), (8, 3), (9, 3), (10, 1), (11, 3), (13, 1), (14, 1), (15, 3), (21, 1)])
 def test_frames_and_raw_tensors_in_any_operator_set(tmp_path, opset, channels):
     path = save_upscaler(tmp_path / "net.onnx", opset=opset, channels=channels)
     check_raw(path, {"x": np.random.default_rng(0).random((2, channels, 20, 30), np.float32)})
     usual = save_upscaler(tmp_path / "usual.onnx", channels=channels)
-    with InferenceSession(path) as session, InferenceSession(usual) as other:
+    with open_session(path) as session, open_session(usual) as other:
         assert (session.spec.scale, session.spec.receptive_field_px, session.spec.batchable) == (3, 1, True)
         for frames in (FRAMES, FRAMES.astype(np.uint16) * 257, FRAMES.astype(np.float32) / 255):
             found, expected = session.infer(frames), other.infer(frames)
             assert found.shape == (2, 210, 270, 3)
-            if frames.dtype == np.float32:
-                assert np.array_equal(found, expected)
-            else:  # Round came with set 11: a value halfway between two levels may go the other way
-                assert np.abs(found.astype(np.int32) - expected).max() <= 1
-                assert (found != expected).mean() < 1e-3
+            assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", [["n", 1, 1, 1], ["n"], [1], []])
-@pytest.mark.parametrize("opset", [7, 9, 13, 17])
+@pytest.mark.parametrize("opset", [7, 13])
 def test_an_extra_input_of_any_shape_takes_one_value_for_all_frames(tmp_path, opset, shape):
     nodes = [helper.make_node("Mul", ["x", "s"], ["y"])]
     if shape == ["n"]:
         nodes = [helper.make_node("Reshape", ["s", "form"], ["t"]), helper.make_node("Mul", ["x", "t"], ["y"])]
     picture = ["n", 3, "h", "w"]
-    path = save(
-        tmp_path / "dim.onnx", nodes, [value("x", picture), value("s", shape)], [value("y", picture)], {"form": np.array([-1, 1, 1, 1])}, opset, ir=4
-    )
+    path = save(tmp_path / "dim.onnx", nodes, [value("x", picture), value("s", shape)], [value("y", picture)], {"form": np.array([-1, 1, 1, 1])}, opset, ir=4)
     check_raw(path, {"x": np.ones((2, 3, 5, 7), np.float32), "s": np.full([2 if axis == "n" else axis for axis in shape], 0.25, np.float32)})
-    with InferenceSession(path) as session:
+    with open_session(path) as session:
         found = session.infer(FRAMES, {"s": 0.25})
     assert np.abs(found - FRAMES * 0.25).max() <= 0.5
 
 
 def test_a_model_of_half_precision_takes_frames(tmp_path):
     path = save_upscaler(tmp_path / "half.onnx", kind=HALF)
-    with InferenceSession(path) as half, InferenceSession(save_upscaler(tmp_path / "usual.onnx")) as usual:
+    with InferenceSession(path) as half, open_session(save_upscaler(tmp_path / "usual.onnx")) as usual:
         assert half.spec.scale == 3
         assert np.abs(half.infer(FRAMES).astype(np.int32) - usual.infer(FRAMES)).max() <= 1
 
 
-@pytest.mark.parametrize("batch", ["n", 1])
-@pytest.mark.parametrize("size", [(48, 64), (64, 64), (64, "w"), ("h", 48)])
-@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize(("size", "scale", "batch"), [((48, 64), 2, 1), ((64, 64), 2, "n"), ((64, "w"), 1, 1), (("h", 48), 2, 1), ((48, 64), 1, "n")])
 def test_frames_are_tiled_to_a_fixed_size(tmp_path, size, scale, batch):
     fixed = save_upscaler(tmp_path / "fixed.onnx", scale=scale, size=size, batch=batch)
     free = save_upscaler(tmp_path / "free.onnx", scale=scale)
     generator = np.random.default_rng(4)
-    with InferenceSession(fixed) as session, InferenceSession(free) as whole:
+    with open_session(fixed) as session, open_session(free) as whole:
         for height, width in ((70, 90), (200, 65), (48, 64), (64, 48), (31, 300), (8, 8), (1, 1)):
             frames = generator.integers(0, 256, (2, height, width, 3), np.uint8)
             found, expected = session.infer(frames), whole.infer(frames)
@@ -123,7 +131,7 @@ def test_pairs_are_tiled_to_a_fixed_size(tmp_path):
     nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Mul", ["sum", "half"], ["y"])]
     shape = [1, 3, 32, 48]
     path = save(tmp_path / "mean.onnx", nodes, [value("a", shape), value("b", shape)], [value("y", shape)], {"half": np.float32(0.5)})
-    with InferenceSession(path) as session:
+    with open_session(path) as session:
         found = session.infer(FRAMES)
     assert found.shape == (1, 70, 90, 3)
     assert np.abs(found[0] - FRAMES.astype(np.float64).mean(axis=0)).max() <= 0.5
@@ -148,7 +156,7 @@ def odd_graphs(folder):
 def test_the_runtime_is_the_judge_of_a_graph(tmp_path):
     for path, feeds in odd_graphs(tmp_path):
         expected = run_plain(path, feeds)
-        with InferenceSession(path) as session:
+        with open_session(path) as session:
             session.warmup()
             outputs = session.run(feeds)
             assert set(outputs) == set(expected), path.name
@@ -159,8 +167,6 @@ def test_the_runtime_is_the_judge_of_a_graph(tmp_path):
 
 
 def test_the_words_of_the_checker_are_a_note(tmp_path):
-    from genai_ray.inspection import inspect_model
-
     unsorted, *_ = (path for path, _ in odd_graphs(tmp_path))
     assert any("topologically sorted" in line for line in inspect_model(unsorted).unsure)
 
@@ -173,7 +179,7 @@ def test_an_image_model_may_be_unsorted_and_tapped(tmp_path):
     model.graph.node.extend(nodes)
     model.graph.output.append(onnx.ValueInfoProto(name="c"))
     (odd := tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
-    with InferenceSession(path) as plain, InferenceSession(odd) as session:
+    with open_session(path) as plain, open_session(odd) as session:
         assert session.spec.receptive_field_px == plain.spec.receptive_field_px == 1
         assert np.array_equal(session.infer(FRAMES), plain.infer(FRAMES))
 
@@ -189,7 +195,7 @@ def test_a_branch_of_a_graph_may_see_the_picture(tmp_path):
     ]
     shape = ["n", 3, "h", "w"]
     path = save(tmp_path / "if.onnx", nodes, [value("x", shape)], [value("y", shape)], {"limit": np.float32(0.5)})
-    with InferenceSession(path) as session:
+    with open_session(path) as session:
         assert np.array_equal(session.infer(FRAMES), FRAMES)
 
 
@@ -197,7 +203,6 @@ def test_frames_that_cannot_be_fused_leave_the_raw_interface_with_a_reason(tmp_p
     shape = ["n", 3, "h", "w"]
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     path = save(tmp_path / "old.onnx", nodes, [value("x", shape)], [value("y", shape)], opset=6, ir=3)
-    check_raw(path, {"x": np.ones((1, 3, 4, 5), np.float32)})
     with InferenceSession(path) as session:
         assert any("operator set 6" in line for line in session.spec.unsure)
         with pytest.raises(errors.InvalidInputError, match="not an image model"):
@@ -224,7 +229,7 @@ def save_outside(path, num_rows, opset=17):
 def test_more_than_two_gigabytes_of_external_data(tmp_path):
     num_rows = 2_300_000_000 // 4096
     path = save_outside(tmp_path / "big.onnx", num_rows)
-    with InferenceSession(path) as session:
+    with open_session(path) as session:
         session.warmup()
         outputs = session.run({"at": np.array([0, num_rows - 1])})
         assert session.memory_bytes < 300_000_000
@@ -238,7 +243,7 @@ def test_weights_in_other_files(tmp_path):
     onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     check_raw(path, {"x": np.ones((1, 3, 20, 30), np.float32)})
     for precision in ("fp32", "fp16"):
-        with InferenceSession(path, precision=precision) as session, InferenceSession(usual, precision=precision) as whole:
+        with open_session(path, precision=precision) as session, open_session(usual, precision=precision) as whole:
             assert session.spec.receptive_field_px == 1
             assert np.array_equal(session.infer(FRAMES), whole.infer(FRAMES))
     (tmp_path / "outside" / "weights.bin").unlink()
@@ -247,31 +252,32 @@ def test_weights_in_other_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_files_of_public_reports(shared):
+def test_the_files_of_public_reports(shared, tmp_path):
     """Each runs as ONNX Runtime alone runs it, or is refused as it refuses it; image models take frames."""
     folder = shared / "cases" / "models"
     if not folder.is_dir():
         pytest.skip("../shared/cases is not here")
     generator, results = np.random.default_rng(0), {}
-    for path in sorted(folder.glob("*.onnx")):
+    for file in sorted(folder.glob("*.onnx")):
+        path = Path(shutil.copy(file, tmp_path))
         try:
-            plain = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+            plain = open_plain(path)
         except Exception:  # noqa: BLE001 - whatever it raises
             with pytest.raises(errors.ModelLoadError):
-                InferenceSession(path)
+                open_session(path)
             continue
         feeds = {}
         for info in plain.get_inputs():
             shape = [axis if isinstance(axis, int) else 2 if index == 0 else 24 for index, axis in enumerate(info.shape)]
             feeds[info.name] = np.full(shape, "word", object) if "string" in info.type else generator.random(shape, np.float32)
         expected = run_plain(path, feeds)
-        with InferenceSession(path) as session:
+        with open_session(path) as session:
             spec, outputs = session.spec, session.run(feeds)
             for name, array in expected.items():
                 if isinstance(array, np.ndarray):
                     np.testing.assert_array_equal(outputs[name], array, err_msg=f"{path.name} {name}")
                 else:
-                    assert outputs[name] == array or all(np.array_equal(a, b) for a, b in zip(outputs[name], array, strict=True)), path.name
+                    assert all(np.array_equal(a, b) for a, b in zip(outputs[name], array, strict=True)), path.name
             if spec.is_image_model:
                 results[path.stem] = session.infer(FRAMES)
                 assert results[path.stem].shape == (2, 70 * spec.scale, 90 * spec.scale, 3), path.name

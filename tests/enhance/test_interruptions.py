@@ -112,7 +112,7 @@ def test_an_interrupted_job_leaves_no_task_at_work_in_a_cluster_that_stays(ray_s
     work = output.with_name(output.name + ".genai-ray")
 
     def interrupt():
-        wait_until(lambda: work.is_dir() and any(path.stat().st_size for path in work.iterdir()))  # frames are being written
+        wait_until(lambda: any(path.stat().st_size for path in work.glob("*.partial")))  # frames are being written
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -254,5 +254,20 @@ def test_ten_moments_of_death_change_no_byte_and_undo_nothing(source, undisturbe
     assert job.returncode == 0, err
     report = json.loads(out)
     assert (report["frames"], report["segments"], report["segments_reused"]) == (120, 20, len(kept))
+    assert output.read_bytes() == undisturbed
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.slow
+def test_a_second_job_is_refused_at_once_and_harms_nothing(source, undisturbed, tmp_path):
+    output = tmp_path / "b.mkv"
+    job = start("enhance", source, "-o", output, *MODEL)
+    wait_until(lambda: len(segments(output)) >= 2, job)
+    second = run("enhance", source, "-o", output, *MODEL, "--overwrite")
+    assert (second.returncode, second.stdout) == (2, "")
+    assert second.stderr.startswith(f"error: output {output} is in use by another job: process {job.pid}.")
+    assert second.stderr.count("\n") == 1
+    _, err = job.communicate()
+    assert job.returncode == 0, err
     assert output.read_bytes() == undisturbed
     assert list(tmp_path.iterdir()) == [output]

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import Lease, ModelCache, SessionRequest, disconnect, has_own_node_died, uses_gpu
 from genai_ray.enhance.chain import DEFAULT_FACTOR, count_results
+from genai_ray.enhance.claims import Claims
 from genai_ray.enhance.options import EnhanceOptions, check_models
 from genai_ray.enhance.planned import Planned
 from genai_ray.enhance.progress import Meter
@@ -106,30 +107,40 @@ class _Job:
     started_at: float
     first_at: float | None = None
     closed_at: float = 0.0
+    claims: Claims = field(default_factory=Claims)
     reports: list[tuple[int, VideoReport]] = field(default_factory=list)
     outputs: list[tuple[int, str]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("frames", "fresh", "inferred", "segments", "reused", "skipped", "failed"), 0))
 
     def run(self, targets: Targets, specs: Sequence[ModelSpec], on_progress: Callable[[Progress], None] | None) -> EnhanceReport:
         """Do everything; see ``enhance_videos``."""
-        results = Results(targets.folder) if targets.folder is not None else None
-        if results is not None:
-            uses = () if self._skip_all(targets, specs, results) else self._run(targets, Meter(len(targets)), specs, results, on_progress)
-        else:
-            # A single video is planned here: its errors come before anything is started.
-            (target,) = targets
-            examined = examine_clip(target, specs, self.options)
-            if isinstance(examined, Record):
-                self._note(Ended(target, examined, None, (), 0), len(targets))
+        with self.claims as claims:
+            claims.take_all(targets)
+            results = Results(targets.folder) if targets.folder is not None else None
+            if results is None:
+                uses = self._run_one(targets, specs, on_progress)
+            elif self._skip_all(targets, specs, results):
                 uses = ()
             else:
-                try:
-                    uses = self._run((), Meter(1), specs, None, on_progress, examined)
-                except BaseException:
-                    _keep([target], None)
-                    raise
-            forget([target])
+                uses = self._run(targets, Meter(len(targets)), specs, results, on_progress)
         return self._report(targets, uses or _uses_of(specs, self.options), results)
+
+    def _run_one(self, targets: Targets, specs: Sequence[ModelSpec], on_progress: Callable[[Progress], None] | None) -> tuple[ModelUse, ...]:
+        """Plan a single video here: its errors come before anything is started."""
+        (target,) = targets
+        self.claims.take(target)
+        examined = examine_clip(target, specs, self.options)
+        uses: tuple[ModelUse, ...] = ()
+        if isinstance(examined, Record):
+            self._note(Ended(target, examined, None, (), 0), len(targets))
+        else:
+            try:
+                uses = self._run((), Meter(1), specs, None, on_progress, examined)
+            except BaseException:
+                _keep([target], None)
+                raise
+        forget([target])
+        return uses
 
     def _skip_all(self, targets: Targets, specs: Sequence[ModelSpec], results: Results) -> bool:
         """Note every video as done before, where all of them are: nothing has to be started for that."""
@@ -166,7 +177,12 @@ class _Job:
         try:
             kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
             job = SegmentJob(tuple(specs), (), options, cache, tag, kind)
-            scheduler = Scheduler(iter(targets), job, meter=meter, recorded=recorded, check=lambda: loading.follow(meter))
+
+            def check() -> None:
+                self.claims.check()
+                loading.follow(meter)
+
+            scheduler = Scheduler(iter(targets), job, meter=meter, recorded=recorded, check=check, claim=self.claims.take)
             if results is not None:
                 loading.prefetch(targets, specs, results)
             if examined is not None:
@@ -175,10 +191,13 @@ class _Job:
             with _watch(meter, lambda: count_results(specs, cache.progress(tag), factor=factor), on_progress):
                 for ended in scheduler.run():
                     self._note(ended, meter.clips)
+                    if ended.error is not None and self.claims.has(ended.target):
+                        discard_partials(ended.target.work_dir)
                     if results is not None:
                         results.add(ended, loading.uses() if ended.results else (), loading.precision_db)
                     if ended.error is not None and (results is None or options.fail_fast):
                         raise ended.error
+                    self.claims.release(ended.target)
             return loading.uses(is_last=True) if meter.first is not None else ()
         except BaseException:
             left = scheduler.stop() if scheduler is not None else []
@@ -210,7 +229,6 @@ class _Job:
             report = VideoReport(ended.target.source, ended.target.output, 0, 0, (0, 0), (0, 0), segments=ended.segments)
             report = replace(report, status="failed", error=str(ended.error), error_class=type(ended.error).__name__)
             counts["failed"] += 1
-            discard_partials(ended.target.work_dir)
         for name, value in (("frames", report.frames), ("segments", report.segments), ("reused", report.segments_reused)):
             counts[name] += value
         if clips <= MOST_LISTED or report.status == "failed":

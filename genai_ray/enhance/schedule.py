@@ -111,14 +111,23 @@ class Scheduler:
         meter: Told what is done.
         recorded: Gives what an earlier job has recorded of an output.
         check: Called twice a second; what it raises ends the job.
+        claim: Called with each video before it is begun; one that it refuses has failed.
     """
 
     def __init__(
-        self, targets: Iterator[Target], job: SegmentJob, *, meter: Meter, recorded: Callable[[str], Record | None], check: Callable[[], None]
+        self,
+        targets: Iterator[Target],
+        job: SegmentJob,
+        *,
+        meter: Meter,
+        recorded: Callable[[str], Record | None],
+        check: Callable[[], None],
+        claim: Callable[[Target], None],
     ) -> None:
         self._targets, self._tag = targets, job.tag
         self._tasks = Tasks(Shared(job.tag, ray.put(job)))
-        self._meter, self._recorded, self._check = meter, recorded, check
+        self._meter, self._recorded, self._check, self._claim = meter, recorded, check, claim
+        self._refused: deque[_Clip] = deque()
         self._ready: deque[_Step] = deque()
         self._urgent: deque[_Step] = deque()
         self._in_flight: dict[Any, tuple[_Step, Any]] = {}
@@ -151,6 +160,9 @@ class Scheduler:
         """
         while True:
             self._fill()
+            while self._refused:
+                if (ended := self._end(self._refused.popleft())) is not None:
+                    yield ended
             if not self._in_flight:
                 return
             refs = list(self._in_flight)
@@ -232,7 +244,12 @@ class Scheduler:
             return False
         clip = _Clip(target, self._recorded(target.output))
         self._open.add(clip)
-        self._urgent.append(_Step(clip, "begin", at_home=self._is_split))
+        try:
+            self._claim(target)
+            self._urgent.append(_Step(clip, "begin", at_home=self._is_split))
+        except GenAIRayError as exc:
+            clip.error = exc
+            self._refused.append(clip)
         return True
 
     def _submit(self, step: _Step) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import posixpath
 import string
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ __all__ = ["WORK_SUFFIX", "Target", "Targets", "resolve_targets"]
 
 WORK_SUFFIX = ".genai-ray"
 """Added to an output's name, it is the folder of its finished segments."""
+
+MAX_NAME_BYTES = 255
+"""Of one file's name, on the file systems that are in use."""
 
 NAME_FIELDS = ("folder", "stem", "suffix", "index")
 """What a name template may use."""
@@ -53,11 +57,40 @@ class Target:
     """Position in the job."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Options of this video alone, by column of the manifest."""
+    folder: str = ""
+    """The folder that its result must not leave; empty if the user named the result."""
 
     @property
     def place(self) -> str:
         """What appears when the result is published: the file, or the folder of frames."""
         return _place_of(self.output)
+
+    @property
+    def aside(self) -> str:
+        """The folder beside the result for what is there while it is made; without ``--work-dir`` the work folder."""
+        return _beside(self.place)
+
+    def check_below(self) -> None:
+        """Refuse a result outside of the output folder: names come from listings, keys and manifests of strangers.
+
+        Raises:
+            ConfigError: If it would be there.
+        """
+        folder, output = self.folder.rstrip("/"), self.output
+        if not folder or (output.startswith(f"{folder}/") and "\0" not in output and _is_below(folder, output)):
+            return
+        got = f"the result of {self.source!r} would be {output!r}, outside of {folder}"
+        raise ConfigError(got, "names below the output folder", "Pass --name with {stem} or {index} and without {folder}, or rename it.")
+
+    def check_name(self) -> None:
+        """Refuse a name that no file can have.
+
+        Raises:
+            ConfigError: If it is too long.
+        """
+        num_bytes = len(os.fsencode(os.path.basename(self.place)))
+        if num_bytes > MAX_NAME_BYTES and not is_remote(self.place):
+            raise ConfigError(f"output {self.output}: a name of {num_bytes} bytes", f"{MAX_NAME_BYTES}", "Pass --name, such as '{index}{suffix}'.")
 
     def options(self, common: EnhanceOptions) -> EnhanceOptions:
         """Return the options of this video.
@@ -125,7 +158,8 @@ def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: E
     if to_folder or is_folder(result):
         _check_folder(result, options)
         pairs = [pair for place, below in listed for pair in (below if below is not None else [(place, "")])]
-        several = [_target(index, source, join_place(result, _name(source, folder, index, options)), options) for index, (source, folder) in enumerate(pairs)]
+        named = [to_place(join_place(result, _name(source, folder, index, options))) for index, (source, folder) in enumerate(pairs)]
+        several = [replace(_target(index, source, named[index], options), folder=result) for index, (source, _) in enumerate(pairs)]
         _check_all(lambda: iter(several), options)
         return Targets(len(several), result.rstrip("/") if to_folder else None, lambda: iter(several))
     target = _target(0, places[0], result, options)
@@ -150,11 +184,31 @@ def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
 
 def _target(index: int, source: str, output: str, options: EnhanceOptions, changes: Mapping[str, Any] | None = None) -> Target:
     place = _place_of(output)
-    work_dir = place + WORK_SUFFIX
+    work_dir = _beside(place)
     if options.work_dir is not None:  # where results of several folders meet
-        digest = hashlib.sha256(place.encode()).hexdigest()[:8]
-        work_dir = join_place(to_place(options.work_dir), f"{os.path.basename(place)}-{digest}{WORK_SUFFIX}")
+        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
+        work_dir = join_place(to_place(options.work_dir), f"{_cut(os.path.basename(place))}-{digest}{WORK_SUFFIX}")
     return Target(source, output, work_dir, index, changes or {})
+
+
+def _is_below(folder: str, output: str) -> bool:
+    """Tell whether a place is below a folder, links followed; a store has none."""
+    if is_remote(folder):
+        return not posixpath.normpath(output.removeprefix(f"{folder}/")).startswith(("..", "/"))
+    return f"{os.path.realpath(os.path.dirname(output))}/".startswith(f"{os.path.realpath(folder).rstrip('/')}/")
+
+
+def _beside(place: str) -> str:
+    """Name a result's work folder after it; a name that would be too long is cut, and told from others by a hash."""
+    folder, _, name = place.rpartition("/")
+    cut = _cut(name)
+    return join_place(folder, name + WORK_SUFFIX if cut == name else f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{WORK_SUFFIX}")
+
+
+def _cut(name: str) -> str:
+    """Cut a name so that a work folder's suffix and a hash fit into the longest one that file systems have."""
+    most = MAX_NAME_BYTES - len(f"-{'0' * 8}{WORK_SUFFIX}")
+    return name if len(os.fsencode(name)) <= most else os.fsencode(name)[:most].decode(errors="ignore")
 
 
 def _place_of(output: str) -> str:
@@ -196,12 +250,13 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
         uri = str(row["uri"])
         source = to_place(uri if is_remote(uri) or os.path.isabs(uri) else join_place(base, uri))
         given = row.get("output")
-        if given and (is_remote(str(given)) or os.path.isabs(str(given))):
+        is_own = bool(given) and (is_remote(str(given)) or os.path.isabs(str(given)))
+        if is_own:
             output = to_place(str(given))
         else:
             own = Target(source, "", "", index, changes).options(options)
             output = to_place(join_place(folder, str(given) if given else _name(source, "", index, own)))
-        yield _target(index, source, output, options, changes)
+        yield replace(_target(index, source, output, options, changes), folder="" if is_own and not is_remote(manifest) else folder)
 
 
 def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
@@ -222,6 +277,7 @@ def _check_all(walk: Callable[[], Iterator[Target]], options: EnhanceOptions) ->
         count += 1
         if not is_remote(target.output) and _is_same(target):
             raise ConfigError(f"output {target.output} is an input", "another file", "The input is never replaced.")
+        target.check_below()
         if hash(target.output) in outputs:
             raise ConfigError(f"two inputs for {target.output}", "outputs of different names: a folder each, a --name, or a column output")
         sources.add(hash(target.source))

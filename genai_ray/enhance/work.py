@@ -12,6 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from genai_ray.enhance.records import Record, read_marker, write_marker
 from genai_ray.enhance.report import VideoReport
 from genai_ray.enhance.retime import Timeline
 from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment, find_requests, predict_segment_bytes
-from genai_ray.enhance.store import SegmentStore, hash_segment, key_clip, key_segments
+from genai_ray.enhance.store import PARTIAL_SUFFIX, SegmentStore, hash_segment, key_clip, key_segments
 from genai_ray.enhance.targets import Target
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish
@@ -247,8 +248,8 @@ def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds:
     plan = timeline.plan
     frames = [results[index].frames if index in results else _planned_frames(timeline, index) for index in range(len(plan.segments))]
     digests = {**planned.reused, **{index: result.digest for index, result in results.items() if result.digest}}
-    with tempfile.TemporaryDirectory(prefix="genai-ray-join-") as folder:
-        parts = [Path(folder, f"{index}.nut") for index in range(len(frames))]  # nothing reads those without frames
+    with _room(target) as folder:
+        parts = [folder / f"{index}.nut" for index in range(len(frames))]  # nothing reads those without frames
         for index, digest in digests.items():
             if store.is_remote:
                 fetch(store.place(index, digest), parts[index])
@@ -256,28 +257,25 @@ def finish_clip(planned: Planned, results: Mapping[int, SegmentResult], seconds:
                 parts[index] = Path(store.place(index, digest))
         if planned.options.allow_truncated:  # segments of an earlier job may hold fewer frames than planned
             frames = [count_frames(part) if index in planned.reused else frames[index] for index, part in enumerate(parts)]
-        joined, output = _joined(target, Path(folder))
-        try:
-            notes = write_result(timeline.result, parts, frames, output)
-            report = VideoReport(
-                source=target.source,
-                output=target.output,
-                frames=sum(frames),
-                frames_expected=_frames_expected(timeline),
-                size_in=(plan.info.width, plan.info.height),
-                size_out=planned.size_out,
-                notes=(*_notes(planned, sum(frames)), *notes),
-                seconds=seconds + time.monotonic() - started,
-                segments=len(frames),
-                segments_reused=len(planned.reused),
-                share_outside_rgb=_share(results.values()),
-            )
-            facts = joined.stat()
-            record = Record(report, planned.key, facts.st_size, "" if is_remote(target.place) else str(facts.st_mtime_ns))
-            write_marker(target, record)
-            publish(joined, target.place)
-        finally:
-            discard(joined)
+        joined, output = _joined(target, folder)
+        notes = write_result(timeline.result, parts, frames, output)
+        report = VideoReport(
+            source=target.source,
+            output=target.output,
+            frames=sum(frames),
+            frames_expected=_frames_expected(timeline),
+            size_in=(plan.info.width, plan.info.height),
+            size_out=planned.size_out,
+            notes=(*_notes(planned, sum(frames)), *notes),
+            seconds=seconds + time.monotonic() - started,
+            segments=len(frames),
+            segments_reused=len(planned.reused),
+            share_outside_rgb=_share(results.values()),
+        )
+        facts = joined.stat()
+        record = Record(report, planned.key, facts.st_size, "" if is_remote(target.place) else str(facts.st_mtime_ns))
+        write_marker(target, record)
+        publish(joined, target.place)
     store.clear()
     if not is_remote(target.place):
         return record
@@ -325,13 +323,25 @@ def _check_replaceable(target: Target, options: EnhanceOptions) -> None:
         raise ConfigError(f"output folder {folder} holds {strange[0]}", f"nothing but {pattern}", "Choose another folder: this one would be replaced.")
 
 
+@contextmanager
+def _room(target: Target) -> Iterator[Path]:
+    """Give a folder for a result that is being made: for one of this machine on its own file system, where a rename publishes it."""
+    if is_remote(target.place):
+        with tempfile.TemporaryDirectory(prefix="genai-ray-join-") as folder:
+            yield Path(folder)
+        return
+    with file_errors(target.aside, "making the folder"):
+        os.makedirs(target.aside, exist_ok=True)
+        room = tempfile.TemporaryDirectory(dir=target.aside, suffix=PARTIAL_SUFFIX)
+    with room as folder:
+        yield Path(folder)
+
+
 def _joined(target: Target, folder: Path) -> tuple[Path, Path]:
     """Return where a result is made before it is published: what is published, and the file or the pattern in it."""
-    name = os.path.basename(target.place)
     if target.place != target.output:
-        joined = Path(target.place).with_name(f".{name}.joined")
-        return joined, joined / os.path.basename(target.output)
-    joined = folder / name if is_remote(target.output) else Path(target.output).with_name(f".{name}.joined{os.path.splitext(name)[1]}")
+        return folder / "frames", folder / "frames" / os.path.basename(target.output)
+    joined = folder / f"result{os.path.splitext(target.output)[1]}"
     return joined, joined
 
 

@@ -103,20 +103,24 @@ class Lock:
                 _remove_dead(place, found)
         raise ConfigError(f"{what} is in use by other jobs", do="Wait until they have ended.")
 
-    def renew(self) -> None:
+    def renew(self) -> bool:
         """Say that the owner lives.
 
+        Returns:
+            Whether it still has the place; not if its lock was removed, or another process has taken it.
+
         Raises:
-            VideoError: If another process has taken the lock, or its store fails.
+            VideoError: If its store fails; that says nothing of the lock.
         """
         found = read_lock(self.place)
         if found is None or found.facts.get("id") != self._id:
-            raise VideoError(f"{self.what}: another job has taken it, because this one was silent for {DEAD_AFTER_S:.0f} s", do="Run the same again later.")
+            return False
         with file_errors(self.place, "renewing the lock"):
             if is_remote(self.place):
                 write_bytes(self.place, self._content())
             else:
                 os.utime(self.place)
+        return True
 
     def release(self) -> None:
         """Give the place back; a lock that another process has taken stays its own."""

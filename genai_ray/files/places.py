@@ -77,9 +77,12 @@ def find_facts(place: str) -> FileFacts | None:
     """
     if not is_remote(place):
         try:
-            found = os.stat(place)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            with file_errors(place, "looking"):
+                found = os.stat(place)
+        except VideoError as exc:
+            if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError)):
+                return None
+            raise
         return FileFacts(found.st_size, str(found.st_mtime_ns))
     with file_errors(place, "looking"):
         try:
@@ -180,10 +183,11 @@ def list_names(folder: str) -> list[str]:
         VideoError: If the store fails.
     """
     if not is_remote(folder):
-        try:
-            return sorted(os.listdir(folder))
-        except FileNotFoundError:
-            return []
+        with file_errors(folder, "listing"):
+            try:
+                return sorted(os.listdir(folder))
+            except FileNotFoundError:
+                return []
     with file_errors(folder, "listing"):
         try:
             return sorted(os.path.basename(str(entry).rstrip("/")) for entry in file_system(folder).ls(folder, detail=False))

@@ -1,5 +1,8 @@
 """Fixtures shared by all tests: where things are, one Ray for the whole run, small clips."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,13 @@ SHARED = ROOT.parent / "shared"
 
 def pytest_configure():
     use_stderr()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the tests beside these start and find clusters of their own
+        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="r")  # short: paths of sockets are at most 107 bytes
+
+
+def pytest_unconfigure():
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

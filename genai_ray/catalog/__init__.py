@@ -1,7 +1,7 @@
 """What models there are: their specs, their files, and the profiles of engine and endpoint. The only importer of yaml and pydantic."""
 
 from genai_ray.catalog.catalog import ModelCatalog, hash_file, models_folder
-from genai_ray.catalog.files import SERVING_SUFFIX, dump_spec, load_spec
+from genai_ray.catalog.files import SERVING_SUFFIX, dump_spec, load_spec, read_content
 from genai_ray.catalog.people import PeopleServing
 from genai_ray.catalog.profile import EngineProfile, load_profile
 from genai_ray.catalog.pull import pull_model
@@ -26,4 +26,5 @@ __all__ = [
     "load_spec",
     "models_folder",
     "pull_model",
+    "read_content",
 ]

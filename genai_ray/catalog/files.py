@@ -12,10 +12,13 @@ from genai_ray.catalog.spec import ModelSpec
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files import open_to_read
 
-__all__ = ["SERVING_SUFFIX", "configs_folder", "dump_spec", "load_spec", "read_profile", "read_yaml"]
+__all__ = ["SERVING_SUFFIX", "configs_folder", "dump_spec", "load_spec", "read_content", "read_profile", "read_yaml"]
 
 SERVING_SUFFIX = ".serve.yaml"
 """End of a file's name that says how a model is served; such files are no specs."""
+
+MAX_BYTES = 1024**2
+"""Most bytes of a file of options."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -69,14 +72,36 @@ def read_yaml(path: Path | str, model: type[Model]) -> Model:
         ConfigError: If the file cannot be read, is not YAML, or a field is missing, unknown or of a wrong type.
     """
     try:
-        with open_to_read(str(path)) as file:
-            content = yaml.safe_load(file.read().decode())
-        return model.model_validate(content)
-    except (VideoError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path} cannot be read as YAML: {exc}") from exc
+        return model.model_validate(read_content(path))
     except ValidationError as exc:
         fields = "; ".join(f"{'.'.join(map(str, error['loc'])) or 'the file'}: {error['msg']}" for error in exc.errors())
         raise ConfigError(f"{path}: {fields}", f"the fields of {model.__name__}") from exc
+
+
+def read_content(path: Path | str) -> Any:
+    """Read a YAML file, whatever it holds.
+
+    Args:
+        path: The file; a URI does as well.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ConfigError: If the file cannot be read, is larger than any file of options, or is not YAML.
+    """
+    try:
+        with open_to_read(str(path)) as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ConfigError(f"{path} has more than {MAX_BYTES} bytes", "a file of options")
+        return yaml.safe_load(text.decode())
+    except RecursionError as exc:
+        raise ConfigError(f"{path} cannot be read as YAML: it is nested too deep") from exc
+    except (VideoError, yaml.YAMLError, ValueError, OverflowError) as exc:  # a value that is no date, or no text, is a ValueError
+        if isinstance(exc, ConfigError):
+            raise
+        raise ConfigError(f"{path} cannot be read as YAML: {exc}") from exc
 
 
 def load_spec(path: Path) -> ModelSpec:

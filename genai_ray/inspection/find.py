@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from genai_ray.catalog import ModelCatalog, ModelSpec, load_spec
+from genai_ray.catalog import ModelCatalog, ModelSpec, load_spec, read_content
 from genai_ray.errors import ModelLoadError, ModelNotFoundError, VideoError
 from genai_ray.files import is_remote, mirror
 from genai_ray.graph import GraphTensor, graph_tensors, read_header
 from genai_ray.inspection.records import spec_of, tensors_of
 
 __all__ = ["canonical_id", "find_model", "read_tensors"]
+
+_log = logging.getLogger(__name__)
 
 
 def canonical_id(model: str | Path) -> str:
@@ -60,7 +63,7 @@ def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file, or a model id")
     path = _real(path)
     saved = path.with_suffix(".yaml")
-    spec = load_spec(saved) if saved.is_file() else spec_of(path)
+    spec = load_spec(saved) if _is_spec(saved) else spec_of(path)
     return spec.model_copy(update={"model_id": canonical_id(model), "file": str(path)}), path
 
 
@@ -78,6 +81,17 @@ def read_tensors(spec: ModelSpec, path: Path) -> tuple[tuple[GraphTensor, ...], 
         ModelLoadError: If the file is corrupt.
     """
     return tensors_of(path) if spec.is_path else graph_tensors(read_header(path))  # files of the catalog are checked by their hash
+
+
+def _is_spec(saved: Path) -> bool:
+    """Tell whether the YAML file beside a model means to be its spec, and is not one that is called so by chance."""
+    if not saved.is_file():
+        return False
+    content = read_content(saved)
+    if isinstance(content, dict) and content.keys() & {"model_id", "file"}:
+        return True
+    _log.info("%s is no spec of a model: it has neither model_id nor file", saved)
+    return False
 
 
 def _fetch(uri: str) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from genai_ray.errors import ModelLoadError
 from genai_ray.serve.engine import FRAMES_TOGETHER, Target
 from genai_ray.serve.repository import Repository, ServedModel, key_of_entry
 from genai_ray.serve.tally import ModelCounts, Tally
 from genai_ray.serve.tensors import TensorFacts
+from genai_ray.serve.words import without_folders
 
 __all__ = ["EXTENSIONS", "describe_config", "describe_index", "describe_model", "describe_server", "describe_statistics"]
 
@@ -109,12 +111,16 @@ def describe_index(repository: Repository, status: Mapping[str, Any], broken: Ma
         for version, source in sorted(model.versions.items(), key=lambda item: int(item[0])):
             key = model.key(version)
             state, reason = states.get(key, "UNAVAILABLE"), ""
-            if key in waiting and state != "READY":
+            if model.fault is not None:
+                state, reason = "UNAVAILABLE", str(ModelLoadError(*model.fault))
+            elif key in waiting and state != "READY":
                 state, reason = "LOADING", waiting[key]
             elif state == "UNAVAILABLE":
                 reason = broken.get(source) or failing.get(key, "not loaded; its first request loads it")
             if state == "READY" or not only_ready:
-                entries.append({"name": model.name, "version": version, "state": state, "reason": reason})
+                entries.append(
+                    {"name": model.name, "version": version, "state": state, "reason": without_folders("; ".join(filter(None, (reason, model.note))))}
+                )
     return entries
 
 

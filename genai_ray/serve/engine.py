@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.catalog import ModelServing, ModelSpec, ServeProfile
+from genai_ray.catalog import ModelServing, ModelSpec, ServeProfile, hash_file
 from genai_ray.cluster import CachedSession, ModelCache, SessionRequest
 from genai_ray.errors import (
     ConfigError,
@@ -28,6 +28,7 @@ from genai_ray.errors import (
     ModelNotFoundError,
     ResourceExhaustedError,
 )
+from genai_ray.inspection import find_model
 from genai_ray.serve.batching import Batcher
 from genai_ray.serve.facts import FRAMES, OUTPUT, ModelFacts, check_feeds, check_frame_request, to_outputs
 from genai_ray.serve.limits import COME_AGAIN, Admission, at_once, check_frame_sizes, check_result, check_tensor_sizes
@@ -105,29 +106,89 @@ class Engine:
         """For requests to sessions: one that loads for long may hold them all."""
         self._other_threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-other")
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
-        self.looking = Looking(self.call)
+        self.looking = Looking(self.call, self._end_older)
+        self._stamps: dict[tuple[str, str], asyncio.Future[str]] = {}
         self.catch_up: Callable[[], Awaitable[object]] = _nothing
         """Makes known here what another replica found in the model repository, and there that something was found here."""
         self.admission = Admission(profile)
 
-    async def find(self, name: str, version: str = "") -> Target:
+    async def find(self, name: str, version: str = "", within_s: float | None = None) -> Target:
         """Find a model by what a request calls it.
 
         Args:
             name: Name of the model.
             version: A version; empty for the highest.
+            within_s: Most seconds to wait for its file to be looked at; None for as long as a request may take.
 
         Returns:
             The model.
 
         Raises:
             ModelNotFoundError: If there is none.
-            ModelLoadError: If its file is corrupt; that is remembered for a minute, or until the file changes or is asked to be loaded.
+            ModelLoadError: If its file, or its file of options, is wrong; that is remembered for a minute, or until the file changes or is asked to be loaded.
             ResourceExhaustedError: If its file was not fetched, or looked at, in time.
         """
-        model, source = await self._named(name, version)
-        facts = await self.looking.look(source, model.stamp(version), self.profile.request_timeout_s)
+        within_s = self.profile.request_timeout_s if within_s is None else within_s
+        try:
+            return await self._look_at(*await self._named(name, version), version, within_s)
+        except ModelNotFoundError:  # its file has gone since the repository was looked at; an older version may be there
+            with contextlib.suppress(ModelLoadError):
+                await self.look_again()
+            return await self._look_at(*await self._named(name, version), version, within_s)
+
+    async def _look_at(self, model: ServedModel, source: str, version: str, within_s: float) -> Target:
+        if model.fault is not None:
+            raise ModelLoadError(*model.fault)
+        facts = await self.looking.look(source, await self._stamp(model, version, within_s), within_s)
         return Target(model, version or model.latest, source, facts)
+
+    async def _stamp(self, model: ServedModel, version: str, within_s: float) -> str:
+        """Ask for the state of a file on a thread, once for all who ask meanwhile: a disk may hang."""
+        key = model.name, version
+        asking = self._stamps.get(key)
+        if asking is None:
+            asking = self._stamps[key] = asyncio.ensure_future(self.call(model.stamp, version))
+            asking.add_done_callback(lambda _: self._stamps.pop(key, None))
+        done, _ = await asyncio.wait([asking], timeout=within_s)
+        if not done:
+            raise ResourceExhaustedError(f"the file of {model.name} was not found within {within_s:g} s", do=COME_AGAIN)
+        return asking.result()
+
+    async def broken(self) -> dict[str, str]:
+        """Return the files that cannot be loaded, as they are now.
+
+        Returns:
+            Why, by source.
+        """
+        if broken := self.looking.broken():
+            found = {source: (model, version) for model in self.repository.models() for version, source in model.versions.items() if source in broken}
+            stamps = [await self._stamp(model, version, self.profile.request_timeout_s) for model, version in found.values()]
+            self.looking.keep_broken(dict(zip(found, stamps, strict=True)))
+        return self.looking.broken()
+
+    def _end_older(self, source: str, facts: ModelFacts) -> None:
+        """End sessions of a state that a file no longer has; waits, and belongs on a thread."""
+        model_id = facts.spec.model_id
+        if not facts.spec.is_path or model_id not in self.cache.loaded_models():
+            return
+        path = find_model(source)[1]
+        state = path.stat()
+        digest = hash_file(path, state.st_size, state.st_mtime_ns) if facts.spec.sha256 is None else facts.spec.sha256
+        older = [entry for entry in self.cache.status()["models"] if entry["model_id"] == model_id and entry["digest"] not in (digest, "")]
+        if not older:
+            return
+        pinned = [entry for entry in older if entry["pinned"]]
+        if pinned:
+            self.cache.unpin(source)
+        try:
+            with contextlib.suppress(ModelNotFoundError):  # another replica was faster
+                self.cache.evict(source)
+            for entry in pinned:
+                self.cache.load_model(source, entry["backend"], entry["precision"], device=entry["device"])
+        finally:
+            if pinned:
+                with contextlib.suppress(ModelNotFoundError):
+                    self.cache.pin(source)
 
     async def infer(self, target: Target, request: InferRequest) -> InferResponse:
         """Compute a request; the model is loaded where it is not.
@@ -172,6 +233,7 @@ class Engine:
         await self.rescan()
         self.looking.forget_broken()
         target = await self.find(name)
+        await self.call(self._end_older, target.source, target.facts)
         if parameters:
             raise InvalidInputError(f"parameters {sorted(parameters)!s:.80} of a load", "none", "Options and files come from the model repository.")
         await self.call(self.cache.load_model, target.request)
@@ -211,7 +273,7 @@ class Engine:
         """Look at the model repository again.
 
         Raises:
-            ModelLoadError: If it is not there, cannot be listed, or a file of options in it is wrong; what was offered before stays.
+            ModelLoadError: If it is not there or cannot be listed; what was offered before stays.
         """
         try:
             await self.call(self.repository.rescan)

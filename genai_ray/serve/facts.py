@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.errors import InvalidInputError, ModelLoadError
+from genai_ray.errors import ConfigError, InvalidInputError, ModelLoadError
 from genai_ray.graph import GraphTensor
 from genai_ray.inspection import find_model, read_tensors
 from genai_ray.serve.protocol import InferRequest
@@ -68,10 +68,15 @@ def read_facts(model: str) -> ModelFacts:
 
     Raises:
         ModelNotFoundError: If the file is not there.
-        ModelLoadError: If it is corrupt, or has inputs or outputs that the protocol has no word for.
+        ModelLoadError: If it or its spec is wrong, or it has inputs or outputs that the protocol has no word for.
     """
-    spec, path = find_model(model)
-    inputs, outputs = read_tensors(spec, path)
+    try:
+        spec, path = find_model(model)
+        inputs, outputs = read_tensors(spec, path)
+    except ConfigError as exc:  # not the fault of whoever asks
+        raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
+    except OSError as exc:
+        raise ModelLoadError(f"{model} cannot be read: {exc.strerror}") from exc
     return ModelFacts(spec, tuple(_to_facts(tensor) for tensor in inputs), tuple(_to_facts(tensor) for tensor in outputs))
 
 

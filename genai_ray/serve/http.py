@@ -40,6 +40,7 @@ from genai_ray.serve.openapi import describe_api
 from genai_ray.serve.people import people_operations
 from genai_ray.serve.protocol import HEADER_LENGTH, decode_request, encode_response, parse_header_length, parse_json
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref, to_routes
+from genai_ray.serve.words import without_folders
 
 __all__ = ["STATUSES", "build_app", "list_operations", "status_of"]
 
@@ -223,15 +224,15 @@ class _Api:
 
     async def index(self, request: Request) -> Response:
         content = await self._content(request)
-        only_ready = content.get("ready", False)
+        only_ready = content.get("ready") or False
         if not isinstance(only_ready, bool):
             raise InvalidInputError(f"ready: {only_ready!r:.40}", "true or false")
         await self._engine.rescan()
-        return JSONResponse(describe_index(self._engine.repository, await self._engine.status(), self._engine.looking.broken(), only_ready=only_ready))
+        return JSONResponse(describe_index(self._engine.repository, await self._engine.status(), await self._engine.broken(), only_ready=only_ready))
 
     async def load(self, request: Request) -> Response:
         content = await self._content(request)
-        await self._engine.load(request.path_params["model"], content.get("parameters", {}))
+        await self._engine.load(request.path_params["model"], content.get("parameters") or {})
         return Response(status_code=200)
 
     async def unload(self, request: Request) -> Response:
@@ -239,7 +240,7 @@ class _Api:
         try:
             await self._engine.unload(request.path_params["model"])
         except ResourceExhaustedError as exc:
-            return _error(_CONFLICT, str(exc))
+            return _error(_CONFLICT, without_folders(exc))
         return Response(status_code=200)
 
     async def infer(self, request: Request) -> Response:
@@ -274,7 +275,7 @@ class _Api:
         """Return the JSON object of a request that need not have one."""
         body = await read_body(request, LARGE_JSON_BYTES)
         content = parse_json(body) if body.strip() else {}
-        if not isinstance(content, dict) or not isinstance(content.get("parameters", {}), dict):
+        if not isinstance(content, dict) or not isinstance(content.get("parameters") or {}, dict):
             raise InvalidInputError("a body, or parameters of it, that is not a JSON object")
         return content
 
@@ -310,7 +311,7 @@ async def _refuse(request: Request, exc: Exception) -> Response:
 
 async def _tell(request: Request, exc: Exception) -> Response:
     status = status_of(exc) if isinstance(exc, GenAIRayError) else 500
-    return _error(status, str(exc), {"Retry-After": str(RETRY_AFTER_S)} if status in (_BUSY, _UNAVAILABLE) else None)
+    return _error(status, without_folders(exc), {"Retry-After": str(RETRY_AFTER_S)} if status in (_BUSY, _UNAVAILABLE) else None)
 
 
 async def _gone(request: Request, exc: Exception) -> Response:

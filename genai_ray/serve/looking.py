@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from genai_ray.errors import ModelLoadError, ResourceExhaustedError, VideoError
@@ -35,10 +35,13 @@ class Looking:
 
     Args:
         call: Calls what waits, on a thread.
+        settle: Is called, on the same thread, with the source and the facts of each state of a file that is met.
     """
 
-    def __init__(self, call: Callable[[Callable[[str], ModelFacts], str], Awaitable[ModelFacts]]) -> None:
-        self._call = call
+    def __init__(
+        self, call: Callable[[Callable[[str], ModelFacts], str], Awaitable[ModelFacts]], settle: Callable[[str, ModelFacts], object] | None = None
+    ) -> None:
+        self._call, self._settle = call, settle
         self._facts: dict[tuple[str, str], ModelFacts] = {}
         self._looking: dict[tuple[str, str], asyncio.Task[ModelFacts]] = {}
         self._broken: dict[str, _Broken] = {}
@@ -66,7 +69,7 @@ class Looking:
             raise ModelLoadError(*broken.why)
         task = self._looking.get(key)
         if task is None:
-            task = self._looking[key] = asyncio.ensure_future(self._call(read_facts, source))
+            task = self._looking[key] = asyncio.ensure_future(self._call(self._read, source))
             task.add_done_callback(functools.partial(self._looked, key))
         done, _ = await asyncio.wait([task], timeout=within_s)
         if not done:
@@ -81,10 +84,24 @@ class Looking:
         """
         return {source: str(ModelLoadError(*found.why)) for source, found in self._broken.items() if found.until_s > time.monotonic()}
 
+    def keep_broken(self, stamps: Mapping[str, str]) -> None:
+        """Forget those that have changed.
+
+        Args:
+            stamps: What changes when a file does, by source.
+        """
+        self._broken = {source: found for source, found in self._broken.items() if stamps.get(source) == found.stamp}
+
     def forget_broken(self) -> None:
         """Read files anew that could not be loaded."""
         self._broken.clear()
         forget_failures()
+
+    def _read(self, source: str) -> ModelFacts:
+        facts = read_facts(source)
+        if self._settle is not None:
+            self._settle(source, facts)
+        return facts
 
     def _looked(self, key: tuple[str, str], task: asyncio.Task[ModelFacts]) -> None:
         del self._looking[key]

@@ -26,6 +26,7 @@ from genai_ray.serve.protocol import InferRequest
 from genai_ray.serve.repository import ServedModel
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref
 from genai_ray.serve.tensors import Tensor, datatype_of
+from genai_ray.serve.words import without_folders
 from genai_ray.types import ModelTask, full_range
 
 __all__ = ["apply_output", "picture_operations", "to_frames"]
@@ -112,6 +113,10 @@ def picture_operations(engine: Engine) -> list[Operation]:
     ]
 
 
+_LISTED_WITHIN_S = 5.0
+"""Most seconds that a list of models waits for files that nobody has looked at yet."""
+
+
 class _Api:
     """The handlers."""
 
@@ -186,9 +191,9 @@ class _Api:
 
     async def _describe(self, model: ServedModel) -> dict[str, Any]:
         try:
-            spec = (await self._engine.find(model.name)).facts.spec
+            spec = (await self._engine.find(model.name, within_s=_LISTED_WITHIN_S)).facts.spec
         except GenAIRayError as exc:
-            return {"name": model.name, "error": str(exc)}
+            return {"name": model.name, "error": without_folders(exc)}
         return {
             "name": model.name,
             "task": spec.task.value,

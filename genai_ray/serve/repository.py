@@ -6,7 +6,7 @@ import difflib
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ __all__ = ["Repository", "ServedModel", "key_of_entry"]
 
 _MODEL = ".onnx"
 _KEY = ("model_id", "backend", "precision", "device")
+_NOTES = {"stats": "what it takes and gives is told at /v2/models/stats/versions/VERSION: /v2/models/stats has the statistics of all models"}
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +37,10 @@ class ServedModel:
     """How it is served."""
     stamps: Mapping[str, str] = field(default_factory=dict)
     """What tells one state of a file from another, by version; only of URIs, as they were when they were listed."""
+    fault: tuple[str, str, str] | None = None
+    """Why it cannot be served, as the fields of an error: its file of options is wrong. None if it can."""
+    note: str = ""
+    """What whoever put it there should know."""
 
     @property
     def latest(self) -> str:
@@ -66,7 +71,7 @@ class ServedModel:
             version: A version; empty for the highest.
 
         Returns:
-            A text; that of a local file is asked for now.
+            A text; that of a local file, and of the spec beside it, is asked for now: a call that may wait for a disk.
 
         Raises:
             ModelNotFoundError: If there is no such version.
@@ -74,7 +79,7 @@ class ServedModel:
         source = self.source(version)
         if is_remote(source):
             return self.stamps.get(version or self.latest, "")
-        return str(find_facts(source)) if source.lower().endswith(_MODEL) else ""
+        return f"{_state_of(source)} {_state_of(source[: -len(_MODEL)] + '.yaml')}" if source.lower().endswith(_MODEL) else ""
 
     def request(self, version: str = "") -> SessionRequest:
         """Return which session computes it.
@@ -140,7 +145,7 @@ class Repository:
         serving: Options of models that have no file of their own.
 
     Raises:
-        ConfigError: If the folder is not there or cannot be listed, or a file of options is wrong.
+        ConfigError: If the folder is not there or cannot be listed.
         ModelNotFoundError: If an id is not known.
     """
 
@@ -155,7 +160,7 @@ class Repository:
         """Look at the folder again.
 
         Raises:
-            ConfigError: If it is not there or cannot be listed, or a file of options is wrong; what was offered before stays.
+            ConfigError: If it is not there or cannot be listed; what was offered before stays.
         """
         models = dict(self._catalog)
         if self._folder is not None:
@@ -217,6 +222,13 @@ def _canonical(name: str) -> str:
         return ""
 
 
+def _state_of(path: str) -> str:
+    try:
+        return str(find_facts(path))
+    except OSError as exc:  # whoever reads it says so
+        return str(exc.strerror)
+
+
 def _is_text(name: str) -> bool:
     try:
         name.encode()
@@ -229,6 +241,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
     """Return what a folder has; of a URI nothing is fetched but the files of options."""
     found: dict[str, dict[str, str]] = {}
     options: dict[str, str] = {}
+    alone: dict[str, str] = {}
     try:
         for relative, place in list_files(folder, ("*", "*/*/*")):
             name, *version = (unquote(relative) if place.startswith(("http://", "https://")) else relative).split("/")
@@ -240,13 +253,26 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
             elif not version and name.endswith(SERVING_SUFFIX):
                 options[name.removesuffix(SERVING_SUFFIX)] = place
             elif not version and name.lower().endswith(_MODEL):
-                found.setdefault(name[: -len(_MODEL)], {})["1"] = place
+                alone[name[: -len(_MODEL)]] = place
+        doubled = {name for name in alone if "1" in found.get(name, {})}
+        for name in alone.keys() - doubled:
+            found.setdefault(name, {})["1"] = alone[name]
         stamps = {place: find_facts(place) for versions in found.values() for place in versions.values() if is_remote(place)}
     except VideoError as exc:
         raise ConfigError(f"model repository {folder}: {exc.got}", "a folder that is there, on every node, or the URI of one that can be listed") from exc
-    models = []
-    for name, versions in found.items():
-        sources = {version: canonical_id(place) for version, place in versions.items()}
-        way = load_model_serving(options[name]) if name in options else serving
-        models.append(ServedModel(name, sources, way, {version: str(stamps.get(place, "")) for version, place in versions.items()}))
-    return models
+    notes = _NOTES | {name: f"{name}{_MODEL} is left out, since {name}/1/model{_MODEL} is version 1 as well" for name in doubled}
+    models = [_build(name, versions, options.get(name), serving, stamps) for name, versions in sorted(found.items())]
+    return [replace(model, note=notes.get(model.name, "")) for model in models]
+
+
+def _build(name: str, versions: dict[str, str], options: str | None, serving: ModelServing, stamps: Mapping[str, Any]) -> ServedModel:
+    """Return one model; a wrong file of options is its own trouble alone."""
+    sources = {version: canonical_id(place) for version, place in versions.items()}
+    fault = None
+    if options is not None:
+        try:
+            serving = load_model_serving(options)
+        except ConfigError as exc:
+            _log.warning("model %s is not served: %s", name, exc)
+            fault = exc.got, exc.allowed, exc.do
+    return ServedModel(name, sources, serving, {version: str(stamps.get(place, "")) for version, place in versions.items()}, fault)

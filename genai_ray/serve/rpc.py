@@ -27,6 +27,7 @@ from genai_ray.serve.limits import LARGE_JSON_BYTES, bytes_of, is_long, max_stri
 from genai_ray.serve.messages import METHODS, SERVICE, STREAM, count_typed_bytes, message_class
 from genai_ray.serve.protocol import InferRequest, InferResponse, RequestedOutput, check_strings
 from genai_ray.serve.tensors import DATATYPES, Tensor, check_shape, from_binary, from_contents, to_binary, to_contents
+from genai_ray.serve.words import without_folders
 
 __all__ = ["Reply", "Rpc", "add_inference_service"]
 
@@ -119,7 +120,7 @@ def _method(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, byt
 
 def _fault_of(exc: DecodeError | GenAIRayError) -> tuple[grpc.StatusCode, str]:
     if isinstance(exc, GenAIRayError):
-        return _CODES[status_of(exc)], str(exc)
+        return _CODES[status_of(exc)], without_folders(exc)
     return grpc.StatusCode.INVALID_ARGUMENT, f"not a message of this call: {exc}"
 
 
@@ -208,7 +209,7 @@ class Rpc:
     async def RepositoryIndex(self, request: Any) -> dict[str, Any]:  # noqa: N802
         """Tell which models there are, and their states."""
         await self.engine.rescan()
-        return {"models": describe_index(self.engine.repository, await self.engine.status(), self.engine.looking.broken(), only_ready=request.ready)}
+        return {"models": describe_index(self.engine.repository, await self.engine.status(), await self.engine.broken(), only_ready=request.ready)}
 
     @_method
     async def RepositoryModelLoad(self, request: Any) -> dict[str, Any]:  # noqa: N802

@@ -35,7 +35,7 @@ class Standing:
         Raises:
             GenAIRayError: If one cannot be loaded: the first error; the others are there.
         """
-        wanted = {model.name: model for model in models if model.serving.preload or model.serving.pin or model.serving.min_replicas}
+        wanted = {model.name: model for model in models if not model.fault and (model.serving.preload or model.serving.pin or model.serving.min_replicas)}
         errors: list[GenAIRayError] = []
         with self._lock:
             for name in [name for name, model in self._brought.items() if wanted.get(name) != model]:

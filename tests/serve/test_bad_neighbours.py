@@ -2,13 +2,15 @@
 
 import json
 import shutil
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
-import pytest
+from onnx import helper
 
 from genai_ray import ModelCache, errors
+from genai_ray.serve import repository as repository_module
 from genai_ray.serve.repository import Repository
-from tests.serve.models import add_number, identity, value, write
+from tests.serve.models import add_number, value, write
 from tests.serve.test_people import application, ask
 from tests.serve.test_repository import models  # noqa: F401 - a fixture
 
@@ -44,6 +46,16 @@ def test_wrong_options_are_the_trouble_of_their_model_alone(models):  # noqa: F8
         fault = repository.get(name).fault
         assert fault is not None, name
         assert f"{name}.serve.yaml" in str(errors.ModelLoadError(*fault))
+
+
+def test_what_two_files_or_a_name_leave_unclear_is_said(models):  # noqa: F811
+    add_number(models / "one" / "1" / "model.onnx", 5)
+    add_number(models / "stats.onnx", 5)
+    repository = Repository(models, ())
+    assert repository.get("one").source().endswith("one/1/model.onnx")
+    assert "one.onnx is left out" in repository.get("one").note
+    assert "/v2/models/stats/versions/" in repository.get("stats").note
+    assert repository.get("many").note == ""
 
 
 def test_bad_files_harm_no_other_model(models, ray_session):  # noqa: F811
@@ -82,64 +94,49 @@ def test_bad_files_harm_no_other_model(models, ray_session):  # noqa: F811
     ModelCache(name="people").shutdown()
 
 
-def test_a_version_that_is_gone_gives_way_to_the_one_before_at_once(models, ray_session):  # noqa: F811
-    with application(models.parent / "videos", models) as app:
+def test_a_version_that_is_gone_gives_way_at_once_and_a_slow_disk_holds_no_other_request(models, ray_session, monkeypatch):  # noqa: F811
+    def hang(place):
+        if "many" in str(place):
+            hangs.set()
+            ends.wait(60)
+        return find_facts(place)
+
+    find_facts, hangs, ends = repository_module.find_facts, threading.Event(), threading.Event()
+    with application(models.parent / "videos", models) as app, ThreadPoolExecutor(1) as pool:
         assert infer(app, "many") == [11]
+        assert infer(app, "one") == [2]
+        monkeypatch.setattr(repository_module, "find_facts", hang)
+        waiting = pool.submit(infer, app, "many")
+        assert hangs.wait(60)
+        assert infer(app, "one") == [2]
+        assert not waiting.done()
+        ends.set()
+        assert waiting.result() == [11]
         shutil.rmtree(models / "many" / "10")
         assert infer(app, "many") == [3]
         assert infer(app, "many/versions/10")[0] == 404
         shutil.rmtree(models / "many")
         assert infer(app, "many")[0] == 404
-        assert infer(app, "one") == [2]
     ModelCache(name="people").shutdown()
 
 
-@pytest.mark.parametrize("is_loaded_again", [True, False])
-def test_a_model_that_is_replaced_is_served_anew(models, ray_session, is_loaded_again):  # noqa: F811
-    (models / "kept.serve.yaml").write_text("pin: true\n")
+def test_a_model_that_is_replaced_is_served_anew(models, ray_session):  # noqa: F811
+    def load(name):
+        assert ask(app, "POST", f"/v2/repository/models/{name}/load", b"{}")[0] == 200
+
     add_number(models / "kept.onnx", 1)
     with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
-        for name in ("one", "kept"):
-            assert infer(app, name) == [2]
+        assert [infer(app, name) for name in ("one", "kept")] == [[2]] * 2
         cache.pin(models / "kept.onnx")
         for name in ("one", "kept"):
             add_number(models / f"{name}.onnx", 20)
-            if is_loaded_again:
-                assert ask(app, "POST", f"/v2/repository/models/{name}/load", b"{}")[0] == 200
+            load(name)
             assert infer(app, name) == [21]
         assert {entry["pinned"] for entry in cache.status()["models"] if entry["model_id"].endswith("kept.onnx")} == {True}
-        identity(models / "one.onnx", "FP32", ("n",))
-        renamed = [value("other", "FP32", ("n",))], [value("y", "FP32", ("n",))]
-        from onnx import helper
-
-        write(models / "one.onnx", [helper.make_node("Neg", ["other"], ["y"])], *renamed)
-        if is_loaded_again:
-            assert ask(app, "POST", "/v2/repository/models/one/load", b"{}")[0] == 200
-        assert infer(app, "one", tensor="other") == [-1]
+        write(models / "one.onnx", [helper.make_node("Neg", ["other"], ["y"])], [value("other", "FP32", ("n",))], [value("y", "FP32", ("n",))])
+        assert infer(app, "one", tensor="other") == [-1]  # without a load
         status, told = infer(app, "one")
         assert (status, "missing inputs ['other']" in told) == (400, True)
-
-
-def test_a_slow_disk_holds_no_other_request(models, ray_session, monkeypatch):  # noqa: F811
-    """Files are looked at on threads: one that hangs delays those who ask for it."""
-    from genai_ray.serve import repository as module
-
-    def slowly(place):
-        if "many" in str(place):
-            time.sleep(3.0)
-        return find_facts(place)
-
-    find_facts = module.find_facts
-    with application(models.parent / "videos", models) as app:
-        assert infer(app, "one") == [2]
-        monkeypatch.setattr(module, "find_facts", slowly)
-        import threading
-
-        slow = threading.Thread(target=infer, args=(app, "many"))
-        slow.start()
-        time.sleep(0.5)
-        began_s = time.monotonic()
-        assert infer(app, "one") == [2]
-        assert time.monotonic() - began_s < 2.0
-        slow.join()
-    ModelCache(name="people").shutdown()
+        write(models / "one.onnx", [helper.make_node("Abs", ["third"], ["y"])], [value("third", "FP32", ("n",))], [value("y", "FP32", ("n",))])
+        load("one")
+        assert infer(app, "one", [-3], "third") == [3]

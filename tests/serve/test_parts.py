@@ -222,9 +222,8 @@ def test_a_repository_offers_files_versions_and_options(tmp_path):
     with pytest.raises(errors.ModelNotFoundError, match="1, 9, 10"):
         repository.get("many").source("2")
     (tmp_path / "one.serve.yaml").write_text("max_batch: 4\n")
-    with pytest.raises(errors.ConfigError, match=r"one\.serve\.yaml: max_batch"):
-        repository.rescan()
-    assert repository.get("one").serving.max_batch_size == 4
+    repository.rescan()
+    assert "one.serve.yaml: max_batch" in str(repository.get("one").fault)
     with pytest.raises(errors.ConfigError, match="model repository"):
         Repository(tmp_path / "nowhere")
     with pytest.raises(errors.ModelNotFoundError, match="esrgan"):
@@ -241,8 +240,7 @@ def test_replicas_of_a_model_are_bounded_by_numbers_that_go_together(tmp_path):
         ("min_replicas: 2\nmax_replicas: 1", "1 is less than min_replicas=2"),
     ):
         options.write_text(text)
-        with pytest.raises(errors.ConfigError, match=rf"one\.serve\.yaml: .*{words}"):
-            Repository(tmp_path, ())
+        assert re.search(rf"one\.serve\.yaml: .*{words}", str(Repository(tmp_path, ()).get("one").fault))
 
 
 def test_all_bodies_may_have_what_one_may_have():

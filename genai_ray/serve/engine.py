@@ -11,31 +11,26 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.catalog import ModelServing, ModelSpec, ServeProfile, hash_file
+from genai_ray.catalog import ModelServing, ModelSpec, ServeProfile
 from genai_ray.cluster import CachedSession, ModelCache, SessionRequest
 from genai_ray.errors import (
-    ConfigError,
     DeadlineExceededError,
     InferenceError,
     InvalidInputError,
-    ModelLoadError,
     ModelNotFoundError,
     ResourceExhaustedError,
 )
-from genai_ray.inspection import find_model
 from genai_ray.serve.batching import Batcher
-from genai_ray.serve.facts import FRAMES, OUTPUT, ModelFacts, check_feeds, check_frame_request, to_outputs
+from genai_ray.serve.facts import FRAMES, OUTPUT, check_feeds, check_frame_request, to_outputs
+from genai_ray.serve.finder import Finder, Target
 from genai_ray.serve.limits import COME_AGAIN, Admission, at_once, check_frame_sizes, check_result, check_tensor_sizes
-from genai_ray.serve.looking import Looking
 from genai_ray.serve.protocol import InferRequest, InferResponse
-from genai_ray.serve.repository import Repository, ServedModel, key_of_entry
-from genai_ray.serve.tally import Tally
+from genai_ray.serve.repository import Repository, key_of_entry
 from genai_ray.types import ModelTask
 
 __all__ = ["Engine", "Target"]
@@ -45,25 +40,6 @@ Result = TypeVar("Result")
 
 FRAMES_TOGETHER = 8
 """Most frames of different requests in one call, where the model's options say nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One version of one model, found."""
-
-    model: ServedModel
-    """The model."""
-    version: str
-    """The version, never empty."""
-    source: str
-    """What the cache is asked for."""
-    facts: ModelFacts
-    """What is known of it."""
-
-    @property
-    def request(self) -> SessionRequest:
-        """Which session computes it."""
-        return replace(self.model.request(self.version), model=self.facts.spec.model_id)
 
 
 class _Item(NamedTuple):
@@ -90,7 +66,7 @@ class _Source:
             raise ResourceExhaustedError(f"{request.model} was not loaded in time", do=COME_AGAIN) from exc
 
 
-class Engine:
+class Engine(Finder):
     """Answers requests for the models of a repository.
 
     Args:
@@ -100,95 +76,11 @@ class Engine:
     """
 
     def __init__(self, profile: ServeProfile, cache: ModelCache, repository: Repository) -> None:
-        self.profile, self.cache, self.repository = profile, cache, repository
-        self.tally = Tally()
+        super().__init__(profile, cache, repository)
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
         """For requests to sessions: one that loads for long may hold them all."""
-        self._other_threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-other")
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
-        self.looking = Looking(self.call, self._end_older)
-        self._stamps: dict[tuple[str, str], asyncio.Future[str]] = {}
-        self.catch_up: Callable[[], Awaitable[object]] = _nothing
-        """Makes known here what another replica found in the model repository, and there that something was found here."""
         self.admission = Admission(profile)
-
-    async def find(self, name: str, version: str = "", within_s: float | None = None) -> Target:
-        """Find a model by what a request calls it.
-
-        Args:
-            name: Name of the model.
-            version: A version; empty for the highest.
-            within_s: Most seconds to wait for its file to be looked at; None for as long as a request may take.
-
-        Returns:
-            The model.
-
-        Raises:
-            ModelNotFoundError: If there is none.
-            ModelLoadError: If its file, or its file of options, is wrong; that is remembered for a minute, or until the file changes or is asked to be loaded.
-            ResourceExhaustedError: If its file was not fetched, or looked at, in time.
-        """
-        within_s = self.profile.request_timeout_s if within_s is None else within_s
-        try:
-            return await self._look_at(*await self._named(name, version), version, within_s)
-        except ModelNotFoundError:  # its file has gone since the repository was looked at; an older version may be there
-            with contextlib.suppress(ModelLoadError):
-                await self.look_again()
-            return await self._look_at(*await self._named(name, version), version, within_s)
-
-    async def _look_at(self, model: ServedModel, source: str, version: str, within_s: float) -> Target:
-        if model.fault is not None:
-            raise ModelLoadError(*model.fault)
-        facts = await self.looking.look(source, await self._stamp(model, version, within_s), within_s)
-        return Target(model, version or model.latest, source, facts)
-
-    async def _stamp(self, model: ServedModel, version: str, within_s: float) -> str:
-        """Ask for the state of a file on a thread, once for all who ask meanwhile: a disk may hang."""
-        key = model.name, version
-        asking = self._stamps.get(key)
-        if asking is None:
-            asking = self._stamps[key] = asyncio.ensure_future(self.call(model.stamp, version))
-            asking.add_done_callback(lambda _: self._stamps.pop(key, None))
-        done, _ = await asyncio.wait([asking], timeout=within_s)
-        if not done:
-            raise ResourceExhaustedError(f"the file of {model.name} was not found within {within_s:g} s", do=COME_AGAIN)
-        return asking.result()
-
-    async def broken(self) -> dict[str, str]:
-        """Return the files that cannot be loaded, as they are now.
-
-        Returns:
-            Why, by source.
-        """
-        if broken := self.looking.broken():
-            found = {source: (model, version) for model in self.repository.models() for version, source in model.versions.items() if source in broken}
-            stamps = [await self._stamp(model, version, self.profile.request_timeout_s) for model, version in found.values()]
-            self.looking.keep_broken(dict(zip(found, stamps, strict=True)))
-        return self.looking.broken()
-
-    def _end_older(self, source: str, facts: ModelFacts) -> None:
-        """End sessions of a state that a file no longer has; waits, and belongs on a thread."""
-        model_id = facts.spec.model_id
-        if not facts.spec.is_path or model_id not in self.cache.loaded_models():
-            return
-        path = find_model(source)[1]
-        state = path.stat()
-        digest = hash_file(path, state.st_size, state.st_mtime_ns) if facts.spec.sha256 is None else facts.spec.sha256
-        older = [entry for entry in self.cache.status()["models"] if entry["model_id"] == model_id and entry["digest"] not in (digest, "")]
-        if not older:
-            return
-        pinned = [entry for entry in older if entry["pinned"]]
-        if pinned:
-            self.cache.unpin(source)
-        try:
-            with contextlib.suppress(ModelNotFoundError):  # another replica was faster
-                self.cache.evict(source)
-            for entry in pinned:
-                self.cache.load_model(source, entry["backend"], entry["precision"], device=entry["device"])
-        finally:
-            if pinned:
-                with contextlib.suppress(ModelNotFoundError):
-                    self.cache.pin(source)
 
     async def infer(self, target: Target, request: InferRequest) -> InferResponse:
         """Compute a request; the model is loaded where it is not.
@@ -233,7 +125,7 @@ class Engine:
         await self.rescan()
         self.looking.forget_broken()
         target = await self.find(name)
-        await self.call(self._end_older, target.source, target.facts)
+        await self.call(self.end_older, target.source, target.facts)
         if parameters:
             raise InvalidInputError(f"parameters {sorted(parameters)!s:.80} of a load", "none", "Options and files come from the model repository.")
         await self.call(self.cache.load_model, target.request)
@@ -259,27 +151,6 @@ class Engine:
         if refusal is not None:
             raise refusal
 
-    async def rescan(self) -> None:
-        """Look at the model repository again since somebody asks for it, and have other replicas do so.
-
-        Raises:
-            ModelLoadError: As ``look_again``.
-        """
-        await self.look_again()
-        self.tally.scans += 1
-        await self._meet_others()  # whoever is told that a model is there may ask another replica for it at once
-
-    async def look_again(self) -> None:
-        """Look at the model repository again.
-
-        Raises:
-            ModelLoadError: If it is not there or cannot be listed; what was offered before stays.
-        """
-        try:
-            await self.call(self.repository.rescan)
-        except ConfigError as exc:  # not the fault of whoever asks
-            raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
-
     async def is_ready(self, target: Target) -> bool:
         """Tell whether a model is loaded and warm.
 
@@ -299,32 +170,6 @@ class Engine:
             As ``ModelCache.status``.
         """
         return await self.call(self.cache.status)
-
-    async def call(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Call what waits, on a thread.
-
-        Args:
-            function: What.
-            args: Its arguments.
-
-        Returns:
-            Its result.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._other_threads, function, *args)
-
-    async def _meet_others(self) -> None:
-        """Let other replicas know what was found here, and the other way round; where they are not to be had, both stay as they are."""
-        with contextlib.suppress(ResourceExhaustedError, DeadlineExceededError):
-            await self.catch_up()
-
-    async def _named(self, name: str, version: str) -> tuple[ServedModel, str]:
-        """Return a model and the source of a version, which another replica may have found meanwhile."""
-        with contextlib.suppress(ModelNotFoundError):
-            model = self.repository.get(name)
-            return model, model.source(version)
-        await self._meet_others()
-        model = self.repository.get(name)
-        return model, model.source(version)
 
     async def _compute(self, target: Target, request: InferRequest) -> dict[str, Array]:
         within_s, serving = self._within_s(request), target.model.serving
@@ -417,10 +262,6 @@ class Engine:
             counts.note("compute_infer", taken_ns)
             counts.note("queue", started - item.since_ns)
         return result
-
-
-async def _nothing() -> None:
-    """Know of no other replica."""
 
 
 async def _one_by_one(call: Callable[[Sequence[_Item]], Awaitable[list[Result | Exception]]], items: Sequence[_Item]) -> list[Result | Exception]:

@@ -6,12 +6,14 @@ import heapq
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 from av.container import InputContainer, OutputContainer
+from av.format import Flags
 from av.stream import Stream
 from av.video.stream import VideoStream
 
@@ -19,9 +21,15 @@ from genai_ray.errors import VideoError
 from genai_ray.video.container import av_errors, open_video
 from genai_ray.video.info import is_alpha_beside, main_stream
 from genai_ray.video.plan import VideoPlan
-from genai_ray.video.tracks import Order, add_copies
+from genai_ray.video.tracks import Order, add_copies, rescale
+from genai_ray.video.words import TECHNICAL_WORDS, describe_lost_words, read_words
 
 __all__ = ["count_frames", "join_segments"]
+
+_MILLISECOND = Fraction(1, 1000)
+
+MAX_PAUSE_S = 60
+"""Nobody waits longer for a first picture: times that begin later are those of a clock."""
 
 _NO_ASPECT = ("ffv1", "prores", "prores_ks", "vp9", "libvpx-vp9")
 """Codecs whose streams do not tell the shape of a pixel, or only to their decoder: the container must, and MP4 and MOV do."""
@@ -61,41 +69,95 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
         VideoError: If a part does not hold its frames, parts were encoded differently, or writing fails.
     """
     partial = output.with_name(f".{output.name}.partial{output.suffix}")
-    options = {"fflags": "+bitexact"}
-    if output.suffix.lower() in (".mp4", ".mov"):
-        # Edit lists are in movie units: with the default of 1/1000 s a late start would be rounded.
-        options |= {"movflags": "+faststart", "movie_timescale": str(max(plan.info.time_base.denominator, 1000))}
     try:
         with ExitStack() as stack:
             source = stack.enter_context(open_video(plan.path))
             stack.enter_context(av_errors(plan.path, f"writing its result in {output.parent}"))
-            sink = stack.enter_context(av.open(str(partial), "w", options=options))
+            sink = stack.enter_context(av.open(str(partial), "w", options=_options(plan, source, output.suffix.lower())))
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]
             if not kept:
                 raise VideoError(f"{plan.path}: no frame of it is there")
             template = stack.enter_context(av.open(str(kept[0].path))).streams.video[0]
+            late, plan = _begin_at_zero(plan, source, sink)
+            moved, plan = _set_apart(plan, sink)
             video = _add_video(sink, template, kept, plan, source)
-            copies, notes = add_copies(sink, source, plan.path)
-            if plan.info.sample_aspect_ratio != 1 and sink.format.name in ("matroska", "webm") and video.codec_context.name in _NO_ASPECT:
-                ratio = plan.info.sample_aspect_ratio
-                notes = (f"sample aspect ratio {ratio.numerator}:{ratio.denominator} was left out: PyAV cannot tell Matroska of it", *notes)
-            step = plan.info.time_base * 1000
-            if sink.format.name in ("matroska", "webm") and any(pts * step.numerator % step.denominator for pts in plan.pts):
-                notes = (*notes, f"times are rounded to whole milliseconds, which is what {sink.format.name} has")
-            if is_alpha_beside(template) and sink.format.name not in ("matroska", "webm"):
-                notes = (f"alpha was left out: VP9 has none in {sink.format.name}", *notes)
+            copies, left_out = add_copies(sink, source, plan.path)
+            sink.set_chapters(_move_chapters(source, late))
             sink.start_encoding()  # from here on streams have the units of their container
-            streams = heapq.merge(_video_packets(kept, plan, video), _copied_packets(source, copies), key=lambda entry: entry[0])
+            streams = heapq.merge(_video_packets(kept, plan, video), _copied_packets(source, copies, late), key=lambda entry: entry[0])
             order = Order(sink, copies)
             for _, packet in streams:
                 order.keep(packet)
                 sink.mux_one(packet)
-            notes = (*notes, *order.notes())
-        _sync(partial)
-        partial.replace(output)
+            notes = (*_describe(plan, sink, video, late), *moved, *left_out, *order.notes())
+            sink.close()
+            notes = (*notes, *describe_lost_words(source, {main_stream(source).index, *copies}, partial))
+            _sync(partial)
+            partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
     return notes
+
+
+def _options(plan: VideoPlan, source: InputContainer, suffix: str) -> dict[str, str]:
+    options = {"fflags": "+bitexact"}
+    if suffix in (".mp4", ".mov"):
+        # QuickTime's own words (com.apple.quicktime.make) have names of their own, which FFmpeg writes only when it is told so.
+        flags = "+faststart" + ("+use_metadata_tags" if any(key.startswith("com.") for key in source.metadata) else "")
+        # Edit lists are in movie units: with the default of 1/1000 s a late start would be rounded.
+        options |= {"movflags": flags, "movie_timescale": str(max(plan.info.time_base.denominator, 1000))}
+    return options
+
+
+def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContainer) -> tuple[Fraction, VideoPlan]:
+    """Let a result in MP4 or MOV begin at zero, if the times of its source are a clock's; distances between tracks stay.
+
+    Returns:
+        How many seconds all times are to be moved, a whole number of the picture's units; and the plan, moved.
+    """
+    base, discontinuous = plan.info.time_base, cast(Any, Flags.ts_discont).value
+    starts = [stream.start_time * stream.time_base for stream in source.streams.audio if stream.start_time is not None and stream.time_base is not None]
+    first = min(plan.pts[0] * base, *starts) if starts else plan.pts[0] * base
+    is_clock = bool(source.format.flags & discontinuous) or first > MAX_PAUSE_S
+    units = first // base if is_clock and sink.format.name in ("mp4", "mov") else 0
+    return units * base, replace(plan, pts=tuple(time - units for time in plan.pts)) if units else plan
+
+
+def _set_apart(plan: VideoPlan, sink: OutputContainer) -> tuple[tuple[str, ...], VideoPlan]:
+    """Let frames that would share a millisecond in Matroska be shown one after the other; return a note of it, and the plan."""
+    times = [rescale(time, plan.info.time_base, _MILLISECOND) for time in plan.pts]
+    if sink.format.name not in ("matroska", "webm") or len(set(times)) == len(times):
+        return (), plan
+    apart = times[:1]
+    for time in times[1:]:
+        apart.append(max(time, apart[-1] + 1))
+    count = sum(before != after for before, after in zip(times, apart, strict=True))
+    note = f"{count} frames are less than a millisecond after those before them: each is shown 1 ms after, which is what {sink.format.name} has"
+    duration = max(rescale(plan.duration, plan.info.time_base, _MILLISECOND), 1)
+    return (note,), replace(plan, info=replace(plan.info, time_base=_MILLISECOND), pts=tuple(apart), duration=duration)
+
+
+def _move_chapters(source: InputContainer, late: Fraction) -> Any:
+    chapters: Any = source.chapters()
+    for chapter in chapters if late else ():
+        for end in ("start", "end"):
+            chapter[end] = max(round(chapter[end] - late / chapter["time_base"]), 0)
+    return chapters
+
+
+def _describe(plan: VideoPlan, sink: OutputContainer, video: Any, late: Fraction) -> Iterator[str]:
+    """Say what a container cannot keep of the pictures."""
+    name, is_matroska = sink.format.name, sink.format.name in ("matroska", "webm")
+    if is_alpha_beside(video) and not is_matroska:
+        yield f"alpha was left out: VP9 has none in {name}"
+    if plan.info.sample_aspect_ratio != 1 and is_matroska and video.codec_context.name in _NO_ASPECT:
+        ratio = plan.info.sample_aspect_ratio
+        yield f"sample aspect ratio {ratio.numerator}:{ratio.denominator} was left out: PyAV cannot tell Matroska of it"
+    step = plan.info.time_base * 1000
+    if is_matroska and any(pts * step.numerator % step.denominator for pts in plan.pts):
+        yield f"times are rounded to whole milliseconds, which is what {name} has"
+    if late:
+        yield f"times begin at zero; in the source they begin at {float(late):.3f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +203,9 @@ def _add_video(sink: OutputContainer, template: VideoStream, parts: Sequence[_Pa
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)
     original = main_stream(source)
-    stream.metadata.update({key: value for key, value in original.metadata.items() if key in ("language", "title")})
+    stream.metadata.update({key: value for key, value in read_words(original).items() if key in ("language", "title")})
     stream.disposition = original.disposition
-    sink.metadata.update({key: value for key, value in source.metadata.items() if key not in ("encoder", "major_brand", "minor_version", "compatible_brands")})
-    sink.set_chapters(source.chapters())
+    sink.metadata.update({key: value for key, value in source.metadata.items() if key not in TECHNICAL_WORDS})
     return stream
 
 
@@ -177,13 +238,16 @@ def _reorder_depth(part: _Part) -> int:
     return max(position - ranks[time] for position, time in enumerate(part.times))
 
 
-def _copied_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterator[tuple[float, Any]]:
+def _copied_packets(source: InputContainer, copies: dict[int, Stream], late: Fraction) -> Iterator[tuple[float, Any]]:
     if not copies:
         return
     latest = float("-inf")
     for packet in source.demux([source.streams[index] for index in copies]):
         if packet.size == 0:
             continue
+        if late:
+            units = round(late / packet.time_base)
+            packet.pts, packet.dts = (None if time is None else time - units for time in (packet.pts, packet.dts))
         time: Any = packet.dts if packet.dts is not None else packet.pts
         latest = max(latest, float(time * packet.time_base)) if time is not None else latest
         packet.stream = copies[packet.stream_index]

@@ -21,8 +21,9 @@ from genai_ray.video.container import explain, open_video
 from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
 from genai_ray.video.info import main_stream
 from genai_ray.video.plan import VideoPlan
+from genai_ray.video.words import read_words
 
-__all__ = ["Order", "add_copies", "check_result"]
+__all__ = ["Order", "add_copies", "check_result", "rescale"]
 
 _FORMATS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov", ".webm": "webm"}
 """FFmpeg's name of the container that a suffix stands for."""
@@ -205,7 +206,7 @@ def _add_copy(sink: OutputContainer, stream: Any, *, guesses_layout: bool) -> St
     if guesses_layout:
         copy.codec_context.layout = f"{stream.codec_context.layout.nb_channels}c"  # the usual one of so many channels
     copy.time_base = stream.time_base
-    copy.metadata.update(stream.metadata)
+    copy.metadata.update(read_words(stream))
     copy.disposition = stream.disposition
     added: Stream = copy
     return added
@@ -235,11 +236,11 @@ class Order:
         index, unit = packet.stream_index, packet.stream.time_base
         if index not in self._names or packet.dts is None:
             return
-        dts = _rescale(packet.dts, packet.time_base, unit)
-        pts = dts if packet.pts is None else _rescale(packet.pts, packet.time_base, unit)
+        dts = rescale(packet.dts, packet.time_base, unit)
+        pts = dts if packet.pts is None else rescale(packet.pts, packet.time_base, unit)
         wanted = max(min(dts, pts), self._last.get(index, dts - self._step) + self._step)
         if wanted != dts:
-            duration = _rescale(packet.duration or 0, packet.time_base, unit)
+            duration = rescale(packet.duration or 0, packet.time_base, unit)
             packet.dts, packet.pts, packet.duration, packet.time_base = wanted, max(pts, wanted), duration, unit
             self._moved[index] = self._moved.get(index, 0) + 1
         self._last[index] = wanted
@@ -254,8 +255,17 @@ class Order:
             yield f"times of {count} packets of {self._names[index]} were moved: they did not rise"
 
 
-def _rescale(time: int, base: Fraction, unit: Fraction) -> int:
-    """Express a time in another unit, halves away from zero, as FFmpeg does."""
+def rescale(time: int, base: Fraction, unit: Fraction) -> int:
+    """Express a time in another unit, halves away from zero, as FFmpeg does.
+
+    Args:
+        time: In units of ``base``.
+        base: Seconds.
+        unit: Seconds.
+
+    Returns:
+        The nearest number of ``unit``.
+    """
     numerator, denominator = abs(time) * base.numerator * unit.denominator, base.denominator * unit.numerator
     rounded = (2 * numerator + denominator) // (2 * denominator)
     return rounded if time >= 0 else -rounded

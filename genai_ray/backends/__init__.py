@@ -36,7 +36,9 @@ class TensorInfo:
     dtype: np.dtype[Any]
     """numpy dtype; ``object`` for strings, ``uint16`` with the same bits for bfloat16."""
     shape: tuple[int | None, ...]
-    """Sizes of the axes; None where free."""
+    """Sizes of the axes; None where free. Also empty if the graph does not say how many axes there are."""
+    is_tensor: bool = True
+    """False for a sequence or a map."""
 
 
 class RuntimeSession(Protocol):

@@ -151,8 +151,10 @@ class OnnxRuntimeSession:
             raise InvalidInputError(f"inputs {sorted(feeds)}", f"exactly {sorted(wanted)}")
         for name, array in feeds.items():
             info = wanted[name]
-            if info.shape == () or not isinstance(array, np.ndarray):
-                continue  # a shape that the graph does not tell, or no tensor: the runtime judges
+            if info.shape == () or not info.is_tensor:
+                continue  # a shape that the graph may not tell, or no tensor: the runtime judges
+            if not isinstance(array, np.ndarray):
+                raise InvalidInputError(f"input {name!r} of type {type(array).__name__}", "a numpy array")
             fits = len(array.shape) == len(info.shape) and all(b in (None, a) for a, b in zip(array.shape, info.shape, strict=True))
             if not fits or info.dtype not in (object, array.dtype):
                 shape = "(" + ", ".join("any" if axis is None else str(axis) for axis in info.shape) + ")"
@@ -241,7 +243,7 @@ def _run_errors() -> Iterator[None]:
 
 def _describe(node: ort.NodeArg) -> TensorInfo:
     shape = tuple(axis if isinstance(axis, int) else None for axis in node.shape)
-    return TensorInfo(node.name, np.dtype(_DTYPES.get(node.type, object)), shape)
+    return TensorInfo(node.name, np.dtype(_DTYPES.get(node.type, object)), shape, node.type.startswith("tensor("))
 
 
 def _read_bfloat16(value: ort.OrtValue) -> npt.NDArray[np.uint16]:

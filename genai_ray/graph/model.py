@@ -8,7 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
@@ -19,6 +21,7 @@ __all__ = [
     "Graph",
     "GraphTensor",
     "broken_rule",
+    "element_name",
     "free_batch",
     "graph_inputs",
     "graph_tensors",
@@ -45,7 +48,7 @@ class GraphTensor:
     name: str
     """Its name."""
     element: str
-    """ONNX's word for the type of its elements, such as ``FLOAT``; empty for what is no tensor."""
+    """ONNX's word for the type of its elements, such as ``FLOAT``; empty for what is no tensor, or where the graph does not say."""
     shape: tuple[int, ...] | None
     """Sizes of the axes, -1 where free; None where the graph does not say."""
 
@@ -212,7 +215,20 @@ def _describe(value: onnx.ValueInfoProto) -> GraphTensor:
         return GraphTensor(value.name, "", None)
     kind = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim) if kind.HasField("shape") else None
-    return GraphTensor(value.name, onnx.TensorProto.DataType.Name(kind.elem_type), shape)
+    return GraphTensor(value.name, element_name(kind.elem_type), shape)
+
+
+def element_name(kind: int | np.dtype[Any]) -> str:
+    """Return ONNX's word for a type of elements.
+
+    Args:
+        kind: ONNX's number of it, or numpy's type.
+
+    Returns:
+        Such as ``FLOAT``; empty where there is none.
+    """
+    number = kind if isinstance(kind, int) else onnx.helper.np_dtype_to_tensor_dtype(kind)
+    return onnx.TensorProto.DataType.Name(number) if number else ""
 
 
 def free_batch(model: Graph) -> Graph:

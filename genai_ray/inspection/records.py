@@ -24,7 +24,7 @@ from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.confine import call_confined, raise_limit
 from genai_ray.errors import DeadlineExceededError, ModelLoadError, ResourceExhaustedError
 from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
-from genai_ray.inspection.trial import inspect_model
+from genai_ray.inspection.trial import ask_runtime, inspect_model
 
 __all__ = ["forget_failures", "spec_of", "tensors_of"]
 
@@ -106,9 +106,12 @@ def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
     """
     model, file = read_header(Path(path)), Path(path)
     inputs, outputs = graph_tensors(model)
+    is_complete = all(tensor.element and tensor.shape is not None for tensor in (*inputs, *outputs))
     files: list[list[Any]] = [[name, *_state_of(file.parent / name)] for name in external_files(model) if name != file.name]
-    if is_tried:
-        raise_limit(DATA_FACTOR * sum(size for _, size, _ in files))
+    if is_tried or not is_complete:
+        raise_limit(DATA_FACTOR * (sum(size for _, size, _ in files) + (0 if is_tried else file.stat().st_size)))
+    if not is_complete:
+        inputs, outputs = ask_runtime(file, inputs), ask_runtime(file, outputs)
     return {
         "inputs": [astuple(tensor) for tensor in inputs],
         "outputs": [astuple(tensor) for tensor in outputs],

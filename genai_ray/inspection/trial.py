@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,10 @@ import numpy.typing as npt
 from genai_ray.backends import RuntimeSession, TensorInfo, open_runtime
 from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
 from genai_ray.errors import GenAIRayError, InferenceError, InvalidInputError, ModelLoadError, ModelNotFoundError
-from genai_ray.graph import Graph, broken_rule, free_batch, fuse_frames, read_header, receptive_field
+from genai_ray.graph import Graph, GraphTensor, broken_rule, element_name, free_batch, fuse_frames, read_header, receptive_field
 from genai_ray.types import ModelTask
 
-__all__ = ["inspect_model"]
+__all__ = ["ask_runtime", "inspect_model"]
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 _TRIAL_PX = 128
@@ -53,12 +54,38 @@ def inspect_model(path: Path) -> ModelSpec:
         spec = trial.describe()
         if spec.is_image_model:
             spec = trial.try_frames(spec, model)
-        broken = broken_rule(path)
-        if broken is not None:
-            trial.unsure.append(f"whether other runtimes take it; ONNX's own checker says: {broken}")
-        return spec.model_copy(update={"unsure": tuple(trial.unsure)})
     finally:
         runtime.close()
+    broken = broken_rule(path)
+    if broken is not None:
+        trial.unsure.append(f"whether other runtimes take it; ONNX's own checker says: {broken}")
+    return spec.model_copy(update={"unsure": tuple(trial.unsure)})
+
+
+def ask_runtime(path: Path, tensors: Iterable[GraphTensor]) -> tuple[GraphTensor, ...]:
+    """Complete what a graph declares of tensors by what the runtime finds out.
+
+    Args:
+        path: An .onnx file.
+        tensors: Inputs or outputs of its graph.
+
+    Returns:
+        The same with their types and shapes; sequences and maps stay without, and so do shapes that only a run can tell.
+
+    Raises:
+        ModelLoadError: If the runtime cannot load it.
+    """
+    runtime = open_runtime(path)
+    try:
+        found = {info.name: info for info in (*runtime.inputs, *runtime.outputs) if info.is_tensor}
+    finally:
+        runtime.close()
+    return tuple(_complete(tensor, found[tensor.name]) if tensor.name in found else tensor for tensor in tensors)
+
+
+def _complete(tensor: GraphTensor, info: TensorInfo) -> GraphTensor:
+    shape = tuple(-1 if axis is None else axis for axis in info.shape) or None
+    return GraphTensor(tensor.name, tensor.element or element_name(info.dtype), shape if tensor.shape is None else tensor.shape)
 
 
 @dataclass(slots=True)

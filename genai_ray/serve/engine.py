@@ -233,7 +233,8 @@ class Engine(Finder):
         feeds = items[0].data if len(items) == 1 else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
         counts = [_rows(item.data) or 1 for item in items]
         try:
-            result = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, len(items))
+            outputs = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, len(items))
+            result = {fact.name: outputs[fact.name] for fact in target.facts.outputs}  # sequences and maps stay here
             is_batch = len(items) > 1 and all(np.shape(array)[:1] == (sum(counts),) for array in result.values())
         except (InvalidInputError, InferenceError):
             if len(items) == 1:

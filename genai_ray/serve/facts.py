@@ -49,12 +49,12 @@ class ModelFacts:
     inputs: tuple[TensorFacts, ...]
     """Inputs of its graph."""
     outputs: tuple[TensorFacts, ...]
-    """Outputs of its graph."""
+    """Outputs of its graph that are tensors."""
 
     @property
     def has_free_first_axis(self) -> bool:
         """Whether the first axis of every input and output is free, so that it can be a batch."""
-        return all(facts.shape and facts.shape[0] == -1 for facts in (*self.inputs, *self.outputs))
+        return all(facts.is_rank_known and facts.shape and facts.shape[0] == -1 for facts in (*self.inputs, *self.outputs))
 
 
 def read_facts(model: str) -> ModelFacts:
@@ -68,7 +68,7 @@ def read_facts(model: str) -> ModelFacts:
 
     Raises:
         ModelNotFoundError: If the file is not there.
-        ModelLoadError: If it or its spec is wrong, or it has inputs or outputs that the protocol has no word for.
+        ModelLoadError: If it or its spec is wrong, it has inputs that the protocol has no word for, or no output that it has one for.
     """
     try:
         spec, path = find_model(model)
@@ -77,7 +77,8 @@ def read_facts(model: str) -> ModelFacts:
         raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
     except OSError as exc:
         raise ModelLoadError(f"{model} cannot be read: {exc.strerror}") from exc
-    return ModelFacts(spec, tuple(_to_facts(tensor) for tensor in inputs), tuple(_to_facts(tensor) for tensor in outputs))
+    tensors = [tensor for tensor in outputs if tensor.element in _WORDS] or outputs  # sequences and maps stay with the model
+    return ModelFacts(spec, tuple(_to_facts(tensor) for tensor in inputs), tuple(_to_facts(tensor) for tensor in tensors))
 
 
 def check_feeds(request: InferRequest, facts: ModelFacts) -> dict[str, Array]:
@@ -106,7 +107,7 @@ def check_feeds(request: InferRequest, facts: ModelFacts) -> dict[str, Array]:
         if tensor.datatype != fact.datatype:
             raise InvalidInputError(f"input {tensor.name!r} of datatype {tensor.datatype}", fact.datatype)
         shape = tensor.array.shape
-        if len(shape) != len(fact.shape) or not all(b in (-1, a) for a, b in zip(shape, fact.shape, strict=True)):
+        if fact.is_rank_known and (len(shape) != len(fact.shape) or not all(b in (-1, a) for a, b in zip(shape, fact.shape, strict=True))):
             raise InvalidInputError(f"unexpected shape for input {tensor.name!r}: {list(shape)}", f"{list(fact.shape)}, where -1 is any size")
         feeds[tensor.name] = _to_text(tensor) if tensor.datatype == "BYTES" else tensor.array
     return feeds
@@ -179,9 +180,9 @@ def _some(names: list[str]) -> str:
 
 def _to_facts(tensor: GraphTensor) -> TensorFacts:
     word = _WORDS.get(tensor.element)
-    if word is None or tensor.shape is None:
-        raise ModelLoadError(f"{tensor.name!r} is of type {tensor.element or 'sequence or map'}, or of unknown rank", f"tensors of {', '.join(DATATYPES)}")
-    return TensorFacts(tensor.name, word, tensor.shape)
+    if word is None:
+        raise ModelLoadError(f"{tensor.name!r} is of type {tensor.element or 'sequence or map'}", f"tensors of {', '.join(DATATYPES)}")
+    return TensorFacts(tensor.name, word, (-1,) if tensor.shape is None else tensor.shape, tensor.shape is not None)
 
 
 def _to_text(tensor: Tensor) -> Array:

@@ -76,6 +76,8 @@ class TensorFacts:
     """A word of ``DATATYPES``."""
     shape: tuple[int, ...]
     """Sizes of the axes; -1 where free."""
+    is_rank_known: bool = True
+    """Whether the model says how many axes there are; if not, ``shape`` is a single -1 and tensors of any rank are taken."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,6 @@ import functools
 import importlib.metadata
 import logging
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from genai_ray.backends import TensorInfo, Tensors
 from genai_ray.errors import BackendUnavailableError, InferenceError, InvalidInputError, ModelLoadError
+from genai_ray.files import temporary_folder
 from genai_ray.types import ModelBackend
 
 __all__ = ["OnnxRuntimeSession", "choose_device"]
@@ -218,8 +218,8 @@ def _build_providers(backend: ModelBackend, device: str, max_bytes: int | None) 
 def _create(model: bytes | Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, Any]]]) -> ort.InferenceSession:
     if isinstance(model, bytes):
         # A session built from bytes keeps them (33 % more for a net of 32 MB); a file is read and let go.
-        with tempfile.TemporaryDirectory(prefix="genai-ray-") as folder:
-            path = Path(folder, "model.onnx")
+        with temporary_folder("model") as folder:
+            path = folder / "model.onnx"
             path.write_bytes(model)
             try:
                 return _create(path, options, providers)

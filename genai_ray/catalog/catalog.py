@@ -13,6 +13,7 @@ from pathlib import Path
 from genai_ray.catalog.files import SERVING_SUFFIX, configs_folder, load_spec
 from genai_ray.catalog.spec import ModelSpec
 from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError
+from genai_ray.files import home_folder
 
 __all__ = ["ModelCatalog", "models_folder"]
 
@@ -28,10 +29,10 @@ def models_folder() -> Path:
     if chosen := os.environ.get("GENAI_RAY_MODELS"):
         return Path(chosen)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"), "genai_ray", "models")
+        return Path(os.environ.get("LOCALAPPDATA", home_folder() / "AppData" / "Local"), "genai_ray", "models")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "genai_ray" / "models"
-    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"), "genai_ray", "models")
+        return home_folder() / "Library" / "Application Support" / "genai_ray" / "models"
+    return Path(os.environ.get("XDG_DATA_HOME", home_folder() / ".local" / "share"), "genai_ray", "models")
 
 
 class ModelCatalog:

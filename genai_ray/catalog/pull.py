@@ -31,14 +31,17 @@ def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | 
         Path of the file.
 
     Raises:
-        ConfigError: If the model is packaged, or its url is not http or https.
+        ConfigError: If the model is packaged, its url is not http or https, or the folder cannot be made.
         ModelLoadError: If the server fails, the connection breaks, or the hash is wrong (then nothing is kept).
     """
     if spec.url is None:
         raise ConfigError(f"model {spec.model_id} has no url", "models that are not packaged", "It is there already.")
     if not spec.url.startswith(("http://", "https://")):
         raise ConfigError(f"url {spec.url} of {spec.model_id}", "http:// or https://")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"the folder of models cannot be made: {exc}", do="Set GENAI_RAY_MODELS to a folder that can be written.") from exc
     target, part = folder / spec.file, folder / f"{spec.file}.part"
     try:
         _download(spec.url, part, progress or (lambda _done, _total: None))

@@ -12,6 +12,7 @@ from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ig
 from ray.exceptions import AuthenticationError, RayError
 
 from genai_ray.errors import ConfigError
+from genai_ray.files import home_folder
 
 __all__ = ["check_token", "forget_token", "make_token", "use_token"]
 
@@ -42,9 +43,9 @@ def make_token(folder: Path) -> None:
     if os.environ.get(_MODE, "token").lower() != "token" or any(os.environ.get(name) for name in (_TOKEN, _PATH)):
         return
     try:
-        path = Path.home() / ".ray" / "auth_token"
+        path = home_folder() / ".ray" / "auth_token"
         _keep_token(path)
-    except (OSError, RuntimeError):  # a home that cannot be written, or none
+    except OSError:  # a home that cannot be written, or none
         os.environ[_PATH] = str(folder / "token")
         _keep_token(folder / "token")
         _forgotten.append(_PATH)

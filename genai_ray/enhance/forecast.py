@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from genai_ray.enhance.store import node_kind
 from genai_ray.enhance.targets import Target, resolve_targets
 from genai_ray.enhance.work import examine_clip, name_segments
 from genai_ray.errors import GenAIRayError
-from genai_ray.files import find_facts
+from genai_ray.files import find_facts, temporary_folder
 from genai_ray.inspection import find_model
 from genai_ray.session import InferenceSession, SessionLimits, predict_bytes
 from genai_ray.types import ModelTask
@@ -203,9 +202,9 @@ def _try_chain(planned: Planned, specs: Sequence[ModelSpec]) -> float:
             result = session.infer(batch, params)
             inferred_s += time.perf_counter() - started
         frames = frames if spec.task is ModelTask.BACKGROUND_REMOVAL else np.ascontiguousarray(result)
-    with tempfile.TemporaryDirectory(prefix="genai-ray-trial-") as folder:
+    with temporary_folder("trial") as folder:
         started = time.perf_counter()
-        with SegmentWriter(Path(folder, "trial.nut"), info=plan.info, size=planned.size_out, encoding=options.encoding) as writer:
+        with SegmentWriter(folder / "trial.nut", info=plan.info, size=planned.size_out, encoding=options.encoding) as writer:
             for frame, pts in zip(frames, plan.pts, strict=False):
                 writer.write(frame, pts)
         alone_s += time.perf_counter() - started

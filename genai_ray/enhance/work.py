@@ -32,7 +32,7 @@ from genai_ray.enhance.segment import SegmentJob, SegmentResult, enhance_segment
 from genai_ray.enhance.store import PARTIAL_SUFFIX, SegmentStore, hash_segment, key_clip, key_segments
 from genai_ray.enhance.targets import Target
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
-from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish
+from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish, temporary_folder
 from genai_ray.video import check_result, choose_pixel_format, count_frames, describe_losses, plan_video
 
 __all__ = ["begin_clip", "examine_clip", "find_done_clip", "finish_clip", "name_segments", "open_clip", "run_segment"]
@@ -197,8 +197,8 @@ def run_segment(planned: Planned, index: int, job: SegmentJob) -> tuple[SegmentR
     store = planned.store
     if not store.is_remote and planned.home.has_work():
         return _run_to(store.partial(index), planned, index, own, before), None
-    with tempfile.TemporaryDirectory(prefix="genai-ray-segment-") as folder:
-        local = Path(folder, "segment")
+    with temporary_folder("segment") as folder:
+        local = folder / "segment"
         if store.is_remote:
             return _run_to(local, planned, index, own, before), None
         result = enhance_segment(planned.timeline, index, local, own)
@@ -327,14 +327,14 @@ def _check_replaceable(target: Target, options: EnhanceOptions) -> None:
 def _room(target: Target) -> Iterator[Path]:
     """Give a folder for a result that is being made: for one of this machine on its own file system, where a rename publishes it."""
     if is_remote(target.place):
-        with tempfile.TemporaryDirectory(prefix="genai-ray-join-") as folder:
-            yield Path(folder)
+        with temporary_folder("join") as folder:
+            yield folder
         return
     with file_errors(target.aside, "making the folder"):
         os.makedirs(target.aside, exist_ok=True)
         room = tempfile.TemporaryDirectory(dir=target.aside, suffix=PARTIAL_SUFFIX)
-    with room as folder:
-        yield Path(folder)
+    with room as name:
+        yield Path(name)
 
 
 def _joined(target: Target, folder: Path) -> tuple[Path, Path]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from genai_ray.errors import ConfigError
 
-__all__ = ["cache_folder", "make_folder", "remove_folder", "sweep_folders", "temporary_folder"]
+__all__ = ["cache_folder", "home_folder", "make_folder", "remove_folder", "sweep_folders", "temporary_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +38,7 @@ def cache_folder() -> Path:
         ``genai_ray`` in ``XDG_CACHE_HOME``, or in ``~/.cache``. If that cannot be written, a folder of this user alone among the temporary
         ones, which is said once in the log.
     """
-    try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # neither HOME nor an entry of this user among the system's
-        home = Path("/nonexistent", ".cache")
-    wanted = Path(home, "genai_ray")
+    wanted = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache", "genai_ray")
     if _can_write(wanted):
         return wanted
     with suppress(OSError):
@@ -53,6 +49,18 @@ def cache_folder() -> Path:
                 _log.warning("%s cannot be written: what is remembered from run to run is in %s; set XDG_CACHE_HOME to another folder", wanted, instead)
             return instead
     return wanted
+
+
+def home_folder() -> Path:
+    """Return this user's home.
+
+    Returns:
+        Its path, which need not be there; one that is never there if the system does not know this user.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
 
 
 def make_folder(purpose: str = "", base: str | os.PathLike[str] | None = None) -> Path:

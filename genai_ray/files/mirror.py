@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from genai_ray.errors import VideoError
+from genai_ray.files.local import cache_folder, make_folder, remove_folder, sweep_folders
 from genai_ray.files.places import find_facts
 from genai_ray.files.store import file_errors
 from genai_ray.files.transfer import fetch
@@ -43,8 +43,11 @@ def mirror(place: str, companions: tuple[str, ...] = ()) -> Path | None:
         return target
     with file_errors(place, "copying to this machine"):
         here.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=here))
+        sweep_folders(here.parent)
+        temporary = make_folder("mirror", here.parent)
+        part = temporary / "files"
     try:
+        part.mkdir()
         for one, facts in wanted.items():
             copy = part / os.path.basename(one)
             fetch(one, copy)
@@ -53,7 +56,7 @@ def mirror(place: str, companions: tuple[str, ...] = ()) -> Path | None:
         with suppress(OSError):
             part.rename(version)  # else another process was faster
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        remove_folder(temporary)
     if not target.is_file():
         raise VideoError(f"{place}: no copy of it could be kept in {version}")
     _forget_old_versions(here)
@@ -61,8 +64,7 @@ def mirror(place: str, companions: tuple[str, ...] = ()) -> Path | None:
 
 
 def _folder(place: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "genai_ray" / "mirror" / hashlib.sha256(place.encode()).hexdigest()[:16]
+    return cache_folder() / "mirror" / hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def _forget_old_versions(folder: Path) -> None:

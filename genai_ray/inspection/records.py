@@ -9,7 +9,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import threading
 import time
 import uuid
@@ -23,6 +22,7 @@ from genai_ray import __version__
 from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.confine import call_confined, raise_limit
 from genai_ray.errors import DeadlineExceededError, ModelLoadError, ResourceExhaustedError
+from genai_ray.files import cache_folder
 from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
 from genai_ray.inspection.trial import ask_runtime, inspect_model
 
@@ -180,7 +180,7 @@ def _note(name: str, told: dict[str, Any]) -> None:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "genai_ray", "inspected")
+    return cache_folder() / "inspected"
 
 
 def _name_of(digest: str, *, is_tried: bool) -> str:

@@ -9,15 +9,14 @@ import contextlib
 import json
 import os
 import subprocess
-import tempfile
 import threading
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import BackendUnavailableError, InvalidInputError, QualityError
+from genai_ray.files import temporary_folder
 from genai_ray.quality.planes import check_pictures
 
 __all__ = ["VMAF_MODELS", "vmaf", "vmaf_per_frame"]
@@ -129,7 +128,7 @@ def _run_ffmpeg(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], model:
     convert = f"{_SCALE},format={measured}" if source != measured else f"format={measured}"
     raw = ["-f", "rawvideo", "-pix_fmt", source, "-s", f"{width}x{height}", "-r", "25"]
     graph = f"[0:v]{convert}[c];[1:v]{convert}[r];[c][r]libvmaf=model={model}:log_fmt=json:log_path=scores.json"
-    with tempfile.TemporaryDirectory(prefix="genai-ray-vmaf-") as folder, contextlib.ExitStack() as opened:
+    with temporary_folder("vmaf") as folder, contextlib.ExitStack() as opened:
         command = [_find_ffmpeg(), "-nostdin", "-v", "error"]
         readers = []
         writers = []
@@ -147,7 +146,7 @@ def _run_ffmpeg(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], model:
             _, said = process.communicate()
             for writer in writers:
                 writer.join()
-        log = Path(folder) / "scores.json"
+        log = folder / "scores.json"
         if process.returncode or not log.is_file():
             raise QualityError(f"libvmaf did not measure frames of {width}x{height}: {_reason(said)}")
         return [float(frame["metrics"]["vmaf"]) for frame in json.loads(log.read_text())["frames"]]

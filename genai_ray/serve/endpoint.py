@@ -20,7 +20,8 @@ from typing import Any, Self
 from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import ModelCache, connect, disconnect, has_own_node_died, own_folders
 from genai_ray.errors import ConfigError, ResourceExhaustedError
-from genai_ray.serve.haproxy import write_launcher
+from genai_ray.files import make_folder, remove_folder
+from genai_ray.serve.haproxy import HOST, bracketed, write_launcher
 from genai_ray.serve.ports import Record, check_ports, find_free_ports, find_port_block, process_started
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.standing import Standing
@@ -57,6 +58,9 @@ _SENDING_S = 60
 
 _MAX_BASE = 10
 
+_LOOPBACK = "127.0.0.1"
+"""What replicas of a cluster of our own listen on: HAProxy asks those of its own node there, whatever address it listens on itself."""
+
 _BUFFER_BYTES = 1_000_000
 """Requests up to this are sent to another replica when theirs dies."""
 
@@ -90,12 +94,12 @@ class Endpoint:
     @property
     def url(self) -> str:
         """Where HTTP is served."""
-        return f"http://{_bracketed(self.profile.host)}:{self.profile.port}"
+        return f"http://{bracketed(self.profile.host)}:{self.profile.port}"
 
     @property
     def grpc_address(self) -> str | None:
         """Where gRPC is served; None for nowhere."""
-        return None if self.profile.grpc_port is None else f"{_bracketed(self.profile.host)}:{self.profile.grpc_port}"
+        return None if self.profile.grpc_port is None else f"{bracketed(self.profile.host)}:{self.profile.grpc_port}"
 
     @property
     def warnings(self) -> list[str]:
@@ -164,7 +168,7 @@ class Endpoint:
             self._record.remove()
             self._record = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_folder(self._folder)
             self._folder = None
 
     def __enter__(self) -> Self:
@@ -177,6 +181,7 @@ class Endpoint:
     def _start_ray(self, folder: Path) -> None:
         for name, value in _environment(folder, self.profile.request_timeout_s).items():
             os.environ.setdefault(name, value)
+        os.environ[HOST] = self.profile.host
         before = signal.getsignal(signal.SIGTERM)
         is_embedded = connect(self._address)
         if threading.current_thread() is threading.main_thread():
@@ -188,6 +193,7 @@ class Endpoint:
 
     def _start_serve(self) -> None:
         from ray import serve  # noqa: PLC0415
+        from ray.exceptions import RayError  # noqa: PLC0415
         from ray.serve.config import HTTPOptions, gRPCOptions  # noqa: PLC0415
 
         from genai_ray.serve.ingress import build_application  # noqa: PLC0415
@@ -199,14 +205,16 @@ class Endpoint:
             raise ConfigError("Ray Serve runs in this cluster already, on ports of its own", "a cluster without it", do)
         self._is_serving = True
         ModelCache(profile.max_memory_bytes, name=profile.cache)
+        is_ours = bool(own_folders()) and _haproxy_binary() is not None
         grpc = gRPCOptions(port=profile.grpc_port, grpc_servicer_functions=[_SERVICER], enable_reflection=False) if profile.grpc_port else None
-        serve.start(
-            proxy_location="EveryNode",
-            http_options=HTTPOptions(host=profile.host, port=profile.port),
-            grpc_options=grpc,
-            logging_config={"enable_access_log": False, "log_level": "ERROR"},
-        )
-        serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False, "log_level": "ERROR"})
+        http = HTTPOptions(host=_LOOPBACK if is_ours else profile.host, port=profile.port)
+        logs: Any = {"enable_access_log": False, "log_level": "ERROR"}
+        try:
+            serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc, logging_config=logs)
+            serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config=logs)
+        except (RayError, RuntimeError, TimeoutError) as exc:
+            reason = str(exc).strip().partition("\n")[0]
+            raise ResourceExhaustedError(f"Ray Serve did not start: {reason}", do="If the machine has too much to do, try again.") from exc
 
     def _keep_record(self) -> None:
         while not self._over.wait(RECORD_EVERY_S):
@@ -218,7 +226,7 @@ class Endpoint:
 def _short_folder() -> Path:
     """Make a folder for HAProxy's socket, whose path, with the 56 letters of Ray's node in it, must stay below 98."""
     base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="genai-ray-", dir=base if len(base) <= _MAX_BASE else "/tmp"))
+    return make_folder(base=base if len(base) <= _MAX_BASE else "/tmp")
 
 
 def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
@@ -303,10 +311,6 @@ def read_token(path: Path) -> str:
     if not token.isascii():
         raise ConfigError(f"token file {path} with a word beyond ASCII, which headers cannot carry", "letters, digits and signs of ASCII")
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _descendants(root: int) -> Iterator[tuple[int, int]]:

@@ -26,14 +26,18 @@ import signal
 import sys
 from pathlib import Path
 
-__all__ = ["launch", "rewrite", "write_launcher"]
+__all__ = ["HOST", "bracketed", "launch", "rewrite", "write_launcher"]
 
 ANSWER = '{"error": "no replica takes requests at the moment; send it again"}'
 """What HAProxy says by itself: no replica, or one that died without an answer to a request that cannot be sent again."""
 
 _REAL = "GENAI_RAY_HAPROXY"
+HOST = "GENAI_RAY_HAPROXY_HOST"
+"""Variable of the environment with the address that HAProxy is to listen on."""
+
 _PR_SET_PDEATHSIG = 1
 _UNWANTED = re.compile(r"^(frontend prometheus|listen stats)\b")
+_BIND = re.compile(r"^(\s*bind )\S+:(\d+)\b")
 _SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b")
 _ERROR_FILE = re.compile(r"^(\s*errorfile \d+) .*$")
 _BALANCE = re.compile(r"^(\s*)balance leastconn$")
@@ -63,12 +67,13 @@ def write_launcher(folder: Path) -> Path:
     return path
 
 
-def rewrite(config: str, error_file: str) -> str:
+def rewrite(config: str, error_file: str, host: str | None = None) -> str:
     """Rewrite a configuration of Ray's.
 
     Args:
         config: What Ray wrote.
         error_file: File with the answer for 502, 503 and 504.
+        host: Address to listen on; None for the one that Ray wrote, which replicas then listen on too.
 
     Returns:
         The configuration for HAProxy.
@@ -81,10 +86,24 @@ def rewrite(config: str, error_file: str) -> str:
             kept = line
             for pattern, text in ((_ERROR_FILE, rf"\g<1> {error_file}"), (_BALANCE, _BY_PATH), (_NOT_FOUND, _REFUSAL)):
                 kept = pattern.sub(text, kept)
+            if host is not None:
+                kept = _BIND.sub(lambda found: f"{found[1]}{bracketed(host)}:{found[2]}", kept)
             lines.append(kept)
         if line in _ADDED:
             lines.append(_ADDED[line])
     return "\n".join(lines) + "\n"
+
+
+def bracketed(host: str) -> str:
+    """Write an address as it stands before a port.
+
+    Args:
+        host: A name or an address.
+
+    Returns:
+        The same; an address of IPv6 in brackets.
+    """
+    return f"[{host}]" if ":" in host else host
 
 
 def launch(arguments: list[str]) -> None:
@@ -101,7 +120,7 @@ def launch(arguments: list[str]) -> None:
     config = Path(arguments[arguments.index("-f") + 1])
     error_file = config.with_name("503.http")
     head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nContent-Length: {len(ANSWER)}\r\n\r\n"
-    for path, text in ((error_file, head + ANSWER), (config, rewrite(config.read_text(), str(error_file)))):
+    for path, text in ((error_file, head + ANSWER), (config, rewrite(config.read_text(), str(error_file), os.environ.get(HOST)))):
         part = path.with_name(f"{path.name}.{os.getpid()}")
         part.write_text(text, newline="")
         part.replace(path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from genai_ray.catalog import PeopleServing
 from genai_ray.errors import GenAIRayError
+from genai_ray.files import cache_folder
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.pages import page_operations
 from genai_ray.serve.pictures import picture_operations
@@ -28,7 +28,7 @@ def videos_folder(chosen: str | None) -> Path:
     Returns:
         The folder, absolute; it may not exist yet.
     """
-    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "genai_ray", "videos")).absolute()
+    return Path(chosen or cache_folder() / "videos").absolute()
 
 
 def people_operations(engine: Engine) -> list[Operation]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -15,8 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from genai_ray.errors import ConfigError
+from genai_ray.files import cache_folder
 
 __all__ = ["Record", "check_ports", "find_free_ports", "find_port_block", "process_started", "records_folder"]
+
+_log = logging.getLogger(__name__)
 
 _END_WITHIN_S = 10.0
 _BLOCKS_FROM, _BLOCKS_TO = 20_000, 30_000
@@ -44,15 +49,19 @@ class Record:
         return records_folder() / f"{self.ports[0]}.json"
 
     def write(self) -> None:
-        """Keep it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(self.path)
+        """Keep it, as far as that can be done: without it the next start does not find what a killed endpoint left."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(asdict(self)))
+            part.replace(self.path)
+        except OSError as exc:
+            _log.info("%s cannot be written: %s", self.path, exc)
 
     def remove(self) -> None:
         """Forget it."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 def records_folder() -> Path:
@@ -61,7 +70,7 @@ def records_folder() -> Path:
     Returns:
         The folder; it may not exist yet.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "genai_ray", "serve")
+    return cache_folder() / "serve"
 
 
 def process_started(pid: int) -> int | None:
@@ -137,13 +146,17 @@ def find_port_block(count: int) -> int:
 
 
 def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host, port))
-        except OSError:
+    except PermissionError as exc:
+        raise ConfigError(f"port {port} on {host}: {exc.strerror}", "a port from 1024 up, for a user without special rights") from exc
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
             return False
+        raise ConfigError(f"host {host!r} cannot be listened on: {exc.strerror}", "a name or an address of this machine") from exc
     return True
 
 

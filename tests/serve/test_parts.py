@@ -317,6 +317,20 @@ def test_haproxy_stays_on_its_ports_and_speaks_json():
     assert json.loads(ANSWER)["error"]
 
 
+@pytest.mark.parametrize(("host", "written"), [("::1", "[::1]"), ("::", "[::]"), ("192.0.2.7", "192.0.2.7"), ("localhost", "localhost")])
+def test_haproxy_listens_where_it_is_told_to_while_replicas_listen_on_the_loopback(host, written):
+    frontends = "frontend http_frontend\n    bind 127.0.0.1:8000\nfrontend grpc_frontend\n    bind 127.0.0.1:8001 proto h2\n"
+    text = rewrite(f"{frontends}backend b\n    server r 127.0.0.1:20400 check\n", "/b/503.http", host)
+    assert re.findall(r"^    bind (.*)$", text, re.MULTILINE) == [f"{written}:8000", f"{written}:8001 proto h2"]
+    assert "    server r 127.0.0.1:20400 check\n" in text
+
+
+@pytest.mark.parametrize("host", ["203.0.113.9", "2001:db8::9"])
+def test_a_host_that_is_not_of_this_machine_is_said_so(host):
+    with pytest.raises(errors.ConfigError, match=f"host '{host}' cannot be listened on: .*; allowed: a name or an address of this machine"):
+        check_ports(host, [18_999])
+
+
 def test_the_launcher_ends_with_its_parent(tmp_path):
     config = tmp_path / "haproxy.cfg"
     config.write_text("global\nlisten stats\n  bind *:1\n")

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from genai_ray.cluster.messages import SessionRequest
+from genai_ray.files import cache_folder
 
 __all__ = ["GROWTH_BYTES", "SizeMemory", "shape_bucket", "sizes_file"]
 
@@ -31,7 +32,7 @@ def sizes_file() -> Path:
     Returns:
         ``session_bytes.json`` in the user's cache folder (``XDG_CACHE_HOME``).
     """
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "genai_ray", "session_bytes.json")
+    return cache_folder() / "session_bytes.json"
 
 
 def shape_bucket(request: SessionRequest) -> str:

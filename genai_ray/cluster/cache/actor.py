@@ -221,16 +221,7 @@ class CacheActor:
         if not entries:
             raise await self._not_loaded(model)
         for entry in entries:
-            await self._book.wait_for(entry.ready, entry, deadline)
-            slot = self._book.ledger.slots.get(entry.name)
-            if slot is None:
-                continue
-            if slot.is_pinned:
-                raise ResourceExhaustedError(f"{model} is pinned", do="Unpin it first.")
-            if self._book.ledger.is_leased(slot.key):
-                raise ResourceExhaustedError(f"{model} is leased by a job", do="Wait for its end.")
-            if not await self._evictor.retire(entry.name, max(deadline - time.monotonic(), 0.0)):
-                raise ResourceExhaustedError(f"{model} is at work", do="Try again when it is idle.")
+            await self._evictor.evict(entry, deadline)
         return len(entries)
 
     async def evict_lru(self) -> str | None:

@@ -193,6 +193,28 @@ class Evictor:
         """Ask every ready session."""
         await asyncio.gather(*(self.ask(slot.name) for slot in self._book.ledger.by_recency()))
 
+    async def evict(self, entry: Entry, deadline: float) -> None:
+        """Evict a session that somebody named: when it has loaded and what it computes is done, or when it is gone that goes already.
+
+        Args:
+            entry: The session.
+            deadline: Until when, by ``time.monotonic``.
+
+        Raises:
+            ResourceExhaustedError: If it is pinned, leased, or at work until the deadline.
+        """
+        book, model = self._book, entry.key.model
+        await book.wait_for(entry.ready, entry, deadline)
+        while (slot := book.ledger.slots.get(entry.name)) is not None:
+            if slot.state is SlotState.RETIRING:
+                await book.wait_for(entry.gone, entry, deadline)
+            elif slot.is_pinned:
+                raise ResourceExhaustedError(f"{model} is pinned", do="Unpin it first.")
+            elif book.ledger.is_leased(slot.key):
+                raise ResourceExhaustedError(f"{model} is leased by a job", do="Wait for its end.")
+            elif not await self.retire(entry.name, max(deadline - time.monotonic(), 0.0)) and time.monotonic() >= deadline:
+                raise ResourceExhaustedError(f"{model} is at work", do="Try again when it is idle.")
+
     async def retire(self, name: str, finish_within_s: float | None = None) -> bool:
         """Take a session out of use and end its process.
 

@@ -135,3 +135,17 @@ def test_batches_of_several_shapes_come_back_in_order(cache, frames):
     assert all(result.latency_ms > 0 for result in results)
     with pytest.raises(errors.InvalidInputError, match="no frames"):
         BatchInference("websr-x2-s").process_batch(cache, [])
+
+
+def test_a_batch_for_a_model_that_is_there_needs_no_answer_of_the_cache(cache, frames):
+    client, batch = ModelCache(name=cache.name, deadline_s=20.0), BatchInference("websr-x2-s", batch_size=2)
+    first, pid = batch.process_batch(client, list(frames)), cache.status()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        again = batch.process_batch(client, list(frames))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert all(np.array_equal(one.output, other.output) for one, other in zip(first, again, strict=True))
+    with ending(ModelCache(1_000_000_000, name="another")) as another:
+        batch.process_batch(another, list(frames))
+        assert another.loaded_models() == ["websr-x2-s"]

@@ -149,3 +149,20 @@ def test_an_input_that_ends_the_runtime_is_found_and_nobody_else_suffers(make_ca
         assert all(one.result(120) > 0 for one in asking)
     assert np.array_equal(session.run({"x": numbers, "d": np.ones(8, np.int64)})["y"], numbers)
     wait_until(lambda: len(cache.status()["models"]) == 1)
+    assert [key.alone for key in cache._routes] == [""]
+    assert cache.status()["failing"] == []
+
+
+def test_a_session_that_the_cache_ends_says_nothing_of_the_request_in_it(make_cache):
+    """As one that dies with its node: only a process that ends by itself may have died of what it computed."""
+    cache, frames = make_cache(), np.zeros((4, 240, 320, 3), np.uint8)
+    session = cache.get_session("websr-x2-l")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(session.infer, frames)
+        for _ in range(4):
+            wait_until(lambda: asking.done() or [entry["queue"] for entry in cache.status()["models"]] == [1])
+            assert not asking.done(), asking.result()
+            name = cache.status()["models"][0]["name"]
+            ray.kill(ray.get_actor(name, namespace="genai_ray"))
+            wait_until(lambda name=name: name not in [entry["name"] for entry in cache.status()["models"]])
+        assert asking.result(120).shape == (4, 480, 640, 3)

@@ -24,6 +24,7 @@ from genai_ray.cluster.actor import HOT_FOR_S, HOT_QUEUE
 from genai_ray.cluster.cache.book import Entry
 from genai_ray.cluster.cache.loading import MAX_TRIES
 from genai_ray.cluster.cache.sessions import start_session
+from genai_ray.cluster.calls import is_crash
 from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU_BYTES
 from genai_ray.cluster.messages import Want
 from genai_ray.cluster.placement import Device, Slot
@@ -364,11 +365,20 @@ def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, f
     cache.get_session(MODEL)
     node = devices(cache)[copies(cache)[0]["placed_on"]]["node"]
     doomed = first if first.node_id == node else second
+    actor = ray.get_actor(copies(cache)[0]["name"], namespace="genai_ray")
     with in_use(cache, frames, expected, 4):
         nodes.remove(doomed)
         wait_until_true(cache, lambda: node not in {found["NodeID"] for found in ray.nodes() if found["Alive"]})
         cache.get_session(MODEL).infer(frames)
     assert node not in {device["node"] for device in cache.status()["devices"]}
+    with pytest.raises(ray.exceptions.ActorDiedError) as told:
+        ray.get(actor.status.remote())
+    assert not is_crash(told.value)
+    crashing = ray.get_actor(copies(cache)[0]["name"], namespace="genai_ray")
+    os.kill(copies(cache)[0]["session"]["pid"], signal.SIGKILL)
+    with pytest.raises(ray.exceptions.ActorDiedError) as told:
+        wait_until(lambda: ray.get(crashing.status.remote()) is None)
+    assert is_crash(told.value)
 
 
 def test_sessions_and_cache_that_die_while_they_are_used_are_known_within_seconds(nodes, cache, frames, expected):

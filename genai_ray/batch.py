@@ -56,6 +56,7 @@ class BatchInference:
         self.backend, self.precision, self.cache_name = backend, precision, cache_name
         self.frames_done = 0
         self._session: CachedSession | None = None
+        self._cache: ModelCache | None = None
 
     def open(self, cache: ModelCache, *, request: SessionRequest | None = None, tag: str | None = None) -> CachedSession:
         """Get the session, and keep it.
@@ -75,6 +76,7 @@ class BatchInference:
             self._session = cache.session_of(request, tag=tag)
         else:
             self._session = cache.get_session(self.model, self.backend, self.precision, tag=tag)
+        self._cache = cache
         return self._session
 
     def submit(self, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None = None) -> PendingCall:
@@ -98,7 +100,7 @@ class BatchInference:
         return pending
 
     def process_batch(self, cache: ModelCache, frames: Sequence[Frames]) -> list[InferenceResult]:
-        """Enhance single frames, batched by shape.
+        """Enhance single frames, batched by shape; after the first call with a cache the session is known, and the cache need not be asked.
 
         Args:
             cache: Where the model is, or will be loaded.
@@ -119,7 +121,7 @@ class BatchInference:
             if frame.ndim != 3:
                 raise InvalidInputError(f"a frame of shape {frame.shape} at {index}", "(H, W, 3) each")
             groups[(frame.shape, frame.dtype)].append(index)
-        session = self.open(cache)
+        session = self._session if self._session is not None and self._cache is cache else self.open(cache)
         overlap = int(session.spec.task is ModelTask.INTERPOLATION)
         if overlap and len(groups) > 1:
             raise InvalidInputError(f"frames of {len(groups)} shapes to interpolate between", "one shape")

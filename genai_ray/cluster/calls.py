@@ -14,22 +14,24 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError, RayError
 
 from genai_ray.backends import Tensors
 from genai_ray.catalog import ModelSpec
+from genai_ray.cluster.answers import is_crash, wait_for
 from genai_ray.cluster.messages import Retired, SessionRequest
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
 from genai_ray.types import Frames, ModelTask, check_frames
 
-__all__ = ["CachedSession", "PendingCall", "Span", "wait_for"]
+__all__ = ["CachedSession", "PendingCall", "Span"]
 
 Handle: TypeAlias = "ActorHandle[Any]"
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 MAX_DEATHS = 3
-"""A request in flight in this many sessions that died is what ends them."""
+"""A request in flight in this many sessions that ended by themselves is what ends them."""
 
+_RETRY_S = 0.05
 
 SILENT_S = 3.0
 """A request unanswered for this long asks whether its session is there at all."""
@@ -76,8 +78,8 @@ class SessionSource(Protocol):
         """Tell whether a session is among those of a request."""
         ...
 
-    def dismiss(self, name: str) -> None:
-        """End a session of a single request."""
+    def dismiss(self, request: SessionRequest, name: str) -> None:
+        """End a session of a single request; see ``ModelCache.dismiss``."""
         ...
 
 
@@ -281,25 +283,34 @@ class CachedSession:
         return self._settle(sent or self._send(call, self._request, None, deadline), call, deadline)[0]
 
     def _settle(self, sent: Sent, call: Callable[[Handle], Ref], deadline: float) -> tuple[Any, Sent]:
-        """Wait for an answer; where the session was retired or died meanwhile, send again, after two deaths to a session of its own."""
+        """Wait for an answer; if the session was retired or died meanwhile, send again, after two crashes to a session of its own."""
         deaths, request = 0, self._request
         try:
             while True:
                 try:
                     answer = self._wait(sent, request, deadline)
                 except (RayActorError, OutOfMemoryError, ObjectLostError) as exc:
-                    deaths += 1
+                    deaths += is_crash(exc)
                     if deaths == MAX_DEATHS:
-                        raise InferenceError(f"{deaths} sessions of {self.spec.model_id} died of one request", do="This input ends the runtime.") from exc
-                    if deaths == MAX_DEATHS - 1:
+                        raise self._ends_sessions(exc) from exc
+                    if deaths == MAX_DEATHS - 1 and not request.alone:
                         request = replace(self._request, alone=uuid.uuid4().hex)
+                    time.sleep(_RETRY_S)  # what is not there for a moment only is asked for until the deadline
                 else:
                     if not isinstance(answer, Retired):
                         return answer, sent
                 sent = self._send(call, request, sent.name, deadline)
         finally:
             if request.alone:
-                self._cache.dismiss(sent.name)
+                self._cache.dismiss(request, sent.name)
+
+    def _ends_sessions(self, exc: RayError) -> GenAIRayError:
+        model = self.spec.model_id
+        if isinstance(exc, OutOfMemoryError):
+            return ResourceExhaustedError(
+                f"{MAX_DEATHS} sessions of {model} ran out of memory under one request", do="Send less at a time, or give nodes more."
+            )
+        return InferenceError(f"{MAX_DEATHS} sessions of {model} died of one request", do="This input ends the runtime.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,30 +374,3 @@ class PendingCall:
             if isinstance(part, PendingCall):
                 part.result()  # what was retired may be the session before this one
         return self._call(handle)
-
-
-def wait_for(ref: Ref, timeout_s: float | None = None) -> Any:
-    """Wait for an answer; an error of ours comes out as itself, with its fields.
-
-    Args:
-        ref: What was called.
-        timeout_s: Most seconds to wait; None for as long as it takes. Ray's ``GetTimeoutError`` tells that they are over.
-
-    Returns:
-        The answer.
-
-    Raises:
-        GenAIRayError: What was raised on the other side, as its own class.
-        ResourceExhaustedError: If the other side ran out of memory.
-    """
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except RayTaskError as exc:
-        cause = exc.cause
-        if isinstance(cause, GenAIRayError):
-            raise cause from None
-        if isinstance(cause, RayActorError | OutOfMemoryError | ObjectLostError):
-            raise cause from None
-        if isinstance(cause, MemoryError):
-            raise ResourceExhaustedError(f"the session ran out of memory: {cause}") from exc
-        raise

@@ -13,14 +13,15 @@ from typing import Any, Self
 from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelSpec
+from genai_ray.cluster.answers import wait_for
 from genai_ray.cluster.cache.options import CacheOptions
-from genai_ray.cluster.calls import CachedSession, Handle, wait_for
+from genai_ray.cluster.calls import CachedSession, Handle
 from genai_ray.cluster.connect import connect
 from genai_ray.cluster.connection import Connection
 from genai_ray.cluster.lease import Lease, take_lease
 from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, SessionRequest, Want, key_of
 from genai_ray.cluster.routes import Route
-from genai_ray.cluster.wants import CACHE_SHARE, build_want, is_text, own_node, to_request
+from genai_ray.cluster.wants import CACHE_SHARE, build_want, check_client, check_positive, own_node, to_request
 from genai_ray.errors import CacheClosedError, ConfigError, ResourceExhaustedError
 from genai_ray.inspection import canonical_id
 from genai_ray.types import ModelBackend, ModelPrecision
@@ -73,12 +74,7 @@ class ModelCache:
         is_online: bool = False,
         options: CacheOptions | None = None,
     ) -> None:
-        if not deadline_s > 0:
-            raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
-        if max_memory_bytes is not None and max_memory_bytes <= 0:
-            raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
-        if not is_text(name):
-            raise ConfigError(f"a cache named {name}", "UTF-8 text, which Ray can carry")
+        check_client(name, max_memory_bytes, deadline_s)
         self.name, self.deadline_s, self.is_online = name, deadline_s, is_online
         self.is_embedded = connect(address)
         self._connection = Connection(name, max_memory_bytes, options, deadline_s)
@@ -117,9 +113,7 @@ class ModelCache:
             ResourceExhaustedError: If it is larger than the budget, or nothing may go for it.
             CacheClosedError: If the cache was shut down.
         """
-        for name, value in {"memory_bytes": memory_bytes, "max_batch": max_batch, "max_frame": min(max_frame) if max_frame else None}.items():
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name}={value}", "more than 0")
+        check_positive(memory_bytes=memory_bytes, max_batch=max_batch, max_frame=min(max_frame) if max_frame else None)
         sizes: dict[str, Any] = {"floor_bytes": memory_bytes, "max_frame": max_frame, "max_batch": max_batch, "tile_size_px": tile_size_px}
         is_whole = isinstance(model, SessionRequest)
         request, spec = to_request(model if is_whole else SessionRequest(str(model), ModelBackend(backend), ModelPrecision(precision), device, **sizes))
@@ -163,8 +157,7 @@ class ModelCache:
             The session.
 
         Raises:
-            ModelNotFoundError: If its model is not known.
-            ModelLoadError: If its path is no text.
+            GenAIRayError: If its model is not known, or its path is no text.
         """
         request, spec = to_request(request)
         return CachedSession(self, request, spec, tag)
@@ -266,7 +259,6 @@ class ModelCache:
     def close(self) -> None:
         """End this client: what other threads wait for through it ends soon after with ``CacheClosedError``. The cache stays, its leases end."""
         self._connection.close()
-        self._routes.clear()
 
     def shutdown(self) -> None:
         """End every session and the cache itself, for all its clients; a second call does nothing. What is used afterwards raises ``CacheClosedError``."""
@@ -312,9 +304,8 @@ class ModelCache:
         chosen = [to_request(model) for model in models]
         requests = [replace(request, device_kinds=tuple(device_kinds)) if device_kinds else request for request, _ in chosen]
         wants = tuple(self._want(request, spec, is_explicit=False) for request, (_, spec) in zip(requests, chosen, strict=True))
-        asked = LeaseRequest(f"lease:{uuid.uuid4().hex[:12]}", wants, copies)
         sessions = tuple(CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True))
-        return take_lease(self._connection, asked, sessions, self.deadline_s * CACHE_SHARE)
+        return take_lease(self._connection, LeaseRequest(f"lease:{uuid.uuid4().hex[:12]}", wants, copies), sessions, self.deadline_s * CACHE_SHARE)
 
     def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
         """Begin to load models that will be needed soon, without waiting; nothing in use goes for them.
@@ -323,8 +314,7 @@ class ModelCache:
             models: Ids, aliases, paths; or requests, where more is to be said of one. One that fails tells so when it is used.
 
         Raises:
-            ModelNotFoundError: If one is not known.
-            ModelLoadError: If the path of one is no text.
+            GenAIRayError: If one is not known, or its path is no text.
         """
         for model in models:
             request, spec = to_request(model)
@@ -379,12 +369,14 @@ class ModelCache:
         route = self._routes.get(key_of(request))
         return route is not None and (bool(route.replicas) if name is None else route.knows(name))
 
-    def dismiss(self, name: str) -> None:
-        """End a session of a single request.
+    def dismiss(self, request: SessionRequest, name: str) -> None:
+        """End a session of a single request, and forget it.
 
         Args:
-            name: Its name.
+            request: The request.
+            name: Name of the session.
         """
+        self._routes.pop(key_of(request), None)
         with contextlib.suppress(CacheClosedError):  # and the session with it
             self._connection.send("dismiss", name)
 

@@ -8,10 +8,10 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
 
+from genai_ray.cluster.answers import ArgumentLostError, wait_for
 from genai_ray.cluster.cache import CacheActor
 from genai_ray.cluster.cache.options import CacheOptions
 from genai_ray.cluster.cache.sessions import NAMESPACE, end_sessions
-from genai_ray.cluster.calls import wait_for
 from genai_ray.errors import CacheClosedError, DeadlineExceededError
 
 __all__ = ["Connection", "cache_names", "start_on_head"]
@@ -134,8 +134,8 @@ class Connection:
             while True:
                 try:
                     return self._wait(self.send(method, *args), deadline)
-                except ActorUnavailableError:
-                    time.sleep(_RETRY_S)  # its process died; Ray starts it again within 2 s, and it adopts its sessions
+                except (ActorUnavailableError, ArgumentLostError):
+                    time.sleep(_RETRY_S)  # its process died, and Ray starts it again within 2 s; or a session died under it
         except GetTimeoutError as exc:
             raise DeadlineExceededError(f"cache {self.name!r}: {method} was not done within {within_s:g} s", do="Give the client more time.") from exc
         except ActorDiedError as exc:

@@ -21,7 +21,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from genai_ray.catalog import PeopleServing
-from genai_ray.cluster.calls import wait_for
+from genai_ray.cluster.answers import wait_for
 from genai_ray.cluster.connection import start_on_head
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.options import check_models

@@ -21,10 +21,10 @@ from ray.experimental import internal_kv
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.cluster import CacheOptions, SessionRequest
 from genai_ray.cluster.actor import HOT_FOR_S, HOT_QUEUE
+from genai_ray.cluster.answers import is_crash
 from genai_ray.cluster.cache.book import Entry
 from genai_ray.cluster.cache.loading import MAX_TRIES
 from genai_ray.cluster.cache.sessions import start_session
-from genai_ray.cluster.calls import is_crash
 from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU_BYTES
 from genai_ray.cluster.messages import Want
 from genai_ray.cluster.placement import Device, Slot

@@ -28,13 +28,14 @@ def test_bad_files_are_named_and_harm_no_other(ray_session, tmp_path):
     write_changing(clips / "changing.ts")
     unknown = write(clips / "unknown.mkv", tracks=0)
     unknown.write_bytes(unknown.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
+    (clips / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.6,\nfirst.mkv\n#EXT-X-ENDLIST\n")
     write(clips / "first.mkv", tracks=0)
     write(clips / "last.mp4")
     away = tmp_path / "away"
     away.mkdir()
     write(away / "away.mkv", tracks=0, size=(640, 360), codec="ffv1", pix_fmt="yuv444p", pts=list(range(60)))
     with serving(away, breaks_at=3 * 1024**2) as (address, _):
-        names = ["first.mkv", "empty.mkv", "cut.mp4", "damaged.mp4", "changing.ts", "unknown.mkv", "none.mkv", f"{address}/away.mkv", "last.mp4"]
+        names = ["first.mkv", "empty.mkv", "cut.mp4", "damaged.mp4", "changing.ts", "unknown.mkv", "none.mkv", "list.m3u8", f"{address}/away.mkv", "last.mp4"]
         manifest = clips / "list.csv"
         pyarrow.csv.write_csv(pa.table({"uri": names}), manifest)
         report = enhance_videos(manifest, out, models="websr-x2-s", options=OPTIONS)
@@ -46,6 +47,7 @@ def test_bad_files_are_named_and_harm_no_other(ray_session, tmp_path):
         "changing.ts": f"frame {NUM_FRAMES} at",
         "unknown.mkv": "codec that this build of FFmpeg has not",
         "none.mkv": "no such file",
+        "list.m3u8": "pass --any-format",
         "away.mkv": "reading at byte",
     }
     for name, words in wanted.items():

@@ -6,7 +6,7 @@ import bisect
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def read_videos(
     selection: FrameSelection | None = None,
     batch_size: int = 32,
     segment_frames: int = 128,
+    any_format: bool = False,
 ) -> ray.data.Dataset:
     """Read frames of videos as a dataset of tables (see ``genai_ray.frames``); files are planned now, frames decoded as they are asked for.
 
@@ -84,6 +85,7 @@ def read_videos(
         selection: Which frames; None for all.
         batch_size: Most frames in a block of the videos with the largest pictures; blocks of smaller ones have a multiple of it, in about as many bytes.
         segment_frames: Most frames that one task reads, where key frames allow it.
+        any_format: Whether files may name other files and hosts, as playlists do; those are opened then.
 
     Returns:
         The dataset: rows in order within a segment.
@@ -110,7 +112,7 @@ def read_videos(
         raise ConfigError("no video", "at least one")
     files = [name for place in places for name in _list(place)]
     connect()
-    parts = list(_plan_all(files, selection, segment_frames))
+    parts = list(_plan_all(files, selection, {"segment_frames": segment_frames, "any_format": any_format}))
     dataset: ray.data.Dataset = ray.data.read_datasource(_Frames(parts, tuple(columns or FRAME_COLUMNS), batch_size))
     dataset.context.arrow_fixed_shape_tensor_format = FixedShapeTensorFormat.ARROW_NATIVE
     largest_bytes = max((part.row_bytes for part in parts), default=1)
@@ -130,7 +132,8 @@ class _Part:
     plan: Any
     """Reference of the video's plan; None where it is to be planned again."""
     file: str
-    segment_frames: int
+    planning: Mapping[str, Any]
+    """Options of ``plan_video``."""
     indices: Sequence[int]
     shape: tuple[int, int, int, int]
     """(H, W, C, bytes of a value)."""
@@ -187,7 +190,7 @@ def _group(parts: Sequence[_Part], most: int) -> Iterator[tuple[_Part, ...]]:
 def _reader(group: tuple[_Part, ...], columns: tuple[str, ...], batch_size: int) -> Any:
     def read() -> Iterator[Any]:
         for part in group:
-            plan = plan_video(part.file, segment_frames=part.segment_frames) if part.plan is None else ray.get(part.plan)
+            plan = plan_video(part.file, **part.planning) if part.plan is None else ray.get(part.plan)
             yield from _tables(plan, part.indices, columns, batch_size)
 
     return read
@@ -205,27 +208,27 @@ def _tables(plan: VideoPlan, indices: Sequence[int], columns: tuple[str, ...], b
         yield build_table(np.stack(pictures), video=plan.path, frame_index=numbers, pts=times, time_base=base).select(columns)
 
 
-def _plan_all(files: Sequence[str], selection: FrameSelection, segment_frames: int) -> Iterator[_Part]:
+def _plan_all(files: Sequence[str], selection: FrameSelection, planning: Mapping[str, Any]) -> Iterator[_Part]:
     """Plan videos by tasks, some ahead of what is waited for; plans stay in the object store, and only what is to be read of them comes here."""
     task: Any = _plan
     waiting: deque[tuple[str, Any, Any]] = deque()
     left = iter(files)
     while True:
         for file in itertools.islice(left, PLANS_IN_FLIGHT - len(waiting)):
-            waiting.append((file, *task.remote(file, selection, segment_frames)))
+            waiting.append((file, *task.remote(file, selection, planning)))
         if not waiting:
             return
         file, facts, plan = waiting.popleft()
         shape, chosen = wait_for(facts)
         for indices in chosen:
             # A video of one segment is planned again where it is read: so small a plan is not worth keeping.
-            yield _Part(plan if len(chosen) > 1 else None, file, segment_frames, indices, shape)
+            yield _Part(plan if len(chosen) > 1 else None, file, planning, indices, shape)
 
 
 @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
-def _plan(file: str, selection: FrameSelection, segment_frames: int) -> tuple[tuple[tuple[int, int, int, int], list[Sequence[int]]], VideoPlan]:
+def _plan(file: str, selection: FrameSelection, planning: Mapping[str, Any]) -> tuple[tuple[tuple[int, int, int, int], list[Sequence[int]]], VideoPlan]:
     """Plan a video: what its frames are, and which of them are wanted of each segment that has some."""
-    plan = plan_video(file, segment_frames=segment_frames)
+    plan = plan_video(file, **planning)
     wanted, info = selection.indices(plan), plan.info
     cuts = [bisect.bisect_left(wanted, segment.start) for segment in plan.segments]
     chosen = [wanted[start:stop] for start, stop in itertools.pairwise([*cuts, len(wanted)]) if start < stop]

@@ -63,6 +63,10 @@ def enhance(
     max_failures: Annotated[int, typer.Option(min=0, help="Videos of several that may fail before the exit code is 1.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     allow_truncated: Annotated[bool, typer.Option("--allow-truncated", help="Enhance what is there of a truncated file.")] = False,
+    any_format: Annotated[
+        bool,
+        typer.Option("--any-format", help="Read files that name other files and hosts, such as playlists, as well."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, in which time; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
 ) -> None:
@@ -95,6 +99,7 @@ def enhance(
         address=address,
         overwrite=overwrite,
         allow_truncated=allow_truncated,
+        any_format=any_format,
         work_dir=work_dir,
         name=name,
         fail_fast=fail_fast,

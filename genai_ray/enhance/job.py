@@ -327,7 +327,7 @@ class _Loading:
             records = ((target, results.recorded(target.output)) for target in targets)
             first = next((target for target, record in records if record is None or not record.key), None)
             if first is not None:
-                info, _ = describe_video(first.source)
+                info, _ = describe_video(first.source, any_format=self._options.any_format)
                 if not self._is_over and self._lease is None:
                     self._cache.prefetch(find_requests(info, specs, first.options(self._options)))
 

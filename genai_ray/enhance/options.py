@@ -50,6 +50,8 @@ class EnhanceOptions:
     """Whether an existing output may be replaced."""
     allow_truncated: bool = False
     """Whether a file that ends too early is enhanced as far as it goes."""
+    any_format: bool = False
+    """Whether inputs may be files that name other files and hosts, such as playlists; those are opened then."""
     work_dir: str | Path | None = None
     """Folder (path or URI) of finished segments; None for ``<output>.genai-ray`` beside the output."""
     batch_size: int = 8

@@ -41,7 +41,7 @@ def publish(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], outpu
         with TableWriter(output) as writer:
             for table in _tables(plan, parts, counts):
                 writer.write(table)
-        return tuple(describe_leftovers(plan.path, "a table of frames"))
+        return tuple(describe_leftovers(plan, "a table of frames"))
     return join_segments(plan, parts, counts, output)
 
 

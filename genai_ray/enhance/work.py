@@ -62,7 +62,7 @@ def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOpti
     key = key_clip(source, specs, options)
     if done := _find_done(target, key, recorded, options):
         return done
-    plan = plan_video(target.source, segment_frames=options.segment_frames)
+    plan = plan_video(target.source, segment_frames=options.segment_frames, any_format=options.any_format)
     if plan.truncated and not options.allow_truncated:
         raise VideoError(f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there.")
     timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)

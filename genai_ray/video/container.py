@@ -17,8 +17,10 @@ from genai_ray.files import find_facts, is_remote, open_to_read
 
 __all__ = ["av_errors", "check_container", "explain", "main_stream", "open_video"]
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,gif,yuv4mpegpipe,nut"
-"""What may come from strangers: files that hold their own packets. Playlists, which name other files and hosts, are not among them."""
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,nut,dv,rm,ivf,gif,apng,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,obu"
+"""Files that hold their own packets. Playlists, which name other files and hosts, are not among them."""
+
+_OWN_PACKETS = "MP4, MOV, Matroska, WebM, AVI, MPEG and others that hold their own packets"
 
 
 @contextmanager
@@ -56,11 +58,17 @@ def explain(error: Exception) -> str:
 
 
 @contextmanager
-def open_video(place: str | Path, *, options: Mapping[str, str] | None = None) -> Iterator[InputContainer]:
+def open_video(
+    place: str | Path,
+    *,
+    any_format: bool = False,
+    options: Mapping[str, str] | None = None,
+) -> Iterator[InputContainer]:
     """Open a file that must have a video stream.
 
     Args:
         place: Path or URI; of a URI only those blocks are fetched that are read.
+        any_format: Whether a file may name other files and hosts, which are opened then.
         options: Options of FFmpeg's demuxer, by its names.
 
     Yields:
@@ -79,17 +87,27 @@ def open_video(place: str | Path, *, options: Mapping[str, str] | None = None) -
     if facts.size == 0:
         raise VideoError(f"{place}: the file is empty", "a video file")
     with ExitStack() as stack:
-        source: Any = stack.enter_context(open_to_read(place)) if is_remote(place) else place
+        # A path that begins with "/" is no protocol to FFmpeg, whatever else is in the name.
+        source: Any = stack.enter_context(open_to_read(place)) if is_remote(place) else os.path.abspath(place)
+        limits = {} if any_format else _limits(is_remote=is_remote(place))
         stack.enter_context(av_errors(place, "reading"))
         try:
-            container: InputContainer = stack.enter_context(av.open(source, options=dict(options or {})))
+            container: InputContainer = stack.enter_context(av.open(source, options={**limits, **(options or {})}))
         except av.FFmpegError as exc:
+            if limits and isinstance(exc, av.ArgumentError):  # so FFmpeg says that a format is not in the list
+                do = "Playlists and the like name other files and hosts: pass --any-format (any_format=True) if you trust this one."
+                raise VideoError(f"{place}: a format that is not read", _OWN_PACKETS, do) from exc
             raise VideoError(f"{place}: not a video, or cut before its index ({explain(exc)})", "a file that FFmpeg can read") from exc
         if not _moving_pictures(container):
             raise VideoError(f"{place}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture")
         if main_stream(container).codec_context is None:
             raise VideoError(f"{place}: its video is of a codec that this build of FFmpeg has not", do="Convert it to another codec first.")
         yield container
+
+
+def _limits(*, is_remote: bool) -> dict[str, str]:
+    """Return options that keep FFmpeg from opening anything but the file itself; one that is remote is not opened by FFmpeg."""
+    return {"format_whitelist": CONTAINERS, "protocol_whitelist": "none" if is_remote else "file"}
 
 
 def main_stream(container: InputContainer) -> VideoStream:
@@ -123,11 +141,10 @@ def check_container(path: Path) -> None:
     Raises:
         VideoError: If it is empty, no video, a playlist, or of a kind that is not taken from strangers.
     """
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
-        with av.open(str(path), options=options) as container:
+        with av.open(os.path.abspath(path), options=_limits(is_remote=False)) as container:
             has_video = bool(container.streams.video)
     except (av.FFmpegError, OSError, ValueError) as exc:
-        raise VideoError(f"{path}: no video that is taken here ({exc})", "MP4, MOV, Matroska, WebM, AVI, MPEG and others that hold their own packets") from exc
+        raise VideoError(f"{path}: no video that is taken here ({exc})", _OWN_PACKETS) from exc
     if not has_video:
         raise VideoError(f"{path}: no video stream", "a file with a picture")

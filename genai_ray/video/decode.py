@@ -172,7 +172,7 @@ def _decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Ite
     """Decode from the key frame at or before a frame; where a seek misses it (MPEG-TS has no index), from an earlier one."""
     before = bisect.bisect_right(plan.keys, start)
     for key in (*reversed(plan.keys[max(before - SEEK_TRIES, 0) : before]), 0):
-        with open_video(plan.path) as container:
+        with open_video(plan.path, any_format=plan.any_format) as container:
             stream = main_stream(container)
             decoder = build_decoder(stream)
             if keys_only:

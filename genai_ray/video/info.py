@@ -158,11 +158,12 @@ def build_decoder(stream: VideoStream) -> Any:
     return codec
 
 
-def describe_video(path: str) -> tuple[VideoInfo, int | None]:
+def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, int | None]:
     """Read the facts of a stream from its header and its first frame, which knows size, format and rotation for certain.
 
     Args:
         path: The file.
+        any_format: Whether it may name other files and hosts.
 
     Returns:
         The facts, and the time of the first frame that decodes.
@@ -170,7 +171,7 @@ def describe_video(path: str) -> tuple[VideoInfo, int | None]:
     Raises:
         VideoError: If the file is not a video, or no frame of it decodes.
     """
-    with open_video(path) as container:
+    with open_video(path, any_format=any_format) as container:
         stream = main_stream(container)
         decoder = build_decoder(stream)
         frame = next((frame for packet in container.demux(stream) for frame in decoder.decode(packet)), None)

@@ -71,7 +71,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
     partial = output.with_name(f".{output.name}.partial{output.suffix}")
     try:
         with ExitStack() as stack:
-            source = stack.enter_context(open_video(plan.path))
+            source = stack.enter_context(open_video(plan.path, any_format=plan.any_format))
             stack.enter_context(av_errors(plan.path, f"writing its result in {output.parent}"))
             sink = stack.enter_context(av.open(str(partial), "w", options=_options(plan, source, output.suffix.lower())))
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]

@@ -78,7 +78,7 @@ def write_pictures(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]
             _remove(partial)
     steps = {after - before for before, after in zip(plan.pts, plan.pts[1:], strict=False)}
     is_timed = len(steps) > 1 and max(steps) - min(steps) > 1
-    return (*describe_leftovers(plan.path, "a folder of frames"), *(["times were left out: those of the source vary, files have none"] if is_timed else []))
+    return (*describe_leftovers(plan, "a folder of frames"), *(["times were left out: those of the source vary, files have none"] if is_timed else []))
 
 
 def read_pictures(plan: VideoPlan, part: Path, count: int) -> Iterator[npt.NDArray[Any]]:
@@ -104,11 +104,11 @@ def read_pictures(plan: VideoPlan, part: Path, count: int) -> Iterator[npt.NDArr
         raise VideoError(f"{plan.path}: a segment holds {found} frames", f"{count}", "Remove the work folder.")
 
 
-def describe_leftovers(source: str, place: str) -> Iterator[str]:
+def describe_leftovers(plan: VideoPlan, place: str) -> Iterator[str]:
     """Say which streams of a source a result without a container has no place for.
 
     Args:
-        source: The file.
+        plan: The planned video.
         place: What the result is, in words.
 
     Yields:
@@ -117,7 +117,7 @@ def describe_leftovers(source: str, place: str) -> Iterator[str]:
     Raises:
         VideoError: If the file does not open.
     """
-    with open_video(source) as container:
+    with open_video(plan.path, any_format=plan.any_format) as container:
         for stream in container.streams:
             if stream.index != main_stream(container).index:
                 yield f"{stream.type} stream {stream.index} was left out: {place} has none"

@@ -70,6 +70,8 @@ class VideoPlan:
     """Why the file is believed to end too early; None where it is whole."""
     segments: tuple[Segment, ...]
     """Ranges that together are the video."""
+    any_format: bool = False
+    """Whether the file may name others, such as a playlist."""
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class _Shown:
     """Whether frames get their times by counting."""
 
 
-def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
+def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool = False) -> VideoPlan:
     """Plan a video; the plan follows from the file and the options alone.
 
     Its packets are read without decoding. Where they do not tell what a decoder shows, the file is decoded once.
@@ -116,6 +118,7 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
     Args:
         path: Path or URI of the file.
         segment_frames: Most frames in a segment, where key frames allow it.
+        any_format: Whether the file may name other files and hosts, as playlists do; they are opened then.
 
     Returns:
         The plan.
@@ -124,15 +127,16 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
         VideoError: If the file is missing, not a video, has no frames or no times, or its times go back.
     """
     path = str(path)
-    with open_video(path) as container:
+    with open_video(path, any_format=any_format) as container:
         stream = main_stream(container)
         packets = _read_packets(path, container, stream)
-        info, first = describe_video(path)
+        info, first = describe_video(path, any_format=any_format)
         # AVI has no presentation times: what the demuxer makes up is right in number and wrong in order where frames are reordered.
         is_avi = container.format.name == "avi"
         shown = _trust_packets(packets, first, is_counted=is_avi and stream.codec_context.has_b_frames)
         if not packets.is_telling or len(set(shown.times)) != len(shown.times):
-            shown = _decode_all(path, packets, shown, is_avi=is_avi, unit_s=info.time_base)
+            decoded = decode_times(path, any_format=any_format)
+            shown = _follow_decoder(path, packets, shown, decoded, is_avi=is_avi, unit_s=info.time_base)
         whole = _count_all(path, packets, stream, container)
         promised = _count_promised(container, stream, whole, shown.times[-1])
         is_cut = packets.is_cut or (container.format.name == "mpegts" and _ends_within_packet(path))
@@ -157,6 +161,7 @@ def plan_video(path: str | Path, *, segment_frames: int = 128) -> VideoPlan:
         num_frames_from_header=promised - (whole - len(pts)) if promised is not None else None,
         truncated=_find_cut(whole, promised, is_cut, packets.last_s, ends_s),
         segments=_cut(len(pts), keys, segment_frames),
+        any_format=any_format,
     )
 
 
@@ -206,9 +211,17 @@ def _trust_packets(packets: _Packets, first: int | None, *, is_counted: bool) ->
     return _Shown(pts, keys, times[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else 1), is_counted)
 
 
-def _decode_all(path: str, packets: _Packets, trusted: _Shown, *, is_avi: bool, unit_s: Fraction) -> _Shown:
+def _follow_decoder(
+    path: str,
+    packets: _Packets,
+    trusted: _Shown,
+    decoded: tuple[Sequence[int | None], Sequence[int | None]],
+    *,
+    is_avi: bool,
+    unit_s: Fraction,
+) -> _Shown:
     """Count what a decoder shows; ``trusted``, where that is just what the packets say."""
-    presented, brought = decode_times(path)
+    presented, brought = decoded
     times = [time for time in presented if time is not None]
     is_ordered = len(times) == len(presented) and all(before <= after for before, after in pairwise(times))
     if is_ordered and tuple(times) == trusted.times:

@@ -128,11 +128,12 @@ class PacketReader:
         return False
 
 
-def decode_times(place: str) -> tuple[list[int | None], list[int | None]]:
+def decode_times(place: str, *, any_format: bool = False) -> tuple[list[int | None], list[int | None]]:
     """Decode a whole file and note when its frames are shown; packets that do not decode are passed over.
 
     Args:
         place: Path or URI.
+        any_format: Whether the file may name other files and hosts.
 
     Returns:
         In the order in which the decoder gives frames, in the stream's ``time_base`` units: their presentation times, and the
@@ -143,7 +144,7 @@ def decode_times(place: str) -> tuple[list[int | None], list[int | None]]:
     """
     shown: list[int | None] = []
     brought: list[int | None] = []
-    with open_video(place) as container:
+    with open_video(place, any_format=any_format) as container:
         stream = main_stream(container)
         decoder = build_decoder(stream)
         packet: Any

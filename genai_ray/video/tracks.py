@@ -64,7 +64,7 @@ def check_result(plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suf
     if suffix not in _FORMATS:
         return
     part = _parts_of(encoding, size)[0]
-    with open_video(plan.path) as source:
+    with open_video(plan.path, any_format=plan.any_format) as source:
         sink = av.open(io.BytesIO(), "w", format=_FORMATS[suffix])
         try:
             _open_encoder(sink, plan, part, encoding, has_alpha)

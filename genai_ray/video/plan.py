@@ -20,7 +20,7 @@ from genai_ray.files import find_facts
 from genai_ray.video.container import open_video
 from genai_ray.video.ends import is_whole
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
-from genai_ray.video.shown import PacketReader, decode_times
+from genai_ray.video.shown import Decoded, PacketReader, decode_times
 
 __all__ = ["Segment", "VideoPlan", "plan_video"]
 
@@ -215,21 +215,22 @@ def _follow_decoder(
     path: str,
     packets: _Packets,
     trusted: _Shown,
-    decoded: tuple[Sequence[int | None], Sequence[int | None]],
+    decoded: Decoded,
     *,
     is_avi: bool,
     unit_s: Fraction,
 ) -> _Shown:
     """Count what a decoder shows; ``trusted``, where that is just what the packets say."""
-    presented, brought = decoded
-    times = [time for time in presented if time is not None]
-    is_ordered = len(times) == len(presented) and all(before <= after for before, after in pairwise(times))
+    times = [time for time in decoded.shown if time is not None]
+    is_ordered = len(times) == len(decoded.shown) and all(before <= after for before, after in pairwise(times))
+    if is_ordered:
+        times = sorted([*times, *decoded.failed])  # a damaged frame is planned all the same, and found when it is its turn
     if is_ordered and tuple(times) == trusted.times:
         return trusted
     if not is_ordered and is_avi:
-        if len(presented) == len(trusted.times):
+        if len(decoded.shown) + len(decoded.failed) == len(trusted.times):
             return replace(trusted, keys=(0,), is_counted=True)
-        times = _count_times(brought, sorted(time for time, _, _ in packets.times))
+        times = _count_times(decoded.brought, sorted(time for time, _, _ in packets.times))
     elif not is_ordered:
         back = next((index for index, (before, after) in enumerate(pairwise(times)) if after < before), 0)
         before_s, after_s = (float(time * unit_s) for time in (*times, 0, 0)[back : back + 2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import av
@@ -17,7 +18,7 @@ from av.video.stream import VideoStream
 from genai_ray.video.container import open_video
 from genai_ray.video.info import build_decoder, main_stream
 
-__all__ = ["PacketReader", "decode_times"]
+__all__ = ["Decoded", "PacketReader", "decode_times"]
 
 _ONE_FRAME_EACH = frozenset(
     re.findall(
@@ -128,22 +129,32 @@ class PacketReader:
         return False
 
 
-def decode_times(place: str, *, any_format: bool = False) -> tuple[list[int | None], list[int | None]]:
-    """Decode a whole file and note when its frames are shown; packets that do not decode are passed over.
+@dataclass(slots=True)
+class Decoded:
+    """What a decoder makes of a whole file, in the stream's ``time_base`` units."""
+
+    shown: list[int | None] = field(default_factory=list)
+    """Presentation times of its frames in the order in which it gives them; None if one has none."""
+    brought: list[int | None] = field(default_factory=list)
+    """Decode times of the packets that brought them out; None if the end did, or there is none."""
+    failed: list[int] = field(default_factory=list)
+    """Times of packets after the first frame that do not decode: each stands for a frame that is damaged."""
+
+
+def decode_times(place: str, *, any_format: bool = False) -> Decoded:
+    """Decode a whole file and note when its frames are shown.
 
     Args:
         place: Path or URI.
         any_format: Whether the file may name other files and hosts.
 
     Returns:
-        In the order in which the decoder gives frames, in the stream's ``time_base`` units: their presentation times, and the
-        decode times of the packets that brought them out; None if there is none.
+        The times.
 
     Raises:
         VideoError: If the file does not open or cannot be read.
     """
-    shown: list[int | None] = []
-    brought: list[int | None] = []
+    decoded = Decoded()
     with open_video(place, any_format=any_format) as container:
         stream = main_stream(container)
         decoder = build_decoder(stream)
@@ -152,10 +163,13 @@ def decode_times(place: str, *, any_format: bool = False) -> tuple[list[int | No
             try:
                 frames = decoder.decode(packet)
             except av.InvalidDataError:
+                time = packet.pts if packet.pts is not None else packet.dts
+                if decoded.shown and time is not None:
+                    decoded.failed.append(time)
                 continue
-            shown.extend(frame.pts for frame in frames)
-            brought.extend(frame.dts for frame in frames)
-    return shown, brought
+            decoded.shown.extend(frame.pts for frame in frames)
+            decoded.brought.extend(frame.dts for frame in frames)
+    return decoded
 
 
 def _find_units(data: bytes, length_bytes: int) -> Iterator[int]:

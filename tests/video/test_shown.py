@@ -241,3 +241,17 @@ def test_interlaced_frames_are_told_without_decoding(codec, tmp_path):
         reader = PacketReader(box.streams.video[0])
         assert all(reader.is_frame(bytes(packet)) for packet in box.demux(video=0) if packet.size)
     check(path)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_damage_that_looks_like_packets_without_a_frame_is_no_frame_less(codec, tmp_path):
+    """Planning decodes such a file; what does not decode is planned all the same, and is an error in its place."""
+    path = write(tmp_path / "a.mkv", codec=codec, tracks=0, options={"bf": "0"})
+    data = path.read_bytes()
+    for packet in packets_of(path)[20:23]:
+        data = data.replace(bytes(packet), b"\xff" * packet.size)
+    path.write_bytes(data)
+    plan = plan_video(path)
+    assert len(plan.pts) == NUM_FRAMES
+    with pytest.raises(errors.VideoError, match=rf"a\.mkv: .*20 of {NUM_FRAMES} frames decode|frame 20 has pts"):
+        list(decode_segment(plan, plan.segments[0]))

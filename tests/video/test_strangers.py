@@ -53,7 +53,7 @@ def test_a_file_that_names_others_is_refused_whatever_it_is_called(kind, suffix,
         check_container(path)
     with fsspec.open(f"memory://strangers/a{own}", "w") as sink:
         sink.write(text)
-    with pytest.raises(errors.VideoError, match="a format that is not read|not a video"):
+    with pytest.raises(errors.VideoError, match=r"a format that is not read|not a video"):
         plan_video(f"memory://strangers/a{own}")
 
 

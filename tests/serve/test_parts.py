@@ -301,16 +301,14 @@ def test_merged_requests_get_no_more_bytes_than_one_may():
 
 
 def test_haproxy_stays_on_its_ports_and_speaks_json():
-    text = rewrite(
-        HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http").replace("{{ config.balance_algorithm }}", "leastconn"), "/b/503.http"
-    )
+    text = rewrite(HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http").replace("{{ config.balance_algorithm }}", "leastconn"), "/b")
     assert "frontend http_frontend" in text
     assert "stats socket" in text
     assert not any(words in text for words in ("bind :", "bind *:", "prometheus-exporter", "stats enable", "500.http", "status 404 content-type text/plain"))
     assert text.count("/b/503.http") == 3
     assert "hdr Retry-After 1" in text
-    assert "\nfrontend http_frontend\n    option http-buffer-request\n    http-request set-header X-Forwarded-For %[src]\n" in text
-    assert "\nfrontend grpc_frontend\n    http-request wait-for-body" in text
+    assert text.count("    http-request wait-for-body time 60s") == 2
+    assert "\n    http-request set-header X-Forwarded-For %[src]\n" in text
     assert re.search(r"^global\n    tune.memory.hot-size \d+$", text, re.MULTILINE)
     assert "leastconn" not in text
     assert re.search(r"^    balance uri\n    hash-type consistent\n    hash-balance-factor \d+$", text, re.MULTILINE)

@@ -109,9 +109,10 @@ class ServeProfile(_Frozen):
     token_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """sha256 of the token that requests must bear, hexadecimal; None for none. Health is told to everybody."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call, such as ``https://example.org``; ``*`` for all. Pages of other origins change nothing."""
+    """Origins whose pages may call, such as ``https://example.org``; ``*`` for all. Pages of others change nothing."""
     allowed_hosts: tuple[Annotated[str, Field(pattern=_HOST_PATTERN)], ...] = ()
-    """Hosts that requests may name beside the names of this machine and ``host``, such as ``box.lan``; ``.lan`` for all below, ``*`` for all."""
+    """Hosts that requests may name beside this machine's names and ``host``, such as ``box.lan``; ``.lan`` for all
+    below it, ``*`` for all."""
     access_log: str | None = None
     """File that gets one line of JSON for each request over HTTP, on every node; None for none."""
     max_waiting: Annotated[int, Field(gt=0)] = 256

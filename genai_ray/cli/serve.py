@@ -35,7 +35,7 @@ def serve(
     cors_origin: Annotated[list[str] | None, typer.Option(help="Origin whose pages may call; * for all.", show_default=False)] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="Host that requests may name beside this machine's names and --host; .lan for all below, * for all.", show_default=False),
+        typer.Option(help="Host that requests may name beside this machine's names and --host; .lan allows all below it.", show_default=False),
     ] = None,
     access_log: Annotated[Path | None, typer.Option(help="File that gets one line of JSON for each HTTP request.", show_default=False)] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, or one of its own]", show_default=False)] = None,

@@ -1,7 +1,8 @@
 """Who may ask over HTTP: the Host that a request names, and the page that it comes from.
 
-A browser lets a page of any origin send simple requests to this machine, and lets a page whose name was made to point here (DNS rebinding) read the
-answers as well. Such a request names the page's own host, or its origin. Other clients send no such headers, and are taken.
+A browser lets a page of any origin send simple requests to this machine, and lets a page whose name was made to point
+here (DNS rebinding) read the answers as well. Such a request names the page's own host, or its origin. Other clients
+send no such headers, and are taken.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import math
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -21,7 +22,7 @@ from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import ModelCache, connect, disconnect, has_own_node_died, own_folders
 from genai_ray.errors import ConfigError, ResourceExhaustedError
 from genai_ray.files import make_folder, remove_folder
-from genai_ray.serve.haproxy import HOST, bracketed, write_launcher
+from genai_ray.serve.haproxy import HOST, MAX_CONNECTIONS, bracketed, write_launcher
 from genai_ray.serve.ports import Record, check_ports, find_free_ports, find_port_block, process_started
 from genai_ray.serve.repository import Repository
 from genai_ray.serve.standing import Standing
@@ -55,6 +56,15 @@ Ray asks gRPC not to share them by a word where gRPC wants a number."""
 
 _SENDING_S = 60
 """What is added to the longest request for its sending: a HAProxy that another has taken the place of, since replicas came or went, ends so long after."""
+
+_CLIENT_IDLE_S = 60
+"""Most seconds in which a client sends nothing of its request, or reads nothing of its answer."""
+
+_LOOK_AT_HAPROXY_S = 1.0
+"""Ray starts HAProxy anew when it has not answered three times in a row; with Ray's own 10 s nobody is answered for half a minute."""
+
+_OTHER_FILES = 1024
+"""Files that HAProxy has open beside its connections."""
 
 _MAX_BASE = 10
 
@@ -248,6 +258,9 @@ def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
         "RAY_SERVE_HAPROXY_RETRIES": "3",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_BUFFER_BYTES),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_max_connections()),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_IDLE_S),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(_LOOK_AT_HAPROXY_S),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(request_timeout_s) + _SENDING_S),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[0]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback[1]),
@@ -262,6 +275,13 @@ def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
         "RAY_task_rpc_inlined_bytes_limit": str(40 * _INLINE_BYTES),
         "RAY_task_events_report_interval_ms": "0",  # else Ray's head remembers the last 100,000 calls of sessions, some hundred bytes each
     }
+
+
+def _max_connections() -> int:
+    """Return how many clients HAProxy may have: each takes two files, and every second one half of a pipe."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = MAX_CONNECTIONS if files == resource.RLIM_INFINITY else (files - _OTHER_FILES) * 2 // 5
+    return max(_OTHER_FILES // 4, min(MAX_CONNECTIONS, most))
 
 
 def _haproxy_binary() -> str | None:

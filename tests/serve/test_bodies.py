@@ -1,6 +1,7 @@
 """What a request costs before it is computed: places, threads and bounds. The application and the gRPC methods without Ray or a network."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import shutil
@@ -270,12 +271,13 @@ def test_what_is_packed_is_unpacked_whole_or_refused(encoding, bits, tmp_path, m
 def test_a_body_that_stops_coming_gives_its_place_back(tmp_path, monkeypatch):
     engine = Echo(tmp_path, max_waiting=1)
     monkeypatch.setattr(bodies, "_IDLE_S", 4.0)
+    monkeypatch.setattr(bodies, "_LEAST_BYTES", 40)
 
     async def story(served):
         for path, query in (("/v2/models/fp32/infer", ""), ("/v1/enhance", "model=fp32")):
             call = served.call(path, query=query)
             status, body = await call.answer()
-            assert (status, json.loads(body)["error"]) == (504, "nothing of the body came for 4 s")
+            assert (status, json.loads(body)["error"]) == (504, "the body came too slowly: less than 40 bytes of it in 4 s")
         call = served.call("/v2/models/fp32/infer", SMALL_HEADERS)  # slow, but it comes
         for start in range(0, len(SMALL), 20):
             call.more = start + 20 < len(SMALL)
@@ -283,6 +285,15 @@ def test_a_body_that_stops_coming_gives_its_place_back(tmp_path, monkeypatch):
             await asyncio.sleep(0.5)
         await call.task
         assert call.status == 200
+        call = served.call("/v2/models/fp32/infer", SMALL_HEADERS)  # it comes, byte by byte
+        call.more = True
+        for start in range(100):
+            call.chunks.put_nowait(SMALL[start : start + 1])
+            if call.task.done():
+                break
+            await asyncio.sleep(0.5)
+        await call.task
+        assert (call.status, start < 39) == (504, True)
 
     told(engine, story)
 
@@ -369,10 +380,10 @@ def test_strings_and_typed_contents_are_bounded_before_they_are_read(tmp_path):
             assert context.code == "INVALID_ARGUMENT"
             assert words in context.details
         assert (await served.infer(message("FP32", 10_000, raw=bytes(40_000))))[0].code is None
-        refusal = await served.rpc._answer_one(message("BYTES", 1001, raw=bytes(4 * 1001)))
+        refusal = await served.rpc._answer_one(message("BYTES", 1001, raw=bytes(4 * 1001)), contextlib.ExitStack())
         refusal = message_class("ModelStreamInferResponse").FromString(refusal.data)
         assert (refusal.infer_response.id, refusal.error_message[:18]) == ("seven", "[INVALID_ARGUMENT]")
-        answer = await served.rpc._answer_one(message("FP32", 1, raw=struct.pack("f", 2)))
+        answer = await served.rpc._answer_one(message("FP32", 1, raw=struct.pack("f", 2)), contextlib.ExitStack())
         assert message_class("ModelStreamInferResponse").FromString(answer.data).infer_response.raw_output_contents == [struct.pack("f", 2)]
 
     told(engine, story)

@@ -106,6 +106,8 @@ class ServeProfile(_Frozen):
     """Most pixels of one frame of a tensor of frames."""
     max_output_bytes: Annotated[int, Field(gt=0)] = 512 * 1024**2
     """Most bytes of what one request gets back."""
+    max_results_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Most bytes of all results in one replica together, until they are sent; None for twice ``max_output_bytes``."""
     token_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """sha256 of the token that requests must bear, hexadecimal; None for none. Health is told to everybody."""
     cors_origins: tuple[str, ...] = ()
@@ -128,6 +130,8 @@ class ServeProfile(_Frozen):
     def _check(self) -> ServeProfile:
         if self.max_bodies_bytes is not None and self.max_bodies_bytes < 2 * self.max_body_bytes:
             raise ValueError(f"max_bodies_bytes={self.max_bodies_bytes} is less than twice max_body_bytes={self.max_body_bytes}: a packed body counts twice")
+        if self.max_results_bytes is not None and self.max_results_bytes < self.max_output_bytes:
+            raise ValueError(f"max_results_bytes={self.max_results_bytes} is less than max_output_bytes={self.max_output_bytes}")
         return self
 
     def override(self, **fields: Any) -> ServeProfile:

@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from genai_ray.errors import DeadlineExceededError, InvalidInputError, TooManyRequestsError
 from genai_ray.serve.limits import Admission, Share
+from genai_ray.serve.sending import UNTIL_SENT
 
 __all__ = ["Query", "hold_place", "on_disk", "read_body", "read_file", "save_file"]
 
@@ -28,7 +29,8 @@ _WRITE_BYTES = 4 * 1024**2
 _DRAIN_BYTES = 64 * 1024**2
 _DRAIN_IDLE_S = 1.0
 _IDLE_S = 30.0
-"""Most seconds, and half of it at least, without a byte of a body: a client that is gone without a word would keep its place for an hour."""
+"""Most seconds for each ``_LEAST_BYTES`` of a body, and for what is left of it: who sends slower would keep a place for hours."""
+_LEAST_BYTES = 240_000
 _MAX_FIELDS = 16
 _UNPACK_BYTES = 4 * 1024**2
 """What is unpacked before it is asked for whether there is room for more."""
@@ -138,7 +140,7 @@ class Query:
 
 @contextlib.asynccontextmanager
 async def hold_place(request: Request, admission: Admission) -> AsyncIterator[Share]:
-    """Let a request in for as long as the context lasts, before its body is read.
+    """Let a request in for as long as the context lasts, before its body is read; its answer counts until it is sent.
 
     Args:
         request: The request; where it is refused, its body is read to be thrown away.
@@ -156,6 +158,7 @@ async def hold_place(request: Request, admission: Admission) -> AsyncIterator[Sh
         except TooManyRequestsError:
             await _drain(request)
             raise
+        request.scope.get(UNTIL_SENT, place).callback(share.give_back_result)
         yield share
 
 
@@ -315,12 +318,12 @@ def _is_form(request: Request) -> bool:
 
 @contextlib.asynccontextmanager
 async def _patient() -> AsyncIterator[asyncio.Timeout]:
-    """Give up on a body of which nothing comes any more."""
+    """Give up on a body that comes too slowly."""
     try:
         async with asyncio.timeout(_IDLE_S) as patience:
             yield patience
     except TimeoutError as exc:
-        raise DeadlineExceededError(f"nothing of the body came for {_IDLE_S:g} s") from exc
+        raise DeadlineExceededError(f"the body came too slowly: less than {_LEAST_BYTES} bytes of it in {_IDLE_S:g} s") from exc
 
 
 async def _limited(request: Request, max_bytes: int, patience: asyncio.Timeout | None = None, share: Share | None = None) -> AsyncIterator[bytes]:
@@ -329,13 +332,14 @@ async def _limited(request: Request, max_bytes: int, patience: asyncio.Timeout |
     if declared > max_bytes:
         await _drain(request)
         raise HTTPException(_TOO_LARGE, f"a body of {declared} bytes; allowed: {max_bytes}")
-    size, loop, chunks = 0, asyncio.get_running_loop(), request.stream()
+    size, counted, loop, chunks = 0, 0, asyncio.get_running_loop(), request.stream()
     if share is not None:
         await _hold(request, chunks, share.check, declared)
     async for chunk in chunks:
-        if patience is not None and chunk and (patience.when() or 0.0) < loop.time() + _IDLE_S / 2:  # not each time: timers cost
-            patience.reschedule(loop.time() + _IDLE_S)
         size += len(chunk)
+        if patience is not None and size - counted >= _LEAST_BYTES:
+            patience.reschedule(loop.time() + _IDLE_S)
+            counted = size
         if size > max_bytes:
             raise HTTPException(_TOO_LARGE, f"a body of more than {max_bytes} bytes")
         if share is not None:
@@ -356,13 +360,14 @@ async def _drain(request: Request, chunks: AsyncIterator[bytes] | None = None) -
     if "expect" in request.headers:
         return
     size, loop = 0, asyncio.get_running_loop()
+    end_s = loop.time() + _IDLE_S
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_IDLE_S) as patience:
             async for chunk in chunks or request.stream():
                 size += len(chunk)
                 if size > _DRAIN_BYTES:
                     return
-                patience.reschedule(loop.time() + _DRAIN_IDLE_S)
+                patience.reschedule(min(end_s, loop.time() + _DRAIN_IDLE_S))
 
 
 async def _parse_form(request: Request, max_bytes: int, patience: asyncio.Timeout, share: Share | None = None) -> UploadFile:

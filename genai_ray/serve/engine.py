@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,7 +29,16 @@ from genai_ray.errors import (
 from genai_ray.serve.batching import Batcher
 from genai_ray.serve.facts import FRAMES, OUTPUT, check_feeds, check_frame_request, to_outputs
 from genai_ray.serve.finder import Finder, Target
-from genai_ray.serve.limits import COME_AGAIN, Admission, at_once, check_frame_sizes, check_result, check_tensor_sizes
+from genai_ray.serve.limits import (
+    COME_AGAIN,
+    Admission,
+    Share,
+    at_once,
+    bytes_of,
+    check_frame_sizes,
+    check_result,
+    check_tensor_sizes,
+)
 from genai_ray.serve.protocol import InferRequest, InferResponse
 from genai_ray.serve.repository import Repository, key_of_entry
 from genai_ray.types import ModelTask
@@ -40,6 +50,9 @@ Result = TypeVar("Result")
 
 FRAMES_TOGETHER = 8
 """Most frames of different requests in one call, where the model's options say nothing."""
+_MOST_SIZES = 1024
+_SOON_S = 0.01
+"""What waited for less may take all of its time."""
 
 
 class _Item(NamedTuple):
@@ -81,13 +94,16 @@ class Engine(Finder):
         """For requests to sessions: one that loads for long may hold them all."""
         self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
         self.admission = Admission(profile)
+        self._sizes: dict[tuple[Any, ...], int] = {}
+        """Bytes of the last result, by model, version and shapes."""
 
-    async def infer(self, target: Target, request: InferRequest) -> InferResponse:
+    async def infer(self, target: Target, request: InferRequest, share: Share | None = None) -> InferResponse:
         """Compute a request; the model is loaded where it is not.
 
         Args:
             target: The model.
             request: What came.
+            share: What holds the bytes of the result until it is sent; None if the caller has room for it.
 
         Returns:
             The outputs that were asked for.
@@ -102,8 +118,12 @@ class Engine(Finder):
         started = time.perf_counter_ns()
         try:
             with self.admission.of(target.model.name):
+                if share is not None:
+                    request = await self._wait_for_room(target, request, share)
                 arrays = await self._compute(target, request)
                 check_result(arrays.values(), self.profile)
+                if share is not None:
+                    self._keep(target, request, share, sum(map(bytes_of, arrays.values())))
                 outputs = to_outputs(arrays, () if _is_for_frames(request) else target.facts.outputs, request)
         except BaseException:
             self.tally.of(target.model.name, target.version).note("fail", time.perf_counter_ns() - started)
@@ -170,6 +190,25 @@ class Engine(Finder):
             As ``ModelCache.status``.
         """
         return await self.call(self.cache.status)
+
+    async def _wait_for_room(self, target: Target, request: InferRequest, share: Share) -> InferRequest:
+        """Wait until there is room for the result; return the request with the time that is left."""
+        within_s, began_s = self._within_s(request), time.monotonic()
+        spec, given = target.facts.spec, sum(bytes_of(tensor.array) for tensor in request.inputs)
+        expected = given * spec.scale**2 if spec.is_image_model else self._sizes.get(_kind(target, request), 0)
+        await share.wait_for_result(expected, within_s)
+        waited_s = time.monotonic() - began_s
+        if waited_s < _SOON_S:
+            return request
+        return replace(request, parameters={**request.parameters, "timeout": max(1, round((within_s - waited_s) * 1e6))})
+
+    def _keep(self, target: Target, request: InferRequest, share: Share, num_bytes: int) -> None:
+        """Hold a result, and remember its size: of a model that is not for images nothing else tells it before."""
+        if not target.facts.spec.is_image_model:
+            if len(self._sizes) >= _MOST_SIZES:
+                self._sizes.clear()
+            self._sizes[_kind(target, request)] = num_bytes
+        share.keep_result(num_bytes, is_written=False)
 
     async def _compute(self, target: Target, request: InferRequest) -> dict[str, Array]:
         within_s, serving = self._within_s(request), target.model.serving
@@ -274,6 +313,11 @@ async def _one_by_one(call: Callable[[Sequence[_Item]], Awaitable[list[Result | 
         except (InvalidInputError, InferenceError) as exc:
             results.append(exc)
     return results
+
+
+def _kind(target: Target, request: InferRequest) -> tuple[Any, ...]:
+    """Return what the size of a result depends on, as far as anybody knows."""
+    return (target.model.name, target.version, *((tensor.name, tensor.array.shape) for tensor in request.inputs))
 
 
 def _is_for_frames(request: InferRequest) -> bool:

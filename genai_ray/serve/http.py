@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from genai_ray import __version__
 from genai_ray.errors import (
@@ -40,6 +41,7 @@ from genai_ray.serve.openapi import describe_api
 from genai_ray.serve.people import people_operations
 from genai_ray.serve.protocol import HEADER_LENGTH, decode_request, encode_response, parse_header_length, parse_json
 from genai_ray.serve.routes import BINARY, JSON, Operation, Schema, ref, to_routes
+from genai_ray.serve.sending import UntilSent
 from genai_ray.serve.words import without_folders
 
 __all__ = ["STATUSES", "build_app", "list_operations", "status_of"]
@@ -140,7 +142,7 @@ def list_operations(engine: Engine, statistics: Callable[[], Awaitable[Any]]) ->
     return operations
 
 
-def build_app(operations: Iterable[Operation], lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None) -> Starlette:
+def build_app(operations: Iterable[Operation], lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None) -> ASGIApp:
     """Build the application.
 
     Args:
@@ -156,7 +158,7 @@ def build_app(operations: Iterable[Operation], lifespan: Callable[[Starlette], c
         exception_handlers={HTTPException: _refuse, GenAIRayError: _tell, ClientDisconnect: _gone, Exception: _fail},
     )
     app.router.redirect_slashes = False
-    return app
+    return UntilSent(app)
 
 
 def _model_operations(base: str, suffix: str, api: _Api) -> list[Operation]:
@@ -255,18 +257,20 @@ class _Api:
         self._check_json(json_bytes)
         decode = functools.partial(decode_request, body, header, target.facts.inputs, max_strings=strings)
         asked = await self._engine.call(decode) if json_bytes > LARGE_JSON_BYTES or is_long(len(body), is_plain=not strings) else decode()
-        response = await self._engine.infer(target, asked)
+        response = await self._engine.infer(target, asked, share)
         encode = functools.partial(encode_response, response, asked)
         check_json_result((tensor.array for tensor in response.outputs if not asked.wants_binary(tensor.name)), self._engine.profile)
         is_large = any(is_long(bytes_of(tensor.array), is_plain=tensor.datatype != "BYTES" and asked.wants_binary(tensor.name)) for tensor in response.outputs)
         parts, length = await self._engine.call(encode) if is_large else encode()
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         media = JSON if length is None else BINARY
+        body = b"".join(parts)
         encoding = _chosen_encoding(request.headers.get("accept-encoding", ""), length is not None)
         if encoding:
             headers["Content-Encoding"] = encoding
-            return Response(await self._engine.call(_pack, b"".join(parts), encoding), headers=headers, media_type=media)
-        return Response(b"".join(parts), headers=headers, media_type=media)
+            body = await self._engine.call(_pack, body, encoding)
+        share.keep_result(len(body), is_written=True)
+        return Response(body, headers=headers, media_type=media)
 
     async def _find(self, request: Request) -> Target:
         return await self._engine.find(request.path_params["model"], request.path_params.get("version", ""))

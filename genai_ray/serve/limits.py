@@ -41,8 +41,12 @@ LARGE_JSON_BYTES = 1 << 16
 """More bytes than this of what is read and written value by value, such as JSON, are read and written on a thread."""
 _LARGE_BINARY_BYTES = 1 << 22
 """Numbers as binary data, of more bytes than this, are copied on a thread: less takes no longer than to change to one."""
+_RESULTS = 2
+"""Answers of the largest size that are held at the same time, if nothing is said of it."""
 _BODIES = 4
 """Bodies of the largest size that are held at the same time, where nothing is said of it."""
+_WHILE_WRITTEN = 3
+"""What a result takes, in its own bytes, until it is written: the arrays, their bytes, the message."""
 _LENGTH_BYTES = 4
 """What an element of BYTES takes beside its own bytes, as binary data."""
 
@@ -56,6 +60,8 @@ class Share:
 
     def __init__(self, admission: Admission) -> None:
         self.num_bytes = 0
+        self.result_bytes = 0
+        """Of the answer, until it is sent."""
         self._admission = admission
 
     def check(self, num_bytes: int) -> None:
@@ -93,6 +99,52 @@ class Share:
         """
         self._admission.held_bytes -= num_bytes
         self.num_bytes -= num_bytes
+
+    async def wait_for_result(self, num_bytes: int, within_s: float) -> None:
+        """Hold what a result will take, before it is computed; wait while the results of others are not sent.
+
+        Args:
+            num_bytes: Bytes of its arrays, as far as they are known.
+            within_s: Most seconds.
+
+        Raises:
+            TooManyRequestsError: If there is no room in time.
+        """
+        admission = self._admission
+        wanted = min(_WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
+        try:
+            async with asyncio.timeout(within_s):
+                while admission.result_bytes + wanted > admission.most_result_bytes:
+                    admission.freed.clear()
+                    await admission.freed.wait()
+        except TimeoutError as exc:
+            raise admission.no_room(wanted) from exc
+        self._hold_result(wanted)
+
+    def keep_result(self, num_bytes: int, *, is_written: bool) -> None:
+        """Hold what a result takes that is there, instead of what was thought before.
+
+        Args:
+            num_bytes: Bytes of its arrays, or of what is sent.
+            is_written: Whether they are what is sent.
+
+        Raises:
+            TooManyRequestsError: If it is more, and there is no room for it; it is to be forgotten then.
+        """
+        admission = self._admission
+        wanted = num_bytes if is_written else min(_WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
+        if wanted > self.result_bytes and admission.result_bytes - self.result_bytes + wanted > admission.most_result_bytes:
+            raise admission.no_room(wanted)
+        self._hold_result(wanted)
+
+    def give_back_result(self) -> None:
+        """Hold nothing of the answer any more: it is sent, or nobody wants it."""
+        self._hold_result(0)
+
+    def _hold_result(self, num_bytes: int) -> None:
+        self._admission.result_bytes += num_bytes - self.result_bytes
+        self.result_bytes = num_bytes
+        self._admission.freed.set()
 
 
 class Room:
@@ -143,8 +195,26 @@ class Admission:
         """Bytes that all requests may hold."""
         self.held_bytes = 0
         """Bytes that they hold."""
+        self.most_result_bytes = profile.max_results_bytes or _RESULTS * profile.max_output_bytes
+        """Bytes that all answers may take."""
+        self.result_bytes = 0
+        """Bytes that they take."""
+        self.freed = asyncio.Event()
+        """Set when they take fewer."""
         self._all = 0
         self._by_model: Counter[str] = Counter()
+
+    def no_room(self, num_bytes: int) -> TooManyRequestsError:
+        """Return why an answer finds no room.
+
+        Args:
+            num_bytes: What it takes.
+
+        Returns:
+            The error.
+        """
+        held = f"a result that takes {num_bytes} bytes beside {self.result_bytes} of answers that are not sent yet"
+        return TooManyRequestsError(held, f"{self.most_result_bytes} together in this replica", COME_AGAIN)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[Share]:

@@ -161,6 +161,8 @@ class _Api:
             async with _until(deadline, f"encoded within {within_s:g} s"):
                 result = await engine.call(lambda: encode_picture(apply_output(picture, spec, output), format_name, quality))
             ended = time.perf_counter()
+            await share.wait_for_result(len(result), max(0.0, deadline - asyncio.get_running_loop().time()))
+            share.keep_result(len(result), is_written=True)
         parts = {"decode": decoded - began, "infer": inferred - decoded, "encode": ended - inferred}
         headers = {
             "Server-Timing": ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in parts.items()),

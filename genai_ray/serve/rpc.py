@@ -6,9 +6,11 @@ Requests and responses pass Ray Serve as bytes: they are picklable, and parsed o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -44,8 +46,10 @@ _CODES = {
 _OPEN = ("ServerLive", "ServerReady")
 """What is told without a token."""
 _STREAM_AHEAD = 8
-_DETAILS_BYTES = 4096
 """Requests of one stream that are computed at the same time, at the most."""
+_DETAILS_BYTES = 4096
+_sending: ContextVar[contextlib.ExitStack | None] = ContextVar("sending", default=None)
+"""What is closed when the answer of the call that this task serves has been sent."""
 _RAW_ONLY = ("FP16", "BF16")
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -82,9 +86,21 @@ def add_inference_service(servicer: Any, server: Any) -> None:
         servicer: Has a method for each of the service's.
         server: The gRPC server.
     """
-    handlers = {name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS}
+    handlers = {name: grpc.unary_unary_rpc_method_handler(_until_sent(getattr(servicer, name))) for name in METHODS}
     handlers[STREAM] = grpc.stream_stream_rpc_method_handler(getattr(servicer, STREAM))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _until_sent(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Let what a method holds be held until gRPC has sent its answer, or the client has gone."""
+
+    async def answer(request: Any, grpc_context: Any) -> Any:
+        stack = contextlib.ExitStack()
+        grpc_context.add_done_callback(lambda _: stack.close())
+        _sending.set(stack)
+        return await method(request, grpc_context)
+
+    return answer
 
 
 def _method(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, bytes, Any], Awaitable[Reply]]:
@@ -240,27 +256,35 @@ class Rpc:
         """
         if not self.admit(grpc_context):
             return
-        answers: asyncio.Queue[asyncio.Task[Reply] | None] = asyncio.Queue(_STREAM_AHEAD)
+        answers: asyncio.Queue[tuple[asyncio.Task[Reply], contextlib.ExitStack] | None] = asyncio.Queue(_STREAM_AHEAD)
 
         async def read() -> None:
             async for request in requests:
-                await answers.put(asyncio.create_task(self._answer_one(request)))
+                sent = contextlib.ExitStack()
+                answer = asyncio.create_task(self._answer_one(request, sent))
+                try:
+                    await answers.put((answer, sent))
+                except asyncio.CancelledError:
+                    _drop(answer, sent)
+                    raise
             await answers.put(None)
 
         reading = asyncio.create_task(read())
         try:
-            while (answer := await answers.get()) is not None:
-                yield await answer
+            while (item := await answers.get()) is not None:
+                answer, sent = item
+                with sent:  # gRPC goes on when it has sent this one
+                    yield await answer
         finally:  # whoever asked may have gone
             reading.cancel()
             while not answers.empty():
                 if (left := answers.get_nowait()) is not None:
-                    left.cancel()
+                    _drop(*left)
 
-    async def _answer_one(self, data: bytes) -> Reply:
+    async def _answer_one(self, data: bytes, until_sent: contextlib.ExitStack) -> Reply:
         request = message_class("ModelInferRequest")()
         try:
-            answer = await self._infer(data, request, is_streamed=True)
+            answer = await self._infer(data, request, until_sent)
         except (DecodeError, GenAIRayError) as exc:
             code, text = _fault_of(exc)
             self.engine.tally.note_response("grpc", code.name)
@@ -269,9 +293,11 @@ class Rpc:
         self.engine.tally.note_response("grpc", "OK")
         return Reply(answer)
 
-    async def _infer(self, data: bytes, request: Any, *, is_streamed: bool = False) -> bytes:
-        """Parse a request into an empty message, compute it, and write the answer."""
-        with self.engine.admission.place() as share:
+    async def _infer(self, data: bytes, request: Any, until_sent: contextlib.ExitStack | None = None) -> bytes:
+        """Parse a request into an empty message, compute it, and write the answer: one of a stream if it has a stack of its own."""
+        with contextlib.ExitStack() as place:
+            share = place.enter_context(self.engine.admission.place())
+            (until_sent or _sending.get() or place).callback(share.give_back_result)
             share.take(len(data))
             typed, most = count_typed_bytes(data), self.engine.profile.max_json_bytes
             if typed > most:
@@ -281,7 +307,8 @@ class Rpc:
             target = await self.engine.find(request.model_name, request.model_version)
             strings = max_strings(target.facts.inputs, self.engine.profile)
             is_large = is_large or is_long(len(data), is_plain=not strings)
-            answer = await self.engine.infer(target, await self._run(is_large, functools.partial(read_request, request, max_strings=strings)))
+            asked = await self._run(is_large, functools.partial(read_request, request, max_strings=strings))
+            answer = await self.engine.infer(target, asked, share)
             is_raw = bool(request.raw_input_contents) or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
             size = sum(bytes_of(tensor.array) for tensor in answer.outputs)
             if size > most and not is_raw:
@@ -289,10 +316,18 @@ class Rpc:
                     f"inputs whose result has {size} bytes in typed contents", f"{most}", "Send raw_input_contents: their result comes raw."
                 )
             is_large = is_long(size, is_plain=is_raw and all(tensor.datatype != "BYTES" for tensor in answer.outputs))
-            return await self._run(is_large, functools.partial(_write_answer, answer, request.id, is_raw=is_raw, is_streamed=is_streamed))
+            write = functools.partial(_write_answer, answer, request.id, is_raw=is_raw, is_streamed=until_sent is not None)
+            written = await self._run(is_large, write)
+            share.keep_result(len(written), is_written=True)
+            return written
 
     async def _run(self, is_large: bool, function: Callable[[], Result]) -> Result:
         return await self.engine.call(function) if is_large else function()
+
+
+def _drop(answer: asyncio.Task[Reply], sent: contextlib.ExitStack) -> None:
+    answer.cancel()
+    sent.close()
 
 
 def _cut(text: str) -> str:

@@ -38,7 +38,8 @@ class Echo(Engine):
     def __init__(self, folder, **limits):
         for datatype in ("BYTES", "FP32", "INT64"):
             identity(folder / f"{datatype.lower()}.onnx", datatype, ("n",))
-        super().__init__(ServeProfile(name="a", **limits), None, Repository(folder, ()))
+        cache = SimpleNamespace(loaded_models=list)
+        super().__init__(ServeProfile(name="a", **limits), cache, Repository(folder, ()))
         self.gate, self.on_threads = asyncio.Event(), []
 
     async def _compute(self, target, request):

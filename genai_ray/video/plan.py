@@ -20,7 +20,7 @@ from genai_ray.files import find_facts
 from genai_ray.video.container import open_video
 from genai_ray.video.ends import is_whole
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
-from genai_ray.video.shown import Decoded, PacketReader, decode_times
+from genai_ray.video.shown import Decoded, Kind, PacketReader, decode_times
 
 __all__ = ["Segment", "VideoPlan", "plan_video"]
 
@@ -82,18 +82,20 @@ class _Packets:
     """Presentation time, duration and whether it is a key frame, in the order of decoding; none that an edit list hides."""
     discarded: int = 0
     """Packets that an edit list hides."""
+    seconds: int = 0
+    """Packets that are the second field of a frame."""
     last_s: float = 0.0
     """End of the last packet of any stream."""
     is_cut: bool = False
     """Whether the last packet is damaged."""
     is_telling: bool = True
-    """Whether each packet surely is one frame, and key frames come in the order in which they are shown."""
+    """Whether each of ``times`` surely is one frame, and key frames come in the order in which they are shown."""
     digest: str = ""
     """sha256 over packets and times."""
 
     @property
     def count(self) -> int:
-        return len(self.times) + self.discarded
+        return len(self.times) + self.discarded + self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +181,21 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
         if time is None:
             raise VideoError(f"{path}: packet {len(found.times)} has no time", do="Remux it first, for instance into .mkv.")
         data = bytes(packet)
-        is_frame = reader.is_frame(data)
+        kind = reader.read(data)
         if packet.is_discard:  # outside what an edit list says: no player shows it
             found.discarded += 1
             continue
-        goes_back = packet.is_keyframe and latest is not None and time < latest
-        found.is_telling = found.is_telling and is_frame and not goes_back
-        latest = time if latest is None else max(latest, time)
-        found.times.append((time, packet.duration or 0, packet.is_keyframe))
         digest.update(data)
         digest.update(b"%d" % time)
+        if kind is Kind.SECOND_FIELD and found.times:
+            found.seconds += 1
+            first, duration, is_key = found.times[-1]
+            found.times[-1] = (first, duration + (packet.duration or 0), is_key)
+            continue
+        goes_back = packet.is_keyframe and latest is not None and time < latest
+        found.is_telling = found.is_telling and kind is Kind.FRAME and not goes_back
+        latest = time if latest is None else max(latest, time)
+        found.times.append((time, packet.duration or 0, packet.is_keyframe))
     if not found.times:
         raise VideoError(f"{path}: no frames")
     found.digest = digest.hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import av
@@ -18,7 +19,7 @@ from av.video.stream import VideoStream
 from genai_ray.video.container import open_video
 from genai_ray.video.info import build_decoder, main_stream
 
-__all__ = ["Decoded", "PacketReader", "decode_times"]
+__all__ = ["Decoded", "Kind", "PacketReader", "decode_times"]
 
 _ONE_FRAME_EACH = frozenset(
     re.findall(
@@ -37,6 +38,17 @@ _START = b"\0\0\1"
 _HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 
 
+class Kind(Enum):
+    """What a packet is."""
+
+    FRAME = "frame"
+    """One frame that is shown."""
+    SECOND_FIELD = "second field"
+    """The other half of the frame of the packet before it."""
+    UNKNOWN = "unknown"
+    """Its bytes do not tell."""
+
+
 class PacketReader:
     """Reads the packets of one stream in their order.
 
@@ -47,7 +59,6 @@ class PacketReader:
     def __init__(self, stream: VideoStream) -> None:
         codec = stream.codec_context.codec.canonical_name
         readers: dict[str, Callable[[bytes], bool]] = {
-            "h264": self._is_h264_frame,
             "hevc": self._is_hevc_frame,
             "vp8": lambda data: bool(data[0] & 0x10),
             "vp9": lambda data: sum(map(_is_vp9_shown, _split_vp9(data))) == 1,
@@ -57,26 +68,30 @@ class PacketReader:
         }
         self._read = (lambda _: True) if codec in _ONE_FRAME_EACH else readers.get(codec, lambda _: False)
         self._has_ended = False
+        self._is_h264 = codec == "h264"
         self._h264_layout: tuple[int, bool, bool] | None = None
+        self._first_field: tuple[int, int] | None = None
         self._length_bytes = 0
         try:
             self._read_extradata(bytes(stream.codec_context.extradata or b""), codec)
         except IndexError:
-            self._read = lambda _: False
+            self._is_h264, self._read = False, lambda _: False
 
-    def is_frame(self, data: bytes) -> bool:
-        """Tell whether a packet surely is one frame that is shown.
+    def read(self, data: bytes) -> Kind:
+        """Tell what a packet is.
 
         Args:
             data: The next packet.
 
         Returns:
-            False as well if its bytes do not tell.
+            Its kind, for certain or ``UNKNOWN``.
         """
         try:
-            return self._read(data)
+            if self._is_h264:
+                return self._read_h264(data)
+            return Kind.FRAME if self._read(data) else Kind.UNKNOWN
         except IndexError:  # it ends before what was to be read
-            return False
+            return Kind.UNKNOWN
 
     def _read_extradata(self, extradata: bytes, codec: str) -> None:
         """Read how units are set apart, and the parameter sets that are not in packets."""
@@ -98,25 +113,41 @@ class PacketReader:
             raise IndexError("parameter sets of several layouts")  # which one a slice goes by is for decoders to say
         self._h264_layout = layout
 
-    def _is_h264_frame(self, data: bytes) -> bool:
+    def _read_h264(self, data: bytes) -> Kind:
+        fields: list[tuple[int, int]] = []
         for start in _find_units(data, self._length_bytes):
             kind = data[start] & 31
             if kind == 7:
                 self._read_h264_layout(data[start : start + 1024])
             elif kind in (1, 2, 5):
-                if not data[start + 1] & 0x80:  # it does not begin with the first macroblock
-                    return False
-                if self._h264_layout is None:
-                    return False
-                frame_num_bits, has_planes, is_always_frame = self._h264_layout
-                if is_always_frame:
-                    return True
-                bits = _Bits(data[start + 1 : start + 64])
-                for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
-                    bits.exponential()
-                bits.take(2 * has_planes + frame_num_bits)
-                return not bits.take(1)  # field_pic_flag
-        return False
+                if self._h264_layout is None or not (fields or data[start + 1] & 0x80):  # it begins in the middle of a picture
+                    return Kind.UNKNOWN
+                field = None if self._h264_layout[2] else self._read_field(data[start + 1 : start + 64], self._h264_layout)
+                if field is None:
+                    return Kind.FRAME if not fields and self._first_field is None else Kind.UNKNOWN
+                if field not in fields:
+                    fields.append(field)
+        return self._pair(fields)
+
+    def _read_field(self, header: bytes, layout: tuple[int, bool, bool]) -> tuple[int, int] | None:
+        """Read frame_num and bottom_field_flag of a slice (7.3.3); None if it is of a whole frame."""
+        bits = _Bits(header)
+        for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
+            bits.exponential()
+        bits.take(2 * layout[1])
+        frame_num = bits.take(layout[0])
+        return (frame_num, bits.take(1)) if bits.take(1) else None
+
+    def _pair(self, fields: list[tuple[int, int]]) -> Kind:
+        """Put the fields of a packet together with that of the packet before, if that one lacks its other half."""
+        first, self._first_field = self._first_field, None
+        if first is not None:
+            return Kind.SECOND_FIELD if fields == [(first[0], 1 - first[1])] else Kind.UNKNOWN
+        if len(fields) == 1:
+            self._first_field = fields[0]
+            return Kind.FRAME
+        is_whole = len(fields) == 2 and fields[0] == (fields[1][0], 1 - fields[1][1])
+        return Kind.FRAME if is_whole else Kind.UNKNOWN
 
     def _is_hevc_frame(self, data: bytes) -> bool:
         has_ended = self._has_ended

@@ -13,7 +13,7 @@ import pytest
 from genai_ray.video import Encoding, Segment, decode_segment, describe_losses, plan_video
 from genai_ray.video.colour import read_alpha, to_rgb
 from genai_ray.video.info import main_stream
-from genai_ray.video.shown import PacketReader
+from genai_ray.video.shown import Kind, PacketReader
 from tests.video.identity import compare, decode, identity
 from tests.video.matrix import CLIPS, NUM_FRAMES, TIMES, make
 
@@ -66,7 +66,7 @@ def test_packets_of_ordinary_files_tell_what_is_shown(name, clip):
     """Planning them costs no decoding."""
     with av.open(str(clip(name))) as box:
         reader = PacketReader(main_stream(box))
-        assert all(reader.is_frame(bytes(packet)) for packet in box.demux(main_stream(box)) if packet.size)
+        assert all(reader.read(bytes(packet)) is Kind.FRAME for packet in box.demux(main_stream(box)) if packet.size)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from genai_ray import errors
 from genai_ray.enhance.publish import publish
 from genai_ray.video import Encoding, SegmentWriter, decode_frames, decode_segment, plan_video
 from genai_ray.video.colour import to_rgb
-from genai_ray.video.shown import PacketReader
+from genai_ray.video.shown import Kind, PacketReader
 from tests.video.clips import NUM_FRAMES, write
 from tests.video.fields import write_fields
 from tests.video.identity import decode
@@ -71,6 +71,10 @@ def test_two_fields_are_one_frame(suffix, tmp_path):
     assert {round((after - before) * plan.info.time_base * 1000) for before, after in itertools.pairwise(plan.pts)} == {40}
     assert round(plan.duration * plan.info.time_base * 1000) == 40
     assert plan.num_frames_from_header in (None, len(FIELDS))
+    with av.open(str(path)) as box:
+        reader = PacketReader(box.streams.video[0])
+        kinds = [reader.read(bytes(packet)) for packet in packets_of(path)]
+    assert (kinds.count(Kind.FRAME), kinds.count(Kind.UNKNOWN)) == (len(FIELDS), 0)  # planning decodes nothing
 
 
 def test_pictures_that_are_hidden_are_no_frames(tmp_path):
@@ -94,10 +98,10 @@ def test_hidden_pictures_that_share_a_packet_with_a_frame_are_told_without_decod
     index = marker + len(hidden).to_bytes(2, "little") + len(shown).to_bytes(2, "little") + marker
     with av.open(str(path)) as box:
         reader = PacketReader(box.streams.video[0])
-    assert reader.is_frame(shown)
-    assert not reader.is_frame(hidden)
-    assert reader.is_frame(hidden + shown + index)
-    assert not reader.is_frame(first + shown + index)
+    assert reader.read(shown) is Kind.FRAME
+    assert reader.read(hidden) is Kind.UNKNOWN
+    assert reader.read(hidden + shown + index) is Kind.FRAME
+    assert reader.read(first + shown + index) is Kind.UNKNOWN
 
 
 def not_coded(data):
@@ -239,7 +243,7 @@ def test_interlaced_frames_are_told_without_decoding(codec, tmp_path):
     path = write(tmp_path / "a.ts", codec=codec, tracks=0, options=options)
     with av.open(str(path)) as box:
         reader = PacketReader(box.streams.video[0])
-        assert all(reader.is_frame(bytes(packet)) for packet in box.demux(video=0) if packet.size)
+        assert all(reader.read(bytes(packet)) is Kind.FRAME for packet in box.demux(video=0) if packet.size)
     check(path)
 
 

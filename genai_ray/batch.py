@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from genai_ray.cluster import CachedSession, ModelCache, PendingCall, SessionRequest, Span
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.frames import append_results, iter_frames
+from genai_ray.frames import append_results, check_is_new, iter_frames
 from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames
 
 __all__ = ["BatchInference"]
@@ -25,8 +25,8 @@ BATCHES_IN_FLIGHT = 2
 class BatchInference:
     """Frames through one model, ``batch_size`` at a time; results in order, whatever the batch size.
 
-    An object of this class is also what ``Dataset.map_batches`` calls: a table of frames in, the same with the columns
-    ``output`` and ``latency_ms`` out (``batch_format="pyarrow"``, ``batch_size=None``).
+    An object of this class is also what ``Dataset.map_batches`` calls: a batch of frames in, the same with the columns
+    ``output`` and ``latency_ms`` out. Any batch format will do; ``batch_format="pyarrow"`` with ``batch_size=None`` copies nothing.
 
     Args:
         model: Id, alias, or path of an .onnx file.
@@ -135,31 +135,32 @@ class BatchInference:
                     results[index] = InferenceResult(index, one, latency_ms)
         return [results[index] for index in sorted(results)]
 
-    def __call__(self, table: Any) -> Any:
-        """Enhance a table of frames; frames go from Arrow to the session and back without a copy in this process.
+    def __call__(self, batch: Any) -> Any:
+        """Enhance a batch of frames; those of a table go from Arrow to the session and back without a copy in this process.
 
         Args:
-            table: A ``pyarrow.Table`` with the column ``frame``.
+            batch: A ``pyarrow.Table``, a dict of numpy arrays or a pandas DataFrame with the column ``frame``: frames of any sizes.
 
         Returns:
-            The table with the columns ``output`` and ``latency_ms``.
+            The batch, of the same type, with the columns ``output`` and ``latency_ms``.
 
         Raises:
-            InvalidInputError: If there are no frames in it, their results have several shapes, or the model interpolates.
+            InvalidInputError: If there are no frames in it, it has results already, or the model interpolates.
             GenAIRayError: Whatever the session raises.
         """
+        check_is_new(batch)
         if self._session is None:
             self.open(ModelCache(name=self.cache_name))
         if self._session is not None and self._session.spec.task is ModelTask.INTERPOLATION:
             raise InvalidInputError(f"{self.model}, which interpolates, over a table", "models that give one frame for one frame")
         outputs, latencies = [], []
-        batches = (array[at : at + self.batch_size] for array in iter_frames(table) for at in self._starts(len(array)))
+        batches = (array[at : at + self.batch_size] for array in iter_frames(batch) for at in self._starts(len(array)))
         for output, latency_ms in self._stream(batches):
             outputs.append(output)
             latencies += [latency_ms] * len(output)
         if not outputs:
             raise InvalidInputError("a table without rows", "at least one frame")
-        return append_results(table, outputs, np.array(latencies))
+        return append_results(batch, outputs, np.array(latencies))
 
     def _starts(self, count: int) -> range:
         return range(0, count, self.batch_size)

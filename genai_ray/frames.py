@@ -3,12 +3,15 @@
 A batch of frames is a ``pyarrow.Table`` with the columns ``video`` string, ``frame_index`` int64, ``pts`` int64,
 ``time_base`` string "num/den" and ``frame``, a canonical ``arrow.fixed_shape_tensor`` [H, W, C] of uint8 or uint16 with
 C = 1, 3 or 4. Results add ``output``, a column of the same kind, and ``latency_ms`` float64. The only importer of pyarrow.
+
+Ray Data also gives batches as a dict of numpy arrays or as a pandas DataFrame: these are read and completed as they are.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,10 +23,12 @@ import pyarrow.parquet as pq
 
 from genai_ray.errors import InvalidInputError, VideoError
 
-__all__ = ["FRAME_COLUMNS", "TableWriter", "append_results", "build_index", "build_table", "from_column", "iter_frames", "to_column"]
+__all__ = ["FRAME_COLUMNS", "TableWriter", "append_results", "build_index", "build_table", "check_is_new", "from_column", "iter_frames", "to_column"]
 
 FRAME_COLUMNS = ("video", "frame_index", "pts", "time_base", "frame")
 """Columns of a table of frames, in order."""
+
+_RESULT_COLUMNS = ("output", "latency_ms")
 
 
 def to_column(frames: npt.NDArray[Any]) -> pa.FixedShapeTensorArray:
@@ -62,22 +67,46 @@ def from_column(column: pa.Array | pa.ChunkedArray) -> list[npt.NDArray[Any]]:
     return [array for chunk in chunks if len(chunk) for array in _view(chunk)]
 
 
-def iter_frames(table: pa.Table, column: str = "frame") -> Iterator[npt.NDArray[Any]]:
-    """Walk over the frames of a table in runs of one shape.
+def iter_frames(batch: Any, column: str = "frame") -> Iterator[npt.NDArray[Any]]:
+    """Walk over the frames of a batch in runs of one shape.
 
     Args:
-        table: A table with a column of frames.
+        batch: A ``pyarrow.Table``, a dict of numpy arrays or a pandas DataFrame with a column of frames.
         column: Its name.
 
     Yields:
-        Arrays (n, H, W, C), which together are the column in order.
+        Arrays (n, H, W, C), which together are the column in order; of a table without a copy.
 
     Raises:
-        InvalidInputError: If there is no such column, or it does not hold frames.
+        InvalidInputError: If it is no batch, there is no such column, or it does not hold frames.
     """
-    if column not in table.column_names:
-        raise InvalidInputError(f"a table with the columns {table.column_names}", f"one with the column {column!r} of frames")
-    yield from from_column(table.column(column))
+    names = _names_of(batch)
+    if column not in names:
+        do = f'If they are called otherwise, rename them: dataset.rename_columns({{"image": {column!r}}}).'
+        raise InvalidInputError(f"a batch with the columns {names}", f"one with the column {column!r} of frames", do)
+    if isinstance(batch, pa.Table):
+        yield from from_column(batch.column(column))
+        return
+    values = batch[column]
+    if isinstance(values, np.ndarray) and values.ndim == 4:
+        yield from [values] if len(values) else ()
+    else:
+        yield from _join_runs([np.asarray(value) for value in values], column)
+
+
+def check_is_new(batch: Any) -> None:
+    """Refuse a batch that has results already: whether those or the frames are meant, nobody can tell.
+
+    Args:
+        batch: As ``iter_frames`` takes it.
+
+    Raises:
+        InvalidInputError: If it has the columns of results, or is no batch.
+    """
+    there = [name for name in _RESULT_COLUMNS if name in _names_of(batch)]
+    if there:
+        do = 'To enhance results again: dataset.drop_columns(["frame", "latency_ms"]).rename_columns({"output": "frame"}).'
+        raise InvalidInputError(f"a batch with the columns {there} already", "one without results", do)
 
 
 def build_table(frames: npt.NDArray[Any], *, video: str, frame_index: Sequence[int], pts: Sequence[int], time_base: str) -> pa.Table:
@@ -118,25 +147,34 @@ def build_index(*, video: str, frame_index: Sequence[int], pts: Sequence[int], t
     return pa.table([*columns, pa.array([time_base] * count, pa.string())], names=list(FRAME_COLUMNS[:-1]))
 
 
-def append_results(table: pa.Table, outputs: Sequence[npt.NDArray[Any]], latencies_ms: npt.NDArray[np.float64]) -> pa.Table:
-    """Add the columns ``output`` and ``latency_ms`` to a table of frames.
+def append_results(batch: Any, outputs: Sequence[npt.NDArray[Any]], latencies_ms: npt.NDArray[np.float64]) -> Any:
+    """Add the columns ``output`` and ``latency_ms`` to a batch of frames.
 
     Args:
-        table: A table of frames, N rows.
-        outputs: Arrays (n, H, W, C), N frames together, all of one H, W and C.
+        batch: As ``iter_frames`` takes it, N rows.
+        outputs: Arrays (n, H, W, C), N frames together.
         latencies_ms: Milliseconds of each row, N.
 
     Returns:
-        The table with two more columns; outputs are not copied.
+        A batch of the same type with two more columns; a table takes outputs of one shape without a copy.
 
     Raises:
-        InvalidInputError: If outputs have several shapes: map tables of one frame shape (``batch_size=None``).
+        InvalidInputError: If outputs of several shapes are for a table whose frames have one shape.
     """
+    if not isinstance(batch, pa.Table):
+        column = _join(outputs)
+        if isinstance(batch, Mapping):
+            return {**batch, "output": column, "latency_ms": latencies_ms}
+        return batch.assign(output=list(column), latency_ms=latencies_ms)
     shapes = {output.shape[1:] for output in outputs}
-    if len(shapes) > 1:
-        raise InvalidInputError(f"results of the shapes {sorted(shapes)} in one table", "one shape a table", "Map with batch_size=None.")
-    column = pa.chunked_array([to_column(output) for output in outputs])
-    return table.append_column("output", column).append_column("latency_ms", pa.array(latencies_ms, pa.float64()))
+    if len(shapes) == 1:
+        results: Any = pa.chunked_array([to_column(output) for output in outputs])
+    else:
+        kind = type(batch.column("frame").chunk(0))  # Ray's, when frames have several shapes as well
+        if not _is_variable(kind):
+            raise InvalidInputError(f"results of the shapes {sorted(shapes)} for frames of one shape", "one shape")
+        results = kind.from_numpy(_join(outputs))
+    return batch.append_column("output", results).append_column("latency_ms", pa.array(latencies_ms, pa.float64()))
 
 
 class TableWriter:
@@ -184,12 +222,48 @@ class TableWriter:
 
 
 def _view(chunk: pa.Array) -> list[npt.NDArray[Any]]:
+    if chunk.null_count:
+        raise InvalidInputError(f"a column with {chunk.null_count} rows without a frame", "a frame in each row", "Filter them out first.")
     if isinstance(chunk, pa.FixedShapeTensorArray) and chunk.type.permutation in (None, [0, 1, 2]) and len(chunk.type.shape) == 3:
         return [chunk.to_numpy_ndarray()]
-    if hasattr(chunk, "to_numpy") and type(chunk.type).__name__.startswith("ArrowVariableShapedTensor"):
-        frames = chunk.to_numpy(zero_copy_only=False)
-        starts = [i for i in range(len(frames)) if i == 0 or frames[i].shape != frames[i - 1].shape]
-        return [np.stack(list(frames[a:b])) for a, b in zip(starts, [*starts[1:], len(frames)], strict=True)]
+    if _is_variable(type(chunk)):
+        return list(_join_runs(list(chunk.to_numpy(zero_copy_only=False)), "frame"))
     if type(chunk.type).__name__.startswith("ArrowTensorType"):
         return [chunk.to_numpy(zero_copy_only=False)]
     raise InvalidInputError(f"a column of type {chunk.type}", "arrow.fixed_shape_tensor [H, W, C]", "Use genai_ray.frames.to_column.")
+
+
+def _is_variable(kind: type[pa.Array]) -> bool:
+    """Tell whether a column is Ray's for tensors of several shapes."""
+    return kind.__name__.startswith("ArrowVariableShapedTensor")
+
+
+def _names_of(batch: Any) -> list[str]:
+    if isinstance(batch, pa.Table):
+        return list(batch.column_names)
+    if isinstance(batch, Mapping):
+        return list(batch)
+    if hasattr(batch, "columns") and hasattr(batch, "assign"):  # pandas, which need not be there
+        return list(batch.columns)
+    raise InvalidInputError(
+        f"a batch of type {type(batch).__name__}", "a pyarrow.Table, a dict of numpy arrays or a pandas DataFrame, each with a column 'frame'"
+    )
+
+
+def _join_runs(frames: Sequence[npt.NDArray[Any]], column: str) -> Iterator[npt.NDArray[Any]]:
+    """Join neighbours of one shape."""
+    odd = next((frame for frame in frames if frame.ndim != 3), None)
+    if odd is not None:
+        raise InvalidInputError(f"{odd.dtype} of shape {odd.shape} in the column {column!r}", "a frame (H, W, C) in each row")
+    for _, run in itertools.groupby(frames, key=lambda frame: (frame.shape, frame.dtype)):
+        yield np.stack(list(run))
+
+
+def _join(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return frames as one array (N, H, W, C); or, when they have several shapes, as an array of N arrays."""
+    if len({array.shape[1:] for array in arrays}) == 1:
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    joined = np.empty(sum(map(len, arrays)), object)
+    for index, frame in enumerate(frame for array in arrays for frame in array):
+        joined[index] = frame
+    return joined

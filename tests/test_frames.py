@@ -57,5 +57,5 @@ def test_what_is_refused(frames):
     with pytest.raises(errors.InvalidInputError, match="3 frames with 1"):
         build_table(frames, video="", frame_index=[0], pts=[0, 1, 2], time_base="1/1")
     table = build_table(frames, video="", frame_index=[0, 1, 2], pts=[0, 1, 2], time_base="1/1")
-    with pytest.raises(errors.InvalidInputError, match="one shape a table"):
+    with pytest.raises(errors.InvalidInputError, match="for frames of one shape"):
         append_results(table, [frames[:1], frames[1:, :8]], np.ones(3))

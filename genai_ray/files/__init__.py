@@ -10,7 +10,8 @@ from genai_ray.files.mirror import mirror
 from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
 from genai_ray.files.sharing import identify_folder
 from genai_ray.files.store import file_errors, is_remote
-from genai_ray.files.transfer import check_writable, discard, fetch, fetch_for_stranger, open_to_read, publish, remove
+from genai_ray.files.strangers import fetch_for_stranger, is_of_this_machine, open_below
+from genai_ray.files.transfer import check_writable, discard, fetch, open_to_read, publish, remove
 
 __all__ = [
     "FileFacts",
@@ -26,12 +27,14 @@ __all__ = [
     "home_folder",
     "identify_folder",
     "is_folder",
+    "is_of_this_machine",
     "is_remote",
     "join_place",
     "list_files",
     "list_names",
     "make_folder",
     "mirror",
+    "open_below",
     "open_to_read",
     "publish",
     "read_lock",

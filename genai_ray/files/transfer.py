@@ -8,15 +8,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
 
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files.store import describe, file_errors, file_system, foreign_errors, is_remote
 
-__all__ = ["check_writable", "discard", "fetch", "fetch_for_stranger", "open_to_read", "publish", "remove", "write_bytes"]
+__all__ = ["check_writable", "discard", "fetch", "open_to_read", "publish", "remove", "write_bytes"]
 
 BLOCK_BYTES = 2 * 1024**2
 """Fetched of a remote file at a time; the last 32 blocks are kept."""
@@ -69,34 +68,6 @@ def fetch(place: str, target: Path) -> None:
     """
     with open_to_read(place) as source, file_errors(place, "fetching"), target.open("wb") as sink:
         shutil.copyfileobj(source, sink, BLOCK_BYTES)
-
-
-def fetch_for_stranger(place: str, target: Path, max_bytes: int) -> None:
-    """Copy a file that somebody else named to this machine: no more than so many bytes, and no redirect to another place is followed.
-
-    Args:
-        place: URI; a path in one of ``file://`` is percent-decoded once.
-        target: Where it goes.
-        max_bytes: Most bytes.
-
-    Raises:
-        VideoError: If it is missing or larger, or reading or writing fails.
-    """
-    import fsspec  # noqa: PLC0415 - local jobs do not need it
-
-    left = max_bytes
-    with file_errors(place, "fetching"), ExitStack() as stack:
-        if place.startswith("file://"):
-            source: Any = stack.enter_context(open(unquote(urlsplit(place).path), "rb"))
-        else:
-            options = {"allow_redirects": False} if place.startswith(tuple(f"{scheme}://" for scheme in _READ_ONLY)) else {}
-            source = stack.enter_context(fsspec.open(place, "rb", **options))
-        sink = stack.enter_context(target.open("wb"))
-        while chunk := source.read(min(BLOCK_BYTES, left + 1)):
-            left -= len(chunk)
-            if left < 0:
-                raise VideoError(f"{place}: more than {max_bytes} bytes", f"{max_bytes} bytes")
-            sink.write(chunk)
 
 
 def publish(source: Path, place: str) -> None:

@@ -197,7 +197,7 @@ class VideoJobs:
             self._running[job_id] = runner = kind.remote(str(folder), job_id, job.request)
             report, error = None, None
             try:
-                report = await runner.run.remote(self._self, self._options.max_video_bytes)
+                report = await runner.run.remote(self._self, self._options)
             except RayError as exc:
                 error = _reason(exc, folder, job.request.name)
             del self._running[job_id]
@@ -249,10 +249,10 @@ class _Runner:
     def __init__(self, folder: str, job_id: str, request: VideoRequest) -> None:
         self._folder, self._job_id, self._request = Path(folder), job_id, request
 
-    def run(self, jobs: Any, max_bytes: int) -> dict[str, Any]:
+    def run(self, jobs: Any, limits: PeopleServing) -> dict[str, Any]:
         """Run it; the same folder again goes on from its finished segments."""
         request = self._request
-        source = next(self._folder.glob(f"{SOURCE}.*"), None) or _fetch(request, self._folder, max_bytes)
+        source = next(self._folder.glob(f"{SOURCE}.*"), None) or _fetch(request, self._folder, limits)
         check_container(source)
         options = EnhanceOptions(
             backend=ModelBackend(request.backend),
@@ -273,11 +273,11 @@ class _Runner:
         return _facts(report, request.models)
 
 
-def _fetch(request: VideoRequest, place: Path, max_bytes: int) -> Path:
+def _fetch(request: VideoRequest, place: Path, limits: PeopleServing) -> Path:
     """Copy the video of a URI into the job's folder; it appears there whole or not at all."""
     uri = request.uri or ""
     partial = place / "fetched.partial"
-    fetch_for_stranger(uri, partial, max_bytes)
+    fetch_for_stranger(uri, partial, limits.max_video_bytes, limits.allowed_uris)
     return partial.rename(place / f"{SOURCE}{Path(urlsplit(uri).path).suffix[:6] or '.bin'}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
 import time
 import uuid
@@ -26,6 +25,7 @@ from genai_ray.cluster.connection import start_on_head
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.options import check_models
 from genai_ray.errors import ConfigError, DeadlineExceededError, InvalidInputError, VideoError
+from genai_ray.files import is_of_this_machine, open_below
 from genai_ray.serve.bodies import Query, hold_place, on_disk, save_file
 from genai_ray.serve.engine import Engine, Target
 from genai_ray.serve.pictures import FILE, PARAMS
@@ -107,14 +107,14 @@ class VideoDesk:
 
 
 def check_uri(uri: str, allowed: Sequence[str]) -> None:
-    """Hold a URI against the prefixes that are allowed; nothing is fetched.
+    """Hold a URI against the prefixes that are allowed; nothing is fetched, and a file of this machine is opened as its job will.
 
     Args:
         uri: What was asked for.
         allowed: Prefixes; each ends at a slash, or is meant to.
 
     Raises:
-        InvalidInputError: If it begins with none of them, or could lead out of it.
+        InvalidInputError: If it begins with none of them, could lead out of it, or is no regular file.
     """
     path = unquote(unquote(urlsplit(uri).path))
     leads_out = "::" in uri or "\\" in uri or ".." in path.split("/") or any(not char.isprintable() for char in uri + path)
@@ -123,12 +123,14 @@ def check_uri(uri: str, allowed: Sequence[str]) -> None:
         raise InvalidInputError(
             f"uri {uri[:100]!r}", "URIs below a prefix that this server allows" if allowed else "none on this server", "Send the video itself."
         )
-    if uri.startswith("file:"):
+    if is_of_this_machine(uri):
         if "?" in uri or "#" in uri:
             raise InvalidInputError(f"uri {uri[:100]!r} with ? or #", "%3F and %23 where they are part of a file's name")
-        opened, folders = unquote(urlsplit(uri).path), [unquote(urlsplit(prefix).path) for prefix in prefixes if prefix.startswith("file:")]
-        if not any(_is_below(opened, folder) for folder in folders):
-            raise InvalidInputError(f"uri {uri[:100]!r}, which leads elsewhere", "files below an allowed folder")
+        try:
+            open_below(uri, prefixes).close()
+        except VideoError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):  # it may be there when its job starts
+                raise InvalidInputError(f"uri {exc.got[:200]}", exc.allowed) from exc
 
 
 def video_operations(engine: Engine, desk: VideoDesk) -> list[Operation]:
@@ -188,7 +190,7 @@ class _Api:
         params = query.params()
         await self._engine.call(_check_chain, targets, params)
         if uri is not None:
-            check_uri(uri, self._engine.profile.people.allowed_uris)
+            await self._engine.call(check_uri, uri, self._engine.profile.people.allowed_uris)
             if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
                 raise InvalidInputError("a body and a uri", "one of them")
         await self._engine.call(self._desk.call, "check_room")
@@ -292,10 +294,6 @@ def _check_chain(targets: Sequence[Target], params: dict[str, float]) -> None:
     ((backend, precision, device, _),) = servings
     options = EnhanceOptions(backend=ModelBackend(backend), precision=ModelPrecision(precision), device=device, params=params)
     check_models([target.source for target in targets], options)
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _discard(folder: Path) -> None:

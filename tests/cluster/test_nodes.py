@@ -242,6 +242,62 @@ def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames,
     assert len(copies(cache)) == 1
 
 
+def has_been_hot(cache, num_copies, for_s):
+    """Return a condition: so many sessions of the model were there, with long queues, at every look for so long."""
+    seen = []
+
+    def look():
+        entries = copies(cache)
+        if len(entries) == num_copies and all(entry["queue"] >= HOT_QUEUE for entry in entries):
+            seen.append(time.monotonic())
+        else:
+            seen.clear()
+        return bool(seen) and seen[-1] - seen[0] > for_s
+
+    return look
+
+
+@contextlib.contextmanager
+def killing(node):
+    """Kill every session process that starts on a node; gives their ids."""
+    over, hit = threading.Event(), []
+
+    def watch():
+        while not over.wait(0.01):
+            for actor in ray.util.list_named_actors(all_namespaces=True):
+                if actor["name"].startswith("session:"):
+                    with contextlib.suppress(ray.exceptions.RayError, ValueError, ProcessLookupError):
+                        started = ray.get(ray.get_actor(**actor).describe.remote(), timeout=5).started
+                        if started.node == node and started.pid not in hit:
+                            hit.append(started.pid)
+                            os.kill(started.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield hit
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_replica_that_fails_says_nothing_of_its_model_and_is_not_tried_there_again_soon(nodes, cache, frames, expected):
+    cache.load_model(REQUEST)
+    (home,) = {device["node"] for device in devices(cache).values()}
+    bad = nodes.add().node_id
+    with killing(bad) as hit, cache.lease([REQUEST], copies=None) as lease:
+        wait_until(lambda: cache.status()["failures"])
+        assert cache.status()["failing"] == []
+        good = nodes.add().node_id
+        wait_until(lambda: {devices(cache)[entry["placed_on"]]["node"] for entry in copies(cache) if entry["state"] == "ready"} == {home, good})
+        with keeping_busy(cache, REQUEST):
+            wait_until(has_been_hot(cache, 2, 3 * HOT_FOR_S))
+        assert len(hit) == 1
+        for entry in copies(cache):
+            os.kill(entry["session"]["pid"], signal.SIGKILL)
+        assert np.array_equal(lease.sessions[0].infer(frames), expected)
+
+
 def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
     nodes.add(num_gpus=2)
     wait_until(lambda: len(devices(cache)) == 4)

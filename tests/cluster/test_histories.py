@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from genai_ray import errors
-from genai_ray.cluster.cache import adoption, book, eviction, flight, leases, loading
+from genai_ray.cluster.cache import adoption, book, eviction, flight, leases, loading, upkeep
+from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.sizes import GROWTH_BYTES, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started
 from genai_ray.cluster.messages import Description, LeaseRequest, SessionRequest, Stays, Want, key_of
@@ -567,3 +568,32 @@ def test_nothing_is_loaded_for_somebody_whose_time_is_over():
     with pytest.raises(errors.DeadlineExceededError, match="model-0 was not ready in time"):
         asyncio.run(flight.join_flight(Want(MODELS[0]), 0.0, several, lambda _: None, begun.append))
     assert begun == []
+
+
+def test_a_replica_that_failed_is_not_made_again_on_its_device_for_a_while(tmp_path, own_clock, monkeypatch):
+    monkeypatch.setattr(upkeep, "time", CLOCK)
+    CLOCK.begin()
+    several, (first,) = books_of(1)
+    sizes, begun = SizeMemory(tmp_path / "sizes.json"), []
+    sizes.remember("", MODELS[0], CPU, 400)
+    loader = loading.Loader(several, "cache", 300.0, sizes, CacheMetrics("no cache"))
+    evictor = eviction.Evictor(several, loader.need_of, 0.0, lambda slot: None)
+    keeper = upkeep.Upkeep(several, evictor, loader, leases.Leases(several, evictor, loader.need_of, begun.append), begun.append, 1)
+    several.is_surveyed = True
+
+    async def fail():
+        await keeper.replicate(first)
+        for twin in begun:
+            several.add(twin)
+            several.is_closed = True  # which is one way to fail
+            await loader.load(twin, evictor)
+            several.is_closed = False
+        began = len(begun)
+        begun.clear()
+        return began
+
+    for until_s in (0.0, loading.FAILING_FOR_S + 1):
+        CLOCK.now_s = until_s
+        assert [asyncio.run(fail()) for _ in range(3)] == [1, 0, 0]
+        assert loader.failing() == {}
+        assert [entry.name for entry in several.entries.values()] == [first.name]

@@ -272,7 +272,7 @@ class CacheActor:
             **figures,
             "leases": len(self._leases),
             "waiting": [describe_key(entry.key) | {"reason": str(entry.blocked or "about to load")} for entry in waiting],
-            "failing": [describe_key(key) | {"reason": str(failure.error)} for key, failure in self._loader.failures.items()],
+            "failing": [describe_key(key) | {"reason": str(failure.error)} for key, failure in self._loader.failing().items()],
         }
 
     async def shutdown(self) -> None:

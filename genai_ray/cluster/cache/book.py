@@ -49,6 +49,8 @@ class Entry:
     """Why it does not start to load yet."""
     avoid: frozenset[str] = frozenset()
     """Devices on which it is not to be."""
+    is_replica: bool = False
+    """Whether there are others of its model: what becomes of it says nothing of the model."""
 
     def __post_init__(self) -> None:
         self.name = self.name or self.new_name()

@@ -48,5 +48,5 @@ async def join_flight(want: Want, deadline: float, book: Book, check_failing: Ca
         elif want.is_explicit and not pending.want.is_explicit:
             pending.want = replace(pending.want, is_explicit=True)
         await book.wait_for(pending.ready, pending, deadline)
-        if pending.error is not None:
+        if pending.error is not None and not pending.is_replica:
             raise pending.error

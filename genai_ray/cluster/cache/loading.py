@@ -32,7 +32,7 @@ BACKOFF_S = 1.5
 """After the first death of a process that loads; after the second twice that."""
 
 FAILING_FOR_S = 60.0
-"""For so long requests for it are refused at once; ``load_model`` tries again all the same."""
+"""For so long requests for it are refused at once; ``load_model`` tries again all the same. A replica is not tried on a device where one failed."""
 
 START_WITHIN_S = 60.0
 """A process that does not report within this is killed and placed again."""
@@ -64,6 +64,7 @@ class Loader:
 
     def __init__(self, book: Book, cache: str, load_within_s: float, sizes: SizeMemory, metrics: CacheMetrics) -> None:
         self.failures: dict[Key, Failure] = {}
+        self._rests: dict[tuple[Key, str], float] = {}
         self._book, self._cache, self._load_within_s, self._sizes, self._metrics = book, cache, load_within_s, sizes, metrics
         self._loads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(LOADS_AT_ONCE))
         self._gpu_loads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(1))
@@ -118,8 +119,29 @@ class Loader:
         error = failure.error
         raise type(error)(error.got, error.allowed, f"{error.do} It failed before, and is tried again in {left_s:.0f} s, or now by load_model.".strip())
 
+    def failing(self) -> dict[Key, Failure]:
+        """Return what failed a short while ago, and forget what failed before.
+
+        Returns:
+            The failures by entry.
+        """
+        self.failures = {key: failure for key, failure in self.failures.items() if failure.until_s > time.monotonic()}
+        return self.failures
+
+    def resting(self, key: Key) -> frozenset[str]:
+        """Return the devices on which a replica failed a short while ago.
+
+        Args:
+            key: What it is a session of.
+
+        Returns:
+            Ids of the devices; the next replica goes elsewhere.
+        """
+        self._rests = {place: until_s for place, until_s in self._rests.items() if until_s > time.monotonic()}
+        return frozenset(device_id for other, device_id in self._rests if other == key)
+
     async def load(self, entry: Entry, evictor: Evictor) -> None:
-        """Find a place for a session, start its process and load it; what fails three times is the entry's error, and remembered.
+        """Find a place for a session, start its process and load it; what fails three times, of a replica once, is the entry's error, and remembered.
 
         Args:
             entry: The session.
@@ -151,7 +173,10 @@ class Loader:
                 self.failures.pop(entry.key, None)
                 return
         error = error or ResourceExhaustedError(f"{entry.key.model} did not load")
-        self.failures[entry.key] = Failure(error, time.monotonic() + FAILING_FOR_S)
+        if entry.is_replica:
+            self._rests[entry.key, device_id] = time.monotonic() + FAILING_FOR_S
+        elif not entry.key.alone:  # nobody asks for that one again
+            self.failing()[entry.key] = Failure(error, time.monotonic() + FAILING_FOR_S)
         self.fail(entry, error)
 
     async def finish(self, entry: Entry, evictor: Evictor) -> None:
@@ -235,7 +260,7 @@ class Loader:
         if self._book.entries.get(entry.name) is not entry:
             return False
         await end_session(self._book, entry)
-        if self._book.entries.get(entry.name) is not entry:
+        if self._book.entries.get(entry.name) is not entry or (entry.is_replica and not isinstance(exc, MisplacedError)):
             return False
         is_ours = isinstance(exc, GenAIRayError) or isinstance(getattr(exc, "cause", None), GenAIRayError)
         is_deterministic = is_ours and device_id in self._book.ledger.devices  # the death of a node says nothing of the model

@@ -19,9 +19,9 @@ from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.devices import find_gpus, memory_of, nodes_alive
-from genai_ray.cluster.messages import Key, Recency, key_of
+from genai_ray.cluster.messages import Key, Recency, Want, key_of
 from genai_ray.cluster.placement import Device, Slot, SlotState, plan
-from genai_ray.errors import GenAIRayError
+from genai_ray.errors import BackendUnavailableError, ConfigError, GenAIRayError
 
 __all__ = ["Upkeep"]
 
@@ -176,9 +176,10 @@ class Upkeep:
         async with self._evictor.lock:
             if not self._may_replicate(key):
                 return
+            resting = self._loader.resting(key)
             most = min(self._sessions_per_device, len(self._book.ledger.of_key(key)) + 1)
             for here in range(1, most + 1):  # devices with fewer of its sessions come first
-                twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key, here))
+                twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key, here) | resting, is_replica=True)
                 found = plan(self._book.ledger, self._loader.need_of(twin))
                 if found is None or found.victims:
                     continue
@@ -195,16 +196,22 @@ class Upkeep:
     async def spread(self) -> None:
         """Bring the models of batch jobs to every device that they may use."""
         for want, copies in self._leases.copies():
-            key = key_of(want.request)
-            placed = True
-            while placed and key not in self._loader.failures:
-                async with self._evictor.lock:
-                    if copies is not None and self._num_places(key) >= copies:
-                        break
-                    twin = Entry(replace(want, is_explicit=True, node=None), avoid=self._devices_of(key))
-                    placed = await self._evictor.try_place([twin])
-                    if placed:
-                        self._begin(twin)
+            with contextlib.suppress(BackendUnavailableError, ConfigError):  # no device will do at the moment, which is nothing to other models
+                while await self._spread_once(want, copies):
+                    pass
+
+    async def _spread_once(self, want: Want, copies: int | None) -> bool:
+        """Begin one more session of a model; false where it is on as many devices as it may be, or can be at the moment."""
+        key = key_of(want.request)
+        async with self._evictor.lock:
+            if key in self._loader.failing() or (copies is not None and self._num_places(key) >= copies):
+                return False
+            avoid = self._devices_of(key) | self._loader.resting(key)
+            twin = Entry(replace(want, is_explicit=True, node=None), avoid=avoid, is_replica=bool(self._book.of_key(key)))
+            placed = await self._evictor.try_place([twin])
+            if placed:
+                self._begin(twin)
+            return placed
 
     async def _ask(self, names: list[str] | None, idle_release_s: float | None, metrics: CacheMetrics | None) -> None:
         """Ask sessions how they are; retire idle ones, make room where some have grown, tell the metrics."""

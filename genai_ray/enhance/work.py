@@ -385,7 +385,7 @@ def _notes(planned: Planned, frames: int) -> Iterator[str]:
     if planned.damaged:
         yield f"{planned.damaged} finished segments of an earlier job were not what it had written, and were computed again"
     plan = planned.timeline.plan
-    moved = sum(pts != decoded for pts, decoded in zip(plan.pts, plan.decoded_pts, strict=True))
+    moved = len(plan.decoded_pts) - len(set(plan.decoded_pts))
     if moved:
         step_s = float(info.time_base)
         yield f"{moved} frames share a time with the one before them: each is shown {step_s:g} s after it"

@@ -27,6 +27,9 @@ __all__ = ["Segment", "VideoPlan", "plan_video"]
 END_TOLERANCE_S = 1.0
 """A container that promises more than this beyond its last packet has lost its end."""
 
+_MAX_DENOMINATOR = 2**31 - 1
+"""Of a time base: containers have 32 bits for it."""
+
 _TRANSPORT_PACKET_BYTES = (188, 192, 204)
 
 
@@ -61,7 +64,7 @@ class VideoPlan:
     content_hash: str
     """sha256 over packets and times: the identity of the input."""
     decoded_pts: tuple[int, ...]
-    """Times as the decoder gives them: ``pts``, but where frames share a time."""
+    """Times as the decoder gives them: ``pts``, unless frames share a time; in the stream's own units then."""
     skipped: int
     """Frames at the start that do not decode, since what they refer to is not in the file; they are not among ``pts``."""
     num_frames_from_header: int | None
@@ -146,16 +149,19 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         ends_s = None if container.duration is None else (container.duration + starts) / av.time_base
         if ends_s is not None and ends_s - packets.last_s > END_TOLERANCE_S and is_whole(path, container.format.name):
             ends_s = None  # the header is wrong
-    pts, keys = _spread(shown.times), shown.keys
-    if pts != shown.times:  # a seek goes by the time: what else has it would be taken for the key frame, or be missed
-        occurrences = Counter(shown.times)
+    pts, keys, duration = shown.times, shown.keys, max(shown.duration, 1)
+    occurrences = Counter(pts)
+    if (most := max(occurrences.values())) > 1:
+        info = replace(info, time_base=_divide(path, info.time_base, most))
+        pts, duration = _set_apart(pts, most), duration * most
+        # A seek goes by the time: what else has it would be taken for the key frame, or be missed.
         keys = tuple(key for key in keys if key == 0 or occurrences[shown.times[key]] == 1)
     return VideoPlan(
         path=path,
         info=info,
         pts=pts,
-        decoded_pts=shown.times if pts != shown.times else pts,
-        duration=max(shown.duration, 1),
+        decoded_pts=shown.times,
+        duration=duration,
         keys=keys,
         is_counted=shown.is_counted,
         content_hash=packets.digest,
@@ -263,12 +269,20 @@ def _count_times(brought: Sequence[int | None], slots: Sequence[int]) -> list[in
     return [*times, *later[:left], *range(slots[-1] + 1, slots[-1] + 1 + left - len(later[:left]))]
 
 
-def _spread(times: tuple[int, ...]) -> tuple[int, ...]:
-    """Set frames of one time apart, each by the smallest step after the one before it."""
-    spread = list(times)
-    for index in range(1, len(spread)):
-        spread[index] = max(spread[index], spread[index - 1] + 1)
-    return tuple(spread)
+def _divide(path: str, time_base: Fraction, parts: int) -> Fraction:
+    """Make units so small that all frames of one time come before those of the next."""
+    if time_base.denominator * parts > _MAX_DENOMINATOR:
+        do = f"Give them times first: ffmpeg -i {path} -vf setpts=N/25/TB timed.mkv"
+        raise VideoError(f"{path}: {parts} frames share one time", f"up to {_MAX_DENOMINATOR // time_base.denominator}", do)
+    return time_base / parts
+
+
+def _set_apart(times: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """Set frames of one time apart, each by one unit after the one before it, in units of which a time has so many."""
+    apart = [time * parts for time in times]
+    for index in range(1, len(apart)):
+        apart[index] = max(apart[index], apart[index - 1] + 1)
+    return tuple(apart)
 
 
 def _count_all(path: str, packets: _Packets, stream: VideoStream, container: InputContainer) -> int:

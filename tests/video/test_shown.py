@@ -173,15 +173,20 @@ def test_frames_of_one_time_keep_their_order(bf, tmp_path):
 
     path = remux(source, tmp_path / "b.mkv", gather)
     plan = check(path)
-    assert list(plan.pts) == [frame // 3 * 120 + frame % 3 for frame in range(NUM_FRAMES)]
+    assert plan.info.time_base == Fraction(1, 3000)
+    assert list(plan.pts) == [frame // 3 * 360 + frame % 3 for frame in range(NUM_FRAMES)]
+    assert plan.duration == 120
     parts = []
     for segment in plan.segments:
         parts.append(tmp_path / f"{segment.index}.nut")
         with SegmentWriter(parts[-1], info=plan.info, size=(96, 64), encoding=Encoding(preset="ultrafast")) as writer:
             for frame in decode_segment(plan, segment):
                 writer.write(frame.frame, frame.pts)
-    publish(plan, parts, [segment.stop - segment.start for segment in plan.segments], tmp_path / "c.mkv")
-    assert plan_video(tmp_path / "c.mkv").pts == plan.pts
+    for suffix, step in ((".mp4", Fraction(1, 3000)), (".mkv", Fraction(1, 1000))):
+        publish(plan, parts, [segment.stop - segment.start for segment in plan.segments], tmp_path / f"c{suffix}")
+        result = plan_video(tmp_path / f"c{suffix}")
+        shown = [pts * result.info.time_base for pts in result.pts]
+        assert shown == [frame // 3 * Fraction(3, 25) + frame % 3 * step for frame in range(NUM_FRAMES)]
 
 
 def test_recordings_one_after_the_other_are_refused_with_a_way_on(tmp_path):

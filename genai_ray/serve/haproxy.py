@@ -70,7 +70,7 @@ _ADDED = {
 """,
     "frontend grpc_frontend": _FEW_CONNECTIONS % "fewer"
     + """    timeout client 300s
-    http-request wait-for-body time 60s unless {{ path_end /ModelStreamInfer }}
+    http-request wait-for-body time 60s unless {{ path_end /ModelStreamInfer /ServerReflectionInfo }}
 """,
 }
 """Lines by the section that they are added to.

@@ -13,10 +13,13 @@ from google.protobuf.message import Message
 from genai_ray.errors import InvalidInputError
 from genai_ray.serve.protocol import MAX_TENSORS
 
-__all__ = ["METHODS", "SERVICE", "STREAM", "count_typed_bytes", "message_class"]
+__all__ = ["HEALTH", "METHODS", "POOL", "SERVICE", "STREAM", "count_typed_bytes", "message_class"]
 
 SERVICE = "inference.GRPCInferenceService"
 """Full name of the service."""
+
+HEALTH = "grpc.health.v1.Health"
+"""Full name of the service that probes ask."""
 
 METHODS = {
     name: (f"{name}Request", f"{name}Response")
@@ -172,9 +175,32 @@ def _build() -> dict[str, type[Message]]:
         message = file.message_type.add(name=name)
         for text in fields.split(", ") if fields else ():
             _add_field(message, *text.replace("=", " ").split())
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"inference.{name}")) for name in _MESSAGES}
+    service = file.service.add(name=SERVICE.rpartition(".")[2])
+    for name, (asked, told) in METHODS.items():
+        service.method.add(name=name, input_type=f".inference.{asked}", output_type=f".inference.{told}")
+    stream = service.method.add(name=STREAM, input_type=".inference.ModelInferRequest", output_type=".inference.ModelStreamInferResponse")
+    stream.client_streaming = stream.server_streaming = True
+    POOL.Add(file)
+    POOL.Add(_describe_health())
+    names = {f"inference.{name}" for name in _MESSAGES} | {f"grpc.health.v1.HealthCheck{word}" for word in ("Request", "Response")}
+    return {name.rpartition(".")[2]: message_factory.GetMessageClass(POOL.FindMessageTypeByName(name)) for name in names}
+
+
+def _describe_health() -> descriptor_pb2.FileDescriptorProto:
+    package, _, name = HEALTH.rpartition(".")
+    file = descriptor_pb2.FileDescriptorProto(name="grpc/health/v1/health.proto", package=package, syntax="proto3")
+    _add_field(file.message_type.add(name="HealthCheckRequest"), "service", "1", "string")
+    response = file.message_type.add(name="HealthCheckResponse")
+    states = response.enum_type.add(name="ServingStatus")
+    for number, word in enumerate(("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")):
+        states.value.add(name=word, number=number)
+    kind = f".{package}.HealthCheckResponse.ServingStatus"
+    response.field.add(name="status", number=1, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_ENUM, type_name=kind)
+    service = file.service.add(name=name)
+    for method in ("Check", "Watch"):
+        ends = {"input_type": f".{package}.HealthCheckRequest", "output_type": f".{package}.HealthCheckResponse"}
+        service.method.add(name=method, server_streaming=method == "Watch", **ends)
+    return file
 
 
 def _add_field(message: descriptor_pb2.DescriptorProto, name: str, number: str, *words: str) -> None:
@@ -203,5 +229,8 @@ def _set_type(field: descriptor_pb2.FieldDescriptorProto, kind: str) -> None:
         field.type = _Field.TYPE_ENUM if kind == "DataType" else _Field.TYPE_MESSAGE
         field.type_name = f".inference.{kind}"
 
+
+POOL = descriptor_pool.DescriptorPool()
+"""Descriptors of the services and their messages."""
 
 _CLASSES = _build()

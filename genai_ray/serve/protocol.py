@@ -175,7 +175,7 @@ def decode_request(body: bytes, header_length: str | None = None, facts: Sequenc
         raise InvalidInputError("an id that is not a string")
     parameters = _parse_parameters("the request", content)
     binary_default = _parse_flag("the request", parameters, "binary_data_output", False)
-    inputs = _decode_inputs(content.get("inputs"), view[size:], max_strings)
+    inputs = _decode_inputs([] if content.get("inputs") is None else content["inputs"], view[size:], max_strings)
     outputs = _decode_outputs(content.get("outputs"), binary_default)
     return InferRequest(inputs, outputs, request_id, parameters, binary_default)
 
@@ -217,9 +217,13 @@ def _refuse_constant(word: str) -> float:
 
 
 def _parse_parameters(owner: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = content.get("parameters", {})
+    """Return the parameters that are there; null is none."""
+    parameters = content.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise InvalidInputError(f"parameters of {owner} are not a JSON object")
+    parameters = {name: value for name, value in parameters.items() if value is not None}
     for name, value in parameters.items():
         if not isinstance(value, str | int | float | bool):
             raise InvalidInputError(f"parameter {name!r} of {owner} is not a string, number or boolean")
@@ -253,8 +257,6 @@ def _parse_entries(kind: str, entries: object) -> list[dict[str, Any]]:
 
 
 def _decode_inputs(entries: object, tail: memoryview, max_strings: int | None) -> tuple[Tensor, ...]:
-    if not isinstance(entries, list) or not entries:
-        raise InvalidInputError("a request without inputs", "a list of at least one input")
     tensors, position, strings = [], 0, 0
     for entry in _parse_entries("inputs", entries):
         name, datatype = entry["name"], entry.get("datatype")

@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -26,7 +25,8 @@ from genai_ray.serve.engine import Engine
 from genai_ray.serve.gate import bears_token
 from genai_ray.serve.http import status_of
 from genai_ray.serve.limits import LARGE_JSON_BYTES, bytes_of, is_long, max_strings
-from genai_ray.serve.messages import METHODS, SERVICE, STREAM, count_typed_bytes, message_class
+from genai_ray.serve.messages import HEALTH, METHODS, SERVICE, STREAM, count_typed_bytes, message_class
+from genai_ray.serve.probes import REFLECTION, Probes, Reply
 from genai_ray.serve.protocol import InferRequest, InferResponse, RequestedOutput, check_strings
 from genai_ray.serve.tensors import DATATYPES, Tensor, check_shape, from_binary, from_contents, to_binary, to_contents
 from genai_ray.serve.words import without_folders
@@ -50,6 +50,7 @@ _STREAM_AHEAD = 8
 _DETAILS_BYTES = 4096
 _sending: ContextVar[contextlib.ExitStack | None] = ContextVar("sending", default=None)
 """What is closed when the answer of the call that this task serves has been sent."""
+_WANTS_FINAL = "triton_enable_empty_final_response"
 _RAW_ONLY = ("FP16", "BF16")
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -63,22 +64,6 @@ _CONTENTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A message that is bytes already, in the shape that Ray Serve asks messages for theirs."""
-
-    data: bytes
-    """The message."""
-
-    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
-        """Return the bytes of the message.
-
-        Returns:
-            They.
-        """
-        return self.data
-
-
 def add_inference_service(servicer: Any, server: Any) -> None:
     """Register the service, as Ray Serve's ``grpc_servicer_functions`` names it.
 
@@ -88,7 +73,15 @@ def add_inference_service(servicer: Any, server: Any) -> None:
     """
     handlers = {name: grpc.unary_unary_rpc_method_handler(_until_sent(getattr(servicer, name))) for name in METHODS}
     handlers[STREAM] = grpc.stream_stream_rpc_method_handler(getattr(servicer, STREAM))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    health = {
+        "Check": grpc.unary_unary_rpc_method_handler(servicer.Check),
+        "Watch": grpc.unary_stream_rpc_method_handler(servicer.Watch),
+    }
+    for service, methods in ((SERVICE, handlers), (HEALTH, health)):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+    for service in REFLECTION:
+        methods = {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(servicer.ServerReflectionInfo)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
 
 def _until_sent(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -140,7 +133,7 @@ def _fault_of(exc: DecodeError | GenAIRayError) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INVALID_ARGUMENT, f"not a message of this call: {exc}"
 
 
-class Rpc:
+class Rpc(Probes):
     """The service's methods, under the names by which Ray Serve finds them.
 
     Args:
@@ -150,7 +143,13 @@ class Rpc:
     """
 
     def __init__(self, engine: Engine, statistics: Callable[[], Awaitable[Any]], is_allowed: Callable[[str], bool]) -> None:
+        super().__init__()
         self.engine, self.statistics, self.is_allowed = engine, statistics, is_allowed
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether requests are taken."""
+        return self.engine.cache.is_open
 
     def admit(self, grpc_context: Any, *, is_open: bool = False) -> bool:
         """Tell whether a call may be answered; one that may not has its status set.
@@ -259,15 +258,17 @@ class Rpc:
         answers: asyncio.Queue[tuple[asyncio.Task[Reply], contextlib.ExitStack] | None] = asyncio.Queue(_STREAM_AHEAD)
 
         async def read() -> None:
-            async for request in requests:
-                sent = contextlib.ExitStack()
-                answer = asyncio.create_task(self._answer_one(request, sent))
-                try:
-                    await answers.put((answer, sent))
-                except asyncio.CancelledError:
-                    _drop(answer, sent)
-                    raise
-            await answers.put(None)
+            try:
+                async for request in requests:
+                    sent = contextlib.ExitStack()
+                    answer = asyncio.create_task(self._answer_one(request, sent))
+                    try:
+                        await answers.put((answer, sent))
+                    except asyncio.CancelledError:
+                        _drop(answer, sent)
+                        raise
+            finally:  # also if the requests break off: what has come is answered
+                await answers.put(None)
 
         reading = asyncio.create_task(read())
         try:
@@ -275,6 +276,9 @@ class Rpc:
                 answer, sent = item
                 with sent:  # gRPC goes on when it has sent this one
                     yield await answer
+            await asyncio.wait([reading])
+            if not reading.cancelled() and (broken := reading.exception()) is not None:
+                self.refuse(grpc_context, grpc.StatusCode.CANCELLED, f"the requests of the stream broke off: {type(broken).__name__}")
         finally:  # whoever asked may have gone
             reading.cancel()
             while not answers.empty():
@@ -289,6 +293,7 @@ class Rpc:
             code, text = _fault_of(exc)
             self.engine.tally.note_response("grpc", code.name)
             refusal = message_class("ModelStreamInferResponse")(error_message=f"[{code.name}] {text}", infer_response={"id": request.id})
+            _mark_final(refusal.infer_response, request)
             return Reply(refusal.SerializeToString())
         self.engine.tally.note_response("grpc", "OK")
         return Reply(answer)
@@ -309,14 +314,14 @@ class Rpc:
             is_large = is_large or is_long(len(data), is_plain=not strings)
             asked = await self._run(is_large, functools.partial(read_request, request, max_strings=strings))
             answer = await self.engine.infer(target, asked, share)
-            is_raw = bool(request.raw_input_contents) or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
+            is_raw = bool(request.raw_input_contents) or not request.inputs or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
             size = sum(bytes_of(tensor.array) for tensor in answer.outputs)
             if size > most and not is_raw:
                 raise InvalidInputError(
                     f"inputs whose result has {size} bytes in typed contents", f"{most}", "Send raw_input_contents: their result comes raw."
                 )
             is_large = is_long(size, is_plain=is_raw and all(tensor.datatype != "BYTES" for tensor in answer.outputs))
-            write = functools.partial(_write_answer, answer, request.id, is_raw=is_raw, is_streamed=until_sent is not None)
+            write = functools.partial(_write_answer, answer, request, is_raw=is_raw, is_streamed=until_sent is not None)
             written = await self._run(is_large, write)
             share.keep_result(len(written), is_written=True)
             return written
@@ -344,10 +349,18 @@ def _parse(kind: type[Any], data: bytes) -> Any:
     return kind.FromString(data)
 
 
-def _write_answer(answer: InferResponse, request_id: str, *, is_raw: bool, is_streamed: bool) -> bytes:
+def _mark_final(response: Any, request: Any) -> None:
+    """Say that nothing more comes for a request of a stream, if it asks for that; every request has one answer."""
+    if request.parameters.get(_WANTS_FINAL) is not None and request.parameters[_WANTS_FINAL].bool_param:
+        response.parameters["triton_final_response"].bool_param = True
+
+
+def _write_answer(answer: InferResponse, request: Any, *, is_raw: bool, is_streamed: bool) -> bytes:
     message = message_class("ModelStreamInferResponse")()
     response = message.infer_response
-    response.model_name, response.model_version, response.id = answer.model_name, answer.model_version, request_id
+    response.model_name, response.model_version, response.id = answer.model_name, answer.model_version, request.id
+    if is_streamed:
+        _mark_final(response, request)
     for tensor in answer.outputs:
         output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
         if is_raw:
@@ -373,8 +386,6 @@ def read_request(message: Any, *, max_strings: int) -> InferRequest:
     Raises:
         InvalidInputError: Whatever is wrong in it.
     """
-    if not message.inputs:
-        raise InvalidInputError("a request without inputs", "at least one input")
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidInputError(f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs", "one for each input, in their order, or none at all")

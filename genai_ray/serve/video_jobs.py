@@ -210,18 +210,31 @@ class VideoJobs:
             await asyncio.to_thread(_remove_files, folder, keep="result" if report else "")
 
     async def _upkeep(self) -> None:
-        """Forget what was kept long enough; end this actor when nothing is left to look after."""
+        """Forget what was kept long enough; end this actor when nothing is left to look after. A disk that fails is tried again the next time."""
         keep_s = self._options.keep_videos_s
         while True:
             now_s = time.time()
-            for job in [job for job in self._jobs.values() if job.ended_s is not None and now_s - job.ended_s > keep_s]:
-                del self._jobs[job.job_id]
-                await asyncio.to_thread(_remove, self._folder / job.job_id)
-            for folder in [folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)]:
-                await asyncio.to_thread(_remove, folder)
+            try:
+                await self._forget_old(now_s, keep_s)
+            except OSError as exc:
+                _log.warning("video jobs that are over cannot be removed now: %s", exc)
             if not self._jobs and time.monotonic() - self._used_s > min(_IDLE_EXIT_S, keep_s):
                 ray.kill(self._self)
             await asyncio.sleep(min(_UPKEEP_WITHIN_S, keep_s))
+
+    async def _forget_old(self, now_s: float, keep_s: float) -> None:
+        failed: OSError | None = None
+        for job in [job for job in self._jobs.values() if job.ended_s is not None and now_s - job.ended_s > keep_s]:
+            try:
+                await asyncio.to_thread(_remove, self._folder / job.job_id)
+            except OSError as exc:  # it stays known, and is removed later
+                failed = exc
+            else:
+                self._jobs.pop(job.job_id, None)
+        for folder in [folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)]:
+            await asyncio.to_thread(_remove, folder)
+        if failed is not None:
+            raise failed
 
     def _put(self, job: VideoJob) -> None:
         """Note a job, in its folder first; where the disk is full a job that is known already is noted here alone."""

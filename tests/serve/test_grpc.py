@@ -216,7 +216,7 @@ def test_load_unload_index_and_statistics(client):
     [
         (lambda request: setattr(request, "model_name", "ad-sub"), "NOT_FOUND", "add-sub"),
         (lambda request: setattr(request, "model_version", "4"), "NOT_FOUND", "version '4'"),
-        (lambda request: request.ClearField("inputs"), "INVALID_ARGUMENT", "without inputs"),
+        (lambda request: request.ClearField("inputs"), "INVALID_ARGUMENT", "2 raw_input_contents for 0 inputs"),
         (lambda request: request.inputs.pop(), "INVALID_ARGUMENT", "2 raw_input_contents for 1 inputs"),
         (lambda request: request.raw_input_contents.pop(), "INVALID_ARGUMENT", "1 raw_input_contents for 2 inputs"),
         (lambda request: request.raw_input_contents.__setitem__(0, b"abc"), "INVALID_ARGUMENT", "unexpected size"),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
-from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from onnx import helper, numpy_helper
 from tritonclient.grpc import service_pb2
@@ -44,7 +43,6 @@ def post(served, path, content):
         return exc.code, json.loads(exc.read())
 
 
-@pytest.mark.slow
 def test_health_is_told_as_probes_ask_for_it(channel):
     check, watch = channel.unary_unary("/grpc.health.v1.Health/Check"), channel.unary_stream("/grpc.health.v1.Health/Watch")
     for service in ("", SERVICE):
@@ -60,17 +58,14 @@ def test_health_is_told_as_probes_ask_for_it(channel):
     watched.cancel()
 
 
-@pytest.mark.slow
 def test_reflection_describes_the_services(channel):
     tool = ProtoReflectionDescriptorDatabase(channel)
     assert {SERVICE, "grpc.health.v1.Health"} <= set(tool.get_services())
     for symbol, methods in ((SERVICE, {*METHODS, "ModelStreamInfer"}), ("grpc.health.v1.Health", {"Check", "Watch"})):
-        file = descriptor_pb2.FileDescriptorProto()
-        tool.FindFileContainingSymbol(symbol).CopyToProto(file) if hasattr(tool, "CopyToProto") else file.CopyFrom(tool.FindFileContainingSymbol(symbol))
+        file = tool.FindFileContainingSymbol(symbol)
         assert {method.name for service in file.service for method in service.method} == methods
 
 
-@pytest.mark.slow
 def test_null_is_as_if_it_was_not_said(served):
     tensors = [{"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4], "parameters": None} for name in ("a", "b")]
     outputs = [{"name": "sum", "parameters": None}]
@@ -86,7 +81,6 @@ def test_null_is_as_if_it_was_not_said(served):
     assert post(served, "/v2/repository/models/add-sub/unload", {"parameters": {"unload_dependents": None}})[0] == 200
 
 
-@pytest.mark.slow
 def test_a_model_without_inputs_and_one_named_stats_are_served(served):
     constant = numpy_helper.from_array(np.arange(3, dtype=np.float32), "value")
     write(served.repository / "alone.onnx", [helper.make_node("Constant", [], ["y"], value=constant)], [], [value("y", "FP32", (3,))])
@@ -114,7 +108,6 @@ def test_a_model_without_inputs_and_one_named_stats_are_served(served):
         post(served, "/v2/repository/index", {})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_wanted", [True, False])
 def test_the_last_answer_to_a_request_of_a_stream_says_so_if_asked(served, is_wanted):
     answers = queue.Queue()

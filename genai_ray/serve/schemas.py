@@ -23,7 +23,9 @@ NUMBER: Schema = {"type": "number"}
 NOT_NEGATIVE: Schema = {"type": "number", "minimum": 0}
 VERSION: Schema = {"type": "string", "pattern": "^[0-9]+$"}
 FILE: Schema = {"type": "string", "format": "binary"}
-_PARAMETER: Schema = {"type": ["string", "number", "boolean"]}
+_PARAMETER: Schema = {"type": ["string", "number", "boolean", "null"]}
+_OBJECT = ["object", "null"]
+"""Null is as if it was not there."""
 
 
 def _record(optional: Any = None, **fields: Schema) -> Schema:
@@ -52,23 +54,23 @@ _OR_NONE = {"type": ["number", "null"], "minimum": 0}
 
 _REQUESTS: dict[str, Schema] = {
     "InferRequest": _open(
-        ("inputs",),
+        (),
         id={"type": ["string", "null"]},
         parameters=ref("InferParameters"),
-        inputs=_list_of(ref("InferInput"), minItems=1, maxItems=MAX_TENSORS),
+        inputs={"type": ["array", "null"], "items": ref("InferInput"), "maxItems": MAX_TENSORS, "description": "All of the model's."},
         outputs={"type": ["array", "null"], "items": ref("InferRequestedOutput"), "maxItems": MAX_TENSORS},
     ),
     "InferParameters": {
-        "type": "object",
+        "type": _OBJECT,
         "properties": {
             "timeout": {
-                "type": "number",
+                "type": ["number", "null"],
                 "minimum": 0,
                 "exclusiveMaximum": 2**63,
                 "description": "Microseconds, 0 for the server's own limit, which it never exceeds: 504 then, 503 where the model is still loading.",
             },
-            "frames": {"type": "boolean", "description": "One input [N, H, W, 3] of UINT8, UINT16 or FP32 in, the enhanced frames out."},
-            "binary_data_output": {"type": "boolean", "description": "Whether outputs are binary that the request does not name."},
+            "frames": {"type": ["boolean", "null"], "description": "One input [N, H, W, 3] of UINT8, UINT16 or FP32 in, the enhanced frames out."},
+            "binary_data_output": {"type": ["boolean", "null"], "description": "Whether outputs are binary that the request does not name."},
         },
         "additionalProperties": _PARAMETER,
     },
@@ -79,23 +81,23 @@ _REQUESTS: dict[str, Schema] = {
             shape=_SHAPE,
             datatype=_DATATYPE,
             parameters={
-                "type": "object",
-                "properties": {"binary_data_size": {"type": "integer", "minimum": 0}},
+                "type": _OBJECT,
+                "properties": {"binary_data_size": {"type": ["integer", "null"], "minimum": 0}},
                 "additionalProperties": _PARAMETER,
             },
             data={"type": "array", "description": "Flat and row-major, or nested to the shape; FP16 and BF16 are binary only."},
         ),
         "anyOf": [{"required": ["data"]}, {"required": ["parameters"]}],
-        "not": {"properties": {"parameters": {"required": ["shared_memory_region"]}}, "required": ["parameters"]},
+        "not": {"properties": {"parameters": {"type": "object", "required": ["shared_memory_region"]}}, "required": ["parameters"]},
     },
     "InferRequestedOutput": _open(
         ("name",),
         name=NAME,
-        parameters={"type": "object", "properties": {"binary_data": FLAG}, "additionalProperties": _PARAMETER},
+        parameters={"type": _OBJECT, "properties": {"binary_data": {"type": ["boolean", "null"]}}, "additionalProperties": _PARAMETER},
     ),
-    "IndexRequest": _open((), ready=FLAG, parameters={"type": "object"}),
-    "LoadRequest": _open((), parameters={"type": "object", "maxProperties": 0, "description": "None: options and files come from the model repository."}),
-    "UnloadRequest": _open((), parameters={"type": "object"}),
+    "IndexRequest": _open((), ready={"type": ["boolean", "null"]}, parameters={"type": _OBJECT}),
+    "LoadRequest": _open((), parameters={"type": _OBJECT, "maxProperties": 0, "description": "None: options and files come from the model repository."}),
+    "UnloadRequest": _open((), parameters={"type": _OBJECT}),
     "UploadForm": _open(("file",), file=FILE),
 }
 

@@ -153,7 +153,7 @@ def test_a_stream_whose_requests_break_off_ends(caplog):
             grpc_context.set_code(code)
             return False
 
-        async def _answer_one(self, data):
+        async def _answer_one(self, data, until_sent):
             return data
 
     async def story():

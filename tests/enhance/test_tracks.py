@@ -11,7 +11,7 @@ from genai_ray import EnhanceOptions, errors
 from genai_ray.enhance.options import check_models
 from genai_ray.enhance.targets import resolve_targets
 from genai_ray.enhance.work import examine_clip
-from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video
+from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video, write_pictures
 from tests.video.clips import write
 from tests.video.identity import identity
 from tests.video.matrix import picture
@@ -158,3 +158,72 @@ def test_a_result_that_cannot_be_written_is_said_without_temporary_names(tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "part.nut"]
+
+
+def add_unknown(source, target, codec, rate=None):
+    """Copy a clip and put a track beside it that this build of FFmpeg has no decoder of."""
+    with av.open(str(source)) as box, av.open(str(target), "w") as sink:
+        copies = {stream.index: sink.add_stream_from_template(stream) for stream in box.streams}
+        more = sink.add_mux_stream(codec, rate=rate)
+        more.time_base = Fraction(1, 1000)
+        for index in range(3):
+            packet = av.Packet(bytes([index + 1]) * 40)
+            packet.stream, packet.time_base, packet.pts, packet.dts, packet.duration = more, Fraction(1, 1000), index * 200, index * 200, 100
+            packet.is_keyframe = True
+            sink.mux_one(packet)
+        for packet in box.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream_index]
+                sink.mux_one(packet)
+    return target
+
+
+def test_tracks_without_a_decoder_are_kept_as_well(tmp_path):
+    plain = write(tmp_path / "plain.mp4", tracks=0)
+    captions = add_unknown(plain, tmp_path / "a.mkv", "hdmv_text_subtitle")
+    assert identity(captions, tmp_path / "b.mkv", FAST)[1] == ()
+    assert packets(tmp_path / "b.mkv", "subtitle") == packets(captions, "subtitle")
+    assert len(packets(captions, "subtitle")[0]) == 3
+    assert any("subtitle stream 1 was left out: mp4 cannot take it" in note for note in identity(captions, tmp_path / "b.mp4", FAST)[1])
+    sound = add_unknown(plain, tmp_path / "a.mp4", "mpegh_3d_audio", rate=48000)
+    assert identity(sound, tmp_path / "c.mp4", FAST)[1] == ()
+    assert packets(tmp_path / "c.mp4") == packets(sound)
+    with pytest.raises(errors.ConfigError, match=r"\.mkv does not take audio stream 1 .*; allowed: \.mp4 or \.mov"):
+        examine(sound, tmp_path / "c.mkv")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_decode_time_that_goes_back_is_moved(suffix, tmp_path):
+    """As a recorder writes it that loses its clock for a moment: FFmpeg's own muxers write no such file, so its bytes are changed."""
+    source = write(tmp_path / "a.mkv", tracks=1)
+    data, (sounds, times) = source.read_bytes(), packets(source)
+    at = data.index(sounds[5]) - 3  # of a block: two bytes of time, one of flags
+    before = int.from_bytes(data[at : at + 2], "big", signed=True)
+    source.write_bytes(data[:at] + (before - 120).to_bytes(2, "big", signed=True) + data[at + 2 :])
+    assert packets(source)[1][5] == pytest.approx(times[5] - 0.12, abs=0.0015)
+    assert examine(source, tmp_path / f"b{suffix}")
+    _, notes = identity(source, tmp_path / f"b{suffix}", FAST)
+    after, moved = packets(tmp_path / f"b{suffix}")
+    assert after == sounds
+    assert moved == sorted(moved)
+    assert "times of 1 packets of audio stream 1 were moved: they did not rise" in notes
+
+
+def test_frames_that_cannot_be_written_are_said_without_temporary_names(tmp_path):
+    source, part = write(tmp_path / "a.mkv", pts=[0, 1, 2], tracks=0), tmp_path / "part.nut"
+    plan = plan_video(source)
+    with SegmentWriter(part, info=plan.info, size=(96, 64), encoding=Encoding(codec="png")) as writer:
+        for frame in decode_segment(plan, plan.segments[0]):
+            writer.write(frame.frame, frame.pts)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(errors.VideoError, match=rf"a\.mkv: writing its frames in {tmp_path} failed: File too large$"):
+            write_pictures(plan, [part], [3], tmp_path / "frames" / "%d.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_refusal_tells_what_to_name_a_result_and_those_of_a_folder(clip, tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"--name '\{folder\}\{stem\}\.mkv'"):
+        examine(clip["adpcm_ms"], tmp_path / "b.mp4")

@@ -59,7 +59,7 @@ def write_pictures(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]
     """
     folder = folder_of_pictures(output)
     partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
-    with av_errors(output, "writing"):
+    with av_errors(plan.path, f"writing its frames in {folder.parent}"):
         _remove(partial)
         partial.mkdir()
         try:

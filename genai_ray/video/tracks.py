@@ -132,8 +132,8 @@ def add_copies(sink: OutputContainer, source: InputContainer, place: str, suffix
             continue
         if sink.format.name == "matroska" and _attach(sink, stream, firsts):
             continue
-        has_sound, words = stream.type == "audio", codec.codec.canonical_name if codec is not None else "data"
-        if codec is not None and (is_cover or stream.type in ("audio", "subtitle")):
+        has_sound, words = stream.type == "audio", _name_codec(stream)
+        if stream.type in ("audio", "subtitle") or (is_cover and codec is not None):
             guesses = _find_way(stream, sink.format.name, firsts)
             if guesses is not None:
                 copies[stream.index] = _add_copy(sink, stream, guesses_layout=guesses)
@@ -141,9 +141,17 @@ def add_copies(sink: OutputContainer, source: InputContainer, place: str, suffix
             takers = [other for other in suffixes if _FORMATS[other] != "webm" and _find_way(stream, _FORMATS[other], firsts) is not None] if has_sound else []
             if takers and sink.format.name != "webm":
                 own = next(suffix for suffix, kind in _FORMATS.items() if kind == sink.format.name)
-                raise ConfigError(f"{place}: {own} does not take {name} ({words})", " or ".join(takers), "Choose an output of that kind.")
+                kinds = " or ".join(takers)
+                do = f"Choose an output of that kind; for those of a folder pass --name '{{folder}}{{stem}}{takers[-1]}'."
+                raise ConfigError(f"{place}: {own} does not take {name} ({words})", kinds, do)
         notes.append(f"{name} was left out: {sink.format.name} cannot take it ({words})")
     return copies, tuple(notes)
+
+
+def _name_codec(stream: Any) -> str:
+    if getattr(stream, "codec_context", None) is not None:
+        return str(stream.codec_context.codec.canonical_name)
+    return "unknown codec" if stream.type in ("audio", "subtitle") else "data"
 
 
 def _first_packets(source: InputContainer, place: str) -> Mapping[int, Any]:
@@ -177,7 +185,7 @@ def _find_way(stream: Any, name: str, firsts: Mapping[int, Any]) -> bool | None:
 
     Some muxers write what they say of a track at the end only: a whole file of one packet is made.
     """
-    for guesses_layout in (False, True) if stream.type == "audio" else (False,):
+    for guesses_layout in (False, True) if stream.type == "audio" and stream.codec_context is not None else (False,):
         try:
             with av.open(io.BytesIO(), "w", format=name) as sink:
                 copy, packet = _add_copy(sink, stream, guesses_layout=guesses_layout), firsts.get(stream.index)
@@ -193,12 +201,16 @@ def _find_way(stream: Any, name: str, firsts: Mapping[int, Any]) -> bool | None:
 
 def _add_copy(sink: OutputContainer, stream: Any, *, guesses_layout: bool) -> Stream:
     copy: Any
+    codec = stream.codec_context
+    # FFmpeg denies what Matroska holds by Microsoft's numbers of codecs (A_MS/ACM), and its muxer writes it; PyAV copies no
+    # stream that it has no decoder of. For both, a stream of another codec gets the parameters, and the header decides.
     try:
+        if codec is None:
+            raise ValueError("no decoder")
         copy = sink.add_stream_from_template(stream, opaque=True)
     except ValueError:
-        if sink.format.name != "matroska" or stream.type != "audio":
+        if codec is not None and (sink.format.name != "matroska" or stream.type != "audio"):
             raise
-        # FFmpeg denies what Matroska holds by Microsoft's numbers of codecs (A_MS/ACM), and its muxer writes it: the header decides.
         with av.open(io.BytesIO(), "w", format="matroska") as other:
             copy = sink.add_stream_from_template(other.add_stream("pcm_s16le"), opaque=True)
         BitStreamFilterContext("null", stream, copy)

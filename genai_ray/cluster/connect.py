@@ -18,7 +18,7 @@ from ray._private import ray_constants
 
 from genai_ray.cluster.token import check_token, forget_token, make_token, use_token
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
-from genai_ray.files import make_folder, remove_folder, sweep_folders
+from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders
 
 __all__ = ["connect", "disconnect", "has_own_node_died", "own_folders"]
 
@@ -111,6 +111,7 @@ def _start() -> None:
     global _started_by  # noqa: PLW0603 - a fork has a copy of all that says that there is a cluster
     base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     sweep_folders(base, _SHORT)
+    cache_folder()  # if it cannot be written, that is said here: what Ray's processes log is not seen
     _started_by = os.getpid()
     atexit.register(disconnect)
     try:

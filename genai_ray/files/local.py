@@ -55,12 +55,12 @@ def home_folder() -> Path:
     """Return this user's home.
 
     Returns:
-        Its path, which need not be there; one that is never there if the system does not know this user.
+        Its path, which need not be there; one that cannot be made if the system does not know this user.
     """
     try:
         return Path.home()
     except RuntimeError:
-        return Path("/nonexistent")
+        return Path(os.devnull, "home")
 
 
 def make_folder(purpose: str = "", base: str | os.PathLike[str] | None = None) -> Path:

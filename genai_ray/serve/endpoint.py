@@ -223,8 +223,8 @@ class Endpoint:
             serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc, logging_config=logs)
             serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config=logs)
         except (RayError, RuntimeError, TimeoutError) as exc:
-            reason = str(exc).strip().partition("\n")[0]
-            raise ResourceExhaustedError(f"Ray Serve did not start: {reason}", do="If the machine has too much to do, try again.") from exc
+            *_, reason = ["", *str(exc).strip().splitlines()]  # of an error in another process, after its traceback
+            raise ResourceExhaustedError(f"Ray Serve did not start: {reason.strip()}", do="If the machine has too much to do, try again.") from exc
 
     def _keep_record(self) -> None:
         while not self._over.wait(RECORD_EVERY_S):

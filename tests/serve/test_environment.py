@@ -69,7 +69,7 @@ def test_an_endpoint_without_a_home_for_an_unknown_user_with_few_files_listens_o
             given = triton.InferInput("frames", frames.shape, "UINT8")
             given.set_data_from_numpy(frames)
             with triton.InferenceServerClient(f"[::1]:{grpc_port}") as client:
-                assert client.infer("websr-x2-s", [given]).as_numpy("frames").shape == (1, 32, 32, 3)
+                assert client.infer("websr-x2-s", [given], parameters={"frames": True}).as_numpy("output").shape == (1, 32, 32, 3)
             heard = {host for host, at, _ in listeners(descendants(process.pid)) if at in (port, grpc_port)}
             assert heard == {"::1"}
         finally:

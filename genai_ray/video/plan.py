@@ -85,8 +85,8 @@ class _Packets:
     """Presentation time, duration and whether it is a key frame, in the order of decoding; none that an edit list hides."""
     discarded: int = 0
     """Packets that an edit list hides."""
-    seconds: int = 0
-    """Packets that are the second field of a frame."""
+    parts: int = 0
+    """Packets that are no frames of their own: second fields and hidden pictures."""
     last_s: float = 0.0
     """End of the last packet of any stream."""
     is_cut: bool = False
@@ -98,7 +98,7 @@ class _Packets:
 
     @property
     def count(self) -> int:
-        return len(self.times) + self.discarded + self.seconds
+        return len(self.times) + self.discarded + self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +193,11 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
             continue
         digest.update(data)
         digest.update(b"%d" % time)
-        if kind is Kind.SECOND_FIELD and found.times:
-            found.seconds += 1
-            first, duration, is_key = found.times[-1]
-            found.times[-1] = (first, duration + (packet.duration or 0), is_key)
+        if kind is Kind.HIDDEN or (kind is Kind.SECOND_FIELD and found.times):
+            found.parts += 1
+            if kind is Kind.SECOND_FIELD:
+                first, duration, is_key = found.times[-1]
+                found.times[-1] = (first, duration + (packet.duration or 0), is_key)
             continue
         goes_back = packet.is_keyframe and latest is not None and time < latest
         found.is_telling = found.is_telling and kind is Kind.FRAME and not goes_back

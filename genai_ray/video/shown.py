@@ -45,6 +45,8 @@ class Kind(Enum):
     """One frame that is shown."""
     SECOND_FIELD = "second field"
     """The other half of the frame of the packet before it."""
+    HIDDEN = "hidden"
+    """A picture that only others refer to."""
     UNKNOWN = "unknown"
     """Its bytes do not tell."""
 
@@ -58,24 +60,25 @@ class PacketReader:
 
     def __init__(self, stream: VideoStream) -> None:
         codec = stream.codec_context.codec.canonical_name
-        readers: dict[str, Callable[[bytes], bool]] = {
-            "hevc": self._is_hevc_frame,
-            "vp8": lambda data: bool(data[0] & 0x10),
-            "vp9": lambda data: sum(map(_is_vp9_shown, _split_vp9(data))) == 1,
-            "mpeg4": lambda data: len(data) > MAX_NOT_CODED_BYTES,
-            "mpeg1video": _is_mpeg_frame,
-            "mpeg2video": _is_mpeg_frame,
+        readers: dict[str, Callable[[bytes], Kind]] = {
+            "h264": self._read_h264,
+            "hevc": lambda data: _sure(self._is_hevc_frame(data)),
+            "vp8": lambda data: Kind.FRAME if data[0] & 0x10 else Kind.HIDDEN,
+            "vp9": _read_vp9,
+            "mpeg4": lambda data: _sure(len(data) > MAX_NOT_CODED_BYTES),
+            "mpeg1video": lambda data: _sure(_is_mpeg_frame(data)),
+            "mpeg2video": lambda data: _sure(_is_mpeg_frame(data)),
         }
-        self._read = (lambda _: True) if codec in _ONE_FRAME_EACH else readers.get(codec, lambda _: False)
+        always = _sure(codec in _ONE_FRAME_EACH)
+        self._read: Callable[[bytes], Kind] = readers.get(codec, lambda _: always)
         self._has_ended = False
-        self._is_h264 = codec == "h264"
         self._h264_layout: tuple[int, bool, bool] | None = None
         self._first_field: tuple[int, int] | None = None
         self._length_bytes = 0
         try:
             self._read_extradata(bytes(stream.codec_context.extradata or b""), codec)
         except IndexError:
-            self._is_h264, self._read = False, lambda _: False
+            self._read = lambda _: Kind.UNKNOWN
 
     def read(self, data: bytes) -> Kind:
         """Tell what a packet is.
@@ -87,9 +90,7 @@ class PacketReader:
             Its kind, for certain or ``UNKNOWN``.
         """
         try:
-            if self._is_h264:
-                return self._read_h264(data)
-            return Kind.FRAME if self._read(data) else Kind.UNKNOWN
+            return self._read(data)
         except IndexError:  # it ends before what was to be read
             return Kind.UNKNOWN
 
@@ -203,6 +204,10 @@ def decode_times(place: str, *, any_format: bool = False) -> Decoded:
     return decoded
 
 
+def _sure(is_frame: bool) -> Kind:
+    return Kind.FRAME if is_frame else Kind.UNKNOWN
+
+
 def _find_units(data: bytes, length_bytes: int) -> Iterator[int]:
     """Find where network abstraction layer units begin: after start codes, or after lengths of so many bytes."""
     position = 0
@@ -292,6 +297,11 @@ def _split_vp9(data: bytes) -> Iterator[bytes]:
         if size:
             yield data[position : position + size]
         position += size
+
+
+def _read_vp9(data: bytes) -> Kind:
+    shown = sum(map(_is_vp9_shown, _split_vp9(data)))
+    return (Kind.HIDDEN, Kind.FRAME)[shown] if shown < 2 else Kind.UNKNOWN
 
 
 def _is_vp9_shown(frame: bytes) -> bool:

@@ -357,7 +357,7 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
     with application(tmp_path / "videos", max_videos=2, videos_at_once=1) as strict:
         first, second = (submit(strict, "model=websr-x2-l", source) for _ in range(2))
         answer = ask(strict, "POST", "/v1/videos?model=websr-x2-l", source)
-        assert "2 videos wait or run" in refusal(answer, 429)
+        assert "2 videos are being sent, wait or run" in refusal(answer, 429)
         assert answer[2]["Retry-After"]
         assert look(strict, second)["state"] == "queued"
         for job_id in (second, first):
@@ -582,6 +582,53 @@ def test_jobs_are_forgotten_after_a_while_and_their_actor_ends(ray_session, clip
         wait_until(lambda: list(app.folder.glob("*/")) == [])
         wait_until(lambda: app.desk.actor_name not in {one["name"] for one in ray.util.list_named_actors(all_namespaces=True)})
         assert finish(app, submit(app, "model=websr-x2-s", clip.read_bytes()))["state"] == "done"
+
+
+def begun(app, data, length):
+    """Begin to send a video of so many bytes, and return when its folder is there."""
+    before = set(app.folder.glob("*/"))
+    one = socket.create_connection(("127.0.0.1", int(app.url.rpartition(":")[2])), timeout=DEADLINE_S)
+    head = f"POST /v1/videos?model=websr-x2-s HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+    one.sendall(head.encode() + data)
+    wait_until(lambda: set(app.folder.glob("*/")) - before)
+    return one
+
+
+@pytest.mark.slow
+def test_videos_count_from_their_first_byte_and_finished_ones_up_to_a_number_and_bytes(ray_session, clip, tmp_path):
+    video = clip.read_bytes()
+    size = len(video)
+    limits = {"max_video_bytes": size, "max_videos_bytes": 3 * size - 1}
+    with application(tmp_path / "videos", max_videos=2, keep_videos=2, **limits) as app:
+        sending = [begun(app, video[:10], size) for _ in range(2)]
+        answer = ask(app, "POST", "/v1/videos?model=websr-x2-s", video)
+        assert "2 videos are being sent, wait or run; allowed: 2" in refusal(answer, 429)
+        assert answer[2]["Retry-After"]
+        sending.pop().close()  # it is not counted any more
+        wait_until(lambda: len(list(app.folder.glob("*/"))) == 1)
+        jobs = [submit(app, "model=websr-x2-s&format=mkv", video)]
+        sending[0].sendall(video[10:])
+        assert sending[0].recv(12) == b"HTTP/1.1 202"
+        sending[0].close()
+        wait_until(lambda: len(list(app.folder.glob("*/result.*"))) == 2)
+        finish(app, jobs[0])
+        for _ in range(2):
+            jobs.append(submit(app, "model=websr-x2-s&format=mkv", video))
+            assert finish(app, jobs[-1])["state"] == "done"
+        wait_until(lambda: ask(app, "GET", f"/v1/videos/{jobs[0]}")[0] == 404)
+        assert [look(app, job_id)["state"] for job_id in jobs[1:]] == ["done", "done"]
+        wait_until(lambda: sorted(path.name for path in app.folder.glob("*/")) == sorted(jobs[1:]))
+    with application(tmp_path / "bytes", keep_videos_bytes=1, **limits) as app:
+        sending = [begun(app, video[:10], size) for _ in range(2)]
+        words = f"a video of up to {size} bytes beside {2 * size} of those that are being sent, wait or run; allowed: {3 * size - 1} together"
+        assert words in refusal(ask(app, "POST", "/v1/videos?model=websr-x2-s", video), 429)
+        for one in sending:
+            one.close()
+        wait_until(lambda: not list(app.folder.glob("*/")))
+        jobs = [submit(app, "model=websr-x2-s&format=mkv", video) for _ in range(2)]
+        wait_until(lambda: sorted(ask(app, "GET", f"/v1/videos/{job_id}")[0] for job_id in jobs) == [200, 404])
+    with pytest.raises(ValueError, match="max_videos_bytes=1 is less than max_video_bytes=2"):
+        PeopleServing(max_video_bytes=2, max_videos_bytes=1)
 
 
 def killed(words, most=99):

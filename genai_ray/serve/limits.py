@@ -132,7 +132,7 @@ class Share:
             TooManyRequestsError: If it is more, and there is no room for it; it is to be forgotten then.
         """
         admission = self._admission
-        wanted = num_bytes if is_written else min(_WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
+        wanted = min(num_bytes if is_written else _WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
         if wanted > self.result_bytes and admission.result_bytes - self.result_bytes + wanted > admission.most_result_bytes:
             raise admission.no_room(wanted)
         self._hold_result(wanted)

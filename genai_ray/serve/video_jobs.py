@@ -45,6 +45,8 @@ _OTHER_WITHIN_S, _LOOK_S = 5.0, 0.1
 
 _UPKEEP_WITHIN_S = 30.0
 _ORPHANS_AFTER_S = 3600.0
+_HEARD_WITHIN_S = 60.0
+"""A replica says that a video still comes far more often."""
 _IDLE_EXIT_S = 60.0
 """An actor whose folder is empty goes after this."""
 
@@ -65,6 +67,10 @@ class VideoJobs:
     def __init__(self, folder: str, options: PeopleServing) -> None:
         self._folder, self._options = Path(folder), options
         self._jobs: dict[str, VideoJob] = {}
+        self._coming: dict[str, tuple[int, float]] = {}
+        """Videos that are being sent: their bytes, and when something was heard of them."""
+        self._bytes: dict[str, int] = {}
+        """Of the videos of jobs that are not over, and of the results of those that are."""
         self._running: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(options.videos_at_once)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,25 +104,62 @@ class VideoJobs:
         Raises:
             TooManyRequestsError: If too many wait or run.
         """
-        await self.open()
+        if job_id not in self._coming:
+            await self.begin(job_id, 0)
         if job_id not in self._jobs:  # else the call came twice
-            await self.check_room()
-            (self._folder / job_id).mkdir(parents=True, exist_ok=True)
-            self._put(VideoJob(job_id, request, time.time()))  # raises where the disk is full, and nothing was taken
+            folder = self._folder / job_id
+            folder.mkdir(parents=True, exist_ok=True)
+            job = VideoJob(job_id, request, time.time())
+            self._put(job)  # raises where the disk is full, and nothing was taken
+            self._bytes[job_id] = self._bytes_of(job)
             self._spawn(self._work(job_id, 0.0))
+        self._coming.pop(job_id, None)
         return self._jobs[job_id]
 
-    async def check_room(self) -> None:
-        """Refuse a job before its video is sent.
+    async def begin(self, job_id: str, num_bytes: int) -> None:
+        """Count a video from before its first byte, until its job is submitted or abandoned, or nothing is heard of it.
+
+        Args:
+            job_id: Of the job that it will be.
+            num_bytes: Most bytes that it has.
 
         Raises:
-            TooManyRequestsError: If too many wait or run.
+            TooManyRequestsError: If too many are being sent, wait or run, or too many bytes.
         """
         await self.open()
         self._used_s = time.monotonic()
-        unfinished = sum(not job.is_over for job in self._jobs.values())
-        if unfinished >= self._options.max_videos:
-            raise TooManyRequestsError(f"{unfinished} videos wait or run", f"{self._options.max_videos}", "Send it again later.")
+        if job_id in self._jobs:  # the call came twice
+            return
+        self._coming.pop(job_id, None)
+        self._forget_silent()
+        unfinished = [one for one, job in self._jobs.items() if not job.is_over]
+        count, most = len(unfinished) + len(self._coming), self._options.max_videos
+        if count >= most:
+            raise TooManyRequestsError(f"{count} videos are being sent, wait or run", f"{most}", "Send it again later.")
+        held = sum(self._bytes[one] for one in unfinished) + sum(size for size, _ in self._coming.values())
+        if held + num_bytes > self._options.max_videos_bytes:
+            what = f"a video of up to {num_bytes} bytes beside {held} of those that are being sent, wait or run"
+            raise TooManyRequestsError(what, f"{self._options.max_videos_bytes} together", "Send it again later.")
+        self._coming[job_id] = num_bytes, time.monotonic()
+
+    async def renew(self, job_id: str, num_bytes: int) -> None:
+        """Note that a video still comes, also after this actor was started again.
+
+        Args:
+            job_id: As for ``begin``.
+            num_bytes: As for ``begin``.
+        """
+        await self.open()
+        if job_id not in self._jobs:
+            self._coming[job_id] = num_bytes, time.monotonic()
+
+    async def abandon(self, job_id: str) -> None:
+        """Note that a video does not come any more.
+
+        Args:
+            job_id: As for ``begin``.
+        """
+        self._coming.pop(job_id, None)
 
     async def describe(self, job_id: str) -> VideoJob | None:
         """Return a job.
@@ -142,9 +185,11 @@ class VideoJobs:
         job = await self.describe(job_id)
         if job is None or job.is_over:
             self._jobs.pop(job_id, None)
+            self._bytes.pop(job_id, None)
             await asyncio.to_thread(_remove, self._folder / job_id)
             return None
         self._put(replace(job, state="cancelled", ended_s=time.time()))
+        self._bytes[job_id] = 0
         if (runner := self._running.get(job_id)) is not None:
             ray.kill(runner)
         else:
@@ -181,6 +226,7 @@ class VideoJobs:
                 _log.warning("%s is not understood and left alone: %s", path, exc)
                 continue
             self._jobs[job.job_id] = job
+            self._bytes[job.job_id] = self._bytes_of(job)
             if not job.is_over:
                 self._spawn(self._work(job.job_id, RESUME_AFTER_S))
         self._spawn(self._upkeep())
@@ -208,6 +254,34 @@ class VideoJobs:
             frames = report["frames"] if report else job.frames_done
             self._put(replace(job, state="failed" if error else "done", stage="", frames_done=frames, ended_s=time.time(), error=error, report=report))
             await asyncio.to_thread(_remove_files, folder, keep="result" if report else "")
+            if job_id in self._jobs:
+                self._bytes[job_id] = self._bytes_of(self._jobs[job_id])
+            with contextlib.suppress(OSError):  # the upkeep tries it again, and says so
+                await self._keep_few()
+
+    def _forget_silent(self) -> None:
+        """Forget videos of which nothing is heard any more: their replica died."""
+        now_s = time.monotonic()
+        self._coming = {one: what for one, what in self._coming.items() if now_s - what[1] < _HEARD_WITHIN_S}
+
+    def _bytes_of(self, job: VideoJob) -> int:
+        """Return the bytes of a job's video, or of its result; what is not fetched yet counts as the largest."""
+        name = "result" if job.is_over else SOURCE
+        path = next((self._folder / job.job_id).glob(f"{name}.*"), None)
+        if path is not None:
+            return path.stat().st_size
+        return self._options.max_video_bytes if job.request.uri and not job.is_over else 0
+
+    async def _keep_few(self) -> None:
+        """Keep no more jobs that are over, and no more bytes of their results, than is allowed."""
+        over = sorted((job for job in self._jobs.values() if job.is_over), key=lambda job: job.ended_s or 0.0, reverse=True)
+        num_bytes = 0
+        for index, job in enumerate(over):
+            num_bytes += self._bytes.get(job.job_id, 0)
+            if index and (index >= self._options.keep_videos or num_bytes > self._options.keep_videos_bytes):
+                await asyncio.to_thread(_remove, self._folder / job.job_id)
+                self._jobs.pop(job.job_id, None)
+                self._bytes.pop(job.job_id, None)
 
     async def _upkeep(self) -> None:
         """Forget what was kept long enough; end this actor when nothing is left to look after. A disk that fails is tried again the next time."""
@@ -216,9 +290,11 @@ class VideoJobs:
             now_s = time.time()
             try:
                 await self._forget_old(now_s, keep_s)
+                await self._keep_few()
             except OSError as exc:
                 _log.warning("video jobs that are over cannot be removed now: %s", exc)
-            if not self._jobs and time.monotonic() - self._used_s > min(_IDLE_EXIT_S, keep_s):
+            self._forget_silent()
+            if not self._jobs and not self._coming and time.monotonic() - self._used_s > min(_IDLE_EXIT_S, keep_s):
                 ray.kill(self._self)
             await asyncio.sleep(min(_UPKEEP_WITHIN_S, keep_s))
 
@@ -231,6 +307,7 @@ class VideoJobs:
                 failed = exc
             else:
                 self._jobs.pop(job.job_id, None)
+                self._bytes.pop(job.job_id, None)
         for folder in [folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)]:
             await asyncio.to_thread(_remove, folder)
         if failed is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,7 +25,7 @@ from genai_ray.cluster.answers import wait_for
 from genai_ray.cluster.connection import start_on_head
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.options import check_models
-from genai_ray.errors import ConfigError, DeadlineExceededError, InvalidInputError, VideoError
+from genai_ray.errors import ConfigError, DeadlineExceededError, GenAIRayError, InvalidInputError, VideoError
 from genai_ray.files import is_of_this_machine, open_below
 from genai_ray.serve.bodies import Query, hold_place, on_disk, save_file
 from genai_ray.serve.engine import Engine, Target
@@ -50,6 +51,7 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _ANSWER_WITHIN_S = 20.0
 _RETRY_S = 0.1
+_RENEW_EVERY_S = 15.0
 _RETRY_AFTER_S = "1"
 
 
@@ -193,9 +195,16 @@ class _Api:
             await self._engine.call(check_uri, uri, self._engine.profile.people.allowed_uris)
             if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
                 raise InvalidInputError("a body and a uri", "one of them")
-        await self._engine.call(self._desk.call, "check_room")
         job_id = uuid.uuid4().hex
-        folder = self._desk.folder / job_id
+        async with self._counted(job_id, self._most_bytes(request)):
+            job = await self._start_job(request, job_id, targets, params)
+        told = job.to_json()
+        return JSONResponse(told, _ACCEPTED, {"Location": told["links"]["self"]})
+
+    async def _start_job(self, request: Request, job_id: str, targets: Sequence[Target], params: dict[str, float]) -> VideoJob:
+        """Take the video that is sent, if one is, and submit its job; nothing is left where that fails."""
+        query = Query.of(request, once=_QUERY, often=_MODELS)
+        uri, folder = query.text("uri"), self._desk.folder / job_id
         try:
             with on_disk():
                 folder.mkdir(mode=0o700, parents=True)
@@ -210,7 +219,7 @@ class _Api:
                 device_kinds=serving.device_kinds,
                 params=params,
                 name=(query.text("name") or sent or "video")[:200],
-                suffix=f".{format_name}",
+                suffix=f".{query.text('format') or 'mp4'}",
                 uri=uri,
                 cache_name=self._engine.profile.cache,
             )
@@ -219,8 +228,34 @@ class _Api:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(_discard, folder))
             raise
-        told = job.to_json()
-        return JSONResponse(told, _ACCEPTED, {"Location": told["links"]["self"]})
+        return job
+
+    def _most_bytes(self, request: Request) -> int:
+        """Return how many bytes the video of a request may have."""
+        most, said = self._engine.profile.people.max_video_bytes, request.headers.get("content-length", "")
+        return min(int(said), most) if said.isdecimal() and "uri" not in request.query_params else most
+
+    @contextlib.asynccontextmanager
+    async def _counted(self, job_id: str, num_bytes: int) -> AsyncIterator[None]:
+        """Count a video from before its first byte until its job is there, or it does not come."""
+        await self._engine.call(self._desk.call, "begin", job_id, num_bytes)
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_RENEW_EVERY_S)
+                with contextlib.suppress(GenAIRayError):
+                    await self._engine.call(self._desk.call, "renew", job_id, num_bytes)
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        except BaseException:
+            abandoning = self._engine.call(self._desk.call, "abandon", job_id)
+            with contextlib.suppress(GenAIRayError):
+                await asyncio.shield(abandoning)
+            raise
+        finally:
+            renewing.cancel()
 
     async def describe(self, request: Request) -> Response:
         return JSONResponse((await self._find(request)).to_json(), headers={"Cache-Control": "no-store"})

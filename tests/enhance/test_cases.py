@@ -94,7 +94,7 @@ WANTED: dict[str, list[Want]] = {name: [want(compared=False)] for name in SIZES}
     # what no file can be made of
     "raw.h264": [want(refused="has no time. Remux it first")],
     "size_1x7.mkv": [want(refused="the file is empty")],
-    "f_anim.webp": [want(refused="reading failed: Invalid data found")],
+    "f_anim.webp": [want(refused="f_anim.webp: ")],
     "f_f32.mkv": [want(refused="pixel format gbrpf32le")],
 }
 """By file; a file without a row must give its frames, at their times, with its sound."""

@@ -14,7 +14,7 @@ from genai_ray.enhance.work import examine_clip
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video, write_pictures
 from tests.video.clips import write
 from tests.video.identity import identity
-from tests.video.matrix import picture
+from tests.video.matrix import add_extras, picture
 
 FAST = Encoding(preset="ultrafast")
 SOUNDS = {
@@ -185,6 +185,10 @@ def test_tracks_without_a_decoder_are_kept_as_well(tmp_path):
     assert packets(tmp_path / "b.mkv", "subtitle") == packets(captions, "subtitle")
     assert len(packets(captions, "subtitle")[0]) == 3
     assert any("subtitle stream 1 was left out: mp4 cannot take it" in note for note in identity(captions, tmp_path / "b.mp4", FAST)[1])
+    truehd = add_unknown(plain, tmp_path / "d.mkv", "truehd", rate=48000)
+    for suffix in (".mp4", ".mov"):
+        with pytest.raises(errors.ConfigError, match=rf"{suffix} does not take audio stream 1 \(truehd\); allowed: \.mkv"):
+            examine(truehd, tmp_path / f"d{suffix}")
     sound = add_unknown(plain, tmp_path / "a.mp4", "mpegh_3d_audio", rate=48000)
     assert identity(sound, tmp_path / "c.mp4", FAST)[1] == ()
     assert packets(tmp_path / "c.mp4") == packets(sound)
@@ -207,6 +211,20 @@ def test_a_decode_time_that_goes_back_is_moved(suffix, tmp_path):
     assert after == sounds
     assert moved == sorted(moved)
     assert "times of 1 packets of audio stream 1 were moved: they did not rise" in notes
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_subtitles_in_another_order_than_shown_are_kept(suffix, tmp_path):
+    source = add_extras(write(tmp_path / "plain.mkv"), tmp_path / "a.mkv")
+    data = source.read_bytes()
+    at = data.index(b"trois") - 3
+    source.write_bytes(data[:at] + (100).to_bytes(2, "big") + data[at + 2 :])
+    words, times = packets(source, "subtitle")
+    assert (words, times) == ([b"un", b"deux", b"trois"], [0, 0.3, pytest.approx(0.1, abs=0.1)])
+    _, notes = identity(source, tmp_path / f"b{suffix}", FAST)
+    if suffix == ".mkv":
+        assert packets(tmp_path / "b.mkv", "subtitle") == (words, [0, 0.3, 0.3])
+        assert "times of 1 packets of subtitle stream 2 were moved: they did not rise" in notes
 
 
 def test_frames_that_cannot_be_written_are_said_without_temporary_names(tmp_path):

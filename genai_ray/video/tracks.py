@@ -234,8 +234,9 @@ class Order:
 
     def __init__(self, sink: OutputContainer, copies: Mapping[int, Stream]) -> None:
         nonstrict: Any = Flags.ts_nonstrict
-        self._step = 0 if sink.format.flags & nonstrict.value else 1
-        self._names = {copy.index: f"{copy.type} stream {index}" for index, copy in copies.items() if copy.type != "subtitle"}
+        is_strict = not sink.format.flags & nonstrict.value
+        self._names = {copy.index: f"{copy.type} stream {index}" for index, copy in copies.items()}
+        self._steps = {copy.index: int(is_strict and copy.type != "subtitle") for copy in copies.values()}
         self._last: dict[int, int] = {}
         self._moved: dict[int, int] = {}
 
@@ -250,7 +251,8 @@ class Order:
             return
         dts = rescale(packet.dts, packet.time_base, unit)
         pts = dts if packet.pts is None else rescale(packet.pts, packet.time_base, unit)
-        wanted = max(min(dts, pts), self._last.get(index, dts - self._step) + self._step)
+        step = self._steps[index]
+        wanted = max(min(dts, pts), self._last.get(index, dts - step) + step)
         if wanted != dts:
             duration = rescale(packet.duration or 0, packet.time_base, unit)
             packet.dts, packet.pts, packet.duration, packet.time_base = wanted, max(pts, wanted), duration, unit

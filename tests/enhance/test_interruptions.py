@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -201,19 +203,70 @@ def test_a_machine_that_is_held_up_for_seconds_loses_nothing(source, undisturbed
     assert output.read_bytes() == undisturbed
 
 
-def test_a_dead_node_of_its_own_ends_the_job_with_an_error(source, undisturbed, tmp_path, temporary):
+@pytest.mark.parametrize(
+    "has_come",
+    [
+        lambda job, output: len(segments(output)) >= 2,
+        pytest.param(lambda job, output: find(job, "ray::CacheActor"), marks=[pytest.mark.slow, pytest.mark.longest]),
+        pytest.param(lambda job, output: find(job, "ray::SessionActor"), marks=pytest.mark.slow),
+        pytest.param(lambda job, output: len(segments(output)) >= 19, marks=[pytest.mark.slow, pytest.mark.longest]),
+    ],
+    ids=["segments", "cache", "session", "end"],
+)
+def test_a_dead_node_of_its_own_ends_the_job_with_an_error(source, undisturbed, tmp_path, temporary, has_come):
     output = tmp_path / "b.mkv"
     job = start("enhance", source, "-o", output, *MODEL, env=environment(temporary))
-    wait_until(lambda: len(segments(output)) >= 2, job)
-    children = descendants(job.pid)
+    wait_until(lambda: has_come(job, output), job)
+    kept, children = len(segments(output)), descendants(job.pid)
     kill(wait_for(job, "raylet/raylet"))
     out, err = job.communicate(timeout=DEADLINE_S)
     assert (job.returncode, out) == (1, ""), err
-    assert "error: the Ray node that this process started has died. Run the same again: finished segments are kept." in err
+    told = [line for line in err.splitlines() if not line.startswith(("starting:", "enhancing:", "joining:"))]
+    assert told.pop() == "error: the Ray node that this process started has died. Run the same again: finished segments are kept."
+    assert all("finished segments are kept in" in line for line in told), err  # and none of Ray's own words
     wait_until(partial(are_gone, children))
     assert list(temporary.glob("genai-ray-*")) == []
-    assert json.loads(run("enhance", source, "-o", output, *MODEL).stdout)["segments_reused"] >= 2
+    assert json.loads(run("enhance", source, "-o", output, *MODEL).stdout)["segments_reused"] >= kept
     assert output.read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize(
+    "has_come",
+    [
+        pytest.param(lambda job, output: find(job, "raylet/raylet"), marks=[pytest.mark.slow, pytest.mark.longest]),
+        lambda job, output: len(segments(output)) >= 2,
+    ],
+    ids=["start", "segments"],
+)
+def test_sigterm_ends_everything_without_a_crash_dump(source, tmp_path, temporary, has_come):
+    output = tmp_path / "b.mkv"
+    job = start("enhance", source, "-o", output, *MODEL, env=environment(temporary))
+    wait_until(lambda: has_come(job, output), job)
+    kept, children = len(segments(output)), descendants(job.pid)
+    os.kill(job.pid, signal.SIGTERM)
+    out, err = job.communicate(timeout=DEADLINE_S)
+    assert (job.returncode, out) == (143, ""), err
+    assert "ended by SIGTERM" in err
+    assert "***" not in err
+    assert "Traceback" not in err
+    wait_until(partial(are_gone, children))
+    assert list(temporary.glob("genai-ray-*")) == []
+    assert not output.exists()
+    work = output.with_name(output.name + ".genai-ray")
+    assert [path.suffix for path in work.glob("*")] == [".nut"] * len(segments(output))
+    assert len(segments(output)) >= kept
+
+
+def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing(source, tmp_path):
+    """Workers import what this process imports: not what a user calls by the name of a package."""
+    for name in ("av", "numpy", "onnxruntime", "onnx", "pyarrow", "yaml", "fsspec", "pydantic", "psutil", "code", "secrets"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a script of a user was imported')")
+    command = [Path(sys.executable).with_name("genai-ray"), "enhance", source, "-o", tmp_path / "\u00e9\udce9.mkv", *map(str, MODEL[:-1])]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert b"\\xe9\\udce9.mkv" in done.stdout
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "\u00e9\udce9.mkv").exists()
 
 
 MOMENTS = [

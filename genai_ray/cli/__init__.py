@@ -1,11 +1,14 @@
 """The command line: parses, calls, prints; no logic.
 
-Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 interrupted.
+Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 interrupted (SIGINT), 143 ended (SIGTERM).
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+from io import TextIOWrapper
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -18,6 +21,9 @@ __all__ = ["app", "main"]
 
 _INTERRUPTED = 130
 """What Typer makes of ctrl-C."""
+
+_TERMINATED = 143
+"""What a shell makes of SIGTERM."""
 
 app = typer.Typer(
     name="genai-ray",
@@ -47,6 +53,10 @@ def _callback(
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what is written does not depend on what a terminal can show
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except GenAIRayError as exc:
@@ -55,4 +65,11 @@ def main() -> None:
     except SystemExit as exc:
         if exc.code == _INTERRUPTED:
             print("interrupted", file=sys.stderr)
+        elif exc.code == _TERMINATED:
+            print("ended by SIGTERM", file=sys.stderr)
         raise
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what was begun is given back first
+    raise SystemExit(_TERMINATED)

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
+from genai_ray.cluster.driver import Job, hush, undisturbed
+from genai_ray.cluster.guard import Guard
 from genai_ray.cluster.token import check_token, forget_token, make_token, use_token
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders
 
-__all__ = ["connect", "disconnect", "has_own_node_died", "own_folders"]
+__all__ = ["connect", "disconnect", "has_own_node_died", "own_folders", "say_if_node_dies"]
 
 _ANSWER_WITHIN_S = 2.0
+_GONE_WITHIN_S = 2.0
+_LOOK_EVERY_S = 0.1
 _ENVIRONMENT = {
     # How fast a dead node is noticed stays as Ray has it: nothing can take the place of the only one, and one that was held up for some seconds goes on.
     "ORT_DISABLE_TELEMETRY": "1",  # also in processes that import ONNX Runtime before this package
@@ -37,6 +42,7 @@ _MAX_PATH_BYTES = 43
 """Paths of sockets have 107 bytes at the most, of which Ray takes 64 for the session and the socket."""
 _own_folders: list[Path] = []
 _started_by = 0
+_guards: list[Guard] = []
 
 
 def connect(address: str | None = None, *, start: bool = True) -> bool:
@@ -63,7 +69,8 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         if _is_port(wanted):
             check_token(wanted)
         try:
-            ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False)
+            with undisturbed():
+                ray.init(address=wanted, job_config=Job(), logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as exc:
             raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
         return False
@@ -81,9 +88,17 @@ def disconnect() -> None:
         return
     atexit.unregister(disconnect)
     ray.shutdown()
+    hush(is_quiet=False)
+    while _guards:
+        _guards.pop().stop()
     forget_token()
     while _own_folders:
-        remove_folder(_own_folders.pop())
+        folder = _own_folders.pop()
+        deadline = time.monotonic() + _GONE_WITHIN_S
+        remove_folder(folder)
+        while folder.exists() and time.monotonic() < deadline:  # processes that have lost their raylet still write there
+            time.sleep(_LOOK_EVERY_S)
+            remove_folder(folder)
 
 
 def own_folders() -> tuple[str, ...]:
@@ -107,6 +122,16 @@ def has_own_node_died() -> bool:
     return bool(_own_folders) and node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
 
 
+def say_if_node_dies(do: str) -> None:
+    """Set what a person reads besides if a cluster that ``connect`` started loses its node, and Ray ends this process at once.
+
+    Args:
+        do: What can be done then.
+    """
+    for guard in _guards:
+        guard.say(do)
+
+
 def _start() -> None:
     global _started_by  # noqa: PLW0603 - a fork has a copy of all that says that there is a cluster
     base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
@@ -117,8 +142,11 @@ def _start() -> None:
     try:
         folder = _make_folder(base)
         make_token(folder.parent)
-        with _on_loopback():
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=str(folder))
+        hush(is_quiet=True)
+        with _on_loopback(), undisturbed():
+            ray.init(address="local", job_config=Job(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=str(folder))
+        node: Any = ray._private.worker._global_node
+        _guards.append(Guard([info.process.pid for kind in ("raylet", "gcs_server") for info in node.all_processes.get(kind, ())]))
     except GenAIRayError:
         disconnect()
         raise

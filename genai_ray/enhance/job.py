@@ -16,7 +16,7 @@ from pathlib import Path
 from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import Lease, ModelCache, SessionRequest, disconnect, has_own_node_died, uses_gpu
+from genai_ray.cluster import NODE_DIED, Lease, ModelCache, SessionRequest, disconnect, has_own_node_died, say_if_node_dies, uses_gpu
 from genai_ray.enhance.chain import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.claims import Claims
 from genai_ray.enhance.options import EnhanceOptions, check_models
@@ -25,12 +25,12 @@ from genai_ray.enhance.progress import Meter
 from genai_ray.enhance.records import Record, forget
 from genai_ray.enhance.report import EnhanceReport, ModelUse, Progress, VideoReport
 from genai_ray.enhance.results import Results
-from genai_ray.enhance.schedule import Ended, Scheduler
+from genai_ray.enhance.schedule import DO_AGAIN, Ended, Scheduler
 from genai_ray.enhance.segment import SegmentJob, find_requests
 from genai_ray.enhance.store import discard_partials, node_kind
 from genai_ray.enhance.targets import Target, Targets, resolve_targets
 from genai_ray.enhance.work import examine_clip, find_done_clip, open_clip
-from genai_ray.errors import GenAIRayError
+from genai_ray.errors import GenAIRayError, ResourceExhaustedError
 from genai_ray.video import describe_video
 
 __all__ = ["enhance_videos"]
@@ -168,7 +168,9 @@ class _Job:
         examined: Planned | None = None,
     ) -> tuple[ModelUse, ...]:
         tag, options = f"enhance-{uuid.uuid4().hex[:12]}", self.options
-        cache = ModelCache(options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
+        with _death_told():
+            cache = ModelCache(options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
+        say_if_node_dies(DO_AGAIN)
         is_own = cache.is_embedded
         loading = _Loading(cache, options, tag)
         recorded = results.recorded if results is not None else lambda _: None
@@ -200,8 +202,9 @@ class _Job:
                     self.claims.release(ended.target)
             return loading.uses(is_last=True) if meter.first is not None else ()
         except BaseException:
-            left = scheduler.stop() if scheduler is not None else []
-            raise
+            with _death_told():
+                left = scheduler.stop() if scheduler is not None else []
+                raise
         finally:
             if not has_own_node_died():
                 loading.release()
@@ -337,6 +340,17 @@ class _Loading:
             lease.set_result(self._cache.lease(requests, copies=options.copies, device_kinds=options.device_kinds, tag=self._tag))
         except BaseException as exc:  # noqa: BLE001 - it is the job's, which asks for the result
             lease.set_exception(exc)
+
+
+@contextmanager
+def _death_told() -> Iterator[None]:
+    """Say that the node has died, if it has: what else is raised then only follows from it."""
+    try:
+        yield
+    except Exception as exc:
+        if has_own_node_died():
+            raise ResourceExhaustedError(NODE_DIED, do=DO_AGAIN) from exc
+        raise
 
 
 def _uses_of(specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[ModelUse, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
-from genai_ray.cluster import has_own_node_died
+from genai_ray.cluster import NODE_DIED, has_own_node_died
 from genai_ray.enhance.halt import forget_halted, halt
 from genai_ray.enhance.home import find_home
 from genai_ray.enhance.planned import Begun, Planned, pack
@@ -29,9 +29,11 @@ from genai_ray.enhance.tasks import AWAY, Shared, Tasks
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError, VideoError
 from genai_ray.files import is_remote
 
-__all__ = ["Ended", "Scheduler"]
+__all__ = ["DO_AGAIN", "Ended", "Scheduler"]
 
 _log = logging.getLogger(__name__)
+
+DO_AGAIN = "Run the same again: finished segments are kept."
 
 MAX_TRIES = 3
 """A step that fails by chance, or whose worker dies, this often fails its video."""
@@ -170,7 +172,7 @@ class Scheduler:
             if done and rest:
                 done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
             if has_own_node_died():
-                raise ResourceExhaustedError("the Ray node that this process started has died", do="Run the same again: finished segments are kept.")
+                raise ResourceExhaustedError(NODE_DIED, do=DO_AGAIN)
             self._check()
             for ref in done:
                 step, planned = self._in_flight.pop(ref)

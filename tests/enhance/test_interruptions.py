@@ -15,7 +15,7 @@ import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.video import Encoding
-from tests.processes import DEADLINE_S, descendants, is_alive, kill, killing, run, start, title, wait_until
+from tests.processes import DEADLINE_S, ROOT, descendants, is_alive, kill, killing, run, start, title, wait_until
 from tests.video.clips import write
 
 pytestmark = pytest.mark.cluster
@@ -225,9 +225,27 @@ def test_a_dead_node_of_its_own_ends_the_job_with_an_error(source, undisturbed, 
     assert told.pop() == "error: the Ray node that this process started has died. Run the same again: finished segments are kept."
     assert all("finished segments are kept in" in line for line in told), err  # and none of Ray's own words
     wait_until(partial(are_gone, children))
-    assert list(temporary.glob("genai-ray-*")) == []
-    assert json.loads(run("enhance", source, "-o", output, *MODEL).stdout)["segments_reused"] >= kept
+    assert json.loads(run("enhance", source, "-o", output, *MODEL, env=environment(temporary)).stdout)["segments_reused"] >= kept
+    assert list(temporary.glob("genai-ray-*")) == []  # what Ray left if it ended the process at once, the next job has removed
     assert output.read_bytes() == undisturbed
+
+
+def test_a_process_that_ray_ends_at_once_has_a_last_word(temporary):
+    """Without its node Ray calls ``_exit`` as soon as this process asks the object store for something: no line of Python runs after that."""
+    code = """
+import os, signal, ray
+from genai_ray.cluster import connect
+connect("local")
+node = ray._private.worker._global_node
+(raylet,) = [info.process for info in node.all_processes["raylet"]]
+os.kill(raylet.pid, signal.SIGKILL)
+raylet.wait()
+ray.put(b"x" * 10_000_000)
+print("not ended")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment(temporary), cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the Ray node that this process started has died\n"
 
 
 @pytest.mark.parametrize(
@@ -257,12 +275,14 @@ def test_sigterm_ends_everything_without_a_crash_dump(source, tmp_path, temporar
     assert len(segments(output)) >= kept
 
 
-def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing(source, tmp_path):
+def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing(tmp_path):
     """Workers import what this process imports: not what a user calls by the name of a package."""
     for name in ("av", "numpy", "onnxruntime", "onnx", "pyarrow", "yaml", "fsspec", "pydantic", "psutil", "code", "secrets"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a script of a user was imported')")
-    command = [Path(sys.executable).with_name("genai-ray"), "enhance", source, "-o", tmp_path / "\u00e9\udce9.mkv", *map(str, MODEL[:-1])]
-    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    source = write(tmp_path / "a.mkv", pts=[0, 1, 2], tracks=0)
+    command = [Path(sys.executable).with_name("genai-ray"), "enhance", source, "-o", tmp_path / "\u00e9\udce9.mkv", "--model", "websr-x2-s"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
     assert b"\\xe9\\udce9.mkv" in done.stdout
     assert b"Traceback" not in done.stderr

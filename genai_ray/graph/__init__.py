@@ -6,7 +6,7 @@ The only importer of ``onnx``.
 from genai_ray.graph.cost import activation_bytes, weight_bytes
 from genai_ray.graph.field import ReceptiveField, receptive_field
 from genai_ray.graph.fuse import fuse_frames
-from genai_ray.graph.header import external_files, read_header
+from genai_ray.graph.header import WHOLE_FILE_BYTES, external_files, read_header
 from genai_ray.graph.model import (
     Graph,
     GraphTensor,
@@ -22,6 +22,7 @@ from genai_ray.graph.model import (
 )
 
 __all__ = [
+    "WHOLE_FILE_BYTES",
     "Graph",
     "GraphTensor",
     "ReceptiveField",

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from genai_ray.errors import ModelLoadError
 from genai_ray.graph.model import Graph, put_in_order
 
-__all__ = ["external_files", "read_header"]
+__all__ = ["WHOLE_FILE_BYTES", "external_files", "read_header"]
 
 MAX_HEADER_BYTES = 64 * 1024**2
 """Most bytes of a graph without its large tensors; graphs of the largest public models have a few MB."""

@@ -34,7 +34,7 @@ BASE_BYTES = 1024**3
 DATA_FACTOR = 3
 """What it may allocate for each byte of the model's data: the runtime packs weights for its kernels, and trial runs need two runtimes."""
 
-WITHIN_S = 60.0
+WITHIN_S = 120.0
 """Most seconds for a model's trial runs."""
 
 FAILED_FOR_S = 600.0

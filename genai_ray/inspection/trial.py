@@ -19,7 +19,7 @@ import numpy.typing as npt
 from genai_ray.backends import RuntimeSession, TensorInfo, open_runtime
 from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
 from genai_ray.errors import GenAIRayError, InferenceError, InvalidInputError, ModelLoadError, ModelNotFoundError
-from genai_ray.graph import Graph, GraphTensor, broken_rule, element_name, free_batch, fuse_frames, read_header, receptive_field
+from genai_ray.graph import WHOLE_FILE_BYTES, Graph, GraphTensor, broken_rule, element_name, free_batch, fuse_frames, read_header, receptive_field
 from genai_ray.types import ModelTask
 
 __all__ = ["ask_runtime", "inspect_model"]
@@ -47,8 +47,8 @@ def inspect_model(path: Path) -> ModelSpec:
     path = Path(path)
     if not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file")
-    model = read_header(path)
-    runtime = open_runtime(path)
+    model, is_small = read_header(path), path.stat().st_size <= WHOLE_FILE_BYTES
+    runtime = open_runtime(path) if is_small else open_runtime(model.SerializeToString(), folder=path.parent)  # weights are mapped then, not copied
     try:
         trial = _Trial(path, runtime)
         spec = trial.describe()
@@ -56,7 +56,7 @@ def inspect_model(path: Path) -> ModelSpec:
             spec = trial.try_frames(spec, model)
     finally:
         runtime.close()
-    broken = broken_rule(path)
+    broken = broken_rule(path) if is_small else None  # the checker reads all of a file, and would only add a note
     if broken is not None:
         trial.unsure.append(f"whether other runtimes take it; ONNX's own checker says: {broken}")
     return spec.model_copy(update={"unsure": tuple(trial.unsure)})

@@ -23,7 +23,7 @@ from genai_ray.cluster.token import check_token, forget_token, make_token, use_t
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders
 
-__all__ = ["connect", "disconnect", "has_own_node_died", "own_folders", "say_if_node_dies"]
+__all__ = ["check_process", "connect", "disconnect", "has_own_node_died", "own_folders", "say_if_node_dies"]
 
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
@@ -41,8 +41,9 @@ _SHORT = "/tmp"
 _MAX_PATH_BYTES = 43
 """Paths of sockets have 107 bytes at the most, of which Ray takes 64 for the session and the socket."""
 _own_folders: list[Path] = []
-_started_by = 0
 _guards: list[Guard] = []
+_connected_by = 0
+"""The process that is connected to Ray, of which this one may be a fork."""
 
 
 def connect(address: str | None = None, *, start: bool = True) -> bool:
@@ -60,6 +61,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         ResourceExhaustedError: If Ray cannot be started on this machine.
     """
     if ray.is_initialized():
+        check_process()
         return False
     wanted = address or os.environ.get("RAY_ADDRESS") or _find_running()
     if wanted and wanted != "local":
@@ -73,6 +75,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
                 ray.init(address=wanted, job_config=Job(), logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as exc:
             raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
+        _note_process()
         return False
     if not start:
         raise ConfigError("no Ray cluster is running on this machine", "a running one", "Start one with `ray start --head`, or pass --address.")
@@ -82,9 +85,24 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     return True
 
 
+def check_process() -> None:
+    """Refuse to use Ray's connection in a fork of the process that has it, where every call would wait for ever.
+
+    Raises:
+        ConfigError: If this process is such a fork.
+    """
+    if not ray.is_initialized():
+        return
+    if not _connected_by:
+        _note_process()
+    if _connected_by != os.getpid():
+        got = f"this process is a fork of process {_connected_by}, which is connected to Ray"
+        raise ConfigError(got, "a process that was not forked after that", "Start processes by 'spawn'.")
+
+
 def disconnect() -> None:
     """End a cluster that ``connect`` started, and remove its temporary folders; does nothing in a cluster that was joined, or in a fork."""
-    if not _own_folders or _started_by != os.getpid():
+    if not _own_folders or _connected_by != os.getpid():
         return
     atexit.unregister(disconnect)
     ray.shutdown()
@@ -132,12 +150,16 @@ def say_if_node_dies(do: str) -> None:
         guard.say(do)
 
 
+def _note_process() -> None:
+    global _connected_by  # noqa: PLW0603 - a fork has a copy of all else that says that there is a connection
+    _connected_by = os.getpid()
+
+
 def _start() -> None:
-    global _started_by  # noqa: PLW0603 - a fork has a copy of all that says that there is a cluster
     base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     sweep_folders(base, _SHORT)
     cache_folder()  # if it cannot be written, that is said here: what Ray's processes log is not seen
-    _started_by = os.getpid()
+    _note_process()
     atexit.register(disconnect)
     try:
         folder = _make_folder(base)

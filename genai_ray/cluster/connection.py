@@ -12,6 +12,7 @@ from genai_ray.cluster.answers import ArgumentLostError, wait_for
 from genai_ray.cluster.cache import CacheActor
 from genai_ray.cluster.cache.options import CacheOptions
 from genai_ray.cluster.cache.sessions import NAMESPACE, end_sessions
+from genai_ray.cluster.connect import check_process
 from genai_ray.errors import CacheClosedError, DeadlineExceededError
 
 __all__ = ["Connection", "cache_names", "start_on_head"]
@@ -104,11 +105,13 @@ class Connection:
 
         Raises:
             CacheClosedError: If the cache was shut down, this client closed, or Ray shut down.
+            ConfigError: If this process is a fork of the one that is connected to Ray.
         """
         if self._is_closed:
             raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
         if self._is_left:
             raise CacheClosedError(f"this client of cache {self.name!r} was closed", do="Make a new ModelCache.")
+        check_process()
         if not ray.is_initialized():
             raise CacheClosedError(f"cache {self.name!r} is gone: Ray is not running any more", do="Make a new ModelCache.")
 

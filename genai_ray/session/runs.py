@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -84,7 +85,7 @@ class RunPool:
 
     def __init__(self, num_runs: int) -> None:
         self._queue: queue.PriorityQueue[tuple[int, int, tuple[Future[Any], Callable[[], Any]] | None]] = queue.PriorityQueue()
-        self._numbers = itertools.count()
+        self._numbers, self._process = itertools.count(), os.getpid()
         self._lock, self._is_closed, self._num_pending = threading.Lock(), False, 0
         self._threads = [threading.Thread(target=self._work, name=f"genai-ray-run-{index}", daemon=True) for index in range(num_runs)]
         for thread in self._threads:
@@ -107,8 +108,11 @@ class RunPool:
             Its result to come.
 
         Raises:
-            InferenceError: If the pool was closed.
+            InferenceError: If the pool was closed, or this process is a fork of its own, where its threads are not.
         """
+        if self._process != os.getpid():
+            do = "Open a session in this process, or start processes by 'spawn'."
+            raise InferenceError(f"a run in a fork of process {self._process}, which opened the session", do=do)
         future: Future[Any] = Future()
         with self._lock:
             if self._is_closed:
@@ -118,7 +122,9 @@ class RunPool:
         return future
 
     def close(self) -> None:
-        """Make the calls that wait, then end the threads; a second call does nothing more."""
+        """Make the calls that wait, then end the threads; a second call does nothing more, nor one in a fork."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             self._is_closed = True
             for _ in self._threads:

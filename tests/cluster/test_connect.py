@@ -103,11 +103,20 @@ _COMPUTE = f"""
 {_STAY}
 import numpy as np
 from genai_ray import InferenceSession, ModelCache
+from genai_ray.errors import ConfigError
 with InferenceSession("websr-x2-s") as session:
     session.infer(np.zeros((1, 32, 32, 3), np.uint8))
 cache = ModelCache(10**9)
 cache.load_model("websr-x2-s")
 cache.get_session("websr-x2-s").infer(np.zeros((1, 32, 32, 3), np.uint8))
+fork = os.fork()
+if not fork:
+    try:
+        cache.get_session("websr-x2-s")
+    except ConfigError as exc:
+        print(exc, flush=True)
+    os._exit(0)
+os.waitpid(fork, 0)
 print("computed", flush=True)
 sys.stdin.readline()
 """
@@ -155,6 +164,7 @@ def test_a_cluster_of_our_own_is_this_users_alone_and_leaves_nothing(place):
     with staying(_COMPUTE, HOME=home, RAY_TMPDIR=base, TMPDIR=other) as (process, (folder,)):
         process.stdin.write("\n")
         process.stdin.flush()
+        assert process.stdout.readline().startswith(f"this process is a fork of process {process.pid}, which is connected to Ray")
         assert process.stdout.readline() == "computed\n"
         assert list(base.iterdir()) == [folder]  # what the dead process had left is gone
         inside = [path for path in folder.rglob("*") if "session_latest" not in path.parts]

@@ -1,6 +1,9 @@
 """``InferenceSession`` on real models: shapes, dtypes, tiling bit for bit, errors."""
 
+import multiprocessing
+import os
 import threading
+import warnings
 
 import numpy as np
 import onnxruntime as ort
@@ -224,3 +227,29 @@ def test_a_session_keeps_to_its_bytes_in_any_precision(precision):
     with InferenceSession("esrgan-4x", precision=precision, threads=2, limits=SessionLimits(max_bytes=440_000_000)) as session:
         session.warmup()
         assert session.tile_size_px < 256
+
+
+def test_a_session_is_refused_in_a_fork_and_a_new_one_works_there(frames):
+    with InferenceSession("websr-x2-s") as session:
+        expected = session.infer(frames)
+        fork = multiprocessing.get_context("fork")
+        answers, end = fork.Pipe(duplex=False)
+        child = fork.Process(target=_infer_in_a_fork, args=(session, frames, end))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads, from Python 3.12 on
+            child.start()
+        assert answers.poll(60)
+        refusal, result = answers.recv()
+        child.join()
+        assert refusal.startswith(f"a run in a fork of process {os.getpid()}, which opened the session. Open a session in this process")
+        np.testing.assert_array_equal(result, expected)
+
+
+def _infer_in_a_fork(session, frames, end):
+    try:
+        session.infer(frames)
+    except errors.InferenceError as exc:
+        refusal = str(exc)
+    session.close()
+    with InferenceSession("websr-x2-s") as own:
+        end.send((refusal, own.infer(frames)))

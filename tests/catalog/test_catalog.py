@@ -69,6 +69,17 @@ def test_two_models_of_one_name_and_bad_fields_are_refused(tmp_path):
             load_spec(tmp_path / "b.yaml")
 
 
+def test_a_wrong_spec_is_the_trouble_of_its_model_alone(tmp_path):
+    (tmp_path / "good.yaml").write_text(dump_spec(CATALOG.get("websr-x2-s").model_copy(update={"model_id": "good", "aliases": ()})))
+    (tmp_path / "bad.yaml").write_text("model_id: bad\nfile: bad.onnx\nscal: 2\n")
+    (tmp_path / "deep.yaml").write_text("[" * 5000 + "]" * 5000)
+    (tmp_path / "compose.yaml").write_text("services: {}\n")
+    catalog = ModelCatalog(configs_folder() / "models", tmp_path)
+    assert {"good", "esrgan-4x"} <= set(catalog.ids())
+    with pytest.raises(errors.ModelNotFoundError, match="its spec is wrong: .*scal"):
+        catalog.get("bad")
+
+
 @pytest.mark.parametrize("path", sorted((configs_folder() / "engine").glob("*.yaml")), ids=lambda path: path.stem)
 def test_profiles_load(path):
     assert load_profile(path.stem).name == path.stem

@@ -42,17 +42,23 @@ class ModelCatalog:
         folders: Folders of YAML files; a later one extends the earlier ones and may replace a model of the same id.
 
     Raises:
-        ConfigError: If a file is wrong, or two models claim one word.
+        ConfigError: If two models claim one word. A file that is wrong is left out, which is logged, and told to whoever asks for its model.
     """
 
     def __init__(self, *folders: Path) -> None:
         self.folders = folders
+        self._left_out: dict[str, ConfigError] = {}
         self._specs: dict[str, ModelSpec] = {}
         for folder in folders:
             for path in sorted(folder.glob("*.yaml")):
                 if path.name.endswith(SERVING_SUFFIX):
                     continue
-                spec = load_spec(path)
+                try:
+                    spec = load_spec(path)
+                except ConfigError as exc:
+                    _log.warning("%s is left out: %s", path.name, exc)
+                    self._left_out[path.stem.lower()] = exc
+                    continue
                 if spec.model_id in self._specs:
                     _log.info("model %s: %s replaces the packaged spec", spec.model_id, path)
                 self._specs[spec.model_id] = spec
@@ -70,7 +76,7 @@ class ModelCatalog:
             The catalog.
 
         Raises:
-            ConfigError: If a file of the user's folder is wrong.
+            ConfigError: If two models claim one word.
         """
         return _read(models_folder())
 
@@ -96,6 +102,8 @@ class ModelCatalog:
         """
         found = self._words.get(name.lower())
         if found is None:
+            if name.lower() in self._left_out:
+                raise ModelNotFoundError(f"no model {name!r}, since its spec is wrong: {self._left_out[name.lower()]}")
             near = difflib.get_close_matches(name.lower(), self._words, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
             raise ModelNotFoundError(

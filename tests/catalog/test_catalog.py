@@ -76,7 +76,7 @@ def test_a_wrong_spec_is_the_trouble_of_its_model_alone(tmp_path):
     (tmp_path / "compose.yaml").write_text("services: {}\n")
     catalog = ModelCatalog(configs_folder() / "models", tmp_path)
     assert {"good", "esrgan-4x"} <= set(catalog.ids())
-    with pytest.raises(errors.ModelNotFoundError, match="its spec is wrong: .*scal"):
+    with pytest.raises(errors.ModelNotFoundError, match=r"its spec is wrong: .*scal"):
         catalog.get("bad")
 
 

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,11 @@ from genai_ray.cluster.driver import Job, hush, undisturbed
 from genai_ray.cluster.guard import Guard
 from genai_ray.cluster.token import check_token, forget_token, make_token, use_token
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
-from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders
+from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
 
 __all__ = ["check_process", "connect", "disconnect", "has_own_node_died", "own_folders", "say_if_node_dies"]
+
+_log = logging.getLogger(__name__)
 
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
@@ -156,7 +157,7 @@ def _note_process() -> None:
 
 
 def _start() -> None:
-    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    base = os.environ.get("RAY_TMPDIR") or temporary_base()
     sweep_folders(base, _SHORT)
     cache_folder()  # if it cannot be written, that is said here: what Ray's processes log is not seen
     _note_process()
@@ -207,10 +208,17 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _find_running() -> str | None:
-    """Return the address of a cluster on this machine whose GCS port answers; a stale address file makes Ray hang."""
+    """Return the address of a cluster on this machine whose GCS port answers; a stale address file makes Ray hang.
+
+    A cluster gets this user's token and code: one that another user wrote of, in a folder that all can write, is not joined unasked.
+    """
+    file = Path(get_ray_address_file(None))
     try:
-        address = Path(get_ray_address_file(None)).read_text().strip()
-    except OSError:
+        address, owner = file.read_text().strip(), file.stat().st_uid
+    except (OSError, UnicodeDecodeError):
+        return None
+    if owner not in (0, os.geteuid()):
+        _log.warning("the Ray cluster at %s is another user's (%s): it is joined only by its address", address[:100], file)
         return None
     return address if _is_port(address) and _answers(address) else None
 

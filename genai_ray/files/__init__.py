@@ -4,7 +4,7 @@ A *place* is a string: an absolute local path, or a URI with a scheme that fsspe
 asked for. Writing is whole or not at all. The module does not know what is in the files.
 """
 
-from genai_ray.files.local import cache_folder, home_folder, make_folder, remove_folder, sweep_folders, temporary_folder
+from genai_ray.files.local import cache_folder, home_folder, make_folder, remove_folder, sweep_folders, temporary_base, temporary_folder
 from genai_ray.files.locks import Lock, read_lock
 from genai_ray.files.mirror import mirror
 from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
@@ -41,6 +41,7 @@ __all__ = [
     "remove",
     "remove_folder",
     "sweep_folders",
+    "temporary_base",
     "temporary_folder",
     "to_place",
 ]

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from genai_ray.errors import ConfigError
 
-__all__ = ["cache_folder", "home_folder", "make_folder", "remove_folder", "sweep_folders", "temporary_folder"]
+__all__ = ["cache_folder", "home_folder", "make_folder", "remove_folder", "sweep_folders", "temporary_base", "temporary_folder"]
 
 _log = logging.getLogger(__name__)
 
 PREFIX = "genai-ray-"
 """Names of temporary folders begin so."""
 
+_DO = "Set TMPDIR to a folder that can be written."
 _MARK = ".in-use"
 _TRIES = 10
 _held: dict[Path, int] = {}
@@ -41,8 +42,8 @@ def cache_folder() -> Path:
     wanted = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache", "genai_ray")
     if _can_write(wanted):
         return wanted
-    with suppress(OSError):
-        instead = Path(tempfile.gettempdir(), f"{PREFIX}cache-{os.geteuid()}")
+    with suppress(OSError, ConfigError):
+        instead = Path(temporary_base(), f"{PREFIX}cache-{os.geteuid()}")
         if _can_write(instead) and _is_private(instead):
             if wanted not in _told:
                 _told.add(wanted)
@@ -63,6 +64,26 @@ def home_folder() -> Path:
         return Path(os.devnull, "home")
 
 
+def temporary_base() -> str:
+    """Return the system's temporary folder.
+
+    Returns:
+        ``TMPDIR``; if that cannot be written, the next that can, which is said once in the log.
+
+    Raises:
+        ConfigError: If none can be written.
+    """
+    try:
+        base = tempfile.gettempdir()
+    except FileNotFoundError as exc:
+        raise ConfigError(f"no temporary folder can be written: {exc.strerror}", do=_DO) from exc
+    wanted = Path(os.environ.get("TMPDIR") or base)
+    if os.path.realpath(wanted) != os.path.realpath(base) and not _can_write(wanted) and wanted not in _told:
+        _told.add(wanted)
+        _log.warning("TMPDIR=%s cannot be written: temporary files are in %s", wanted, base)
+    return base
+
+
 def make_folder(purpose: str = "", base: str | os.PathLike[str] | None = None) -> Path:
     """Make a temporary folder that only this user can enter, and hold it until ``remove_folder`` or the end of this process.
 
@@ -79,11 +100,11 @@ def make_folder(purpose: str = "", base: str | os.PathLike[str] | None = None) -
     prefix = f"{PREFIX}{purpose}-" if purpose else PREFIX
     try:
         for _ in range(_TRIES):
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base or temporary_base()))
             if _hold(folder):
                 return folder
     except OSError as exc:
-        raise ConfigError(f"no temporary folder can be made: {exc}", do="Set TMPDIR to a folder that can be written.") from exc
+        raise ConfigError(f"no temporary folder can be made: {exc}", do=_DO) from exc
     raise ConfigError(f"no temporary folder could be kept in {folder.parent}", do="Set TMPDIR to another folder.")
 
 

@@ -10,7 +10,6 @@ import os
 import resource
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any, Self
 from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import ModelCache, connect, disconnect, has_own_node_died, own_folders
 from genai_ray.errors import ConfigError, ResourceExhaustedError
-from genai_ray.files import make_folder, remove_folder
+from genai_ray.files import make_folder, remove_folder, temporary_base
 from genai_ray.serve.haproxy import HOST, MAX_CONNECTIONS, bracketed, write_launcher
 from genai_ray.serve.ports import Record, check_ports, find_free_ports, find_port_block, process_started
 from genai_ray.serve.repository import Repository
@@ -235,7 +234,7 @@ class Endpoint:
 
 def _short_folder() -> Path:
     """Make a folder for HAProxy's socket, whose path, with the 56 letters of Ray's node in it, must stay below 98."""
-    base = tempfile.gettempdir()
+    base = temporary_base()
     return make_folder(base=base if len(base) <= _MAX_BASE else "/tmp")
 
 

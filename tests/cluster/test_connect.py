@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from genai_ray.cluster.connect import _find_running
 from tests.processes import descendants, kill, listeners, title, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -98,6 +100,21 @@ import os, sys
 sys.stdout.flush()
 sys.stdin.readline()
 """
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a file to another user")
+def test_a_cluster_of_another_user_is_not_joined_unasked(place, monkeypatch, caplog):
+    file = place / "foreign" / "ray" / "ray_current_cluster"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setenv("RAY_TMPDIR", str(file.parents[1]))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        file.write_text(address)
+        assert _find_running() == address
+        os.chown(file, 54321, 54321)
+        assert _find_running() is None
+    assert f"the Ray cluster at {address} is another user's" in caplog.text
+
 
 _COMPUTE = f"""
 {_STAY}

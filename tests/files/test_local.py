@@ -56,6 +56,14 @@ def test_no_folder_can_be_made(tmp_path):
         make_folder(base=tmp_path / "missing")
 
 
+def test_a_temporary_folder_that_cannot_be_written_is_done_without_and_said(monkeypatch, caplog):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/proc/none")
+    with temporary_folder("elsewhere") as folder:
+        assert folder.is_dir()
+    assert f"TMPDIR=/proc/none cannot be written: temporary files are in {folder.parent}" in caplog.text
+
+
 @pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
 def test_what_is_remembered_goes_to_the_temporary_folder_if_the_home_cannot_be_written(monkeypatch, tmp_path, caplog, home):
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -299,19 +299,16 @@ class VideoJobs:
             await asyncio.sleep(min(_UPKEEP_WITHIN_S, keep_s))
 
     async def _forget_old(self, now_s: float, keep_s: float) -> None:
-        failed: OSError | None = None
         for job in [job for job in self._jobs.values() if job.ended_s is not None and now_s - job.ended_s > keep_s]:
             try:
                 await asyncio.to_thread(_remove, self._folder / job.job_id)
             except OSError as exc:  # it stays known, and is removed later
-                failed = exc
+                _log.warning("video job %s is over and cannot be removed now: %s", job.job_id, exc)
             else:
                 self._jobs.pop(job.job_id, None)
                 self._bytes.pop(job.job_id, None)
         for folder in [folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)]:
             await asyncio.to_thread(_remove, folder)
-        if failed is not None:
-            raise failed
 
     def _put(self, job: VideoJob) -> None:
         """Note a job, in its folder first; where the disk is full a job that is known already is noted here alone."""

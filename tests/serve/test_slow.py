@@ -4,7 +4,10 @@ import asyncio
 import http.client
 import json
 import select
+import signal
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -227,6 +230,23 @@ FLOATS = 9_000_000
 MOST_BYTES = 240_000_000
 
 
+CLIENT = """
+import sys
+import time
+import grpc
+from genai_ray.serve.messages import message_class
+request = message_class("ModelInferRequest")(model_name="expander")
+request.inputs.add(name="x", datatype="FP32", shape=[1])
+request.raw_input_contents.append(bytes(4))
+channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.max_receive_message_length", -1)])
+infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+calls = [infer.future(request.SerializeToString()) for _ in range(16)]
+calls[0].result()
+print("one is there", flush=True)
+time.sleep(600)
+"""
+
+
 def expander(path):
     """Gives many numbers for one."""
     shape = numpy_helper.from_array(np.array([FLOATS], np.int64), "shape")
@@ -271,5 +291,14 @@ def test_fifty_readers_that_do_not_read_do_not_make_a_replica_grow_beyond_its_li
             one.close()
     assert {status: statuses.count(status) for status in set(statuses)}.keys() == {200, 429}
     assert 36_000_000 < most[0] - base < MOST_BYTES
+    wait_until(lambda: ask()[0] == 200, served.process)
+    stopped = subprocess.Popen([sys.executable, "-c", CLIENT, served.grpc], stdout=subprocess.PIPE, text=True)
+    try:
+        assert stopped.stdout.readline()
+        stopped.send_signal(signal.SIGSTOP)  # it reads nothing any more
+        wait_until(lambda: ask()[0] == 429, served.process)
+    finally:
+        stopped.kill()
+        stopped.communicate()
     wait_until(lambda: ask()[0] == 200, served.process)
     assert served.end() == 0

@@ -71,17 +71,27 @@ def add_inference_service(servicer: Any, server: Any) -> None:
         servicer: Has a method for each of the service's.
         server: The gRPC server.
     """
-    handlers = {name: grpc.unary_unary_rpc_method_handler(_until_sent(getattr(servicer, name))) for name in METHODS}
+    handlers = {name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS}
     handlers[STREAM] = grpc.stream_stream_rpc_method_handler(getattr(servicer, STREAM))
     health = {
         "Check": grpc.unary_unary_rpc_method_handler(servicer.Check),
         "Watch": grpc.unary_stream_rpc_method_handler(servicer.Watch),
     }
     for service, methods in ((SERVICE, handlers), (HEALTH, health)):
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+        registered = grpc.method_handlers_generic_handler(service, methods)
+        server.add_generic_rpc_handlers((registered,))
+        _count_until_sent(registered)
     for service in REFLECTION:
         methods = {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(servicer.ServerReflectionInfo)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+
+
+def _count_until_sent(service: Any) -> None:
+    """Have what unary calls hold be held until it is sent; by now Ray Serve has put its own handlers in the place of ours."""
+    service._method_handlers = {
+        name: handler if handler.request_streaming or handler.response_streaming else handler._replace(unary_unary=_until_sent(handler.unary_unary))
+        for name, handler in service._method_handlers.items()
+    }
 
 
 def _until_sent(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:

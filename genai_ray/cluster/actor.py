@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
 from genai_ray.cluster.devices import LOGICAL_GPU_BYTES, Started, gpu_used_bytes
 from genai_ray.cluster.messages import Description, Recency, Retired, SessionRequest, Stays
@@ -41,6 +43,9 @@ RETIRED_FOR_S = 30.0
 DRAIN_QUIET_S = 0.05
 """A retired session that nobody has called for this long may end."""
 
+RESERVE_WITHIN_S = 30.0
+"""For so long a session waits until the cache has made room for another copy of its model."""
+
 DRAIN_MOST_S = 1.0
 """After this it may end all the same."""
 
@@ -54,13 +59,14 @@ class SessionActor:
         digest: Hash of the model's file.
         reserved_bytes: Bytes that count against the budgets of the cache.
         held_bytes: Bytes that Ray holds for it: those in units of its device.
+        keeper: Actor of the cache, which is asked for more bytes.
     """
 
-    def __init__(self, cache: str, request: SessionRequest, digest: str, reserved_bytes: int, held_bytes: int) -> None:
+    def __init__(self, cache: str, request: SessionRequest, digest: str, reserved_bytes: int, held_bytes: int, keeper: Any) -> None:
         gpus = ray.get_gpu_ids()
         if not gpus or os.environ.get(LOGICAL_GPU_BYTES):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and every GPU would be seen
-        self._cache, self._request, self._digest = cache, request, digest
+        self._cache, self._request, self._digest, self._keeper = cache, request, digest, keeper
         self._reserved_bytes, self._held_bytes = reserved_bytes, held_bytes
         self._started = Started(ray.get_runtime_context().get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes())
         self._lock, self._loading = threading.Lock(), threading.Lock()
@@ -68,6 +74,7 @@ class SessionActor:
         self._frames_of: Counter[str] = Counter()
         self._in_flight = self._use_count = self._watchers = 0
         self._measured_bytes: int | None = None
+        self._most_bytes = 0
         self._load_s = 0.0
         self._last_use_s = time.monotonic()
         self._retired = self._is_online = False
@@ -291,7 +298,8 @@ class SessionActor:
     def _open(self, room: int | None) -> InferenceSession:
         request = self._request
         device = "cpu" if self._started.gpu is None or os.environ.get(LOGICAL_GPU_BYTES) else "cuda"
-        session = InferenceSession(request.model, backend=request.backend, precision=request.precision, device=device, limits=request.limits(room))
+        limits = replace(request.limits(room), reserve=self._reserve)
+        session = InferenceSession(request.model, backend=request.backend, precision=request.precision, device=device, limits=limits)
         try:
             session.warmup()
         except BaseException:
@@ -307,6 +315,19 @@ class SessionActor:
             except ResourceExhaustedError:
                 continue
         return self._open(None)
+
+    def _reserve(self, more_bytes: int) -> bool:
+        """Have bytes reserved before another copy of the model takes them; where the cache has none, or is not there, the copies take turns."""
+        if self._session is None:
+            return True  # it loads: what it is warmed with has been reserved
+        self._most_bytes = now_bytes = self._bytes()
+        try:
+            asked = self._keeper.grow.remote(ray.get_runtime_context().get_actor_name(), now_bytes + more_bytes)
+            may = bool(ray.get(asked, timeout=RESERVE_WITHIN_S))
+        except (RayError, TimeoutError):
+            return False
+        self._most_bytes += more_bytes if may else 0
+        return may
 
     def _end_later(self) -> None:
         """End this process in a while, unless the cache does so before: a session that nobody knows of must not stay."""
@@ -326,6 +347,8 @@ class SessionActor:
         if self._started.gpu is not None and not os.environ.get(LOGICAL_GPU_BYTES):
             used = gpu_used_bytes(self._started.gpu, self._started.pid)
             return self._reserved_bytes if used is None else used
+        if self._session is not None and self._session.is_loading:  # the file that is loaded goes again, as in the first load
+            return min(anonymous_bytes(), self._most_bytes or self._reserved_bytes)
         return anonymous_bytes()
 
     @contextmanager

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from genai_ray.backends import RuntimeSession, Tensors, open_runtime, resolve_de
 from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError, ResourceExhaustedError
 from genai_ray.graph import Graph, fuse_frames, has_outside_weights, read_model, read_weights
 from genai_ray.inspection import find_model
+from genai_ray.session.copies import Copies
 from genai_ray.session.memory import anonymous_bytes, map_large_blocks, release_freed_memory
 from genai_ray.session.precision import convert_model
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames
@@ -28,6 +30,7 @@ from genai_ray.session.sizing import (
     fixed_tile,
     largest_run,
     padded_size,
+    raw_run_bytes,
     run_batch_of,
     runs_at_once,
     tile_step,
@@ -91,21 +94,21 @@ class InferenceSession:
         self._asked_device = resolve_device(device, self.backend)
         self._bytes_before = anonymous_bytes()
         self._lock = threading.Lock()
-        self._runtimes: dict[str, RuntimeSession] = {}
+        self._copies = Copies(self._load, self._may_take)
         self._precision_db: float | None = None
         self._frames_done = self._calls_done = 0
         self._seconds_busy = 0.0
         self._peak_bytes = 0
         self._bytes_per_px: float | None = None
-        self._closed = self._warm = False
+        self._warm = False
+        self._warm_bytes = 0
         is_cpu = self._asked_device == "cpu"
         self.num_runs = runs_at_once(self.spec, self.threads, is_cpu)
         self.run_batch = run_batch_of(self.spec, self.limits, is_cpu)
         self._pool = RunPool(self.num_runs)
-        first = self._runtime("uint8" if self.spec.is_image_model else "raw")
+        with self._copies.use("uint8" if self.spec.is_image_model else "raw", int) as first:
+            self.device, self.computes_in = first.device, first.computes_in
         self._loaded_bytes = self.memory_bytes
-        self.device = first.device
-        self.computes_in = first.computes_in
         if self.precision is ModelPrecision.FP16 and self.computes_in == "fp32":
             _log.info("%s: the weights are in fp16, and this device computes in fp32", self.spec.model_id)
         self.tile_size_px = self._choose_tile_size()
@@ -132,12 +135,12 @@ class InferenceSession:
         scalars = self._scalars(params or {})
         padded = pad_frames(batch, *padded_size(self.spec, *batch.shape[1:3]))
         self._check_room(padded)
-        runtime = self._runtime(batch.dtype.name)
         is_pairs = self.spec.task is ModelTask.INTERPOLATION
         count, scale = len(batch) - is_pairs, self.spec.scale
         channels = 1 if self.spec.task is ModelTask.BACKGROUND_REMOVAL else 3
         out = np.empty((count, padded.shape[1] * scale, padded.shape[2] * scale, channels), batch.dtype)
-        calls = run_frames(runtime, padded, scalars, out, plan=self._plan(is_online), pool=self._pool)
+        with self._copies.use(batch.dtype.name, lambda: self._warm_bytes or self._loaded_bytes) as runtime:
+            calls = run_frames(runtime, padded, scalars, out, plan=self._plan(is_online), pool=self._pool)
         if padded is not batch:
             out = np.ascontiguousarray(out[:, : batch.shape[1] * scale, : batch.shape[2] * scale])
         with self._lock:
@@ -160,8 +163,8 @@ class InferenceSession:
             InvalidInputError: If names, dtypes or shapes do not fit the graph.
             InferenceError: If the runtime fails or the session is closed.
         """
-        runtime = self._runtime("raw")
-        outputs: dict[str, npt.NDArray[Any]] = self._pool.submit(runtime.run, feeds, is_online=is_online).result()
+        with self._use_raw({name: np.shape(array) for name, array in feeds.items()}) as runtime:
+            outputs: dict[str, npt.NDArray[Any]] = self._pool.submit(runtime.run, feeds, is_online=is_online).result()
         with self._lock:
             self._calls_done += 1
         return outputs
@@ -176,9 +179,7 @@ class InferenceSession:
             ModelLoadError: If the model does not take ``limits.warmup_shapes``.
             ResourceExhaustedError: If it takes more than ``limits.max_bytes``.
         """
-        if not self.spec.is_image_model:
-            self._runtime("raw")
-        else:
+        if self.spec.is_image_model:
             height, width = self._largest_run()
             count = WARMUP_RUNS * self.num_runs * self.run_batch + (self.spec.task is ModelTask.INTERPOLATION)
             frames = np.zeros((count, *padded_size(self.spec, height, width), 3), np.uint8)
@@ -191,7 +192,8 @@ class InferenceSession:
             self._warm_raw(shapes)
         release_freed_memory()
         self._warm = True
-        taken, allowed = self.memory_bytes, self.limits.max_bytes
+        self._warm_bytes = taken = self.memory_bytes
+        allowed = self.limits.max_bytes
         if allowed is not None and taken > allowed:
             runs = self._largest_run() if self.spec.is_image_model else [dict(shapes) for shapes in self.limits.warmup_shapes]
             got = f"{self.spec.model_id} takes {taken} bytes at runs of {runs}"
@@ -202,6 +204,11 @@ class InferenceSession:
         """Bytes that this session added to its process, at the most seen so far (other work of the process counts too)."""
         self._peak_bytes = max(self._peak_bytes, anonymous_bytes() - self._bytes_before)
         return self._peak_bytes
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it loads another copy of its model: its file takes memory as well, and is let go afterwards."""
+        return self._copies.is_loading
 
     @property
     def warm(self) -> bool:
@@ -251,11 +258,9 @@ class InferenceSession:
 
     def close(self) -> None:
         """End the session and give its memory back to the operating system; a second call does nothing."""
-        with self._lock:
-            self._closed = True
-            runtimes, self._runtimes = self._runtimes, {}
+        runtimes = self._copies.close()
         self._pool.close()
-        for runtime in runtimes.values():
+        for runtime in runtimes:
             runtime.close()
         del runtimes
         release_freed_memory()
@@ -287,12 +292,11 @@ class InferenceSession:
         return scalars
 
     def _warm_raw(self, shapes: Shapes) -> None:
-        runtime = self._runtime("raw")
-        feeds = build_feeds(runtime.inputs, shapes)
-        runs = [self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(WARMUP_RUNS * self.num_runs)]
         try:
-            for run in runs:
-                run.result()
+            with self._use_raw(dict(shapes)) as runtime:
+                feeds = build_feeds(runtime.inputs, shapes)
+                for run in [self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(WARMUP_RUNS * self.num_runs)]:
+                    run.result()
         except (InvalidInputError, InferenceError) as exc:
             raise ModelLoadError(f"warmup_shapes {dict(shapes)}: {exc.got}", "shapes that the model runs with") from exc
 
@@ -366,17 +370,17 @@ class InferenceSession:
         self._precision_db = agreement
         return converted if kind == "raw" else fuse_frames(converted, self.spec, np.dtype(kind))
 
-    def _runtime(self, kind: str) -> RuntimeSession:
-        """Return the loaded model for a dtype of frames, or ``raw``; loaded when first asked for."""
-        with self._lock:
-            if self._closed:
-                raise InferenceError(f"a closed session of {self.spec.model_id} was used", do="Open a new one.")
-            if kind not in self._runtimes:
-                threads = max(self.threads // self.num_runs, 1) if self._asked_device == "cpu" else self.threads
-                model = self._fused(kind)
-                room = None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize()
-                folder = self._path.parent if has_outside_weights(model) else None
-                self._runtimes[kind] = open_runtime(
-                    model.SerializeToString(), backend=self.backend, device=self._asked_device, threads=threads, max_bytes=room, folder=folder
-                )
-            return self._runtimes[kind]
+    def _use_raw(self, shapes: Mapping[str, tuple[int, ...]]) -> AbstractContextManager[RuntimeSession]:
+        return self._copies.use("raw", lambda: self._loaded_bytes + self.num_runs * raw_run_bytes(self._path, shapes))
+
+    def _may_take(self, num_bytes: int) -> bool:
+        if self.limits.reserve is not None:
+            return self.limits.reserve(num_bytes)
+        return self.limits.max_bytes is None or self.memory_bytes + num_bytes <= self.limits.max_bytes
+
+    def _load(self, kind: str) -> RuntimeSession:
+        threads = max(self.threads // self.num_runs, 1) if self._asked_device == "cpu" else self.threads
+        model = self._fused(kind)
+        room = None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize()
+        folder = self._path.parent if has_outside_weights(model) else None
+        return open_runtime(model.SerializeToString(), backend=self.backend, device=self._asked_device, threads=threads, max_bytes=room, folder=folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ __all__ = [
     "largest_run",
     "padded_size",
     "predict_bytes",
+    "raw_run_bytes",
     "run_batch_of",
     "runs_at_once",
     "tile_step",
@@ -57,6 +59,9 @@ class SessionLimits:
     """Longest side of a tile, halo included; 0 for never."""
     warmup_shapes: tuple[Shapes, ...] = ()
     """Shapes of the model's own tensors that warm-up runs with, one after the other; empty for none: they are not known from the graph."""
+    reserve: Callable[[int], bool] | None = None
+    """Asked before frames of another dtype, or raw tensors beside frames, need a second copy of the model: whether so many bytes more
+    may be taken. If not, the copies take turns. None to go by ``max_bytes``."""
 
 
 def can_tile(spec: ModelSpec) -> bool:
@@ -198,6 +203,22 @@ def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
     height, width = fixed[0] or side, fixed[1] or side
     names = ("frames0", "frames1") if spec.task is ModelTask.INTERPOLATION else ("frames",)
     return RUN_BYTES_FACTOR * activation_bytes(fused, dict.fromkeys(names, (1, height, width, 3))) / (height * width)
+
+
+def raw_run_bytes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Predict what one run with a model's own tensors takes.
+
+    Args:
+        path: The model's file.
+        shapes: Shape of each input that is not a scalar, by name.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ModelLoadError: If the file is corrupt.
+    """
+    return int(RUN_BYTES_FACTOR * activation_bytes(read_header(path), shapes))
 
 
 def predict_bytes(path: Path, spec: ModelSpec, limits: SessionLimits, *, precision: ModelPrecision, threads: int, is_cpu: bool) -> int:

@@ -66,4 +66,4 @@ def test_the_cache_reserves_every_copy_and_makes_room_for_it(tmp_path, ray_sessi
             used, budget = cache.memory_usage()
             assert used <= budget
             entry = next(entry for entry in cache.status()["models"] if entry["model_id"] == str(path))
-            assert entry["session"]["memory_bytes"] <= entry["bytes"]
+            assert entry["session"]["memory_bytes"] <= entry["bytes"], name

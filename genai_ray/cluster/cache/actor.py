@@ -155,6 +155,19 @@ class CacheActor:
         await self._open()
         await self._leases.release(lease_id)
 
+    async def grow(self, name: str, num_bytes: int) -> bool:
+        """Reserve more bytes for a session before it takes them; see ``Evictor.grow``.
+
+        Args:
+            name: The session.
+            num_bytes: What it will take in all.
+
+        Returns:
+            Whether it may.
+        """
+        await self._open()
+        return await self._evictor.grow(name, num_bytes)
+
     async def dismiss(self, name: str) -> None:
         """End a session of a single request.
 

@@ -145,6 +145,29 @@ class Evictor:
                     return False
         return True
 
+    async def grow(self, name: str, num_bytes: int) -> bool:
+        """Reserve more bytes for a session that is ready, before it takes them; idle ones go for it.
+
+        Args:
+            name: The session.
+            num_bytes: What it will take in all.
+
+        Returns:
+            Whether that is reserved now.
+        """
+        ledger = self._book.ledger
+        async with self.lock:
+            while (slot := ledger.slots.get(name)) is not None:
+                more, device = num_bytes - slot.reserved_bytes, ledger.devices[slot.device_id]
+                if more <= 0 or ledger.excess_bytes(slot.device_id) + more <= 0:
+                    ledger.grow(name, num_bytes)
+                    return True
+                is_local = device.used_bytes + more > device.budget_bytes
+                victim = await self.stalest(slot.device_id if is_local else None, but=frozenset([name]))
+                if victim is None or not await self.retire(victim.name):
+                    return False
+        return False
+
     async def stalest(self, device_id: str | None = None, but: frozenset[str] = frozenset()) -> Slot[Key] | None:
         """Ask the stalest session for its true recency, again until the answer still makes it the stalest.
 

@@ -140,7 +140,8 @@ def start_session(entry: Entry, cache: str, device: Device, slot: Slot[Key]) -> 
     remote: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)  # type: ignore[call-overload]
     # without events: what Ray notes of each call, for its list of tasks, takes 6 MB of a session in 8,000 calls
     actor = remote.options(name=entry.name, namespace=NAMESPACE, lifetime="detached", enable_task_events=False, **_on(device, slot.held_bytes))
-    entry.handle = actor.remote(cache, entry.want.request, entry.want.digest, slot.reserved_bytes, slot.held_bytes)
+    keeper = ray.get_runtime_context().current_actor
+    entry.handle = actor.remote(cache, entry.want.request, entry.want.digest, slot.reserved_bytes, slot.held_bytes, keeper)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,104 @@
+"""Frames of another dtype, and raw tensors, need a copy of the model of their own: it is reserved before it is loaded, or the copies take turns."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from genai_ray import InferenceSession, SessionLimits, errors
+from genai_ray.session.copies import Copies
+from tests.cluster.test_copies import SIDE, WEIGHT_BYTES, calls_of, expect
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory):
+    return expect(tmp_path_factory.mktemp("heavy"))
+
+
+def test_a_copy_is_asked_for_before_it_is_loaded(heavy):
+    path, expected = heavy
+    asked, taken = [], []
+
+    def reserve(num_bytes):
+        asked.append(num_bytes)
+        taken.append(session.memory_bytes)
+        return True
+
+    with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE), reserve=reserve)) as session:
+        session.warmup()
+        assert not asked
+        for name, call in calls_of(session).items():
+            assert np.array_equal(call(), expected[name])
+        assert len(asked) == 3
+        for before, wanted, after in zip(taken, asked, [*taken[1:], session.memory_bytes], strict=True):
+            assert wanted > WEIGHT_BYTES
+            assert after - before < 1.1 * wanted
+
+
+@pytest.mark.slow
+def test_copies_take_turns_where_there_is_no_room(heavy):
+    path, expected = heavy
+    with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE), reserve=lambda _: False)) as session:
+        session.warmup()
+        warm = session.memory_bytes
+        calls = calls_of(session)
+        for name in ("uint16", "raw", "uint8"):
+            assert np.array_equal(calls[name](), expected[name])
+            assert session._copies.kinds == (name,)
+        assert session.memory_bytes - warm < WEIGHT_BYTES / 2
+        with ThreadPoolExecutor(4) as pool:
+            found = [(name, pool.submit(calls[name])) for name in [*calls] * 2]
+            assert all(np.array_equal(future.result(60), expected[name]) for name, future in found)
+        assert session.memory_bytes - warm < WEIGHT_BYTES / 2
+
+
+@pytest.mark.slow
+def test_the_limit_of_a_session_alone_is_kept_to(heavy):
+    path, expected = heavy
+    with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE))) as session:
+        session.warmup()
+        limit = session.memory_bytes + WEIGHT_BYTES // 2
+    with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE), max_bytes=limit)) as session:
+        session.warmup()
+        for name, call in calls_of(session).items():
+            assert np.array_equal(call(), expected[name])
+            assert session.memory_bytes <= limit
+
+
+class Runtime:
+    def close(self):
+        self.is_closed = True
+
+
+def test_nobody_uses_what_is_closed_and_whoever_waits_ends():
+    copies = Copies(lambda _: Runtime(), lambda _: False)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with copies.use("uint8", int) as runtime:
+            entered.set()
+            leave.wait()
+            return hasattr(runtime, "is_closed")
+
+    def use(kind):
+        with copies.use(kind, int) as runtime:
+            return hasattr(runtime, "is_closed")
+
+    with ThreadPoolExecutor(4) as pool:
+        held = pool.submit(hold)
+        entered.wait()
+        others = [pool.submit(use, kind) for kind in ("uint16", "uint8")]
+        assert not any(other.done() for other in others)
+        leave.set()
+        assert not any(future.result(60) for future in (held, *others))
+        entered.clear()
+        leave.clear()
+        held = pool.submit(hold)
+        entered.wait()
+        waiting = pool.submit(use, "raw")
+        copies.close()
+        with pytest.raises(errors.InferenceError, match="closed"):
+            waiting.result(60)
+        leave.set()
+        held.result(60)

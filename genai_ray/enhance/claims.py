@@ -19,7 +19,7 @@ from genai_ray.enhance.results import RESULTS_NAME
 from genai_ray.enhance.store import remove_folder
 from genai_ray.enhance.targets import WORK_SUFFIX, Target, Targets
 from genai_ray.errors import ConfigError, VideoError
-from genai_ray.files import Lock, is_remote, join_place, list_names, read_lock
+from genai_ray.files import Lock, is_remote, join_place, list_names, read_lock, remove
 from genai_ray.files.locks import DEAD_AFTER_S, RENEW_EVERY_S
 
 __all__ = ["LOCK", "Claims"]
@@ -69,12 +69,13 @@ class Claims:
         mine = {_digest(target): target.output for target in targets}
         gate = _enter(join_place(self._folder, LOCK), targets.folder)
         try:
-            for name in list_names(self._folder):
-                if name.endswith(_ENTRY_SUFFIX) and (found := read_lock(join_place(self._folder, name))) is not None:
-                    shared = sorted(mine[digest] for digest in found.facts.get("outputs", ()) if digest in mine and found.is_alive)
-                    if shared:
-                        what = f"{len(shared)} outputs, such as {shared[0]}, are" if len(shared) > 1 else f"output {shared[0]} is"
-                        raise ConfigError(f"{what} in use by another job: {found.describe()}", do="Wait until it has ended, or choose another folder.")
+            for entry in [join_place(self._folder, name) for name in list_names(self._folder) if name.endswith(_ENTRY_SUFFIX)]:
+                found = read_lock(entry)
+                if found is not None and not found.is_alive:
+                    remove([entry])
+                elif found is not None and (shared := sorted(mine[digest] for digest in found.facts.get("outputs", ()) if digest in mine)):
+                    what = f"{len(shared)} outputs, such as {shared[0]}, are" if len(shared) > 1 else f"output {shared[0]} is"
+                    raise ConfigError(f"{what} in use by another job: {found.describe()}", do="Wait until it has ended, or choose another folder.")
             place = join_place(self._folder, f"{uuid.uuid4().hex[:16]}{_ENTRY_SUFFIX}")
             self._common.append(Lock(place, f"folder {targets.folder}", {"outputs": sorted(mine)}))
         finally:

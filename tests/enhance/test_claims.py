@@ -143,14 +143,14 @@ def test_an_output_that_another_job_has_fails_alone(ray_session, claim, clips, t
     assert (tmp_path / "out" / "a.mkv.genai-ray" / LOCK).exists()
 
 
-def test_the_lock_of_a_dead_job_is_taken_at_once(ray_session, clips, tmp_path):
+@pytest.mark.parametrize(("source", "output", "made"), [("a.mkv", "out/c.mkv", ["c.mkv"]), ("*.mkv", "out", ["a.mkv", "b.mkv", "results.parquet"])])
+def test_the_lock_of_a_dead_job_is_taken_at_once(ray_session, clips, tmp_path, source, output, made):
     with another_process() as dead:
-        tell(dead, json.dumps([str(clips / "a.mkv"), str(tmp_path / "out" / "c.mkv"), None]), "taken")
+        tell(dead, json.dumps([str(clips / source), str(tmp_path / output), None]), "taken")
         kill(dead.pid)
         wait_until(lambda: not is_alive(dead.pid))  # a zombie, until it is fetched
-        report = enhance_videos(clips / "a.mkv", tmp_path / "out" / "c.mkv", models=MODEL, options=OPTIONS)
-    assert report.frames == 4
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["c.mkv"]
+        assert enhance_videos(str(clips / source), tmp_path / output, models=MODEL, options=OPTIONS).clips_failed == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == made
 
 
 def change(place, **facts):

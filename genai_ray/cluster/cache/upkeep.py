@@ -152,7 +152,8 @@ class Upkeep:
         while self._book.entries.get(entry.name) is entry:
             try:
                 if await entry.handle.watch.remote():
-                    await self.replicate(entry)
+                    with contextlib.suppress(BackendUnavailableError, ConfigError):  # no device will do at the moment; it is watched all the same
+                        await self.replicate(entry)
             except ActorUnavailableError:
                 await asyncio.sleep(_RETRY_S)
             except RayError:

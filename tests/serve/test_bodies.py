@@ -48,7 +48,8 @@ class Echo(Engine):
         return {OUTPUT if request.parameters.get(FRAMES) else "y": request.inputs[0].array}
 
     async def call(self, function, *args):
-        self.on_threads.append(function)
+        if getattr(function, "__name__", "") != "stamp":  # the state of a file, which a disk may keep waiting
+            self.on_threads.append(function)
         return await super().call(function, *args)
 
 

@@ -68,7 +68,9 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
         return np.ascontiguousarray(rgb.to_ndarray())
     bits = frame.format.components[0].bits
     if frame.format.is_rgb:
-        green, blue, red = (plane.astype(np.float32) for plane in _planes(_resample(frame, f"gbrp{bits}le", colour)))
+        # swscale leaves half of the last row unwritten if all that it has to do is to drop alpha.
+        planar = frame if frame.format.name == f"gbrap{bits}le" else _resample(frame, f"gbrp{bits}le", colour)
+        green, blue, red = (plane.astype(np.float32) for plane in _planes(planar)[:3])
         return _quantise(np.stack([red, green, blue], axis=-1) / (2**bits - 1), _PEAK, np.uint16)
     planar = _resample(frame, "yuv444p" if bits <= 8 else f"yuv444p{bits}le", colour)
     channels = np.stack(_unmatrix(_planes(planar), colour, bits), axis=-1)

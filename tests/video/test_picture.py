@@ -168,3 +168,25 @@ def test_the_video_is_the_default_stream_then_the_largest(suffix, tmp_path):
             f"video stream {number} was left out: only stream {main} is enhanced" for number in range(len(sources)) if number != main
         )
     assert checked >= 3
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_the_last_row_of_deep_rgb_with_alpha_is_read(bits, tmp_path):
+    """FFmpeg's own conversion leaves a part of it as the memory happened to be."""
+    path = tmp_path / "a.mkv"
+    random = np.random.default_rng(bits)
+    with av.open(path, "w") as sink:
+        stream = sink.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, f"gbrap{bits}le"
+        frame = av.VideoFrame(96, 64, stream.pix_fmt)
+        planes = random.integers(0, 2**bits, (4, 64, 96), np.uint16)
+        for plane, values in zip(frame.planes, planes, strict=True):
+            plane.update(np.pad(values, ((0, 0), (0, plane.line_size // 2 - 96))).tobytes())
+        frame.pts = 0
+        sink.mux(stream.encode(frame))
+        sink.mux(stream.encode())
+    plan = plan_video(path)
+    green, blue, red = planes[:3]
+    expected = np.rint(np.stack([red, green, blue], axis=-1).astype(np.float32) / (2**bits - 1) * 65535)
+    (shown,) = decode_segment(plan, plan.segments[0])
+    assert np.abs(shown.frame.astype(int) - expected.astype(int)).max() <= 1

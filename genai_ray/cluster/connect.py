@@ -72,7 +72,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         if _is_port(wanted):
             check_token(wanted)
         try:
-            with undisturbed():
+            with _on_loopback() if _is_on_loopback_alone(wanted) else contextlib.nullcontext(), undisturbed():
                 ray.init(address=wanted, job_config=Job(), logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as exc:
             raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
@@ -227,6 +227,15 @@ def _is_port(address: str) -> bool:
     """Tell whether an address is ``host:port``; other words are Ray's to judge."""
     host, _, port = address.rpartition(":")
     return port.isdigit() and "/" not in host
+
+
+def _is_on_loopback_alone(address: str) -> bool:
+    """Tell whether a cluster is one that ``connect`` started in another process; Ray takes every address of the loopback for this node's other one."""
+    host, _, port = address.rpartition(":")
+    if not _is_port(address) or host.strip("[]") not in ("localhost", "127.0.0.1", "::1"):
+        return False
+    node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return not _answers(f"{node}:{port}")
 
 
 def _answers(address: str) -> bool:

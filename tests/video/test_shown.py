@@ -93,6 +93,25 @@ def test_pictures_that_are_hidden_are_no_frames(tmp_path):
     assert Kind.UNKNOWN not in {reader.read(bytes(packet)) for packet in packets_of(path)}  # planning decodes nothing
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "libx264"), (".ts", "libx264"), (".mp4", "libx264"), (".mkv", "libx265")])
+def test_packets_without_a_picture_are_no_frames(suffix, codec, tmp_path):
+    """Of a delimiter, or of padding: FFmpeg's H.264 decoder calls them invalid, and players go on."""
+    units = [b"\x09\xf0", b"\x0c\xff\xff\x80"] if codec == "libx264" else [b"\x46\x01\x50", b"\x4c\x01\xff\x80"]
+    source = write(tmp_path / f"a{suffix}", codec=codec, tracks=0, options={"g": "10"})
+
+    def add(packet, number):
+        unit = units[number % 2]
+        other = packet_like(packet, (b"\0\0\0\1" if suffix == ".ts" else b"\0\0\0" + bytes([len(unit)])) + unit)
+        other.dts, other.duration = packet.dts if suffix == ".mkv" else packet.dts - 1, 0
+        return [other, packet] if number in (0, 5, 20, 29, 39) else [packet]
+
+    plan = plan_video(remux(source, tmp_path / f"b{suffix}", add), segment_frames=7)
+    frames = [frame for segment in plan.segments for frame in decode_segment(plan, segment)]
+    assert [frame.pts for frame in frames] == list(plan.pts)
+    for frame, wanted in zip(frames, decode(source), strict=True):
+        assert np.array_equal(frame.frame, to_rgb(wanted, plan.info.colour))
+
+
 def test_hidden_pictures_that_share_a_packet_with_a_frame_are_told_without_decoding(tmp_path):
     """As VP9's are: a packet of several pictures ends with an index of their sizes."""
     path = write(tmp_path / "a.webm", codec="libvpx-vp9", tracks=0)

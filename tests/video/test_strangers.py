@@ -4,11 +4,12 @@ import os
 import shutil
 import socket
 
+import av
 import fsspec
 import pytest
 
 from genai_ray import errors
-from genai_ray.video import check_container, decode_segment, describe_video, plan_video
+from genai_ray.video import Encoding, SegmentWriter, check_container, check_result, decode_segment, describe_video, join_segments, plan_video
 from tests.video.clips import NUM_FRAMES, write
 
 PLAYLIST = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.6,\n{}\n#EXT-X-ENDLIST\n"
@@ -64,6 +65,20 @@ def test_a_playlist_that_is_meant_is_read(tmp_path):
     frames = [frame for segment in plan.segments for frame in decode_segment(plan, segment)]
     assert [frame.pts for frame in frames] == list(plan.pts)
     assert len(frames) == NUM_FRAMES
+
+
+def test_sound_of_a_playlist_that_is_meant_is_kept(tmp_path):
+    write(tmp_path / "a.ts", pts=range(6))
+    (tmp_path / "a.m3u8").write_text(PLAYLIST.format("a.ts"))
+    plan = plan_video(tmp_path / "a.m3u8", any_format=True)
+    encoding = Encoding(preset="ultrafast")
+    check_result(plan, (96, 64), encoding, ".mkv")
+    with SegmentWriter(tmp_path / "0.nut", info=plan.info, size=(96, 64), encoding=encoding) as writer:
+        for frame in decode_segment(plan, plan.segments[0]):
+            writer.write(frame.frame, frame.pts)
+    assert join_segments(plan, [tmp_path / "0.nut"], [6], tmp_path / "b.mkv") == ()
+    with av.open(str(tmp_path / "b.mkv")) as box:
+        assert [stream.type for stream in box.streams] == ["video", "audio"]
 
 
 def test_a_name_that_looks_like_a_protocol_is_a_name(tmp_path, monkeypatch):

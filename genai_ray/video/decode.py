@@ -18,7 +18,7 @@ from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.video.colour import count_outside, read_alpha, to_rgb
 from genai_ray.video.container import open_video
-from genai_ray.video.info import VideoInfo, build_decoder, main_stream
+from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
 from genai_ray.video.plan import Segment, VideoPlan
 
 __all__ = ["DecodedFrame", "decode_frames", "decode_segment"]
@@ -185,7 +185,7 @@ def _decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Ite
                 if first is None or first.pts is None or first.pts > plan.decoded_pts[start]:
                     continue
                 packets = chain([first], packets)
-            yield from _give_times(plan, (frame for packet in packets for frame in decoder.decode(packet)))
+            yield from _give_times(plan, (frame for packet in packets for frame in decode_packet(decoder, packet)))
             return
 
 

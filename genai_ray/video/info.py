@@ -19,8 +19,20 @@ from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
 from genai_ray.video.container import main_stream, open_video
+from genai_ray.video.units import holds_picture
 
-__all__ = ["FULL", "LIMITED", "Colour", "HdrMetadata", "VideoInfo", "build_decoder", "describe_video", "is_alpha_beside", "main_stream"]
+__all__ = [
+    "FULL",
+    "LIMITED",
+    "Colour",
+    "HdrMetadata",
+    "VideoInfo",
+    "build_decoder",
+    "decode_packet",
+    "describe_video",
+    "is_alpha_beside",
+    "main_stream",
+]
 
 RGB, BT709, UNSPECIFIED, RESERVED, SMPTE170M, YCGCO = 0, 1, 2, 3, 6, 8
 LIMITED, FULL = 1, 2
@@ -158,6 +170,28 @@ def build_decoder(stream: VideoStream) -> Any:
     return codec
 
 
+def decode_packet(decoder: Any, packet: Any) -> list[av.VideoFrame]:
+    """Decode a packet; one without a picture gives none, which FFmpeg's H.264 decoder calls invalid.
+
+    Args:
+        decoder: What ``build_decoder`` gives.
+        packet: The next packet of the stream.
+
+    Returns:
+        The frames that it brings out.
+
+    Raises:
+        av.FFmpegError: If a picture does not decode.
+    """
+    try:
+        frames: list[av.VideoFrame] = decoder.decode(packet)
+    except av.InvalidDataError:
+        if not packet.size or holds_picture(bytes(packet), bytes(decoder.extradata or b""), decoder.codec.canonical_name):
+            raise
+        return []
+    return frames
+
+
 def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, int | None]:
     """Read the facts of a stream from its header and its first frame, which knows size, format and rotation for certain.
 
@@ -174,7 +208,7 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
     with open_video(path, any_format=any_format) as container:
         stream = main_stream(container)
         decoder = build_decoder(stream)
-        frame = next((frame for packet in container.demux(stream) for frame in decoder.decode(packet)), None)
+        frame = next((frame for packet in container.demux(stream) for frame in decode_packet(decoder, packet)), None)
         if frame is None:
             raise VideoError(f"{path}: no frame of it decodes ({stream.codec_context.name})", "a codec that FFmpeg decodes, and whole data")
         codec, side_data = stream.codec_context, _side_data_of(frame)

@@ -81,7 +81,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             late, plan = _begin_at_zero(plan, source, sink)
             moved, plan = _set_apart(plan, sink)
             video = _add_video(sink, template, kept, plan, source)
-            copies, left_out = add_copies(sink, source, plan.path)
+            copies, left_out = add_copies(sink, source, plan)
             sink.set_chapters(_move_chapters(source, late))
             sink.start_encoding()  # from here on streams have the units of their container
             streams = heapq.merge(_video_packets(kept, plan, video), _copied_packets(source, copies, late), key=lambda entry: entry[0])

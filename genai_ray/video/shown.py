@@ -17,7 +17,8 @@ import av
 from av.video.stream import VideoStream
 
 from genai_ray.video.container import open_video
-from genai_ray.video.info import build_decoder, main_stream
+from genai_ray.video.info import build_decoder, decode_packet, main_stream
+from genai_ray.video.units import find_units, holds_picture, read_length_bytes
 
 __all__ = ["Decoded", "Kind", "PacketReader", "decode_times"]
 
@@ -46,7 +47,7 @@ class Kind(Enum):
     SECOND_FIELD = "second field"
     """The other half of the frame of the packet before it."""
     HIDDEN = "hidden"
-    """A picture that only others refer to."""
+    """A picture that only others refer to, or none."""
     UNKNOWN = "unknown"
     """Its bytes do not tell."""
 
@@ -75,8 +76,9 @@ class PacketReader:
         self._h264_layout: tuple[int, bool, bool] | None = None
         self._first_field: tuple[int, int] | None = None
         self._length_bytes = 0
+        self._extradata = bytes(stream.codec_context.extradata or b"")
         try:
-            self._read_extradata(bytes(stream.codec_context.extradata or b""), codec)
+            self._read_extradata(self._extradata, codec)
         except IndexError:
             self._read = lambda _: Kind.UNKNOWN
 
@@ -96,13 +98,11 @@ class PacketReader:
 
     def _read_extradata(self, extradata: bytes, codec: str) -> None:
         """Read how units are set apart, and the parameter sets that are not in packets."""
-        has_lengths = extradata[:1] == b"\1" and codec in ("h264", "hevc")
-        if has_lengths:
-            self._length_bytes = (extradata[4 if codec == "h264" else 21] & 3) + 1
+        self._length_bytes = read_length_bytes(extradata, codec)
         if codec != "h264":
             return
-        if not has_lengths:
-            for start in _find_units(extradata, 0):
+        if not self._length_bytes:
+            for start in find_units(extradata, 0):
                 if extradata[start] & 31 == 7:
                     self._read_h264_layout(extradata[start:])
         elif extradata[5] & 31:
@@ -116,7 +116,7 @@ class PacketReader:
 
     def _read_h264(self, data: bytes) -> Kind:
         fields: list[tuple[int, int]] = []
-        for start in _find_units(data, self._length_bytes):
+        for start in find_units(data, self._length_bytes):
             kind = data[start] & 31
             if kind == 7:
                 self._read_h264_layout(data[start : start + 1024])
@@ -128,6 +128,8 @@ class PacketReader:
                     return Kind.FRAME if not fields and self._first_field is None else Kind.UNKNOWN
                 if field not in fields:
                     fields.append(field)
+        if not fields and not holds_picture(data, self._extradata, "h264"):
+            return Kind.HIDDEN
         return self._pair(fields)
 
     def _read_field(self, header: bytes, layout: tuple[int, bool, bool]) -> tuple[int, int] | None:
@@ -153,7 +155,7 @@ class PacketReader:
     def _is_hevc_frame(self, data: bytes) -> bool:
         has_ended = self._has_ended
         self._has_ended = data.endswith((b"\0\0\1\x48\1", b"\0\0\0\2\x48\1"))
-        for start in _find_units(data, self._length_bytes):
+        for start in find_units(data, self._length_bytes):
             kind, layer = data[start] >> 1 & 63, (data[start] & 1) << 5 | data[start + 1] >> 3
             if kind < 32 and layer == 0:
                 # What follows the end of a sequence, or a broken link, may have leading pictures that are skipped.
@@ -193,7 +195,7 @@ def decode_times(place: str, *, any_format: bool = False) -> Decoded:
         packet: Any
         for packet in container.demux(stream):
             try:
-                frames = decoder.decode(packet)
+                frames = decode_packet(decoder, packet)
             except av.InvalidDataError:
                 time = packet.pts if packet.pts is not None else packet.dts
                 if decoded.shown and time is not None:
@@ -206,17 +208,6 @@ def decode_times(place: str, *, any_format: bool = False) -> Decoded:
 
 def _sure(is_frame: bool) -> Kind:
     return Kind.FRAME if is_frame else Kind.UNKNOWN
-
-
-def _find_units(data: bytes, length_bytes: int) -> Iterator[int]:
-    """Find where network abstraction layer units begin: after start codes, or after lengths of so many bytes."""
-    position = 0
-    while not length_bytes and (position := data.find(_START, position) + 3) > 2:
-        yield position
-    while length_bytes and position + length_bytes < len(data):
-        size = int.from_bytes(data[position : position + length_bytes])
-        yield position + length_bytes
-        position += length_bytes + size
 
 
 class _Bits:

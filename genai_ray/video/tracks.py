@@ -68,7 +68,7 @@ def check_result(plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suf
         sink = av.open(io.BytesIO(), "w", format=_FORMATS[suffix])
         try:
             _open_encoder(sink, plan, part, encoding, has_alpha)
-            add_copies(sink, source, plan.path, CODECS[encoding.encoder].suffixes)
+            add_copies(sink, source, plan, CODECS[encoding.encoder].suffixes)
             sink.start_encoding()
         except (av.FFmpegError, ValueError) as exc:
             if isinstance(exc, ConfigError):
@@ -102,13 +102,13 @@ def _open_encoder(sink: OutputContainer, plan: VideoPlan, size: tuple[int, int],
     add_encoder(sink, encoding, plan.info, size, pix_fmt).codec_context.open(strict=False)
 
 
-def add_copies(sink: OutputContainer, source: InputContainer, place: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[dict[int, Stream], tuple[str, ...]]:
+def add_copies(sink: OutputContainer, source: InputContainer, plan: VideoPlan, suffixes: Sequence[str] = SUFFIXES) -> tuple[dict[int, Stream], tuple[str, ...]]:
     """Add everything to a result that is copied from its source.
 
     Args:
         sink: The result, which has its video stream.
         source: The source, open.
-        place: Its path or URI.
+        plan: Its plan.
         suffixes: Outputs that take the pictures.
 
     Returns:
@@ -120,7 +120,7 @@ def add_copies(sink: OutputContainer, source: InputContainer, place: str, suffix
     """
     copies: dict[int, Stream] = {}
     notes: list[str] = []
-    firsts = _first_packets(source, place)
+    firsts = _first_packets(source, plan)
     stream: Any
     for stream in source.streams:
         if stream.type == "video" and stream.index == main_stream(source).index:
@@ -143,7 +143,7 @@ def add_copies(sink: OutputContainer, source: InputContainer, place: str, suffix
                 own = next(suffix for suffix, kind in _FORMATS.items() if kind == sink.format.name)
                 kinds = " or ".join(takers)
                 do = f"Choose an output of that kind; for those of a folder pass --name '{{folder}}{{stem}}{takers[-1]}'."
-                raise ConfigError(f"{place}: {own} does not take {name} ({words})", kinds, do)
+                raise ConfigError(f"{plan.path}: {own} does not take {name} ({words})", kinds, do)
         notes.append(f"{name} was left out: {sink.format.name} cannot take it ({words})")
     return copies, tuple(notes)
 
@@ -154,12 +154,12 @@ def _name_codec(stream: Any) -> str:
     return "unknown codec" if stream.type in ("audio", "subtitle") else "data"
 
 
-def _first_packets(source: InputContainer, place: str) -> Mapping[int, Any]:
+def _first_packets(source: InputContainer, plan: VideoPlan) -> Mapping[int, Any]:
     """Return the first packet of every track that has one near the start."""
     wanted = {stream.index for stream in source.streams if stream.type == "audio" or stream.disposition & Disposition.attached_pic}
     found: dict[int, Any] = {}
     if wanted:
-        with open_video(place) as container:
+        with open_video(plan.path, any_format=plan.any_format) as container:
             for packet in islice(container.demux([container.streams[index] for index in sorted(wanted)]), MOST_LOOKED_AT):
                 if packet.size:
                     found.setdefault(packet.stream_index, packet)

@@ -71,8 +71,8 @@ def serving(folder: Path, *, ranges=True, breaks_at=None, waits_within=None):
 
 
 @contextmanager
-def listing(folder: Path):
-    """Serve a folder with pages that list what is in it; gives the address and the paths of files that were read."""
+def listing(folder: Path, locked: str = ""):
+    """Serve a folder with pages that list what is in it, one file refused; gives the address and the paths of files that were read."""
     read = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -80,6 +80,9 @@ def listing(folder: Path):
             if (folder / self.path.lstrip("/")).is_file():
                 read.append(self.path)
             super().do_GET()
+
+        def send_head(self):
+            return self.send_error(403) if self.path == locked else super().send_head()
 
         def log_message(self, *_):
             pass

@@ -1,11 +1,12 @@
 """The packaged catalog is true, and user folders extend it."""
 
 import hashlib
+import resource
 
 import pytest
 
 from genai_ray import ModelCatalog, errors
-from genai_ray.catalog import dump_spec, load_profile, load_spec, models_folder
+from genai_ray.catalog import dump_spec, load_model_serving, load_profile, load_spec, models_folder
 from genai_ray.catalog.files import configs_folder
 
 CATALOG = ModelCatalog.default()
@@ -78,6 +79,21 @@ def test_a_wrong_spec_is_the_trouble_of_its_model_alone(tmp_path):
     assert {"good", "esrgan-4x"} <= set(catalog.ids())
     with pytest.raises(errors.ModelNotFoundError, match=r"its spec is wrong: .*scal"):
         catalog.get("bad")
+
+
+def test_a_file_that_repeats_itself_by_aliases_is_refused_before_it_takes_memory(tmp_path):
+    path = tmp_path / "model.serve.yaml"
+    shapes = ", ".join(f"x{number}: [1]" for number in range(2000))
+    path.write_text(f"warmup_shapes:\n- &a {{{shapes}}}\n" + "- *a\n" * 20_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(errors.ConfigError, match=r"model.serve.yaml cannot be read as YAML: it has more than 10000 values"):
+        load_model_serving(path)
+    path.write_text("warmup_shapes:\n- &a [*a]\n")
+    with pytest.raises(errors.ConfigError, match="an alias stands within what it stands for"):
+        load_model_serving(path)
+    path.write_text("warmup_shapes:\n- &a {x: [1]}\n- *a\n")
+    assert load_model_serving(path).warmup_shapes == ({"x": (1,)}, {"x": (1,)})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
 
 
 @pytest.mark.parametrize("path", sorted((configs_folder() / "engine").glob("*.yaml")), ids=lambda path: path.stem)

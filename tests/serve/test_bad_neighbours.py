@@ -1,18 +1,23 @@
 """A bad file of a model repository harms itself alone, and a file that changes is obeyed by the session that is loaded."""
 
+import asyncio
 import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from onnx import helper
 
 from genai_ray import ModelCache, errors
+from genai_ray.catalog import ServeProfile
 from genai_ray.serve import repository as repository_module
+from genai_ray.serve.engine import Engine
 from genai_ray.serve.repository import Repository
 from tests.serve.models import add_number, value, write
 from tests.serve.test_people import application, ask
 from tests.serve.test_repository import models  # noqa: F401 - a fixture
+from tests.servers import listing
 
 WRONG_OPTIONS = {
     "unknown-field": "max_batch: 4\n",
@@ -56,6 +61,62 @@ def test_what_two_files_or_a_name_leave_unclear_is_said(models):  # noqa: F811
     assert "one.onnx is left out" in repository.get("one").note
     assert "/v2/models/stats/versions/" in repository.get("stats").note
     assert repository.get("many").note == ""
+
+
+def test_odd_files_beside_a_model_and_odd_listings_harm_no_other_model(models):  # noqa: F811
+    (models / "one.yaml").symlink_to("one.yaml")  # a link to itself has no state
+    assert "Too many levels" in Repository(models, ()).get("one").stamp()
+    odd = ("a%2Fb", "c%2F" + "9" * 5000 + "%2Fmodel.onnx", "d%2F1%2F2%2Fmodel.onnx")
+    names = ("one.onnx", "with%20space.onnx", "locked.onnx", *odd)
+    (models / "index.html").write_text("".join(f'<a href="{name}">{name}</a>' for name in names))
+    with listing(models.parent, locked="/models/locked.onnx") as (address, _):
+        repository = Repository(f"{address}/models", ())
+        assert [model.name for model in repository.models()] == ["locked", "one", "with space"]
+        assert "403" in repository.get("locked").stamp()
+        assert "403" not in repository.get("one").stamp()
+
+
+def test_a_name_that_nobody_knows_has_nothing_looked_at_again(models, ray_session, monkeypatch):  # noqa: F811
+    async def story():
+        engine = Engine(ServeProfile(name="test"), ModelCache(name="people"), Repository(models, ("websr-x2-s",)))
+        threads, scans = [], []
+        call, rescan = engine.call, engine.repository.rescan
+        monkeypatch.setattr(engine, "call", lambda function, *args: threads.append(function) or call(function, *args))
+        monkeypatch.setattr(engine.repository, "rescan", lambda: scans.append(1) or rescan())
+        for name, version in (("nobody", ""), ("one", "7")):
+            with pytest.raises(errors.ModelNotFoundError):
+                await engine.find(name, version)
+        assert scans == []
+        await engine.find("websr-x2-s")
+        threads.clear()
+        await engine.find("websr-x2-s")  # a model of the catalog has no state that a disk is asked for
+        assert threads == []
+        await engine.find("one")
+        (models / "one.onnx").unlink()
+        with pytest.raises(errors.ModelNotFoundError):
+            await engine.find("one")
+        assert scans == [1]
+
+    asyncio.run(story())
+
+
+def test_a_file_whose_state_is_not_told_is_no_trouble_of_the_index(models, ray_session, monkeypatch):  # noqa: F811
+    for name in ("bad", "hangs"):
+        (models / f"{name}.onnx").write_text("no model")
+    find_facts, ends = repository_module.find_facts, threading.Event()
+
+    async def story():
+        engine = Engine(ServeProfile(name="test", request_timeout_s=0.5), ModelCache(name="people"), Repository(models, ()))
+        for name in ("bad", "hangs"):
+            with pytest.raises(errors.ModelLoadError):
+                await engine.find(name, within_s=60)
+        monkeypatch.setattr(repository_module, "find_facts", lambda place: ends.wait(60) if "hangs" in str(place) else find_facts(place))
+        assert {path.rpartition("/")[2] for path in await engine.broken()} == {"bad.onnx", "hangs.onnx"}
+        (models / "bad.onnx").write_text("still no model")
+        assert {path.rpartition("/")[2] for path in await engine.broken()} == {"hangs.onnx"}
+        ends.set()
+
+    asyncio.run(story())
 
 
 def test_bad_files_harm_no_other_model(models, ray_session):  # noqa: F811

@@ -19,12 +19,13 @@ from genai_ray.catalog import ServeProfile
 from genai_ray.errors import TooManyRequestsError
 from genai_ray.serve import sending
 from genai_ray.serve.limits import Admission
+from genai_ray.serve.messages import message_class
 from genai_ray.serve.rpc import _until_sent
 from genai_ray.serve.sending import PIECE_BYTES, UntilSent
 from tests.processes import DEADLINE_S, descendants, rss_watched, title, wait_until
 from tests.serve.conftest import serve
 from tests.serve.models import value, write
-from tests.serve.test_bodies import Call, Echo, binary, message, told
+from tests.serve.test_bodies import Call, Echo, binary, message, settle, told
 
 LARGE = np.arange(300_000, dtype=np.float32)
 
@@ -179,6 +180,41 @@ def test_an_answer_over_grpc_counts_until_it_is_sent(tmp_path):
         await anext(stream)
         assert LARGE.nbytes < engine.admission.result_bytes <= 4_000_000
         await anext(stream)
+        await stream.aclose()
+        assert engine.admission.result_bytes == 0
+
+    told(engine, story)
+
+
+def test_requests_of_a_stream_get_room_in_the_order_in_which_they_are_answered(tmp_path):
+    """The second answer is sent after the first: it must not hold what the first one waits for."""
+    engine = Echo(tmp_path, **profile(request_timeout_s=10))
+
+    class Context:
+        def peer(self):
+            return "ipv4:127.0.0.1:1"
+
+        def invocation_metadata(self):
+            return []
+
+    async def story(served):
+        asked = [message("FP32", count, raw=LARGE[:count].tobytes()) for count in (len(LARGE), 100_000)]
+        for data in asked:
+            await served.infer(data)  # now their sizes are known
+
+        async def requests():
+            for data in asked:
+                yield data
+
+        with engine.admission.place() as other:
+            await other.wait_for_result(200_000, 1.0)
+            stream = served.rpc.ModelStreamInfer(requests(), Context())
+            first = asyncio.ensure_future(anext(stream))
+            await settle()
+            other.give_back_result()
+            replies = [message_class("ModelStreamInferResponse").FromString(reply.data) for reply in (await first, await anext(stream))]
+        assert [reply.error_message for reply in replies] == ["", ""]
+        assert [reply.infer_response.outputs[0].shape for reply in replies] == [[len(LARGE)], [100_000]]
         await stream.aclose()
         assert engine.admission.result_bytes == 0
 

@@ -20,9 +20,33 @@ SERVING_SUFFIX = ".serve.yaml"
 MAX_BYTES = 1024**2
 """Most bytes of a file of options."""
 
+MAX_VALUES = 10_000
+"""Most values in it, each as often as it is repeated: by aliases some KB would name a list a million times, which is checked each time."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 _ALWAYS = ("model_id", "task", "file", "inputs", "outputs", "scale", "size_multiple", "receptive_field_px")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values, and counts them before they are made."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._num_values = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Read one value with all that it holds; an alias counts as what it stands for."""
+        is_alias, before = self.check_event(yaml.AliasEvent), self._num_values
+        node: Any = super().compose_node(parent, index)
+        if is_alias and id(node) not in self._sizes:
+            raise yaml.YAMLError("an alias stands within what it stands for")
+        self._num_values += self._sizes[id(node)] if is_alias else 1
+        if self._num_values > MAX_VALUES:
+            raise yaml.YAMLError(f"it has more than {MAX_VALUES} values, with those that aliases repeat")
+        self._sizes.setdefault(id(node), self._num_values - before)
+        return node
 
 
 def configs_folder() -> Path:
@@ -88,14 +112,18 @@ def read_content(path: Path | str) -> Any:
         Its content.
 
     Raises:
-        ConfigError: If the file cannot be read, is larger than any file of options, or is not YAML.
+        ConfigError: If the file cannot be read, is larger than any file of options, has more values, or is not YAML.
     """
     try:
         with open_to_read(str(path)) as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ConfigError(f"{path} has more than {MAX_BYTES} bytes", "a file of options")
-        return yaml.safe_load(text.decode())
+        loader = _Loader(text.decode())
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except RecursionError as exc:
         raise ConfigError(f"{path} cannot be read as YAML: it is nested too deep") from exc
     except (VideoError, yaml.YAMLError, ValueError, OverflowError) as exc:  # a value that is no date, or no text, is a ValueError

@@ -78,8 +78,9 @@ class Finder:
             ResourceExhaustedError: If its file was not fetched, or looked at, in time.
         """
         within_s = self.profile.request_timeout_s if within_s is None else within_s
+        model, source = await self._named(name, version)
         try:
-            return await self._look_at(*await self._named(name, version), version, within_s)
+            return await self._look_at(model, source, version, within_s)
         except ModelNotFoundError:  # its file has gone since the repository was looked at; an older version may be there
             with contextlib.suppress(ModelLoadError):
                 await self.look_again()
@@ -93,6 +94,8 @@ class Finder:
 
     async def _stamp(self, model: ServedModel, version: str, within_s: float) -> str:
         """Ask for the state of a file on a thread, once for all who ask meanwhile: a disk may hang."""
+        if not model.is_local(version):
+            return model.stamp(version)  # nothing is asked for it, and a change of thread costs more than many a model
         key = model.name, version
         asking = self._stamps.get(key)
         if asking is None:
@@ -111,8 +114,9 @@ class Finder:
         """
         if broken := self.looking.broken():
             found = {source: (model, version) for model in self.repository.models() for version, source in model.versions.items() if source in broken}
-            stamps = [await self._stamp(model, version, self.profile.request_timeout_s) for model, version in found.values()]
-            self.looking.keep_broken(dict(zip(found, stamps, strict=True)))
+            asking = [self._stamp(model, version, self.profile.request_timeout_s) for model, version in found.values()]
+            stamps = zip(found, await asyncio.gather(*asking, return_exceptions=True), strict=True)
+            self.looking.keep_broken({source: None if isinstance(stamp, BaseException) else stamp for source, stamp in stamps})
         return self.looking.broken()
 
     def end_older(self, source: str, facts: ModelFacts) -> None:

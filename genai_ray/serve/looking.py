@@ -84,13 +84,13 @@ class Looking:
         """
         return {source: str(ModelLoadError(*found.why)) for source, found in self._broken.items() if found.until_s > time.monotonic()}
 
-    def keep_broken(self, stamps: Mapping[str, str]) -> None:
-        """Forget those that have changed.
+    def keep_broken(self, stamps: Mapping[str, str | None]) -> None:
+        """Forget those that have changed, or are not there any more.
 
         Args:
-            stamps: What changes when a file does, by source.
+            stamps: What changes when a file does, by source; None for one whose state is not known.
         """
-        self._broken = {source: found for source, found in self._broken.items() if stamps.get(source) == found.stamp}
+        self._broken = {source: found for source, found in self._broken.items() if source in stamps and stamps[source] in (None, found.stamp)}
 
     def forget_broken(self) -> None:
         """Read files anew that could not be loaded."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["Repository", "ServedModel", "key_of_entry"]
 _MODEL = ".onnx"
 _KEY = ("model_id", "backend", "precision", "device")
 _NOTES = {"stats": "what it takes and gives is told at /v2/models/stats/versions/VERSION: /v2/models/stats has the statistics of all models"}
+_VERSION = re.compile(r"[0-9]{1,18}")
 _log = logging.getLogger(__name__)
 
 
@@ -77,9 +79,24 @@ class ServedModel:
             ModelNotFoundError: If there is no such version.
         """
         source = self.source(version)
-        if is_remote(source):
+        if not self.is_local(version):
             return self.stamps.get(version or self.latest, "")
-        return f"{_state_of(source)} {_state_of(source[: -len(_MODEL)] + '.yaml')}" if source.lower().endswith(_MODEL) else ""
+        return f"{_state_of(source)} {_state_of(source[: -len(_MODEL)] + '.yaml')}"
+
+    def is_local(self, version: str = "") -> bool:
+        """Tell whether a version is a file that somebody may change: neither a model of the catalog nor a URI.
+
+        Args:
+            version: A version; empty for the highest.
+
+        Returns:
+            Whether it is.
+
+        Raises:
+            ModelNotFoundError: If there is no such version.
+        """
+        source = self.source(version)
+        return source.lower().endswith(_MODEL) and not is_remote(source)
 
     def request(self, version: str = "") -> SessionRequest:
         """Return which session computes it.
@@ -225,8 +242,8 @@ def _canonical(name: str) -> str:
 def _state_of(path: str) -> str:
     try:
         return str(find_facts(path))
-    except OSError as exc:  # whoever reads it says so
-        return str(exc.strerror)
+    except VideoError as exc:  # whoever reads it says so
+        return str(exc)
 
 
 def _is_text(name: str) -> bool:
@@ -248,7 +265,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
             if not _is_text(relative):
                 _log.warning("%r is left out: its name is no UTF-8", place)
                 continue
-            if version and version[1] == f"model{_MODEL}" and version[0].isascii() and version[0].isdigit():
+            if len(version) == 2 and version[1] == f"model{_MODEL}" and _VERSION.fullmatch(version[0]):
                 found.setdefault(name, {})[str(int(version[0]))] = place
             elif not version and name.endswith(SERVING_SUFFIX):
                 options[name.removesuffix(SERVING_SUFFIX)] = place
@@ -257,7 +274,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
         doubled = {name for name in alone if "1" in found.get(name, {})}
         for name in alone.keys() - doubled:
             found.setdefault(name, {})["1"] = alone[name]
-        stamps = {place: find_facts(place) for versions in found.values() for place in versions.values() if is_remote(place)}
+        stamps = _stamps_of([place for versions in found.values() for place in versions.values() if is_remote(place)])
     except VideoError as exc:
         raise ConfigError(f"model repository {folder}: {exc.got}", "a folder that is there, on every node, or the URI of one that can be listed") from exc
     notes = _NOTES | {name: f"{name}{_MODEL} is left out, since {name}/1/model{_MODEL} is version 1 as well" for name in doubled}
@@ -265,7 +282,22 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
     return [replace(model, note=notes.get(model.name, "")) for model in models]
 
 
-def _build(name: str, versions: dict[str, str], options: str | None, serving: ModelServing, stamps: Mapping[str, Any]) -> ServedModel:
+def _stamps_of(places: Sequence[str]) -> dict[str, str]:
+    """Return the states of files of a store; if it tells one of them, another that it does not tell is that one's trouble."""
+    stamps: dict[str, str] = {}
+    refusals: list[VideoError] = []
+    for place in places:
+        try:
+            stamps[place] = str(find_facts(place))
+        except VideoError as exc:
+            stamps[place] = str(exc)
+            refusals.append(exc)
+    if places and len(refusals) == len(places):
+        raise refusals[0]
+    return stamps
+
+
+def _build(name: str, versions: dict[str, str], options: str | None, serving: ModelServing, stamps: Mapping[str, str]) -> ServedModel:
     """Return one model; a wrong file of options is its own trouble alone."""
     sources = {version: canonical_id(place) for version, place in versions.items()}
     fault = None
@@ -275,4 +307,4 @@ def _build(name: str, versions: dict[str, str], options: str | None, serving: Mo
         except ConfigError as exc:
             _log.warning("model %s is not served: %s", name, exc)
             fault = exc.got, exc.allowed, exc.do
-    return ServedModel(name, sources, serving, {version: str(stamps.get(place, "")) for version, place in versions.items()}, fault)
+    return ServedModel(name, sources, serving, {version: stamps.get(place, "") for version, place in versions.items()}, fault)

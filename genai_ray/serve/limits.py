@@ -62,6 +62,10 @@ class Share:
         self.num_bytes = 0
         self.result_bytes = 0
         """Of the answer, until it is sent."""
+        self.turn: asyncio.Event | None = None
+        """Set when there is room for the answer before this one in a stream, which is sent first and must not wait for this one's."""
+        self.has_room = asyncio.Event()
+        """Set when there is room for the answer."""
         self._admission = admission
 
     def check(self, num_bytes: int) -> None:
@@ -114,12 +118,15 @@ class Share:
         wanted = min(_WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
         try:
             async with asyncio.timeout(within_s):
+                if self.turn is not None:
+                    await self.turn.wait()
                 while admission.result_bytes + wanted > admission.most_result_bytes:
                     admission.freed.clear()
                     await admission.freed.wait()
         except TimeoutError as exc:
             raise admission.no_room(wanted) from exc
         self._hold_result(wanted)
+        self.has_room.set()
 
     def keep_result(self, num_bytes: int, *, is_written: bool) -> None:
         """Hold what a result takes that is there, instead of what was thought before.

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import grpc
@@ -62,6 +62,17 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+
+
+class _InStream(NamedTuple):
+    """The place of one request in its stream."""
+
+    sent: contextlib.ExitStack
+    """What is closed when its answer has been sent."""
+    turn: asyncio.Event | None
+    """Set when there is room for the answer before it; None for the first."""
+    has_room: asyncio.Event
+    """Set when there is room for its own, or none is needed."""
 
 
 def add_inference_service(servicer: Any, server: Any) -> None:
@@ -265,17 +276,19 @@ class Rpc(Probes):
         """
         if not self.admit(grpc_context):
             return
-        answers: asyncio.Queue[tuple[asyncio.Task[Reply], contextlib.ExitStack] | None] = asyncio.Queue(_STREAM_AHEAD)
+        answers: asyncio.Queue[tuple[asyncio.Task[Reply], _InStream] | None] = asyncio.Queue(_STREAM_AHEAD)
 
         async def read() -> None:
+            turn = None
             try:
                 async for request in requests:
-                    sent = contextlib.ExitStack()
-                    answer = asyncio.create_task(self._answer_one(request, sent))
+                    place = _InStream(contextlib.ExitStack(), turn, asyncio.Event())
+                    answer = asyncio.create_task(self._answer_one(request, place))
+                    turn = place.has_room
                     try:
-                        await answers.put((answer, sent))
+                        await answers.put((answer, place))
                     except asyncio.CancelledError:
-                        _drop(answer, sent)
+                        _drop(answer, place)
                         raise
             finally:  # also if the requests break off: what has come is answered
                 await answers.put(None)
@@ -283,8 +296,8 @@ class Rpc(Probes):
         reading = asyncio.create_task(read())
         try:
             while (item := await answers.get()) is not None:
-                answer, sent = item
-                with sent:  # gRPC goes on when it has sent this one
+                answer, place = item
+                with place.sent:  # gRPC goes on when it has sent this one
                     yield await answer
             await asyncio.wait([reading])
             if not reading.cancelled() and (broken := reading.exception()) is not None:
@@ -295,24 +308,29 @@ class Rpc(Probes):
                 if (left := answers.get_nowait()) is not None:
                     _drop(*left)
 
-    async def _answer_one(self, data: bytes, until_sent: contextlib.ExitStack) -> Reply:
+    async def _answer_one(self, data: bytes, place: _InStream) -> Reply:
         request = message_class("ModelInferRequest")()
         try:
-            answer = await self._infer(data, request, until_sent)
+            answer = await self._infer(data, request, place)
         except (DecodeError, GenAIRayError) as exc:
             code, text = _fault_of(exc)
             self.engine.tally.note_response("grpc", code.name)
             refusal = message_class("ModelStreamInferResponse")(error_message=f"[{code.name}] {text}", infer_response={"id": request.id})
             _mark_final(refusal.infer_response, request)
             return Reply(refusal.SerializeToString())
+        finally:
+            place.has_room.set()  # whatever becomes of it
         self.engine.tally.note_response("grpc", "OK")
         return Reply(answer)
 
-    async def _infer(self, data: bytes, request: Any, until_sent: contextlib.ExitStack | None = None) -> bytes:
-        """Parse a request into an empty message, compute it, and write the answer: one of a stream if it has a stack of its own."""
+    async def _infer(self, data: bytes, request: Any, in_stream: _InStream | None = None) -> bytes:
+        """Parse a request into an empty message, compute it, and write the answer: one of a stream if it has a place there."""
         with contextlib.ExitStack() as place:
             share = place.enter_context(self.engine.admission.place())
-            (until_sent or _sending.get() or place).callback(share.give_back_result)
+            if in_stream is not None:
+                share.turn, share.has_room = in_stream.turn, in_stream.has_room
+            until_sent = _sending.get() if in_stream is None else in_stream.sent
+            (until_sent or place).callback(share.give_back_result)
             share.take(len(data))
             typed, most = count_typed_bytes(data), self.engine.profile.max_json_bytes
             if typed > most:
@@ -331,7 +349,7 @@ class Rpc(Probes):
                     f"inputs whose result has {size} bytes in typed contents", f"{most}", "Send raw_input_contents: their result comes raw."
                 )
             is_large = is_long(size, is_plain=is_raw and all(tensor.datatype != "BYTES" for tensor in answer.outputs))
-            write = functools.partial(_write_answer, answer, request, is_raw=is_raw, is_streamed=until_sent is not None)
+            write = functools.partial(_write_answer, answer, request, is_raw=is_raw, is_streamed=in_stream is not None)
             written = await self._run(is_large, write)
             share.keep_result(len(written), is_written=True)
             return written
@@ -340,9 +358,10 @@ class Rpc(Probes):
         return await self.engine.call(function) if is_large else function()
 
 
-def _drop(answer: asyncio.Task[Reply], sent: contextlib.ExitStack) -> None:
+def _drop(answer: asyncio.Task[Reply], place: _InStream) -> None:
     answer.cancel()
-    sent.close()
+    place.has_room.set()
+    place.sent.close()
 
 
 def _cut(text: str) -> str:

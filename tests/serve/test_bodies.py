@@ -24,7 +24,7 @@ from genai_ray.serve.facts import FRAMES, OUTPUT
 from genai_ray.serve.http import build_app, list_operations
 from genai_ray.serve.messages import count_typed_bytes, message_class
 from genai_ray.serve.repository import Repository
-from genai_ray.serve.rpc import Rpc
+from genai_ray.serve.rpc import Rpc, _InStream
 from tests.serve.models import identity
 from tests.serve.test_images import saved
 
@@ -382,10 +382,10 @@ def test_strings_and_typed_contents_are_bounded_before_they_are_read(tmp_path):
             assert context.code == "INVALID_ARGUMENT"
             assert words in context.details
         assert (await served.infer(message("FP32", 10_000, raw=bytes(40_000))))[0].code is None
-        refusal = await served.rpc._answer_one(message("BYTES", 1001, raw=bytes(4 * 1001)), contextlib.ExitStack())
+        refusal = await served.rpc._answer_one(message("BYTES", 1001, raw=bytes(4 * 1001)), _InStream(contextlib.ExitStack(), None, asyncio.Event()))
         refusal = message_class("ModelStreamInferResponse").FromString(refusal.data)
         assert (refusal.infer_response.id, refusal.error_message[:18]) == ("seven", "[INVALID_ARGUMENT]")
-        answer = await served.rpc._answer_one(message("FP32", 1, raw=struct.pack("f", 2)), contextlib.ExitStack())
+        answer = await served.rpc._answer_one(message("FP32", 1, raw=struct.pack("f", 2)), _InStream(contextlib.ExitStack(), None, asyncio.Event()))
         assert message_class("ModelStreamInferResponse").FromString(answer.data).infer_response.raw_output_contents == [struct.pack("f", 2)]
 
     told(engine, story)

@@ -14,6 +14,8 @@ from genai_ray.catalog import ServeProfile
 from genai_ray.serve import repository as repository_module
 from genai_ray.serve.engine import Engine
 from genai_ray.serve.repository import Repository
+from genai_ray.serve.standing import Standing
+from tests.processes import wait_until
 from tests.serve.models import add_number, value, write
 from tests.serve.test_people import application, ask
 from tests.serve.test_repository import models  # noqa: F401 - a fixture
@@ -201,3 +203,33 @@ def test_a_model_that_is_replaced_is_served_anew(models, ray_session):  # noqa: 
         write(models / "one.onnx", [helper.make_node("Abs", ["third"], ["y"])], [value("third", "FP32", ("n",))], [value("y", "FP32", ("n",))])
         load("one")
         assert infer(app, "one", [-3], "third") == [3]
+
+
+def test_a_model_that_is_kept_is_replaced_and_kept_on(models, ray_session):  # noqa: F811
+    def kept():
+        return [entry["digest"] for entry in cache.status()["models"] if entry["model_id"].endswith("kept.onnx") and entry["leased"]]
+
+    add_number(models / "kept.onnx", 1)
+    (models / "kept.serve.yaml").write_text("min_replicas: 1\n")
+    with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
+        standing = [Standing(ModelCache(name="people")) for _ in range(2)]  # the endpoint's own process has one, and each replica
+        for each in standing:
+            each.bring(Repository(models, ()).models())
+        (before,) = kept()
+        add_number(models / "kept.onnx", 20)
+        assert ask(app, "POST", "/v2/repository/models/kept/load", b"{}")[0] == 200
+        assert infer(app, "kept") == [21]
+        add_number(models / "kept.onnx", 30)
+        assert infer(app, "kept") == [31]  # without a load
+        wait_until(lambda: len(kept()) == 1 and cache.status()["leases"] == len(standing))
+        assert kept() != [before]
+        with cache.lease([models / "kept.onnx"]):
+            add_number(models / "kept.onnx", 40)
+            status, told = infer(app, "kept")
+            assert (status, "leased by a job" in told) == (503, True)
+        assert infer(app, "kept") == [41]
+        wait_until(lambda: cache.status()["leases"] == len(standing))
+        for each in standing:
+            each.release()
+        assert kept() == []
+    ModelCache(name="people").shutdown()

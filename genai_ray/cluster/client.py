@@ -179,18 +179,19 @@ class ModelCache:
         """
         return list(self._connection.call("loaded"))
 
-    def evict(self, model: str | Path) -> None:
+    def evict(self, model: str | Path, *, is_replaced: bool = False) -> None:
         """Evict every entry of a model, when what it computes is done.
 
         Args:
             model: Id, alias or path.
+            is_replaced: Whether its file has been replaced: leases that follow the file give way then.
 
         Raises:
             ModelNotFoundError: If it is not loaded.
             ResourceExhaustedError: If it is pinned or stays at work.
         """
         model_id = canonical_id(model)
-        self._connection.call("evict", model_id, min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S))
+        self._connection.call("evict", model_id, min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S), is_replaced)
         self._routes = {key: route for key, route in list(self._routes.items()) if key.model != model_id}
 
     @property
@@ -277,7 +278,13 @@ class ModelCache:
         return self.__dict__ | {"_routes": {}, "is_embedded": False}
 
     def lease(
-        self, models: Sequence[str | Path | SessionRequest], *, copies: int | None = 1, device_kinds: Sequence[str] = (), tag: str | None = None
+        self,
+        models: Sequence[str | Path | SessionRequest],
+        *,
+        copies: int | None = 1,
+        device_kinds: Sequence[str] = (),
+        tag: str | None = None,
+        follows_file: bool = False,
     ) -> Lease:
         """Load the models of a chain, all of them or none, and keep them until the lease is given back.
 
@@ -290,6 +297,7 @@ class ModelCache:
                 there with the first copy.
             device_kinds: Words of which the kind of a device must have one, such as ``L4``; empty for any.
             tag: Whose progress the frames of its sessions count as.
+            follows_file: Whether it gives way when a model's file has been replaced, and is taken again of the new file some seconds later.
 
         Returns:
             The lease, with one session a model; a context manager.
@@ -303,9 +311,15 @@ class ModelCache:
             raise ConfigError(f"a lease of {len(models)} models in {copies} copies", "one or more of each")
         chosen = [to_request(model) for model in models]
         requests = [replace(request, device_kinds=tuple(device_kinds)) if device_kinds else request for request, _ in chosen]
-        wants = tuple(self._want(request, spec, is_explicit=False) for request, (_, spec) in zip(requests, chosen, strict=True))
+        lease_id = f"lease:{uuid.uuid4().hex[:12]}"
+
+        def build() -> LeaseRequest:
+            """Say what is asked for, of the files as they are now."""
+            found = [to_request(request) for request in requests]
+            return LeaseRequest(lease_id, tuple(self._want(request, spec, is_explicit=False) for request, spec in found), copies, follows_file)
+
         sessions = tuple(CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True))
-        return take_lease(self._connection, LeaseRequest(f"lease:{uuid.uuid4().hex[:12]}", wants, copies), sessions, self.deadline_s * CACHE_SHARE)
+        return take_lease(self._connection, build, sessions, self.deadline_s * CACHE_SHARE)
 
     def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
         """Begin to load models that will be needed soon, without waiting; nothing in use goes for them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -27,11 +28,12 @@ class Lease:
         connection: Line to the cache.
         request: What is leased.
         sessions: One session a model, in the order asked for.
+        build: Says what is leased of the files as they are now.
     """
 
-    def __init__(self, connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...]) -> None:
+    def __init__(self, connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...], build: Callable[[], LeaseRequest]) -> None:
         self.sessions = sessions
-        self._connection, self._request = connection, request
+        self._connection, self._request, self._build = connection, request, build
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True)
         self._thread.start()
@@ -54,12 +56,14 @@ class Lease:
         while not self._over.wait(LEASE_TTL_S / 3):
             try:
                 if not self._connection.call("renew", self._request) and not self._over.is_set():
+                    if self._request.follows_file:
+                        self._request = self._build()
                     self._connection.call("lease", self._request, LEASE_TTL_S)
                     if self._over.is_set():  # given back meanwhile, and perhaps before it was taken again
                         self._give_back()
             except CacheClosedError:
                 return  # and the lease with it
-            except GenAIRayError as exc:
+            except (GenAIRayError, OSError) as exc:
                 _log.warning("a lease of %s could not be renewed: %s", [session.spec.model_id for session in self.sessions], exc)
 
     def __enter__(self) -> Self:
@@ -69,12 +73,12 @@ class Lease:
         self.release()
 
 
-def take_lease(connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...], within_s: float) -> Lease:
+def take_lease(connection: Connection, build: Callable[[], LeaseRequest], sessions: tuple[CachedSession, ...], within_s: float) -> Lease:
     """Wait for room and for the models; a lease that is not had, or waited for no more, is not kept.
 
     Args:
         connection: Line to the cache.
-        request: What is leased.
+        build: Says what is leased.
         sessions: One session a model.
         within_s: Most seconds to wait for room.
 
@@ -84,10 +88,10 @@ def take_lease(connection: Connection, request: LeaseRequest, sessions: tuple[Ca
     Raises:
         GenAIRayError: As ``ModelCache.lease``.
     """
-    lease: Lease | None = None
+    request, lease = build(), None
     try:
         connection.call("lease", request, within_s)
-        lease = Lease(connection, request, sessions)
+        lease = Lease(connection, request, sessions, build)
         for session in sessions:
             session.touch()
     except BaseException:

@@ -140,6 +140,8 @@ class LeaseRequest:
     """The models of the chain."""
     copies: int | None = 1
     """On how many devices each is to be; None for every device."""
+    follows_file: bool = False
+    """Whether it gives way when a model's file has been replaced; its holder takes it again, of the new file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class Finder:
             facts: What is known of it now.
 
         Raises:
-            ResourceExhaustedError: If one is leased, or at work until the deadline.
+            ResourceExhaustedError: If one is leased by a job, or at work until the deadline.
         """
         model_id = facts.spec.model_id
         if not facts.spec.is_path or model_id not in self.cache.loaded_models():
@@ -143,7 +143,7 @@ class Finder:
             self.cache.unpin(source)
         try:
             with contextlib.suppress(ModelNotFoundError):  # another replica was faster
-                self.cache.evict(source)
+                self.cache.evict(source, is_replaced=True)
             for entry in pinned:
                 self.cache.load_model(source, entry["backend"], entry["precision"], device=entry["device"])
         finally:

@@ -147,6 +147,20 @@ def test_a_model_is_on_as_many_devices_as_its_options_say(shared):
     assert infer(endpoint, "several", x=np.ones(1, np.float32)) == [3.0]
 
 
+def test_a_model_on_several_devices_is_replaced_on_all_of_them(shared):
+    def states():
+        return [(entry["state"], entry["leased"], entry["digest"] in old) for entry in sessions(cache, path)]
+
+    endpoint, cache, folder = shared
+    path, x = folder / "several.onnx", np.ones(1, np.float32)
+    wait_until(lambda: [entry["state"] for entry in sessions(cache, path)] == ["ready"] * 2)
+    old = {entry["digest"] for entry in sessions(cache, path)}
+    add_number(path, 20)
+    assert infer(endpoint, "several", x=x) == [21.0]
+    wait_until(lambda: states() == [("ready", True, False)] * 2)
+    assert infer(endpoint, "several", x=x) == [21.0]
+
+
 def test_requests_of_the_class_online_overtake_those_of_the_class_batch(shared):
     endpoint, cache, folder = shared
     with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:

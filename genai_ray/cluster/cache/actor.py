@@ -215,12 +215,13 @@ class CacheActor:
         ids = [slot.key.model for slot in self._book.ledger.by_recency()]
         return list(dict.fromkeys(reversed(ids)))[::-1]
 
-    async def evict(self, model: str, within_s: float) -> int:
+    async def evict(self, model: str, within_s: float, is_replaced: bool = False) -> int:
         """Evict every session of a model.
 
         Args:
             model: Canonical id.
             within_s: Most seconds to wait until it is idle.
+            is_replaced: Whether its file has been replaced: leases that follow the file give way then.
 
         Returns:
             The number of sessions that went.
@@ -234,6 +235,8 @@ class CacheActor:
         if not entries:
             raise await self._not_loaded(model)
         for entry in entries:
+            if is_replaced:  # their holders may have taken them again since the session before this one went
+                await self._leases.give_way(model)
             await self._evictor.evict(entry, deadline)
         return len(entries)
 

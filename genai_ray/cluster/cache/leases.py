@@ -176,6 +176,19 @@ class Leases:
             lease_id: Which; unknown ones are ignored.
         """
         self._waiting.pop(lease_id, None)
+        await self._end(lease_id)
+
+    async def give_way(self, model: str) -> None:
+        """End the leases that follow a model's file, which has been replaced; their holders take them again.
+
+        Args:
+            model: Its canonical id.
+        """
+        for lease_id, lease in list(self._leases.items()):
+            if lease.request.follows_file and any(key.model == model for key in lease.keys):
+                await self._end(lease_id)
+
+    async def _end(self, lease_id: str) -> None:
         lease = self._leases.pop(lease_id, None)
         if lease is not None:
             self._book.ledger.unlease(lease.keys)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from genai_ray import InferenceSession, ModelCatalog, errors
 from genai_ray.catalog import dump_spec, load_spec
 from genai_ray.graph import read_model, receptive_field
-from genai_ray.inspection import find_model, inspect_model
+from genai_ray.inspection import find_model, inspect_model, trial
 
 CATALOG = ModelCatalog.default()
 PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
@@ -42,6 +42,26 @@ def test_trials_find_what_the_catalog_says(model_id, tmp_path):
         assert any("task" in line for line in found.unsure)
     if found.inputs[0].value_range != known.inputs[0].value_range:
         assert any("value range" in line for line in found.unsure)
+
+
+@pytest.mark.parametrize("model_id", ["websr-x2-s", "waifu2x-x2", "ffdnet"])
+def test_a_slow_model_is_tried_out_with_smaller_frames(model_id, tmp_path, monkeypatch):
+    path = tmp_path / "slow.onnx"
+    path.write_bytes(CATALOG.path(model_id).read_bytes())
+    found = inspect_model(path)
+    monkeypatch.setattr(trial, "_SIZES_PX", (32,))
+    assert inspect_model(path, 3600.0) == found
+
+
+def test_a_model_that_is_too_slow_is_refused_before_its_time_is_over(tmp_path):
+    kernel = numpy_helper.from_array(np.zeros((3, 3, 31, 31), np.float32), "k")
+    node = helper.make_node("Conv", ["x", "k"], ["y"], pads=[15, 15, 15, 15])
+    f = TensorProto.FLOAT
+    for side in ("h", 96):
+        path = save(tmp_path / f"slow-{side}.onnx", [node], [tensor("x", f, ["n", 3, side, side])], [tensor("y", f, ["n", 3, side, side])], [kernel])
+        with pytest.raises(errors.ModelLoadError, match=r"slow-.*\.onnx is too slow to be tried out: .* s.*Save a spec beside the file"):
+            inspect_model(path, 0.001)
+        assert inspect_model(path, 3600.0) == inspect_model(path)
 
 
 @pytest.mark.parametrize("model_id", PACKAGED)

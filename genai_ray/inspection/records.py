@@ -24,7 +24,7 @@ from genai_ray.confine import call_confined, raise_limit
 from genai_ray.errors import DeadlineExceededError, ModelLoadError, ResourceExhaustedError
 from genai_ray.files import cache_folder
 from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
-from genai_ray.inspection.trial import ask_runtime, inspect_model
+from genai_ray.inspection.trial import SAVE_SPEC, ask_runtime, inspect_model
 
 __all__ = ["forget_failures", "spec_of", "tensors_of"]
 
@@ -35,7 +35,10 @@ DATA_FACTOR = 3
 """What it may allocate for each byte of the model's data: the runtime packs weights for its kernels, and trial runs need two runtimes."""
 
 WITHIN_S = 120.0
-"""Most seconds for a model's trial runs."""
+"""Most seconds for a model's process."""
+
+TRIALS_WITHIN_S = 60.0
+"""Most seconds of these for its trial runs."""
 
 FAILED_FOR_S = 600.0
 """For so long a file is not tried again that took too much memory or time, or that the runtime refused."""
@@ -43,7 +46,6 @@ FAILED_FOR_S = 600.0
 AT_ONCE = 2
 """Most models that one process has looked at at the same time."""
 
-_DO = "Save a spec beside the file, as NAME.yaml: then no trial runs are needed (`genai-ray models inspect` writes one)."
 _PATH = "\0"
 """Stands for the file's path in an error: a file of the same content may have another."""
 
@@ -116,7 +118,7 @@ def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
         "inputs": [astuple(tensor) for tensor in inputs],
         "outputs": [astuple(tensor) for tensor in outputs],
         "files": files,
-        "spec": inspect_model(file).model_dump(mode="json") if is_tried else None,
+        "spec": inspect_model(file, TRIALS_WITHIN_S).model_dump(mode="json") if is_tried else None,
     }
 
 
@@ -146,7 +148,7 @@ def _ask(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
     try:
         return {"result": call_confined(describe_file, str(path), is_tried, max_bytes=max_bytes, within_s=WITHIN_S)}
     except (DeadlineExceededError, ResourceExhaustedError) as exc:
-        error = [f"{path} cannot be tried out: {exc}", f"{WITHIN_S:g} s and {max_bytes} bytes", _DO]
+        error = [f"{path} cannot be tried out: {exc}", f"{WITHIN_S:g} s and {max_bytes} bytes", SAVE_SPEC]
     except ModelLoadError as exc:
         error = [exc.got, exc.allowed, exc.do]
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,27 +23,35 @@ from genai_ray.errors import GenAIRayError, InferenceError, InvalidInputError, M
 from genai_ray.graph import WHOLE_FILE_BYTES, Graph, GraphTensor, broken_rule, element_name, free_batch, fuse_frames, read_header, receptive_field
 from genai_ray.types import ModelTask
 
-__all__ = ["ask_runtime", "inspect_model"]
+__all__ = ["SAVE_SPEC", "ask_runtime", "inspect_model"]
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
-_TRIAL_PX = 128
+_SIZES_PX = (128, 64, 32)
+"""Longest sides of trial frames: of a slow model they are smaller."""
+_MIN_PICTURE_PX = 32
+_RUNS = 8
+"""All trial runs together take about as long as so many with the largest frame."""
+
+SAVE_SPEC = "Save a spec beside the file, as NAME.yaml: then no trial runs are needed (`genai-ray models inspect` writes one)."
+"""What to do with a model that cannot be tried out."""
 _MAX_MINIMUM_PX = 64
 _COLOURS = (1, 3)
 _CLEAR_RATIO = 1.3
 
 
-def inspect_model(path: Path) -> ModelSpec:
+def inspect_model(path: Path, within_s: float = math.inf) -> ModelSpec:
     """Find out what a model takes and gives.
 
     Args:
         path: An .onnx file.
+        within_s: Most seconds for its trial runs; a slow model gets smaller frames to keep to it.
 
     Returns:
         A spec that the engine can use; for a model that is not one of images, task ``other`` without image inputs.
 
     Raises:
         ModelNotFoundError: If there is no such file.
-        ModelLoadError: If it is corrupt or not ONNX, or the runtime cannot load it.
+        ModelLoadError: If it is corrupt or not ONNX, the runtime cannot load it, or it is too slow for trial runs.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +59,7 @@ def inspect_model(path: Path) -> ModelSpec:
     model, is_small = read_header(path), path.stat().st_size <= WHOLE_FILE_BYTES
     runtime = open_runtime(path) if is_small else open_runtime(model.SerializeToString(), folder=path.parent)  # weights are mapped then, not copied
     try:
-        trial = _Trial(path, runtime)
+        trial = _Trial(path, runtime, within_s)
         spec = trial.describe()
         if spec.is_image_model:
             spec = trial.try_frames(spec, model)
@@ -94,7 +103,20 @@ class _Trial:
 
     path: Path
     runtime: RuntimeSession
+    within_s: float
+    """Most seconds of all runs; one that would go on for longer is not begun."""
     unsure: list[str] = field(default_factory=list)
+    size_px: int = _SIZES_PX[0]
+    """Longest side of its trial frames."""
+    pace_s: float = 0.0
+    """Least seconds for a pixel so far; 0 while nothing has run."""
+    spent_s: float = 0.0
+    """Seconds of all runs so far."""
+
+    @property
+    def picture_px(self) -> int:
+        """Side of a frame whose content matters."""
+        return max(self.size_px // 2, _MIN_PICTURE_PX)
 
     def describe(self) -> ModelSpec:
         spec = ModelSpec(model_id=self.path.stem, file=str(self.path.resolve()))
@@ -119,7 +141,8 @@ class _Trial:
     def _try_sizes(self, spec: ModelSpec) -> ModelSpec:
         """Run it: what comes out decides scale, multiple, output and task."""
         fixed = spec.inputs[0].height, spec.inputs[0].width
-        size = (fixed[0] or _TRIAL_PX, fixed[1] or _TRIAL_PX)
+        self._choose_size(spec)
+        size = (fixed[0] or self.size_px, fixed[1] or self.size_px)
         output = self._run(spec, *size)
         image = next(((i, array) for i, array in enumerate(output or []) if array.ndim == 4), None)
         if image is None:
@@ -152,9 +175,43 @@ class _Trial:
         smallest = next((n for n in range(multiple or 1, _MAX_MINIMUM_PX + 1, multiple or 1) if self._fits(spec, n, n)), multiple or 1)
         return spec.model_copy(update={"size_multiple": multiple or 1, "min_size_px": max(smallest, 1)})
 
+    def _choose_size(self, spec: ModelSpec) -> None:
+        """Find out with a small frame how fast the model is, and take smaller frames if it is slow."""
+        height, width = spec.inputs[0].height, spec.inputs[0].width
+        if (height and width) or math.isinf(self.within_s):
+            return
+        smallest = next((px for px in reversed(_SIZES_PX) if self._run(spec, height or px, width or px) is not None), None)
+        if smallest is None:  # the next run says what becomes of it
+            return
+        if self._predict_s(spec, smallest) > self.within_s:  # the first run may have been slow for other reasons
+            self._run(spec, height or smallest, width or smallest)
+        self.size_px = next((px for px in _SIZES_PX if px >= smallest and self.spent_s + self._predict_s(spec, px) <= self.within_s), smallest)
+        self._check_time(self._predict_s(spec, self.size_px))
+
+    def _predict_s(self, spec: ModelSpec, px: int) -> float:
+        return _RUNS * self.pace_s * (spec.inputs[0].height or px) * (spec.inputs[0].width or px)
+
+    def _check_time(self, seconds: float) -> None:
+        """Refuse what would take too long."""
+        if self.spent_s + seconds > self.within_s:
+            took = f"{self.path} is too slow to be tried out: its trial runs would take more than {self.spent_s + seconds:.0f} s"
+            raise ModelLoadError(took, f"{self.within_s:g} s", SAVE_SPEC)
+
+    def _timed(self, feeds: dict[str, npt.NDArray[Any]], runtime: RuntimeSession, num_pixels: int) -> dict[str, Any]:
+        """Run it, unless that would take too long."""
+        self._check_time(self.pace_s * num_pixels)
+        began_s = time.monotonic()
+        try:
+            outputs: dict[str, Any] = runtime.run(feeds)
+        finally:
+            taken_s = time.monotonic() - began_s
+            self.spent_s += taken_s
+        self.pace_s = min(self.pace_s or math.inf, taken_s / num_pixels)
+        return outputs
+
     def _is_exact_at(self, spec: ModelSpec, multiple: int) -> bool:
         """Whether sizes that are multiples of it, and of nothing more, give exactly the scale."""
-        near = max(48 // multiple, 1) | 1
+        near = max(3 * self.size_px // 8 // multiple, 1) | 1
         sizes = [((near + i) * multiple, (near + j) * multiple) for i, j in ((0, 0), (0, 1), (2, 4), (1, 3))]
         return all(self._fits(spec, *size) for size in sizes)
 
@@ -169,7 +226,7 @@ class _Trial:
     def _guess_range(self, spec: ModelSpec, index: int, is_mask: bool, scale: int) -> float:
         """Feed a picture in both usual ranges: a net that keeps pictures gives it back best in the range it was trained on."""
         errors = {}
-        size = spec.inputs[0].height or 64, spec.inputs[0].width or 64
+        size = spec.inputs[0].height or self.picture_px, spec.inputs[0].width or self.picture_px
         for high in (1.0, 255.0):
             outputs = None if is_mask else self._run(spec, *size, high=high, picture=True)
             if outputs is not None:
@@ -213,9 +270,10 @@ class _Trial:
             return self._refuse_frames(spec, exc)
         try:
             names = ("frames",) if len(spec.inputs) == 1 else ("frames0", "frames1")
-            size = spec.inputs[0].height or _TRIAL_PX, spec.inputs[0].width or _TRIAL_PX
+            size = spec.inputs[0].height or self.size_px, spec.inputs[0].width or self.size_px
             feeds: dict[str, npt.NDArray[Any]] = {name: np.zeros((1, *size, 3), np.uint8) for name in names}
-            fused.run(feeds | {name: np.full((), param.default, np.float32) for name, param in spec.params.items()})
+            scalars = {name: np.full((), param.default, np.float32) for name, param in spec.params.items()}
+            self._timed(feeds | scalars, fused, size[0] * size[1])
         except (InferenceError, InvalidInputError) as exc:
             return self._refuse_frames(spec, exc)
         finally:
@@ -228,7 +286,7 @@ class _Trial:
 
     def is_batchable(self, spec: ModelSpec) -> bool:
         """Whether two frames in one run equal two runs, bit for bit."""
-        height, width = (spec.inputs[0].height or 64), (spec.inputs[0].width or 64)
+        height, width = (spec.inputs[0].height or self.picture_px), (spec.inputs[0].width or self.picture_px)
         both = self._run(spec, height, width, count=2, picture=True)
         if both is None:
             return False
@@ -255,7 +313,7 @@ class _Trial:
             shape = [count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(infos[name].shape)]
             feeds[name] = np.full(shape, param.default, infos[name].dtype)
         try:
-            outputs: dict[str, Any] = self.runtime.run(feeds)
+            outputs = self._timed(feeds, self.runtime, count * height * width)
             return [array if isinstance(array, np.ndarray) else np.empty(0) for array in outputs.values()]
         except (InferenceError, InvalidInputError):
             return None

@@ -94,6 +94,12 @@ def kill(pid):
         return
 
 
+def foreign_files(home):
+    """Return what lies below a home that is neither Ray's token nor what this package remembers: telemetry of a runtime, for one."""
+    inside = {path.relative_to(home).as_posix() for path in home.rglob("*") if not path.is_dir()}
+    return sorted(name for name in inside if name != ".ray/auth_token" and "genai_ray/" not in name)
+
+
 def rss_anon(pid):
     """Return the anonymous memory of a process in bytes."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon:"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from genai_ray.cluster.connect import _find_running
+from genai_ray.cluster.token import _keep_token
 from tests.processes import descendants, kill, listeners, title, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -72,9 +73,10 @@ def cluster(place):
         head.wait()
 
 
-def test_a_cluster_is_looked_for_where_ray_start_wrote_of_it_and_takes_this_users_token(cluster, place):
+@pytest.mark.parametrize("said", [{}, {"RAY_ADDRESS": "auto"}], ids=["unasked", "auto"])
+def test_a_cluster_is_looked_for_where_ray_start_wrote_of_it_and_takes_this_users_token(cluster, place, said):
     folder, address = cluster
-    done = run_python(_CONNECT, RAY_TMPDIR=folder, HOME=home_with(place, TOKEN))
+    done = run_python(_CONNECT, RAY_TMPDIR=folder, HOME=home_with(place, TOKEN), **said)
     assert done.stdout.split() == ["False", address], done.stderr
 
 
@@ -113,7 +115,26 @@ def test_a_cluster_of_another_user_is_not_joined_unasked(place, monkeypatch, cap
         assert _find_running() == address
         os.chown(file, 54321, 54321)
         assert _find_running() is None
+        file.rename(file.with_name("of-root"))
+        os.chown(file.with_name("of-root"), 0, 0)
+        file.symlink_to("of-root")
+        assert _find_running() is None
+        file.unlink()
+        os.mkfifo(file)  # whoever reads it waits for ever
+        assert _find_running() is None
     assert f"the Ray cluster at {address} is another user's" in caplog.text
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a file to another user")
+@pytest.mark.parametrize("theirs", [".ray", ".ray/auth_token"])
+def test_a_token_that_another_user_wrote_is_not_this_users(place, caplog, theirs):
+    """As in a home that several share, such as /tmp: whoever wrote the token could run code in the cluster that takes it."""
+    path = home_with(place, TOKEN) / ".ray" / "auth_token"
+    _keep_token(path)
+    os.chown(path.parents[1] / theirs, 54321, 54321)
+    with pytest.raises(PermissionError):
+        _keep_token(path)
+    assert f"Ray's token in {path} is another user's" in caplog.text
 
 
 _COMPUTE = f"""
@@ -208,6 +229,8 @@ def test_a_long_path_to_temporary_files_is_taken_and_a_token_that_others_can_rea
     with staying(_STAY, HOME=home, TMPDIR=long) as (_, (folder, short)):
         assert folder.parent == long
         assert next(folder.glob("ray/session_2*/sockets/raylet")).is_socket()
+        done = run_python(_CONNECT, HOME=home, TMPDIR=long, RAY_ADDRESS="auto")  # it ends with its process: nobody else is to join it
+        assert done.stderr.splitlines()[-1].startswith("genai_ray.errors.ConfigError: no Ray cluster is running on this machine"), done.stdout
         assert (token.read_text(), token.stat().st_mode & 0o777) == (TOKEN, 0o600)
     assert list(long.iterdir()) == []
     assert not short.exists()

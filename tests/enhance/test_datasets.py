@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance import job
 from genai_ray.enhance.records import MARKER
 from genai_ray.enhance.targets import resolve_targets
+from genai_ray.files import sweep_folders
 from genai_ray.tables import ResultTable
 from genai_ray.video import Encoding, plan_video
-from tests.processes import descendants, is_alive, kill, run, start, wait_until
+from tests.processes import ROOT, descendants, is_alive, kill, run, start, wait_until
 from tests.video.clips import write
 
 FAST = Encoding(preset="ultrafast", crf=30)
@@ -248,6 +250,26 @@ def test_half_written_tables_of_killed_jobs_are_removed_and_those_of_others_stay
         path.touch()
     table.add([{"a": "b"}])
     assert sorted(tmp_path.iterdir()) == sorted([*theirs, tmp_path / "results.parquet"])
+
+
+_TOO_LONG = """
+import resource, signal
+from genai_ray.tables import ResultTable
+table = ResultTable("memory://results.parquet", {"a": "string"}, "a")
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+table.add([{"a": str(number)} for number in range(10_000)])
+"""
+"""Is killed while it writes."""
+
+
+def test_a_half_written_table_for_a_store_is_removed_with_other_temporary_folders(tmp_path):
+    done = subprocess.run([sys.executable, "-c", _TOO_LONG], check=False, env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=ROOT)
+    assert done.returncode == -signal.SIGXFSZ
+    assert len(list(tmp_path.iterdir())) == 1
+    sweep_folders(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_result_published_but_not_recorded_is_known_again(ray_session, clips, tmp_path, monkeypatch):

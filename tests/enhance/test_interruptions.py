@@ -15,7 +15,7 @@ import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.video import Encoding
-from tests.processes import DEADLINE_S, ROOT, descendants, is_alive, kill, killing, run, start, title, wait_until
+from tests.processes import DEADLINE_S, ROOT, descendants, foreign_files, is_alive, kill, killing, run, start, title, wait_until
 from tests.video.clips import write
 
 pytestmark = pytest.mark.cluster
@@ -275,18 +275,21 @@ def test_sigterm_ends_everything_without_a_crash_dump(source, tmp_path, temporar
     assert len(segments(output)) >= kept
 
 
-def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing(tmp_path):
+def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing_and_an_empty_home_gets_no_telemetry(tmp_path, temporary):
     """Workers import what this process imports: not what a user calls by the name of a package."""
     for name in ("av", "numpy", "onnxruntime", "onnx", "pyarrow", "yaml", "fsspec", "pydantic", "psutil", "code", "secrets"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a script of a user was imported')")
     source = write(tmp_path / "a.mkv", pts=[0, 1, 2], tracks=0)
     command = [Path(sys.executable).with_name("genai-ray"), "enhance", source, "-o", tmp_path / "\u00e9\udce9.mkv", "--model", "websr-x2-s"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment, timeout=DEADLINE_S)
+    home = temporary / "home"
+    said = {"PYTHONIOENCODING": "ascii", "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment(temporary) | said, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
     assert b"\\xe9\\udce9.mkv" in done.stdout
     assert b"Traceback" not in done.stderr
     assert (tmp_path / "\u00e9\udce9.mkv").exists()
+    assert foreign_files(home) == []  # no runtime keeps an id of this device, or counts its use
+    assert list(temporary.iterdir()) == [home]
 
 
 MOMENTS = [

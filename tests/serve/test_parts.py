@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -374,6 +375,23 @@ def test_what_a_killed_endpoint_left_is_ended_and_nothing_else(tmp_path):
     other.kill()
     other.wait()
     Record(os.getpid(), 0, (2,), ()).remove()
+
+
+def test_an_endpoint_in_another_container_with_this_home_is_not_taken_for_dead(tmp_path):
+    """Numbers of processes say nothing there; a folder of its own namespace stands for a container."""
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--mount-proc", "--fork"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no namespaces may be made here")
+    folder = tmp_path / "genai-ray-at-work"
+    folder.mkdir()
+    record = Record(os.getpid(), process_started(os.getpid()), (1,), (str(folder),))
+    record.write()
+    code = "from genai_ray.serve.ports import Record, check_ports; print(check_ports('127.0.0.1', [])); Record(1, 1, (1,), ()).write()"
+    done = subprocess.run([*apart, sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    assert folder.exists()
+    assert json.loads(record.path.read_text())["pid"] == os.getpid()
+    record.remove()
 
 
 def test_figures_add_up():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from genai_ray.errors import ConfigError
-from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, open_to_read, publish
+from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, open_to_read, publish, temporary_folder
 
 __all__ = ["TABLE_SUFFIXES", "ResultTable", "iter_rows"]
 
@@ -123,11 +122,14 @@ class ResultTable:
         return table.select(self._schema.names).cast(self._schema)
 
     def _write(self, table: pa.Table) -> None:
-        partial = self._partial
         if is_remote(self.place):
-            partial = Path(tempfile.gettempdir(), partial.name)
+            with temporary_folder("results") as folder:
+                self._replace(table, folder / self._partial.name)
         else:
-            _remove_dead(partial.parent)
+            _remove_dead(self._partial.parent)
+            self._replace(table, self._partial)
+
+    def _replace(self, table: pa.Table, partial: Path) -> None:
         try:
             with file_errors(self.place, "writing"):
                 pyarrow.parquet.write_table(table, partial)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ __all__ = ["check_process", "connect", "disconnect", "has_own_node_died", "own_f
 
 _log = logging.getLogger(__name__)
 
+_ANY = "auto"
+"""Ray's word for a cluster that runs on this machine. Ray itself would also join one that a process started for itself alone, which ends with it."""
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.1
@@ -39,6 +42,8 @@ _ENVIRONMENT = {
 }
 _DO_START = "Start one with `ray start --head`, or leave the address out."
 _SHORT = "/tmp"
+_MAX_ADDRESS = 300
+"""Letters of ``host:port``."""
 _MAX_PATH_BYTES = 43
 """Paths of sockets have 107 bytes at the most, of which Ray takes 64 for the session and the socket."""
 _own_folders: list[Path] = []
@@ -51,7 +56,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     """Make sure that this process is connected to Ray.
 
     Args:
-        address: A cluster's address; None for ``RAY_ADDRESS``, a cluster running on this machine, or one of our own.
+        address: A cluster's address; ``auto`` for one running on this machine; None for ``RAY_ADDRESS``, one running on this machine, or one of our own.
         start: Whether one may be started.
 
     Returns:
@@ -64,7 +69,8 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     if ray.is_initialized():
         check_process()
         return False
-    wanted = address or os.environ.get("RAY_ADDRESS") or _find_running()
+    asked = address or os.environ.get("RAY_ADDRESS")
+    wanted = _find_running() if not asked or asked == _ANY else asked
     if wanted and wanted != "local":
         if not _answers(wanted):
             raise ConfigError(f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START)
@@ -78,8 +84,9 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
             raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
         _note_process()
         return False
-    if not start:
-        raise ConfigError("no Ray cluster is running on this machine", "a running one", "Start one with `ray start --head`, or pass --address.")
+    if not start or asked == _ANY:
+        do = "Start one with `ray start --head`, or pass host:port of another one by --address."
+        raise ConfigError("no Ray cluster is running on this machine", "a running one", do)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _start()
@@ -212,15 +219,19 @@ def _find_running() -> str | None:
 
     A cluster gets this user's token and code: one that another user wrote of, in a folder that all can write, is not joined unasked.
     """
-    file = Path(get_ray_address_file(None))
+    path = get_ray_address_file(None)
     try:
-        address, owner = file.read_text().strip(), file.stat().st_uid
+        with open(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            address = file.read(_MAX_ADDRESS).strip() if stat.S_ISREG(found.st_mode) else ""
     except (OSError, UnicodeDecodeError):
         return None
-    if owner not in (0, os.geteuid()):
-        _log.warning("the Ray cluster at %s is another user's (%s): it is joined only by its address", address[:100], file)
+    if not (_is_port(address) and address.isprintable()):
         return None
-    return address if _is_port(address) and _answers(address) else None
+    if found.st_uid not in (0, os.geteuid()):
+        _log.warning("the Ray cluster at %s is another user's (%s): it is joined only by its address", address, path)
+        return None
+    return address if _answers(address) else None
 
 
 def _is_port(address: str) -> bool:

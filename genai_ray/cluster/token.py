@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 from ray._private.authentication import authentication_token_setup as ray_tokens
@@ -69,8 +70,8 @@ def _keep_token(path: Path) -> None:
     """Make a token if there is none, whole and for this user alone at every moment; else let nobody else read the one that there is."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists() or not path.stat().st_size:
-        part = path.with_name(f"{path.name}.{os.getpid()}")
-        with open(part, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as file:  # of mode 0600
+            part = Path(file.name)
             file.write(generate_new_authentication_token())
         try:
             os.link(part, path)  # else another process was faster, and both must have the same
@@ -79,8 +80,12 @@ def _keep_token(path: Path) -> None:
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    with path.open("rb"):
-        mode = path.stat().st_mode
+    with path.open("rb") as opened:
+        found = os.fstat(opened.fileno())
+    mode, strangers = found.st_mode, {found.st_uid, path.parent.stat().st_uid} - {0, os.geteuid()}
+    if strangers:  # who wrote it, or may do so, could run code as this user
+        _log.warning("Ray's token in %s is another user's (uid %d): this cluster gets one of its own", path, min(strangers))
+        raise PermissionError(path)
     if mode & 0o077:
         try:
             path.chmod(0o600)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from genai_ray.enhance.report import VideoReport
 from genai_ray.enhance.store import remove_folder
 from genai_ray.enhance.targets import Target
-from genai_ray.files import discard, find_facts, is_remote, join_place, open_to_read, publish, remove
+from genai_ray.files import discard, find_facts, is_remote, join_place, open_to_read, publish, remove, temporary_folder
 
 __all__ = ["MARKER", "Record", "forget", "read_marker", "write_marker"]
 
@@ -61,13 +61,13 @@ def write_marker(target: Target, record: Record) -> None:
     Raises:
         VideoError: If it cannot be written.
     """
-    folder = tempfile.gettempdir() if is_remote(target.work_dir) else target.work_dir
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".partial", delete=False) as file:
-        json.dump({"key": record.key, "size": record.size, "stamp": record.stamp, "report": _plain(record.report)}, file)
-    try:
-        publish(Path(file.name), join_place(target.work_dir, MARKER))
-    finally:
-        discard(Path(file.name))
+    with temporary_folder("marker") if is_remote(target.work_dir) else nullcontext(target.work_dir) as folder:
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".partial", delete=False) as file:
+            json.dump({"key": record.key, "size": record.size, "stamp": record.stamp, "report": _plain(record.report)}, file)
+        try:
+            publish(Path(file.name), join_place(target.work_dir, MARKER))
+        finally:
+            discard(Path(file.name))
 
 
 def read_marker(target: Target) -> Record | None:

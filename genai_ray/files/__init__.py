@@ -8,7 +8,7 @@ from genai_ray.files.local import cache_folder, home_folder, make_folder, remove
 from genai_ray.files.locks import Lock, read_lock
 from genai_ray.files.mirror import mirror
 from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
-from genai_ray.files.sharing import identify_folder
+from genai_ray.files.sharing import identify_folder, name_process_space
 from genai_ray.files.store import file_errors, is_remote
 from genai_ray.files.strangers import fetch_for_stranger, is_of_this_machine, open_below
 from genai_ray.files.transfer import check_writable, discard, fetch, open_to_read, publish, remove
@@ -34,6 +34,7 @@ __all__ = [
     "list_names",
     "make_folder",
     "mirror",
+    "name_process_space",
     "open_below",
     "open_to_read",
     "publish",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from genai_ray.errors import ConfigError, VideoError
-from genai_ray.files.sharing import name_machine
+from genai_ray.files.sharing import name_process_space
 from genai_ray.files.store import file_errors, file_system, is_remote
 from genai_ray.files.transfer import write_bytes
 
@@ -51,7 +51,7 @@ class Holder:
     @property
     def is_here(self) -> bool:
         """Whether the owner is a process of this machine, or of this container on it."""
-        return self.facts.get("machine") == _machine()
+        return self.facts.get("machine") == name_process_space()
 
     @property
     def is_alive(self) -> bool:
@@ -90,7 +90,14 @@ class Lock:
 
     def __init__(self, place: str, what: str, more: Mapping[str, Any] | None = None) -> None:
         self.place, self.what, self._id = place, what, uuid.uuid4().hex
-        self._facts = {"id": self._id, "machine": _machine(), "host": os.uname().nodename, "pid": os.getpid(), "started": _started(os.getpid()), **(more or {})}
+        self._facts = {
+            "id": self._id,
+            "machine": name_process_space(),
+            "host": os.uname().nodename,
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            **(more or {}),
+        }
         for _ in range(_TRIES):
             with file_errors(place, "locking"):
                 if self._make():
@@ -212,12 +219,6 @@ def _unlink(place: str) -> None:
 def _advice(place: str, found: Holder) -> str:
     advice = "Wait until it has ended, or choose another output."
     return advice if found.is_here else f"{advice} If it is dead, wait {DEAD_AFTER_S:.0f} s or remove {place}."
-
-
-def _machine() -> str:
-    """Name what numbers processes: this machine until it is started again, or a container on it."""
-    spaces = Path("/proc/self/ns/pid")
-    return f"{name_machine()}-{spaces.stat().st_ino if spaces.exists() else 0}"
 
 
 def _started(pid: int) -> int | None:

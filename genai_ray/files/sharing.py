@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["identify_folder", "name_machine"]
+__all__ = ["identify_folder", "name_machine", "name_process_space"]
 
 _SHARED = ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "pvfs2", "gfs2", "ocfs2", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs")
 """File systems of several machines at once, as the kernel names them; of others each machine has its own."""
@@ -54,3 +54,13 @@ def name_machine() -> str:
     """
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
+
+
+def name_process_space() -> str:
+    """Name what numbers processes: this machine until it is started again, or a container on it.
+
+    Returns:
+        The name.
+    """
+    spaces = Path("/proc/self/ns/pid")
+    return f"{name_machine()}-{spaces.stat().st_ino if spaces.exists() else 0}"

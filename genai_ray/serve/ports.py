@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from genai_ray.errors import ConfigError
-from genai_ray.files import cache_folder
+from genai_ray.files import cache_folder, name_process_space
 
 __all__ = ["Record", "check_ports", "find_free_ports", "find_port_block", "process_started", "records_folder"]
 
@@ -62,15 +62,16 @@ class Record:
         """Forget it."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
+            self.path.parent.rmdir()
 
 
 def records_folder() -> Path:
-    """Return where running endpoints of this user are recorded.
+    """Return where running endpoints of this user are recorded: those that are seen from here, as containers and machines may share a home.
 
     Returns:
         The folder; it may not exist yet.
     """
-    return cache_folder() / "serve"
+    return cache_folder() / "serve" / name_process_space()
 
 
 def process_started(pid: int) -> int | None:
@@ -202,7 +203,7 @@ def _end_leftovers() -> list[str]:
     """End what endpoints left whose own process is gone: by the ids that they recorded, and only where nobody else has got them since."""
     told = []
     for record in _records():
-        if process_started(record.pid) == record.started:
+        if not record.started or process_started(record.pid) == record.started:  # 0 if the system did not tell
             continue
         alive = [pid for pid, started in record.processes if process_started(pid) == started]
         for pid in alive:

@@ -47,6 +47,8 @@ class Planned:
     """Size and version of the input as it was planned."""
     damaged: int = 0
     """Finished segments that were not what was written, and are computed again."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the chain at frames of this size."""
     home: Home = field(default_factory=Home)
     """The folders that result and segments go to."""
 

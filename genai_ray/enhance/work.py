@@ -33,6 +33,7 @@ from genai_ray.enhance.store import PARTIAL_SUFFIX, SegmentStore, hash_segment, 
 from genai_ray.enhance.targets import Target
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish, temporary_folder
+from genai_ray.session import describe_seams
 from genai_ray.video import check_result, choose_pixel_format, count_frames, describe_losses, plan_video
 
 __all__ = ["begin_clip", "examine_clip", "find_done_clip", "finish_clip", "name_segments", "open_clip", "run_segment"]
@@ -72,7 +73,10 @@ def examine_clip(target: Target, specs: Sequence[ModelSpec], common: EnhanceOpti
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=has_alpha)
     check_result(timeline.result, size_out, options.encoding, os.path.splitext(target.output)[1].lower(), has_alpha=has_alpha)
     store = SegmentStore(target.work_dir, ())
-    return Planned(target, timeline, store, options, find_requests(plan.info, specs, options), {}, key, size_out, source)
+    requests = find_requests(plan.info, specs, options)
+    seams = (describe_seams(spec, request.max_frame) for spec, request in zip(specs, requests, strict=True))
+    notes = tuple(dict.fromkeys(note for note in seams if note is not None))
+    return Planned(target, timeline, store, options, requests, {}, key, size_out, source, notes=notes)
 
 
 def name_segments(planned: Planned, specs: Sequence[ModelSpec], kind: str) -> Planned:
@@ -389,6 +393,7 @@ def _notes(planned: Planned, frames: int) -> Iterator[str]:
     if moved:
         step_s = float(info.time_base)
         yield f"{moved} frames share a time with the one before them: each is shown {step_s:g} s after it"
+    yield from planned.notes
     if info.colour.assumed:
         yield f"untagged colour: read and tagged as {info.colour.standard}, by its height of {info.height}"
     yield from describe_losses(planned.timeline.result.info, planned.options.encoding, planned.size_out)

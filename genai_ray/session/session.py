@@ -27,6 +27,7 @@ from genai_ray.session.sizing import (
     SessionLimits,
     bytes_per_px,
     default_tile_px,
+    describe_seams,
     fixed_tile,
     largest_run,
     padded_size,
@@ -111,6 +112,9 @@ class InferenceSession:
         self._loaded_bytes = self.memory_bytes
         if self.precision is ModelPrecision.FP16 and self.computes_in == "fp32":
             _log.info("%s: the weights are in fp16, and this device computes in fp32", self.spec.model_id)
+        self.notes = tuple(note for note in (describe_seams(self.spec, self.limits.max_frame),) if note is not None)
+        for note in self.notes:
+            _log.warning("%s", note)
         self.tile_size_px = self._choose_tile_size()
 
     def infer(self, frames: Frames, params: Mapping[str, float] | None = None, *, is_online: bool = False) -> Frames:
@@ -234,7 +238,7 @@ class InferenceSession:
         """Return what this session is and has done, fit for JSON.
 
         Returns:
-            Identity, device, precision (asked for, of the weights, of the arithmetic), sizes, counts and bytes.
+            Identity, device, precision (asked for, of the weights, of the arithmetic), sizes, counts, bytes, and notes on the results.
         """
         agreement = self._precision_db
         return {
@@ -254,6 +258,7 @@ class InferenceSession:
             "inference_count": self.inference_count,
             "runtime_calls": self.runtime_calls,
             "avg_latency_ms": self.avg_latency_ms,
+            "notes": list(self.notes),
         }
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "bytes_per_px",
     "can_tile",
     "default_tile_px",
+    "describe_seams",
     "fixed_tile",
     "largest_run",
     "padded_size",
@@ -90,6 +91,28 @@ def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
     size = spec.inputs[0].height, spec.inputs[0].width
     most = min(length for length in size if length is not None) // 4
     return size, min(most if spec.receptive_field_px is None else spec.receptive_field_px, most)
+
+
+def describe_seams(spec: ModelSpec, frame: tuple[int, int] | None = None) -> str | None:
+    """Say that results of tiles of a fixed size may differ from those of the whole frame.
+
+    Args:
+        spec: The model.
+        frame: (height, width) of the frames in pixels; None if frames of any size may come.
+
+    Returns:
+        One sentence; None if tiles overlap by the receptive field, or there is one tile only.
+    """
+    size, halo = fixed_tile(spec)
+    fits = frame is not None and all(tile is None or length <= tile for tile, length in zip(size, frame, strict=True))
+    if not spec.is_image_model or size == (None, None) or fits:
+        return None
+    stride, field = tile_step(spec), spec.receptive_field_px
+    halo = min((tile - max((tile - 2 * halo) // stride, 1) * stride) // 2 for tile in size if tile is not None)
+    if field is not None and field <= halo:
+        return None
+    why = "its receptive field is not known" if field is None else f"its receptive field is {field} px"
+    return f"{Path(spec.model_id).name} takes {size[1] or 'any'}x{size[0] or 'any'} only: frames go in tiles with a halo of {halo} px, {why}; seams may show"
 
 
 def padded_size(spec: ModelSpec, height_px: int, width_px: int) -> tuple[int, int]:

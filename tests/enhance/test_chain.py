@@ -4,9 +4,12 @@ from fractions import Fraction
 
 import pytest
 
-from genai_ray import ModelCatalog
+from genai_ray import EnhanceOptions, ModelCatalog
 from genai_ray.enhance.chain import check_chain, check_rate, count_results, split_chain
+from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.work import _notes, examine_clip
 from genai_ray.errors import ConfigError
+from tests.video.clips import write
 
 
 def specs(*models):
@@ -78,3 +81,14 @@ def test_how_far_a_chain_is():
     assert count_results(chain, {"ffdnet": 10, "rife": 20, "websr-x2-s": 12}, factor=3) == 12
     assert count_results(specs("rife"), {"rife": 7}, factor=2) == 14
     assert count_results(specs("ffdnet", "websr-x2-s"), {"ffdnet": 7}, factor=2) == 0
+
+
+def test_the_report_tells_of_seams_if_a_model_of_a_fixed_size_gets_larger_frames(tmp_path):
+    (spec,) = specs("websr-x2-s")
+    fixed = spec.model_copy(update={"inputs": (spec.inputs[0].model_copy(update={"height": 64, "width": 96}),), "receptive_field_px": None})
+    options = EnhanceOptions()
+    (target,) = resolve_targets([write(tmp_path / "a.mkv", pts=range(4), tracks=0)], tmp_path / "b.mkv", options)
+    assert examine_clip(target, [fixed], options).notes == ()
+    planned = examine_clip(target, [spec, fixed], options)
+    assert planned.notes == ("websr-x2-s takes 96x64 only: frames go in tiles with a halo of 16 px, its receptive field is not known; seams may show",)
+    assert planned.notes[0] in list(_notes(planned, 4))

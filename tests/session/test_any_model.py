@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from genai_ray import InferenceSession, errors
 from genai_ray.catalog import dump_spec
 from genai_ray.inspection import inspect_model
+from genai_ray.session import SessionLimits, describe_seams
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 FRAMES = np.random.default_rng(3).integers(0, 256, (2, 70, 90, 3), np.uint8)
@@ -125,6 +126,27 @@ def test_frames_are_tiled_to_a_fixed_size(tmp_path, size, scale, batch):
             columns = scale * (width - (isinstance(size[1], int) and width < size[1]))
             assert np.array_equal(found[:, :rows, :columns], expected[:, :rows, :columns]), (height, width)
         session.warmup()
+
+
+def save_mean(path, size):
+    """A picture less a tenth of its mean: every pixel sees the whole frame."""
+    shape = [1, 3, *size]
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["m"]), helper.make_node("Mul", ["m", "k"], ["d"]), helper.make_node("Sub", ["x", "d"], ["y"])]
+    return save(path, nodes, [value("x", shape)], [value("y", shape)], {"k": np.float32(0.1)})
+
+
+def test_tiles_that_may_differ_from_the_whole_frame_are_told_of(tmp_path, caplog):
+    note = "mean.onnx takes 64x48 only: frames go in tiles with a halo of 12 px, its receptive field is not known; seams may show"
+    with open_session(save_mean(tmp_path / "mean.onnx", (48, 64))) as session:
+        assert session.status()["notes"] == [note]
+    assert [record.getMessage() for record in caplog.records if "seams" in record.getMessage()] == [note]
+    with open_session(tmp_path / "mean.onnx", limits=SessionLimits(max_frame=(40, 64))) as session:  # one tile is the whole frame
+        assert session.status()["notes"] == []
+    with open_session(save_upscaler(tmp_path / "near.onnx", size=(48, 64), batch=1)) as session:
+        assert session.status()["notes"] == []
+        wide = session.spec.model_copy(update={"receptive_field_px": 13})
+    assert describe_seams(wide) == "near.onnx takes 64x48 only: frames go in tiles with a halo of 12 px, its receptive field is 13 px; seams may show"
+    assert describe_seams(wide.model_copy(update={"receptive_field_px": 12})) is None
 
 
 def test_pairs_are_tiled_to_a_fixed_size(tmp_path):

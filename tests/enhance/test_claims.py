@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance import job
 from genai_ray.enhance.claims import LOCK
+from genai_ray.enhance.store import remove_folder
 from genai_ray.files import Lock, read_lock
 from genai_ray.files.locks import DEAD_AFTER_S
 from genai_ray.video import Encoding
@@ -141,6 +143,38 @@ def test_an_output_that_another_job_has_fails_alone(ray_session, claim, clips, t
     assert [video.status for video in report.videos] == ["failed", "done"]
     assert "in use by another job" in report.videos[0].error
     assert (tmp_path / "out" / "a.mkv.genai-ray" / LOCK).exists()
+
+
+def test_nothing_of_another_job_is_removed_if_the_first_failure_ends_this_one(ray_session, clips, tmp_path):
+    locks = [Lock(f"{tmp_path}/out/{name}.genai-ray/{LOCK}", "an output") for name in ("a.mkv", "b.mkv")]
+    theirs = [Path(lock.place).with_name("000000.0123abcd.partial") for lock in locks]
+    for partial in theirs:
+        partial.touch()
+    with pytest.raises(errors.ConfigError, match="in use by another job"):
+        enhance_videos(clips, tmp_path / "out", models=MODEL, options=replace(OPTIONS, fail_fast=True))
+    assert [partial.exists() for partial in theirs] == [True, True]
+    for lock in locks:
+        lock.release()
+
+
+def test_a_folder_that_other_jobs_remove_is_made_again(tmp_path):
+    """The last one that leaves removes it, just when another one comes."""
+    failures = []
+
+    def come_and_go(number):
+        try:
+            for _ in range(200):
+                Lock(f"{tmp_path}/work/{number}.lock", "a folder").release()
+                remove_folder(f"{tmp_path}/work")
+        except errors.GenAIRayError as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=come_and_go, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 @pytest.mark.parametrize(("source", "output", "made"), [("a.mkv", "out/c.mkv", ["c.mkv"]), ("*.mkv", "out", ["a.mkv", "b.mkv", "results.parquet"])])

@@ -83,6 +83,13 @@ def test_a_key_does_not_lead_out_of_the_folder(out, key, to_store, monkeypatch):
         store.store.clear()
 
 
+@pytest.mark.parametrize("folder", ["memory://deep/out", "{}"])
+def test_a_name_that_begins_with_dots_is_a_name(out, folder, tmp_path):
+    place = write(tmp_path / "..a.mp4", pts=[0, 1], tracks=0)
+    (target,) = resolve_targets([place], f"{folder.format(out)}/", OPTIONS)
+    assert target.output == f"{folder.format(out)}/..a.mp4"
+
+
 def test_a_template_does_not_lead_out_of_the_folder(out, tmp_path):
     write(tmp_path / "a.mp4", pts=[0, 1], tracks=0)
     write(tmp_path / "b.mp4", pts=[0, 1], tracks=0)

@@ -203,7 +203,7 @@ class _Job:
             return loading.uses(is_last=True) if meter.first is not None else ()
         except BaseException:
             with _death_told():
-                left = scheduler.stop() if scheduler is not None else []
+                left = [target for target in (scheduler.stop() if scheduler is not None else []) if self.claims.has(target)]
                 raise
         finally:
             if not has_own_node_died():

@@ -194,7 +194,7 @@ def _target(index: int, source: str, output: str, options: EnhanceOptions, chang
 def _is_below(folder: str, output: str) -> bool:
     """Tell whether a place is below a folder, links followed; a store has none."""
     if is_remote(folder):
-        return not posixpath.normpath(output.removeprefix(f"{folder}/")).startswith(("..", "/"))
+        return not f"{posixpath.normpath(output.removeprefix(f'{folder}/'))}/".startswith(("../", "/"))
     return f"{os.path.realpath(os.path.dirname(output))}/".startswith(f"{os.path.realpath(folder).rstrip('/')}/")
 
 

@@ -148,10 +148,10 @@ class Lock:
             write_bytes(self.place, self._content())
             found = read_lock(self.place)
             return found is not None and found.facts.get("id") == self._id
-        os.makedirs(os.path.dirname(self.place), exist_ok=True)
         try:
+            os.makedirs(os.path.dirname(self.place), exist_ok=True)
             handle = os.open(self.place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # also if another job removes the empty folder meanwhile
             return False
         try:
             os.write(handle, self._content())

@@ -164,8 +164,8 @@ def test_a_folder_that_other_jobs_remove_is_made_again(tmp_path):
     def come_and_go(number):
         try:
             for _ in range(200):
-                Lock(f"{tmp_path}/work/{number}.lock", "a folder").release()
-                remove_folder(f"{tmp_path}/work")
+                Lock(f"{tmp_path}/common/{number}.lock", "a folder").release()
+                remove_folder(f"{tmp_path}/common")
         except errors.GenAIRayError as exc:
             failures.append(exc)
 

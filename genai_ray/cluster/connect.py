@@ -182,7 +182,7 @@ def _start() -> None:
         raise
     except Exception as exc:  # if its node does not answer in time, Ray raises just that
         disconnect()
-        raise ResourceExhaustedError(f"Ray did not start: {exc}", do="If the machine has too much to do, try again.") from exc
+        raise ResourceExhaustedError(f"Ray did not start: {str(exc).strip(' .')}", do="If the machine has too much to do, try again.") from exc
 
 
 def _make_folder(base: str) -> Path:

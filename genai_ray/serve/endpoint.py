@@ -223,7 +223,7 @@ class Endpoint:
             serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config=logs)
         except (RayError, RuntimeError, TimeoutError) as exc:
             *_, reason = ["", *str(exc).strip().splitlines()]  # of an error in another process, after its traceback
-            raise ResourceExhaustedError(f"Ray Serve did not start: {reason.strip()}", do="If the machine has too much to do, try again.") from exc
+            raise ResourceExhaustedError(f"Ray Serve did not start: {reason.strip(' .')}", do="If the machine has too much to do, try again.") from exc
 
     def _keep_record(self) -> None:
         while not self._over.wait(RECORD_EVERY_S):

@@ -13,7 +13,7 @@ from genai_ray import errors
 from genai_ray.enhance.publish import publish
 from genai_ray.video import Encoding, SegmentWriter, decode_frames, decode_segment, plan_video
 from genai_ray.video.colour import to_rgb
-from genai_ray.video.shown import Kind, PacketReader
+from genai_ray.video.shown import Kind, PacketReader, decode_times
 from tests.video.clips import NUM_FRAMES, write
 from tests.video.fields import write_fields
 from tests.video.identity import decode
@@ -286,3 +286,12 @@ def test_damage_that_looks_like_packets_without_a_frame_is_no_frame_less(codec, 
     assert len(plan.pts) == NUM_FRAMES
     with pytest.raises(errors.VideoError, match=rf"a\.mkv: .*20 of {NUM_FRAMES} frames decode|frame 20 has pts"):
         list(decode_segment(plan, plan.segments[0]))
+
+
+def test_a_damaged_picture_whose_decoder_only_says_minus_one_is_one_frame(tmp_path):
+    """FFmpeg's old decoders do, and the system calls that an operation which is not permitted."""
+    source = write(tmp_path / "a.avi", codec="msmpeg4", tracks=0)
+    damage = b"\xff\xee\xdd\x01" * 10
+    path = remux(source, tmp_path / "b.mkv", lambda packet, number: [packet_like(packet, damage) if number == 7 else packet])
+    decoded = decode_times(str(path))
+    assert (len(decoded.shown), len(decoded.failed)) == (NUM_FRAMES - 1, 1)

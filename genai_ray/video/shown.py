@@ -196,7 +196,7 @@ def decode_times(place: str, *, any_format: bool = False) -> Decoded:
         for packet in container.demux(stream):
             try:
                 frames = decode_packet(decoder, packet)
-            except av.InvalidDataError:
+            except av.FFmpegError:  # of the picture, not of reading, which is outside of this block
                 time = packet.pts if packet.pts is not None else packet.dts
                 if decoded.shown and time is not None:
                     decoded.failed.append(time)

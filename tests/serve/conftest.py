@@ -52,13 +52,13 @@ def _none_is_left():
     _started.clear()
 
 
-def serve(*options, repository=None, ports=None, wait=True, stays=False):
-    """Start an endpoint, and return when it takes requests; it ends with the test, or ``stays``."""
+def serve(*options, repository=None, ports=None, wait=True, stays=False, **said):
+    """Start an endpoint, and return when it takes requests; it ends with the test, or ``stays``. ``said`` is added to its environment."""
     port, grpc_port = ports or find_free_ports(2)
     words = ["serve", "--port", port, "--grpc-port", grpc_port, "--json", *options]
     if repository is not None:
         words += ["--model-repository", repository]
-    process = start(*words, env=os.environ | {"RAY_ADDRESS": "local"})  # its own Ray, whatever else runs on this machine
+    process = start(*words, env=os.environ | {"RAY_ADDRESS": "local"} | said)  # its own Ray, whatever else runs on this machine
     if not stays:
         _started.append(process)
     lines = []

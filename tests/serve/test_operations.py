@@ -20,7 +20,7 @@ from genai_ray.inspection import find_model
 from genai_ray.serve.endpoint import Endpoint, read_token
 from genai_ray.serve.gate import bears_token
 from genai_ray.serve.limits import Admission, check_frame_sizes, check_result, check_tensor_sizes
-from tests.processes import wait_until
+from tests.processes import foreign_files, wait_until
 from tests.serve.conftest import serve
 from tests.serve.test_http import feed, post, send
 
@@ -213,9 +213,11 @@ def test_an_open_endpoint_is_warned_of():
 
 
 @pytest.mark.cluster
-def test_without_the_token_only_health_is_told(tmp_path):
+def test_without_the_token_only_health_is_told_and_an_empty_home_gets_no_telemetry(tmp_path):
     (tmp_path / "token").write_text("open-sesame")
-    served = serve("--replicas", 1, "--model", "websr-x2-s", "--token-file", tmp_path / "token", "--cors-origin", "https://example.org")
+    home = tmp_path / "home"
+    said = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    served = serve("--replicas", 1, "--model", "websr-x2-s", "--token-file", tmp_path / "token", "--cors-origin", "https://example.org", **said)
     bearer = {"authorization": "Bearer open-sesame"}
     try:
         for path, status in (("/v2/health/ready", 200), ("/v2", 401), ("/metrics", 401), ("/v2/models/websr-x2-s", 401), ("/nowhere", 401)):
@@ -227,6 +229,8 @@ def test_without_the_token_only_health_is_told(tmp_path):
             assert send(served, "GET", path, headers=bearer)[0].status == (404 if path == "/nowhere" else 200)
         with tritonclient.http.InferenceServerClient(served.http) as client:
             assert client.get_server_metadata(headers=bearer)["name"] == "genai_ray"
+            tensor = np.zeros((1, 3, 16, 16), np.float32)
+            assert client.infer("websr-x2-s", [feed("input", tensor, "FP32")], headers=dict(bearer)).as_numpy("output").shape == (1, 3, 32, 32)
         with tritonclient.grpc.InferenceServerClient(served.grpc) as client:
             assert client.is_server_live()
             with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
@@ -238,3 +242,4 @@ def test_without_the_token_only_health_is_told(tmp_path):
             assert client.get_server_metadata(headers=bearer).name == "genai_ray"
     finally:
         assert served.end() == 0
+    assert foreign_files(home) == []  # no runtime keeps an id of this device, or counts its use

@@ -172,6 +172,16 @@ def test_few_sessions_are_loaded_at_once_and_the_others_wait(nodes, cache, kind,
     assert max(loads_at_once(status).values()) <= most
 
 
+class Starter:
+    """An actor in the cache's place: sessions ask whoever started them for more."""
+
+    def start(self, node, kind):
+        entry = Entry(Want(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)))
+        device = Device("any", node, kind, GPU_BYTES, GPU_BYTES, GPU_BYTES // GPU_UNITS)
+        start_session(entry, "of nobody", device, Slot("", entry.key, "any", GPU_BYTES, GPU_BYTES, 0, 0.0, 0.0))
+        return entry.handle
+
+
 def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache, monkeypatch):
     nodes.add(num_gpus=1)
     wait_until(lambda: len(devices(cache)) == 3)
@@ -181,17 +191,15 @@ def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache,
     assert seen == {MODEL: (["0"], ""), OTHER: ([], "")}  # a logical GPU is in Ray's books alone, so its sessions must not see a real one
     monkeypatch.delenv(LOGICAL_GPU_BYTES)
     node = nodes.add(num_gpus=2).node_id  # what Ray calls a GPU here may be a real one
-    request, handles, found = SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32), [], []
+    starter = ray.remote(Starter).options(num_cpus=0).remote()
+    handles, found = [], []
     try:
         for kind in (CPU, "any GPU", "any GPU"):
-            entry = Entry(Want(request))
-            device = Device("any", node, kind, GPU_BYTES, GPU_BYTES, GPU_BYTES // GPU_UNITS)
-            start_session(entry, "of nobody", device, Slot("", entry.key, "any", GPU_BYTES, GPU_BYTES, 0, 0.0, 0.0))
-            handles.append(entry.handle)
-            status = ray.get(entry.handle.status.remote(), timeout=60)
+            handles.append(ray.get(starter.start.remote(node, kind), timeout=60))
+            status = ray.get(handles[-1].status.remote(), timeout=60)
             found.append((status["gpu_ids"], status["visible_gpus"]))
     finally:
-        for handle in handles:
+        for handle in (*handles, starter):
             ray.kill(handle)
     assert found == [([], ""), (["0"], "0"), (["1"], "1")]
 

@@ -72,7 +72,7 @@ class SessionActor:
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._session: InferenceSession | None = None
         self._frames_of: Counter[str] = Counter()
-        self._in_flight = self._use_count = self._watchers = 0
+        self._in_flight = self._use_count = self._watchers = self._retirements = 0
         self._measured_bytes: int | None = None
         self._most_bytes = 0
         self._load_s = 0.0
@@ -266,7 +266,9 @@ class SessionActor:
             if use_count is not None and (self._in_flight or use_count != self._use_count):
                 return False
             self._retired = True
-        self._end_later()
+            self._retirements += 1
+            retirement = self._retirements
+        self._end_later(retirement)
         return True
 
     @ray.method(concurrency_group="control")
@@ -329,13 +331,15 @@ class SessionActor:
         self._most_bytes += more_bytes if may else 0
         return may
 
-    def _end_later(self) -> None:
-        """End this process in a while, unless the cache does so before: a session that nobody knows of must not stay."""
+    def _end_later(self, retirement: int) -> None:
+        """End this process in a while, unless the cache does so before or takes this retirement back: a session that nobody knows of must not stay."""
 
         def end() -> None:
-            if self._retired and self._in_flight:
-                self._end_later()
-            elif self._retired:
+            if not self._retired or retirement != self._retirements:
+                return
+            if self._in_flight:
+                self._end_later(retirement)
+            else:
                 os._exit(0)
 
         timer = threading.Timer(RETIRED_FOR_S, end)

@@ -94,12 +94,12 @@ def test_a_model_that_is_leased_or_pinned_is_not_unloaded(shared):
         assert infer(endpoint, "one", x=np.ones(1, np.float32)) == [2.0]
         status, told = unload(endpoint, "one")
         assert (status, list(told)) == (409, ["error"])
-        assert f"{path} is leased by a job" in told["error"]
+        assert told["error"].startswith("one.onnx is leased by a job")  # no answer names folders of the server
         (leased,) = sessions(cache, path)
     cache.pin(path)
     status, told = unload(endpoint, "one")
     assert (status, list(told)) == (409, ["error"])
-    assert f"{path} is pinned" in told["error"]
+    assert told["error"].startswith("one.onnx is pinned")
     cache.unpin(path)
     (kept,) = sessions(cache, path)
     assert kept["name"] == leased["name"]

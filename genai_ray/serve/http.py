@@ -226,11 +226,11 @@ class _Api:
 
     async def index(self, request: Request) -> Response:
         content = await self._content(request)
-        only_ready = content.get("ready") or False
-        if not isinstance(only_ready, bool):
+        only_ready = content.get("ready")
+        if not isinstance(only_ready, bool | None):
             raise InvalidInputError(f"ready: {only_ready!r:.40}", "true or false")
         await self._engine.rescan()
-        return JSONResponse(describe_index(self._engine.repository, await self._engine.status(), await self._engine.broken(), only_ready=only_ready))
+        return JSONResponse(describe_index(self._engine.repository, await self._engine.status(), await self._engine.broken(), only_ready=bool(only_ready)))
 
     async def load(self, request: Request) -> Response:
         content = await self._content(request)
@@ -279,7 +279,7 @@ class _Api:
         """Return the JSON object of a request that need not have one."""
         body = await read_body(request, LARGE_JSON_BYTES)
         content = parse_json(body) if body.strip() else {}
-        if not isinstance(content, dict) or not isinstance(content.get("parameters") or {}, dict):
+        if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict | None):
             raise InvalidInputError("a body, or parameters of it, that is not a JSON object")
         return content
 

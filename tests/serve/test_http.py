@@ -272,6 +272,22 @@ def test_what_is_pinned_stays(served, client):
     assert client.is_model_ready("pinned")
 
 
+@pytest.mark.parametrize("path", ["index", "models/websr-x2-s/load", "models/websr-x2-s/unload"])
+@pytest.mark.parametrize("parameters", [False, 0, "", []])
+def test_parameters_that_are_no_object_are_refused(served, path, parameters):
+    response, data = send(served, "POST", f"/v2/repository/{path}", json.dumps({"parameters": parameters}).encode())
+    assert response.status == 400
+    assert "JSON object" in json.loads(data)["error"]
+    assert send(served, "POST", f"/v2/repository/{path}", b'{"parameters": null}')[0].status == 200
+
+
+@pytest.mark.parametrize("ready", [0, "", []])
+def test_ready_of_the_index_is_true_or_false(served, ready):
+    response, data = send(served, "POST", "/v2/repository/index", json.dumps({"ready": ready}).encode())
+    assert response.status == 400
+    assert "true or false" in json.loads(data)["error"]
+
+
 def test_a_broken_file_says_why(served):
     status, answer, response = post(served, "broken", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]})
     assert status == 503

@@ -597,3 +597,49 @@ def test_a_replica_that_failed_is_not_made_again_on_its_device_for_a_while(tmp_p
         assert [asyncio.run(fail()) for _ in range(3)] == [1, 0, 0]
         assert loader.failing() == {}
         assert [entry.name for entry in several.entries.values()] == [first.name]
+
+
+class Making(eviction.Evictor):
+    """Retires sessions when it is let, without Ray."""
+
+    def __init__(self, several):
+        super().__init__(several, lambda entry: Need(entry.key, entry.want.predicted_bytes), 0.0, None)
+        self.going, self.may_go = [], asyncio.Event()
+
+    async def ask(self, name):
+        return None
+
+    async def retire(self, name, finish_within_s=None):
+        self.going.append(name)
+        await self.may_go.wait()
+        self._book.drop(self._book.entries[name])
+        return True
+
+
+def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_it():
+    several = book.Book(Ledger(None))
+    several.ledger.add_device(Device(f"n/{CPU}", "n", CPU, 1000, 1000))
+    first, second, large, medium, small = (book.Entry(Want(MODELS[number], predicted_bytes=size)) for number, size in enumerate((400, 300, 600, 200, 100)))
+    for entry in (first, second):
+        several.ledger.reserve(entry.name, Need(entry.key, entry.want.predicted_bytes), f"n/{CPU}", 0, 0.0)
+        several.ledger.settle(entry.name, entry.want.predicted_bytes, 1.0, 0.0)
+        several.add(entry)
+        entry.ready.set()
+    several.ledger.use(second.name, 5.0, 1)
+
+    async def history():
+        evictor = Making(several)
+        loads = []
+        for entry in (large, medium):
+            loads.append(asyncio.create_task(evictor.try_place([entry])))
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        assert evictor.going == [first.name, second.name]  # of the 300 bytes that are free the large one counts on 200
+        assert await evictor.try_place([small])
+        assert not any(load.done() for load in loads)
+        evictor.may_go.set()
+        assert await asyncio.gather(*loads) == [True, True]
+
+    asyncio.run(history())
+    assert set(several.ledger.slots) == {large.name, medium.name, small.name}
+    assert several.ledger.used_bytes == 900

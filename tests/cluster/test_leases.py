@@ -345,3 +345,23 @@ def test_evictions_of_one_model_at_the_same_time_end_together(make_cache):
     assert cache.loaded_models() == []
     assert pending.result().shape == (3, 480, 640, 3)
     assert cache.status()["evictions"] == 1
+
+
+@pytest.mark.longest
+def test_a_silent_session_that_must_go_keeps_nobody_else_waiting(make_cache, frames):
+    """What finds room beside what the other one makes is loaded and leased meanwhile."""
+    cache = make_cache(1_000_000_000, options=CacheOptions(min_stay_s=0))
+    for model in (A, B):
+        cache.load_model(model, memory_bytes=350_000_000)
+    cache.get_session(B).infer(frames)
+    pid = next(entry["session"]["pid"] for entry in cache.status()["models"] if entry["model_id"] == A)
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        large = pool.submit(ModelCache(name=cache.name).load_model, C, memory_bytes=500_000_000)
+        wait_until(lambda: cache._connection.call("find", C) is not None)
+        cache.load_model("ffdnet", memory_bytes=130_000_000)
+        with cache.lease([B]) as lease:
+            assert lease.sessions[0].infer(frames).shape == (3, 98, 122, 3)
+        assert not large.done()
+        large.result(120)
+    assert ready(cache) == {B, C, "ffdnet"}

@@ -616,24 +616,36 @@ class Making(eviction.Evictor):
         return True
 
 
-def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_it():
-    several = book.Book(Ledger(None))
+def books_on_one_device(*sizes):
+    """Books with sessions of these bytes on one device of 1000, stalest first."""
+    several, entries = book.Book(Ledger(None)), []
     several.ledger.add_device(Device(f"n/{CPU}", "n", CPU, 1000, 1000))
-    first, second, large, medium, small = (book.Entry(Want(MODELS[number], predicted_bytes=size)) for number, size in enumerate((400, 300, 600, 200, 100)))
-    for entry in (first, second):
-        several.ledger.reserve(entry.name, Need(entry.key, entry.want.predicted_bytes), f"n/{CPU}", 0, 0.0)
-        several.ledger.settle(entry.name, entry.want.predicted_bytes, 1.0, 0.0)
+    for number, size in enumerate(sizes):
+        entry = book.Entry(Want(MODELS[number], predicted_bytes=size))
+        several.ledger.reserve(entry.name, Need(entry.key, size), f"n/{CPU}", 0, 0.0)
+        several.ledger.settle(entry.name, size, 1.0, 0.0)
+        several.ledger.use(entry.name, float(number), 1)
         several.add(entry)
         entry.ready.set()
-    several.ledger.use(second.name, 5.0, 1)
+        entries.append(entry)
+    return several, entries
+
+
+async def begun(work):
+    """Start something, and return when it waits."""
+    task = asyncio.create_task(work)
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+    return task
+
+
+def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_it():
+    several, (first, second) = books_on_one_device(400, 300)
+    large, medium, small = (book.Entry(Want(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 200), (4, 100)))
 
     async def history():
         evictor = Making(several)
-        loads = []
-        for entry in (large, medium):
-            loads.append(asyncio.create_task(evictor.try_place([entry])))
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
+        loads = [await begun(evictor.try_place([entry])) for entry in (large, medium)]
         assert evictor.going == [first.name, second.name]  # of the 300 bytes that are free the large one counts on 200
         assert await evictor.try_place([small])
         assert not any(load.done() for load in loads)
@@ -643,3 +655,59 @@ def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_i
     asyncio.run(history())
     assert set(several.ledger.slots) == {large.name, medium.name, small.name}
     assert several.ledger.used_bytes == 900
+
+
+def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
+    several, (first, growing) = books_on_one_device(400, 300)
+    several.ledger.mark(growing.name, is_pinned=True)
+    large, small, tiny = (book.Entry(Want(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 100), (4, 50)))
+
+    async def history():
+        evictor = Making(several)
+        load = await begun(evictor.try_place([large]))
+        assert not await evictor.grow(growing.name, 500)  # of the 300 bytes that are free the load counts on 200
+        load.cancel()
+        await asyncio.wait([load])
+        growth = await begun(evictor.grow(growing.name, 950))
+        assert evictor.going == [first.name, first.name]
+        assert not await evictor.try_place([small])  # it counts on 250 of the 300
+        assert await evictor.try_place([tiny])
+        evictor.may_go.set()
+        assert await growth
+
+    asyncio.run(history())
+    assert {name: slot.reserved_bytes for name, slot in several.ledger.slots.items()} == {growing.name: 950, tiny.name: 50}
+
+
+def test_a_session_that_took_too_much_waits_for_what_goes_already():
+    several, (first, heavy) = books_on_one_device(400, 300)
+    large = book.Entry(Want(MODELS[2], predicted_bytes=350))
+
+    async def history():
+        evictor = Making(several)
+        load = await begun(evictor.try_place([large]))
+        several.ledger.grow(heavy.name, 700)
+        shrinking = await begun(evictor.shrink(heavy.name))
+        assert evictor.going == [first.name]
+        evictor.may_go.set()
+        assert await asyncio.gather(load, shrinking) == [False, True]
+
+    asyncio.run(history())
+    assert set(several.ledger.slots) == {heavy.name}
+
+
+def test_no_room_is_taken_for_what_was_given_up_while_it_was_made():
+    several, (first,) = books_on_one_device(800)
+    waited = book.Entry(Want(MODELS[1], predicted_bytes=600))
+    several.add(waited)
+
+    async def history():
+        evictor = Making(several)
+        load = await begun(evictor.try_place([waited]))
+        several.drop(waited)  # as a lease does when its time is over, and another one looks for room for the same
+        evictor.may_go.set()
+        assert not await load
+
+    asyncio.run(history())
+    assert several.ledger.slots == {}
+    assert first.gone.is_set()

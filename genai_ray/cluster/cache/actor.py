@@ -247,9 +247,7 @@ class CacheActor:
             Its model's id, or None where none may go.
         """
         await self._open()
-        async with self._evictor.lock:
-            victim = await self._evictor.stalest()
-            return victim.key.model if victim is not None and await self._evictor.retire(victim.name) else None
+        return await self._evictor.evict_stalest()
 
     async def pin(self, model: str, pinned: bool) -> None:
         """Keep every session of a model, or let it go again; where the process of a pinned one dies, the next one in its place is pinned.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ray.exceptions import ActorUnavailableError, RayError
 
 from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.sessions import ANSWER_WITHIN_S, kill_and_wait
 from genai_ray.cluster.messages import Key, Recency
-from genai_ray.cluster.placement import Need, Plan, Slot, SlotState, check_fits, plan, plan_all
+from genai_ray.cluster.placement import Ledger, Need, Plan, Slot, SlotState, check_fits, plan, plan_all
 from genai_ray.errors import BackendUnavailableError, DeadlineExceededError, ResourceExhaustedError
 
 __all__ = ["Evictor"]
@@ -44,7 +45,8 @@ class Evictor:
     """
 
     def __init__(self, book: Book, need_of: Callable[[Entry], Need[Key]], min_stay_s: float, on_evicted: Callable[[Slot[Key]], None]) -> None:
-        self.lock = asyncio.Lock()
+        self._shrinking = asyncio.Lock()
+        self._rooms: dict[str, tuple[Need[Key], Plan]] = {}
         self._book, self._need_of, self._min_stay_s, self._on_evicted = book, need_of, min_stay_s, on_evicted
 
     async def place(self, entry: Entry) -> None:
@@ -61,9 +63,8 @@ class Evictor:
         book = self._book
         while True:
             try:
-                async with self.lock:
-                    if entry.name in book.ledger.slots or await self.try_place([entry]):
-                        return
+                if await self.try_place([entry]):
+                    return
                 check_fits(book.ledger, self._need_of(entry))
             except (ResourceExhaustedError, BackendUnavailableError) as exc:
                 if not book.can_grow:
@@ -74,7 +75,7 @@ class Evictor:
             await book.wait_for_change(_RETRY_S)
 
     async def try_place(self, group: Sequence[Entry]) -> bool:
-        """Reserve bytes for all sessions of a group or for none; the caller holds the lock.
+        """Reserve bytes for all sessions of a group or for none; others may make room for theirs meanwhile, and none takes what another one makes.
 
         Args:
             group: The sessions; for a chain several.
@@ -85,8 +86,11 @@ class Evictor:
         ledger = self._book.ledger
         asked: set[str] = set()
         while True:
-            needs = [self._need_of(entry) for entry in group]
-            plans = self._plan(needs)
+            waiting = self._waiting(group)
+            if any(entry.name in self._rooms for entry in waiting):
+                return self._block(group, "room is made for it already")
+            needs = [self._need_of(entry) for entry in waiting]
+            plans = self.plan(needs)
             if plans is None:
                 return self._block(group, "what is there is in use, pinned or leased")
             victims = dict.fromkeys(name for found in plans for name in found.victims)
@@ -102,11 +106,29 @@ class Evictor:
                 f"it would push out a model loaded less than {self._min_stay_s:g} s ago: more models are used in turn than there is room for",
                 "Give the cache a larger budget, or lower min_stay_s.",
             )
-        for name in victims:
-            if name in ledger.slots and not await self.retire(name):
-                return self._block(group, f"{ledger.slots[name].key.model}, the next to go, is at work")
-        done: list[Entry] = []
-        for entry, need, found in zip(group, needs, plans, strict=True):
+        rooms = {entry.name: room for entry, room in zip(waiting, zip(needs, plans, strict=True), strict=True)}
+        self._rooms.update(rooms)
+        try:
+            for name in victims:
+                model = ledger.slots[name].key.model if name in ledger.slots else ""
+                if model and not await self.retire(name):
+                    return self._block(group, f"{model}, the next to go, is at work")
+        finally:
+            for name in rooms:
+                del self._rooms[name]
+        return self._reserve(group, waiting, rooms)
+
+    def _waiting(self, group: Sequence[Entry]) -> list[Entry]:
+        """Return those of a group that have no place yet; a lease and a load may both look for one."""
+        return [entry for entry in group if entry.name not in self._book.ledger.slots]
+
+    def _reserve(self, group: Sequence[Entry], waiting: Sequence[Entry], rooms: Mapping[str, tuple[Need[Key], Plan]]) -> bool:
+        """Enter a group where room was made for it; nothing else happens meanwhile."""
+        ledger, done = self._book.ledger, list[Entry]()
+        if any(entry.ready.is_set() or entry.gone.is_set() for entry in waiting):  # given up meanwhile
+            return self._block(group, "nobody waits for it any more")
+        for entry in self._waiting(waiting):
+            need, found = rooms[entry.name]
             try:
                 ledger.reserve(entry.name, need, found.device_id, entry.want.request.floor_bytes or 0, time.monotonic())
             except (ResourceExhaustedError, KeyError):  # something grew, or the device left, while victims went
@@ -118,6 +140,40 @@ class Evictor:
             entry.blocked = None
         return True
 
+    def plan(self, needs: Sequence[Need[Key]]) -> list[Plan] | None:
+        """Choose devices and what goes, beside the room that others make at the moment.
+
+        Args:
+            needs: What is to come, all of it or nothing.
+
+        Returns:
+            One plan each; None while they do not all fit.
+        """
+        found = self._plan_on(self._book.ledger, needs)
+        return found if found is None or not self._rooms else self._plan_on(self._beside_rooms(), needs)
+
+    def _beside_rooms(self) -> Ledger[Key]:
+        """Return the ledger without what others count on: sessions that go for them, and what is free and needed beside those."""
+        trial = self._book.ledger.copy()
+        for number, (need, found) in enumerate(self._rooms.values()):
+            going = [trial.slots[name] for name in found.victims if name in trial.slots]
+            for slot in going:
+                trial.mark(slot.name, state=SlotState.RETIRING)
+            device = trial.devices.get(found.device_id)
+            if device is None:  # it left
+                continue
+            claim = min(need.num_bytes - sum(slot.reserved_bytes for slot in going), -trial.excess_bytes(found.device_id))
+            held = min(-(-claim // device.unit_bytes) * device.unit_bytes, device.capacity_bytes - device.held_bytes)
+            if claim > 0 and held >= 0:
+                trial.reserve(f"room {number}", replace(need, num_bytes=claim), found.device_id, 0, 0.0, held)
+        return trial
+
+    def _going(self, device_id: str | None = None) -> frozenset[str]:
+        """Return the sessions that go for what others make room for, and are still there; of one device, or None for any."""
+        slots = self._book.ledger.slots
+        going = (slots[name] for _, found in self._rooms.values() for name in found.victims if name in slots)
+        return frozenset(slot.name for slot in going if device_id in (None, slot.device_id))
+
     async def shrink(self, name: str) -> bool:
         """Make room for a session that takes more than was reserved.
 
@@ -127,13 +183,18 @@ class Evictor:
         Returns:
             Whether its device and the whole cluster are within their budgets now; where nothing may go, that is logged.
         """
-        ledger = self._book.ledger
-        async with self.lock:
+        ledger, refused = self._book.ledger, frozenset([name])
+        async with self._shrinking:
             while (slot := ledger.slots.get(name)) is not None and (excess := ledger.excess_bytes(slot.device_id)) > 0:
                 device = ledger.devices[slot.device_id]
                 is_local = device.used_bytes > device.budget_bytes
-                victim = await self.stalest(slot.device_id if is_local else None, but=frozenset([name]))
-                if victim is None or not await self.retire(victim.name):
+                place = slot.device_id if is_local else None
+                victim = await self.stalest(place, but=refused | self._going())
+                if victim is not None:
+                    refused |= frozenset() if await self.retire(victim.name) else {victim.name}
+                elif self._going(place):  # when they are gone, the one that they go for finds less than it needs, and looks again
+                    await self._book.wait_for_change(_RETRY_S)
+                else:
                     _log.warning(
                         "%s is over its budget of %d bytes by %d since %s takes %d, and nothing there may go",
                         slot.device_id if is_local else "the cache",
@@ -156,16 +217,24 @@ class Evictor:
             Whether that is reserved now.
         """
         ledger = self._book.ledger
-        async with self.lock:
+        try:
             while (slot := ledger.slots.get(name)) is not None:
-                more, device = num_bytes - slot.reserved_bytes, ledger.devices[slot.device_id]
-                if more <= 0 or ledger.excess_bytes(slot.device_id) + more <= 0:
+                self._rooms.pop(name, None)
+                more, beside = num_bytes - slot.reserved_bytes, self._beside_rooms()
+                if more <= 0 or beside.excess_bytes(slot.device_id) + more <= 0:
                     ledger.grow(name, num_bytes)
                     return True
+                device = beside.devices[slot.device_id]
+                self._rooms[name] = (Need(slot.key, more), Plan(slot.device_id))
                 is_local = device.used_bytes + more > device.budget_bytes
-                victim = await self.stalest(slot.device_id if is_local else None, but=frozenset([name]))
-                if victim is None or not await self.retire(victim.name):
+                victim = await self.stalest(slot.device_id if is_local else None, but=self._going() | {name})
+                if victim is None:
                     return False
+                self._rooms[name] = (Need(slot.key, more), Plan(slot.device_id, (victim.name,)))  # it goes for nobody else
+                if not await self.retire(victim.name):
+                    return False
+        finally:
+            self._rooms.pop(name, None)
         return False
 
     async def stalest(self, device_id: str | None = None, but: frozenset[str] = frozenset()) -> Slot[Key] | None:
@@ -185,6 +254,19 @@ class Evictor:
                 return slot
             asked.add(slot.name)
             await self.ask(slot.name)
+
+    async def evict_stalest(self) -> str | None:
+        """Evict the session that goes next, or if it is used meanwhile the one after it.
+
+        Returns:
+            Its model's id; None where none may go.
+        """
+        refused: frozenset[str] = frozenset()
+        while (victim := await self.stalest(but=refused)) is not None:
+            if await self.retire(victim.name):
+                return victim.key.model
+            refused |= {victim.name}
+        return None
 
     async def ask(self, name: str) -> Recency | None:
         """Ask a session for its recency and its bytes, and enter both; one that is dead is struck out.
@@ -298,11 +380,11 @@ class Evictor:
             return False
         return True
 
-    def _plan(self, needs: Sequence[Need[Key]]) -> list[Plan] | None:
+    def _plan_on(self, ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | None:
         if len(needs) == 1:
-            found = plan(self._book.ledger, needs[0])
+            found = plan(ledger, needs[0])
             return None if found is None else [found]
-        return plan_all(self._book.ledger, needs)
+        return plan_all(ledger, needs)
 
     def _block(self, group: Sequence[Entry], reason: str, do: str = "") -> bool:
         ledger = self._book.ledger

@@ -93,29 +93,29 @@ class Leases:
         """Place what is missing and enter the lease, or leave everything as it is."""
         ledger = self._book.ledger
         lease, missing = Lease(request, 0.0), []
-        async with self._evictor.lock:
-            if request.lease_id in self._leases:  # the call was repeated, since the client saw the cache's process die
-                return True
-            ledger.lease(lease.keys)
-            placed = False
-            try:
-                if self._is_leaving(request):
-                    return False
-                missing = self._missing(request)
-                placed = not missing or await self._evictor.try_place(missing)
-            except BackendUnavailableError as exc:
-                if not self._book.can_grow:
-                    raise
-                for entry in missing:
-                    entry.blocked = exc
-            finally:
-                if not placed:
-                    ledger.unlease(lease.keys)
-            if placed:
-                lease.until_s = time.monotonic() + LEASE_TTL_S
-                self._leases[request.lease_id] = lease
-                for entry in missing:
-                    self._begin(entry)
+        if request.lease_id in self._leases:  # the call was repeated, since the client saw the cache's process die
+            return True
+        ledger.lease(lease.keys)
+        placed = False
+        try:
+            if self._is_leaving(request):
+                return False
+            missing = self._missing(request)
+            placed = not missing or await self._evictor.try_place(missing)
+        except BackendUnavailableError as exc:
+            if not self._book.can_grow:
+                raise
+            for entry in missing:
+                entry.blocked = exc
+        finally:
+            if not placed or request.lease_id in self._leases:  # not had, or had by the repeated call meanwhile
+                ledger.unlease(lease.keys)
+        if placed and request.lease_id not in self._leases:
+            lease.until_s = time.monotonic() + LEASE_TTL_S
+            self._leases[request.lease_id] = lease
+        if placed:
+            for entry in missing:
+                self._begin(entry)
         return placed
 
     def _check_wanted(self, request: LeaseRequest) -> None:

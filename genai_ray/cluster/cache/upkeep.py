@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from ray.exceptions import ActorUnavailableError, RayError
@@ -20,7 +20,7 @@ from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.devices import find_gpus, memory_of, nodes_alive
 from genai_ray.cluster.messages import Key, Recency, Want, key_of
-from genai_ray.cluster.placement import Device, Slot, SlotState, plan
+from genai_ray.cluster.placement import Device, Slot, SlotState
 from genai_ray.errors import BackendUnavailableError, ConfigError, GenAIRayError
 
 __all__ = ["Upkeep"]
@@ -67,6 +67,7 @@ class Upkeep:
         self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
         self._sessions_per_device = sessions_per_device
         self._asked_s = 0.0
+        self._spreading = asyncio.Lock()
         self._nodes: set[str] = set()
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._growth = Growth(book, loader.bytes_on)
@@ -133,15 +134,21 @@ class Upkeep:
             idle_release_s: Sessions idle for this long are retired; None for never.
             metrics: Told what was seen.
         """
+
+        async def ask() -> None:
+            is_due = time.monotonic() - self._asked_s >= ASK_EVERY_S
+            await self._ask(None if is_due else self._replicated(), idle_release_s, metrics if is_due else None)
+
+        # each by itself: a session that does not answer must not delay the news of a node that died
+        await asyncio.gather(*(self._repeat(step) for step in (self.look_at_nodes, self._leases.expire, self.spread, ask)))
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            is_due = time.monotonic() - self._asked_s >= ASK_EVERY_S
-            asking = self._ask(None if is_due else self._replicated(), idle_release_s, metrics if is_due else None)
-            for step in (self.look_at_nodes(), self._leases.expire(), self.spread(), asking):
-                try:
-                    await step
-                except _TROUBLES:
-                    _log.exception("the upkeep of the cache met an error and goes on")
+            try:
+                await step()
+            except _TROUBLES:
+                _log.exception("the upkeep of the cache met an error and goes on")
 
     async def watch(self, entry: Entry) -> None:
         """Strike a session out as soon as its process dies, whether anybody uses it or not; give a hot one a replica.
@@ -172,27 +179,25 @@ class Upkeep:
             entry: The session whose queue is long.
         """
         key = entry.key
-        if not self._may_replicate(key):  # nobody waits for the lock then: whoever does sees no death meanwhile
+        if not self._may_replicate(key):
             return
-        async with self._evictor.lock:
-            if not self._may_replicate(key):
-                return
-            resting = self._loader.resting(key)
-            most = min(self._sessions_per_device, len(self._book.ledger.of_key(key)) + 1)
-            for here in range(1, most + 1):  # devices with fewer of its sessions come first
-                twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key, here) | resting, is_replica=True)
-                found = plan(self._book.ledger, self._loader.need_of(twin))
-                if found is None or found.victims:
-                    continue
-                if await self._evictor.try_place([twin]):
-                    _log.info("%s is hot: a replica is loaded on %s", key.model, found.device_id)
-                    self._begin(twin)
-                return
+        resting = self._loader.resting(key)
+        most = min(self._sessions_per_device, len(self._book.ledger.of_key(key)) + 1)
+        for here in range(1, most + 1):  # devices with fewer of its sessions come first
+            twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key, here) | resting, is_replica=True)
+            found = self._evictor.plan([self._loader.need_of(twin)])
+            if found is None or found[0].victims:
+                continue
+            if await self._evictor.try_place([twin]):  # at once, since nothing goes for it
+                _log.info("%s is hot: a replica is loaded on %s", key.model, found[0].device_id)
+                self._begin(twin)
+            return
 
     def _may_replicate(self, key: Key) -> bool:
         """Tell whether a model may have another session: not beside one that loads, nor before all that is there is known."""
         is_loading = any(not other.ready.is_set() for other in self._book.of_key(key))
-        return not key.alone and not is_loading and self._book.is_surveyed and self._book.may_grow(key)
+        is_settled = not is_loading and not self._spreading.locked()
+        return not key.alone and is_settled and self._book.is_surveyed and self._book.may_grow(key)
 
     async def spread(self) -> None:
         """Bring the models of batch jobs to every device that they may use."""
@@ -204,7 +209,7 @@ class Upkeep:
     async def _spread_once(self, want: Want, copies: int | None) -> bool:
         """Begin one more session of a model; false where it is on as many devices as it may be, or can be at the moment."""
         key = key_of(want.request)
-        async with self._evictor.lock:
+        async with self._spreading:
             if key in self._loader.failing() or (copies is not None and self._num_places(key) >= copies):
                 return False
             avoid = self._devices_of(key) | self._loader.resting(key)
@@ -222,9 +227,7 @@ class Upkeep:
         seen = {slot.name: answer for slot, answer in zip(slots, answers, strict=True) if answer is not None and slot.name in ledger.slots}
         for slot in slots:
             if slot.name in seen and slot.name in ledger.slots and self._is_over(slot, seen[slot.name], idle_release_s):
-                async with self._evictor.lock:
-                    if slot.name in ledger.slots and not ledger.is_leased(slot.key):
-                        await self._evictor.retire(slot.name)
+                await self._evictor.retire(slot.name)
         if metrics is None:
             return
         self._asked_s = time.monotonic()

@@ -19,7 +19,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import FixedShapeTensorFormat
 
 from genai_ray.cluster import connect
-from genai_ray.cluster.answers import wait_for
+from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.errors import ConfigError
 from genai_ray.files import expand, to_place
 from genai_ray.frames import FRAME_COLUMNS, build_index, build_table

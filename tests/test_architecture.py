@@ -32,6 +32,19 @@ LEVELS = {
     "serve": 9,
     "cli": 10,
 }
+ROOMS = {
+    "cluster": ("placement", "devices", "messages", "runtime", "session_actor", "cache", "client"),
+    "enhance": ("plan", "segment", "distribution", "job"),
+    "serve": ("engine", "http", "oip", "web", "deployment"),
+}
+"""The rooms of the large packages, lowest first: a room imports only from itself and from those before it."""
+UPWARDS = {
+    "genai_ray.serve.oip.requests",
+    "genai_ray.serve.oip.schemas",
+    "genai_ray.serve.web.operations",
+    "genai_ray.serve.web.video_job",
+}
+"""Still imported from below."""
 SAME_LEVEL = {("graph", "catalog"), ("enhance", "batch")}  # graph needs the ModelSpec that the catalog defines
 GATEWAYS = {
     "onnx": {"graph"},
@@ -76,6 +89,18 @@ def test_imports_go_up_only_and_libraries_have_one_gateway(path):
         if top == "genai_ray" and rest:
             assert rest[0] == room or LEVELS[rest[0]] < LEVELS[room] or (room, rest[0]) in SAME_LEVEL, name
         assert room in GATEWAYS.get(top, {room}), f"{name} is imported by {sorted(GATEWAYS[top])} alone"
+
+
+def test_rooms_import_only_from_rooms_below():
+    for package, order in ROOMS.items():
+        for path in (ROOT / "genai_ray" / package).rglob("*.py"):
+            room, *_ = path.relative_to(ROOT / "genai_ray" / package).with_suffix("").parts
+            if room == "__init__":
+                continue
+            for name in imports_of(path):
+                parts = name.split(".")
+                if parts[:2] == ["genai_ray", package] and len(parts) > 2 and name not in UPWARDS:
+                    assert order.index(parts[2]) <= order.index(room), f"{path.name}: {name}"
 
 
 ARGUMENTS = {"load_model": 8, "_run": 7}

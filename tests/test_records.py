@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_ray.errors import ModelLoadError
 from genai_ray.inspection import find_model, records
-from genai_ray.serve.facts import read_facts
-from genai_ray.serve.looking import Looking
+from genai_ray.serve.engine.metadata_cache import ModelMetadataCache
+from genai_ray.serve.engine.model_metadata import read_metadata
 from tests.serve.models import add_number, value, write
 
 LARGE = 200 * 1024**2
@@ -88,7 +88,7 @@ def growth_of(call):
 def test_a_large_model_is_described_without_its_weights(tmp_path):
     write_large(tmp_path / "large.onnx", LARGE)
     facts = []
-    assert growth_of(lambda: facts.append(read_facts(str(tmp_path / "large.onnx")))) < REPLICA_MAY_GROW
+    assert growth_of(lambda: facts.append(read_metadata(str(tmp_path / "large.onnx")))) < REPLICA_MAY_GROW
     assert [(fact.name, fact.shape) for fact in facts[0].inputs] == [("x", (LARGE // 4,))]
 
 
@@ -96,7 +96,7 @@ def test_of_a_large_model_that_cannot_be_loaded_a_text_is_kept(tmp_path):
     write_large(tmp_path / "odd.onnx", LARGE, op="Nonsense", domain="nobody")
 
     async def story():
-        looking = Looking(asyncio.to_thread)
+        looking = ModelMetadataCache(asyncio.to_thread)
         with pytest.raises(ModelLoadError, match="Nonsense"):
             await looking.look(str(tmp_path / "odd.onnx"), "1", 60.0)
         assert "Nonsense" in looking.broken()[str(tmp_path / "odd.onnx")]
@@ -120,7 +120,7 @@ def test_a_model_that_never_ends_is_given_up_and_not_tried_again_at_once(tmp_pat
             find_model(tmp_path / "endless.onnx")
         assert time.monotonic() - began_s < within_s
     (tmp_path / "endless.yaml").write_text(f"model_id: endless\nfile: {tmp_path / 'endless.onnx'}\n")
-    assert [fact.name for fact in read_facts(str(tmp_path / "endless.onnx")).inputs] == ["x"]
+    assert [fact.name for fact in read_metadata(str(tmp_path / "endless.onnx")).inputs] == ["x"]
 
 
 def test_what_was_found_out_is_known_to_the_next_process_and_under_another_name(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_what_was_found_out_is_known_to_the_next_process_and_under_another_name(
 def test_other_external_data_is_another_model(tmp_path):
     write(tmp_path / "m.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [value("x", "FP32", (4096,))], [value("y", "FP32", (4096,))], [weights()])
     onnx.save(onnx.load(tmp_path / "m.onnx"), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-    assert [fact.name for fact in read_facts(str(tmp_path / "m.onnx")).inputs] == ["x"]
+    assert [fact.name for fact in read_metadata(str(tmp_path / "m.onnx")).inputs] == ["x"]
     (tmp_path / "m.data").unlink()
     with pytest.raises(ModelLoadError, match=r"m\.data"):
         find_model(tmp_path / "m.onnx")
@@ -152,4 +152,4 @@ def weights():
 def test_what_is_no_model_is_said_to_be_none(tmp_path, content):
     (tmp_path / "bad.onnx").write_bytes(content)
     with pytest.raises(ModelLoadError, match=r"bad\.onnx"):
-        read_facts(str(tmp_path / "bad.onnx"))
+        read_metadata(str(tmp_path / "bad.onnx"))

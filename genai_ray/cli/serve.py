@@ -43,7 +43,7 @@ def serve(
 ) -> None:
     """Serve models over HTTP and gRPC (Open Inference Protocol v2); they are loaded by their first request, and evicted when bytes are short."""
     from genai_ray.catalog import load_serve_profile
-    from genai_ray.serve.endpoint import Endpoint, read_token
+    from genai_ray.serve.deployment.endpoint import Endpoint, read_token
 
     given: dict[str, Any] = {
         "host": host,

@@ -5,15 +5,15 @@ session; ``calls`` sends frames straight to the session's ``actor``. ``placement
 """
 
 from genai_ray.cluster.cache import CacheOptions
-from genai_ray.cluster.calls import CachedSession, PendingCall, Span
-from genai_ray.cluster.client import ModelCache
-from genai_ray.cluster.connect import connect, disconnect, has_own_node_died, own_folders, say_if_node_dies
-from genai_ray.cluster.connection import cache_names
+from genai_ray.cluster.client.cache import ModelCache
+from genai_ray.cluster.client.connection import cache_names
+from genai_ray.cluster.client.lease import Lease
+from genai_ray.cluster.client.session import CachedSession, PendingCall, Span
 from genai_ray.cluster.devices import uses_gpu
-from genai_ray.cluster.guard import NODE_DIED
-from genai_ray.cluster.lease import Lease
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
+from genai_ray.cluster.runtime.connect import connect, disconnect, has_own_node_died, own_folders, say_if_node_dies
+from genai_ray.cluster.runtime.last_word import NODE_DIED
 
 __all__ = [
     "NODE_DIED",

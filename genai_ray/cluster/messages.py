@@ -15,12 +15,12 @@ __all__ = [
     "Description",
     "Key",
     "LeaseRequest",
+    "LoadRequest",
     "Recency",
     "Replica",
+    "RetentionInfo",
     "Retired",
     "SessionRequest",
-    "Stays",
-    "Want",
     "key_of",
 ]
 
@@ -98,7 +98,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class LoadRequest:
     """What a client asks of the cache."""
 
     request: SessionRequest
@@ -136,7 +136,7 @@ class LeaseRequest:
 
     lease_id: str
     """Unique."""
-    wants: tuple[Want, ...]
+    wants: tuple[LoadRequest, ...]
     """The models of the chain."""
     copies: int | None = 1
     """On how many devices each is to be; None for every device."""
@@ -192,7 +192,7 @@ class Recency:
 
 
 @dataclass(frozen=True, slots=True)
-class Stays:
+class RetentionInfo:
     """Why a session must not leave."""
 
     is_pinned: bool = False
@@ -221,7 +221,7 @@ class Description:
     """Bytes measured when it had loaded; None while it loads."""
     load_s: float
     """Seconds that it took to load and warm."""
-    stays: Stays
+    stays: RetentionInfo
     """Why it must stay."""
     retired: bool
     """Whether it only waits for its end."""

@@ -1,11 +1,11 @@
 """The main job: a video in, a better video out."""
 
-from genai_ray.enhance.background import Background, parse_background
-from genai_ray.enhance.forecast import ClipForecast, JobForecast, forecast_videos
-from genai_ray.enhance.job import enhance_videos
-from genai_ray.enhance.options import EnhanceOptions
-from genai_ray.enhance.report import EnhanceReport, ModelUse, Progress, VideoReport
-from genai_ray.enhance.retime import parse_rate
+from genai_ray.enhance.job.forecast import ClipForecast, JobForecast, forecast_videos
+from genai_ray.enhance.job.job import enhance_videos
+from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress, VideoReport
+from genai_ray.enhance.plan.background import Background, parse_background
+from genai_ray.enhance.plan.frame_rate import parse_rate
+from genai_ray.enhance.plan.options import EnhanceOptions
 
 __all__ = [
     "Background",

@@ -4,14 +4,31 @@ A *place* is a string: an absolute local path, or a URI with a scheme that fsspe
 asked for. Writing is whole or not at all. The module does not know what is in the files.
 """
 
-from genai_ray.files.local import cache_folder, home_folder, make_folder, remove_folder, sweep_folders, temporary_base, temporary_folder
+from genai_ray.files.local import (
+    cache_folder,
+    home_folder,
+    make_folder,
+    remove_folder,
+    sweep_folders,
+    temporary_base,
+    temporary_folder,
+)
 from genai_ray.files.locks import Lock, read_lock
 from genai_ray.files.mirror import mirror
-from genai_ray.files.places import FileFacts, expand, find_facts, is_folder, join_place, list_files, list_names, to_place
+from genai_ray.files.places import (
+    FileFacts,
+    expand,
+    find_facts,
+    is_folder,
+    join_place,
+    list_files,
+    list_names,
+    to_place,
+)
 from genai_ray.files.sharing import identify_folder, name_process_space
 from genai_ray.files.store import file_errors, is_remote
-from genai_ray.files.strangers import fetch_for_stranger, is_of_this_machine, open_below
 from genai_ray.files.transfer import check_writable, discard, fetch, open_to_read, publish, remove
+from genai_ray.files.untrusted import fetch_untrusted, is_of_this_machine, open_below
 
 __all__ = [
     "FileFacts",
@@ -21,7 +38,7 @@ __all__ = [
     "discard",
     "expand",
     "fetch",
-    "fetch_for_stranger",
+    "fetch_untrusted",
     "file_errors",
     "find_facts",
     "home_folder",

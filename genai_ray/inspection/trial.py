@@ -20,7 +20,17 @@ import numpy.typing as npt
 from genai_ray.backends import RuntimeSession, TensorInfo, open_runtime
 from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
 from genai_ray.errors import GenAIRayError, InferenceError, InvalidInputError, ModelLoadError, ModelNotFoundError
-from genai_ray.graph import WHOLE_FILE_BYTES, Graph, GraphTensor, broken_rule, element_name, free_batch, fuse_frames, read_header, receptive_field
+from genai_ray.graph import (
+    WHOLE_FILE_BYTES,
+    Graph,
+    GraphTensor,
+    broken_rule,
+    element_name,
+    free_batch,
+    fuse_frames,
+    read_header,
+    receptive_field,
+)
 from genai_ray.types import ModelTask
 
 __all__ = ["SAVE_SPEC", "ask_runtime", "inspect_model"]

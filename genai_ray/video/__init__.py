@@ -4,7 +4,14 @@ A video is planned first, from its packets alone: every presentation time in dis
 plan; a worker decodes its range from the original file, and what it gets is held against the plan.
 """
 
-from genai_ray.video.codecs import IMAGE_SUFFIXES, PICTURE_SUFFIXES, SOURCE_SUFFIXES, SUFFIXES, TABLE_SUFFIX, predict_encoder_bytes
+from genai_ray.video.codecs import (
+    IMAGE_SUFFIXES,
+    PICTURE_SUFFIXES,
+    SOURCE_SUFFIXES,
+    SUFFIXES,
+    TABLE_SUFFIX,
+    predict_encoder_bytes,
+)
 from genai_ray.video.colour import scale_alpha
 from genai_ray.video.container import check_container
 from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment

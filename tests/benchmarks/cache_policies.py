@@ -40,7 +40,7 @@ class Trace:
 
 
 @dataclass
-class Tally:
+class Statistics:
     """What a policy did with a trace."""
 
     requests: int = 0
@@ -63,12 +63,12 @@ class Tally:
         }
 
 
-def by_placement(trace: Trace, policy: EvictionPolicy) -> Tally:
+def by_placement(trace: Trace, policy: EvictionPolicy) -> Statistics:
     """The ledger and ``plan`` of the product, one session a model."""
     ledger: Ledger[int] = Ledger(policy=policy)
     for index in range(trace.num_devices):
         ledger.add_device(Device(f"d{index:04}", f"n{index:04}", "gpu", trace.device_bytes, trace.device_bytes))
-    tally, names = Tally(), 0
+    tally, names = Statistics(), 0
     for number, wanted in enumerate(trace.requests):
         now_s = number / trace.rate_hz
         tally.requests += 1
@@ -91,9 +91,9 @@ def by_placement(trace: Trace, policy: EvictionPolicy) -> Tally:
     return tally
 
 
-def by_ideal_pool(trace: Trace) -> Tally:
+def by_ideal_pool(trace: Trace) -> Statistics:
     """One device with the bytes of all, exact LRU: no fragments, no wrong place."""
-    room, there, tally = trace.num_devices * trace.device_bytes, OrderedDict[int, None](), Tally()
+    room, there, tally = trace.num_devices * trace.device_bytes, OrderedDict[int, None](), Statistics()
     for wanted in trace.requests:
         tally.requests += 1
         if wanted in there:
@@ -109,12 +109,12 @@ def by_ideal_pool(trace: Trace) -> Tally:
     return tally
 
 
-def by_belady(trace: Trace) -> Tally:
+def by_belady(trace: Trace) -> Statistics:
     """The same pool with foresight: what is used again last goes first (a bound for equal sizes; a strong rival for unequal ones)."""
     uses: dict[int, list[int]] = {}
     for number, wanted in enumerate(trace.requests):
         uses.setdefault(wanted, []).append(number)
-    room, there, tally = trace.num_devices * trace.device_bytes, set[int](), Tally()
+    room, there, tally = trace.num_devices * trace.device_bytes, set[int](), Statistics()
     order: list[tuple[int, int]] = []  # (-next use, model), sorted
     following: dict[int, int] = {}
     never = len(trace.requests)
@@ -144,7 +144,7 @@ def by_belady(trace: Trace) -> Tally:
     return tally
 
 
-def by_count_per_replica(trace: Trace, most: int) -> Tally:
+def by_count_per_replica(trace: Trace, most: int) -> Statistics:
     """What ``@serve.multiplexed`` does: LRU by number of models within each replica; a request goes to a replica that has the model,
 
     else to the one with the fewest, else to any. ``most`` is the largest number that never runs a device out of memory on this trace.
@@ -152,7 +152,7 @@ def by_count_per_replica(trace: Trace, most: int) -> Tally:
     chance = random.Random(1)
     replicas = [OrderedDict[int, None]() for _ in range(trace.num_devices)]
     where: dict[int, int] = {}
-    tally = Tally()
+    tally = Statistics()
     for wanted in trace.requests:
         tally.requests += 1
         if wanted in where:
@@ -204,7 +204,7 @@ def main() -> None:
     rows: list[tuple[str, str]] = []
     for trace in traces():
         count = safe_count(trace)
-        policies: dict[str, Callable[[], Tally]] = {
+        policies: dict[str, Callable[[], Statistics]] = {
             "genai_ray lru": lambda t=trace: by_placement(t, EvictionPolicy.LRU),
             "genai_ray gdsf": lambda t=trace: by_placement(t, EvictionPolicy.GDSF),
             f"per replica, at most {count} models": lambda t=trace, c=count: by_count_per_replica(t, c),

@@ -15,7 +15,7 @@ from serve_common import Target, drive, free_port, infer_request
 
 from genai_ray import InferenceSession, ModelCache
 from genai_ray.catalog import load_serve_profile
-from genai_ray.serve.endpoint import Endpoint
+from genai_ray.serve.deployment.endpoint import Endpoint
 
 MODEL = "websr-x2-l"
 IN_FLIGHT, BATCH = 4, 8

@@ -24,8 +24,8 @@ from serve_common import Target, drive, free_port, infer_request, write_matmul
 from genai_ray import ModelCache
 from genai_ray.catalog import load_serve_profile
 from genai_ray.cluster import CacheOptions, EvictionPolicy
-from genai_ray.serve.endpoint import _environment
-from genai_ray.serve.ingress import build_application
+from genai_ray.serve.deployment.endpoint import _environment
+from genai_ray.serve.deployment.ingress import build_application
 
 PROCESS_BYTES, BYTES_PER_BYTE = 100_000_000, 2.0
 """About what a session takes: its process, and its model as the runtime packs it."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from genai_ray.cluster.connect import _find_running
-from genai_ray.cluster.token import _keep_token
+from genai_ray.cluster.runtime.connect import _find_running
+from genai_ray.cluster.runtime.token import _keep_token
 from tests.processes import descendants, kill, listeners, title, wait_until
 
 pytestmark = pytest.mark.cluster

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.cluster import SessionRequest, actor, cache_names, connect, disconnect
+from genai_ray.cluster import SessionRequest, cache_names, connect, disconnect, session_actor
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.cluster.truth import is_reported, report, wait_until_true
@@ -129,12 +129,12 @@ def test_what_retires_while_the_cache_dies_holds_its_bytes_until_it_is_gone(cach
 
 
 def test_a_retirement_that_was_taken_back_ends_no_later_one(ray_session):
-    class Brief(actor.SessionActor):
+    class Brief(session_actor.SessionActor):
         def __init__(self, *given):
-            actor.RETIRED_FOR_S = 3.0
+            session_actor.RETIRED_FOR_S = 3.0
             super().__init__(*given)
 
-    remote = ray.remote(concurrency_groups=actor.CONCURRENCY_GROUPS, num_cpus=0)(Brief)
+    remote = ray.remote(concurrency_groups=session_actor.CONCURRENCY_GROUPS, num_cpus=0)(Brief)
     session = remote.remote("no cache", SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32), "", 0, 0, None)
     assert ray.get(session.try_retire.remote(None))
     time.sleep(1.5)  # so that the first one is over well before the second

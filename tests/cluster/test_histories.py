@@ -2,7 +2,7 @@
 
 The code is the cache's own: books, leases, placing, single flight, the entry of what sessions report. The machine plays what lies beyond it,
 the processes: they start, load, refuse, end and die when it says so, on a clock of its own. Steps that are calls of Ray in between (``Loader.finish``,
-``Evictor.end``, ``Upkeep.watch``) it repeats in a few lines; they themselves are tested on real clusters.
+``Evictor.end``, ``Maintenance.watch``) it repeats in a few lines; they themselves are tested on real clusters.
 """
 
 import asyncio
@@ -15,14 +15,21 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from genai_ray import errors
-from genai_ray.cluster.cache import adoption, book, eviction, flight, leases, loading, upkeep
+from genai_ray.cluster.cache import adoption, eviction, flight, leases, loading, maintenance, session_table
+from genai_ray.cluster.cache.measured_sizes import GROWTH_BYTES, SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.cache.sizes import GROWTH_BYTES, SizeMemory
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started
-from genai_ray.cluster.messages import Description, LeaseRequest, SessionRequest, Stays, Want, key_of
+from genai_ray.cluster.messages import Description, LeaseRequest, LoadRequest, RetentionInfo, SessionRequest, key_of
 from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, Need, SlotState, plan, plan_all
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -67,7 +74,7 @@ class Waiter:
     """A request on its way."""
 
     task: asyncio.Task
-    want: Want
+    want: LoadRequest
     until_s: float
 
 
@@ -87,7 +94,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def open(self):
         """Make the parts of a cache as its actor does."""
-        self.book = book.Book(Ledger(self.total, self.policy))
+        self.book = session_table.SessionTable(Ledger(self.total, self.policy))
         self.ledger = self.book.ledger
         self.loader = loading.Loader(self.book, "cache", 300.0, self.sizes, None)
         self.evictor = eviction.Evictor(self.book, self.loader.need_of, 0.0, lambda slot: None)
@@ -137,7 +144,7 @@ class CacheMachine(RuleBasedStateMachine):
         model = MODELS[number]
         before, key = self.book.of_key(key_of(model)), key_of(model)
         for _ in range(count):
-            self.wait(Want(model, model.model, predicted * MB, is_explicit=is_explicit, within_s=within_s), CLOCK.now_s + within_s)
+            self.wait(LoadRequest(model, model.model, predicted * MB, is_explicit=is_explicit, within_s=within_s), CLOCK.now_s + within_s)
         self.drive()
         new = [entry for entry in self.book.of_key(key) if entry not in before]
         assert len(new) <= (0 if before else 1)
@@ -231,7 +238,7 @@ class CacheMachine(RuleBasedStateMachine):
         node, _, word = slot.device_id.partition("/")
         entry.started = Started(node, None if word == CPU else word.removeprefix("gpu"), self.count, 80 * MB)
         self.processes[name] = Description(
-            "cache", entry.want.request, entry.want.digest, entry.started, slot.reserved_bytes, slot.held_bytes, None, 0.0, Stays(), retired=False
+            "cache", entry.want.request, entry.want.digest, entry.started, slot.reserved_bytes, slot.held_bytes, None, 0.0, RetentionInfo(), retired=False
         )
 
     def loads(self):
@@ -292,7 +299,7 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.book.entries[self.draw(data, self.slots(SlotState.READY))]
         others = self.book.of_key(entry.key)
         if all(other.ready.is_set() for other in others):
-            twin = book.Entry(entry.want, avoid=frozenset(slot.device_id for slot in self.ledger.of_key(entry.key)))
+            twin = session_table.Entry(entry.want, avoid=frozenset(slot.device_id for slot in self.ledger.of_key(entry.key)))
             found = plan(self.ledger, self.loader.need_of(twin))
             if found is not None and not found.victims:
                 assert self.drive(self.evictor.try_place([twin]))
@@ -318,7 +325,7 @@ class CacheMachine(RuleBasedStateMachine):
                 self.tell(other)
 
     def dies(self, entry):
-        """What ``Upkeep.watch`` does."""
+        """What ``Maintenance.watch`` does."""
         self.book.drop(entry)
         for heir in self.book.of_key(entry.key):
             self.tell(heir)
@@ -330,11 +337,13 @@ class CacheMachine(RuleBasedStateMachine):
         """Take the models of a chain where nobody has to go for them: what tells sessions that are ready needs Ray."""
         models = [MODELS[number] for number in sorted(numbers)]
         self.count += 1
-        request = LeaseRequest(f"lease {self.count}", tuple(Want(model, model.model, 100 * MB) for model in models))
+        request = LeaseRequest(f"lease {self.count}", tuple(LoadRequest(model, model.model, 100 * MB) for model in models))
         entries = [entry for model in models for entry in self.book.of_key(key_of(model))]
         of_ledger = {key: [slot for slot in self.ledger.of_key(key) if slot.state is not SlotState.RETIRING] for key in map(key_of, models)}
         waiting = {entry.key: entry for entry in self.unplaced()}
-        needs = [self.loader.need_of(waiting.get(key_of(want.request), book.Entry(want))) for want in request.wants if not of_ledger[key_of(want.request)]]
+        needs = [
+            self.loader.need_of(waiting.get(key_of(want.request), session_table.Entry(want))) for want in request.wants if not of_ledger[key_of(want.request)]
+        ]
         trial = self.ledger.copy()
         trial.lease(of_ledger)
         plans = plan_all(trial, needs)
@@ -378,7 +387,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.nodes) > 2)
     @rule(data=st.data())
     def node_dies(self, data):
-        """What ``Upkeep.look_at_nodes`` does; a load on it is told by its own call, and tries elsewhere."""
+        """What ``Maintenance.look_at_nodes`` does; a load on it is told by its own call, and tries elsewhere."""
         name = self.draw(data, sorted(self.nodes)[1:])  # the first one has the cache
         del self.nodes[name]
         gone = [device_id for device_id in self.ledger.devices if device_id.startswith(f"{name}/")]
@@ -471,9 +480,9 @@ class CacheMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def own_clock(monkeypatch):
-    for module in (adoption, book, eviction, flight, leases, loading):
+    for module in (adoption, session_table, eviction, flight, leases, loading):
         monkeypatch.setattr(module, "time", CLOCK)
-    monkeypatch.setattr(book, "uuid", CLOCK)
+    monkeypatch.setattr(session_table, "uuid", CLOCK)
 
 
 def run(max_examples, steps):
@@ -492,11 +501,11 @@ def test_no_long_history_of_requests_breaks_an_invariant(own_clock):
 
 def books_of(copies, **changes):
     """Books with ready sessions of one model, each on a device of its own, and one more device."""
-    several, entries = book.Book(Ledger(None)), []
+    several, entries = session_table.SessionTable(Ledger(None)), []
     for number in range(copies + 1):
         several.ledger.add_device(Device(f"n{number}/{CPU}", f"n{number}", CPU, 1000, 1000))
     for number in range(copies):
-        entry = book.Entry(Want(replace(MODELS[0], **changes)))
+        entry = session_table.Entry(LoadRequest(replace(MODELS[0], **changes)))
         several.ledger.reserve(entry.name, Need(entry.key, 500), f"n{number}/{CPU}", 0, 0.0)
         several.ledger.settle(entry.name, 500, 1.0, 0.0)
         several.add(entry)
@@ -542,7 +551,7 @@ def test_the_pin_passes_to_a_replica_that_refuses_to_leave_meanwhile():
 def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_place():
     several, (other,) = books_of(1)
     started = Started("n0", None, 1, 0)
-    found = Description("cache", MODELS[0], "", started, 400, 400, 400, 1.0, Stays(is_pinned=True, leases=("lease:1",)), retired=False)
+    found = Description("cache", MODELS[0], "", started, 400, 400, 400, 1.0, RetentionInfo(is_pinned=True, leases=("lease:1",)), retired=False)
     stays = leases.Leases(several, None, None, None)
     late = adoption.enter("late", found, several, stays)
     assert late.key == other.key
@@ -554,11 +563,11 @@ def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_pl
 def test_a_replica_does_not_bring_back_the_bound_that_its_model_was_loaded_with():
     several, entries = books_of(1, max_copies=2)
     several.bound(replace(MODELS[0], max_copies=3))
-    twin = book.Entry(entries[0].want)
+    twin = session_table.Entry(entries[0].want)
     several.add(twin)
     assert several.may_grow(twin.key)
     several.bound(MODELS[0])  # who says nothing changes nothing
-    several.add(book.Entry(twin.want))
+    several.add(session_table.Entry(twin.want))
     assert not several.may_grow(twin.key)
 
 
@@ -566,19 +575,19 @@ def test_nothing_is_loaded_for_somebody_whose_time_is_over():
     several, _ = books_of(0)
     begun = []
     with pytest.raises(errors.DeadlineExceededError, match="model-0 was not ready in time"):
-        asyncio.run(flight.join_flight(Want(MODELS[0]), 0.0, several, lambda _: None, begun.append))
+        asyncio.run(flight.join_flight(LoadRequest(MODELS[0]), 0.0, several, lambda _: None, begun.append))
     assert begun == []
 
 
 def test_a_replica_that_failed_is_not_made_again_on_its_device_for_a_while(tmp_path, own_clock, monkeypatch):
-    monkeypatch.setattr(upkeep, "time", CLOCK)
+    monkeypatch.setattr(maintenance, "time", CLOCK)
     CLOCK.begin()
     several, (first,) = books_of(1)
     sizes, begun = SizeMemory(tmp_path / "sizes.json"), []
     sizes.remember("", MODELS[0], CPU, 400)
     loader = loading.Loader(several, "cache", 300.0, sizes, CacheMetrics("no cache"))
     evictor = eviction.Evictor(several, loader.need_of, 0.0, lambda slot: None)
-    keeper = upkeep.Upkeep(several, evictor, loader, leases.Leases(several, evictor, loader.need_of, begun.append), begun.append, 1)
+    keeper = maintenance.Maintenance(several, evictor, loader, leases.Leases(several, evictor, loader.need_of, begun.append), begun.append, 1)
     several.is_surveyed = True
 
     async def fail():
@@ -618,10 +627,10 @@ class Making(eviction.Evictor):
 
 def books_on_one_device(*sizes):
     """Books with sessions of these bytes on one device of 1000, stalest first."""
-    several, entries = book.Book(Ledger(None)), []
+    several, entries = session_table.SessionTable(Ledger(None)), []
     several.ledger.add_device(Device(f"n/{CPU}", "n", CPU, 1000, 1000))
     for number, size in enumerate(sizes):
-        entry = book.Entry(Want(MODELS[number], predicted_bytes=size))
+        entry = session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size))
         several.ledger.reserve(entry.name, Need(entry.key, size), f"n/{CPU}", 0, 0.0)
         several.ledger.settle(entry.name, size, 1.0, 0.0)
         several.ledger.use(entry.name, float(number), 1)
@@ -641,7 +650,7 @@ async def begun(work):
 
 def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_it():
     several, (first, second) = books_on_one_device(400, 300)
-    large, medium, small = (book.Entry(Want(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 200), (4, 100)))
+    large, medium, small = (session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 200), (4, 100)))
 
     async def history():
         evictor = Making(several)
@@ -660,7 +669,7 @@ def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_i
 def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
     several, (first, growing) = books_on_one_device(400, 300)
     several.ledger.mark(growing.name, is_pinned=True)
-    large, small, tiny = (book.Entry(Want(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 100), (4, 50)))
+    large, small, tiny = (session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 100), (4, 50)))
 
     async def history():
         evictor = Making(several)
@@ -681,7 +690,7 @@ def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
 
 def test_a_session_that_took_too_much_waits_for_what_goes_already():
     several, (first, heavy) = books_on_one_device(400, 300)
-    large = book.Entry(Want(MODELS[2], predicted_bytes=350))
+    large = session_table.Entry(LoadRequest(MODELS[2], predicted_bytes=350))
 
     async def history():
         evictor = Making(several)
@@ -698,7 +707,7 @@ def test_a_session_that_took_too_much_waits_for_what_goes_already():
 
 def test_no_room_is_taken_for_what_was_given_up_while_it_was_made():
     several, (first,) = books_on_one_device(800)
-    waited = book.Entry(Want(MODELS[1], predicted_bytes=600))
+    waited = session_table.Entry(LoadRequest(MODELS[1], predicted_bytes=600))
     several.add(waited)
 
     async def history():

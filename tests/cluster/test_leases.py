@@ -15,9 +15,9 @@ import ray
 
 from genai_ray import ModelCache, errors
 from genai_ray.cluster import CacheOptions, SessionRequest
-from genai_ray.cluster.lease import RELEASE_WITHIN_S
+from genai_ray.cluster.client.lease import RELEASE_WITHIN_S
+from genai_ray.cluster.client.requests import build_load_request, to_request
 from genai_ray.cluster.messages import LeaseRequest
-from genai_ray.cluster.wants import build_want, to_request
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.processes import ROOT, wait_until
 
@@ -157,7 +157,7 @@ def test_a_lease_whose_models_are_still_loaded_ends_with_its_client(make_cache):
 def test_a_call_for_a_lease_that_is_repeated_while_the_first_one_waits_is_no_second_lease(make_cache):
     cache = make_cache(2 * SHARE)
     other, (request, spec) = cache.lease([of(C), of(D)]), to_request(of(A))
-    asked = LeaseRequest("lease:repeated", (build_want(request, spec, is_explicit=False, is_online=False, within_s=60.0),))
+    asked = LeaseRequest("lease:repeated", (build_load_request(request, spec, is_explicit=False, is_online=False, within_s=60.0),))
     answers = [cache._connection.send("lease", asked, 60.0) for _ in range(2)]
     wait_until(lambda: cache.status()["waiting"])
     other.release()

@@ -20,14 +20,14 @@ from ray.experimental import internal_kv
 
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.cluster import CacheOptions, SessionRequest
-from genai_ray.cluster.actor import HOT_FOR_S, HOT_QUEUE
-from genai_ray.cluster.answers import is_crash
-from genai_ray.cluster.cache.book import Entry
 from genai_ray.cluster.cache.loading import MAX_TRIES
-from genai_ray.cluster.cache.sessions import start_session
+from genai_ray.cluster.cache.session_actors import start_session
+from genai_ray.cluster.cache.session_table import Entry
 from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU_BYTES
-from genai_ray.cluster.messages import Want
+from genai_ray.cluster.messages import LoadRequest
 from genai_ray.cluster.placement import Device, Slot
+from genai_ray.cluster.runtime.replies import is_crash
+from genai_ray.cluster.session_actor import HOT_FOR_S, HOT_QUEUE
 from genai_ray.enhance import EnhanceOptions, enhance_videos
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
@@ -176,7 +176,7 @@ class Starter:
     """An actor in the cache's place: sessions ask whoever started them for more."""
 
     def start(self, node, kind):
-        entry = Entry(Want(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)))
+        entry = Entry(LoadRequest(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)))
         device = Device("any", node, kind, GPU_BYTES, GPU_BYTES, GPU_BYTES // GPU_UNITS)
         start_session(entry, "of nobody", device, Slot("", entry.key, "any", GPU_BYTES, GPU_BYTES, 0, 0.0, 0.0))
         return entry.handle

@@ -10,12 +10,12 @@ from collections import Counter
 import pytest
 
 from genai_ray import SessionLimits, errors
-from genai_ray.cluster.actor import HOT_QUEUE
-from genai_ray.cluster.cache.sizes import SizeMemory, shape_bucket, sizes_file
+from genai_ray.cluster.cache.measured_sizes import SizeMemory, shape_bucket, sizes_file
+from genai_ray.cluster.client.routes import REFRESH_S, Route
 from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Acquired, Replica, SessionRequest, key_of
 from genai_ray.cluster.placement import Device
-from genai_ray.cluster.routes import REFRESH_S, Route
+from genai_ray.cluster.session_actor import HOT_QUEUE
 from genai_ray.inspection import find_model
 from genai_ray.session import predict_bytes
 from genai_ray.session.runs import RunPool
@@ -81,7 +81,7 @@ def test_clients_prefer_their_own_node_and_the_shorter_queue():
 
 def test_a_route_is_asked_for_anew_once_in_a_while(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("genai_ray.cluster.routes.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("genai_ray.cluster.client.routes.time.monotonic", lambda: clock[0])
     route = Route(Acquired((Replica("a", 1, "here"),), 0, None), "here")
     assert not route.is_due()
     clock[0] += REFRESH_S

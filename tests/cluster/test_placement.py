@@ -5,10 +5,28 @@ from itertools import product
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from genai_ray import errors
-from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, Need, SlotState, check_all_fit, check_fits, gdsf_worth, plan, plan_all
+from genai_ray.cluster.placement import (
+    Device,
+    EvictionPolicy,
+    Ledger,
+    Need,
+    SlotState,
+    check_all_fit,
+    check_fits,
+    gdsf_worth,
+    plan,
+    plan_all,
+)
 
 KEYS = st.sampled_from("abcdefgh")
 KINDS = ("cpu", "L4")

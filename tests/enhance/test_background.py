@@ -6,7 +6,7 @@ from PIL import Image
 
 from genai_ray import EnhanceOptions, InferenceSession, enhance_videos, errors
 from genai_ray.enhance import Background, parse_background
-from genai_ray.enhance.background import compose
+from genai_ray.enhance.plan.background import compose
 from genai_ray.video import Encoding
 from tests.enhance.moving import decode, frames_of, write_frames
 

@@ -9,7 +9,7 @@ import pyarrow.csv
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
-from genai_ray.enhance.schedule import Scheduler
+from genai_ray.enhance.job.scheduler import Scheduler
 from genai_ray.video import Encoding
 from tests.servers import serving
 from tests.video.clips import NUM_FRAMES, write, write_cut

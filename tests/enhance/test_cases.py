@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
-class Want:
+class LoadRequest:
     """What one file must give; what is left out here holds for every file."""
 
     suffix: str = ""
@@ -38,12 +38,12 @@ class Want:
 
 
 def want(**values):
-    return Want(**values)
+    return LoadRequest(**values)
 
 
 ALPHA = "alpha was left out: libx264 has none"
 SIZES = ("size_16x16.mp4", "size_1x1.mkv", "size_2x2.mp4", "size_4x4.mp4", "size_8192x16.mp4")
-WANTED: dict[str, list[Want]] = {name: [want(compared=False)] for name in SIZES} | {
+WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in SIZES} | {
     # sound and subtitles
     "dts.mkv": [want(), want(suffix=".mp4"), want(suffix=".mov")],
     "pgs.mkv": [want(), want(suffix=".mp4", notes=("subtitle stream 2 was left out: mp4 cannot take it (hdmv_pgs_subtitle)",))],
@@ -106,7 +106,7 @@ def plan_rows(cases, folder):
     """Return (file, output, what it must give) for every file."""
     rows = []
     for path in sorted(path for path in cases.iterdir() if path.is_file()):
-        for index, wanted in enumerate(WANTED.get(path.name, [Want()])):
+        for index, wanted in enumerate(WANTED.get(path.name, [LoadRequest()])):
             suffix = wanted.suffix or (path.suffix if path.suffix in (".mp4", ".mkv", ".mov") else ".mkv")
             rows.append((path, folder / f"{path.name}.{index}{suffix}", wanted))
     return rows

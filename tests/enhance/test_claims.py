@@ -15,9 +15,9 @@ import fsspec
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
-from genai_ray.enhance import job
-from genai_ray.enhance.claims import LOCK
-from genai_ray.enhance.store import remove_folder
+from genai_ray.enhance.job import job
+from genai_ray.enhance.job.claims import LOCK
+from genai_ray.enhance.job.segment_store import remove_folder
 from genai_ray.files import Lock, read_lock
 from genai_ray.files.locks import DEAD_AFTER_S
 from genai_ray.video import Encoding
@@ -30,8 +30,8 @@ OPTIONS = EnhanceOptions(encoding=Encoding(preset="ultrafast"))
 CLAIM = """
 import json, sys
 from genai_ray import EnhanceOptions
-from genai_ray.enhance.claims import Claims
-from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.job.claims import Claims
+from genai_ray.enhance.plan.clip_target import resolve_targets
 for line in sys.stdin:
     source, output, work_dir = json.loads(line)
     with Claims() as claims:
@@ -240,7 +240,7 @@ def test_an_owner_notices_that_its_lock_was_taken(tmp_path, scheme):
 
 
 def test_a_job_whose_output_was_taken_ends(ray_session, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("genai_ray.enhance.claims.RENEW_EVERY_S", 0.01)
+    monkeypatch.setattr("genai_ray.enhance.job.claims.RENEW_EVERY_S", 0.01)
     lock = tmp_path / "out" / "c.mkv.genai-ray" / LOCK
     source = write(clips / "long.mkv", pts=list(range(400)), size=(320, 180), tracks=0)
     with pytest.raises(errors.VideoError, match=r"output .*c\.mkv is not this job's any more"):

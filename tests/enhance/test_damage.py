@@ -7,11 +7,11 @@ import pytest
 
 from genai_ray import EnhanceOptions, ModelCache, enhance_videos
 from genai_ray.catalog import ModelCatalog
-from genai_ray.enhance.records import MARKER, read_marker
-from genai_ray.enhance.segment import SegmentJob
-from genai_ray.enhance.store import node_kind
-from genai_ray.enhance.targets import resolve_targets
-from genai_ray.enhance.work import examine_clip, open_clip, run_segment
+from genai_ray.enhance.job.records import MARKER, read_marker
+from genai_ray.enhance.job.segment_store import node_kind
+from genai_ray.enhance.job.steps import examine_clip, open_clip, run_segment
+from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.segment.segment import SegmentJob
 from genai_ray.video import Encoding
 from tests.video.clips import NUM_FRAMES, write
 

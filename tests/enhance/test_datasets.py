@@ -16,9 +16,9 @@ import pyarrow.parquet
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
-from genai_ray.enhance import job
-from genai_ray.enhance.records import MARKER
-from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.job import job
+from genai_ray.enhance.job.records import MARKER
+from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.files import sweep_folders
 from genai_ray.tables import ResultTable
 from genai_ray.video import Encoding, plan_video
@@ -274,7 +274,7 @@ def test_a_half_written_table_for_a_store_is_removed_with_other_temporary_folder
 
 def test_a_result_published_but_not_recorded_is_known_again(ray_session, clips, tmp_path, monkeypatch):
     """As after a kill between the two: the marker in the work folder says whose the file is."""
-    from genai_ray.enhance import results
+    from genai_ray.enhance.job import results
 
     out = tmp_path / "out"
     monkeypatch.setattr(results.Results, "flush", lambda self: None)

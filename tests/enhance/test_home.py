@@ -12,9 +12,9 @@ import pyarrow.csv
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
-from genai_ray.enhance import schedule
-from genai_ray.enhance.home import Home, find_home
-from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_shared_folders
+from genai_ray.enhance.job import scheduler
+from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.files import identify_folder
 from genai_ray.video import Encoding
 from tests.nodes import Nodes
@@ -46,8 +46,8 @@ def test_a_folder_that_was_made_anew_is_another_one(clips, tmp_path):
     out.mkdir()
     work.mkdir()
     (target,) = resolve_targets([clips / "a.mkv"], out / "a.mkv", replace(OPTIONS, work_dir=str(work)))
-    home = find_home(target)
-    assert home == Home((str(out), identify_folder(str(out))), (str(work), identify_folder(str(work))))
+    home = find_shared_folders(target)
+    assert home == SharedFolders((str(out), identify_folder(str(out))), (str(work), identify_folder(str(work))))
     assert home.is_here()
     home.check()
     shutil.move(out, tmp_path / "away")
@@ -56,9 +56,9 @@ def test_a_folder_that_was_made_anew_is_another_one(clips, tmp_path):
         home.check()
     out.mkdir()
     assert not home.is_here()
-    assert find_home(target).is_here()
+    assert find_shared_folders(target).is_here()
     (target,) = resolve_targets([clips / "a.mkv"], "memory://out/a.mkv", OPTIONS)
-    assert find_home(target) == Home()
+    assert find_shared_folders(target) == SharedFolders()
 
 
 def test_an_input_that_is_missing_is_the_fault_of_its_clip_alone(ray_session, clips, tmp_path, caplog):
@@ -118,7 +118,7 @@ def test_the_death_of_such_a_node_changes_no_byte(clips, tmp_path):
 def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch):
     """As of a video of many hours: plans of these clips are no small values where Ray counts what takes 100 bytes as large."""
     monkeypatch.setenv("RAY_max_direct_call_object_size", "100")
-    monkeypatch.setattr(schedule, "SMALL_BYTES", 100)
+    monkeypatch.setattr(scheduler, "SMALL_BYTES", 100)
     out, options = tmp_path / "out", replace(OPTIONS, segment_frames=2)
     out.mkdir()
     with Nodes(head_cpus=0) as nodes, ThreadPoolExecutor(1) as thread:

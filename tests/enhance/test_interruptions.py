@@ -15,7 +15,19 @@ import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.video import Encoding
-from tests.processes import DEADLINE_S, ROOT, descendants, foreign_files, is_alive, kill, killing, run, start, title, wait_until
+from tests.processes import (
+    DEADLINE_S,
+    ROOT,
+    descendants,
+    foreign_files,
+    is_alive,
+    kill,
+    killing,
+    run,
+    start,
+    title,
+    wait_until,
+)
 from tests.video.clips import write
 
 pytestmark = pytest.mark.cluster

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from genai_ray import EnhanceOptions, InferenceSession, QualityValidator, enhance_videos, errors
-from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.video import Encoding
 from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write, write_cut

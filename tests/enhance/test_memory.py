@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from genai_ray import EnhanceOptions, enhance_videos
-from genai_ray.enhance import schedule
-from genai_ray.enhance.segment import predict_segment_bytes
+from genai_ray.enhance.job import scheduler
+from genai_ray.enhance.segment.segment import predict_segment_bytes
 from genai_ray.video import Encoding, SegmentWriter, plan_video
 from genai_ray.video.codecs import bound_options
 from tests.processes import descendants, rss_anon, start, title
@@ -97,16 +97,16 @@ def test_encoders_take_what_bounds_them(codec, tmp_path):
 def test_no_more_segments_at_a_time_than_there_is_room_for(ray_session, tmp_path, monkeypatch):
     source = write(tmp_path / "a.mkv", tracks=0, options={"g": "8"})
     seen = []
-    fill = schedule.Scheduler._fill
+    fill = scheduler.Scheduler._fill
 
     def noting(self):
         fill(self)
         seen.append(sum(step.kind == "segment" for step, _ in self._in_flight.values()))
 
-    monkeypatch.setattr(schedule.Scheduler, "_fill", noting)
+    monkeypatch.setattr(scheduler.Scheduler, "_fill", noting)
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=8)
-    for share, most in ((schedule.TASKS_SHARE, 2), (1e-9, 1)):
-        monkeypatch.setattr(schedule, "TASKS_SHARE", share)
+    for share, most in ((scheduler.TASKS_SHARE, 2), (1e-9, 1)):
+        monkeypatch.setattr(scheduler, "TASKS_SHARE", share)
         seen.clear()
         report = enhance_videos(source, tmp_path / f"{most}.mkv", models="websr-x2-s", options=options)
         assert (report.segments, report.frames) == (5, 40)

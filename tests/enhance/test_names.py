@@ -14,7 +14,7 @@ import pyarrow.csv
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
-from genai_ray.enhance.targets import resolve_targets
+from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.video import Encoding
 from tests.video.clips import write
 

@@ -10,12 +10,12 @@ import pyarrow.parquet
 import pytest
 
 from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors, read_videos
-from genai_ray.enhance.options import check_models
-from genai_ray.enhance.records import forget
-from genai_ray.enhance.segment import SegmentJob
-from genai_ray.enhance.store import node_kind
-from genai_ray.enhance.targets import resolve_targets
-from genai_ray.enhance.work import begin_clip
+from genai_ray.enhance.job.records import forget
+from genai_ray.enhance.job.segment_store import node_kind
+from genai_ray.enhance.job.steps import begin_clip
+from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.options import check_models
+from genai_ray.enhance.segment.segment import SegmentJob
 from genai_ray.files import expand, find_facts, open_to_read
 from genai_ray.video import Encoding, decode_segment, plan_video
 from tests.caches import ending

@@ -11,13 +11,13 @@ import ray
 from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors
 from genai_ray.catalog import ModelCatalog
 from genai_ray.enhance import Background
-from genai_ray.enhance.planned import Planned, pack, unpack
-from genai_ray.enhance.records import MARKER
-from genai_ray.enhance.retime import Timeline
-from genai_ray.enhance.segment import SegmentJob, SegmentResult
-from genai_ray.enhance.store import SegmentStore, hash_segment, key_segments, node_kind
-from genai_ray.enhance.targets import resolve_targets
-from genai_ray.enhance.work import examine_clip, finish_clip, open_clip, run_segment
+from genai_ray.enhance.job.clip_plan import ClipPlan, pack, unpack
+from genai_ray.enhance.job.records import MARKER
+from genai_ray.enhance.job.segment_store import SegmentStore, hash_segment, key_segments, node_kind
+from genai_ray.enhance.job.steps import examine_clip, finish_clip, open_clip, run_segment
+from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.frame_rate import Timeline
+from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
 from tests.caches import ending
@@ -172,7 +172,7 @@ def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_
     frames = 10 * 3600 * 25
     long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
     store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])
-    planned = Planned(None, Timeline(long, long), store, BASE, (), {}, "", (96, 64), None)
+    planned = ClipPlan(None, Timeline(long, long), store, BASE, (), {}, "", (96, 64), None)
     packed = pack(planned)
     assert len(packed) < 100_000
     again = unpack(packed)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from genai_ray import EnhanceOptions, errors
-from genai_ray.enhance.options import check_models
-from genai_ray.enhance.targets import resolve_targets
-from genai_ray.enhance.work import examine_clip
+from genai_ray.enhance.job.steps import examine_clip
+from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.options import check_models
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video, write_pictures
 from tests.video.clips import write
 from tests.video.identity import identity

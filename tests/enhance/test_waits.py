@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
-from genai_ray.enhance import job, schedule
+from genai_ray.enhance.job import job, scheduler
 from genai_ray.video import Encoding
 from tests.enhance.test_same_bytes import ray_of
 from tests.processes import descendants, is_alive, kill, start, title, wait_until
@@ -85,8 +85,8 @@ def end(job):
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_cluster_without_cpus_is_an_error_and_not_a_wait_for_ever(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "NO_CPU_WITHIN_S", 3.0)
-    monkeypatch.setattr(schedule, "CPUS_EVERY_S", 0.2)
+    monkeypatch.setattr(scheduler, "NO_CPU_WITHIN_S", 3.0)
+    monkeypatch.setattr(scheduler, "CPUS_EVERY_S", 0.2)
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"))
     with ray_of(0), pytest.raises(errors.ResourceExhaustedError, match="the cluster has had no CPU for 3 s"):
         enhance_videos(source, tmp_path / "b.mkv", models="websr-x2-s", options=options)

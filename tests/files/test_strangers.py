@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from genai_ray.errors import InvalidInputError, VideoError
-from genai_ray.files import fetch_for_stranger, open_below
-from genai_ray.serve.videos import check_uri
+from genai_ray.files import fetch_untrusted, open_below
+from genai_ray.serve.web.videos import check_uri
 
 SECRET = b"nobody's business"
 
@@ -27,7 +27,7 @@ def place(tmp_path):
 def fetch(place, name, scheme="file", allowed=None):
     target = place.parent / "fetched"
     uri = f"{scheme}://{place}/{name}"
-    fetch_for_stranger(uri, target, 100, allowed or (f"{scheme}://{place}",))
+    fetch_untrusted(uri, target, 100, allowed or (f"{scheme}://{place}",))
     return target.read_bytes()
 
 

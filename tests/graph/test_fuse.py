@@ -8,7 +8,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_ray import ModelCatalog, errors
 from genai_ray.catalog import ModelSpec, TensorSpec
-from genai_ray.graph import activation_bytes, free_batch, fuse_frames, graph_inputs, read_model, sort_nodes, weight_bytes
+from genai_ray.graph import (
+    activation_bytes,
+    free_batch,
+    fuse_frames,
+    graph_inputs,
+    read_model,
+    sort_nodes,
+    weight_bytes,
+)
 from genai_ray.types import ModelTask
 
 CATALOG = ModelCatalog.default()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from genai_ray.serve.ports import find_free_ports
+from genai_ray.serve.deployment.ports import find_free_ports
 from tests.processes import DEADLINE_S, start
 from tests.serve.models import write_repository
 

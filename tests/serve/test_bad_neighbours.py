@@ -11,10 +11,10 @@ from onnx import helper
 
 from genai_ray import ModelCache, errors
 from genai_ray.catalog import ServeProfile
-from genai_ray.serve import repository as repository_module
-from genai_ray.serve.engine import Engine
-from genai_ray.serve.repository import Repository
-from genai_ray.serve.standing import Standing
+from genai_ray.serve.engine import repository as repository_module
+from genai_ray.serve.engine.engine import Engine
+from genai_ray.serve.engine.preload import Preload
+from genai_ray.serve.engine.repository import Repository
 from tests.processes import wait_until
 from tests.serve.models import add_number, value, write
 from tests.serve.test_people import application, ask
@@ -212,7 +212,7 @@ def test_a_model_that_is_kept_is_replaced_and_kept_on(models, ray_session):  # n
     add_number(models / "kept.onnx", 1)
     (models / "kept.serve.yaml").write_text("min_replicas: 1\n")
     with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
-        standing = [Standing(ModelCache(name="people")) for _ in range(2)]  # the endpoint's own process has one, and each replica
+        standing = [Preload(ModelCache(name="people")) for _ in range(2)]  # the endpoint's own process has one, and each replica
         for each in standing:
             each.bring(Repository(models, ()).models())
         (before,) = kept()

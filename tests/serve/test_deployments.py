@@ -19,7 +19,7 @@ import tritonclient.http
 import yaml
 
 from genai_ray import InferenceSession
-from genai_ray.serve.ports import find_free_ports, find_port_block
+from genai_ray.serve.deployment.ports import find_free_ports, find_port_block
 from tests.processes import DEADLINE_S, descendants, is_alive, kill, wait_until
 from tests.serve.test_http import feed
 

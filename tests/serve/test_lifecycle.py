@@ -19,8 +19,8 @@ from tritonclient.utils import InferenceServerException
 
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.catalog import ServeProfile
-from genai_ray.serve.endpoint import Endpoint
-from genai_ray.serve.ports import find_free_ports, find_port_block
+from genai_ray.serve.deployment.endpoint import Endpoint
+from genai_ray.serve.deployment.ports import find_free_ports, find_port_block
 from tests.nodes import Nodes
 from tests.processes import DEADLINE_S, crowding, descendants, is_alive, kill, rss_anon, run, title, wait_until
 from tests.serve.conftest import serve

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from genai_ray.serve.facts import read_facts
+from genai_ray.serve.engine.model_metadata import read_metadata
 from tests.serve.test_people import application, ask
 from tests.session.test_any_model import odd_graphs, run_plain
 
@@ -18,7 +18,7 @@ CASES = ("zipmap", "op07-x3-luma", "op17-x2-rgb-fixed64")
 
 
 def test_what_a_file_leaves_out_the_runtime_tells(tmp_path):
-    facts = {path.stem: read_facts(str(path)) for path, _ in odd_graphs(tmp_path)}
+    facts = {path.stem: read_metadata(str(path)) for path, _ in odd_graphs(tmp_path)}
     for name in ("unsorted", "tapped", "no-shape", "no-import", "sequence", "dead"):
         assert [(tensor.name, tensor.datatype, tensor.shape) for tensor in facts[name].inputs] == [("x", "FP32", (-1, 2))], name
         assert ("y", "FP32", (-1, 2)) in [(tensor.name, tensor.datatype, tensor.shape) for tensor in facts[name].outputs], name

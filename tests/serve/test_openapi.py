@@ -8,10 +8,10 @@ import jsonschema
 import pytest
 
 from genai_ray.catalog import ServeProfile
-from genai_ray.serve.engine import Engine
-from genai_ray.serve.http import list_operations
-from genai_ray.serve.openapi import describe_api
-from genai_ray.serve.repository import Repository
+from genai_ray.serve.engine.engine import Engine
+from genai_ray.serve.engine.repository import Repository
+from genai_ray.serve.http.openapi import describe_api
+from genai_ray.serve.oip.rest import list_operations
 from tests.serve.contract import document_of
 from tests.serve.test_http import GOOD, post, send
 

@@ -17,9 +17,9 @@ from tritonclient.utils import InferenceServerException
 from genai_ray import errors
 from genai_ray.catalog import ServeProfile
 from genai_ray.inspection import find_model
-from genai_ray.serve.endpoint import Endpoint, read_token
-from genai_ray.serve.gate import bears_token
-from genai_ray.serve.limits import Admission, check_frame_sizes, check_result, check_tensor_sizes
+from genai_ray.serve.deployment.endpoint import Endpoint, read_token
+from genai_ray.serve.engine.limits import Admission, check_frame_sizes, check_result, check_tensor_sizes
+from genai_ray.serve.http.middleware import bears_token
 from tests.processes import foreign_files, wait_until
 from tests.serve.conftest import serve
 from tests.serve.test_http import feed, post, send

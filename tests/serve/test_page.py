@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
-from genai_ray.serve.ports import find_free_ports
+from genai_ray.serve.deployment.ports import find_free_ports
 from tests.serve.conftest import serve
 from tests.video.clips import write
 

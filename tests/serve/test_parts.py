@@ -20,14 +20,14 @@ from ray.serve.schema import ServeDeploySchema
 from genai_ray import errors
 from genai_ray.catalog import ModelServing, ServeProfile, load_serve_profile
 from genai_ray.catalog.files import configs_folder
-from genai_ray.serve.batching import Batcher
-from genai_ray.serve.haproxy import ANSWER, rewrite, write_launcher
-from genai_ray.serve.ingress import main
-from genai_ray.serve.limits import Room, at_once
-from genai_ray.serve.ports import Record, check_ports, find_free_ports, process_started
-from genai_ray.serve.repository import Repository
-from genai_ray.serve.rpc import add_inference_service
-from genai_ray.serve.tally import Tally
+from genai_ray.serve.deployment.haproxy import ANSWER, rewrite, write_launcher
+from genai_ray.serve.deployment.ingress import main
+from genai_ray.serve.deployment.ports import Record, check_ports, find_free_ports, process_started
+from genai_ray.serve.engine.batching import Batcher
+from genai_ray.serve.engine.limits import Room, at_once
+from genai_ray.serve.engine.repository import Repository
+from genai_ray.serve.engine.statistics import Statistics
+from genai_ray.serve.oip.grpc import add_inference_service
 from tests.processes import is_alive, wait_until
 from tests.serve.models import add_number, add_sub
 
@@ -386,7 +386,7 @@ def test_an_endpoint_in_another_container_with_this_home_is_not_taken_for_dead(t
     folder.mkdir()
     record = Record(os.getpid(), process_started(os.getpid()), (1,), (str(folder),))
     record.write()
-    code = "from genai_ray.serve.ports import Record, check_ports; print(check_ports('127.0.0.1', [])); Record(1, 1, (1,), ()).write()"
+    code = "from genai_ray.serve.deployment.ports import Record, check_ports; print(check_ports('127.0.0.1', [])); Record(1, 1, (1,), ()).write()"
     done = subprocess.run([*apart, sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
     assert folder.exists()
@@ -395,7 +395,7 @@ def test_an_endpoint_in_another_container_with_this_home_is_not_taken_for_dead(t
 
 
 def test_figures_add_up():
-    one, other, total = Tally(), Tally(), Tally()
+    one, other, total = Statistics(), Statistics(), Statistics()
     one.of("a", "1").note("success", 5)
     one.of("a", "1").note_call(3, 7)
     other.of("a", "1").note("fail", 2)

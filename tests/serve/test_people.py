@@ -30,13 +30,13 @@ from starlette.requests import Request
 from genai_ray import EnhanceOptions, InferenceSession, ModelCache, enhance_videos
 from genai_ray.catalog import PeopleServing, ServeProfile
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.serve.bodies import on_disk, save_file
-from genai_ray.serve.engine import Engine
-from genai_ray.serve.http import build_app, list_operations
-from genai_ray.serve.people import resume_videos
-from genai_ray.serve.ports import find_free_ports
-from genai_ray.serve.repository import Repository
-from genai_ray.serve.videos import VideoDesk, check_uri
+from genai_ray.serve.deployment.ports import find_free_ports
+from genai_ray.serve.engine.engine import Engine
+from genai_ray.serve.engine.repository import Repository
+from genai_ray.serve.http.bodies import on_disk, save_file
+from genai_ray.serve.oip.rest import build_app, list_operations
+from genai_ray.serve.web.operations import resume_videos
+from genai_ray.serve.web.videos import VideoDesk, check_uri
 from genai_ray.video import encode_png16
 from tests.processes import DEADLINE_S, descendants, is_alive, kill, title, wait_until
 from tests.serve.conftest import serve
@@ -561,7 +561,7 @@ def test_no_sign_in_the_uri_of_a_file_hides_where_it_leads(tmp_path):
 
 
 def test_a_broken_upload_is_cleared_away_and_another_one_is_not(tmp_path):
-    from genai_ray.serve.video_jobs import _is_orphan
+    from genai_ray.serve.web.video_jobs import _is_orphan
 
     (tmp_path / "sent.partial").write_bytes(b"x")
     now_s = time.time()

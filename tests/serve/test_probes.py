@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from onnx import helper, numpy_helper
 from tritonclient.grpc import service_pb2
 
-from genai_ray.serve.messages import METHODS
-from genai_ray.serve.rpc import Rpc
+from genai_ray.serve.oip.grpc import Rpc
+from genai_ray.serve.oip.messages import METHODS
 from tests.serve.models import add_number, value, write
 from tests.serve.test_grpc import feed
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from genai_ray.errors import InvalidInputError
 from genai_ray.serve import InferResponse, Tensor, TensorFacts, decode_request, encode_response
-from genai_ray.serve.tensors import DATATYPES, from_contents, to_contents, to_json
+from genai_ray.serve.engine.tensors import DATATYPES, from_contents, to_contents, to_json
 
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
 

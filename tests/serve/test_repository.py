@@ -17,12 +17,12 @@ from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.catalog import ServeProfile, dump_spec
 from genai_ray.files import list_files, mirror
 from genai_ray.inspection import find_model
-from genai_ray.serve.engine import Engine
-from genai_ray.serve.facts import read_facts
-from genai_ray.serve.looking import Looking
-from genai_ray.serve.ports import find_free_ports
-from genai_ray.serve.repository import Repository
-from genai_ray.serve.standing import Standing
+from genai_ray.serve.deployment.ports import find_free_ports
+from genai_ray.serve.engine.engine import Engine
+from genai_ray.serve.engine.metadata_cache import ModelMetadataCache
+from genai_ray.serve.engine.model_metadata import read_metadata
+from genai_ray.serve.engine.preload import Preload
+from genai_ray.serve.engine.repository import Repository
 from genai_ray.types import ModelPrecision
 from tests.caches import ending
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
@@ -71,7 +71,7 @@ def test_a_repository_of_any_kind_offers_the_same(place):
     assert repository.get("many").latest == "10"
     assert repository.get("one").serving.max_batch_size == 4
     for name in ("one", "many", "with space"):
-        facts = read_facts(repository.get(name).source())
+        facts = read_metadata(repository.get(name).source())
         assert [(fact.name, fact.datatype) for fact in facts.inputs] == [("x", "FP32")]
     with InferenceSession(repository.get("many").source("2")) as session:
         assert session.run({"x": np.ones(2, np.float32)})["y"].tolist() == [3, 3]
@@ -116,7 +116,7 @@ def test_a_link_is_a_model_by_its_own_name_and_what_has_no_name_is_left_out(mode
     assert repository.get("same").source() == repository.get("one").source()
     for name in ("linked", "LOUD"):
         before = repository.get(name).stamp()
-        facts = read_facts(repository.get(name).source())
+        facts = read_metadata(repository.get(name).source())
         assert [fact.name for fact in facts.inputs] == ["x"]
         square(blob if name == "linked" else models / "LOUD.ONNX")
         assert repository.get(name).stamp() != before
@@ -284,10 +284,10 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
     def slowly(source):
         looks.append(source)
         over.wait(60)
-        return read_facts(source)
+        return read_metadata(source)
 
     over = threading.Event()
-    monkeypatch.setattr("genai_ray.serve.looking.read_facts", slowly)
+    monkeypatch.setattr("genai_ray.serve.engine.metadata_cache.read_metadata", slowly)
 
     async def story():
         engine = Engine(ServeProfile(name="test", request_timeout_s=0.2), ModelCache(name="people"), Repository(models, ()))
@@ -310,7 +310,7 @@ def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
     for name, options in (("broken", "preload: true"), ("one", "pin: true"), ("many", "min_replicas: 1")):
         (models / f"{name}.serve.yaml").write_text(options)
     with ending(ModelCache(2_000_000_000, name="standing")) as cache:
-        standing = Standing(cache)
+        standing = Preload(cache)
         with pytest.raises(errors.ModelLoadError, match="broken"):  # it keeps the others from nothing
             standing.bring(Repository(models, ()).models())
         assert stays() == {"one.onnx": (True, False), "model.onnx": (False, True)}
@@ -322,7 +322,7 @@ def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
 
 def test_a_store_that_fails_is_asked_again_and_a_broken_file_is_not(tmp_path):
     async def story():
-        looking = Looking(asyncio.to_thread)
+        looking = ModelMetadataCache(asyncio.to_thread)
         for _ in range(2):
             with pytest.raises(errors.ModelLoadError, match="not a usable ONNX file"):
                 await looking.look(str(broken), "1", 60.0)

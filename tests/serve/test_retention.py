@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from genai_ray.serve import video_jobs
+from genai_ray.serve.web import video_jobs
 
 
 def test_a_job_that_cannot_be_removed_is_kept_for_later_and_keeps_no_other(tmp_path, monkeypatch):

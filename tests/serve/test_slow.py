@@ -17,11 +17,11 @@ from onnx import helper, numpy_helper
 
 from genai_ray.catalog import ServeProfile
 from genai_ray.errors import TooManyRequestsError
-from genai_ray.serve import sending
-from genai_ray.serve.limits import Admission
-from genai_ray.serve.messages import message_class
-from genai_ray.serve.rpc import _until_sent
-from genai_ray.serve.sending import PIECE_BYTES, UntilSent
+from genai_ray.serve.engine.limits import Admission
+from genai_ray.serve.http import sending
+from genai_ray.serve.http.sending import PIECE_BYTES, UntilSent
+from genai_ray.serve.oip.grpc import _until_sent
+from genai_ray.serve.oip.messages import message_class
 from tests.processes import DEADLINE_S, descendants, rss_watched, title, wait_until
 from tests.serve.conftest import serve
 from tests.serve.models import value, write
@@ -270,7 +270,7 @@ CLIENT = """
 import sys
 import time
 import grpc
-from genai_ray.serve.messages import message_class
+from genai_ray.serve.oip.messages import message_class
 request = message_class("ModelInferRequest")(model_name="expander")
 request.inputs.add(name="x", datatype="FP32", shape=[1])
 request.raw_input_contents.append(bytes(4))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genai_ray import errors
-from genai_ray.enhance.publish import publish
+from genai_ray.enhance.job.publish import publish
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video, validate_encoding
 from genai_ray.video.codecs import CODECS
 from tests.video.clips import NUM_FRAMES, write

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from genai_ray import errors
-from genai_ray.video import Encoding, SegmentWriter, choose_pixel_format, decode_segment, plan_video, scale_alpha, validate_encoding
+from genai_ray.video import (
+    Encoding,
+    SegmentWriter,
+    choose_pixel_format,
+    decode_segment,
+    plan_video,
+    scale_alpha,
+    validate_encoding,
+)
 from genai_ray.video.codecs import CODECS
 from tests.processes import ROOT
 from tests.video.clips import NUM_FRAMES, write

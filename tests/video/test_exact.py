@@ -11,7 +11,7 @@ import pytest
 from av.stream import Disposition
 
 from genai_ray import errors
-from genai_ray.enhance.publish import publish
+from genai_ray.enhance.job.publish import publish
 from genai_ray.video import (
     Encoding,
     SegmentWriter,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from genai_ray import errors
-from genai_ray.enhance.publish import publish
+from genai_ray.enhance.job.publish import publish
 from genai_ray.video import Encoding, SegmentWriter, decode_frames, decode_segment, plan_video
 from genai_ray.video.colour import to_rgb
 from genai_ray.video.shown import Kind, PacketReader, decode_times

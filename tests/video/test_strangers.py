@@ -9,7 +9,16 @@ import fsspec
 import pytest
 
 from genai_ray import errors
-from genai_ray.video import Encoding, SegmentWriter, check_container, check_result, decode_segment, describe_video, join_segments, plan_video
+from genai_ray.video import (
+    Encoding,
+    SegmentWriter,
+    check_container,
+    check_result,
+    decode_segment,
+    describe_video,
+    join_segments,
+    plan_video,
+)
 from tests.video.clips import NUM_FRAMES, write
 
 PLAYLIST = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.6,\n{}\n#EXT-X-ENDLIST\n"

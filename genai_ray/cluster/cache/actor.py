@@ -13,18 +13,18 @@ from typing import Any
 from ray.exceptions import RayError
 
 from genai_ray.cluster.cache.adoption import adopt
-from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.flight import join_flight
 from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
+from genai_ray.cluster.cache.maintenance import Maintenance
+from genai_ray.cluster.cache.measured_sizes import SizeMemory, sizes_file
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.options import CacheOptions
-from genai_ray.cluster.cache.sessions import end_session, is_there, session_names, to_load_error
-from genai_ray.cluster.cache.sizes import SizeMemory, sizes_file
+from genai_ray.cluster.cache.session_actors import end_session, is_there, session_names, to_load_error
+from genai_ray.cluster.cache.session_table import Entry, SessionTable
 from genai_ray.cluster.cache.status import describe, describe_key
-from genai_ray.cluster.cache.upkeep import Upkeep
-from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, Replica, SessionRequest, Want, key_of
+from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest, Replica, SessionRequest, key_of
 from genai_ray.cluster.placement import Ledger, Slot
 from genai_ray.errors import CacheClosedError, ConfigError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
 
@@ -48,14 +48,14 @@ class CacheActor:
 
     def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions) -> None:
         self._name, self._options = name, options
-        self._book = Book(Ledger(budget_bytes, options.policy))
+        self._book = SessionTable(Ledger(budget_bytes, options.policy))
         self._book.can_grow = options.can_grow
         self._metrics = CacheMetrics(name)
         self._sizes = SizeMemory(sizes_file())
         self._loader = Loader(self._book, name, options.load_within_s, self._sizes, self._metrics)
         self._evictor = Evictor(self._book, self._loader.need_of, options.min_stay_s, self._note_eviction)
         self._leases = Leases(self._book, self._evictor, self._loader.need_of, self._begin)
-        self._upkeep = Upkeep(self._book, self._evictor, self._loader, self._leases, self._begin, options.sessions_per_device)
+        self._upkeep = Maintenance(self._book, self._evictor, self._loader, self._leases, self._begin, options.sessions_per_device)
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone: dict[Key, asyncio.Lock] = {}
@@ -82,7 +82,7 @@ class CacheActor:
         if options is not None and options != self._options:
             raise ConfigError(f"cache {self._name!r} with {options}", f"{self._options}, which it has", "Use another name.")
 
-    async def acquire(self, want: Want, lost: str | None = None) -> Acquired:
+    async def acquire(self, want: LoadRequest, lost: str | None = None) -> Acquired:
         """Return the ready sessions of an entry, loaded where it is not there; concurrent calls for one entry load it once.
 
         Args:

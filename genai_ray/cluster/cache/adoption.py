@@ -8,11 +8,11 @@ import time
 import ray
 from ray.exceptions import RayError
 
-from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.leases import Leases
-from genai_ray.cluster.cache.sessions import NAMESPACE
+from genai_ray.cluster.cache.session_actors import NAMESPACE
+from genai_ray.cluster.cache.session_table import Entry, SessionTable
 from genai_ray.cluster.devices import device_of
-from genai_ray.cluster.messages import Description, Want, key_of
+from genai_ray.cluster.messages import Description, LoadRequest, key_of
 from genai_ray.cluster.placement import Need, SlotState
 from genai_ray.errors import ResourceExhaustedError
 
@@ -21,7 +21,7 @@ __all__ = ["adopt", "enter"]
 _DESCRIBE_WITHIN_S = 10.0
 
 
-async def adopt(name: str, cache: str, book: Book, leases: Leases) -> Entry | None:
+async def adopt(name: str, cache: str, book: SessionTable, leases: Leases) -> Entry | None:
     """Enter a session that runs already; one that has no place here is ended.
 
     Args:
@@ -51,7 +51,7 @@ async def adopt(name: str, cache: str, book: Book, leases: Leases) -> Entry | No
     return entry
 
 
-def enter(name: str, found: Description, book: Book, leases: Leases) -> Entry | None:
+def enter(name: str, found: Description, book: SessionTable, leases: Leases) -> Entry | None:
     """Enter what a session says of itself into the books; one that is retired or doubled retires: its bytes are not free before its process is gone.
 
     Args:
@@ -66,7 +66,7 @@ def enter(name: str, found: Description, book: Book, leases: Leases) -> Entry | 
     Raises:
         TimeoutError: If its device is not known yet.
     """
-    ledger, want, floor_bytes = book.ledger, Want(found.request, found.digest), found.request.floor_bytes or 0
+    ledger, want, floor_bytes = book.ledger, LoadRequest(found.request, found.digest), found.request.floor_bytes or 0
     key, device_id = key_of(found.request), device_of(found.started, ledger.devices.values())
     if device_id is None and found.started.node in book.unprobed:
         raise TimeoutError(f"{name} is on a node whose GPUs are not known yet")

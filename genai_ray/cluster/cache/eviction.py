@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from ray.exceptions import ActorUnavailableError, RayError
 
-from genai_ray.cluster.cache.book import Book, Entry
-from genai_ray.cluster.cache.sessions import ANSWER_WITHIN_S, kill_and_wait
+from genai_ray.cluster.cache.session_actors import ANSWER_WITHIN_S, kill_and_wait
+from genai_ray.cluster.cache.session_table import Entry, SessionTable
 from genai_ray.cluster.messages import Key, Recency
 from genai_ray.cluster.placement import Ledger, Need, Plan, Slot, SlotState, check_fits, plan, plan_all
 from genai_ray.errors import BackendUnavailableError, DeadlineExceededError, ResourceExhaustedError
@@ -44,7 +44,7 @@ class Evictor:
         on_evicted: Told of every session that went, before it is struck out.
     """
 
-    def __init__(self, book: Book, need_of: Callable[[Entry], Need[Key]], min_stay_s: float, on_evicted: Callable[[Slot[Key]], None]) -> None:
+    def __init__(self, book: SessionTable, need_of: Callable[[Entry], Need[Key]], min_stay_s: float, on_evicted: Callable[[Slot[Key]], None]) -> None:
         self._shrinking = asyncio.Lock()
         self._rooms: dict[str, tuple[Need[Key], Plan]] = {}
         self._book, self._need_of, self._min_stay_s, self._on_evicted = book, need_of, min_stay_s, on_evicted

@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from genai_ray.cluster.cache.book import Book, Entry
-from genai_ray.cluster.messages import Key, Want, key_of
+from genai_ray.cluster.cache.session_table import Entry, SessionTable
+from genai_ray.cluster.messages import Key, LoadRequest, key_of
 from genai_ray.errors import DeadlineExceededError
 
 __all__ = ["join_flight"]
 
 
-async def join_flight(want: Want, deadline: float, book: Book, check_failing: Callable[[Key], None], begin: Callable[[Entry], None]) -> list[Entry]:
+async def join_flight(
+    want: LoadRequest, deadline: float, book: SessionTable, check_failing: Callable[[Key], None], begin: Callable[[Entry], None]
+) -> list[Entry]:
     """Wait for the sessions of an entry; the first who asks has one loaded, those who come meanwhile wait for the same.
 
     Args:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from ray.exceptions import RayError
 
-from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
-from genai_ray.cluster.cache.sessions import ANSWER_WITHIN_S
-from genai_ray.cluster.messages import LEASE_TTL_S, Key, LeaseRequest, Stays, Want, key_of
+from genai_ray.cluster.cache.session_actors import ANSWER_WITHIN_S
+from genai_ray.cluster.cache.session_table import Entry, SessionTable
+from genai_ray.cluster.messages import LEASE_TTL_S, Key, LeaseRequest, LoadRequest, RetentionInfo, key_of
 from genai_ray.cluster.placement import Need, SlotState, check_all_fit
 from genai_ray.errors import BackendUnavailableError, CacheClosedError, DeadlineExceededError
 
@@ -48,7 +48,7 @@ class Leases:
         begin: Starts to load an entry that has been placed, unless it is being loaded.
     """
 
-    def __init__(self, book: Book, evictor: Evictor, need_of: Callable[[Entry], Need[Key]], begin: Callable[[Entry], None]) -> None:
+    def __init__(self, book: SessionTable, evictor: Evictor, need_of: Callable[[Entry], Need[Key]], begin: Callable[[Entry], None]) -> None:
         self._book, self._evictor, self._need_of, self._begin = book, evictor, need_of, begin
         self._leases: dict[str, Lease] = {}
         self._waiting: Counter[str] = Counter()
@@ -158,7 +158,7 @@ class Leases:
         lease.until_s = time.monotonic() + LEASE_TTL_S
         return True
 
-    def adopt(self, lease_id: str, want: Want) -> None:
+    def adopt(self, lease_id: str, want: LoadRequest) -> None:
         """Enter a lease that a session knows of, after a restart of the cache.
 
         Args:
@@ -200,7 +200,7 @@ class Leases:
         for lease_id in [lease_id for lease_id, lease in self._leases.items() if lease.until_s < time.monotonic()]:
             await self.release(lease_id)
 
-    def copies(self) -> list[tuple[Want, int | None]]:
+    def copies(self) -> list[tuple[LoadRequest, int | None]]:
         """Return which models are to be on several devices.
 
         Returns:
@@ -208,7 +208,7 @@ class Leases:
         """
         return [(want, lease.request.copies) for lease in self._leases.values() if lease.request.copies != 1 for want in lease.request.wants]
 
-    def stays(self, entry: Entry) -> Stays:
+    def stays(self, entry: Entry) -> RetentionInfo:
         """Return why a session must stay.
 
         Args:
@@ -219,7 +219,7 @@ class Leases:
         """
         slot = self._book.ledger.slots.get(entry.name)
         leases = tuple(lease_id for lease_id, lease in self._leases.items() if entry.key in lease.keys)
-        return Stays(slot is not None and slot.is_pinned, leases)
+        return RetentionInfo(slot is not None and slot.is_pinned, leases)
 
     async def tell(self, entry: Entry) -> None:
         """Let a session know why it must stay, for a cache that restarts.
@@ -230,7 +230,7 @@ class Leases:
         if entry.ready.is_set() and (self._book.is_usable(entry) or self._book.is_retiring(entry)):
             await self._say(entry, self.stays(entry))
 
-    async def _say(self, entry: Entry, stays: Stays) -> None:
+    async def _say(self, entry: Entry, stays: RetentionInfo) -> None:
         with contextlib.suppress(RayError, TimeoutError):  # one that is dead is struck out, and its lease begins anew with the next
             await asyncio.wait_for(entry.handle.stay.remote(stays), ANSWER_WITHIN_S)
 

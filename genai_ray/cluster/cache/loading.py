@@ -11,15 +11,22 @@ from dataclasses import dataclass
 
 from ray.exceptions import RayError
 
-from genai_ray.cluster.cache.book import Book, Entry
 from genai_ray.cluster.cache.eviction import Evictor
+from genai_ray.cluster.cache.measured_sizes import GROWTH_BYTES, SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.cache.sessions import MisplacedError, end_session, start_session, steer, to_load_error
-from genai_ray.cluster.cache.sizes import GROWTH_BYTES, SizeMemory
+from genai_ray.cluster.cache.session_actors import MisplacedError, end_session, start_session, steer, to_load_error
+from genai_ray.cluster.cache.session_table import Entry, SessionTable
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key
 from genai_ray.cluster.placement import Device, Need
-from genai_ray.errors import BackendUnavailableError, CacheClosedError, ConfigError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
+from genai_ray.errors import (
+    BackendUnavailableError,
+    CacheClosedError,
+    ConfigError,
+    DeadlineExceededError,
+    GenAIRayError,
+    ResourceExhaustedError,
+)
 
 __all__ = ["Loader"]
 
@@ -62,7 +69,7 @@ class Loader:
         metrics: Told of loads and failures.
     """
 
-    def __init__(self, book: Book, cache: str, load_within_s: float, sizes: SizeMemory, metrics: CacheMetrics) -> None:
+    def __init__(self, book: SessionTable, cache: str, load_within_s: float, sizes: SizeMemory, metrics: CacheMetrics) -> None:
         self.failures: dict[Key, Failure] = {}
         self._rests: dict[tuple[Key, str], float] = {}
         self._book, self._cache, self._load_within_s, self._sizes, self._metrics = book, cache, load_within_s, sizes, metrics

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from genai_ray.cluster.cache.book import Book
-from genai_ray.cluster.cache.sizes import SizeMemory
+from genai_ray.cluster.cache.measured_sizes import SizeMemory
+from genai_ray.cluster.cache.session_table import SessionTable
 from genai_ray.cluster.messages import Key
 from genai_ray.cluster.placement import Slot, SlotState
 
@@ -18,7 +18,7 @@ __all__ = ["describe", "describe_key"]
 _ANSWER_WITHIN_S = 10.0
 
 
-async def describe(book: Book, sizes: SizeMemory) -> dict[str, Any]:
+async def describe(book: SessionTable, sizes: SizeMemory) -> dict[str, Any]:
     """Return budgets, counts, devices and sessions.
 
     Args:
@@ -66,7 +66,7 @@ def describe_key(key: Key) -> dict[str, str]:
     return {"model_id": key.model, "backend": key.backend, "precision": key.precision, "device": key.device}
 
 
-async def _describe_slot(book: Book, slot: Slot[Key], now_s: float) -> dict[str, Any]:
+async def _describe_slot(book: SessionTable, slot: Slot[Key], now_s: float) -> dict[str, Any]:
     session: dict[str, Any] = {}
     entry = book.entries.get(slot.name)
     if entry is not None and slot.state is SlotState.READY:

@@ -1,0 +1,181 @@
+"""A client's line to the one actor of a cache: calls that survive its restart, deadlines, and its end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
+
+from genai_ray.cluster.cache import CacheActor
+from genai_ray.cluster.cache.options import CacheOptions
+from genai_ray.cluster.cache.session_actors import NAMESPACE, end_sessions
+from genai_ray.cluster.runtime.connect import check_process
+from genai_ray.cluster.runtime.replies import ArgumentLostError, wait_for
+from genai_ray.errors import CacheClosedError, DeadlineExceededError
+
+__all__ = ["Connection", "cache_names", "start_on_head"]
+
+_CACHE = "cache:"
+_RETRY_S = 0.1
+
+_SLICE_S = 0.2
+"""A wait looks this often whether its client was closed: Ray itself cannot be told to stop waiting, and may hang where it is shut down under a thread."""
+
+_SHUTDOWN_WITHIN_S = 10.0
+
+
+def start_on_head(kind: type[Any], name: str, *args: Any) -> Any:
+    """Start an async actor on the head node that outlives who asked for it and comes back where it dies, or join the one of this name.
+
+    Args:
+        kind: Its class, with a constructor that cannot fail: one that raises at a restart is dead for good.
+        name: Its name.
+        args: The constructor's arguments.
+
+    Returns:
+        Its handle.
+    """
+    actor = ray.remote(kind).options(
+        name=name,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        num_cpus=0,
+        max_concurrency=10_000,  # calls that wait for a load count, and must not keep out those that tell that a lease's holder lives
+        max_restarts=-1,
+        resources={"node:__internal_head__": 0.001},
+    )
+    return actor.remote(*args)
+
+
+def cache_names() -> list[str]:
+    """Return the names of the caches of the cluster.
+
+    Returns:
+        The names, sorted.
+    """
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(actor["name"].removeprefix(_CACHE) for actor in actors if actor["namespace"] == NAMESPACE and actor["name"].startswith(_CACHE))
+
+
+class Connection:
+    """Starts a cache, or joins the one of this name; picklable.
+
+    Args:
+        name: Name of the cache.
+        budget_bytes: Its budget, and what it must have where it is there; None for any.
+        options: How it behaves, and must behave where it is there; None for any.
+        deadline_s: Most seconds that a call may take.
+
+    Raises:
+        ConfigError: If the cache has another budget or other options.
+    """
+
+    def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions | None, deadline_s: float) -> None:
+        self.name, self._deadline_s = name, deadline_s
+        self._is_closed = self._is_left = False
+        self._actor: Any = start_on_head(CacheActor, f"{_CACHE}{name}", name, budget_bytes, options or CacheOptions())
+        self.call("open", budget_bytes, options)
+
+    def send(self, method: str, *args: Any) -> Any:
+        """Call the cache actor without waiting.
+
+        Args:
+            method: One of ``CacheActor``.
+            args: Its arguments.
+
+        Returns:
+            The answer to come.
+
+        Raises:
+            CacheClosedError: If the cache was shut down, or this client closed.
+        """
+        self.check_open()
+        return getattr(self._actor, method).remote(*args)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the cache was there when it was last called, and this line was not closed."""
+        return not (self._is_closed or self._is_left)
+
+    def check_open(self) -> None:
+        """Refuse to call anything where the cache or Ray is gone: at the next call Ray would start a cluster of its own, also from a thread that is left.
+
+        Raises:
+            CacheClosedError: If the cache was shut down, this client closed, or Ray shut down.
+            ConfigError: If this process is a fork of the one that is connected to Ray.
+        """
+        if self._is_closed:
+            raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
+        if self._is_left:
+            raise CacheClosedError(f"this client of cache {self.name!r} was closed", do="Make a new ModelCache.")
+        check_process()
+        if not ray.is_initialized():
+            raise CacheClosedError(f"cache {self.name!r} is gone: Ray is not running any more", do="Make a new ModelCache.")
+
+    def call(self, method: str, *args: Any, within_s: float | None = None) -> Any:
+        """Call the cache actor, again where its process died meanwhile.
+
+        Args:
+            method: One of ``CacheActor``.
+            args: Its arguments.
+            within_s: Most seconds to wait; None for the client's deadline.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            CacheClosedError: If the cache was shut down, or this client closed.
+            DeadlineExceededError: If it does not answer in time.
+            GenAIRayError: What it raised.
+        """
+        within_s = self._deadline_s if within_s is None else within_s
+        deadline = time.monotonic() + within_s
+        try:
+            while True:
+                try:
+                    return self._wait(self.send(method, *args), deadline)
+                except (ActorUnavailableError, ArgumentLostError):
+                    time.sleep(_RETRY_S)  # its process died, and Ray starts it again within 2 s; or a session died under it
+        except GetTimeoutError as exc:
+            raise DeadlineExceededError(f"cache {self.name!r}: {method} was not done within {within_s:g} s", do="Give the client more time.") from exc
+        except ActorDiedError as exc:
+            self._is_closed = True
+            raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc
+
+    def withdraw(self, lease_id: str) -> None:
+        """Let the cache know, without waiting, that nobody waits for a lease any more; also from a client that was closed.
+
+        Args:
+            lease_id: Which.
+        """
+        if ray.is_initialized() and not self._is_closed:
+            self._actor.release.remote(lease_id)
+
+    def close(self) -> None:
+        """End what other threads wait for through this line, soon after; the cache goes on."""
+        self._is_left = True
+
+    def _wait(self, answer: Any, deadline: float) -> Any:
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return wait_for(answer, max(min(left_s, _SLICE_S), 0.0))
+            except GetTimeoutError:
+                if left_s <= _SLICE_S:
+                    raise
+                self.check_open()
+
+    def shutdown(self) -> None:
+        """End every session and the cache itself; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if ray.is_initialized():
+            try:
+                ray.get(self._actor.shutdown.remote(), timeout=_SHUTDOWN_WITHIN_S)
+            except (RayActorError, GetTimeoutError):
+                end_sessions(self.name)  # the cache is dead or silent, and its sessions would outlive it
+            ray.kill(self._actor)

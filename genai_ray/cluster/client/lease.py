@@ -1,0 +1,103 @@
+"""``Lease``: what the holder of a lease keeps in its hand; a thread of its own tells the cache that it is there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from genai_ray.cluster.client.connection import Connection
+from genai_ray.cluster.client.session import CachedSession
+from genai_ray.cluster.messages import LEASE_TTL_S, LeaseRequest
+from genai_ray.errors import CacheClosedError, GenAIRayError
+
+__all__ = ["Lease", "take_lease"]
+
+_log = logging.getLogger(__name__)
+
+RELEASE_WITHIN_S = 5.0
+"""A cache that does not take a lease back within this is left to end it by its time to live."""
+
+
+class Lease:
+    """Models that stay loaded until ``release``, the end of the ``with`` block, or the death of this process.
+
+    Args:
+        connection: Line to the cache.
+        request: What is leased.
+        sessions: One session a model, in the order asked for.
+        build: Says what is leased of the files as they are now.
+    """
+
+    def __init__(self, connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...], build: Callable[[], LeaseRequest]) -> None:
+        self.sessions = sessions
+        self._connection, self._request, self._build = connection, request, build
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the models back, within some seconds also where the cache is silent; a second call does nothing."""
+        if not self._over.is_set():
+            self._over.set()
+            self._give_back()
+            self._thread.join(RELEASE_WITHIN_S)  # it is in no call of Ray any more, which may be shut down next
+
+    def _give_back(self) -> None:
+        try:
+            self._connection.call("release", self._request.lease_id, within_s=RELEASE_WITHIN_S)
+        except GenAIRayError as exc:  # the cache was shut down, and the lease with it; or this client was closed; or it ends by its time to live
+            self._connection.withdraw(self._request.lease_id)
+            _log.debug("lease %s was not given back: %s", self._request.lease_id, exc)
+
+    def _beat(self) -> None:
+        while not self._over.wait(LEASE_TTL_S / 3):
+            try:
+                if not self._connection.call("renew", self._request) and not self._over.is_set():
+                    if self._request.follows_file:
+                        self._request = self._build()
+                    self._connection.call("lease", self._request, LEASE_TTL_S)
+                    if self._over.is_set():  # given back meanwhile, and perhaps before it was taken again
+                        self._give_back()
+            except CacheClosedError:
+                return  # and the lease with it
+            except (GenAIRayError, OSError) as exc:
+                _log.warning("a lease of %s could not be renewed: %s", [session.spec.model_id for session in self.sessions], exc)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+def take_lease(connection: Connection, build: Callable[[], LeaseRequest], sessions: tuple[CachedSession, ...], within_s: float) -> Lease:
+    """Wait for room and for the models; a lease that is not had, or waited for no more, is not kept.
+
+    Args:
+        connection: Line to the cache.
+        build: Says what is leased.
+        sessions: One session a model.
+        within_s: Most seconds to wait for room.
+
+    Returns:
+        The lease.
+
+    Raises:
+        GenAIRayError: As ``ModelCache.lease``.
+    """
+    request, lease = build(), None
+    try:
+        connection.call("lease", request, within_s)
+        lease = Lease(connection, request, sessions, build)
+        for session in sessions:
+            session.touch()
+    except BaseException:
+        if lease is None:
+            connection.withdraw(request.lease_id)
+        else:
+            lease.release()
+        raise
+    return lease

@@ -1,0 +1,131 @@
+"""What a client tells the cache of a model before it is loaded: its hash, and the bytes that its graph promises."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from genai_ray.catalog import ModelSpec, hash_file
+from genai_ray.cluster.messages import LoadRequest, SessionRequest
+from genai_ray.errors import ConfigError, ModelLoadError
+from genai_ray.inspection import find_model
+from genai_ray.session import predict_bytes
+from genai_ray.types import ModelBackend, ModelPrecision
+
+__all__ = ["CACHE_SHARE", "build_load_request", "check_client", "check_positive", "own_node", "to_request"]
+
+CACHE_SHARE = 0.8
+"""Of the seconds that a client waits, at the least those that the cache has to answer."""
+
+
+def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, ModelSpec]:
+    """Return the request that a word for a model means.
+
+    Args:
+        model: Id, alias or path, for ONNX Runtime and FP32; or a request, where more is to be said.
+
+    Returns:
+        The request with the canonical id, and the model's spec.
+
+    Raises:
+        ModelNotFoundError: If it is not known.
+        ModelLoadError: If Ray cannot carry its name.
+    """
+    request = model if isinstance(model, SessionRequest) else SessionRequest(str(model), ModelBackend.ONNX, ModelPrecision.FP32)
+    spec, _ = find_model(request.model)
+    if not _is_text(spec.model_id):
+        raise ModelLoadError(f"{spec.model_id}: a path of bytes that are no text", "UTF-8, which Ray can carry", "Rename the file or its folder.")
+    return replace(request, model=spec.model_id), spec
+
+
+def check_client(name: str, max_memory_bytes: int | None, deadline_s: float) -> None:
+    """Refuse what no cache or client can have.
+
+    Args:
+        name: Name of the cache.
+        max_memory_bytes: Its budget; None for any.
+        deadline_s: Most seconds that a call may take.
+
+    Raises:
+        ConfigError: If a number is not positive, or the name is no text.
+    """
+    if not deadline_s > 0:
+        raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
+    if max_memory_bytes is not None and max_memory_bytes <= 0:
+        raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
+    if not _is_text(name):
+        raise ConfigError(f"a cache named {name}", "UTF-8 text, which Ray can carry")
+
+
+def check_positive(**sizes: int | None) -> None:
+    """Refuse sizes that nothing can have.
+
+    Args:
+        sizes: Numbers by name; None for one that was left out.
+
+    Raises:
+        ConfigError: If one is not positive.
+    """
+    for name, value in sizes.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name}={value}", "more than 0")
+
+
+def build_load_request(request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, is_online: bool, within_s: float) -> LoadRequest:
+    """Return what is asked of the cache.
+
+    Args:
+        request: Which session.
+        spec: Its model.
+        is_explicit: Whether somebody asked for the model to be loaded.
+        is_online: Whether somebody waits.
+        within_s: When the client gives up.
+
+    Returns:
+        The request with hash and predicted bytes; the cache answers a little before the client gives up, so that the reason arrives.
+
+    Raises:
+        ModelNotFoundError: If the model's file is not there.
+        ModelLoadError: If it is corrupt.
+    """
+    digest, predicted = _facts(request, spec)
+    if request.floor_bytes is not None:
+        predicted = 0  # the session keeps to the bytes that were given where it can, by smaller tiles
+    return LoadRequest(request, digest, predicted, own_node(), is_explicit, is_online, max(within_s * CACHE_SHARE, within_s - 1.0))
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name is Unicode text; a file's name of other bytes is not, and a worker of Ray that meets it dies."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _facts(request: SessionRequest, spec: ModelSpec) -> tuple[str, int]:
+    """Return the hash of a model's file, and what ``session.predict_bytes`` says of it."""
+    _, path = find_model(request.model)
+    facts = path.stat()
+    return spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns), _predict(path, facts.st_mtime_ns, request)
+
+
+@functools.lru_cache(maxsize=256)
+def _predict(path: Path, modified_ns: int, request: SessionRequest) -> int:
+    del modified_ns  # part of the key
+    spec, _ = find_model(request.model)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return predict_bytes(path, spec, request.limits(), precision=request.precision, threads=threads, is_cpu=not request.device.startswith("cuda"))
+
+
+def own_node() -> str:
+    """Return the node of this process.
+
+    Returns:
+        Its id.
+    """
+    return str(ray.get_runtime_context().get_node_id())

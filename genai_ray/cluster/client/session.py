@@ -1,0 +1,383 @@
+"""``CachedSession`` and ``PendingCall``: calls of a session actor that survive its eviction and its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+)
+
+from genai_ray.backends import Tensors
+from genai_ray.catalog import ModelSpec
+from genai_ray.cluster.messages import Retired, SessionRequest
+from genai_ray.cluster.runtime.replies import is_crash, wait_for
+from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
+from genai_ray.types import Frames, ModelTask, check_frames
+
+__all__ = ["CachedSession", "PendingCall", "Span"]
+
+Handle: TypeAlias = "ActorHandle[Any]"
+Ref: TypeAlias = "ray.ObjectRef[Any]"
+
+MAX_DEATHS = 3
+"""A request in flight in this many sessions that ended by themselves is what ends them."""
+
+_RETRY_S = 0.05
+
+SILENT_S = 3.0
+"""A request unanswered for this long asks whether its session is there at all."""
+
+SOON_S = 1.0
+"""An answer that is later than this is waited for on a thread, also by who asked on an event loop."""
+
+SMALL_BYTES = 1_000_000
+"""Arguments of more bytes than this go through the object store; that takes a while, and longer where it is full."""
+
+PING_S = 2.0
+"""A session that does not answer a ping for this long is taken for lost; the cache asks it once more before it believes that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request on its way."""
+
+    name: str
+    """Name of the session that it was sent to."""
+    handle: Handle
+    """Its actor."""
+    ref: Ref
+    """The answer to come."""
+
+
+class SessionSource(Protocol):
+    """Where sessions come from: the part of ``ModelCache`` that a call needs."""
+
+    deadline_s: float
+    """Most seconds that a request may take."""
+    is_online: bool
+    """Whether somebody waits for its requests."""
+
+    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None) -> tuple[str, Handle]:
+        """Return name and actor of a session; see ``ModelCache.acquire``."""
+        ...
+
+    def pick(self, request: SessionRequest, lost: str | None = None) -> tuple[str, Handle] | None:
+        """Return what is known of a session without waiting; see ``ModelCache.pick``."""
+        ...
+
+    def knows(self, request: SessionRequest, name: str) -> bool:
+        """Tell whether a session is among those of a request."""
+        ...
+
+    def dismiss(self, request: SessionRequest, name: str) -> None:
+        """End a session of a single request; see ``ModelCache.dismiss``."""
+        ...
+
+
+class CachedSession:
+    """A session in the cache: the methods of ``InferenceSession``, computed in its process.
+
+    A session that was evicted or died is acquired again without the caller noticing.
+
+    Args:
+        cache: The client it was asked from.
+        request: Which session.
+        spec: The model.
+        tag: Whose progress its frames count as.
+    """
+
+    def __init__(self, cache: SessionSource, request: SessionRequest, spec: ModelSpec, tag: str | None = None) -> None:
+        self.spec = spec
+        self._cache, self._request, self._tag = cache, request, tag
+
+    def touch(self) -> None:
+        """Make sure that the session is loaded, and count this as a use."""
+        is_online = self._cache.is_online
+        self._ask(lambda handle: handle.touch.remote(is_online))
+
+    def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
+        """Enhance frames; see ``InferenceSession.infer``.
+
+        Args:
+            frames: (N, H, W, 3) or (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1].
+            params: Extra inputs by name.
+
+        Returns:
+            Frames by the model's shape law.
+
+        Raises:
+            GenAIRayError: As ``InferenceSession.infer``; ``CacheClosedError`` after ``shutdown``.
+        """
+        return self.submit(frames, params).result()
+
+    def submit(self, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None = None) -> PendingCall:
+        """Send frames without waiting for the result.
+
+        Args:
+            frames: Frames; or the pending result of another session, or some frames of it: these go from process to process.
+            params: Extra inputs by name.
+
+        Returns:
+            The result to come.
+
+        Raises:
+            InvalidInputError: If frames break the contract.
+        """
+        for part in frames.parts if isinstance(frames, Span) else (frames,):
+            if not isinstance(part, PendingCall):
+                check_frames(part)
+        return PendingCall(self, frames, params)
+
+    def run(self, feeds: Tensors) -> dict[str, Any]:
+        """Run raw tensors; see ``InferenceSession.run``.
+
+        Args:
+            feeds: Arrays by name.
+
+        Returns:
+            Outputs by name.
+
+        Raises:
+            GenAIRayError: As ``InferenceSession.run``.
+        """
+        return dict(self._ask(self._run_call(feeds)))
+
+    async def infer_async(self, frames: Frames, params: Mapping[str, float] | None, threads: Executor) -> Frames:
+        """Enhance frames as ``infer`` does, from an event loop.
+
+        Args:
+            frames: As ``infer``.
+            params: As ``infer``.
+            threads: Where is waited for what takes long: a model that is loaded, large frames, a session that was evicted or died.
+
+        Returns:
+            As ``infer``.
+
+        Raises:
+            GenAIRayError: As ``infer``.
+        """
+        check_frames(frames)
+        result: Frames = await self._ask_async(lambda handle: self._infer(handle, frames, params), frames.nbytes, threads)
+        return result
+
+    async def run_async(self, feeds: Tensors, threads: Executor) -> dict[str, Any]:
+        """Run raw tensors as ``run`` does, from an event loop.
+
+        Args:
+            feeds: As ``run``.
+            threads: As ``infer_async``.
+
+        Returns:
+            As ``run``.
+
+        Raises:
+            GenAIRayError: As ``run``.
+        """
+        return dict(await self._ask_async(self._run_call(feeds), sum(np.asarray(array).nbytes for array in feeds.values()), threads))
+
+    def warmup(self) -> None:
+        """Do nothing more: a session of the cache is warm when it is ready."""
+        self.touch()
+
+    def status(self) -> dict[str, Any]:
+        """Return what the session is and has done.
+
+        Returns:
+            ``InferenceSession.status`` with the bytes of its whole process.
+        """
+        return dict(self._ask(lambda handle: handle.status.remote()))
+
+    @property
+    def avg_latency_ms(self) -> float:
+        """Mean milliseconds a frame took in the session."""
+        return float(self.status()["avg_latency_ms"])
+
+    @property
+    def inference_count(self) -> int:
+        """Frames computed since warm-up."""
+        return int(self.status()["inference_count"])
+
+    @property
+    def runtime_calls(self) -> int:
+        """Calls of the runtime since warm-up."""
+        return int(self.status()["runtime_calls"])
+
+    @property
+    def memory_bytes(self) -> int:
+        """Anonymous bytes of the session's whole process."""
+        return int(self.status()["memory_bytes"])
+
+    @property
+    def warm(self) -> bool:
+        """Always true: a session of the cache is warm when it is ready."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: the cache owns the session."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Most seconds that a request may take."""
+        return self._cache.deadline_s
+
+    def _in_class(self, method: Any) -> Any:
+        return method.options(concurrency_group="online") if self._cache.is_online else method
+
+    def _send(self, call: Callable[[Handle], Ref], request: SessionRequest, lost: str | None, deadline: float) -> Sent:
+        name, handle = self._cache.acquire(request, self.spec, lost, max(deadline - time.monotonic(), 0.0))
+        return Sent(name, handle, call(handle))
+
+    def _infer(self, handle: Handle, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None) -> Ref:
+        parts = frames.parts if isinstance(frames, Span) else (frames,)
+        first, *following = (part.ref if isinstance(part, PendingCall) else part for part in parts)  # references travel as arguments of their own
+        window = (frames.start, frames.stop) if isinstance(frames, Span) else None
+        ref: Ref = self._in_class(handle.infer).remote(first, params, self._tag, self._cache.is_online, window, *following)
+        return ref
+
+    def _wait(self, sent: Sent, request: SessionRequest, deadline: float) -> Any:
+        """Wait for an answer of a session; one that is silent, also to the cache, counts as dead."""
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return wait_for(sent.ref, max(min(left_s, SILENT_S), 0.0))
+            except GetTimeoutError as exc:
+                if left_s <= SILENT_S:
+                    raise DeadlineExceededError(f"a request to {self.spec.model_id} was not done within {self.deadline_s:g} s") from exc
+            try:
+                wait_for(sent.handle.recency.remote(), PING_S)
+            except (GetTimeoutError, RayActorError):
+                self._cache.acquire(request, self.spec, sent.name, max(deadline - time.monotonic(), 0.0))  # the cache asks it once more
+                if not self._cache.knows(request, sent.name):
+                    raise ActorUnavailableError(f"session {sent.name} is silent", None) from None
+
+    def _run_call(self, feeds: Tensors) -> Callable[[Handle], Ref]:
+        arrays, is_online = {name: np.asarray(array) for name, array in feeds.items()}, self._cache.is_online
+        return lambda handle: self._in_class(handle.run).remote(arrays, is_online)
+
+    def _ask(self, call: Callable[[Handle], Ref]) -> Any:
+        return self._finish(None, call, time.monotonic() + self.deadline_s)
+
+    async def _ask_async(self, call: Callable[[Handle], Ref], num_bytes: int, threads: Executor) -> Any:
+        """Ask on the event loop as long as all goes well: two changes of thread for a request cost more than a small model's run."""
+        deadline, sent = time.monotonic() + self.deadline_s, None
+        known = self._cache.pick(self._request) if num_bytes <= SMALL_BYTES else None
+        if known is not None:
+            sent = Sent(*known, call(known[1]))
+            with contextlib.suppress(RayError, TimeoutError):  # the thread asks for the same answer, and does what is to be done
+                async with asyncio.timeout(min(self.deadline_s, SOON_S)):
+                    answer = await sent.ref
+                if not isinstance(answer, Retired):
+                    return answer
+        return await asyncio.get_running_loop().run_in_executor(threads, self._finish, sent, call, deadline)
+
+    def _finish(self, sent: Sent | None, call: Callable[[Handle], Ref], deadline: float) -> Any:
+        return self._settle(sent or self._send(call, self._request, None, deadline), call, deadline)[0]
+
+    def _settle(self, sent: Sent, call: Callable[[Handle], Ref], deadline: float) -> tuple[Any, Sent]:
+        """Wait for an answer; if the session was retired or died meanwhile, send again, after two crashes to a session of its own."""
+        deaths, request = 0, self._request
+        try:
+            while True:
+                try:
+                    answer = self._wait(sent, request, deadline)
+                except (RayActorError, OutOfMemoryError, ObjectLostError) as exc:
+                    deaths += is_crash(exc)
+                    if deaths == MAX_DEATHS:
+                        raise self._ends_sessions(exc) from exc
+                    if deaths == MAX_DEATHS - 1 and not request.alone:
+                        request = replace(self._request, alone=uuid.uuid4().hex)
+                    time.sleep(_RETRY_S)  # what is not there for a moment only is asked for until the deadline
+                else:
+                    if not isinstance(answer, Retired):
+                        return answer, sent
+                sent = self._send(call, request, sent.name, deadline)
+        finally:
+            if request.alone:
+                self._cache.dismiss(request, sent.name)
+
+    def _ends_sessions(self, exc: RayError) -> GenAIRayError:
+        model = self.spec.model_id
+        if isinstance(exc, OutOfMemoryError):
+            return ResourceExhaustedError(
+                f"{MAX_DEATHS} sessions of {model} ran out of memory under one request", do="Send less at a time, or give nodes more."
+            )
+        return InferenceError(f"{MAX_DEATHS} sessions of {model} died of one request", do="This input ends the runtime.")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Some frames of batches that lie end to end: less than a batch, or across the border of two."""
+
+    parts: tuple[Frames | PendingCall, ...]
+    """One batch or two, (N, H, W, 3) each, or pending results."""
+    start: int
+    """First frame, counted from the beginning of the first part."""
+    stop: int
+    """One past the last frame."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in it."""
+        return self.stop - self.start
+
+
+class PendingCall:
+    """A result to come of ``CachedSession.submit``.
+
+    Args:
+        session: Where the frames were sent.
+        source: The frames, or the pending result that they are, or some of it.
+        params: Extra inputs by name.
+    """
+
+    def __init__(self, session: CachedSession, source: Frames | PendingCall | Span, params: Mapping[str, float] | None) -> None:
+        self._session, self.source, self._params = session, source, params
+        sent = source.num_frames if isinstance(source, PendingCall | Span) else len(source) if source.ndim == 4 else 1
+        self.num_frames: int = sent - (session.spec.task is ModelTask.INTERPOLATION)
+        self._deadline = time.monotonic() + session.deadline_s
+        self._sent = session._send(self._call, session._request, None, self._deadline)
+
+    @property
+    def ref(self) -> Ref:
+        """The answer to come, as an argument for another session."""
+        return self._sent.ref
+
+    def result(self) -> Frames:
+        """Wait for the result; where the session was retired or died meanwhile, the frames are sent again.
+
+        Returns:
+            Frames by the model's shape law.
+
+        Raises:
+            GenAIRayError: What the session raised.
+            DeadlineExceededError: If it is not there ``deadline_s`` after it was sent.
+            InferenceError: If the third session in a row died of this request.
+        """
+        answer, self._sent = self._session._settle(self._sent, self._call_again, self._deadline)
+        result: Frames = answer
+        return result
+
+    def _call(self, handle: Handle) -> Ref:
+        return self._session._infer(handle, self.source, self._params)
+
+    def _call_again(self, handle: Handle) -> Ref:
+        for part in self.source.parts if isinstance(self.source, Span) else (self.source,):
+            if isinstance(part, PendingCall):
+                part.result()  # what was retired may be the session before this one
+        return self._call(handle)

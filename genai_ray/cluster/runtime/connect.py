@@ -1,0 +1,261 @@
+"""Starting or joining Ray: a named cluster, else one that runs on this machine, else one of this process's own."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._common.utils import get_ray_address_file
+from ray._private import ray_constants
+
+from genai_ray.cluster.runtime.driver import Job, hush, undisturbed
+from genai_ray.cluster.runtime.last_word import Guard
+from genai_ray.cluster.runtime.token import check_token, forget_token, make_token, use_token
+from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
+from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
+
+__all__ = ["check_process", "connect", "disconnect", "has_own_node_died", "own_folders", "say_if_node_dies"]
+
+_log = logging.getLogger(__name__)
+
+_ANY = "auto"
+"""Ray's word for a cluster that runs on this machine. Ray itself would also join one that a process started for itself alone, which ends with it."""
+_ANSWER_WITHIN_S = 2.0
+_GONE_WITHIN_S = 2.0
+_LOOK_EVERY_S = 0.1
+_ENVIRONMENT = {
+    # How fast a dead node is noticed stays as Ray has it: nothing can take the place of the only one, and one that was held up for some seconds goes on.
+    "ORT_DISABLE_TELEMETRY": "1",  # also in processes that import ONNX Runtime before this package
+    # An actor that asks for no GPU hides them by itself; without this Ray warns of a change to come.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_usage_stats_enabled": "0",
+}
+_DO_START = "Start one with `ray start --head`, or leave the address out."
+_SHORT = "/tmp"
+_MAX_ADDRESS = 300
+"""Letters of ``host:port``."""
+_MAX_PATH_BYTES = 43
+"""Paths of sockets have 107 bytes at the most, of which Ray takes 64 for the session and the socket."""
+_own_folders: list[Path] = []
+_guards: list[Guard] = []
+_connected_by = 0
+"""The process that is connected to Ray, of which this one may be a fork."""
+
+
+def connect(address: str | None = None, *, start: bool = True) -> bool:
+    """Make sure that this process is connected to Ray.
+
+    Args:
+        address: A cluster's address; ``auto`` for one running on this machine; None for ``RAY_ADDRESS``, one running on this machine, or one of our own.
+        start: Whether one may be started.
+
+    Returns:
+        Whether this call started a cluster of this process's own, which ``disconnect`` ends.
+
+    Raises:
+        ConfigError: If the named cluster does not answer, or there is none and none may be started.
+        ResourceExhaustedError: If Ray cannot be started on this machine.
+    """
+    if ray.is_initialized():
+        check_process()
+        return False
+    asked = address or os.environ.get("RAY_ADDRESS")
+    wanted = _find_running() if not asked or asked == _ANY else asked
+    if wanted and wanted != "local":
+        if not _answers(wanted):
+            raise ConfigError(f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START)
+        use_token()
+        if _is_port(wanted):
+            check_token(wanted)
+        try:
+            with _on_loopback() if _is_on_loopback_alone(wanted) else contextlib.nullcontext(), undisturbed():
+                ray.init(address=wanted, job_config=Job(), logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as exc:
+            raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
+        _note_process()
+        return False
+    if not start or asked == _ANY:
+        do = "Start one with `ray start --head`, or pass host:port of another one by --address."
+        raise ConfigError("no Ray cluster is running on this machine", "a running one", do)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _start()
+    return True
+
+
+def check_process() -> None:
+    """Refuse to use Ray's connection in a fork of the process that has it, where every call would wait for ever.
+
+    Raises:
+        ConfigError: If this process is such a fork.
+    """
+    if not ray.is_initialized():
+        return
+    if not _connected_by:
+        _note_process()
+    if _connected_by != os.getpid():
+        got = f"this process is a fork of process {_connected_by}, which is connected to Ray"
+        raise ConfigError(got, "a process that was not forked after that", "Start processes by 'spawn'.")
+
+
+def disconnect() -> None:
+    """End a cluster that ``connect`` started, and remove its temporary folders; does nothing in a cluster that was joined, or in a fork."""
+    if not _own_folders or _connected_by != os.getpid():
+        return
+    atexit.unregister(disconnect)
+    ray.shutdown()
+    hush(is_quiet=False)
+    while _guards:
+        _guards.pop().stop()
+    forget_token()
+    while _own_folders:
+        folder = _own_folders.pop()
+        deadline = time.monotonic() + _GONE_WITHIN_S
+        remove_folder(folder)
+        while folder.exists() and time.monotonic() < deadline:  # processes that have lost their raylet still write there
+            time.sleep(_LOOK_EVERY_S)
+            remove_folder(folder)
+
+
+def own_folders() -> tuple[str, ...]:
+    """Return the temporary folders of a cluster that ``connect`` started.
+
+    Returns:
+        Their paths; none in a cluster that was joined.
+    """
+    return tuple(map(str, _own_folders))
+
+
+def has_own_node_died() -> bool:
+    """Tell whether a cluster that ``connect`` started has lost its one node.
+
+    Nothing that is asked of Ray after that is answered, and about 15 s later Ray ends this process without a word to Python.
+
+    Returns:
+        False too in a cluster that was joined.
+    """
+    node: Any = ray._private.worker._global_node  # Ray has no public word for the processes that it started
+    return bool(_own_folders) and node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
+
+
+def say_if_node_dies(do: str) -> None:
+    """Set what a person reads besides if a cluster that ``connect`` started loses its node, and Ray ends this process at once.
+
+    Args:
+        do: What can be done then.
+    """
+    for guard in _guards:
+        guard.say(do)
+
+
+def _note_process() -> None:
+    global _connected_by  # noqa: PLW0603 - a fork has a copy of all else that says that there is a connection
+    _connected_by = os.getpid()
+
+
+def _start() -> None:
+    base = os.environ.get("RAY_TMPDIR") or temporary_base()
+    sweep_folders(base, _SHORT)
+    cache_folder()  # if it cannot be written, that is said here: what Ray's processes log is not seen
+    _note_process()
+    atexit.register(disconnect)
+    try:
+        folder = _make_folder(base)
+        make_token(folder.parent)
+        hush(is_quiet=True)
+        with _on_loopback(), undisturbed():
+            ray.init(address="local", job_config=Job(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=str(folder))
+        node: Any = ray._private.worker._global_node
+        _guards.append(Guard([info.process.pid for kind in ("raylet", "gcs_server") for info in node.all_processes.get(kind, ())]))
+    except GenAIRayError:
+        disconnect()
+        raise
+    except Exception as exc:  # if its node does not answer in time, Ray raises just that
+        disconnect()
+        raise ResourceExhaustedError(f"Ray did not start: {str(exc).strip(' .')}", do="If the machine has too much to do, try again.") from exc
+
+
+def _make_folder(base: str) -> Path:
+    """Make the folder that Ray is given, in one of this user's alone: Ray opens its own to everybody."""
+    try:
+        os.makedirs(base, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a folder that can be written.") from exc
+    outer = make_folder(base=base)
+    _own_folders.append(outer)
+    folder = outer / "ray"
+    if len(os.fsencode(folder)) <= _MAX_PATH_BYTES:
+        return folder
+    folder.mkdir()
+    short = make_folder(base=_SHORT)
+    _own_folders.append(short)
+    (short / "ray").symlink_to(folder)
+    return short / "ray"
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let the node that Ray starts have the address of the loopback, which all its processes then listen on, as Ray does by itself on macOS and Windows."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in os.environ
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _find_running() -> str | None:
+    """Return the address of a cluster on this machine whose GCS port answers; a stale address file makes Ray hang.
+
+    A cluster gets this user's token and code: one that another user wrote of, in a folder that all can write, is not joined unasked.
+    """
+    path = get_ray_address_file(None)
+    try:
+        with open(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            address = file.read(_MAX_ADDRESS).strip() if stat.S_ISREG(found.st_mode) else ""
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not (_is_port(address) and address.isprintable()):
+        return None
+    if found.st_uid not in (0, os.geteuid()):
+        _log.warning("the Ray cluster at %s is another user's (%s): it is joined only by its address", address, path)
+        return None
+    return address if _answers(address) else None
+
+
+def _is_port(address: str) -> bool:
+    """Tell whether an address is ``host:port``; other words are Ray's to judge."""
+    host, _, port = address.rpartition(":")
+    return port.isdigit() and "/" not in host
+
+
+def _is_on_loopback_alone(address: str) -> bool:
+    """Tell whether a cluster is one that ``connect`` started in another process; Ray takes every address of the loopback for this node's other one."""
+    host, _, port = address.rpartition(":")
+    if not _is_port(address) or host.strip("[]") not in ("localhost", "127.0.0.1", "::1"):
+        return False
+    node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return not _answers(f"{node}:{port}")
+
+
+def _answers(address: str) -> bool:
+    """Tell whether the port of ``host:port`` can be reached; Ray itself would try for minutes."""
+    if not _is_port(address):
+        return True
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_WITHIN_S):
+            return True
+    except OSError:
+        return False

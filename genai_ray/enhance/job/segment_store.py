@@ -1,0 +1,300 @@
+"""The folder of a job's finished segments: what makes one reusable, and what is left when a job ends.
+
+A segment is published under a key that says everything its bytes depend on: the packets of the input, the range, models, options, the kind of
+node that the job was started on, whether the cluster had GPUs for it then, and the versions of what computes. A job that was killed finds its
+finished segments by these keys. A hash of its bytes is part of a segment's name too: one that is not what was written is computed again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from genai_ray.catalog import ModelCatalog, ModelSpec
+from genai_ray.enhance.plan.background import Background
+from genai_ray.enhance.plan.options import EnhanceOptions
+from genai_ray.errors import VideoError
+from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
+from genai_ray.video import VideoPlan
+
+__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "hash_segment", "key_clip", "key_segments", "node_kind", "remove_folder"]
+
+SEGMENT_SUFFIX = ".nut"
+
+PARTIAL_SUFFIX = ".partial"
+"""Of a segment that is being written."""
+
+DIGITS = 32
+"""Of every name that is a hash."""
+
+READ_BYTES = 1024**2
+"""Of a segment at a time, to hash it."""
+
+_VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
+
+
+def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, kind: str) -> tuple[str, ...]:
+    """Name every segment of a plan after all that its bytes depend on.
+
+    Of unlike nodes any may plan a video and any may compute a segment: the kind that counts is that of the node that the job was started on.
+
+    Args:
+        plan: The planned video.
+        specs: The chain.
+        options: The job's options.
+        kind: What ``node_kind`` says where the job was started.
+
+    Returns:
+        One hexadecimal key a segment, 32 digits.
+    """
+    common = _common(specs, options) | {"packets": plan.content_hash, "node": kind, "versions": _versions()}
+    return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
+
+
+def key_clip(source: FileFacts | None, specs: Sequence[ModelSpec], options: EnhanceOptions) -> str:
+    """Name a whole video after its version, the models and the options, without reading it.
+
+    A result stays done when a version of what computes changes, unlike a segment, which must fit those beside it.
+
+    Args:
+        source: Size and version of the input.
+        specs: The chain.
+        options: The options of this video.
+
+    Returns:
+        A hexadecimal key, 32 digits.
+    """
+    return _digest(_common(specs, options) | {"source": [source.size, source.stamp] if source else None})
+
+
+class SegmentStore:
+    """The finished segments of one video, in a folder or below a URI.
+
+    Args:
+        folder: The work folder.
+        keys: One key a segment, from ``key_segments``.
+    """
+
+    def __init__(self, folder: str, keys: Sequence[str]) -> None:
+        self.folder = folder
+        self._names = tuple(f"{index:06d}-{key}" for index, key in enumerate(keys))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether segments are fetched and uploaded rather than read and written in place."""
+        return is_remote(self.folder)
+
+    def place(self, index: int, digest: str) -> str:
+        """Return where a finished segment is.
+
+        Args:
+            index: Which.
+            digest: What ``hash_segment`` says of it.
+
+        Returns:
+            Path or URI.
+        """
+        return join_place(self.folder, f"{self._names[index]}-{digest}{SEGMENT_SUFFIX}")
+
+    def partial(self, index: int) -> Path:
+        """Return where a segment is written before it is finished, another place every time: two tasks may be at one segment.
+
+        Args:
+            index: Which.
+
+        Returns:
+            A path in the folder.
+        """
+        return Path(self.folder, f"{index:06d}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+
+    def finished(self) -> tuple[dict[int, str], int]:
+        """Look which segments are finished already, and read them: what is not what was written does not count.
+
+        Returns:
+            Hashes by index; and how many segments are there of which no copy is whole.
+
+        Raises:
+            VideoError: If the folder cannot be read.
+        """
+        indices, whole, damaged = {name: index for index, name in enumerate(self._names)}, {}, set()
+        for name in list_names(self.folder):
+            found, digest = name.removesuffix(SEGMENT_SUFFIX).rpartition("-")[::2]
+            index = indices.get(found if len(digest) == DIGITS and found in indices else name.removesuffix(SEGMENT_SUFFIX))
+            if index is None or not name.endswith(SEGMENT_SUFFIX) or index in whole:
+                continue
+            if found in indices and _is_whole(join_place(self.folder, name), digest):
+                whole[index] = digest
+            else:
+                damaged.add(index)
+        return whole, len(damaged - whole.keys())
+
+    def put(self, index: int, data: memoryview) -> None:
+        """Write a segment that was made where this folder is not.
+
+        Args:
+            index: Which.
+            data: Its bytes.
+
+        Raises:
+            VideoError: If it cannot be written.
+        """
+        partial = self.partial(index)
+        with file_errors(str(partial), "writing"):
+            os.makedirs(self.folder, exist_ok=True)
+            partial.write_bytes(data)
+        publish(partial, self.place(index, hash_segment(str(partial))))
+
+    def open(self, reused: Mapping[int, str]) -> None:
+        """Make the folder and remove what an earlier job left that is of no use to this one.
+
+        Args:
+            reused: What ``finished`` gives.
+
+        Raises:
+            VideoError: If the folder cannot be made or read.
+        """
+        if not self.is_remote:
+            with file_errors(self.folder, "making the work folder"):
+                os.makedirs(self.folder, exist_ok=True)
+        wanted = {os.path.basename(self.place(index, digest)) for index, digest in reused.items()}
+        _remove(self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)) and name not in wanted))
+
+    def clear(self) -> None:
+        """Remove every segment, and what a worker that was killed left of one: the result is published."""
+        _remove(self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX))))
+
+
+def hash_segment(place: str) -> str:
+    """Name a finished segment after its bytes.
+
+    Args:
+        place: Path or URI of its file.
+
+    Returns:
+        A hexadecimal digest, 32 digits.
+
+    Raises:
+        VideoError: If it cannot be read.
+    """
+    with open_to_read(place) as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest()[:DIGITS]
+
+
+def discard_partials(folder: str) -> int:
+    """Remove half-written segments of a work folder, and the folder where nothing finished is left in it.
+
+    Args:
+        folder: The work folder; it need not be there.
+
+    Returns:
+        The number of finished segments that were kept.
+    """
+    if is_remote(folder):
+        return sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
+    _remove(folder, (name for name in list_names(folder) if name.endswith(PARTIAL_SUFFIX)))
+    kept = sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
+    if kept == 0:
+        remove_folder(folder)
+    return kept
+
+
+def remove_folder(folder: str) -> None:
+    """Remove an empty work folder; one in which somebody else's files are stays.
+
+    Args:
+        folder: The work folder; it need not be there.
+    """
+    if not is_remote(folder):
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def _remove(folder: str, names: Iterable[str]) -> None:
+    """Remove files of a work folder, and folders of results that were being made."""
+    places = [join_place(folder, name) for name in names]
+    folders = [place for place in places if not is_remote(place) and os.path.isdir(place) and not os.path.islink(place)]
+    for place in folders:
+        with file_errors(place, "removing"):
+            shutil.rmtree(place)
+    remove(place for place in places if place not in folders)
+
+
+def _is_whole(place: str, digest: str) -> bool:
+    if is_remote(place):
+        return hash_segment(place) == digest
+    with suppress(VideoError):  # what cannot be read is computed again
+        return os.path.isfile(place) and not os.path.islink(place) and hash_segment(place) == digest
+    return False
+
+
+def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, Any]:
+    """Return everything but the input that results depend on."""
+    return {
+        "models": [_hash_model(spec) for spec in specs],
+        "options": {
+            "backend": options.backend.value,
+            "precision": options.precision.value,
+            "device": [options.device, *sorted(options.device_kinds)],
+            "params": dict(sorted(options.params.items())),
+            "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),
+            "factor": options.factor,
+            "fps": str(options.fps),
+            "scene_threshold": options.scene_threshold,
+            "background": repr(options.background or Background()),
+            "tile_size_px": options.tile_size_px,
+            "allow_truncated": options.allow_truncated,
+        },
+    }
+
+
+def _hash_model(spec: ModelSpec) -> str:
+    if spec.sha256 is not None:
+        return spec.sha256
+    path = Path(spec.file) if spec.is_path else ModelCatalog.default().path(spec.model_id)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+@functools.cache
+def node_kind(*, is_gpu: bool) -> str:
+    """Name the kind of this node: its system and processor, and what its models are to run on.
+
+    Args:
+        is_gpu: Whether a GPU is meant: it rounds otherwise than a processor.
+
+    Returns:
+        A hexadecimal digest.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    facts = sorted({line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return hashlib.sha256("\n".join([platform.system(), platform.machine(), "gpu" if is_gpu else "cpu", *facts]).encode()).hexdigest()
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    found = []
+    for name in _VERSIONED:
+        try:
+            found.append(f"{name}={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tuple(found)

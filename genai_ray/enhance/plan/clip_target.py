@@ -1,0 +1,332 @@
+"""What a job is to do: files, folders, patterns, URIs or a manifest, each paired with its output before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import posixpath
+import string
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from genai_ray.enhance.plan.background import parse_background
+from genai_ray.enhance.plan.frame_rate import parse_rate
+from genai_ray.enhance.plan.options import EnhanceOptions
+from genai_ray.errors import ConfigError, VideoError
+from genai_ray.files import check_writable, expand, find_facts, is_folder, is_remote, join_place, to_place
+from genai_ray.tables import TABLE_SUFFIXES, iter_rows
+from genai_ray.video import (
+    IMAGE_SUFFIXES,
+    PICTURE_SUFFIXES,
+    SOURCE_SUFFIXES,
+    SUFFIXES,
+    Encoding,
+    folder_of_pictures,
+    validate_encoding,
+)
+
+__all__ = ["WORK_SUFFIX", "ClipTarget", "Targets", "resolve_targets"]
+
+WORK_SUFFIX = ".genai-ray"
+"""Added to an output's name, it is the folder of its finished segments."""
+
+MAX_NAME_BYTES = 255
+"""Of one file's name, on the file systems that are in use."""
+
+NAME_FIELDS = ("folder", "stem", "suffix", "index")
+"""What a name template may use."""
+
+_ENCODING_COLUMNS = ("codec", "preset", "crf", "bit_depth", "threads")
+_WORD_COLUMNS = ("codec", "preset")
+"""Of these, those that are words also where they look like numbers: the presets of AV1."""
+_OPTION_COLUMNS = ("allow_truncated", "overwrite", "segment_frames", "tile_size_px", "factor", "fps", "scene_threshold", "background")
+_WORDS: Mapping[str, Callable[[str], Any]] = {"fps": parse_rate, "background": parse_background}
+"""Columns whose words are read as the command line's are."""
+
+_PARAM_PREFIX = "param."
+
+
+@dataclass(frozen=True, slots=True)
+class ClipTarget:
+    """One video of a job."""
+
+    source: str
+    """Where it is: path or URI."""
+    output: str
+    """Where its result goes: a file, or the pattern of the files of a folder of frames."""
+    work_dir: str
+    """Where its finished segments go."""
+    index: int = 0
+    """Position in the job."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Options of this video alone, by column of the manifest."""
+    folder: str = ""
+    """The folder that its result must not leave; empty if the user named the result."""
+
+    @property
+    def place(self) -> str:
+        """What appears when the result is published: the file, or the folder of frames."""
+        return _place_of(self.output)
+
+    @property
+    def aside(self) -> str:
+        """The folder beside the result for what is there while it is made; without ``--work-dir`` the work folder."""
+        return _beside(self.place)
+
+    def check_below(self) -> None:
+        """Refuse a result outside of the output folder: names come from listings, keys and manifests of strangers.
+
+        Raises:
+            ConfigError: If it would be there.
+        """
+        folder, output = self.folder.rstrip("/"), self.output
+        if not folder or (output.startswith(f"{folder}/") and "\0" not in output and _is_below(folder, output)):
+            return
+        got = f"the result of {self.source!r} would be {output!r}, outside of {folder}"
+        raise ConfigError(got, "names below the output folder", "Pass --name with {stem} or {index} and without {folder}, or rename it.")
+
+    def check_name(self) -> None:
+        """Refuse a name that no file can have.
+
+        Raises:
+            ConfigError: If it is too long.
+        """
+        num_bytes = len(os.fsencode(os.path.basename(self.place)))
+        if num_bytes > MAX_NAME_BYTES and not is_remote(self.place):
+            raise ConfigError(f"output {self.output}: a name of {num_bytes} bytes", f"{MAX_NAME_BYTES}", "Pass --name, such as '{index}{suffix}'.")
+
+    def options(self, common: EnhanceOptions) -> EnhanceOptions:
+        """Return the options of this video.
+
+        Args:
+            common: Those of the job.
+
+        Returns:
+            The job's, with what the manifest says of this video.
+        """
+        if not self.changes:
+            return common
+        encoding: dict[str, Any] = {name: str(value) if name in _WORD_COLUMNS else value for name, value in self.changes.items() if name in _ENCODING_COLUMNS}
+        params = {name.removeprefix(_PARAM_PREFIX): float(value) for name, value in self.changes.items() if name.startswith(_PARAM_PREFIX)}
+        own = {name: _WORDS[name](str(value)) if name in _WORDS else value for name, value in self.changes.items() if name in _OPTION_COLUMNS}
+        return replace(common, encoding=replace(common.encoding, **encoding), params={**common.params, **params}, **own)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """All videos of a job; a manifest of any length is read again and again rather than kept."""
+
+    count: int
+    """How many."""
+    folder: str | None
+    """Folder of the results, where ``results.parquet`` goes; None for a job of one file."""
+    walk: Callable[[], Iterator[ClipTarget]]
+    """Gives them in order."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[ClipTarget]:
+        return self.walk()
+
+
+def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: EnhanceOptions) -> Targets:
+    """Pair every input with its output, and check what can be checked of both without opening a video.
+
+    Args:
+        inputs: Video files, folders, patterns or URIs; or one manifest, a .csv or .parquet file with the column ``uri``.
+        output: A file for one input file; else a folder, where results have the names that ``options.name`` makes.
+        options: The job's options.
+
+    Returns:
+        The pairs, in the order of the inputs.
+
+    Raises:
+        VideoError: If nothing matches a folder or pattern.
+        ConfigError: If outputs collide, equal an input, have a suffix that is not written, or their folder is missing or not
+            writable; a manifest has columns that are none; or the encoder is not there.
+    """
+    if not inputs:
+        raise ConfigError("no input", "at least one video file")
+    _check_template(options.name)
+    result, places = to_place(output), [to_place(place) for place in inputs]
+    check_writable(result)
+    if len(places) == 1 and places[0].lower().endswith(TABLE_SUFFIXES):
+        _check_folder(result, options)
+        manifest = places[0]
+        walk = functools.partial(_read_manifest, manifest, result, options)
+        return Targets(_check_all(walk, options), result.rstrip("/"), walk)
+    listed = [(place, _expand(place, result)) for place in places]
+    to_folder = len(places) > 1 or listed[0][1] is not None
+    if to_folder or is_folder(result):
+        _check_folder(result, options)
+        pairs = [pair for place, below in listed for pair in (below if below is not None else [(place, "")])]
+        named = [to_place(join_place(result, _name(source, folder, index, options))) for index, (source, folder) in enumerate(pairs)]
+        several = [replace(_target(index, source, named[index], options), folder=result) for index, (source, _) in enumerate(pairs)]
+        _check_all(lambda: iter(several), options)
+        return Targets(len(several), result.rstrip("/") if to_folder else None, lambda: iter(several))
+    target = _target(0, places[0], result, options)
+    _check_all(lambda: iter([target]), options)
+    _check_folder(os.path.dirname(target.place), options)
+    return Targets(1, None, lambda: iter([target]))
+
+
+def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
+    """List the videos of a folder or pattern; results and finished segments of an earlier job, where its output is below the folder, are none."""
+    pairs = expand(place, SOURCE_SUFFIXES)
+    if pairs is None:
+        return None
+    folder = output.rstrip("/") + "/"
+    if place.rstrip("/") + "/" == folder:
+        raise ConfigError(f"output folder {output} is the input folder", "another one, or one below it", "Results would be inputs of the next run.")
+    kept = [pair for pair in pairs if not pair[0].startswith(folder) and not any(part.endswith(WORK_SUFFIX) for part in pair[0].split("/"))]
+    if not kept:
+        raise VideoError(f"{place}: no video but results of an earlier job")
+    return kept
+
+
+def _target(index: int, source: str, output: str, options: EnhanceOptions, changes: Mapping[str, Any] | None = None) -> ClipTarget:
+    place = _place_of(output)
+    work_dir = _beside(place)
+    if options.work_dir is not None:  # where results of several folders meet
+        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
+        work_dir = join_place(to_place(options.work_dir), f"{_cut(os.path.basename(place))}-{digest}{WORK_SUFFIX}")
+    return ClipTarget(source, output, work_dir, index, changes or {})
+
+
+def _is_below(folder: str, output: str) -> bool:
+    """Tell whether a place is below a folder, links followed; a store has none."""
+    if is_remote(folder):
+        return not f"{posixpath.normpath(output.removeprefix(f'{folder}/'))}/".startswith(("../", "/"))
+    return f"{os.path.realpath(os.path.dirname(output))}/".startswith(f"{os.path.realpath(folder).rstrip('/')}/")
+
+
+def _beside(place: str) -> str:
+    """Name a result's work folder after it; a name that would be too long is cut, and told from others by a hash."""
+    folder, _, name = place.rpartition("/")
+    cut = _cut(name)
+    return join_place(folder, name + WORK_SUFFIX if cut == name else f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{WORK_SUFFIX}")
+
+
+def _cut(name: str) -> str:
+    """Cut a name so that a work folder's suffix and a hash fit into the longest one that file systems have."""
+    most = MAX_NAME_BYTES - len(f"-{'0' * 8}{WORK_SUFFIX}")
+    return name if len(os.fsencode(name)) <= most else os.fsencode(name)[:most].decode(errors="ignore")
+
+
+def _place_of(output: str) -> str:
+    if os.path.splitext(output)[1].lower() not in IMAGE_SUFFIXES:
+        return output
+    if is_remote(output):
+        raise ConfigError(f"{output}: frames as files of their own", "a folder of this machine, or a video or .parquet file there")
+    return str(folder_of_pictures(Path(output)))
+
+
+def _name(source: str, folder: str, index: int, options: EnhanceOptions) -> str:
+    """Name a result after its input: in the same container where that can be, a folder of frames for encoders of pictures."""
+    stem, suffix = os.path.splitext(os.path.basename(source.partition("?")[0] if is_remote(source) else source))
+    encoding = options.encoding
+    if encoding.codec is not None and encoding.encoder in PICTURE_SUFFIXES:
+        return options.name.format(folder=folder, stem=stem, suffix="", index=index) + f"/%06d{PICTURE_SUFFIXES[encoding.encoder]}"
+    suffix = suffix.lower() if suffix.lower() in SUFFIXES else SUFFIXES[0]
+    return options.name.format(folder=folder, stem=stem, suffix=suffix, index=index)
+
+
+def _check_template(template: str) -> None:
+    try:
+        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as exc:
+        raise ConfigError(f"name {template!r} ({exc})", "a template such as {folder}{stem}-x2{suffix}") from exc
+    unknown = sorted(set(used) - set(NAME_FIELDS))
+    if unknown:
+        raise ConfigError(f"name {template!r} with {unknown}", ", ".join(f"{{{name}}}" for name in NAME_FIELDS))
+
+
+def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Iterator[ClipTarget]:
+    base = manifest.rpartition("/")[0]
+    for index, row in enumerate(iter_rows(manifest)):
+        changes = {name: value for name, value in row.items() if name not in ("uri", "output") and value is not None}
+        if index == 0:
+            _check_columns(manifest, row)
+        if not row["uri"]:
+            raise ConfigError(f"{manifest}: row {index} has no uri", "a path or URI in each row")
+        uri = str(row["uri"])
+        source = to_place(uri if is_remote(uri) or os.path.isabs(uri) else join_place(base, uri))
+        given = row.get("output")
+        is_own = bool(given) and (is_remote(str(given)) or os.path.isabs(str(given)))
+        if is_own:
+            output = to_place(str(given))
+        else:
+            own = ClipTarget(source, "", "", index, changes).options(options)
+            output = to_place(join_place(folder, str(given) if given else _name(source, "", index, own)))
+        yield replace(_target(index, source, output, options, changes), folder="" if is_own and not is_remote(manifest) else folder)
+
+
+def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
+    if "uri" not in row:
+        raise ConfigError(f"{manifest}: a table with the columns {sorted(row)}", "one with the column uri")
+    known = ("uri", "output", *_ENCODING_COLUMNS, *_OPTION_COLUMNS)
+    unknown = sorted(name for name in row if name not in known and not name.startswith(_PARAM_PREFIX))
+    if unknown:
+        raise ConfigError(f"{manifest}: columns {unknown}", f"{', '.join(known)} and {_PARAM_PREFIX}NAME for a model's params")
+
+
+def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions) -> int:
+    """Check every pair, and count them; what is remembered of each is two numbers."""
+    count, encodings = 0, set()
+    sources: set[int] = set()
+    outputs: set[int] = set()
+    for target in walk():
+        count += 1
+        if not is_remote(target.output) and _is_same(target):
+            raise ConfigError(f"output {target.output} is an input", "another file", "The input is never replaced.")
+        target.check_below()
+        if hash(target.output) in outputs:
+            raise ConfigError(f"two inputs for {target.output}", "outputs of different names: a folder each, a --name, or a column output")
+        sources.add(hash(target.source))
+        outputs.add(hash(target.output))
+        own, suffix = target.options(options), os.path.splitext(target.output)[1].lower()
+        has_alpha = own.background is not None and own.background.kind == "alpha"
+        known = (*_plain(own.encoding), suffix, has_alpha)
+        if known not in encodings:
+            validate_encoding(own.encoding, suffix, has_alpha=has_alpha)
+            encodings.add(known)
+    if sources & outputs:
+        clash = next(target.output for target in walk() if hash(target.output) in sources)
+        raise ConfigError(f"output {clash} is an input", "another file", "The input is never replaced.")
+    if not count:
+        raise ConfigError("a manifest without rows", "at least one video")
+    return count
+
+
+def _plain(encoding: Encoding) -> tuple[Any, ...]:
+    return tuple(str(getattr(encoding, item.name)) for item in dataclasses.fields(encoding))
+
+
+def _is_same(target: ClipTarget) -> bool:
+    return os.path.exists(target.output) and os.path.exists(target.source) and os.path.samefile(target.output, target.source)
+
+
+def _check_folder(folder: str, options: EnhanceOptions) -> None:
+    if is_remote(folder):
+        check_writable(folder)
+    elif not os.path.isdir(folder):
+        if find_facts(folder) is not None:
+            raise ConfigError(f"output {folder} is a file", "a folder, for several inputs")
+        raise ConfigError(f"output folder {folder} does not exist", do="Create it first.")
+    for place in (folder, options.work_dir):
+        if place is not None and os.path.isdir(place):
+            _check_writable(Path(place))
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a read-only file system
+            pass
+    except OSError as exc:
+        raise ConfigError(f"folder {folder} is not writable ({exc.strerror})", do="Choose another one, or change its permissions.") from exc

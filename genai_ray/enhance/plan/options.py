@@ -1,0 +1,128 @@
+"""What an ``enhance`` job may be told, and the checks of models and numbers that need nothing but the options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from genai_ray.backends import resolve_device
+from genai_ray.catalog import ModelSpec
+from genai_ray.enhance.plan.background import Background
+from genai_ray.enhance.plan.chain import TIMESTEP, check_chain, check_rate, has_mask
+from genai_ray.enhance.plan.scenes import SCENE_THRESHOLD
+from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.inspection import find_model
+from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
+from genai_ray.video import Encoding
+
+__all__ = ["EnhanceOptions", "check_chain_options", "check_models"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnhanceOptions:
+    """Everything an ``enhance`` job may be told beside inputs, output and models."""
+
+    backend: ModelBackend = ModelBackend.ONNX
+    """The runtime."""
+    precision: ModelPrecision = ModelPrecision.FP32
+    """The number format."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    params: Mapping[str, float] = field(default_factory=dict)
+    """Extra inputs by name, given to every model of the chain that has one of that name."""
+    encoding: Encoding = field(default_factory=Encoding)
+    """Video encoder and its settings."""
+    tile_size_px: int | None = None
+    """Longest side of a tile, halo included; 0 for never; None for automatic."""
+    factor: int | None = None
+    """Frames of the result for one of the source, where a model of the chain adds frames; None for 2."""
+    fps: Fraction | None = None
+    """Frames per second of the result instead."""
+    scene_threshold: float = SCENE_THRESHOLD
+    """Similarity of neighbours in [0, 1] below which no frame is made between them; 0 for never."""
+    background: Background | None = None
+    """What a model that removes the background puts in its place; None for chroma-key green, since most encoders have no alpha."""
+    address: str | None = None
+    """Ray cluster to join; None for the one around, or one of this process's own."""
+    overwrite: bool = False
+    """Whether an existing output may be replaced."""
+    allow_truncated: bool = False
+    """Whether a file that ends too early is enhanced as far as it goes."""
+    any_format: bool = False
+    """Whether inputs may be files that name other files and hosts, such as playlists; those are opened then."""
+    work_dir: str | Path | None = None
+    """Folder (path or URI) of finished segments; None for ``<output>.genai-ray`` beside the output."""
+    batch_size: int = 8
+    """Frames handed to a session at a time; fewer where frames are large."""
+    segment_frames: int = 128
+    """Most frames in a segment, the unit of work and of resuming."""
+    max_memory_bytes: int | None = None
+    """Budget of the model cache; None for automatic."""
+    cache_name: str = "default"
+    """Name of the model cache."""
+    copies: int | None = 1
+    """On how many devices the models are to be; None for every device, those that come while the job runs as well."""
+    device_kinds: tuple[str, ...] = ()
+    """Words of which the kind of a device must have one, such as ``L4``; empty for any."""
+    name: str = "{folder}{stem}{suffix}"
+    """Names of results in an output folder: ``{folder}`` below the listed one, ``{stem}`` and ``{suffix}`` of the input, ``{index}`` in the job."""
+    fail_fast: bool = False
+    """Whether the first video that fails ends the job; otherwise the others are done and it is reported at the end."""
+
+
+def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple[ModelSpec, ...]:
+    """Find the models of a chain and hold the options against them, before anything is started.
+
+    Args:
+        models: Ids, aliases or paths, in the order in which frames pass them.
+        options: The job's options.
+
+    Returns:
+        Their specs in the same order.
+
+    Raises:
+        ConfigError: If there is no model, a task cannot be done by ``enhance``, or an option or param fits none of them.
+        InvalidInputError: If a param is out of its range.
+        ModelNotFoundError: If a model is not known or its file is not there.
+        ModelLoadError: If a model's file is corrupt or has a wrong sha256.
+    """
+    if not models:
+        raise ConfigError("no model", "at least one model id or path", "Pass --model; `genai-ray models list` shows them.")
+    if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
+        raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
+    resolve_device(options.device, options.backend)
+    if options.copies is not None and options.copies < 1:
+        raise ConfigError(f"{options.copies} devices", "1 or more, or all")
+    if options.batch_size < 1 or options.segment_frames < 1:
+        raise ConfigError(f"batch_size={options.batch_size}, segment_frames={options.segment_frames}", "1 or more each")
+    specs = tuple(find_model(model)[0] for model in models)
+    check_chain(specs)
+    check_chain_options(specs, options)
+    return specs
+
+
+def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
+    """Hold what is asked of the models of a chain against them.
+
+    Args:
+        specs: The chain.
+        options: Those of the job, or of one video.
+
+    Raises:
+        ConfigError: If no model has a param of a name, or has a use for an option, or one is out of its range.
+        InvalidInputError: If a param is out of its range.
+    """
+    if not 0 <= options.scene_threshold <= 1:
+        raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
+    check_rate(specs, options.factor, options.fps)
+    if options.background is not None and not has_mask(specs):
+        raise ConfigError(f"background {options.background.kind!r} without a model that removes it", "a chain with one", "Add --model selfie-segmentation.")
+    params = options.params
+    known = {name: param for spec in specs for name, param in spec.params.items() if (spec.task, name) != (ModelTask.INTERPOLATION, TIMESTEP)}
+    for name, value in params.items():
+        if name not in known:
+            raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")
+        if not known[name].minimum <= value <= known[name].maximum:
+            raise InvalidInputError(f"param {name}={value}", f"from {known[name].minimum} to {known[name].maximum}")

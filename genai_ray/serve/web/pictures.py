@@ -1,0 +1,259 @@
+"""``POST /v1/enhance`` and ``GET /v1/models``: a picture in, a picture out, and which models there are for that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from genai_ray.catalog import ModelSpec
+from genai_ray.errors import DeadlineExceededError, GenAIRayError, InvalidInputError
+from genai_ray.serve.engine.engine import Engine, Target
+from genai_ray.serve.engine.error_text import without_folders
+from genai_ray.serve.engine.limits import Room, Share
+from genai_ray.serve.engine.model_metadata import FRAMES
+from genai_ray.serve.engine.repository import ServedModel
+from genai_ray.serve.engine.tensors import Tensor, datatype_of
+from genai_ray.serve.http.bodies import Query, hold_place, read_file
+from genai_ray.serve.http.routes import BINARY, JSON, Operation, Schema, ref
+from genai_ray.serve.oip.requests import InferRequest
+from genai_ray.serve.web.images import (
+    FORMATS,
+    Picture,
+    PictureSize,
+    check_encoding,
+    decode_picture,
+    encode_picture,
+    measure_picture,
+)
+from genai_ray.types import ModelTask, full_range
+
+__all__ = ["apply_output", "picture_operations", "to_frames"]
+
+Array = npt.NDArray[Any]
+
+FILE: Schema = {"type": "string", "format": "binary"}
+PARAMS: Schema = {"type": "string", "description": "Extra inputs of the model: NAME=NUMBER, separated by commas."}
+_MOST_BYTES_A_PIXEL = 12
+"""Of 16 bits, with alpha as a picture of its own."""
+
+_QUERY: dict[str, Schema] = {
+    "model": {"type": "string", "minLength": 1},
+    "params": PARAMS,
+    "format": {"enum": list(FORMATS), "description": "The picture's own where it is left out."},
+    "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "Of JPEG and WebP, 92 where it is left out."},
+}
+
+
+def to_frames(picture: Picture, spec: ModelSpec) -> Array:
+    """Return what a model is given for a picture; alpha that is scaled passes as a frame of its own.
+
+    Args:
+        picture: The picture.
+        spec: The model.
+
+    Returns:
+        (1 or 2, H, W, 3), the picture's dtype.
+    """
+    if picture.alpha is None or not _scales_alpha(picture, spec):
+        return picture.rgb[None]
+    return np.stack([picture.rgb, np.repeat(picture.alpha[..., None], 3, axis=2)])
+
+
+def apply_output(picture: Picture, spec: ModelSpec, output: Array) -> Picture:
+    """Make a picture of what a model gave for ``to_frames``.
+
+    Args:
+        picture: What went in.
+        spec: The model.
+        output: Frames (1 or 2, s*H, s*W, 3), or a mask (1, H, W, 1).
+
+    Returns:
+        The picture; a mask becomes alpha, within what was seen before.
+    """
+    alpha = picture.alpha
+    if spec.task is ModelTask.BACKGROUND_REMOVAL:
+        mask, peak = output[0, ..., 0], full_range(output.dtype)
+        return replace(picture, alpha=mask if alpha is None else np.rint(alpha * (mask / peak)).astype(mask.dtype))
+    if _scales_alpha(picture, spec):
+        alpha = np.rint(output[1].mean(axis=2, dtype=np.float64)).astype(output.dtype)
+    elif alpha is not None and spec.scale > 1:
+        alpha = np.full(output.shape[1:3], alpha.flat[0], alpha.dtype)  # the same everywhere
+    return replace(picture, rgb=output[0], alpha=alpha)
+
+
+def picture_operations(engine: Engine) -> list[Operation]:
+    """Return the part of the table of routes that is for pictures.
+
+    Args:
+        engine: What computes.
+
+    Returns:
+        The rows.
+    """
+    api = _Api(engine)
+    told: dict[str, Schema] = {name: {"type": "string"} for name in ("Server-Timing", "X-Backend", "X-Precision")}
+    told["X-Model"] = {"type": "string", "description": "Name of the model, as UTF-8, percent-encoded."}
+    return [
+        Operation(
+            "POST",
+            "/v1/enhance",
+            api.enhance,
+            "enhance",
+            "Enhance a picture: PNG, JPEG or WebP.",
+            dict.fromkeys(FORMATS.values(), FILE),
+            errors=(400, 404, 413, 429, 504),
+            query=_QUERY,
+            needed=("model",),
+            answer_headers=told,
+            body={BINARY: FILE, "multipart/form-data": ref("UploadForm")},
+        ),
+        Operation("GET", "/v1/models", api.models, "models", "Which models there are, and what they take.", {JSON: ref("Models")}, errors=(400, 504)),
+    ]
+
+
+_LISTED_WITHIN_S = 5.0
+"""Most seconds that a list of models waits for files that nobody has looked at yet."""
+
+
+class _Api:
+    """The handlers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, profile = engine, engine.profile
+        self._room = Room(_MOST_BYTES_A_PIXEL * profile.people.max_image_pixels + profile.max_output_bytes)
+        """As much as the largest picture takes, and its result."""
+
+    async def models(self, request: Request) -> Response:
+        Query.of(request, once=())
+        models = self._engine.repository.models()
+        return JSONResponse({"models": await asyncio.gather(*(self._describe(model) for model in models))})
+
+    async def enhance(self, request: Request) -> Response:
+        async with hold_place(request, self._engine.admission) as share:
+            return await self._enhance(request, share)
+
+    async def _enhance(self, request: Request, share: Share) -> Response:
+        engine, profile = self._engine, self._engine.profile
+        query = Query.of(request, once=_QUERY)
+        name, params, quality, format_name = query.needed("model"), query.params(), query.whole("quality"), query.text("format")
+        body, _ = await read_file(request, profile.max_body_bytes, share)
+        target = await engine.find(name)
+        spec = target.facts.spec
+        _check_task(spec)
+        max_pixels, within_s = profile.people.max_image_pixels, profile.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + within_s
+        size = await engine.call(lambda: measure_picture(body, max_pixels=max_pixels))
+        self._check_result(size, spec)
+        async with contextlib.AsyncExitStack() as stack:
+            async with _until(deadline, f"decoded within {within_s:g} s"):
+                await stack.enter_async_context(self._room.hold(size.num_bytes * (1 + spec.scale**2)))
+                began = time.perf_counter()
+                picture = await engine.call(lambda: decode_picture(body, max_pixels=max_pixels))
+            format_name = format_name or _usual_format(picture, spec)
+            picture = _fit(picture, spec, format_name, quality)
+            frames = to_frames(picture, spec)
+            self._check_bytes(frames, spec)
+            decoded = time.perf_counter()
+            output = await self._infer(target, frames, params, deadline)
+            inferred = time.perf_counter()
+            async with _until(deadline, f"encoded within {within_s:g} s"):
+                result = await engine.call(lambda: encode_picture(apply_output(picture, spec, output), format_name, quality))
+            ended = time.perf_counter()
+            await share.wait_for_result(len(result), max(0.0, deadline - asyncio.get_running_loop().time()))
+            share.keep_result(len(result), is_written=True)
+        parts = {"decode": decoded - began, "infer": inferred - decoded, "encode": ended - inferred}
+        headers = {
+            "Server-Timing": ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in parts.items()),
+            "X-Model": quote(target.model.name),
+            "X-Backend": target.model.serving.backend.value,
+            "X-Precision": target.model.serving.precision.value,
+            "Cache-Control": "no-store",
+        }
+        return Response(result, headers=headers, media_type=FORMATS[format_name])
+
+    def _check_result(self, size: PictureSize, spec: ModelSpec) -> None:
+        width, height, most = size.width * spec.scale, size.height * spec.scale, self._engine.profile.people.max_result_pixels
+        if height * width > most:
+            raise InvalidInputError(f"a result of {width}x{height}", f"{most} pixels", "Send a smaller picture.")
+
+    def _check_bytes(self, frames: Array, spec: ModelSpec) -> None:
+        num_bytes, most = frames.nbytes * spec.scale**2, self._engine.profile.max_output_bytes
+        if num_bytes > most:
+            height, width = (side * spec.scale for side in frames.shape[1:3])
+            what = f"a result of {width}x{height} with {8 * frames.itemsize} bits{' and alpha' if len(frames) > 1 else ''}, {num_bytes} bytes"
+            raise InvalidInputError(what, f"{most} bytes", "Send a smaller picture, or one of 8 bits without alpha.")
+
+    async def _infer(self, target: Target, frames: Array, params: dict[str, float], deadline: float) -> Array:
+        left_us = max(1, round((deadline - asyncio.get_running_loop().time()) * 1e6))
+        asked = InferRequest((Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, "timeout": left_us, **params})
+        response = await self._engine.infer(target, asked)
+        return response.outputs[0].array
+
+    async def _describe(self, model: ServedModel) -> dict[str, Any]:
+        try:
+            spec = (await self._engine.find(model.name, within_s=_LISTED_WITHIN_S)).facts.spec
+        except GenAIRayError as exc:
+            return {"name": model.name, "error": without_folders(exc)}
+        return {
+            "name": model.name,
+            "task": spec.task.value,
+            "description": spec.description,
+            "scale": spec.scale,
+            "takes_pictures": _takes_pictures(spec),
+            "backend": model.serving.backend.value,
+            "precision": model.serving.precision.value,
+            "params": {name: param.model_dump() for name, param in spec.params.items()},
+        }
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: float, what: str) -> AsyncIterator[None]:
+    """Give up on a picture at its deadline, by the loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError as exc:
+        raise DeadlineExceededError(f"a picture was not {what}") from exc
+
+
+def _fit(picture: Picture, spec: ModelSpec, format_name: str, quality: int | None) -> Picture:
+    """Refuse a format that cannot hold the result; alpha that hides nothing is no reason to."""
+    height, width = (side * spec.scale for side in picture.rgb.shape[:2])
+    if spec.task is ModelTask.BACKGROUND_REMOVAL:
+        check_encoding(replace(picture, alpha=picture.rgb[..., 0]), (width, height), format_name, quality)
+        return picture
+    if format_name == "jpeg" and picture.alpha is not None and bool((picture.alpha == full_range(picture.alpha.dtype)).all()):
+        picture = replace(picture, alpha=None)
+    check_encoding(picture, (width, height), format_name, quality)
+    return picture
+
+
+def _takes_pictures(spec: ModelSpec) -> bool:
+    return spec.is_image_model and spec.task not in (ModelTask.OTHER, ModelTask.INTERPOLATION)
+
+
+def _check_task(spec: ModelSpec) -> None:
+    if not _takes_pictures(spec):
+        raise InvalidInputError(f"{spec.model_id} ({spec.task.value}) for one picture", "a model that makes one picture of one", "GET /v1/models lists them.")
+
+
+def _usual_format(picture: Picture, spec: ModelSpec) -> str:
+    """Return the format that the picture came in; PNG where the result has alpha and that format has none."""
+    is_cut = spec.task is ModelTask.BACKGROUND_REMOVAL
+    return "png" if is_cut and picture.format == "jpeg" else picture.format
+
+
+def _scales_alpha(picture: Picture, spec: ModelSpec) -> bool:
+    """Tell whether alpha passes the model: where it is scaled, and not the same everywhere."""
+    alpha = picture.alpha
+    return spec.scale > 1 and alpha is not None and bool((alpha != alpha.flat[0]).any())

@@ -58,7 +58,9 @@ class BatchInference:
         self._session: CachedSession | None = None
         self._cache: ModelCache | None = None
 
-    def open(self, cache: ModelCache, *, request: SessionRequest | None = None, tag: str | None = None) -> CachedSession:
+    def open(
+        self, cache: ModelCache, *, request: SessionRequest | None = None, tag: str | None = None
+    ) -> CachedSession:
         """Get the session, and keep it.
 
         Args:
@@ -127,7 +129,10 @@ class BatchInference:
             raise InvalidInputError(f"frames of {len(groups)} shapes to interpolate between", "one shape")
         results: dict[int, InferenceResult] = {}
         for indices in groups.values():
-            arrays = (np.stack([frames[i] for i in indices[at : at + self.batch_size + overlap]]) for at in self._starts(len(indices) - overlap))
+            arrays = (
+                np.stack([frames[i] for i in indices[at : at + self.batch_size + overlap]])
+                for at in self._starts(len(indices) - overlap)
+            )
             positions = iter(indices)
             for output, latency_ms in self._stream(arrays):
                 for one in output:
@@ -152,7 +157,9 @@ class BatchInference:
         if self._session is None:
             self.open(ModelCache(name=self.cache_name))
         if self._session is not None and self._session.spec.task is ModelTask.INTERPOLATION:
-            raise InvalidInputError(f"{self.model}, which interpolates, over a table", "models that give one frame for one frame")
+            raise InvalidInputError(
+                f"{self.model}, which interpolates, over a table", "models that give one frame for one frame"
+            )
         outputs, latencies = [], []
         batches = (array[at : at + self.batch_size] for array in iter_frames(batch) for at in self._starts(len(array)))
         for output, latency_ms in self._stream(batches):

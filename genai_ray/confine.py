@@ -21,7 +21,9 @@ from genai_ray import errors
 
 __all__ = ["call_confined", "raise_limit"]
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"MALLOC_ARENA_MAX": "2"}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
+    "MALLOC_ARENA_MAX": "2"
+}
 """Threads have stacks and heaps of their own, which count."""
 
 
@@ -42,7 +44,13 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
         ResourceExhaustedError: If it needed more memory, or its process died.
         DeadlineExceededError: If it took longer.
     """
-    asked = {"module": function.__module__, "name": function.__qualname__, "args": args, "max_bytes": max_bytes, "within_s": within_s}
+    asked = {
+        "module": function.__module__,
+        "name": function.__qualname__,
+        "args": args,
+        "max_bytes": max_bytes,
+        "within_s": within_s,
+    }
     own = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "genai_ray.confine"],
@@ -63,7 +71,9 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
     if process.returncode == -signal.SIGALRM:
         raise errors.DeadlineExceededError(f"it took more than {within_s:g} s")
     if process.returncode or not told:
-        raise errors.ResourceExhaustedError(f"it ended its process ({_say_end(process.returncode)}), which may have {max_bytes} bytes")
+        raise errors.ResourceExhaustedError(
+            f"it ended its process ({_say_end(process.returncode)}), which may have {max_bytes} bytes"
+        )
     answer = json.loads(told)
     if "error" in answer:
         kind, *fields = answer["error"]
@@ -99,9 +109,13 @@ def _limit(max_bytes: int, within_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (max_bytes if most == resource.RLIM_INFINITY else min(max_bytes, most), most))
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (max_bytes if most == resource.RLIM_INFINITY else min(max_bytes, most), most)
+        )
         with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out all the same, this process goes first
+            Path("/proc/self/oom_score_adj").write_text(
+                "1000"
+            )  # if memory runs out all the same, this process goes first
     signal.alarm(math.ceil(within_s))
 
 

@@ -55,7 +55,11 @@ class FrameSelection:
         Returns:
             Positions in display order, rising.
         """
-        wanted = [index for index in plan.keys if index % self.every == 0] if self.keys_only else list(range(0, len(plan.pts), self.every))
+        wanted = (
+            [index for index in plan.keys if index % self.every == 0]
+            if self.keys_only
+            else list(range(0, len(plan.pts), self.every))
+        )
         if not self.ranges_s:
             return wanted
         base, first = float(plan.info.time_base), plan.pts[0]
@@ -104,7 +108,9 @@ def read_videos(
     if unknown or (columns is not None and not columns):
         raise ConfigError(f"columns {unknown or 'of none'}", ", ".join(FRAME_COLUMNS))
     if batch_size < 1 or segment_frames < 1 or selection.every < 1:
-        raise ConfigError(f"batch_size={batch_size}, segment_frames={segment_frames}, every={selection.every}", "1 or more each")
+        raise ConfigError(
+            f"batch_size={batch_size}, segment_frames={segment_frames}, every={selection.every}", "1 or more each"
+        )
     if any(not 0 <= start < stop for start, stop in selection.ranges_s):
         raise ConfigError(f"ranges {selection.ranges_s}", "pairs of seconds, 0 or more, the second above the first")
     places = [to_place(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
@@ -160,15 +166,21 @@ class _Frames(Datasource):
     def estimate_inmemory_data_size(self) -> int | None:
         return sum(self._bytes_of(part) for part in self._parts)
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
         del data_context
         columns = tuple(self.get_projection_map() or FRAME_COLUMNS)
         most = max(-(-sum(len(part.indices) for part in self._parts) // max(parallelism, 1)), 1)
         tasks = []
         for group in _group(self._parts, most):
             rows = sum(len(part.indices) for part in group)
-            metadata = BlockMetadata(num_rows=rows, size_bytes=sum(map(self._bytes_of, group)), input_files=None, exec_stats=None)
-            tasks.append(ReadTask(_reader(group, columns, self._batch_size), metadata, per_task_row_limit=per_task_row_limit))
+            metadata = BlockMetadata(
+                num_rows=rows, size_bytes=sum(map(self._bytes_of, group)), input_files=None, exec_stats=None
+            )
+            tasks.append(
+                ReadTask(_reader(group, columns, self._batch_size), metadata, per_task_row_limit=per_task_row_limit)
+            )
         return tasks
 
     def _bytes_of(self, part: _Part) -> int:
@@ -199,13 +211,20 @@ def _reader(group: tuple[_Part, ...], columns: tuple[str, ...], batch_size: int)
 def _tables(plan: VideoPlan, indices: Sequence[int], columns: tuple[str, ...], batch_size: int) -> Iterator[Any]:
     base = f"{plan.info.time_base.numerator}/{plan.info.time_base.denominator}"
     if "frame" not in columns:
-        yield build_index(video=plan.path, frame_index=indices, pts=[plan.pts[index] for index in indices], time_base=base).select(columns)
+        yield build_index(
+            video=plan.path, frame_index=indices, pts=[plan.pts[index] for index in indices], time_base=base
+        ).select(columns)
         return
     decoded = decode_frames(plan, indices)
     while batch := list(itertools.islice(decoded, batch_size)):
-        pictures = [frame.frame if frame.alpha is None else np.concatenate([frame.frame, frame.alpha], axis=-1) for frame in batch]
+        pictures = [
+            frame.frame if frame.alpha is None else np.concatenate([frame.frame, frame.alpha], axis=-1)
+            for frame in batch
+        ]
         numbers, times = [frame.index for frame in batch], [frame.pts for frame in batch]
-        yield build_table(np.stack(pictures), video=plan.path, frame_index=numbers, pts=times, time_base=base).select(columns)
+        yield build_table(np.stack(pictures), video=plan.path, frame_index=numbers, pts=times, time_base=base).select(
+            columns
+        )
 
 
 def _plan_all(files: Sequence[str], selection: FrameSelection, planning: Mapping[str, Any]) -> Iterator[_Part]:
@@ -226,7 +245,9 @@ def _plan_all(files: Sequence[str], selection: FrameSelection, planning: Mapping
 
 
 @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
-def _plan(file: str, selection: FrameSelection, planning: Mapping[str, Any]) -> tuple[tuple[tuple[int, int, int, int], list[Sequence[int]]], VideoPlan]:
+def _plan(
+    file: str, selection: FrameSelection, planning: Mapping[str, Any]
+) -> tuple[tuple[tuple[int, int, int, int], list[Sequence[int]]], VideoPlan]:
     """Plan a video: what its frames are, and which of them are wanted of each segment that has some."""
     plan = plan_video(file, **planning)
     wanted, info = selection.indices(plan), plan.info

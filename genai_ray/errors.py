@@ -50,7 +50,9 @@ class GenAIRayError(Exception):
     """
 
     def __init__(self, got: str, allowed: str = "", do: str = "") -> None:
-        got, allowed, do = (text.encode(errors="backslashreplace").decode() for text in (got, allowed, do))  # Ray's workers die of text that is not UTF-8
+        got, allowed, do = (
+            text.encode(errors="backslashreplace").decode() for text in (got, allowed, do)
+        )  # Ray's workers die of text that is not UTF-8
         super().__init__(got, allowed, do)
         self.got = got
         self.allowed = allowed

@@ -23,7 +23,17 @@ import pyarrow.parquet as pq
 
 from genai_ray.errors import InvalidInputError, VideoError
 
-__all__ = ["FRAME_COLUMNS", "TableWriter", "append_results", "build_index", "build_table", "check_is_new", "from_column", "iter_frames", "to_column"]
+__all__ = [
+    "FRAME_COLUMNS",
+    "TableWriter",
+    "append_results",
+    "build_index",
+    "build_table",
+    "check_is_new",
+    "from_column",
+    "iter_frames",
+    "to_column",
+]
 
 FRAME_COLUMNS = ("video", "frame_index", "pts", "time_base", "frame")
 """Columns of a table of frames, in order."""
@@ -109,7 +119,9 @@ def check_is_new(batch: Any) -> None:
         raise InvalidInputError(f"a batch with the columns {there} already", "one without results", do)
 
 
-def build_table(frames: npt.NDArray[Any], *, video: str, frame_index: Sequence[int], pts: Sequence[int], time_base: str) -> pa.Table:
+def build_table(
+    frames: npt.NDArray[Any], *, video: str, frame_index: Sequence[int], pts: Sequence[int], time_base: str
+) -> pa.Table:
     """Make a table of frames of one video.
 
     Args:
@@ -126,8 +138,12 @@ def build_table(frames: npt.NDArray[Any], *, video: str, frame_index: Sequence[i
         InvalidInputError: If lengths differ, or frames are not (N, H, W, C).
     """
     if not len(frames) == len(frame_index) == len(pts):
-        raise InvalidInputError(f"{len(frames)} frames with {len(frame_index)} indices and {len(pts)} pts", "equal numbers")
-    return build_index(video=video, frame_index=frame_index, pts=pts, time_base=time_base).append_column("frame", to_column(frames))
+        raise InvalidInputError(
+            f"{len(frames)} frames with {len(frame_index)} indices and {len(pts)} pts", "equal numbers"
+        )
+    return build_index(video=video, frame_index=frame_index, pts=pts, time_base=time_base).append_column(
+        "frame", to_column(frames)
+    )
 
 
 def build_index(*, video: str, frame_index: Sequence[int], pts: Sequence[int], time_base: str) -> pa.Table:
@@ -199,7 +215,9 @@ class TableWriter:
         """
         try:
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._partial, table.schema, compression="zstd", use_dictionary=False, write_statistics=False)
+                self._writer = pq.ParquetWriter(
+                    self._partial, table.schema, compression="zstd", use_dictionary=False, write_statistics=False
+                )
             self._writer.write_table(table)
         except OSError as exc:
             raise VideoError(f"{self.path}: writing failed: {exc}") from exc
@@ -207,7 +225,9 @@ class TableWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if self._writer is not None:
                 self._writer.close()
@@ -223,14 +243,22 @@ class TableWriter:
 
 def _view(chunk: pa.Array) -> list[npt.NDArray[Any]]:
     if chunk.null_count:
-        raise InvalidInputError(f"a column with {chunk.null_count} rows without a frame", "a frame in each row", "Filter them out first.")
-    if isinstance(chunk, pa.FixedShapeTensorArray) and chunk.type.permutation in (None, [0, 1, 2]) and len(chunk.type.shape) == 3:
+        raise InvalidInputError(
+            f"a column with {chunk.null_count} rows without a frame", "a frame in each row", "Filter them out first."
+        )
+    if (
+        isinstance(chunk, pa.FixedShapeTensorArray)
+        and chunk.type.permutation in (None, [0, 1, 2])
+        and len(chunk.type.shape) == 3
+    ):
         return [chunk.to_numpy_ndarray()]
     if _is_variable(type(chunk)):
         return list(_join_runs(list(chunk.to_numpy(zero_copy_only=False)), "frame"))
     if type(chunk.type).__name__.startswith("ArrowTensorType"):
         return [chunk.to_numpy(zero_copy_only=False)]
-    raise InvalidInputError(f"a column of type {chunk.type}", "arrow.fixed_shape_tensor [H, W, C]", "Use genai_ray.frames.to_column.")
+    raise InvalidInputError(
+        f"a column of type {chunk.type}", "arrow.fixed_shape_tensor [H, W, C]", "Use genai_ray.frames.to_column."
+    )
 
 
 def _is_variable(kind: type[pa.Array]) -> bool:
@@ -246,7 +274,8 @@ def _names_of(batch: Any) -> list[str]:
     if hasattr(batch, "columns") and hasattr(batch, "assign"):  # pandas, which need not be there
         return list(batch.columns)
     raise InvalidInputError(
-        f"a batch of type {type(batch).__name__}", "a pyarrow.Table, a dict of numpy arrays or a pandas DataFrame, each with a column 'frame'"
+        f"a batch of type {type(batch).__name__}",
+        "a pyarrow.Table, a dict of numpy arrays or a pandas DataFrame, each with a column 'frame'",
     )
 
 
@@ -254,7 +283,9 @@ def _join_runs(frames: Sequence[npt.NDArray[Any]], column: str) -> Iterator[npt.
     """Join neighbours of one shape."""
     odd = next((frame for frame in frames if frame.ndim != 3), None)
     if odd is not None:
-        raise InvalidInputError(f"{odd.dtype} of shape {odd.shape} in the column {column!r}", "a frame (H, W, C) in each row")
+        raise InvalidInputError(
+            f"{odd.dtype} of shape {odd.shape} in the column {column!r}", "a frame (H, W, C) in each row"
+        )
     for _, run in itertools.groupby(frames, key=lambda frame: (frame.shape, frame.dtype)):
         yield np.stack(list(run))
 

@@ -48,7 +48,9 @@ def iter_rows(place: str) -> Iterator[dict[str, Any]]:
             for batch in batches:
                 yield from batch.to_pylist()
         except pa.ArrowInvalid as exc:
-            raise ConfigError(f"{place}: not a table ({exc})", "a CSV file with a line of names, or a Parquet file") from exc
+            raise ConfigError(
+                f"{place}: not a table ({exc})", "a CSV file with a line of names, or a Parquet file"
+            ) from exc
 
 
 class ResultTable:
@@ -66,7 +68,12 @@ class ResultTable:
 
     def __init__(self, place: str, columns: Mapping[str, str], key: str) -> None:
         self.place, self.key = place, key
-        self._schema = pa.schema([(name, pa.list_(pa.string()) if kind == "list" else pa.type_for_alias(kind)) for name, kind in columns.items()])
+        self._schema = pa.schema(
+            [
+                (name, pa.list_(pa.string()) if kind == "list" else pa.type_for_alias(kind))
+                for name, kind in columns.items()
+            ]
+        )
         self._tables: list[pa.Table] = []
         self._keys: set[str] = set()
         self._seen: FileFacts | None = None
@@ -115,10 +122,14 @@ class ResultTable:
             try:
                 table = pyarrow.parquet.read_table(file)
             except pa.ArrowInvalid as exc:
-                raise ConfigError(f"{self.place}: not a Parquet file ({exc})", do="Remove it, or choose another output folder.") from exc
+                raise ConfigError(
+                    f"{self.place}: not a Parquet file ({exc})", do="Remove it, or choose another output folder."
+                ) from exc
         missing = sorted(set(self._schema.names) - set(table.column_names))
         if missing:
-            raise ConfigError(f"{self.place}: a table without the columns {missing}", do="Remove it, or choose another output folder.")
+            raise ConfigError(
+                f"{self.place}: a table without the columns {missing}", do="Remove it, or choose another output folder."
+            )
         return table.select(self._schema.names).cast(self._schema)
 
     def _write(self, table: pa.Table) -> None:

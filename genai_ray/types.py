@@ -109,7 +109,9 @@ def full_range(dtype: npt.DTypeLike) -> float:
     """
     kind = np.dtype(dtype)
     if kind not in FRAME_DTYPES:
-        raise InvalidInputError(f"frames of dtype {kind}", "uint8, uint16 or float32", "Convert them first, with rounding and clamping.")
+        raise InvalidInputError(
+            f"frames of dtype {kind}", "uint8, uint16 or float32", "Convert them first, with rounding and clamping."
+        )
     return 1.0 if kind == np.float32 else float(np.iinfo(kind).max)
 
 
@@ -131,13 +133,21 @@ def check_frames(frames: object, *, channels: tuple[int, ...] = (3,)) -> npt.NDA
         raise InvalidInputError(f"frames of type {type(frames).__name__}", "a numpy array", "Use numpy.asarray(image).")
     wanted = " or ".join(map(str, channels))
     if frames.ndim not in (3, 4) or frames.shape[-1] not in channels:
-        raise InvalidInputError(f"frames of shape {frames.shape}", f"(N, H, W, {wanted}) or (H, W, {wanted})", "Channels come last, in the order RGB.")
+        raise InvalidInputError(
+            f"frames of shape {frames.shape}",
+            f"(N, H, W, {wanted}) or (H, W, {wanted})",
+            "Channels come last, in the order RGB.",
+        )
     limit = full_range(frames.dtype)
     if frames.size == 0:
         raise InvalidInputError(f"empty frames of shape {frames.shape}", "at least one frame of at least one pixel")
     if frames.dtype == np.float32:
         low, high = float(frames.min()), float(frames.max())
         if not (low >= 0.0 and high <= limit):  # NaN fails this too
-            raise InvalidInputError(f"float32 frames with values from {low} to {high}", "finite values in [0, 1]", "Divide and clip them first.")
+            raise InvalidInputError(
+                f"float32 frames with values from {low} to {high}",
+                "finite values in [0, 1]",
+                "Divide and clip them first.",
+            )
     batch = frames if frames.ndim == 4 else frames[None]
     return np.ascontiguousarray(batch)

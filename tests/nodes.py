@@ -37,7 +37,13 @@ class Nodes:
         ray.shutdown()
         self._environment = {name: os.environ.get(name) for name in ENVIRONMENT}
         os.environ.update(ENVIRONMENT)
-        head = {"num_cpus": self._head_cpus, "num_gpus": 0, "memory": NODE_BYTES, "object_store_memory": 200_000_000, "include_dashboard": False}
+        head = {
+            "num_cpus": self._head_cpus,
+            "num_gpus": 0,
+            "memory": NODE_BYTES,
+            "object_store_memory": 200_000_000,
+            "include_dashboard": False,
+        }
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=self.cluster.address, log_to_driver=False)
         trace_crashes()
@@ -50,14 +56,27 @@ class Nodes:
     @contextlib.contextmanager
     def apart(self, folder):
         """Add a raylet that has a folder of its own, empty, in the place of this one; skips where that may not be done."""
-        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.cluster.address}", "--num-cpus=2", "--num-gpus=0"]
+        start = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            f"--address={self.cluster.address}",
+            "--num-cpus=2",
+            "--num-gpus=0",
+        ]
         start += [f"--memory={NODE_BYTES}", "--object-store-memory=100000000", "--disable-usage-stats"]
         script = 'mount -t tmpfs tmpfs "$0" || exit 77; exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", script, str(folder), *start]
         before = {node["NodeID"] for node in ray.nodes()}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
-            wait_until(lambda: process.poll() is not None or {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before)
+            wait_until(
+                lambda: process.poll() is not None or {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before
+            )
             if process.poll() is not None:
                 pytest.skip("no right to give a process mounts of its own")
             yield process

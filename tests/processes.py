@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def start(*args, **options):
     """Start the command line in a process group of its own."""
     command = [sys.executable, "-m", "genai_ray.cli", *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+    )
 
 
 def run(*args, **options):
@@ -50,7 +52,9 @@ def descendants(root, with_agents=False):
     mine = {root}
     while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
         mine |= more
-    return {pid for pid in mine - {root} if with_agents or title(pid) not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")}
+    return {
+        pid for pid in mine - {root} if with_agents or title(pid) not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    }
 
 
 def title(pid):
@@ -69,7 +73,10 @@ def listeners(pids):
             host, port = fields[1].split(":")
             words = [bytes.fromhex(host[at : at + 8])[::-1] for at in range(0, len(host), 8)]
             if fields[3] == "0A":
-                sockets[f"socket:[{fields[9]}]"] = (socket.inet_ntop(family, b"".join(words)).removeprefix("::ffff:"), int(port, 16))
+                sockets[f"socket:[{fields[9]}]"] = (
+                    socket.inet_ntop(family, b"".join(words)).removeprefix("::ffff:"),
+                    int(port, 16),
+                )
     found = set()
     for pid in pids:
         with suppress(OSError):
@@ -135,7 +142,10 @@ print(time.perf_counter() - began_s)
 
 def crowding():
     """Return how many times longer computing takes since others want the processors too: about 1 on a quiet machine."""
-    spinning = [subprocess.Popen([sys.executable, "-c", _SPIN], stdout=subprocess.PIPE, text=True) for _ in range(os.cpu_count() or 1)]
+    spinning = [
+        subprocess.Popen([sys.executable, "-c", _SPIN], stdout=subprocess.PIPE, text=True)
+        for _ in range(os.cpu_count() or 1)
+    ]
     return max(1.0, *(float(process.communicate()[0]) for process in spinning))
 
 

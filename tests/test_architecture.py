@@ -81,7 +81,11 @@ def imports_of(path: Path):
             yield node.module
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != ROOT / "genai_ray" / "__init__.py"], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path != ROOT / "genai_ray" / "__init__.py"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_imports_go_up_only_and_libraries_have_one_gateway(path):
     room = room_of(path)
     for name in imports_of(path):
@@ -120,11 +124,19 @@ def test_sizes_and_habits(path):
     is_command = room_of(path) == "cli"
     for function in functions_of(path):
         first = function.body[0]
-        has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+        has_docstring = (
+            isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+        )
         length = function.end_lineno - (first.end_lineno if has_docstring else function.lineno)
         assert length <= 60, f"{function.name} has {length} lines"
-        arguments = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
-        assert is_command or len(arguments) <= ARGUMENTS.get(function.name, 6), f"{function.name} takes {len(arguments)}"
+        arguments = [
+            a.arg
+            for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+            if a.arg not in ("self", "cls")
+        ]
+        assert is_command or len(arguments) <= ARGUMENTS.get(function.name, 6), (
+            f"{function.name} takes {len(arguments)}"
+        )
     for node in ast.walk(ast.parse(text)):
         assert not isinstance(node, ast.Assert), "assert as validation"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -36,7 +36,9 @@ def expected(clip):
 
 def table_of(frames, start):
     numbers = list(range(start, start + len(frames)))
-    return build_table(frames, video="clip.mp4", frame_index=numbers, pts=[40 * number for number in numbers], time_base="1/1000")
+    return build_table(
+        frames, video="clip.mp4", frame_index=numbers, pts=[40 * number for number in numbers], time_base="1/1000"
+    )
 
 
 def test_a_dataset_is_mapped_in_order(cache, clip, expected):
@@ -138,7 +140,10 @@ def test_what_is_refused(cache, clip):
 
 def rows_of(clip):
     """Frames of two sizes in turn, as users of Ray Data write them."""
-    return [{"name": f"{number}", "frame": frame if number % 3 else frame[:24, :32].copy()} for number, frame in enumerate(clip)]
+    return [
+        {"name": f"{number}", "frame": frame if number % 3 else frame[:24, :32].copy()}
+        for number, frame in enumerate(clip)
+    ]
 
 
 def columns_of(rows):
@@ -158,19 +163,35 @@ def test_batches_of_every_format_are_taken_and_given_back_in_it(cache, clip, is_
     for name, columns in columns_of(rows).items():
         result = batch(columns)
         assert type(result) is type(columns), name
-        assert list(result.columns if name == "pandas" else result.column_names if name == "pyarrow" else result) == ["name", "frame", "output", "latency_ms"]
-        again = ray.data.from_arrow(result) if name == "pyarrow" else ray.data.from_pandas(result) if name == "pandas" else None
+        assert list(result.columns if name == "pandas" else result.column_names if name == "pyarrow" else result) == [
+            "name",
+            "frame",
+            "output",
+            "latency_ms",
+        ]
+        again = (
+            ray.data.from_arrow(result)
+            if name == "pyarrow"
+            else ray.data.from_pandas(result)
+            if name == "pandas"
+            else None
+        )
         outputs = [row["output"] for row in again.take_all()] if again is not None else list(result["output"])
         assert all(np.array_equal(found, wanted) for found, wanted in zip(outputs, expected, strict=True)), name
         assert min(result["latency_ms"].to_pylist() if name == "pyarrow" else result["latency_ms"]) > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": None}, {"batch_format": "pandas"}, {"batch_format": "pyarrow", "batch_size": None}])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": None}, {"batch_format": "pandas"}, {"batch_format": "pyarrow", "batch_size": None}]
+)
 def test_a_dataset_of_mixed_sizes_is_mapped_with_the_defaults_of_ray(cache, clip, options):
     with InferenceSession(MODEL) as session:
         expected = {row["name"]: session.infer(row["frame"]) for row in rows_of(clip)}
     mapped = ray.data.from_items(rows_of(clip), override_num_blocks=2).map_batches(
-        BatchInference, fn_constructor_kwargs={"model": MODEL, "cache_name": cache.name}, compute=ray.data.ActorPoolStrategy(size=1), **options
+        BatchInference,
+        fn_constructor_kwargs={"model": MODEL, "cache_name": cache.name},
+        compute=ray.data.ActorPoolStrategy(size=1),
+        **options,
     )
     found = {row["name"]: row["output"] for row in mapped.take_all()}
     assert found.keys() == expected.keys()
@@ -180,7 +201,9 @@ def test_a_dataset_of_mixed_sizes_is_mapped_with_the_defaults_of_ray(cache, clip
 def test_what_no_batch_may_be_is_said(cache, clip):
     batch = BatchInference(MODEL, cache_name=cache.name)
     once = batch(table_of(clip[:2], 0))
-    with pytest.raises(errors.InvalidInputError, match=r"the columns \['output', 'latency_ms'\] already.*rename_columns"):
+    with pytest.raises(
+        errors.InvalidInputError, match=r"the columns \['output', 'latency_ms'\] already.*rename_columns"
+    ):
         batch(once)
     numpy_once = batch({"frame": clip[:2]})
     with pytest.raises(errors.InvalidInputError, match="already"):
@@ -195,6 +218,8 @@ def test_what_no_batch_may_be_is_said(cache, clip):
         batch({"frame": clip[:0]})
     with pytest.raises(errors.InvalidInputError, match="column 'frame'"):
         batch({"frame": np.array(["a.png", "b.png"])})
-    nothing = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), [1, 1, 3]), pa.array([[1, 2, 3], None], pa.list_(pa.uint8(), 3)))
+    nothing = pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.uint8(), [1, 1, 3]), pa.array([[1, 2, 3], None], pa.list_(pa.uint8(), 3))
+    )
     with pytest.raises(errors.InvalidInputError, match="without a frame"):
         batch(pa.table({"frame": nothing}))

@@ -39,8 +39,18 @@ def tables_of(dataset):
 
 
 def frames_in(tables, video):
-    rows = pa.concat_tables([table.filter(pa.compute.equal(table["video"], str(video))) for table in tables if str(video) in table["video"].to_pylist()])
-    rows = rows.take(pa.compute.sort_indices(rows, [("frame_index", "ascending")])) if "frame" not in rows.column_names else rows
+    rows = pa.concat_tables(
+        [
+            table.filter(pa.compute.equal(table["video"], str(video)))
+            for table in tables
+            if str(video) in table["video"].to_pylist()
+        ]
+    )
+    rows = (
+        rows.take(pa.compute.sort_indices(rows, [("frame_index", "ascending")]))
+        if "frame" not in rows.column_names
+        else rows
+    )
     order = np.argsort(rows["frame_index"].to_numpy())
     return rows["frame_index"].to_numpy()[order].tolist(), np.concatenate(list(iter_frames(rows)))[order]
 
@@ -87,7 +97,9 @@ def test_columns_are_pushed_into_the_plan(ray_session, clips, tmp_path):
     data = (clips / "b.mkv").read_bytes()
     plan = plan_video(clips / "b.mkv")
     with av.open(str(clips / "b.mkv")) as box:
-        for packet in list(box.demux(box.streams.video[0]))[20:-1]:  # the first ones are decoded to learn what they are like
+        for packet in list(box.demux(box.streams.video[0]))[
+            20:-1
+        ]:  # the first ones are decoded to learn what they are like
             data = data.replace(bytes(packet), b"\xff" * packet.size)
     broken.write_bytes(data)
     with pytest.raises(errors.VideoError, match="Invalid data"):

@@ -58,8 +58,16 @@ def test_a_model_that_is_too_slow_is_refused_before_its_time_is_over(tmp_path):
     node = helper.make_node("Conv", ["x", "k"], ["y"], pads=[15, 15, 15, 15])
     f = TensorProto.FLOAT
     for side in ("h", 96):
-        path = save(tmp_path / f"slow-{side}.onnx", [node], [tensor("x", f, ["n", 3, side, side])], [tensor("y", f, ["n", 3, side, side])], [kernel])
-        with pytest.raises(errors.ModelLoadError, match=r"slow-.*\.onnx is too slow to be tried out: .* s.*Save a spec beside the file"):
+        path = save(
+            tmp_path / f"slow-{side}.onnx",
+            [node],
+            [tensor("x", f, ["n", 3, side, side])],
+            [tensor("y", f, ["n", 3, side, side])],
+            [kernel],
+        )
+        with pytest.raises(
+            errors.ModelLoadError, match=r"slow-.*\.onnx is too slow to be tried out: .* s.*Save a spec beside the file"
+        ):
             inspect_model(path, 0.001)
         assert inspect_model(path, 3600.0) == inspect_model(path)
 
@@ -82,7 +90,10 @@ def test_a_smaller_radius_would_not_do(model_id, tmp_path):
     from genai_ray import SessionLimits
 
     picture = np.random.default_rng(0).integers(0, 65536, (150, 170, 3), np.uint16)
-    with InferenceSession(path, limits=SessionLimits(tile_size_px=2 * smaller + 16 * spec.tile_stride)) as tiled, InferenceSession(model_id) as whole:
+    with (
+        InferenceSession(path, limits=SessionLimits(tile_size_px=2 * smaller + 16 * spec.tile_stride)) as tiled,
+        InferenceSession(model_id) as whole,
+    ):
         assert not np.array_equal(tiled.infer(picture), whole.infer(picture))
 
 
@@ -99,14 +110,33 @@ def tensor(name, kind, shape):
 def not_images(folder):
     f, i = TensorProto.FLOAT, TensorProto.INT64
     weight = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
-    yield save(folder / "matmul.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor("x", f, ["n", 4])], [tensor("y", f, ["n", 2])], [weight])
-    yield save(folder / "tokens.onnx", [helper.make_node("Cast", ["ids"], ["y"], to=f)], [tensor("ids", i, ["b", "t"])], [tensor("y", f, ["b", "t"])])
     yield save(
-        folder / "words.onnx", [helper.make_node("Identity", ["s"], ["y"])], [tensor("s", TensorProto.STRING, [1])], [tensor("y", TensorProto.STRING, [1])]
+        folder / "matmul.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [tensor("x", f, ["n", 4])],
+        [tensor("y", f, ["n", 2])],
+        [weight],
     )
-    yield save(folder / "nothing.onnx", [helper.make_node("Identity", ["w"], ["y"])], [], [tensor("y", f, [4, 2])], [weight])
     yield save(
-        folder / "pooled.onnx", [helper.make_node("GlobalAveragePool", ["x"], ["y"])], [tensor("x", f, [1, 3, "h", "w"])], [tensor("y", f, [1, 3, 1, 1])]
+        folder / "tokens.onnx",
+        [helper.make_node("Cast", ["ids"], ["y"], to=f)],
+        [tensor("ids", i, ["b", "t"])],
+        [tensor("y", f, ["b", "t"])],
+    )
+    yield save(
+        folder / "words.onnx",
+        [helper.make_node("Identity", ["s"], ["y"])],
+        [tensor("s", TensorProto.STRING, [1])],
+        [tensor("y", TensorProto.STRING, [1])],
+    )
+    yield save(
+        folder / "nothing.onnx", [helper.make_node("Identity", ["w"], ["y"])], [], [tensor("y", f, [4, 2])], [weight]
+    )
+    yield save(
+        folder / "pooled.onnx",
+        [helper.make_node("GlobalAveragePool", ["x"], ["y"])],
+        [tensor("x", f, [1, 3, "h", "w"])],
+        [tensor("y", f, [1, 3, 1, 1])],
     )
 
 
@@ -132,7 +162,13 @@ def test_a_net_of_luma_goes_over_each_colour(tmp_path):
     kernel = numpy_helper.from_array(np.full((1, 1, 3, 3), 1 / 9, np.float32), "k")
     node = helper.make_node("Conv", ["x", "k"], ["y"], pads=[1, 1, 1, 1])
     f = TensorProto.FLOAT
-    path = save(tmp_path / "blur.onnx", [node], [tensor("x", f, ["n", 1, "h", "w"])], [tensor("y", f, ["n", 1, "h", "w"])], [kernel])
+    path = save(
+        tmp_path / "blur.onnx",
+        [node],
+        [tensor("x", f, ["n", 1, "h", "w"])],
+        [tensor("y", f, ["n", 1, "h", "w"])],
+        [kernel],
+    )
     picture = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), np.uint8)
     with InferenceSession(path) as session:
         assert session.spec.receptive_field_px == 1
@@ -145,7 +181,9 @@ def test_a_net_of_luma_goes_over_each_colour(tmp_path):
 def test_a_saved_spec_is_used_and_a_broken_one_refused(tmp_path):
     path = tmp_path / "mine.onnx"
     path.write_bytes(CATALOG.path("websr-x2-s").read_bytes())
-    shown = subprocess.run([sys.executable, "-m", "genai_ray.cli", "models", "inspect", path], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "genai_ray.cli", "models", "inspect", path], capture_output=True, text=True, check=True
+    ).stdout
     for key in ("task: upscaling", "scale: 2", "size_multiple: 1", "inputs:", "outputs:", "receptive_field_px: 4"):
         assert key in shown
     path.with_suffix(".yaml").write_text(shown)

@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True
+    )
     (path,) = folder.glob("*.whl")
     return path
 
@@ -40,7 +42,16 @@ def test_the_main_job_in_an_empty_environment(wheel, samples, tmp_path):
     subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True, capture_output=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = [python.with_name("genai-ray"), "enhance", samples / "bigbuckbunny-360p.mp4", "-o", "enhanced.mp4", "--model", "websr-x2-l", "--json"]
+    command = [
+        python.with_name("genai-ray"),
+        "enhance",
+        samples / "bigbuckbunny-360p.mp4",
+        "-o",
+        "enhanced.mp4",
+        "--model",
+        "websr-x2-l",
+        "--json",
+    ]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 132

@@ -11,14 +11,25 @@ import pytest
 
 import genai_ray
 
-MODULES = sorted({"genai_ray", *(info.name for info in pkgutil.walk_packages(genai_ray.__path__, "genai_ray.") if not info.name.endswith("__main__"))})
+MODULES = sorted(
+    {
+        "genai_ray",
+        *(
+            info.name
+            for info in pkgutil.walk_packages(genai_ray.__path__, "genai_ray.")
+            if not info.name.endswith("__main__")
+        ),
+    }
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_all_is_sorted_and_there(name):
     module = importlib.import_module(name)
     assert module.__doc__
-    assert list(module.__all__) == sorted(module.__all__, key=lambda word: (word.upper() != word, word)) or list(module.__all__) == sorted(module.__all__)
+    assert list(module.__all__) == sorted(module.__all__, key=lambda word: (word.upper() != word, word)) or list(
+        module.__all__
+    ) == sorted(module.__all__)
     for word in module.__all__:
         assert getattr(module, word) is not None
 
@@ -31,7 +42,11 @@ def public_callables():
         module = importlib.import_module(name)
         for word in module.__all__:
             thing = getattr(module, word)
-            if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__module__.startswith("genai_ray") and thing not in seen:
+            if (
+                (inspect.isclass(thing) or inspect.isfunction(thing))
+                and thing.__module__.startswith("genai_ray")
+                and thing not in seen
+            ):
                 seen.add(thing)
                 yield thing
                 if inspect.isclass(thing):
@@ -41,7 +56,9 @@ def public_callables():
                             yield function
 
 
-@pytest.mark.parametrize("thing", list(public_callables()), ids=lambda thing: f"{thing.__module__}.{thing.__qualname__}")
+@pytest.mark.parametrize(
+    "thing", list(public_callables()), ids=lambda thing: f"{thing.__module__}.{thing.__qualname__}"
+)
 def test_public_callables_are_documented(thing):
     text = inspect.getdoc(thing) or ""
     assert text
@@ -71,7 +88,9 @@ def test_public_callables_are_documented(thing):
 
 def test_importing_the_package_loads_no_runtime():
     code = "import sys, genai_ray; print([m for m in ('ray', 'onnxruntime', 'av', 'onnx', 'pyarrow', 'pydantic') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_unknown_names_are_attribute_errors():

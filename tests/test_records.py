@@ -30,11 +30,15 @@ def write_large(path, num_bytes, op="Add", domain=""):
     """A model whose one tensor of ``num_bytes`` lies in the file itself, and is a hole there."""
     inputs, outputs = [value("x", "FP32", (num_bytes // 4,))], [value("y", "FP32", (num_bytes // 4,))]
     graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], domain=domain)], "large", inputs, outputs)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else []))
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    )
     model.ir_version = 9
     head = graph.SerializeToString()
     model.ClearField("graph")
-    tensor = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[num_bytes // 4]).SerializeToString() + _field(9, num_bytes)
+    tensor = onnx.TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[num_bytes // 4]
+    ).SerializeToString() + _field(9, num_bytes)
     tensor = _field(5, len(tensor) + num_bytes) + tensor
     with path.open("wb") as file:
         file.write(model.SerializeToString() + _field(7, len(head) + len(tensor) + num_bytes) + head + tensor)
@@ -65,11 +69,20 @@ def write_endless(path):
             helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
             value("before", "FP32", ("n", 3, "h", "w")),
         ],
-        [helper.make_tensor_value_info("goes_on_still", TensorProto.BOOL, []), value("after", "FP32", ("n", 3, "h", "w"))],
+        [
+            helper.make_tensor_value_info("goes_on_still", TensorProto.BOOL, []),
+            value("after", "FP32", ("n", 3, "h", "w")),
+        ],
     )
     steps = helper.make_tensor("steps", TensorProto.INT64, [], [2**62])
     shape = ("n", 3, "h", "w")
-    write(path, [helper.make_node("Loop", ["steps", "", "x"], ["y"], body=step)], [value("x", "FP32", shape)], [value("y", "FP32", shape)], [steps])
+    write(
+        path,
+        [helper.make_node("Loop", ["steps", "", "x"], ["y"], body=step)],
+        [value("x", "FP32", shape)],
+        [value("y", "FP32", shape)],
+        [steps],
+    )
 
 
 def peak_bytes():
@@ -136,8 +149,20 @@ def test_what_was_found_out_is_known_to_the_next_process_and_under_another_name(
 
 
 def test_other_external_data_is_another_model(tmp_path):
-    write(tmp_path / "m.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [value("x", "FP32", (4096,))], [value("y", "FP32", (4096,))], [weights()])
-    onnx.save(onnx.load(tmp_path / "m.onnx"), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    write(
+        tmp_path / "m.onnx",
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        [value("x", "FP32", (4096,))],
+        [value("y", "FP32", (4096,))],
+        [weights()],
+    )
+    onnx.save(
+        onnx.load(tmp_path / "m.onnx"),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="m.data",
+        size_threshold=0,
+    )
     assert [fact.name for fact in read_metadata(str(tmp_path / "m.onnx")).inputs] == ["x"]
     (tmp_path / "m.data").unlink()
     with pytest.raises(ModelLoadError, match=r"m\.data"):
@@ -148,7 +173,9 @@ def weights():
     return numpy_helper.from_array(np.ones(4096, np.float32), "w")
 
 
-@pytest.mark.parametrize("content", [b"", b"no model", b"\x3a\xff\xff\xff\xff\x7f", b"\x3a\x02\x0a\x00" * 1_100_000, b"\xff" * 5_000_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"no model", b"\x3a\xff\xff\xff\xff\x7f", b"\x3a\x02\x0a\x00" * 1_100_000, b"\xff" * 5_000_000]
+)
 def test_what_is_no_model_is_said_to_be_none(tmp_path, content):
     (tmp_path / "bad.onnx").write_bytes(content)
     with pytest.raises(ModelLoadError, match=r"bad\.onnx"):

@@ -19,7 +19,9 @@ import numpy.typing as npt
 from genai_ray.errors import BackendUnavailableError, ConfigError
 from genai_ray.types import ModelBackend
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before it is imported: else it writes an id of this device, and asks for its maker's host
+os.environ.setdefault(
+    "ORT_DISABLE_TELEMETRY", "1"
+)  # before it is imported: else it writes an id of this device, and asks for its maker's host
 
 __all__ = ["RuntimeSession", "TensorInfo", "Tensors", "open_runtime", "resolve_device"]
 
@@ -101,10 +103,14 @@ def open_runtime(
         ModelLoadError: If the model is corrupt or uses what the runtime does not have.
     """
     if backend is ModelBackend.OPENVINO:
-        raise BackendUnavailableError("backend 'openvino'", "onnx, tensorrt, coreml or directml in this version", "Use backend onnx.")
+        raise BackendUnavailableError(
+            "backend 'openvino'", "onnx, tensorrt, coreml or directml in this version", "Use backend onnx."
+        )
     from genai_ray.backends.onnx_runtime import OnnxRuntimeSession  # noqa: PLC0415
 
-    return OnnxRuntimeSession(model, backend=backend, device=device, threads=threads, max_bytes=max_bytes, folder=folder)
+    return OnnxRuntimeSession(
+        model, backend=backend, device=device, threads=threads, max_bytes=max_bytes, folder=folder
+    )
 
 
 def resolve_device(device: str, backend: ModelBackend = ModelBackend.ONNX) -> str:

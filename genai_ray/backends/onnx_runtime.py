@@ -35,7 +35,13 @@ _PROVIDERS = {
     ModelBackend.COREML: "CoreMLExecutionProvider",
     ModelBackend.DIRECTML: "DmlExecutionProvider",
 }
-_BAD_MODEL = (ort_errors.InvalidGraph, ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NoModel, ort_errors.NotImplemented)
+_BAD_MODEL = (
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NoModel,
+    ort_errors.NotImplemented,
+)
 _BAD_RUN = (ort_errors.Fail, ort_errors.RuntimeException, ort_errors.EPFail, ort_errors.NotImplemented, RuntimeError)
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -90,7 +96,9 @@ class OnnxRuntimeSession:
         wanted, got = providers[0][0], self._session.get_providers()[0]
         if wanted != got:
             self._session = None
-            raise BackendUnavailableError(f"asked ONNX Runtime for {wanted}, it chose {got}", do=_say_what_is_missing(wanted))
+            raise BackendUnavailableError(
+                f"asked ONNX Runtime for {wanted}, it chose {got}", do=_say_what_is_missing(wanted)
+            )
         self._is_cpu = wanted == "CPUExecutionProvider"
         self.device = "cpu" if self._is_cpu else (device if ":" in device else f"{device}:0")
         self.computes_in = "fp32" if self._is_cpu else "as the weights"
@@ -136,14 +144,22 @@ class OnnxRuntimeSession:
         """Let go of the model; a second call does nothing."""
         self._session = None
 
-    def _run_with_bfloat16(self, session: ort.InferenceSession, names: list[str], feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
+    def _run_with_bfloat16(
+        self, session: ort.InferenceSession, names: list[str], feeds: Tensors
+    ) -> dict[str, npt.NDArray[Any]]:
         values = {}
         for name, array in feeds.items():
             held = np.array(array, order="C")  # ONNX Runtime takes a writable one only
             is_brain = name in self._bfloat16
-            values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(held, _BFLOAT16) if is_brain else ort.OrtValue.ortvalue_from_numpy(held)
+            values[name] = (
+                ort.OrtValue.ortvalue_from_numpy_with_onnx_type(held, _BFLOAT16)
+                if is_brain
+                else ort.OrtValue.ortvalue_from_numpy(held)
+            )
         results = dict(zip(names, session.run_with_ort_values(names, values), strict=True))
-        return {name: _read_bfloat16(value) if name in self._bfloat16 else value.numpy() for name, value in results.items()}
+        return {
+            name: _read_bfloat16(value) if name in self._bfloat16 else value.numpy() for name, value in results.items()
+        }
 
     def _check(self, feeds: Tensors) -> None:
         wanted = {tensor.name: tensor for tensor in self.inputs}
@@ -155,10 +171,14 @@ class OnnxRuntimeSession:
                 continue  # a shape that the graph may not tell, or no tensor: the runtime judges
             if not isinstance(array, np.ndarray):
                 raise InvalidInputError(f"input {name!r} of type {type(array).__name__}", "a numpy array")
-            fits = len(array.shape) == len(info.shape) and all(b in (None, a) for a, b in zip(array.shape, info.shape, strict=True))
+            fits = len(array.shape) == len(info.shape) and all(
+                b in (None, a) for a, b in zip(array.shape, info.shape, strict=True)
+            )
             if not fits or info.dtype not in (object, array.dtype):
                 shape = "(" + ", ".join("any" if axis is None else str(axis) for axis in info.shape) + ")"
-                raise InvalidInputError(f"input {name!r} of shape {array.shape}, {array.dtype}", f"shape {shape}, {info.dtype}")
+                raise InvalidInputError(
+                    f"input {name!r} of shape {array.shape}, {array.dtype}", f"shape {shape}, {info.dtype}"
+                )
 
 
 @functools.cache
@@ -172,7 +192,9 @@ def choose_device() -> str:
         _log.info("device auto: chose cpu (no NVIDIA GPU is visible)")
         return "cpu"
     if "CUDAExecutionProvider" not in ort.get_available_providers() or _missing_library("CUDAExecutionProvider"):
-        _log.warning("device auto: chose cpu although a GPU is visible: %s", _say_what_is_missing("CUDAExecutionProvider"))
+        _log.warning(
+            "device auto: chose cpu although a GPU is visible: %s", _say_what_is_missing("CUDAExecutionProvider")
+        )
         return "cpu"
     _log.info("device auto: chose cuda:0")
     return "cuda:0"
@@ -197,12 +219,16 @@ def _build_providers(backend: ModelBackend, device: str, max_bytes: int | None) 
         return [cpu]
     wanted = "CUDAExecutionProvider" if backend is ModelBackend.ONNX else _PROVIDERS.get(backend)
     if wanted is None:
-        raise BackendUnavailableError(f"backend {backend.value!r}", "onnx, tensorrt, coreml or directml for ONNX Runtime")
+        raise BackendUnavailableError(
+            f"backend {backend.value!r}", "onnx, tensorrt, coreml or directml for ONNX Runtime"
+        )
     if backend is ModelBackend.TENSORRT and kind == "cpu":
         raise BackendUnavailableError("backend 'tensorrt' on device 'cpu'", "an NVIDIA GPU", "Use device='cuda'.")
     if wanted not in ort.get_available_providers():
         there = ", ".join(ort.get_available_providers())
-        raise BackendUnavailableError(f"asked for {wanted}", f"what this ONNX Runtime has: {there}", _say_what_is_missing(wanted))
+        raise BackendUnavailableError(
+            f"asked for {wanted}", f"what this ONNX Runtime has: {there}", _say_what_is_missing(wanted)
+        )
     options: dict[str, Any] = {}
     if wanted in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         if _count_gpus() == 0 or _missing_library(wanted):
@@ -215,7 +241,9 @@ def _build_providers(backend: ModelBackend, device: str, max_bytes: int | None) 
     return [(wanted, options), cpu]
 
 
-def _create(model: bytes | Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, Any]]]) -> ort.InferenceSession:
+def _create(
+    model: bytes | Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, Any]]]
+) -> ort.InferenceSession:
     if isinstance(model, bytes):
         # A session built from bytes keeps them (33 % more for a net of 32 MB); a file is read and let go.
         with temporary_folder("model") as folder:
@@ -224,7 +252,9 @@ def _create(model: bytes | Path, options: ort.SessionOptions, providers: list[tu
             try:
                 return _create(path, options, providers)
             except ModelLoadError as exc:
-                raise ModelLoadError(exc.got.replace(str(path), "the model").replace(path.name, "the model")) from exc.__cause__
+                raise ModelLoadError(
+                    exc.got.replace(str(path), "the model").replace(path.name, "the model")
+                ) from exc.__cause__
     try:
         return ort.InferenceSession(str(model), options, providers=providers)
     except (*_BAD_MODEL, *_BAD_RUN, ort_errors.InvalidArgument) as exc:
@@ -249,7 +279,11 @@ def _describe(node: ort.NodeArg) -> TensorInfo:
 def _read_bfloat16(value: ort.OrtValue) -> npt.NDArray[np.uint16]:
     shape = value.shape()
     count = int(np.prod(shape))
-    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr())) if count else np.empty(0, np.uint16)
+    bits = (
+        np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
+        if count
+        else np.empty(0, np.uint16)
+    )
     return bits.reshape(shape).copy()
 
 
@@ -290,7 +324,9 @@ def _say_what_is_missing(provider: str) -> str:
     installed = {name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)}
     words = []
     if len(installed) > 1:
-        words.append("onnxruntime and onnxruntime-gpu overwrite each other's files and are both installed: uninstall both, install one")
+        words.append(
+            "onnxruntime and onnxruntime-gpu overwrite each other's files and are both installed: uninstall both, install one"
+        )
     if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         if _count_gpus() == 0:
             words.append("no NVIDIA GPU or driver is visible (NVML finds none)")

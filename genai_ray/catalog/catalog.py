@@ -148,10 +148,16 @@ class ModelCatalog:
                 facts = path.stat()
                 found = hash_file(path, facts.st_size, facts.st_mtime_ns)
                 if spec.sha256 is not None and found != spec.sha256:
-                    raise ModelLoadError(f"{path} has sha256 {found}", spec.sha256, f"Remove it and run `genai-ray models pull {spec.model_id}`.")
+                    raise ModelLoadError(
+                        f"{path} has sha256 {found}",
+                        spec.sha256,
+                        f"Remove it and run `genai-ray models pull {spec.model_id}`.",
+                    )
                 return path
         do = f"Run `genai-ray models pull {spec.model_id}`." if spec.url else f"Put {spec.file} into {models_folder()}."
-        raise ModelNotFoundError(f"{spec.file} of model {spec.model_id} is not in {packaged} or {models_folder()}", do=do)
+        raise ModelNotFoundError(
+            f"{spec.file} of model {spec.model_id} is not in {packaged} or {models_folder()}", do=do
+        )
 
     def _places(self) -> str:
         return " and ".join(str(folder) for folder in self.folders)

@@ -98,7 +98,9 @@ def read_yaml(path: Path | str, model: type[Model]) -> Model:
     try:
         return model.model_validate(read_content(path))
     except ValidationError as exc:
-        fields = "; ".join(f"{'.'.join(map(str, error['loc'])) or 'the file'}: {error['msg']}" for error in exc.errors())
+        fields = "; ".join(
+            f"{'.'.join(map(str, error['loc'])) or 'the file'}: {error['msg']}" for error in exc.errors()
+        )
         raise ConfigError(f"{path}: {fields}", f"the fields of {model.__name__}") from exc
 
 
@@ -126,7 +128,12 @@ def read_content(path: Path | str) -> Any:
             loader.dispose()
     except RecursionError as exc:
         raise ConfigError(f"{path} cannot be read as YAML: it is nested too deep") from exc
-    except (VideoError, yaml.YAMLError, ValueError, OverflowError) as exc:  # a value that is no date, or no text, is a ValueError
+    except (
+        VideoError,
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ) as exc:  # a value that is no date, or no text, is a ValueError
         if isinstance(exc, ConfigError):
             raise
         raise ConfigError(f"{path} cannot be read as YAML: {exc}") from exc

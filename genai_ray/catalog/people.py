@@ -41,5 +41,7 @@ class PeopleServing(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> PeopleServing:
         if self.max_videos_bytes < self.max_video_bytes:
-            raise ValueError(f"max_videos_bytes={self.max_videos_bytes} is less than max_video_bytes={self.max_video_bytes}")
+            raise ValueError(
+                f"max_videos_bytes={self.max_videos_bytes} is less than max_video_bytes={self.max_video_bytes}"
+            )
         return self

@@ -41,13 +41,17 @@ def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise ConfigError(f"the folder of models cannot be made: {exc}", do="Set GENAI_RAY_MODELS to a folder that can be written.") from exc
+        raise ConfigError(
+            f"the folder of models cannot be made: {exc}", do="Set GENAI_RAY_MODELS to a folder that can be written."
+        ) from exc
     target, part = folder / spec.file, folder / f"{spec.file}.part"
     try:
         _download(spec.url, part, progress or (lambda _done, _total: None))
     except (urllib.error.URLError, http.client.HTTPException, OSError) as exc:
         have = part.stat().st_size if part.exists() else 0
-        raise ModelLoadError(f"{spec.url}: {exc}", do=f"{have} bytes are kept in {part}; the same command goes on from there.") from exc
+        raise ModelLoadError(
+            f"{spec.url}: {exc}", do=f"{have} bytes are kept in {part}; the same command goes on from there."
+        ) from exc
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if spec.sha256 is not None and found != spec.sha256:

@@ -129,9 +129,13 @@ class ServeProfile(_Frozen):
     @model_validator(mode="after")
     def _check(self) -> ServeProfile:
         if self.max_bodies_bytes is not None and self.max_bodies_bytes < 2 * self.max_body_bytes:
-            raise ValueError(f"max_bodies_bytes={self.max_bodies_bytes} is less than twice max_body_bytes={self.max_body_bytes}: a packed body counts twice")
+            raise ValueError(
+                f"max_bodies_bytes={self.max_bodies_bytes} is less than twice max_body_bytes={self.max_body_bytes}: a packed body counts twice"
+            )
         if self.max_results_bytes is not None and self.max_results_bytes < self.max_output_bytes:
-            raise ValueError(f"max_results_bytes={self.max_results_bytes} is less than max_output_bytes={self.max_output_bytes}")
+            raise ValueError(
+                f"max_results_bytes={self.max_results_bytes} is less than max_output_bytes={self.max_output_bytes}"
+            )
         return self
 
     def override(self, **fields: Any) -> ServeProfile:
@@ -149,7 +153,9 @@ class ServeProfile(_Frozen):
         try:
             return ServeProfile.model_validate(self.model_dump() | fields)
         except ValidationError as exc:
-            raise ConfigError("; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())) from exc
+            raise ConfigError(
+                "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
+            ) from exc
 
 
 def load_serve_profile(name: str) -> ServeProfile:

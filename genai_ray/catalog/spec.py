@@ -116,7 +116,9 @@ class ModelSpec(_Frozen):
     @property
     def is_tileable(self) -> bool:
         """Whether tiles equal the whole frame bit for bit."""
-        return self.receptive_field_px is not None and not self.is_fixed_size and self.task is not ModelTask.INTERPOLATION
+        return (
+            self.receptive_field_px is not None and not self.is_fixed_size and self.task is not ModelTask.INTERPOLATION
+        )
 
     @property
     def is_path(self) -> bool:

@@ -20,7 +20,10 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster: status, load, evict, watch.")
 
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]", show_default=False)]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]", show_default=False),
+]
 Name = Annotated[str, typer.Option(help="Name of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 
@@ -31,7 +34,11 @@ def _join(name: str, address: str | None, *, make: bool = False) -> Any:
 
     connect(address, start=False)
     if not make and name not in (names := cache_names()):
-        raise ConfigError(f"no cache {name!r} in this cluster", ", ".join(names) or "none is there", "A job, an endpoint or `genai-ray cache load` makes one.")
+        raise ConfigError(
+            f"no cache {name!r} in this cluster",
+            ", ".join(names) or "none is there",
+            "A job, an endpoint or `genai-ray cache load` makes one.",
+        )
     return ModelCache(name=name, address=address)
 
 
@@ -103,9 +110,26 @@ def _draw(status: dict[str, Any]) -> Group:
     )
     devices = Table("device", "kind", "used MB", "free MB", "budget MB", box=None)
     for device in status["devices"]:
-        devices.add_row(device["device"], device["kind"], *(_mb(device[key]) for key in ("used_bytes", "free_bytes", "budget_bytes")))
+        devices.add_row(
+            device["device"],
+            device["kind"],
+            *(_mb(device[key]) for key in ("used_bytes", "free_bytes", "budget_bytes")),
+        )
     models = Table("model", box=None)
-    for column in ("as", "on", "state", "MB", "predicted", "replicas", "hits", "queue", "idle s", "load s", "evicted", "stays"):
+    for column in (
+        "as",
+        "on",
+        "state",
+        "MB",
+        "predicted",
+        "replicas",
+        "hits",
+        "queue",
+        "idle s",
+        "load s",
+        "evicted",
+        "stays",
+    ):
         models.add_column(column, overflow="fold")
     models.columns[0].no_wrap = True
     for entry in status["models"]:
@@ -123,7 +147,9 @@ def _draw(status: dict[str, Any]) -> Group:
             _evicted(history),
             " ".join(word for word in ("pinned", "leased") if entry[word]),
         )
-    troubles = [f"{entry['model_id']} {state}: {entry['reason']}" for state in ("waiting", "failing") for entry in status[state]]
+    troubles = [
+        f"{entry['model_id']} {state}: {entry['reason']}" for state in ("waiting", "failing") for entry in status[state]
+    ]
     return Group(head, devices, models, *troubles)
 
 

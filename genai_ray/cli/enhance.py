@@ -27,47 +27,112 @@ MOST_SHOWN = 20
 
 
 def enhance(
-    inputs: Annotated[list[str], typer.Argument(help="Videos, folders, patterns or URIs; or one manifest (.csv, .parquet).", show_default=False)],
-    output: Annotated[str, typer.Option("--output", "-o", help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs.", show_default=False)],
-    model: Annotated[list[str], typer.Option("--model", "-m", help="Model id or .onnx file; again for a chain.", show_default=False)],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Videos, folders, patterns or URIs; or one manifest (.csv, .parquet).", show_default=False),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="Model id or .onnx file; again for a chain.", show_default=False)
+    ],
     backend: Annotated[ModelBackend | None, typer.Option(help="Runtime. [default: onnx]", show_default=False)] = None,
-    precision: Annotated[ModelPrecision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)] = None,
+    precision: Annotated[
+        ModelPrecision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[str, typer.Option(help="all, or on how many devices the models are to be.")] = "1",
-    device_kind: Annotated[str | None, typer.Option(help="Kinds of devices, such as L4,A10. [default: any]", show_default=False)] = None,
-    param: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for models that have such a param.", show_default=False)] = None,
-    factor: Annotated[int | None, typer.Option(help="Frames for one, with a model that adds frames. [default: 2]", show_default=False)] = None,
-    fps: Annotated[str | None, typer.Option(help="Frames per second instead, such as 60 or 60000/1001.", show_default=False)] = None,
-    scene_threshold: Annotated[float, typer.Option(help="Similarity below which neighbours are a cut apart; 0 for never.")] = 0.3,
+    device_kind: Annotated[
+        str | None, typer.Option(help="Kinds of devices, such as L4,A10. [default: any]", show_default=False)
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for models that have such a param.", show_default=False)
+    ] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="Frames for one, with a model that adds frames. [default: 2]", show_default=False)
+    ] = None,
+    fps: Annotated[
+        str | None, typer.Option(help="Frames per second instead, such as 60 or 60000/1001.", show_default=False)
+    ] = None,
+    scene_threshold: Annotated[
+        float, typer.Option(help="Similarity below which neighbours are a cut apart; 0 for never.")
+    ] = 0.3,
     background: Annotated[
-        str | None, typer.Option(help="alpha, blur, blur:RADIUS, mask or #RRGGBB, with a model that removes it. [default: #00b140]", show_default=False)
+        str | None,
+        typer.Option(
+            help="alpha, blur, blur:RADIUS, mask or #RRGGBB, with a model that removes it. [default: #00b140]",
+            show_default=False,
+        ),
     ] = None,
     codec: Annotated[
         str | None,
-        typer.Option(help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1, prores_ks, png or mjpeg. [default: by suffix, or libx264]", show_default=False),
+        typer.Option(
+            help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1, prores_ks, png or mjpeg. [default: by suffix, or libx264]",
+            show_default=False,
+        ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Encoder preset. [default: the encoder's, medium for libx264]", show_default=False)] = None,
-    crf: Annotated[float | None, typer.Option(help="Constant rate factor. [default: the encoder's, 18 for libx264]", show_default=False)] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Encoder preset. [default: the encoder's, medium for libx264]", show_default=False),
+    ] = None,
+    crf: Annotated[
+        float | None,
+        typer.Option(help="Constant rate factor. [default: the encoder's, 18 for libx264]", show_default=False),
+    ] = None,
     bit_depth: Annotated[int | None, typer.Option(help="8 or 10. [default: as the source]", show_default=False)] = None,
-    encoder_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the encoder.", show_default=False)] = None,
-    tile: Annotated[int | None, typer.Option(help="Longest side of a tile in pixels; 0 for never. [default: automatic]", show_default=False)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Frames handed to a session at a time. [default: 8]", show_default=False)] = None,
-    threads: Annotated[int | None, typer.Option(help="Encoder threads of one segment. [default: 1]", show_default=False)] = None,
-    segment_frames: Annotated[int | None, typer.Option(help="Most frames in a segment. [default: 128]", show_default=False)] = None,
-    max_memory: Annotated[int | None, typer.Option(help="Budget of the model cache in bytes.", show_default=False)] = None,
-    profile: Annotated[str | None, typer.Option(help="laptop, cpu-server, gpu-node, cluster, or a YAML file.", show_default=False)] = None,
+    encoder_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the encoder.", show_default=False)
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Longest side of a tile in pixels; 0 for never. [default: automatic]", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Frames handed to a session at a time. [default: 8]", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Encoder threads of one segment. [default: 1]", show_default=False)
+    ] = None,
+    segment_frames: Annotated[
+        int | None, typer.Option(help="Most frames in a segment. [default: 128]", show_default=False)
+    ] = None,
+    max_memory: Annotated[
+        int | None, typer.Option(help="Budget of the model cache in bytes.", show_default=False)
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="laptop, cpu-server, gpu-node, cluster, or a YAML file.", show_default=False)
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default=False)] = None,
-    work_dir: Annotated[str | None, typer.Option(help="Folder or URI of finished segments.", show_default=False)] = None,
-    name: Annotated[str, typer.Option(help="Names in an output folder, of {folder}, {stem}, {suffix} and {index}.")] = "{folder}{stem}{suffix}",
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the job with the first video that fails.")] = False,
-    max_failures: Annotated[int, typer.Option(min=0, help="Videos of several that may fail before the exit code is 1.")] = 0,
+    work_dir: Annotated[
+        str | None, typer.Option(help="Folder or URI of finished segments.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Names in an output folder, of {folder}, {stem}, {suffix} and {index}.")
+    ] = "{folder}{stem}{suffix}",
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="End the job with the first video that fails.")
+    ] = False,
+    max_failures: Annotated[
+        int, typer.Option(min=0, help="Videos of several that may fail before the exit code is 1.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    allow_truncated: Annotated[bool, typer.Option("--allow-truncated", help="Enhance what is there of a truncated file.")] = False,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Enhance what is there of a truncated file.")
+    ] = False,
     any_format: Annotated[
         bool,
         typer.Option("--any-format", help="Read files that name other files and hosts, such as playlists, as well."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, in which time; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, in which time; write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
 ) -> None:
     """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
@@ -113,7 +178,9 @@ def enhance(
     console = Console(stderr=True)
     shown = _Bar(console) if console.is_terminal else _Lines()
     with shown, redirect_stdout(sys.stderr):  # where Ray tells what befell its processes, it prints it
-        report = enhance_videos(inputs, output, models=model, options=options, on_progress=shown, started_at=_process_start())
+        report = enhance_videos(
+            inputs, output, models=model, options=options, on_progress=shown, started_at=_process_start()
+        )
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
@@ -143,7 +210,10 @@ class _Lines:
         if time.monotonic() - self._told_s < LINE_EVERY_S:
             return
         self._told_s = time.monotonic()
-        print(f"{progress.stage}: {_clips_of(progress)}{progress.frames_done} of {progress.frames_total} frames{_left_of(progress)}", file=sys.stderr)
+        print(
+            f"{progress.stage}: {_clips_of(progress)}{progress.frames_done} of {progress.frames_total} frames{_left_of(progress)}",
+            file=sys.stderr,
+        )
 
 
 def _clips_of(progress: Any) -> str:
@@ -181,7 +251,12 @@ class _Bar:
 
     def __call__(self, progress: Any) -> None:
         counts = {"completed": progress.frames_done, "total": progress.frames_total}
-        self._progress.update(self._task, description=f"{_clips_of(progress)}{progress.stage}", left=_left_of(progress).lstrip(", "), **counts)
+        self._progress.update(
+            self._task,
+            description=f"{_clips_of(progress)}{progress.stage}",
+            left=_left_of(progress).lstrip(", "),
+            **counts,
+        )
 
 
 def _parse_params(pairs: list[str]) -> dict[str, float]:
@@ -225,25 +300,38 @@ def _print_forecast(forecast: Any, as_json: bool) -> None:
         if clip.status == "todo":
             (width, height), (out_width, out_height) = clip.size_in, clip.size_out
             done = f", {clip.segments_done} of them finished" if clip.segments_done else ""
-            table.add_row("", f"{width}x{height} -> {out_width}x{out_height}, {clip.frames} frames to be made, {clip.segments} segments{done}")
+            table.add_row(
+                "",
+                f"{width}x{height} -> {out_width}x{out_height}, {clip.frames} frames to be made, {clip.segments} segments{done}",
+            )
         else:
             table.add_row("", clip.error or "was done before")
     if len(forecast.clips) > MOST_SHOWN:
         table.add_row("", f"and {len(forecast.clips) - MOST_SHOWN} more videos (--json has all)")
     states = [clip.status for clip in forecast.clips]
-    table.add_row("videos", f"{states.count('todo')} to be done, {states.count('done')} done before, {states.count('failed')} would fail")
-    table.add_row("in all", f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB")
+    table.add_row(
+        "videos",
+        f"{states.count('todo')} to be done, {states.count('done')} done before, {states.count('failed')} would fail",
+    )
+    table.add_row(
+        "in all", f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB"
+    )
     for model_id, num_bytes in forecast.models.items():
         table.add_row("model", f"{model_id}, {num_bytes / 1e6:.0f} MB")
     if forecast.expected_s is not None:
-        table.add_row("time", f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, by a trial on a few frames")
+        table.add_row(
+            "time",
+            f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, by a trial on a few frames",
+        )
     Console(soft_wrap=True).print(table)
 
 
 def _print_table(report: Any) -> None:
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     for video in report.videos if report.clips <= MOST_SHOWN else ():
-        table.add_row("video", f"{video.source} -> {video.output}{' (was done before)' if video.status == 'skipped' else ''}")
+        table.add_row(
+            "video", f"{video.source} -> {video.output}{' (was done before)' if video.status == 'skipped' else ''}"
+        )
         if video.frames and video.size_in[0]:
             (width, height), (out_width, out_height) = video.size_in, video.size_out
             table.add_row("size", f"{width}x{height} -> {out_width}x{out_height}")
@@ -255,7 +343,10 @@ def _print_table(report: Any) -> None:
     for video in failed[:MOST_SHOWN]:
         table.add_row("failed", video.error if video.source in video.error else f"{video.source}: {video.error}")
     if report.results is not None:
-        table.add_row("videos", f"{report.clips}, of which {report.clips_skipped} were done before and {report.clips_failed} failed; {report.results}")
+        table.add_row(
+            "videos",
+            f"{report.clips}, of which {report.clips_skipped} were done before and {report.clips_failed} failed; {report.results}",
+        )
     reused = f" ({report.segments_reused} of {report.segments} segments reused)" if report.segments_reused else ""
     table.add_row("frames", f"{report.frames}{reused}")
     table.add_row("speed", f"{report.fps:.1f} frames/s")

@@ -51,7 +51,9 @@ def pull(model: str) -> None:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(spec.model_id, total=spec.size_bytes)
-        path = pull_model(spec, models_folder(), progress=lambda done, total: progress.update(task, completed=done, total=total))
+        path = pull_model(
+            spec, models_folder(), progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
     print(path)
 
 

@@ -158,7 +158,9 @@ def uses_gpu(device: str, backend: ModelBackend) -> bool:
     return wants_gpu(device, backend, has_gpus=any(resources.get("GPU", 0) for resources in nodes_alive().values()))
 
 
-def allowed_kinds(devices: Iterable[Device], device: str, backend: ModelBackend, names: tuple[str, ...] = ()) -> frozenset[str]:
+def allowed_kinds(
+    devices: Iterable[Device], device: str, backend: ModelBackend, names: tuple[str, ...] = ()
+) -> frozenset[str]:
     """Return the kinds of devices that a request may go to.
 
     Args:
@@ -178,7 +180,9 @@ def allowed_kinds(devices: Iterable[Device], device: str, backend: ModelBackend,
     gpus = kinds - {CPU}
     is_gpu = wants_gpu(device, backend, has_gpus=bool(gpus))
     if is_gpu and not gpus:
-        raise BackendUnavailableError(f"asked for device {device!r}", "cpu, since no node of this cluster has an NVIDIA GPU", "Use device='cpu'.")
+        raise BackendUnavailableError(
+            f"asked for device {device!r}", "cpu, since no node of this cluster has an NVIDIA GPU", "Use device='cpu'."
+        )
     wanted = gpus if is_gpu else kinds & {CPU}
     if not names:
         return frozenset(wanted)
@@ -216,8 +220,12 @@ def gpu_used_bytes(gpu: str, pid: int) -> int | None:
     try:
         pynvml.nvmlInit()
         try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
-            used = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
+            )
+            used = {
+                process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            }
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as exc:
@@ -229,7 +237,9 @@ def gpu_used_bytes(gpu: str, pid: int) -> int | None:
 @functools.cache
 def _warn_of_nvml(gpu: str, reason: str) -> None:
     """Say once what is wrong: sessions are asked every few seconds."""
-    _log.warning("NVML does not tell what this process takes of GPU %s (%s): it counts as what was reserved", gpu, reason)
+    _log.warning(
+        "NVML does not tell what this process takes of GPU %s (%s): it counts as what was reserved", gpu, reason
+    )
 
 
 def _probe_gpus(count: int) -> list[tuple[str, str, int]]:
@@ -239,20 +249,37 @@ def _probe_gpus(count: int) -> list[tuple[str, str, int]]:
     import pynvml  # noqa: PLC0415
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in visible.split(",") if name.strip()] if visible else [str(index) for index in range(count)]
+    names = (
+        [name.strip() for name in visible.split(",") if name.strip()]
+        if visible
+        else [str(index) for index in range(count)]
+    )
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as exc:
         _log.warning(
-            "Ray counts %d GPUs on this node and NVML finds none (%s): no session goes there; %s makes logical ones of them", count, exc, LOGICAL_GPU_BYTES
+            "Ray counts %d GPUs on this node and NVML finds none (%s): no session goes there; %s makes logical ones of them",
+            count,
+            exc,
+            LOGICAL_GPU_BYTES,
         )
         return []
     try:
         found = []
         for name in names[:count]:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(name))
+                if name.isdigit()
+                else pynvml.nvmlDeviceGetHandleByUUID(name)
+            )
             kind = pynvml.nvmlDeviceGetName(handle)
-            found.append((name, kind.decode() if isinstance(kind, bytes) else kind, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)))
+            found.append(
+                (
+                    name,
+                    kind.decode() if isinstance(kind, bytes) else kind,
+                    int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                )
+            )
         return found
     finally:
         pynvml.nvmlShutdown()

@@ -67,7 +67,11 @@ class SessionRequest:
             The limits.
         """
         return SessionLimits(
-            max_bytes=max_bytes, max_frame=self.max_frame, max_batch=self.max_batch, tile_size_px=self.tile_size_px, warmup_shapes=self.warmup_shapes
+            max_bytes=max_bytes,
+            max_frame=self.max_frame,
+            max_batch=self.max_batch,
+            tile_size_px=self.tile_size_px,
+            warmup_shapes=self.warmup_shapes,
         )
 
 

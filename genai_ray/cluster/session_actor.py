@@ -62,13 +62,17 @@ class SessionActor:
         keeper: Actor of the cache, which is asked for more bytes.
     """
 
-    def __init__(self, cache: str, request: SessionRequest, digest: str, reserved_bytes: int, held_bytes: int, keeper: Any) -> None:
+    def __init__(
+        self, cache: str, request: SessionRequest, digest: str, reserved_bytes: int, held_bytes: int, keeper: Any
+    ) -> None:
         gpus = ray.get_gpu_ids()
         if not gpus or os.environ.get(LOGICAL_GPU_BYTES):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and every GPU would be seen
         self._cache, self._request, self._digest, self._keeper = cache, request, digest, keeper
         self._reserved_bytes, self._held_bytes = reserved_bytes, held_bytes
-        self._started = Started(ray.get_runtime_context().get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes())
+        self._started = Started(
+            ray.get_runtime_context().get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes()
+        )
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._session: InferenceSession | None = None
         self._frames_of: Counter[str] = Counter()
@@ -301,7 +305,9 @@ class SessionActor:
         request = self._request
         device = "cpu" if self._started.gpu is None or os.environ.get(LOGICAL_GPU_BYTES) else "cuda"
         limits = replace(request.limits(room), reserve=self._reserve)
-        session = InferenceSession(request.model, backend=request.backend, precision=request.precision, device=device, limits=limits)
+        session = InferenceSession(
+            request.model, backend=request.backend, precision=request.precision, device=device, limits=limits
+        )
         try:
             session.warmup()
         except BaseException:
@@ -351,7 +357,9 @@ class SessionActor:
         if self._started.gpu is not None and not os.environ.get(LOGICAL_GPU_BYTES):
             used = gpu_used_bytes(self._started.gpu, self._started.pid)
             return self._reserved_bytes if used is None else used
-        if self._session is not None and self._session.is_loading:  # the file that is loaded goes again, as in the first load
+        if (
+            self._session is not None and self._session.is_loading
+        ):  # the file that is loaded goes again, as in the first load
             return min(anonymous_bytes(), self._most_bytes or self._reserved_bytes)
         return anonymous_bytes()
 

@@ -18,7 +18,15 @@ from pathlib import Path
 
 from genai_ray.errors import ConfigError
 
-__all__ = ["cache_folder", "home_folder", "make_folder", "remove_folder", "sweep_folders", "temporary_base", "temporary_folder"]
+__all__ = [
+    "cache_folder",
+    "home_folder",
+    "make_folder",
+    "remove_folder",
+    "sweep_folders",
+    "temporary_base",
+    "temporary_folder",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +55,11 @@ def cache_folder() -> Path:
         if _can_write(instead) and _is_private(instead):
             if wanted not in _told:
                 _told.add(wanted)
-                _log.warning("%s cannot be written: what is remembered from run to run is in %s; set XDG_CACHE_HOME to another folder", wanted, instead)
+                _log.warning(
+                    "%s cannot be written: what is remembered from run to run is in %s; set XDG_CACHE_HOME to another folder",
+                    wanted,
+                    instead,
+                )
             return instead
     return wanted
 

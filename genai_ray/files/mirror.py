@@ -68,6 +68,10 @@ def _folder(place: str) -> Path:
 
 
 def _forget_old_versions(folder: Path) -> None:
-    versions = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.stat().st_mtime, reverse=True)
+    versions = sorted(
+        (path for path in folder.iterdir() if not path.name.startswith(".")),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
     for path in versions[_VERSIONS_KEPT:]:
         shutil.rmtree(path, ignore_errors=True)

@@ -90,10 +90,14 @@ def find_facts(place: str) -> FileFacts | None:
         except FileNotFoundError as exc:
             cause = exc.__cause__
             if type(cause).__module__.startswith("aiohttp") and getattr(cause, "status", None) not in _GONE:
-                raise VideoError(f"{place}: looking failed: {describe(cause or exc)}") from exc  # fsspec calls every failure of a server so
+                raise VideoError(
+                    f"{place}: looking failed: {describe(cause or exc)}"
+                ) from exc  # fsspec calls every failure of a server so
             return None
         size = info.get("size")
-        return FileFacts(-1 if size is None else int(size), next((str(info[name]) for name in _STAMPS if info.get(name)), ""))
+        return FileFacts(
+            -1 if size is None else int(size), next((str(info[name]) for name in _STAMPS if info.get(name)), "")
+        )
 
 
 def is_folder(place: str) -> bool:
@@ -131,7 +135,9 @@ def expand(place: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]] | Non
     Raises:
         VideoError: If nothing matches, or the store fails.
     """
-    is_pattern = any(sign in place for sign in "*?[") and _find_facts_or_none(place) is None and not place.startswith(_READ_ONLY)
+    is_pattern = (
+        any(sign in place for sign in "*?[") and _find_facts_or_none(place) is None and not place.startswith(_READ_ONLY)
+    )
     if not is_pattern and not is_folder(place):
         return None
     if is_pattern:
@@ -141,7 +147,9 @@ def expand(place: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]] | Non
         pairs = [(relative, name) for relative, name in list_files(place, ("**",)) if name.lower().endswith(suffixes)]
         found, root = [name for _, name in pairs], _root(place)
     if not found:
-        raise VideoError(f"{place}: no video matches", f"files ending in {', '.join(suffixes)}" if not is_pattern else "")
+        raise VideoError(
+            f"{place}: no video matches", f"files ending in {', '.join(suffixes)}" if not is_pattern else ""
+        )
     relative = [os.path.dirname(name.removeprefix(root).lstrip("/")) for name in found]
     return [(name, f"{folder}/" if folder else "") for name, folder in zip(found, relative, strict=True)]
 
@@ -166,7 +174,9 @@ def list_files(folder: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
             store.ls(f"{root}/", detail=False)  # raises where there is no such folder; a pattern would match nothing
         else:
             os.listdir(root)
-    found = [name for pattern in patterns for name in _match(f"{root if is_remote(root) else glob.escape(root)}/{pattern}")]
+    found = [
+        name for pattern in patterns for name in _match(f"{root if is_remote(root) else glob.escape(root)}/{pattern}")
+    ]
     return sorted((name.removeprefix(root).lstrip("/"), name) for name in found)
 
 
@@ -190,7 +200,9 @@ def list_names(folder: str) -> list[str]:
                 return []
     with file_errors(folder, "listing"):
         try:
-            return sorted(os.path.basename(str(entry).rstrip("/")) for entry in file_system(folder).ls(folder, detail=False))
+            return sorted(
+                os.path.basename(str(entry).rstrip("/")) for entry in file_system(folder).ls(folder, detail=False)
+            )
         except FileNotFoundError:
             return []
 
@@ -206,7 +218,11 @@ def _match(pattern: str) -> list[str]:
         return sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
     with file_errors(pattern, "listing"):
         store = file_system(pattern)
-        return sorted(_with_scheme(pattern, name) for name, info in store.glob(pattern, detail=True).items() if info["type"] == "file")
+        return sorted(
+            _with_scheme(pattern, name)
+            for name, info in store.glob(pattern, detail=True).items()
+            if info["type"] == "file"
+        )
 
 
 def _root(place: str) -> str:

@@ -8,7 +8,23 @@ from pathlib import Path
 
 __all__ = ["identify_folder", "name_machine", "name_process_space"]
 
-_SHARED = ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "afs", "pvfs2", "gfs2", "ocfs2", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs")
+_SHARED = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "ceph",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "afs",
+    "pvfs2",
+    "gfs2",
+    "ocfs2",
+    "fuse.ceph",
+    "fuse.glusterfs",
+    "fuse.juicefs",
+)
 """File systems of several machines at once, as the kernel names them; of others each machine has its own."""
 
 

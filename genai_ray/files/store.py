@@ -78,7 +78,8 @@ def file_system(place: str) -> Any:
         raise ConfigError(f"{place}: {exc}", "a path, or a URI such as s3://, gs:// or https://") from exc
     except ImportError as exc:
         raise ConfigError(
-            f"{place}: what reads {scheme}:// is not installed ({exc})", do="Install it first, such as s3fs for s3:// or gcsfs for gs://."
+            f"{place}: what reads {scheme}:// is not installed ({exc})",
+            do="Install it first, such as s3fs for s3:// or gcsfs for gs://.",
         ) from exc
 
 
@@ -88,7 +89,12 @@ def foreign_errors() -> tuple[type[BaseException], ...]:
     Returns:
         Classes, for an ``except``.
     """
-    loaded = [getattr(sys.modules[module], name) for module, names in _ERRORS.items() if module in sys.modules for name in names]
+    loaded = [
+        getattr(sys.modules[module], name)
+        for module, names in _ERRORS.items()
+        if module in sys.modules
+        for name in names
+    ]
     return (OSError, EOFError, ValueError, *loaded)
 
 

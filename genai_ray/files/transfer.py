@@ -136,7 +136,9 @@ def check_writable(place: str) -> None:
         ConfigError: If its scheme is for reading only.
     """
     if place.startswith(tuple(f"{scheme}://" for scheme in _READ_ONLY)):
-        raise ConfigError(f"{place} as an output", "a path, or a URI of a store that can be written, such as s3:// or gs://")
+        raise ConfigError(
+            f"{place} as an output", "a path, or a URI of a store that can be written, such as s3:// or gs://"
+        )
 
 
 def remove(places: Iterable[str]) -> None:
@@ -177,7 +179,9 @@ class _Remote(io.RawIOBase):
         try:
             return bytes(self._file.read(size))
         except foreign_errors() as exc:
-            raise VideoError(f"{self._place}: reading at byte {at} of {self._file.size} failed: {describe(exc)}") from exc
+            raise VideoError(
+                f"{self._place}: reading at byte {at} of {self._file.size} failed: {describe(exc)}"
+            ) from exc
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))

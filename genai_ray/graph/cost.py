@@ -67,4 +67,8 @@ def _value_bytes(value: onnx.ValueInfoProto) -> int:
 
 
 def _item_bytes(kind: int) -> int:
-    return 0 if kind in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING) else helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return (
+        0
+        if kind in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
+        else helper.tensor_dtype_to_np_dtype(kind).itemsize
+    )

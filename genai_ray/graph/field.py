@@ -152,7 +152,9 @@ def _pass(node: onnx.NodeProto, reach: _Reach, constants: dict[str, onnx.TensorP
     raise _UnknownError
 
 
-def _pass_kernel(node: onnx.NodeProto, reach: _Reach, constants: dict[str, onnx.TensorProto], attributes: dict[str, object]) -> _Reach:
+def _pass_kernel(
+    node: onnx.NodeProto, reach: _Reach, constants: dict[str, onnx.TensorProto], attributes: dict[str, object]
+) -> _Reach:
     weights = constants.get(node.input[1]) if len(node.input) > 1 else None
     kernel = attributes.get("kernel_shape") or (list(weights.dims[2:]) if weights is not None else None)
     if not isinstance(kernel, list):
@@ -174,17 +176,26 @@ def _integers(value: object, default: list[int]) -> list[int]:
     return value if isinstance(value, list) else default
 
 
-def _pass_resize(node: onnx.NodeProto, reach: _Reach, constants: dict[str, onnx.TensorProto], attributes: dict[str, object]) -> _Reach:
+def _pass_resize(
+    node: onnx.NodeProto, reach: _Reach, constants: dict[str, onnx.TensorProto], attributes: dict[str, object]
+) -> _Reach:
     # Upsample 7 has an attribute; Upsample 9 and Resize 10 have them second; Resize 11 has them third.
     scales = constants.get(node.input[min(len(node.input) - 1, 2)])
-    factors = attributes.get("scales") or (onnx.numpy_helper.to_array(scales).tolist() if scales is not None and scales.dims else None)
+    factors = attributes.get("scales") or (
+        onnx.numpy_helper.to_array(scales).tolist() if scales is not None and scales.dims else None
+    )
     if not isinstance(factors, list) or not factors:
         raise _UnknownError
     factor = Fraction(float(factors[-1])).limit_denominator(64)
-    if factor <= 0 or attributes.get("coordinate_transformation_mode") in (b"align_corners", b"tf_crop_and_resize"):  # these see the whole frame
+    if factor <= 0 or attributes.get("coordinate_transformation_mode") in (
+        b"align_corners",
+        b"tf_crop_and_resize",
+    ):  # these see the whole frame
         raise _UnknownError
     mode = attributes.get("mode", b"nearest")
-    taps = {b"nearest": Fraction(0), b"linear": Fraction(1), b"cubic": Fraction(2)}.get(mode if isinstance(mode, bytes) else b"")
+    taps = {b"nearest": Fraction(0), b"linear": Fraction(1), b"cubic": Fraction(2)}.get(
+        mode if isinstance(mode, bytes) else b""
+    )
     if taps is None:
         raise _UnknownError
     widened = taps / factor if factor < 1 and attributes.get("antialias") else taps

@@ -48,7 +48,11 @@ def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
     if not spec.batchable:
         fused.CopyFrom(model)
     if _opset_of(fused) < _OLDEST_OPSET:
-        raise ModelLoadError(f"{spec.model_id} is of operator set {_opset_of(fused)}", f"{_OLDEST_OPSET} or later for frames", "Convert it, or use run().")
+        raise ModelLoadError(
+            f"{spec.model_id} is of operator set {_opset_of(fused)}",
+            f"{_OLDEST_OPSET} or later for frames",
+            "Convert it, or use run().",
+        )
     if spec.is_resized:
         fused = _raise_opset(fused)
     builder = _Builder(fused, spec, np.dtype(dtype), peak)
@@ -98,7 +102,9 @@ class _Builder:
     def _make_way(self, output: str) -> str:
         """Rename the model's own tensors that are called as the fused graph's ends are; return the output's name after that."""
         taken = {"frames", "frames0", "frames1", "output"}
-        inner = {name for node in walk_nodes(self.model.graph) for name in node.output} | {tensor.name for tensor in self.model.graph.initializer}
+        inner = {name for node in walk_nodes(self.model.graph) for name in node.output} | {
+            tensor.name for tensor in self.model.graph.initializer
+        }
         renamed = {name: f"{_PREFIX}model.{name}" for name in taken & inner}
         if renamed:
             _rename(self.model.graph, renamed)
@@ -124,7 +130,15 @@ class _Builder:
         if tensor.channels == 1:
             value = self._node("Reshape", value, self._fold(value, 1))
         if is_resized and tensor.height is not None:
-            value = self._node("Resize", value, "", "", self._sizes(value, tensor.height, tensor.width or tensor.height), mode="linear", antialias=1)
+            value = self._node(
+                "Resize",
+                value,
+                "",
+                "",
+                self._sizes(value, tensor.height, tensor.width or tensor.height),
+                mode="linear",
+                antialias=1,
+            )
         # One multiplication and one addition do the range and the normalisation together.
         gain = np.float64((high - low) / self.peak) / np.asarray(tensor.std or 1.0, np.float64)
         shift = (low - np.asarray(tensor.mean or 0.0, np.float64)) / np.asarray(tensor.std or 1.0, np.float64)
@@ -170,7 +184,9 @@ class _Builder:
             value = self._node("Transpose", value, perm=[0, 3, 1, 2])
         if is_resized:
             size = self._axes(frames, 1, 3)
-            value = self._node("Resize", value, "", "", self._node("Concat", self._axes(value, 0, 2), size, axis=0), mode="linear")
+            value = self._node(
+                "Resize", value, "", "", self._node("Concat", self._axes(value, 0, 2), size, axis=0), mode="linear"
+            )
         if low != 0:
             value = self._node("Sub", value, self._constant(np.float32(low)))
         if self.peak != high - low:
@@ -191,7 +207,9 @@ class _Builder:
         return self._node("Clip", value, self._constant(np.float32(0)), self._constant(np.float32(self.peak)))
 
     def _round(self, value: str) -> str:
-        if self.opset < 11:  # Round came with set 11; a float32 this large has no fraction, and is rounded to it as Round does
+        if (
+            self.opset < 11
+        ):  # Round came with set 11; a float32 this large has no fraction, and is rounded to it as Round does
             large = self._constant(np.float32(2**23))
             return self._node("Sub", self._node("Add", value, large), large)
         return self._node("Round", value)
@@ -201,7 +219,9 @@ class _Builder:
         return self._node("Concat", self._constant(np.array([-1, channels], np.int64)), self._axes(value, 2, 4), axis=0)
 
     def _sizes(self, value: str, height: int, width: int) -> str:
-        return self._node("Concat", self._axes(value, 0, 2), self._constant(np.array([height, width], np.int64)), axis=0)
+        return self._node(
+            "Concat", self._axes(value, 0, 2), self._constant(np.array([height, width], np.int64)), axis=0
+        )
 
     def _axes(self, value: str, start: int, stop: int) -> str:
         """Sizes of some axes of a tensor."""
@@ -218,7 +238,9 @@ class _Builder:
     def _node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         self.count += 1
         result = output or f"{_PREFIX}{kind.lower()}{self.count}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [result], name=f"{_PREFIX}node{self.count}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), [result], name=f"{_PREFIX}node{self.count}", **attributes)
+        )
         return result
 
     def _rename_input(self, name: str, value: str) -> None:
@@ -230,7 +252,10 @@ class _Builder:
 
 def _opset_of(model: Graph) -> int:
     """Return the operator set of a model; a runtime takes its latest where a file names none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), onnx.defs.onnx_opset_version())
+    return next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        onnx.defs.onnx_opset_version(),
+    )
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
@@ -253,4 +278,6 @@ def _raise_opset(model: Graph) -> Graph:
     try:
         return version_converter.convert_version(model, _ANTIALIAS_OPSET)
     except (RuntimeError, ValueError) as exc:
-        raise ModelLoadError(f"the model's operator set {version} cannot be raised to {_ANTIALIAS_OPSET}: {exc}") from exc
+        raise ModelLoadError(
+            f"the model's operator set {version} cannot be raised to {_ANTIALIAS_OPSET}: {exc}"
+        ) from exc

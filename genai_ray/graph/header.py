@@ -55,7 +55,11 @@ def read_header(path: Path) -> Graph:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read() if size <= WHOLE_FILE_BYTES else b"".join(_Reader(file, path.name).message("model", 0, size, 0))
+            data = (
+                file.read()
+                if size <= WHOLE_FILE_BYTES
+                else b"".join(_Reader(file, path.name).message("model", 0, size, 0))
+            )
         model = Graph.FromString(data)
     except (DecodeError, OSError) as exc:
         raise ModelLoadError(f"{path} is not a usable ONNX file: {exc}") from exc
@@ -74,7 +78,9 @@ def external_files(model: Graph) -> list[str]:
     Returns:
         Their paths within the model's folder, sorted, each once.
     """
-    return sorted({entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"})
+    return sorted(
+        {entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"}
+    )
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -104,7 +110,9 @@ class _Reader:
             if inner is None:
                 parts.append(self._bytes(field_start, end))
                 continue
-            content = b"".join(self._tensor(begin, end) if inner == "tensor" else self.message(inner, begin, end, depth + 1))
+            content = b"".join(
+                self._tensor(begin, end) if inner == "tensor" else self.message(inner, begin, end, depth + 1)
+            )
             parts += [_key(number, _BYTES), _varint(len(content)), content]
         return parts
 
@@ -113,13 +121,24 @@ class _Reader:
         for number, wire, field_start, begin, end in self._fields(start, stop):
             if number == 2 and wire == _VARINT:  # its type
                 elements = self._bytes(begin, end)[0]
-            if wire == _BYTES and end - begin > _LARGE_TENSOR_BYTES and number in (_RAW_DATA, _FLOAT_DATA, _DOUBLE_DATA):
+            if (
+                wire == _BYTES
+                and end - begin > _LARGE_TENSOR_BYTES
+                and number in (_RAW_DATA, _FLOAT_DATA, _DOUBLE_DATA)
+            ):
                 data.append((number, begin, end))
             else:
                 parts.append(self._bytes(field_start, end))
         wanted = {_RAW_DATA: elements, _FLOAT_DATA: onnx.TensorProto.FLOAT, _DOUBLE_DATA: onnx.TensorProto.DOUBLE}
         if len(data) != 1 or wanted[data[0][0]] != elements:
-            return [*parts, *(part for number, begin, end in data for part in (_key(number, _BYTES), _varint(end - begin), self._bytes(begin, end)))]
+            return [
+                *parts,
+                *(
+                    part
+                    for number, begin, end in data
+                    for part in (_key(number, _BYTES), _varint(end - begin), self._bytes(begin, end))
+                ),
+            ]
         _, begin, end = data[0]
         place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
         for key, value in (("location", self._name), ("offset", begin), ("length", end - begin)):

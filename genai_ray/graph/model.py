@@ -214,7 +214,11 @@ def _describe(value: onnx.ValueInfoProto) -> GraphTensor:
     if not value.type.HasField("tensor_type"):
         return GraphTensor(value.name, "", None)
     kind = value.type.tensor_type
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim) if kind.HasField("shape") else None
+    shape = (
+        tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+        if kind.HasField("shape")
+        else None
+    )
     return GraphTensor(value.name, element_name(kind.elem_type), shape)
 
 

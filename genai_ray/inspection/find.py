@@ -80,7 +80,9 @@ def read_tensors(spec: ModelSpec, path: Path) -> tuple[tuple[GraphTensor, ...], 
     Raises:
         ModelLoadError: If the file is corrupt.
     """
-    return tensors_of(path) if spec.is_path else graph_tensors(read_header(path))  # files of the catalog are checked by their hash
+    return (
+        tensors_of(path) if spec.is_path else graph_tensors(read_header(path))
+    )  # files of the catalog are checked by their hash
 
 
 def _is_spec(saved: Path) -> bool:

@@ -82,7 +82,8 @@ def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, 
     """
     told = _told_of(path, is_tried=False)
     inputs, outputs = (
-        tuple(GraphTensor(name, element, None if shape is None else tuple(shape)) for name, element, shape in told[end]) for end in ("inputs", "outputs")
+        tuple(GraphTensor(name, element, None if shape is None else tuple(shape)) for name, element, shape in told[end])
+        for end in ("inputs", "outputs")
     )
     return inputs, outputs
 
@@ -109,7 +110,9 @@ def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
     model, file = read_header(Path(path)), Path(path)
     inputs, outputs = graph_tensors(model)
     is_complete = all(tensor.element and tensor.shape is not None for tensor in (*inputs, *outputs))
-    files: list[list[Any]] = [[name, *_state_of(file.parent / name)] for name in external_files(model) if name != file.name]
+    files: list[list[Any]] = [
+        [name, *_state_of(file.parent / name)] for name in external_files(model) if name != file.name
+    ]
     if is_tried or not is_complete:
         raise_limit(DATA_FACTOR * (sum(size for _, size, _ in files) + (0 if is_tried else file.stat().st_size)))
     if not is_complete:

@@ -42,7 +42,9 @@ _MIN_PICTURE_PX = 32
 _RUNS = 8
 """All trial runs together take about as long as so many with the largest frame."""
 
-SAVE_SPEC = "Save a spec beside the file, as NAME.yaml: then no trial runs are needed (`genai-ray models inspect` writes one)."
+SAVE_SPEC = (
+    "Save a spec beside the file, as NAME.yaml: then no trial runs are needed (`genai-ray models inspect` writes one)."
+)
 """What to do with a model that cannot be tried out."""
 _MAX_MINIMUM_PX = 64
 _COLOURS = (1, 3)
@@ -67,7 +69,9 @@ def inspect_model(path: Path, within_s: float = math.inf) -> ModelSpec:
     if not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file")
     model, is_small = read_header(path), path.stat().st_size <= WHOLE_FILE_BYTES
-    runtime = open_runtime(path) if is_small else open_runtime(model.SerializeToString(), folder=path.parent)  # weights are mapped then, not copied
+    runtime = (
+        open_runtime(path) if is_small else open_runtime(model.SerializeToString(), folder=path.parent)
+    )  # weights are mapped then, not copied
     try:
         trial = _Trial(path, runtime, within_s)
         spec = trial.describe()
@@ -104,7 +108,9 @@ def ask_runtime(path: Path, tensors: Iterable[GraphTensor]) -> tuple[GraphTensor
 
 def _complete(tensor: GraphTensor, info: TensorInfo) -> GraphTensor:
     shape = tuple(-1 if axis is None else axis for axis in info.shape) or None
-    return GraphTensor(tensor.name, tensor.element or element_name(info.dtype), shape if tensor.shape is None else tensor.shape)
+    return GraphTensor(
+        tensor.name, tensor.element or element_name(info.dtype), shape if tensor.shape is None else tensor.shape
+    )
 
 
 @dataclass(slots=True)
@@ -141,7 +147,10 @@ class _Trial:
         spec = spec.model_copy(
             update={
                 "inputs": inputs,
-                "params": {info.name: ParamSpec(default=0.5, minimum=0.0, maximum=1.0, description="not known") for info in params},
+                "params": {
+                    info.name: ParamSpec(default=0.5, minimum=0.0, maximum=1.0, description="not known")
+                    for info in params
+                },
             }
         )
         for info in params:
@@ -159,7 +168,9 @@ class _Trial:
             self.unsure.append(f"what it gives: no picture came out of {size[1]}x{size[0]}")
             return _without_frames(spec)
         index, array = image
-        layout: Literal["nchw", "nhwc"] = "nhwc" if array.shape[-1] in _COLOURS and array.shape[1] not in _COLOURS else "nchw"
+        layout: Literal["nchw", "nhwc"] = (
+            "nhwc" if array.shape[-1] in _COLOURS and array.shape[1] not in _COLOURS else "nchw"
+        )
         height, width, channels = (array.shape[1:4]) if layout == "nhwc" else (*array.shape[2:4], array.shape[1])
         scale = height // size[0]
         if channels not in _COLOURS or (height, width) != (size[0] * scale, size[1] * scale) or scale < 1:
@@ -176,13 +187,23 @@ class _Trial:
             height=fixed[0],
             width=fixed[1],
         )
-        spec = spec.model_copy(update={"inputs": inputs, "outputs": (out,), "scale": scale, "task": self._guess_task(len(inputs), scale, is_mask)})
+        spec = spec.model_copy(
+            update={
+                "inputs": inputs,
+                "outputs": (out,),
+                "scale": scale,
+                "task": self._guess_task(len(inputs), scale, is_mask),
+            }
+        )
         if any(fixed):
             return spec
         multiple = next((m for m in _MULTIPLES if self._is_exact_at(spec, m)), None)
         if multiple is None:
             self.unsure.append("the size multiple: none up to 128 always gave exactly the scale")
-        smallest = next((n for n in range(multiple or 1, _MAX_MINIMUM_PX + 1, multiple or 1) if self._fits(spec, n, n)), multiple or 1)
+        smallest = next(
+            (n for n in range(multiple or 1, _MAX_MINIMUM_PX + 1, multiple or 1) if self._fits(spec, n, n)),
+            multiple or 1,
+        )
         return spec.model_copy(update={"size_multiple": multiple or 1, "min_size_px": max(smallest, 1)})
 
     def _choose_size(self, spec: ModelSpec) -> None:
@@ -190,12 +211,17 @@ class _Trial:
         height, width = spec.inputs[0].height, spec.inputs[0].width
         if (height and width) or math.isinf(self.within_s):
             return
-        smallest = next((px for px in reversed(_SIZES_PX) if self._run(spec, height or px, width or px) is not None), None)
+        smallest = next(
+            (px for px in reversed(_SIZES_PX) if self._run(spec, height or px, width or px) is not None), None
+        )
         if smallest is None:  # the next run says what becomes of it
             return
         if self._predict_s(spec, smallest) > self.within_s:  # the first run may have been slow for other reasons
             self._run(spec, height or smallest, width or smallest)
-        self.size_px = next((px for px in _SIZES_PX if px >= smallest and self.spent_s + self._predict_s(spec, px) <= self.within_s), smallest)
+        self.size_px = next(
+            (px for px in _SIZES_PX if px >= smallest and self.spent_s + self._predict_s(spec, px) <= self.within_s),
+            smallest,
+        )
         self._check_time(self._predict_s(spec, self.size_px))
 
     def _predict_s(self, spec: ModelSpec, px: int) -> float:
@@ -246,7 +272,9 @@ class _Trial:
                 errors[high] = float(np.abs(shrunk - _picture(*size)[..., : shrunk.shape[-1]]).mean())
         best, worst = min(errors.values(), default=0.0), max(errors.values(), default=0.0)
         if not math.isfinite(worst) or worst < _CLEAR_RATIO * best or not errors:
-            self.unsure.append("the value range: 0..1 is assumed" + ("" if is_mask else ", 0..255 gives a picture as good"))
+            self.unsure.append(
+                "the value range: 0..1 is assumed" + ("" if is_mask else ", 0..255 gives a picture as good")
+            )
             return 1.0
         return min(errors, key=lambda high: errors[high])
 
@@ -271,9 +299,15 @@ class _Trial:
             finally:
                 freed.close()
         reach = receptive_field(model)
-        field_px = None if spec.is_resized or (spec.task is ModelTask.INTERPOLATION and not spec.is_fixed_size) else reach.radius_px
+        field_px = (
+            None
+            if spec.is_resized or (spec.task is ModelTask.INTERPOLATION and not spec.is_fixed_size)
+            else reach.radius_px
+        )
         stride = math.lcm(reach.stride, spec.size_multiple) if field_px is not None else 1
-        spec = spec.model_copy(update={"batchable": is_batchable, "receptive_field_px": field_px, "tile_stride": stride})
+        spec = spec.model_copy(
+            update={"batchable": is_batchable, "receptive_field_px": field_px, "tile_stride": stride}
+        )
         try:
             fused = open_runtime(fuse_frames(model, spec, np.uint8).SerializeToString(), folder=self.path.parent)
         except ModelLoadError as exc:
@@ -302,25 +336,39 @@ class _Trial:
             return False
         for index in range(2):
             single = self._run(spec, height, width, picture=True, start=index)
-            if single is None or not all(np.array_equal(a[index : index + 1], b) for a, b in zip(both, single, strict=True) if a.ndim == 4):
+            if single is None or not all(
+                np.array_equal(a[index : index + 1], b) for a, b in zip(both, single, strict=True) if a.ndim == 4
+            ):
                 return False
         return True
 
     def _run(
-        self, spec: ModelSpec, height: int, width: int, *, high: float | None = None, count: int = 1, picture: bool = False, start: int = 0
+        self,
+        spec: ModelSpec,
+        height: int,
+        width: int,
+        *,
+        high: float | None = None,
+        count: int = 1,
+        picture: bool = False,
+        start: int = 0,
     ) -> list[npt.NDArray[Any]] | None:
         """Run at a size; None where the model refuses it."""
         feeds: dict[str, npt.NDArray[Any]] = {}
         infos = {info.name: info for info in self.runtime.inputs}
         for position, tensor in enumerate(spec.inputs):
             top = high if high is not None else tensor.value_range[1]
-            frames = np.stack([_picture(height, width, start + i + 2 * position) for i in range(count)])[..., : tensor.channels]
+            frames = np.stack([_picture(height, width, start + i + 2 * position) for i in range(count)])[
+                ..., : tensor.channels
+            ]
             frames = frames * np.float32(top) if picture else np.full_like(frames, 0.5 * top)
             array = frames if tensor.layout == "nhwc" else frames.transpose(0, 3, 1, 2)
             info = infos[tensor.name or self.runtime.inputs[position].name]
             feeds[info.name] = np.ascontiguousarray(array).astype(info.dtype)
         for name, param in spec.params.items():
-            shape = [count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(infos[name].shape)]
+            shape = [
+                count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(infos[name].shape)
+            ]
             feeds[name] = np.full(shape, param.default, infos[name].dtype)
         try:
             outputs = self._timed(feeds, self.runtime, count * height * width)
@@ -351,7 +399,13 @@ def _is_scalar(info: TensorInfo) -> bool:
 def _describe_input(info: TensorInfo) -> TensorSpec:
     layout = _layout_of(info)
     height, width, channels = info.shape[1:4] if layout == "nhwc" else (info.shape[2], info.shape[3], info.shape[1])
-    return TensorSpec(name=info.name, layout="nhwc" if layout == "nhwc" else "nchw", channels=channels or 3, height=height, width=width)
+    return TensorSpec(
+        name=info.name,
+        layout="nhwc" if layout == "nhwc" else "nchw",
+        channels=channels or 3,
+        height=height,
+        width=width,
+    )
 
 
 def _picture(height: int, width: int, seed: int = 0) -> npt.NDArray[np.float32]:

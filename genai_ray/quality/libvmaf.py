@@ -69,7 +69,9 @@ def vmaf(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, model: str
     return float(np.mean(vmaf_per_frame(reference, candidate, model=model)))
 
 
-def vmaf_per_frame(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, model: str = "vmaf_v0.6.1") -> npt.NDArray[np.float64]:
+def vmaf_per_frame(
+    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, model: str = "vmaf_v0.6.1"
+) -> npt.NDArray[np.float64]:
     """Measure VMAF of each frame.
 
     Args:
@@ -121,7 +123,9 @@ def _find_ffmpeg() -> str:
         raise BackendUnavailableError(f"VMAF has no FFmpeg to run: {exc}", "the extra 'vmaf'", do) from exc
 
 
-def _run_ffmpeg(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], model: str, layout: tuple[str, str]) -> list[float]:
+def _run_ffmpeg(
+    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], model: str, layout: tuple[str, str]
+) -> list[float]:
     """Pipe both clips through libvmaf, and return its score of each frame."""
     height, width = reference.shape[1:3]
     source, measured = layout
@@ -139,7 +143,9 @@ def _run_ffmpeg(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], model:
             command += [*raw, "-i", f"pipe:{read_end}"]
         command += ["-filter_complex", graph, "-f", "null", "-"]
         ends = [reader.fileno() for reader in readers]
-        with subprocess.Popen(command, pass_fds=ends, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            command, pass_fds=ends, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
             opened.close()  # else a writer would wait for ever if FFmpeg ended early
             for writer in writers:
                 writer.start()

@@ -47,11 +47,15 @@ def psnr(
     if channels == "rgb" and not crop_border_px:
         check_pair(reference, candidate)
         return _psnr_of(reference, candidate, resolve_data_range(reference.dtype, data_range))
-    first, second, width = take_planes(reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px)
+    first, second, width = take_planes(
+        reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px
+    )
     return _psnr_of(first, second, width)
 
 
-def psnr_per_channel(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None) -> tuple[float, ...]:
+def psnr_per_channel(
+    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None
+) -> tuple[float, ...]:
     """Measure PSNR of each channel by itself.
 
     Args:

@@ -32,7 +32,9 @@ def resolve_data_range(dtype: npt.DTypeLike, data_range: float | None) -> float:
     if data_range is None:
         if np.dtype(dtype) not in FRAME_DTYPES:
             got = f"pictures of dtype {np.dtype(dtype)} without a data_range"
-            raise InvalidInputError(got, "uint8, uint16 or float32, or a data_range", "Pass data_range=255.0, for example.")
+            raise InvalidInputError(
+                got, "uint8, uint16 or float32, or a data_range", "Pass data_range=255.0, for example."
+            )
         return full_range(dtype)
     if not (data_range > 0 and np.isfinite(data_range)):
         raise InvalidInputError(f"a data_range of {data_range}", "a finite number above 0")

@@ -59,11 +59,15 @@ def ssim(
         >>> ssim(np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16, 3), np.uint8))
         1.0
     """
-    first, second, width = take_planes(reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px)
+    first, second, width = take_planes(
+        reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px
+    )
     return float(_ssim_of(first, second, width).mean())
 
 
-def ssim_per_channel(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None) -> tuple[float, ...]:
+def ssim_per_channel(
+    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None
+) -> tuple[float, ...]:
     """Measure SSIM of each channel by itself.
 
     Args:
@@ -110,7 +114,9 @@ def ms_ssim(
         QualityError: If shapes or dtypes differ, the arrays are empty or too small, or a value is NaN or infinite.
         InvalidInputError: If the shape, dtype, data range, channels or border is not one of these.
     """
-    first, second, width = take_planes(reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px)
+    first, second, width = take_planes(
+        reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px
+    )
     _check_sides(first, MIN_MS_SSIM_SIDE_PX, "MS-SSIM")
     values = [
         _ms_ssim_of(first[n, ..., c].astype(np.float64), second[n, ..., c].astype(np.float64), width)

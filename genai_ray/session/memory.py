@@ -51,8 +51,13 @@ def map_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
     if mallopt is None:
         return
-    for limit, number, num_bytes in (("mmap", _M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES), ("trim", _M_TRIM_THRESHOLD, 2 * _LARGE_BLOCK_BYTES)):
-        if f"MALLOC_{limit.upper()}_THRESHOLD_" not in os.environ and f"{limit}_threshold" not in os.environ.get("GLIBC_TUNABLES", ""):
+    for limit, number, num_bytes in (
+        ("mmap", _M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES),
+        ("trim", _M_TRIM_THRESHOLD, 2 * _LARGE_BLOCK_BYTES),
+    ):
+        if f"MALLOC_{limit.upper()}_THRESHOLD_" not in os.environ and f"{limit}_threshold" not in os.environ.get(
+            "GLIBC_TUNABLES", ""
+        ):
             mallopt(number, num_bytes)
 
 

@@ -49,7 +49,9 @@ def convert_model(model: Graph, spec: ModelSpec, precision: ModelPrecision) -> t
     try:
         candidate = _run_calibration(converted, spec)
     except (ModelLoadError, InferenceError) as exc:
-        raise ModelLoadError(f"{spec.model_id} does not convert to {precision.value}: {exc.got}", do="Use fp32.") from exc
+        raise ModelLoadError(
+            f"{spec.model_id} does not convert to {precision.value}: {exc.got}", do="Use fp32."
+        ) from exc
     mse = float(np.mean((reference.astype(np.float64) - candidate) ** 2))
     agreement_db = float("inf") if mse == 0 else 10 * float(np.log10(1 / mse)) if np.isfinite(mse) else float("-inf")
     if agreement_db < MIN_AGREEMENT_DB:
@@ -65,7 +67,9 @@ def _run_calibration(model: Graph, spec: ModelSpec) -> npt.NDArray[np.float32]:
     runtime = open_runtime(fuse_frames(model, spec, np.float32).SerializeToString())
     try:
         frames = calibration_frames(_CALIBRATION_SIZE_PX)
-        feeds: dict[str, npt.NDArray[Any]] = {"frames": frames[:1]} if len(spec.inputs) == 1 else {"frames0": frames[:1], "frames1": frames[1:]}
+        feeds: dict[str, npt.NDArray[Any]] = (
+            {"frames": frames[:1]} if len(spec.inputs) == 1 else {"frames0": frames[:1], "frames1": frames[1:]}
+        )
         feeds |= {name: np.full((), param.default, np.float32) for name, param in spec.params.items()}
         return runtime.run(feeds)["output"]
     finally:

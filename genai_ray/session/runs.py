@@ -61,7 +61,8 @@ class RunPlan:
         """
         if self.fixed_px not in ((None, None), (height_px, width_px)):
             rows, columns = (
-                split_exactly(length, tile, self.overlap_px, self.stride_px) for length, tile in zip((height_px, width_px), self.fixed_px, strict=True)
+                split_exactly(length, tile, self.overlap_px, self.stride_px)
+                for length, tile in zip((height_px, width_px), self.fixed_px, strict=True)
             )
             return tuple(Tile(row, column) for row in rows for column in columns)
         if self.tile_size_px is None:
@@ -72,7 +73,10 @@ class RunPlan:
         strips = self.num_runs // num_busy
         if strips > 1 and height_px >= strips * (16 * self.overlap_px + 2 * self.stride_px):
             strip_px = -(-height_px // strips) + 2 * self.overlap_px + 2 * self.stride_px
-            return tuple(Tile(row, tiles[0].columns) for row in (t.rows for t in split_frame(height_px, 1, strip_px, self.overlap_px, self.stride_px)))
+            return tuple(
+                Tile(row, tiles[0].columns)
+                for row in (t.rows for t in split_frame(height_px, 1, strip_px, self.overlap_px, self.stride_px))
+            )
         return (None,)
 
 
@@ -84,10 +88,14 @@ class RunPool:
     """
 
     def __init__(self, num_runs: int) -> None:
-        self._queue: queue.PriorityQueue[tuple[int, int, tuple[Future[Any], Callable[[], Any]] | None]] = queue.PriorityQueue()
+        self._queue: queue.PriorityQueue[tuple[int, int, tuple[Future[Any], Callable[[], Any]] | None]] = (
+            queue.PriorityQueue()
+        )
         self._numbers, self._process = itertools.count(), os.getpid()
         self._lock, self._is_closed, self._num_pending = threading.Lock(), False, 0
-        self._threads = [threading.Thread(target=self._work, name=f"genai-ray-run-{index}", daemon=True) for index in range(num_runs)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"genai-ray-run-{index}", daemon=True) for index in range(num_runs)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -172,7 +180,9 @@ def pad_frames(frames: Array, height_px: int, width_px: int) -> Array:
     return frames
 
 
-def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: RunPool) -> int:
+def run_frames(
+    runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: RunPool
+) -> int:
     """Run frames through a fused model and write what comes out.
 
     Args:
@@ -190,9 +200,22 @@ def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Arr
         InferenceError: If the runtime fails; what runs beside it has ended by then.
     """
     tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out) + pool.num_pending)
-    calls = [(start, min(start + plan.run_batch, len(out)), tile) for start in range(0, len(out), plan.run_batch) for tile in tiles]
+    calls = [
+        (start, min(start + plan.run_batch, len(out)), tile)
+        for start in range(0, len(out), plan.run_batch)
+        for tile in tiles
+    ]
     futures: list[Future[None]] = [
-        pool.submit(_run_call, runtime, dict(_feeds(frames, *call, plan)) | dict(scalars), out, call, plan, is_online=plan.is_online) for call in calls
+        pool.submit(
+            _run_call,
+            runtime,
+            dict(_feeds(frames, *call, plan)) | dict(scalars),
+            out,
+            call,
+            plan,
+            is_online=plan.is_online,
+        )
+        for call in calls
     ]
     done, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:
@@ -204,7 +227,11 @@ def run_frames(runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Arr
 
 
 def _feeds(frames: Array, start: int, stop: int, tile: Tile | None, plan: RunPlan) -> Iterator[tuple[str, Array]]:
-    window = (slice(None), slice(None)) if tile is None else (slice(tile.rows.start, tile.rows.stop), slice(tile.columns.start, tile.columns.stop))
+    window = (
+        (slice(None), slice(None))
+        if tile is None
+        else (slice(tile.rows.start, tile.rows.stop), slice(tile.columns.start, tile.columns.stop))
+    )
     if plan.is_pairs:
         yield "frames0", frames[start:stop, *window]
         yield "frames1", frames[start + 1 : stop + 1, *window]
@@ -212,12 +239,16 @@ def _feeds(frames: Array, start: int, stop: int, tile: Tile | None, plan: RunPla
         yield "frames", frames[start:stop, *window]
 
 
-def _run_call(runtime: RuntimeSession, feeds: dict[str, Array], out: Array, call: tuple[int, int, Tile | None], plan: RunPlan) -> None:
+def _run_call(
+    runtime: RuntimeSession, feeds: dict[str, Array], out: Array, call: tuple[int, int, Tile | None], plan: RunPlan
+) -> None:
     start, stop, tile = call
     if tile is None:
         runtime.run(feeds, {"output": out[start:stop]})
         return
-    result = runtime.run({name: np.ascontiguousarray(array) if array.ndim else array for name, array in feeds.items()})["output"]
+    result = runtime.run({name: np.ascontiguousarray(array) if array.ndim else array for name, array in feeds.items()})[
+        "output"
+    ]
     s, rows, columns = plan.scale, tile.rows, tile.columns
     kept = result[
         :,

@@ -87,11 +87,17 @@ class InferenceSession:
     ) -> None:
         self.backend, self.precision = ModelBackend(backend), ModelPrecision(precision)
         if ModelBackend.AUTO is self.backend or ModelPrecision.AUTO is self.precision:
-            raise ConfigError("backend or precision 'auto' for one session", "a backend and a precision by name", "Use onnx and fp32.")
+            raise ConfigError(
+                "backend or precision 'auto' for one session", "a backend and a precision by name", "Use onnx and fp32."
+            )
         map_large_blocks()  # before the file is read
         self.spec, self._path = find_model(model)
         self.limits = limits or SessionLimits()
-        self.threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+        self.threads = (
+            threads or len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else threads or os.cpu_count() or 1
+        )
         self._asked_device = resolve_device(device, self.backend)
         self._bytes_before = anonymous_bytes()
         self._lock = threading.Lock()
@@ -190,7 +196,9 @@ class InferenceSession:
             self.infer(frames)
             with self._lock:
                 self._frames_done = self._calls_done = 0
-                self._seconds_busy = self._seconds_busy / len(frames)  # so that the average is known before the first frame
+                self._seconds_busy = self._seconds_busy / len(
+                    frames
+                )  # so that the average is known before the first frame
             del frames
         for shapes in self.limits.warmup_shapes:
             self._warm_raw(shapes)
@@ -199,7 +207,11 @@ class InferenceSession:
         self._warm_bytes = taken = self.memory_bytes
         allowed = self.limits.max_bytes
         if allowed is not None and taken > allowed:
-            runs = self._largest_run() if self.spec.is_image_model else [dict(shapes) for shapes in self.limits.warmup_shapes]
+            runs = (
+                self._largest_run()
+                if self.spec.is_image_model
+                else [dict(shapes) for shapes in self.limits.warmup_shapes]
+            )
             got = f"{self.spec.model_id} takes {taken} bytes at runs of {runs}"
             raise ResourceExhaustedError(got, f"{allowed} bytes", "Give it more bytes or smaller runs.")
 
@@ -273,12 +285,16 @@ class InferenceSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _check(self, frames: Frames) -> npt.NDArray[Any]:
         if not self.spec.is_image_model:
-            raise InvalidInputError(f"frames for {self.spec.model_id}, which is not an image model", "run() with its own tensors")
+            raise InvalidInputError(
+                f"frames for {self.spec.model_id}, which is not an image model", "run() with its own tensors"
+            )
         batch = check_frames(frames)
         if self.spec.task is ModelTask.INTERPOLATION and len(batch) < 2:
             raise InvalidInputError(f"{len(batch)} frame for interpolation", "at least two neighbours, (N, H, W, 3)")
@@ -287,12 +303,16 @@ class InferenceSession:
     def _scalars(self, params: Mapping[str, float]) -> dict[str, npt.NDArray[np.float32]]:
         unknown = sorted(set(params) - set(self.spec.params))
         if unknown:
-            raise InvalidInputError(f"params {unknown} for {self.spec.model_id}", f"{sorted(self.spec.params) or 'none'}")
+            raise InvalidInputError(
+                f"params {unknown} for {self.spec.model_id}", f"{sorted(self.spec.params) or 'none'}"
+            )
         scalars = {}
         for name, param in self.spec.params.items():
             value = float(params.get(name, param.default))
             if not param.minimum <= value <= param.maximum:
-                raise InvalidInputError(f"{name}={value} for {self.spec.model_id}", f"from {param.minimum} to {param.maximum}")
+                raise InvalidInputError(
+                    f"{name}={value} for {self.spec.model_id}", f"from {param.minimum} to {param.maximum}"
+                )
             scalars[name] = np.full((), value, np.float32)
         return scalars
 
@@ -300,7 +320,9 @@ class InferenceSession:
         try:
             with self._use_raw(dict(shapes)) as runtime:
                 feeds = build_feeds(runtime.inputs, shapes)
-                for run in [self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(WARMUP_RUNS * self.num_runs)]:
+                for run in [
+                    self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(WARMUP_RUNS * self.num_runs)
+                ]:
                     run.result()
         except (InvalidInputError, InferenceError) as exc:
             raise ModelLoadError(f"warmup_shapes {dict(shapes)}: {exc.got}", "shapes that the model runs with") from exc
@@ -329,17 +351,24 @@ class InferenceSession:
         side = default_tile_px(self.spec, self.limits)
         if side is None:
             if asked:
-                raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}, which has a fixed size or sees the whole frame", "0: none but its own")
+                raise ConfigError(
+                    f"tiles of {asked} px for {self.spec.model_id}, which has a fixed size or sees the whole frame",
+                    "0: none but its own",
+                )
             return None
         least = 2 * radius + 16 * self.spec.tile_stride
         if asked is not None and asked < least:
-            raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}", f"at least {least} px: twice its receptive field and some")
+            raise ConfigError(
+                f"tiles of {asked} px for {self.spec.model_id}",
+                f"at least {least} px: twice its receptive field and some",
+            )
         room = self._room_for_runs()
         while room is not None and self._run_bytes(side, side) * self.num_runs > room:
             side = side * 7 // 8
             if side < least:
                 raise ResourceExhaustedError(
-                    f"{self.limits.max_bytes} bytes for {self.spec.model_id}: too little for tiles of {least} px", do="Give it more bytes."
+                    f"{self.limits.max_bytes} bytes for {self.spec.model_id}: too little for tiles of {least} px",
+                    do="Give it more bytes.",
                 )
         return side
 
@@ -365,7 +394,10 @@ class InferenceSession:
             return
         needed = self._run_bytes(height, width)
         if needed > room:
-            raise ResourceExhaustedError(f"a frame of {width}x{height} needs {needed} bytes in {self.spec.model_id}, which cannot be tiled", f"{room} bytes")
+            raise ResourceExhaustedError(
+                f"a frame of {width}x{height} needs {needed} bytes in {self.spec.model_id}, which cannot be tiled",
+                f"{room} bytes",
+            )
 
     def _fused(self, kind: str) -> Graph:
         model = read_model(self._path)
@@ -388,4 +420,11 @@ class InferenceSession:
         model = self._fused(kind)
         room = None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize()
         folder = self._path.parent if has_outside_weights(model) else None
-        return open_runtime(model.SerializeToString(), backend=self.backend, device=self._asked_device, threads=threads, max_bytes=room, folder=folder)
+        return open_runtime(
+            model.SerializeToString(),
+            backend=self.backend,
+            device=self._asked_device,
+            threads=threads,
+            max_bytes=room,
+            folder=folder,
+        )

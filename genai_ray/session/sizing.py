@@ -244,7 +244,9 @@ def raw_run_bytes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
     return int(RUN_BYTES_FACTOR * activation_bytes(read_header(path), shapes))
 
 
-def predict_bytes(path: Path, spec: ModelSpec, limits: SessionLimits, *, precision: ModelPrecision, threads: int, is_cpu: bool) -> int:
+def predict_bytes(
+    path: Path, spec: ModelSpec, limits: SessionLimits, *, precision: ModelPrecision, threads: int, is_cpu: bool
+) -> int:
     """Predict what a warm session adds to its process, from the file alone.
 
     Args:

@@ -82,10 +82,14 @@ def split_exactly(length_px: int, tile_px: int | None, overlap_px: int, stride_p
     count = -(-room // step) + 1
     starts = [room * i // (count - 1) // stride_px * stride_px for i in range(count)]
     cuts = [0, *((a + tile_px + b) // 2 for a, b in itertools.pairwise(starts)), length_px]
-    return tuple(Span(start, start + tile_px, *kept) for start, kept in zip(starts, itertools.pairwise(cuts), strict=True))
+    return tuple(
+        Span(start, start + tile_px, *kept) for start, kept in zip(starts, itertools.pairwise(cuts), strict=True)
+    )
 
 
-def split_frame(height_px: int, width_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[Tile, ...]:
+def split_frame(
+    height_px: int, width_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1
+) -> tuple[Tile, ...]:
     """Cut a frame into tiles, row by row.
 
     Args:

@@ -38,7 +38,9 @@ def build_feeds(inputs: Iterable[TensorInfo], shapes: Shapes) -> dict[str, npt.N
     for name, info in wanted.items():
         allowed = [-1 if axis is None else axis for axis in info.shape]
         shape = given.get(name, tuple(allowed))
-        if len(shape) != len(allowed) or any(size < 1 or axis not in (-1, size) for size, axis in zip(shape, allowed, strict=True)):
+        if len(shape) != len(allowed) or any(
+            size < 1 or axis not in (-1, size) for size, axis in zip(shape, allowed, strict=True)
+        ):
             got = f"{list(shape)} for input {name!r}" if name in given else f"without input {name!r}"
             raise ModelLoadError(f"warmup_shapes {got}", f"{allowed}, with a size of 1 or more for each -1")
         feeds[name] = np.full(shape, "", object) if info.dtype == object else np.zeros(shape, info.dtype)

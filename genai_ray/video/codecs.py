@@ -46,7 +46,15 @@ TABLE_SUFFIX = ".parquet"
 DEFAULT_CODECS = {".webm": "libvpx-vp9", ".png": "png", ".jpg": "mjpeg", ".jpeg": "mjpeg", ".parquet": "png"}
 """Encoders by suffix of the output where none is asked for; libx264 elsewhere."""
 
-CODEC_ALIASES = {"h264": "libx264", "hevc": "libx265", "h265": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "prores": "prores_ks", "jpeg": "mjpeg"}
+CODEC_ALIASES = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "h265": "libx265",
+    "av1": "libsvtav1",
+    "vp9": "libvpx-vp9",
+    "prores": "prores_ks",
+    "jpeg": "mjpeg",
+}
 """Names of the formats for the names of their encoders."""
 
 _X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
@@ -140,7 +148,11 @@ CODECS = {
     "ffv1": Codec(
         suffixes=(".mkv",),
         formats={"420": _420, "422": _422, "444": _444},
-        alpha_formats={"420": ("yuva420p", "yuva420p10le"), "422": ("yuva422p", "yuva422p10le"), "444": ("yuva444p", "yuva444p10le")},
+        alpha_formats={
+            "420": ("yuva420p", "yuva420p10le"),
+            "422": ("yuva422p", "yuva422p10le"),
+            "444": ("yuva444p", "yuva444p10le"),
+        },
         keeps_sampling=True,
     ),
     "prores_ks": Codec(
@@ -151,7 +163,11 @@ CODECS = {
         preset="hq",
         preset_option="profile",
     ),
-    "png": Codec(suffixes=(".png", TABLE_SUFFIX), formats={"444": ("rgb24", "rgb48be")}, alpha_formats={"444": ("rgba", "rgba64be")}),
+    "png": Codec(
+        suffixes=(".png", TABLE_SUFFIX),
+        formats={"444": ("rgb24", "rgb48be")},
+        alpha_formats={"444": ("rgba", "rgba64be")},
+    ),
     "mjpeg": Codec(suffixes=(".jpg", ".jpeg"), formats={"444": ("yuv444p",)}, alpha_formats={}),
 }
 """Encoders by FFmpeg's name."""
@@ -191,7 +207,14 @@ def fixed_options(codec: str, threads: int, pix_fmt: str, size: tuple[int, int])
     if codec == "libvpx-vp9":  # alternate references are packets of no picture, which would have no alpha beside them
         return {"b": "0", "row-mt": "0"} | ({"auto-alt-ref": "0"} if pix_fmt.startswith("yuva") else {})
     if codec == "ffv1":
-        return {"level": "3", "slices": str(next((number for number in _FFV1_SLICES if size[0] * size[1] <= number * FFV1_SLICE_PX), _FFV1_SLICES[-1]))}
+        return {
+            "level": "3",
+            "slices": str(
+                next(
+                    (number for number in _FFV1_SLICES if size[0] * size[1] <= number * FFV1_SLICE_PX), _FFV1_SLICES[-1]
+                )
+            ),
+        }
     if codec == "png":
         return {"compression_level": "3"}
     if codec == "mjpeg":
@@ -276,9 +299,13 @@ def hdr_options(codec: str, hdr: HdrMetadata) -> dict[str, str]:
     values = []
     if hdr.primaries and hdr.luminance:
         chroma, nits = (1, 1) if codec == "libsvtav1" else (50000, 10000)
-        red_x, red_y, green_x, green_y, blue_x, blue_y, white_x, white_y = (_number(value, chroma) for value in hdr.primaries)
+        red_x, red_y, green_x, green_y, blue_x, blue_y, white_x, white_y = (
+            _number(value, chroma) for value in hdr.primaries
+        )
         least, most = (_number(value, nits) for value in hdr.luminance)
-        values.append(f"{mastering}=G({green_x},{green_y})B({blue_x},{blue_y})R({red_x},{red_y})WP({white_x},{white_y})L({most},{least})")
+        values.append(
+            f"{mastering}=G({green_x},{green_y})B({blue_x},{blue_y})R({red_x},{red_y})WP({white_x},{white_y})L({most},{least})"
+        )
     if hdr.light_level:
         values.append(f"{light}={hdr.light_level[0]},{hdr.light_level[1]}")
     return {option: ":".join(values)} if values else {}

@@ -24,10 +24,18 @@ from genai_ray.video.info import FULL, YCGCO, Colour
 __all__ = ["JFIF", "SWS_FLAGS", "count_outside", "from_rgb", "read_alpha", "scale_alpha", "to_rgb"]
 
 # Without these an 8-bit identity round trip loses luma (46.5 dB); with them luma is lossless and chroma 60.8 dB.
-SWS_FLAGS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+SWS_FLAGS = (
+    Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
 """How swscale converts, both ways."""
 
-_SPACES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020, 10: Colorspace.BT2020}
+_SPACES = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
 _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 _BT601_WEIGHTS = (0.299, 0.114)
 """Shares of red and blue in luma (H.273, table 4)."""
@@ -156,7 +164,9 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
 
 def _to_yuv(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFrame:
     bits = av.VideoFormat(pix_fmt).components[0].bits
-    if frame.dtype == np.uint8 and bits == 8 and colour.range != FULL:  # of full range swscale cuts chroma instead of rounding it
+    if (
+        frame.dtype == np.uint8 and bits == 8 and colour.range != FULL
+    ):  # of full range swscale cuts chroma instead of rounding it
         return _OWN.reformatter.reformat(
             _place_chroma(av.VideoFrame.from_ndarray(frame, format="rgb24"), colour),
             format=pix_fmt,
@@ -294,4 +304,6 @@ def _resample(frame: av.VideoFrame, pix_fmt: str, colour: Colour) -> av.VideoFra
 
 def _planes(frame: av.VideoFrame) -> list[npt.NDArray[Any]]:
     kind: Any = np.uint8 if frame.format.components[0].bits <= 8 else np.uint16
-    return [np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]
+    return [
+        np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes
+    ]

@@ -97,11 +97,18 @@ def open_video(
             if limits and isinstance(exc, av.ArgumentError):  # so FFmpeg says that a format is not in the list
                 do = "Playlists and the like name other files and hosts: pass --any-format (any_format=True) if you trust this one."
                 raise VideoError(f"{place}: a format that is not read", _OWN_PACKETS, do) from exc
-            raise VideoError(f"{place}: not a video, or cut before its index ({explain(exc)})", "a file that FFmpeg can read") from exc
+            raise VideoError(
+                f"{place}: not a video, or cut before its index ({explain(exc)})", "a file that FFmpeg can read"
+            ) from exc
         if not _moving_pictures(container):
-            raise VideoError(f"{place}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture")
+            raise VideoError(
+                f"{place}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture"
+            )
         if main_stream(container).codec_context is None:
-            raise VideoError(f"{place}: its video is of a codec that this build of FFmpeg has not", do="Convert it to another codec first.")
+            raise VideoError(
+                f"{place}: its video is of a codec that this build of FFmpeg has not",
+                do="Convert it to another codec first.",
+            )
         yield container
 
 

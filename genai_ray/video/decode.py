@@ -87,7 +87,9 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
         if allow_truncated:
             return
         counts = f"{segment.start + position} of {len(plan.pts)} frames decode"
-        raise VideoError(f"{exc.got} ({counts})", exc.allowed, exc.do or "Pass --allow-truncated to enhance what is there.") from exc
+        raise VideoError(
+            f"{exc.got} ({counts})", exc.allowed, exc.do or "Pass --allow-truncated to enhance what is there."
+        ) from exc
     if unplanned is not None:
         raise VideoError(
             f"{plan.path}: frame {segment.start + position} has pts {unplanned}",
@@ -115,7 +117,9 @@ def _is_reading_at_fault(error: VideoError, path: str) -> bool:
     if cause is None:
         return find_facts(path) is None
     if isinstance(cause, av.FFmpegError):
-        return isinstance(cause, OSError) and cause.errno != errno.EPERM  # -1, which old decoders say of a damaged picture
+        return (
+            isinstance(cause, OSError) and cause.errno != errno.EPERM
+        )  # -1, which old decoders say of a damaged picture
     return True
 
 

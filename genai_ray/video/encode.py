@@ -100,13 +100,21 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
         raise ConfigError(f"codec {encoding.codec!r}", ", ".join((*CODECS, *CODEC_ALIASES)))
     codec = CODECS[encoding.encoder]
     if encoding.encoder not in av.codecs_available:
-        raise ConfigError(f"codec {encoding.codec!r}, which this build of FFmpeg lacks", ", ".join(name for name in CODECS if name in av.codecs_available))
+        raise ConfigError(
+            f"codec {encoding.codec!r}, which this build of FFmpeg lacks",
+            ", ".join(name for name in CODECS if name in av.codecs_available),
+        )
     if suffix not in codec.suffixes:
         raise ConfigError(f"{encoding.codec} in {suffix}", " or ".join(codec.suffixes))
     if encoding.preset is not None and encoding.preset not in codec.presets:
-        raise ConfigError(f"preset {encoding.preset!r}", ", ".join(codec.presets) or f"none, since {encoding.codec} has none")
+        raise ConfigError(
+            f"preset {encoding.preset!r}", ", ".join(codec.presets) or f"none, since {encoding.codec} has none"
+        )
     if encoding.crf is not None and (codec.max_crf is None or not 0 <= encoding.crf <= codec.max_crf):
-        raise ConfigError(f"crf {encoding.crf}", f"none, since {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}")
+        raise ConfigError(
+            f"crf {encoding.crf}",
+            f"none, since {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}",
+        )
     if encoding.threads < 1:
         raise ConfigError(f"encoder threads {encoding.threads}", "1 or more")
     if has_alpha and suffix not in (codec.alpha_suffixes or codec.suffixes):
@@ -131,17 +139,27 @@ def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, 
     """
     codec: Codec = CODECS[encoding.encoder]
     if has_alpha and not codec.alpha_formats:
-        raise ConfigError(f"alpha with {encoding.encoder}", ", ".join(name for name, other in CODECS.items() if other.alpha_formats))
+        raise ConfigError(
+            f"alpha with {encoding.encoder}", ", ".join(name for name, other in CODECS.items() if other.alpha_formats)
+        )
     by_sampling = codec.alpha_formats if has_alpha else codec.formats
     is_odd = bool(size[0] % 2 or size[1] % 2)
     wanted = (_sampling_of(source),) if codec.keeps_sampling else ()
-    sampling = next((name for name in (*wanted, "420", "422", "444") if name in by_sampling and (name == "444" or not is_odd)), None)
+    sampling = next(
+        (name for name in (*wanted, "420", "422", "444") if name in by_sampling and (name == "444" or not is_odd)), None
+    )
     if sampling is None:
-        raise ConfigError(f"{encoding.encoder} for pictures of {size[0]}x{size[1]}", "even sizes", "Use libx264, libx265, libvpx-vp9 or ffv1.")
+        raise ConfigError(
+            f"{encoding.encoder} for pictures of {size[0]}x{size[1]}",
+            "even sizes",
+            "Use libx264, libx265, libvpx-vp9 or ffv1.",
+        )
     chosen = _choose_depth(by_sampling[sampling], encoding, av.VideoFormat(source).components[0].bits)
     known = {item.name for item in av.Codec(encoding.encoder, "w").video_formats or ()}
     if known and chosen not in known:
-        raise ConfigError(f"{encoding.encoder} with {chosen}, which this build of it lacks", do="Ask for another bit depth or codec.")
+        raise ConfigError(
+            f"{encoding.encoder} with {chosen}, which this build of it lacks", do="Ask for another bit depth or codec."
+        )
     return chosen
 
 
@@ -153,7 +171,9 @@ def _sampling_of(pix_fmt: str) -> str:
 def _choose_depth(formats: tuple[str, ...], encoding: Encoding, source_bits: int) -> str:
     depths = {av.VideoFormat(name).components[0].bits: name for name in formats}
     if encoding.bit_depth is not None and encoding.bit_depth not in depths:
-        raise ConfigError(f"{encoding.bit_depth} bits with {encoding.encoder}", " or ".join(str(bits) for bits in depths))
+        raise ConfigError(
+            f"{encoding.bit_depth} bits with {encoding.encoder}", " or ".join(str(bits) for bits in depths)
+        )
     wanted = encoding.bit_depth or next((bits for bits in depths if bits >= source_bits), max(depths))
     return depths[wanted]
 
@@ -181,7 +201,10 @@ def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
     try:
         context.open(strict=False)
     except (av.FFmpegError, ValueError) as exc:
-        raise ConfigError(f"{encoding.codec} with {pix_fmt} and {context.options}, which does not open ({exc})", "settings that the encoder takes") from exc
+        raise ConfigError(
+            f"{encoding.codec} with {pix_fmt} and {context.options}, which does not open ({exc})",
+            "settings that the encoder takes",
+        ) from exc
     unknown = sorted(set(context.options) & set(encoding.options))
     if unknown:
         raise ConfigError(f"encoder option {unknown[0]!r}", f"options of {encoding.encoder} by FFmpeg's names")
@@ -240,14 +263,21 @@ class SegmentWriter:
         VideoError: If the encoder or the file system fails.
     """
 
-    def __init__(self, path: Path, *, info: VideoInfo, size: tuple[int, int], encoding: Encoding, has_alpha: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, info: VideoInfo, size: tuple[int, int], encoding: Encoding, has_alpha: bool = False
+    ) -> None:
         self.path, self.info, self.size, self.has_alpha = path, info, size, has_alpha
         self.turns, self.colour = _turns_of(encoding, info), _colour_of(encoding, info)
         self._num_frames = 0
         pix_fmt = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
         with av_errors(path.parent, "opening a segment for writing"):
             # Each packet is written as it comes: how far a segment is can be seen from outside, at no measurable cost.
-            self._sink = av.open(str(path), "w", format=_choose_container(encoding, has_alpha), options={"fflags": "+bitexact+flush_packets"})
+            self._sink = av.open(
+                str(path),
+                "w",
+                format=_choose_container(encoding, has_alpha),
+                options={"fflags": "+bitexact+flush_packets"},
+            )
             self._stream = add_encoder(self._sink, encoding, info, size, pix_fmt)
 
     def write(self, frame: npt.NDArray[Any], pts: int) -> None:
@@ -275,7 +305,9 @@ class SegmentWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         is_whole = False
         try:
             try:
@@ -298,7 +330,9 @@ class SegmentWriter:
             self._sink.mux(packet)
 
 
-def add_encoder(sink: OutputContainer, encoding: Encoding, info: VideoInfo, size: tuple[int, int], pix_fmt: str) -> VideoStream:
+def add_encoder(
+    sink: OutputContainer, encoding: Encoding, info: VideoInfo, size: tuple[int, int], pix_fmt: str
+) -> VideoStream:
     """Add a stream with its encoder to a container.
 
     Args:
@@ -312,7 +346,9 @@ def add_encoder(sink: OutputContainer, encoding: Encoding, info: VideoInfo, size
         The stream; its encoder is not open yet.
     """
     (width, height), is_turned = size, bool(_turns_of(encoding, info) % 2)
-    stream: Any = sink.add_stream(encoding.encoder, rate=info.average_rate, options=_options(encoding, pix_fmt, size, info))
+    stream: Any = sink.add_stream(
+        encoding.encoder, rate=info.average_rate, options=_options(encoding, pix_fmt, size, info)
+    )
     stream.width, stream.height, stream.pix_fmt = *((height, width) if is_turned else (width, height)), pix_fmt
     codec = stream.codec_context
     codec.time_base, codec.framerate = Fraction(info.time_base), Fraction(info.average_rate)

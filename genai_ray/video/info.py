@@ -80,7 +80,9 @@ class Colour:
     @property
     def standard(self) -> str:
         """The matrix in words, such as BT.709."""
-        return {1: "BT.709", 5: "BT.601", 6: "BT.601", 9: "BT.2020", 10: "BT.2020"}.get(self.matrix, f"matrix {self.matrix}")
+        return {1: "BT.709", 5: "BT.601", 6: "BT.601", 9: "BT.2020", 10: "BT.2020"}.get(
+            self.matrix, f"matrix {self.matrix}"
+        )
 
     def tag(self, codec: Any) -> None:
         """Write the code points on a stream to be written.
@@ -186,7 +188,9 @@ def decode_packet(decoder: Any, packet: Any) -> list[av.VideoFrame]:
     try:
         frames: list[av.VideoFrame] = decoder.decode(packet)
     except av.InvalidDataError:
-        if not packet.size or holds_picture(bytes(packet), bytes(decoder.extradata or b""), decoder.codec.canonical_name):
+        if not packet.size or holds_picture(
+            bytes(packet), bytes(decoder.extradata or b""), decoder.codec.canonical_name
+        ):
             raise
         return []
     return frames
@@ -210,7 +214,10 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
         decoder = build_decoder(stream)
         frame = next((frame for packet in container.demux(stream) for frame in decode_packet(decoder, packet)), None)
         if frame is None:
-            raise VideoError(f"{path}: no frame of it decodes ({stream.codec_context.name})", "a codec that FFmpeg decodes, and whole data")
+            raise VideoError(
+                f"{path}: no frame of it decodes ({stream.codec_context.name})",
+                "a codec that FFmpeg decodes, and whole data",
+            )
         codec, side_data = stream.codec_context, _side_data_of(frame)
         rotation, is_mirrored = _read_orientation(frame, side_data)
         info = VideoInfo(
@@ -276,7 +283,9 @@ def _read_hdr(found: Mapping[Type, bytes]) -> HdrMetadata | None:
 def _side_data_of(frame: av.VideoFrame) -> dict[Type, bytes]:
     try:
         side_data: Any = frame.side_data
-    except ValueError:  # FFmpeg has kinds that PyAV (18) has no name for, such as Exif: let them all be one that no file has
+    except (
+        ValueError
+    ):  # FFmpeg has kinds that PyAV (18) has no name for, such as Exif: let them all be one that no file has
         kinds: Any = Type
         kinds._missing_ = classmethod(lambda kind, _: kind.VIDEO_HINT)
         side_data = frame.side_data

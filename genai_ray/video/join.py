@@ -73,7 +73,9 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
         with ExitStack() as stack:
             source = stack.enter_context(open_video(plan.path, any_format=plan.any_format))
             stack.enter_context(av_errors(plan.path, f"writing its result in {output.parent}"))
-            sink = stack.enter_context(av.open(str(partial), "w", options=_options(plan, source, output.suffix.lower())))
+            sink = stack.enter_context(
+                av.open(str(partial), "w", options=_options(plan, source, output.suffix.lower()))
+            )
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]
             if not kept:
                 raise VideoError(f"{plan.path}: no frame of it is there")
@@ -84,7 +86,9 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             copies, left_out = add_copies(sink, source, plan)
             sink.set_chapters(_move_chapters(source, late))
             sink.start_encoding()  # from here on streams have the units of their container
-            streams = heapq.merge(_video_packets(kept, plan, video), _copied_packets(source, copies, late), key=lambda entry: entry[0])
+            streams = heapq.merge(
+                _video_packets(kept, plan, video), _copied_packets(source, copies, late), key=lambda entry: entry[0]
+            )
             order = Order(sink, copies)
             for _, packet in streams:
                 order.keep(packet)
@@ -116,7 +120,11 @@ def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContaine
         How many seconds all times are to be moved, a whole number of the picture's units; and the plan, moved.
     """
     base, discontinuous = plan.info.time_base, cast(Any, Flags.ts_discont).value
-    starts = [stream.start_time * stream.time_base for stream in source.streams.audio if stream.start_time is not None and stream.time_base is not None]
+    starts = [
+        stream.start_time * stream.time_base
+        for stream in source.streams.audio
+        if stream.start_time is not None and stream.time_base is not None
+    ]
     first = min(plan.pts[0] * base, *starts) if starts else plan.pts[0] * base
     is_clock = bool(source.format.flags & discontinuous) or first > MAX_PAUSE_S
     units = first // base if is_clock and sink.format.name in ("mp4", "mov") else 0
@@ -186,10 +194,16 @@ def _scan(path: Path, count: int, plan: VideoPlan) -> _Part:
     return part
 
 
-def _add_video(sink: OutputContainer, template: VideoStream, parts: Sequence[_Part], plan: VideoPlan, source: InputContainer) -> Stream:
+def _add_video(
+    sink: OutputContainer, template: VideoStream, parts: Sequence[_Part], plan: VideoPlan, source: InputContainer
+) -> Stream:
     extradata = {part.extradata for part in parts}
     if len(extradata) != 1:
-        raise VideoError(f"{plan.path}: its segments were encoded in {len(extradata)} different ways", "one", "Remove the work folder.")
+        raise VideoError(
+            f"{plan.path}: its segments were encoded in {len(extradata)} different ways",
+            "one",
+            "Remove the work folder.",
+        )
     # AV1's decoder is named libdav1d, which is no encoder to make a stream of.
     is_opaque = template.codec_context.name == "libdav1d"
     stream = sink.add_stream_from_template(template, opaque=is_opaque)

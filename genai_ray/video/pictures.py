@@ -38,7 +38,9 @@ def folder_of_pictures(output: Path) -> Path:
         ConfigError: If the name has not exactly one number, such as %06d, or the folder's name has one.
     """
     if len(_NUMBER.findall(output.name)) != 1 or output.name.count("%") != 1 or "%" in str(output.parent):
-        raise ConfigError(f"{output} for frames", f"one number in the name of the file, such as frames/%06d{output.suffix}")
+        raise ConfigError(
+            f"{output} for frames", f"one number in the name of the file, such as frames/%06d{output.suffix}"
+        )
     return output.parent
 
 
@@ -78,7 +80,10 @@ def write_pictures(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]
             _remove(partial)
     steps = {after - before for before, after in zip(plan.pts, plan.pts[1:], strict=False)}
     is_timed = len(steps) > 1 and max(steps) - min(steps) > 1
-    return (*describe_leftovers(plan, "a folder of frames"), *(["times were left out: those of the source vary, files have none"] if is_timed else []))
+    return (
+        *describe_leftovers(plan, "a folder of frames"),
+        *(["times were left out: those of the source vary, files have none"] if is_timed else []),
+    )
 
 
 def read_pictures(plan: VideoPlan, part: Path, count: int) -> Iterator[npt.NDArray[Any]]:

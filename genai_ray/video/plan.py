@@ -145,7 +145,9 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         whole = _count_all(path, packets, stream, container)
         promised = _count_promised(container, stream, whole, shown.times[-1])
         is_cut = packets.is_cut or (container.format.name == "mpegts" and _ends_within_packet(path))
-        starts = 0 if container.format.name.startswith("matroska") else max(container.start_time or 0, 0)  # Matroska's duration is its end
+        starts = (
+            0 if container.format.name.startswith("matroska") else max(container.start_time or 0, 0)
+        )  # Matroska's duration is its end
         ends_s = None if container.duration is None else (container.duration + starts) / av.time_base
         if ends_s is not None and ends_s - packets.last_s > END_TOLERANCE_S and is_whole(path, container.format.name):
             ends_s = None  # the header is wrong
@@ -185,7 +187,9 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
         found.is_cut = bool(packet.is_corrupt)
         time = packet.pts if packet.pts is not None else packet.dts
         if time is None:
-            raise VideoError(f"{path}: packet {len(found.times)} has no time", do="Remux it first, for instance into .mkv.")
+            raise VideoError(
+                f"{path}: packet {len(found.times)} has no time", do="Remux it first, for instance into .mkv."
+            )
         data = bytes(packet)
         kind = reader.read(data)
         if packet.is_discard:  # outside what an edit list says: no player shows it
@@ -238,7 +242,9 @@ def _follow_decoder(
     times = [time for time in decoded.shown if time is not None]
     is_ordered = len(times) == len(decoded.shown) and all(before <= after for before, after in pairwise(times))
     if is_ordered:
-        times = sorted([*times, *decoded.failed])  # a damaged frame is planned all the same, and found when it is its turn
+        times = sorted(
+            [*times, *decoded.failed]
+        )  # a damaged frame is planned all the same, and found when it is its turn
     if is_ordered and tuple(times) == trusted.times:
         return trusted
     if not is_ordered and is_avi:
@@ -274,7 +280,9 @@ def _divide(path: str, time_base: Fraction, parts: int) -> Fraction:
     """Make units so small that all frames of one time come before those of the next."""
     if time_base.denominator * parts > _MAX_DENOMINATOR:
         do = f"Give them times first: ffmpeg -i {path} -vf setpts=N/25/TB timed.mkv"
-        raise VideoError(f"{path}: {parts} frames share one time", f"up to {_MAX_DENOMINATOR // time_base.denominator}", do)
+        raise VideoError(
+            f"{path}: {parts} frames share one time", f"up to {_MAX_DENOMINATOR // time_base.denominator}", do
+        )
     return time_base / parts
 
 
@@ -335,4 +343,6 @@ def _cut(count: int, keys: tuple[int, ...], most: int) -> tuple[Segment, ...]:
         if number == 1 or dropped <= count:
             break
         number -= 1
-    return tuple(Segment(index, start, stop) for index, (start, stop) in enumerate(zip(cuts, [*cuts[1:], count], strict=True)))
+    return tuple(
+        Segment(index, start, stop) for index, (start, stop) in enumerate(zip(cuts, [*cuts[1:], count], strict=True))
+    )

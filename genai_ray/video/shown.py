@@ -121,9 +121,13 @@ class PacketReader:
             if kind == 7:
                 self._read_h264_layout(data[start : start + 1024])
             elif kind in (1, 2, 5):
-                if self._h264_layout is None or not (fields or data[start + 1] & 0x80):  # it begins in the middle of a picture
+                if self._h264_layout is None or not (
+                    fields or data[start + 1] & 0x80
+                ):  # it begins in the middle of a picture
                     return Kind.UNKNOWN
-                field = None if self._h264_layout[2] else self._read_field(data[start + 1 : start + 64], self._h264_layout)
+                field = (
+                    None if self._h264_layout[2] else self._read_field(data[start + 1 : start + 64], self._h264_layout)
+                )
                 if field is None:
                     return Kind.FRAME if not fields and self._first_field is None else Kind.UNKNOWN
                 if field not in fields:

@@ -39,12 +39,16 @@ def decode_png16(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     try:
         (frame,) = [*codec.decode(av.Packet(data)), *codec.decode(None)]
     except (av.FFmpegError, ValueError) as exc:
-        raise InvalidInputError(f"a PNG that does not decode: {exc}", f"a whole file of at most {max_pixels} pixels") from exc
+        raise InvalidInputError(
+            f"a PNG that does not decode: {exc}", f"a whole file of at most {max_pixels} pixels"
+        ) from exc
     channels = _CHANNELS.get(frame.format.name)
     if channels is None:
         raise InvalidInputError(f"a PNG of {frame.format.name}", ", ".join(_CHANNELS))
     rows = np.frombuffer(bytes(frame.planes[0]), ">u2").reshape(frame.height, -1)
-    pixels: npt.NDArray[np.uint16] = rows[:, : frame.width * channels].reshape(frame.height, frame.width, channels).astype(np.uint16)
+    pixels: npt.NDArray[np.uint16] = (
+        rows[:, : frame.width * channels].reshape(frame.height, frame.width, channels).astype(np.uint16)
+    )
     return pixels
 
 

@@ -41,7 +41,9 @@ MOST_LOOKED_AT = 20_000
 """Packets in which the first of every track is looked for."""
 
 
-def check_result(plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suffix: str, *, has_alpha: bool = False) -> None:
+def check_result(
+    plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suffix: str, *, has_alpha: bool = False
+) -> None:
     """Try the beginning of a result: the encoder for pictures of its size, and a header with every track that is copied.
 
     Args:
@@ -56,10 +58,20 @@ def check_result(plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suf
         VideoError: If the source does not open.
     """
     if not _opens(plan, size, encoding, has_alpha):
-        others = [Encoding(codec=name) for name, codec in CODECS.items() if suffix in codec.suffixes and (codec.alpha_formats or not has_alpha)]
-        takers = [other.encoder for other in others if other.encoder != encoding.encoder and _opens(plan, size, other, has_alpha)]
+        others = [
+            Encoding(codec=name)
+            for name, codec in CODECS.items()
+            if suffix in codec.suffixes and (codec.alpha_formats or not has_alpha)
+        ]
+        takers = [
+            other.encoder
+            for other in others
+            if other.encoder != encoding.encoder and _opens(plan, size, other, has_alpha)
+        ]
         raise ConfigError(
-            f"{plan.path}: {encoding.encoder} does not take pictures of {size[0]}x{size[1]}", " or ".join(takers) or "smaller pictures", "Choose another codec."
+            f"{plan.path}: {encoding.encoder} does not take pictures of {size[0]}x{size[1]}",
+            " or ".join(takers) or "smaller pictures",
+            "Choose another codec.",
         )
     if suffix not in _FORMATS:
         return
@@ -73,7 +85,10 @@ def check_result(plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suf
         except (av.FFmpegError, ValueError) as exc:
             if isinstance(exc, ConfigError):
                 raise
-            raise ConfigError(f"{plan.path}: {suffix} does not take {encoding.encoder} and the tracks of this file ({explain(exc)})", do="Try .mkv.") from exc
+            raise ConfigError(
+                f"{plan.path}: {suffix} does not take {encoding.encoder} and the tracks of this file ({explain(exc)})",
+                do="Try .mkv.",
+            ) from exc
         finally:
             with suppress(av.FFmpegError, ValueError):  # the end of a file without frames is no matter
                 sink.close()
@@ -97,12 +112,16 @@ def _parts_of(encoding: Encoding, size: tuple[int, int]) -> list[tuple[int, int]
     return [(width, min(height, _NARROW_PX)), (min(width, _NARROW_PX), height)]
 
 
-def _open_encoder(sink: OutputContainer, plan: VideoPlan, size: tuple[int, int], encoding: Encoding, has_alpha: bool) -> None:
+def _open_encoder(
+    sink: OutputContainer, plan: VideoPlan, size: tuple[int, int], encoding: Encoding, has_alpha: bool
+) -> None:
     pix_fmt = choose_pixel_format(encoding, size, plan.info.pix_fmt, has_alpha=has_alpha)
     add_encoder(sink, encoding, plan.info, size, pix_fmt).codec_context.open(strict=False)
 
 
-def add_copies(sink: OutputContainer, source: InputContainer, plan: VideoPlan, suffixes: Sequence[str] = SUFFIXES) -> tuple[dict[int, Stream], tuple[str, ...]]:
+def add_copies(
+    sink: OutputContainer, source: InputContainer, plan: VideoPlan, suffixes: Sequence[str] = SUFFIXES
+) -> tuple[dict[int, Stream], tuple[str, ...]]:
     """Add everything to a result that is copied from its source.
 
     Args:
@@ -138,7 +157,15 @@ def add_copies(sink: OutputContainer, source: InputContainer, plan: VideoPlan, s
             if guesses is not None:
                 copies[stream.index] = _add_copy(sink, stream, guesses_layout=guesses)
                 continue
-            takers = [other for other in suffixes if _FORMATS[other] != "webm" and _find_way(stream, _FORMATS[other], firsts) is not None] if has_sound else []
+            takers = (
+                [
+                    other
+                    for other in suffixes
+                    if _FORMATS[other] != "webm" and _find_way(stream, _FORMATS[other], firsts) is not None
+                ]
+                if has_sound
+                else []
+            )
             if takers and sink.format.name != "webm":
                 own = next(suffix for suffix, kind in _FORMATS.items() if kind == sink.format.name)
                 kinds = " or ".join(takers)
@@ -156,11 +183,17 @@ def _name_codec(stream: Any) -> str:
 
 def _first_packets(source: InputContainer, plan: VideoPlan) -> Mapping[int, Any]:
     """Return the first packet of every track that has one near the start."""
-    wanted = {stream.index for stream in source.streams if stream.type == "audio" or stream.disposition & Disposition.attached_pic}
+    wanted = {
+        stream.index
+        for stream in source.streams
+        if stream.type == "audio" or stream.disposition & Disposition.attached_pic
+    }
     found: dict[int, Any] = {}
     if wanted:
         with open_video(plan.path, any_format=plan.any_format) as container:
-            for packet in islice(container.demux([container.streams[index] for index in sorted(wanted)]), MOST_LOOKED_AT):
+            for packet in islice(
+                container.demux([container.streams[index] for index in sorted(wanted)]), MOST_LOOKED_AT
+            ):
                 if packet.size:
                     found.setdefault(packet.stream_index, packet)
                 if found.keys() == wanted:
@@ -175,8 +208,14 @@ def _attach(sink: OutputContainer, stream: Any, firsts: Mapping[int, Any]) -> bo
         return True
     if not stream.disposition & Disposition.attached_pic or stream.index not in firsts or stream.codec_context is None:
         return False
-    file_name, mime_type = _COVERS.get(stream.codec_context.codec.canonical_name, ("cover.bin", "application/octet-stream"))
-    sink.add_attachment(stream.metadata.get("filename", file_name), stream.metadata.get("mimetype", mime_type), bytes(firsts[stream.index]))
+    file_name, mime_type = _COVERS.get(
+        stream.codec_context.codec.canonical_name, ("cover.bin", "application/octet-stream")
+    )
+    sink.add_attachment(
+        stream.metadata.get("filename", file_name),
+        stream.metadata.get("mimetype", mime_type),
+        bytes(firsts[stream.index]),
+    )
     return True
 
 

@@ -66,4 +66,6 @@ def holds_picture(data: bytes, extradata: bytes, codec: str) -> bool:
         heads = [data[start] for start in find_units(data, read_length_bytes(extradata, codec))]
     except IndexError:
         return True
-    return not heads or any(head & 0x80 or head & 31 not in _BESIDE_PICTURES for head in heads)  # damage sets the first bit, too
+    return not heads or any(
+        head & 0x80 or head & 31 not in _BESIDE_PICTURES for head in heads
+    )  # damage sets the first bit, too

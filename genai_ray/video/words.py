@@ -61,7 +61,9 @@ def describe_lost_words(source: InputContainer, tracks: Collection[int], result:
             yield f"metadata {', '.join(lost)} was left out: {name} has no place for it"
         for kind in ("video", "audio", "subtitle"):
             copied = (stream for stream in source.streams if stream.index in tracks and _is_track(stream, kind))
-            for stream, copy in zip(copied, (stream for stream in box.streams if _is_track(stream, kind)), strict=False):
+            for stream, copy in zip(
+                copied, (stream for stream in box.streams if _is_track(stream, kind)), strict=False
+            ):
                 before, after = read_words(stream), read_words(copy)
                 for word in _TRACK_WORDS:
                     value = before.get(word, "")

@@ -89,8 +89,14 @@ def test_weights_get_smaller_and_the_model_is_not_touched():
 
 def test_a_model_that_does_not_convert_says_so(tmp_path):
     """A quantized model: QuantizeLinear of operator set 17 takes no fp16."""
-    weights = [numpy_helper.from_array(np.array(value, kind), name) for name, value, kind in (("s", 1 / 255, np.float32), ("z", 0, np.uint8))]
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
+    weights = [
+        numpy_helper.from_array(np.array(value, kind), name)
+        for name, value, kind in (("s", 1 / 255, np.float32), ("z", 0, np.uint8))
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in "xy"]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
     path = tmp_path / "quantized.onnx"

@@ -142,7 +142,11 @@ def recovery(runs: int) -> dict[str, float]:
     with InferenceSession(A) as local:
         expected = local.infer(frames)
     took: dict[str, list[float]] = {"session": [], "cache actor": [], "node": []}
-    with Nodes() as nodes, ending(ModelCache(name="recovery")) as cache, under_load(cache, expected, frames) as (times, lost):
+    with (
+        Nodes() as nodes,
+        ending(ModelCache(name="recovery")) as cache,
+        under_load(cache, expected, frames) as (times, lost),
+    ):
         until(lambda: len(times) > 20)
         for _ in range(runs):
             for what in ("session", "cache actor"):
@@ -154,13 +158,22 @@ def recovery(runs: int) -> dict[str, float]:
             node = nodes.add(num_gpus=1)
             until(lambda node=node: node.node_id in {device["node"] for device in cache.status()["devices"]})
             cache.evict(A)
-            until(lambda node=node: [entry["placed_on"][:12] for entry in cache.status()["models"] if entry["state"] == "ready"] == [node.node_id[:12]])
+            until(
+                lambda node=node: (
+                    [entry["placed_on"][:12] for entry in cache.status()["models"] if entry["state"] == "ready"]
+                    == [node.node_id[:12]]
+                )
+            )
             nodes.remove(node)
             until(lambda node=node: node.node_id not in {found["NodeID"] for found in ray.nodes() if found["Alive"]})
             took["node"].append(until(lambda: is_whole(cache, 0)))
         slowest = max(times)
         answered = len(times)
-    return {what: median(found) for what, found in took.items()} | {"slowest request": slowest, "answered": answered, "lost": len(lost)}
+    return {what: median(found) for what, found in took.items()} | {
+        "slowest request": slowest,
+        "answered": answered,
+        "lost": len(lost),
+    }
 
 
 def is_whole(cache: ModelCache, killed_pid: int) -> bool:
@@ -169,7 +182,10 @@ def is_whole(cache: ModelCache, killed_pid: int) -> bool:
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     pids = [status["pid"], *(entry["session"].get("pid") for entry in ready)]
     return (
-        len(ready) == len(status["models"]) == 1 and None not in pids and killed_pid not in pids and {device["node"] for device in status["devices"]} == alive
+        len(ready) == len(status["models"]) == 1
+        and None not in pids
+        and killed_pid not in pids
+        and {device["node"] for device in status["devices"]} == alive
     )
 
 
@@ -178,8 +194,13 @@ def write_models(folder: Path, count: int, weight_mb: int = 2) -> list[Path]:
     chance, paths, width = np.random.default_rng(0), [], 512 * weight_mb
     for number in range(count):
         weights = numpy_helper.from_array(chance.random((512, width), np.float32), "w")
-        values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size]) for name, size in (("x", 512), ("y", width))]
-        graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], f"model {number}", values[:1], values[1:], [weights])
+        values = [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size])
+            for name, size in (("x", 512), ("y", width))
+        ]
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], f"model {number}", values[:1], values[1:], [weights]
+        )
         paths.append(folder / f"model{weight_mb}_{number:03}.onnx")
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), paths[-1])
     return paths
@@ -188,19 +209,30 @@ def write_models(folder: Path, count: int, weight_mb: int = 2) -> list[Path]:
 def resident(count: int) -> dict[str, float]:
     """Load models until ``count`` of them are there at once; each is used, none has left."""
     budget = int(0.9 * ray.cluster_resources()["memory"])
-    with tempfile.TemporaryDirectory() as folder, ending(ModelCache(budget, name="many", options=CacheOptions(min_stay_s=0))) as cache:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ending(ModelCache(budget, name="many", options=CacheOptions(min_stay_s=0))) as cache,
+    ):
         feeds = {"x": np.ones((1, 512), np.float32)}
         for path in write_models(Path(folder), count):
             assert cache.session_of(of(path)).run(feeds)["y"].shape == (1, 1024)
         status = cache.status()
         sizes = [entry["bytes"] for entry in status["models"]]
-        return {"resident": len(sizes), "mb_a_model": median(sizes) / 1e6, "process_mb": status["process_bytes"]["cpu"] / 1e6, "evictions": status["evictions"]}
+        return {
+            "resident": len(sizes),
+            "mb_a_model": median(sizes) / 1e6,
+            "process_mb": status["process_bytes"]["cpu"] / 1e6,
+            "evictions": status["evictions"],
+        }
 
 
 def fits() -> dict[str, dict[str, float]]:
     """Measure a session of 2, 50 and 500 MB of weights, and say how many of each the share of a node's memory holds."""
     found = {}
-    with tempfile.TemporaryDirectory() as folder, ending(ModelCache(8_000_000_000, name="fits", options=CacheOptions(min_stay_s=0))) as cache:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ending(ModelCache(8_000_000_000, name="fits", options=CacheOptions(min_stay_s=0))) as cache,
+    ):
         for weight_mb in (2, 50, 500):
             (path,) = write_models(Path(folder), 1, weight_mb)
             cache.session_of(of(path)).run({"x": np.ones((1, 512), np.float32)})
@@ -238,13 +270,19 @@ def main() -> None:
         ("evict one, load another, s", ours),
         ("process start and session alone, s", bare),
         ("  ratio (goal 1.3)", ours / bare),
-        *((f"recovery after SIGKILL: {what}, s (goal 5)", seconds[what]) for what in ("session", "cache actor", "node")),
+        *(
+            (f"recovery after SIGKILL: {what}, s (goal 5)", seconds[what])
+            for what in ("session", "cache actor", "node")
+        ),
         ("  slowest request meanwhile, s", seconds["slowest request"]),
         ("  requests answered, lost", f"{seconds['answered']:.0f}, {seconds['lost']:.0f}"),
         (f"models of 2 MB resident (goal {GOAL_RESIDENT})", many["resident"]),
         ("  MB a model", many["mb_a_model"]),
         ("  of which the process, MB (goal 80)", many["process_mb"]),
-        *((f"a model of {size}", ", ".join(f"{name} {value:.0f}" for name, value in counts.items())) for size, counts in room.items()),
+        *(
+            (f"a model of {size}", ", ".join(f"{name} {value:.0f}" for name, value in counts.items()))
+            for size, counts in room.items()
+        ),
     ]
     keep("cache_figures", figures, rows)
 

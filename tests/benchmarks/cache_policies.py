@@ -189,7 +189,9 @@ def traces() -> Iterable[Trace]:
     sizes = [chance.choice((0.2, 0.5, 1, 2, 4)) for _ in range(3000)]
     models = [Model(int(size * GB), 0.5 + 2 * size) for size in sizes]
     yield Trace("Zipf 0.9, 3,000 models, 100 devices of 24 GB", models, zipf(3000, 60_000, 0.9, chance), 100, 24 * GB)
-    drifting = [(wanted + 100 * (number // 6000)) % 3000 for number, wanted in enumerate(zipf(3000, 60_000, 1.1, chance))]
+    drifting = [
+        (wanted + 100 * (number // 6000)) % 3000 for number, wanted in enumerate(zipf(3000, 60_000, 1.1, chance))
+    ]
     yield Trace("Zipf 1.1 that drifts", models, drifting, 100, 24 * GB)
     twelve = [Model(600_000_000, 4.0) for _ in range(12)]
     yield Trace("12 models of 600 MB, room for 9", twelve, zipf(12, 20_000, 0.8, chance), 1, int(5.7 * GB), rate_hz=1.0)
@@ -217,15 +219,32 @@ def main() -> None:
             found = run().figures(trace)
             figures[trace.name][name.split(",")[0]] = found
             loads = f"{found['loads']:.0f} loads ({found['loads_per_hour']:.0f} an hour)"
-            rows.append((name, f"hits {found['hit_rate']:.3f}, {loads}, {found['loaded_gb']:.0f} GB, {found['stall_s']:.0f} s stalled"))
+            rows.append(
+                (
+                    name,
+                    f"hits {found['hit_rate']:.3f}, {loads}, {found['loaded_gb']:.0f} GB, {found['stall_s']:.0f} s stalled",
+                )
+            )
     first = next(iter(figures.values()))
     to_ideal = first["genai_ray lru"]["loads"] / first["ideal pool lru"]["loads"]
     to_count = first["genai_ray lru"]["loads"] / first["per replica"]["loads"]
     dear = figures["12 models, one costs 20 x to load"]
     to_lru = dear["genai_ray gdsf"]["stall_s"] / dear["genai_ray lru"]["stall_s"]
-    rows += [("cold loads over the ideal pool (goal 1.05)", to_ideal), ("cold loads over per replica by count (goal 0.7)", to_count)]
+    rows += [
+        ("cold loads over the ideal pool (goal 1.05)", to_ideal),
+        ("cold loads over per replica by count (goal 0.7)", to_count),
+    ]
     rows += [("gdsf: stalled seconds over lru, one dear model (goal below 1)", to_lru)]
-    keep("cache_policies", {"loads_over_ideal": to_ideal, "loads_over_per_replica": to_count, "gdsf_stall_over_lru": to_lru, "traces": figures}, rows)
+    keep(
+        "cache_policies",
+        {
+            "loads_over_ideal": to_ideal,
+            "loads_over_per_replica": to_count,
+            "gdsf_stall_over_lru": to_lru,
+            "traces": figures,
+        },
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def median(values: list[float]) -> float:
 def write_small(source: Path, target: Path, seconds: float, size: tuple[int, int]) -> int:
     """Write the first seconds of a clip in a smaller size; return how many frames these are."""
     with av.open(str(source)) as box, av.open(str(target), "w") as sink:
-        stream = sink.add_stream("libx264", rate=box.streams.video[0].average_rate, options={"crf": "18", "g": "120", "bf": "0"})
+        stream = sink.add_stream(
+            "libx264", rate=box.streams.video[0].average_rate, options={"crf": "18", "g": "120", "bf": "0"}
+        )
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         count = 0
         for frame in box.decode(video=0):

@@ -67,7 +67,15 @@ def main(clip: Path = CLIPS / "iscc-demo.mkv") -> None:
     ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     keep(
         "enhance_speed",
-        {"clip": clip.name, "fps": ours, "plain_fps": plain, "ratio": ratios, "startup_s": startup, "first_encoded_s": encoded, "elapsed_s": elapsed},
+        {
+            "clip": clip.name,
+            "fps": ours,
+            "plain_fps": plain,
+            "ratio": ratios,
+            "startup_s": startup,
+            "first_encoded_s": encoded,
+            "elapsed_s": elapsed,
+        },
         [
             ("enhance, frames/s", median(ours)),
             ("plain script, frames/s", median(plain)),

@@ -26,8 +26,14 @@ def main(*clips: Path) -> None:
         shares, differs, errors = zip(*(compare(a, b, plan.info.colour) for a, b in pairs), strict=True)
         peak = 2**plan.info.bit_depth - 1
         chroma_db = float(10 * np.log10(peak**2 / max(np.mean(errors), 1e-9)))
-        figures[clip.name] = {"share_outside_rgb": float(np.mean(shares)), "luma_differs": float(max(differs)), "chroma_db": chroma_db}
-        rows.append((clip.name, f"outside {np.mean(shares):.2%}, luma differs {max(differs):.2%}, chroma {chroma_db:.1f} dB"))
+        figures[clip.name] = {
+            "share_outside_rgb": float(np.mean(shares)),
+            "luma_differs": float(max(differs)),
+            "chroma_db": chroma_db,
+        }
+        rows.append(
+            (clip.name, f"outside {np.mean(shares):.2%}, luma differs {max(differs):.2%}, chroma {chroma_db:.1f} dB")
+        )
     keep("identity", {"clips": figures}, rows)
 
 

@@ -11,7 +11,10 @@ from genai_ray import InferenceSession
 RUNS, COUNT, HEIGHT, WIDTH = 11, 8, 144, 176
 CASES = {
     "esrgan-2x": ("upscalerjs-esrgan-slim-x2-nhwc255.onnx", lambda x: x.astype(np.float32)),
-    "waifu2x-x2": ("waifu2x-upconv7-photo-scale2x.onnx", lambda x: np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32) / 255),
+    "waifu2x-x2": (
+        "waifu2x-upconv7-photo-scale2x.onnx",
+        lambda x: np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32) / 255,
+    ),
 }
 
 

@@ -27,7 +27,10 @@ def main() -> None:
     keep(
         "load_cycles",
         {"loaded_bytes": loaded_bytes, "growth_of_loaded": grown},
-        [("loaded, MB", loaded_bytes[0] / 1e6), ("grown from cycle 1 to 5, share of loaded (goal 0.10)", median(grown))],
+        [
+            ("loaded, MB", loaded_bytes[0] / 1e6),
+            ("grown from cycle 1 to 5, share of loaded (goal 0.10)", median(grown)),
+        ],
     )
 
 

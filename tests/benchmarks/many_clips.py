@@ -48,7 +48,10 @@ def enhance(clips: Path, out: Path, count: int) -> tuple[dict, list[tuple[int, i
     out.mkdir()
     seen: list[tuple[int, int]] = []
     command = genai_ray("enhance", clips, "-o", out, "--model", MODEL, "--json")
-    with tempfile.TemporaryFile("w+") as told, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as job:
+    with (
+        tempfile.TemporaryFile("w+") as told,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as job,
+    ):
         over = threading.Event()
 
         def watch() -> None:
@@ -82,7 +85,13 @@ def measure(count: int, plain: int, width: int, height: int) -> dict[str, float]
         for clip in sorted(clips.iterdir())[:plain]:
             (few / clip.name).hardlink_to(clip)
         started = time.perf_counter()
-        loop = [sys.executable, str(Path(__file__).with_name("plain_loop.py")), str(few), str(plain_out), str(MODELS / "websr-anime4k-cnn-x2-s-rl.onnx")]
+        loop = [
+            sys.executable,
+            str(Path(__file__).with_name("plain_loop.py")),
+            str(few),
+            str(plain_out),
+            str(MODELS / "websr-anime4k-cnn-x2-s-rl.onnx"),
+        ]
         plain_per_s = float(subprocess.run(loop, check=True, capture_output=True, text=True).stdout)
         plain_s = time.perf_counter() - started
     per_s = report["fps"] / FRAMES

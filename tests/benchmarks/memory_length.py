@@ -39,14 +39,32 @@ def main(clip: Path = CLIPS / "iscc-demo.mkv", short_s: float = 60, times: int =
         repeat(part, whole, times)
         for run in range(runs):
             for source, peaks in ((part, short), (whole, long)):
-                done = PeakMemory(genai_ray("enhance", source, "-o", Path(folder, f"{source.stem}-{run}.out.mkv"), "--model", "websr-x2-s", "--json"))
+                done = PeakMemory(
+                    genai_ray(
+                        "enhance",
+                        source,
+                        "-o",
+                        Path(folder, f"{source.stem}-{run}.out.mkv"),
+                        "--model",
+                        "websr-x2-s",
+                        "--json",
+                    )
+                )
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 peaks.append(done.peak_bytes)
     ratios = [a / b for a, b in zip(long, short, strict=True)]
     keep(
         "memory_length",
-        {"clip": clip.name, "size": SIZE, "short_s": short_s, "times": times, "peak_bytes_long": long, "peak_bytes_short": short, "ratio": ratios},
+        {
+            "clip": clip.name,
+            "size": SIZE,
+            "short_s": short_s,
+            "times": times,
+            "peak_bytes_long": long,
+            "peak_bytes_short": short,
+            "ratio": ratios,
+        },
         [("long, MB", median(long) / 1e6), ("short, MB", median(short) / 1e6), ("ratio (goal 1.10)", median(ratios))],
     )
 

@@ -41,7 +41,10 @@ def main(most: int) -> None:
         half, whole = Path(folder, "half.mkv"), Path(folder, "whole.mkv")
         write_half(true, half)
         done = subprocess.run(
-            genai_ray("enhance", half, "-o", whole, "--model", "rife", "--codec", "ffv1", "--json"), capture_output=True, text=True, check=False
+            genai_ray("enhance", half, "-o", whole, "--model", "rife", "--codec", "ffv1", "--json"),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(done.stderr)

@@ -34,7 +34,9 @@ def frames_per_second(model: str, sessions: int, threads: int, frames: int) -> f
     """Compute ``frames`` in all, in so many processes."""
     context = multiprocessing.get_context("spawn")
     gate, seconds = context.Barrier(sessions), context.Queue()
-    processes = [context.Process(target=work, args=(model, threads, frames // sessions, gate, seconds)) for _ in range(sessions)]
+    processes = [
+        context.Process(target=work, args=(model, threads, frames // sessions, gate, seconds)) for _ in range(sessions)
+    ]
     for process in processes:
         process.start()
     slowest = max(seconds.get() for _ in processes)
@@ -50,7 +52,10 @@ def main() -> None:
     args = parser.parse_args()
     ratios = {}
     for model in MODELS:
-        runs = [[frames_per_second(model, sessions, threads, args.frames) for sessions, threads in ((1, 2), (2, 2), (2, 1))] for _ in range(args.runs)]
+        runs = [
+            [frames_per_second(model, sessions, threads, args.frames) for sessions, threads in ((1, 2), (2, 2), (2, 1))]
+            for _ in range(args.runs)
+        ]
         ratios[model] = {
             "all_cores_each": statistics.median(two / one for one, two, _ in runs),
             "a_share_each": statistics.median(two / one for one, _, two in runs),

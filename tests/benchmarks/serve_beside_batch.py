@@ -96,12 +96,26 @@ def main() -> None:
                 before = len(done)
                 ask("busy")
                 batches += len(done) - before
-    medians = {f"{kind}_{what}": median([one[what] for one in several]) for kind, several in seen.items() for what in ("p50_ms", "p99_ms")}
+    medians = {
+        f"{kind}_{what}": median([one[what] for one in several])
+        for kind, several in seen.items()
+        for what in ("p50_ms", "p99_ms")
+    }
     in_runs = (medians["busy_p99_ms"] - medians["idle_p99_ms"]) / one_run_ms
     frames_per_s = batches * BATCH / (options.repetitions * options.seconds)
-    rows = [("one run of the job, ms", one_run_ms), *((name.replace("_", " "), value) for name, value in medians.items())]
-    rows += [("busy p99 over idle p99, in runs (goal at most 2)", in_runs), ("frames/s of the job meanwhile", frames_per_s)]
-    keep(options.output, {"run_ms": one_run_ms, **medians, "in_runs": in_runs, "job_frames_per_s": frames_per_s, "repetitions": seen}, rows)
+    rows = [
+        ("one run of the job, ms", one_run_ms),
+        *((name.replace("_", " "), value) for name, value in medians.items()),
+    ]
+    rows += [
+        ("busy p99 over idle p99, in runs (goal at most 2)", in_runs),
+        ("frames/s of the job meanwhile", frames_per_s),
+    ]
+    keep(
+        options.output,
+        {"run_ms": one_run_ms, **medians, "in_runs": in_runs, "job_frames_per_s": frames_per_s, "repetitions": seen},
+        rows,
+    )
 
 
 if __name__ == "__main__":

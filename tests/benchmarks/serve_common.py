@@ -88,7 +88,13 @@ def write_matmul(path: Path, num_bytes: int, *, seed: int = 0) -> None:
     side = round((num_bytes / 4) ** 0.5)
     weights = np.random.default_rng(seed).standard_normal((side, side), np.float32)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, side)) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "matmul", ends[:1], ends[1:], [numpy_helper.from_array(weights, "w")])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "matmul",
+        ends[:1],
+        ends[1:],
+        [numpy_helper.from_array(weights, "w")],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 9
     onnx.save(model, str(path))
@@ -97,7 +103,12 @@ def write_matmul(path: Path, num_bytes: int, *, seed: int = 0) -> None:
 def infer_request(name: str, array: np.ndarray, *, frames: bool) -> tuple[bytes, dict[str, str]]:
     """Return body and headers of a binary request."""
     datatype = {"uint8": "UINT8", "float32": "FP32"}[array.dtype.name]
-    tensor = {"name": name, "datatype": datatype, "shape": list(array.shape), "parameters": {"binary_data_size": array.nbytes}}
+    tensor = {
+        "name": name,
+        "datatype": datatype,
+        "shape": list(array.shape),
+        "parameters": {"binary_data_size": array.nbytes},
+    }
     parameters = {"binary_data_output": True} | ({"frames": True} if frames else {})
     head = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
     return head + array.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
@@ -140,7 +151,9 @@ class Driven:
         return len(self.latencies_s) / self.seconds
 
 
-def drive(target: Target, *, clients: int, requests: int | None = None, seconds: float | None = None, within_s: float = 720.0) -> Driven:
+def drive(
+    target: Target, *, clients: int, requests: int | None = None, seconds: float | None = None, within_s: float = 720.0
+) -> Driven:
     """Send requests from several connections, in a process that does nothing else: so many from each client, or for so long; an error after a while."""
     bodies = target.body if isinstance(target.body, list) else [target.body]
     job = {
@@ -156,7 +169,13 @@ def drive(target: Target, *, clients: int, requests: int | None = None, seconds:
         json.dump(job, file)
         file.flush()
         command = [sys.executable, __file__, file.name]
-        done = subprocess.run(command, input=b"".join(bodies), stdout=subprocess.PIPE, check=True, timeout=max(within_s, (seconds or 0) + 120))
+        done = subprocess.run(
+            command,
+            input=b"".join(bodies),
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=max(within_s, (seconds or 0) + 120),
+        )
     return Driven(**json.loads(done.stdout))
 
 
@@ -215,7 +234,11 @@ def _drive_here(job: dict[str, Any], text: bytes) -> None:
     seconds = time.perf_counter() - began
     if failed or not all(latencies):
         raise SystemExit(f"{len(failed)} clients failed: {failed[:1]}")
-    print(json.dumps({"latencies_s": [one for mine in latencies for one in mine], "seconds": seconds, "refused": len(refused)}))
+    print(
+        json.dumps(
+            {"latencies_s": [one for mine in latencies for one in mine], "seconds": seconds, "refused": len(refused)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def main() -> None:
     rows = [("the model alone, ms", 1e3 * mean)]
     for name, times in beyond.items():
         figures[name] = {"p50_ms": float(np.percentile(times, 50)), "p99_ms": float(np.percentile(times, 99))}
-        rows += [(f"{name}: beyond it, p50 ms (goal 3)", figures[name]["p50_ms"]), (f"{name}: p99 ms (goal 8)", figures[name]["p99_ms"])]
+        rows += [
+            (f"{name}: beyond it, p50 ms (goal 3)", figures[name]["p50_ms"]),
+            (f"{name}: p99 ms (goal 8)", figures[name]["p99_ms"]),
+        ]
     keep(options.output, figures, [*rows, ("4K frame in and out, MB/s (goal 200)", rate)])
 
 

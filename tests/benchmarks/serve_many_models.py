@@ -39,7 +39,13 @@ def raylets(count: int, budget_bytes: int, folder: Path):
     """Several raylets on this machine, each with so many bytes for sessions; Ray Serve's ingress on the first one only."""
     os.environ |= _environment(folder, REQUEST_S)
     memory = int(budget_bytes / SHARE)
-    head = {"num_cpus": 2, "num_gpus": 0, "memory": memory, "object_store_memory": 200_000_000, "include_dashboard": False}
+    head = {
+        "num_cpus": 2,
+        "num_gpus": 0,
+        "memory": memory,
+        "object_store_memory": 200_000_000,
+        "include_dashboard": False,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(count - 1):
         cluster.add_node(num_cpus=1, num_gpus=0, memory=memory, object_store_memory=100_000_000)
@@ -70,7 +76,9 @@ class Watch:
         while not self._over.wait(0.25):
             status = self._cache.status()
             self.looks += 1
-            self.fullest = max(self.fullest, *(device["used_bytes"] / device["budget_bytes"] for device in status["devices"]))
+            self.fullest = max(
+                self.fullest, *(device["used_bytes"] / device["budget_bytes"] for device in status["devices"])
+            )
             for entry in status["models"]:
                 if entry["state"] == "ready":
                     self.bytes_of[int(Path(entry["model_id"]).stem[1:])] = entry["bytes"]
@@ -102,7 +110,13 @@ def main() -> None:
             write_matmul(Path(models, f"m{index:03}.onnx"), size, seed=index)
         with raylets(options.nodes, budget_bytes, Path(state)) as address:
             profile = load_serve_profile("default").override(
-                cache="many", port=free_port(), grpc_port=None, models=("websr-x2-s",), model_repository=models, num_replicas=1, request_timeout_s=REQUEST_S
+                cache="many",
+                port=free_port(),
+                grpc_port=None,
+                models=("websr-x2-s",),
+                model_repository=models,
+                num_replicas=1,
+                request_timeout_s=REQUEST_S,
             )
             figures = measure(profile, address, order, sizes, options, budget_bytes)
     rows = [(name.replace("_", " "), value) for name, value in figures.items()]
@@ -112,7 +126,11 @@ def main() -> None:
 def measure(profile, address, order, sizes, options, budget_bytes) -> dict[str, float]:
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     cache = ModelCache(name="many", options=CacheOptions(min_stay_s=0))
-    serve.start(proxy_location="HeadOnly", http_options={"host": profile.host, "port": profile.port}, logging_config={"enable_access_log": False})
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": profile.host, "port": profile.port},
+        logging_config={"enable_access_log": False},
+    )
     bodies = []
     serve.run(build_application(profile), route_prefix="/", logging_config={"enable_access_log": False})
     with Watch(cache) as watch:

@@ -21,7 +21,9 @@ def open_session(path):
 def compute(session, data):
     (wanted,) = session.get_inputs()
     if wanted.type == "tensor(uint8)":
-        array = np.frombuffer(data, np.uint8).reshape(-1, int(os.environ["PEER_HEIGHT"]), int(os.environ["PEER_WIDTH"]), 3)
+        array = np.frombuffer(data, np.uint8).reshape(
+            -1, int(os.environ["PEER_HEIGHT"]), int(os.environ["PEER_WIDTH"]), 3
+        )
     else:
         array = np.frombuffer(data, np.float32).reshape(1, -1)
     return session.run(None, {wanted.name: array})[0].tobytes()
@@ -69,7 +71,12 @@ def run_multiplexed(port, path):
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
     most, log = int(os.environ["PEER_MODELS_EACH"]), os.environ["PEER_LOADS"]
 
-    @serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=64, logging_config={"enable_access_log": False})
+    @serve.deployment(
+        num_replicas=2,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=64,
+        logging_config={"enable_access_log": False},
+    )
     class Plain:
         @serve.multiplexed(max_num_models_per_replica=most)
         async def get_model(self, model_id):

@@ -44,7 +44,9 @@ def python_of(name: str, folder: Path) -> str:
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         venv.create(home, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "numpy", *PACKAGES[name]], check=True, timeout=600)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "onnxruntime", "numpy", *PACKAGES[name]], check=True, timeout=600
+        )
         (home / "ready").touch()
     return str(python)
 
@@ -59,7 +61,12 @@ def ours(_python, _fused):
 @contextmanager
 def plain(python, path, *, each=1, loads=os.devnull, order=None):
     port = free_port()
-    environment = os.environ | {"PEER_MODELS_EACH": str(each), "PEER_LOADS": str(loads), "PEER_HEIGHT": str(HEIGHT), "PEER_WIDTH": str(WIDTH)}
+    environment = os.environ | {
+        "PEER_MODELS_EACH": str(each),
+        "PEER_LOADS": str(loads),
+        "PEER_HEIGHT": str(HEIGHT),
+        "PEER_WIDTH": str(WIDTH),
+    }
     with process([python, str(PEERS), "multiplexed", str(port), path], env=environment) as server:
         if server.stdout.readline() != "ready\n":
             raise SystemExit("the plain replicas did not start")
@@ -71,10 +78,18 @@ def plain(python, path, *, each=1, loads=os.devnull, order=None):
 @contextmanager
 def litserve(python, fused):
     port = free_port()
-    with process([python, str(PEERS), "litserve", str(port), fused], env=os.environ | {"PEER_HEIGHT": str(HEIGHT), "PEER_WIDTH": str(WIDTH)}) as server:
+    with process(
+        [python, str(PEERS), "litserve", str(port), fused],
+        env=os.environ | {"PEER_HEIGHT": str(HEIGHT), "PEER_WIDTH": str(WIDTH)},
+    ) as server:
         wait_for_port(server, port, "/health")
         head = b'--b\r\nContent-Disposition: form-data; name="frame"; filename="f"\r\nContent-Type: application/octet-stream\r\n\r\n'
-        yield Target(port, head + FRAME.tobytes() + b"\r\n--b--\r\n", [("/predict", {"Content-Type": "multipart/form-data; boundary=b"})], pid=server.pid)
+        yield Target(
+            port,
+            head + FRAME.tobytes() + b"\r\n--b--\r\n",
+            [("/predict", {"Content-Type": "multipart/form-data; boundary=b"})],
+            pid=server.pid,
+        )
 
 
 @contextmanager
@@ -82,15 +97,23 @@ def mlserver(python, fused):
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         ports = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
-        Path(folder, "settings.json").write_text(json.dumps(ports | {"parallel_workers": 2, "debug": False, "metrics_endpoint": None}))
+        Path(folder, "settings.json").write_text(
+            json.dumps(ports | {"parallel_workers": 2, "debug": False, "metrics_endpoint": None})
+        )
         model = {"name": MODEL, "implementation": "serve_peers.OnnxRuntime", "parameters": {"uri": fused}}
         Path(folder, "model-settings.json").write_text(json.dumps(model))
-        environment = os.environ | {"PYTHONPATH": str(PEERS.parent), "PEER_HEIGHT": str(HEIGHT), "PEER_WIDTH": str(WIDTH)}
+        environment = os.environ | {
+            "PYTHONPATH": str(PEERS.parent),
+            "PEER_HEIGHT": str(HEIGHT),
+            "PEER_WIDTH": str(WIDTH),
+        }
         with process([str(Path(python).with_name("mlserver")), "start", folder], env=environment, cwd=folder) as server:
             wait_for_port(server, port, "/v2/health/ready")
             tensor = {"name": "frames", "datatype": "BYTES", "shape": [1], "parameters": {"content_type": "base64"}}
             body = json.dumps({"inputs": [tensor | {"data": [base64.b64encode(FRAME.tobytes()).decode()]}]}).encode()
-            yield Target(port, body, [(f"/v2/models/{MODEL}/infer", {"Content-Type": "application/json"})], pid=server.pid)
+            yield Target(
+                port, body, [(f"/v2/models/{MODEL}/infer", {"Content-Type": "application/json"})], pid=server.pid
+            )
 
 
 SERVERS = {"genai-ray": ours, "two plain replicas": plain, "LitServe": litserve, "MLServer": mlserver}
@@ -102,13 +125,17 @@ def write_fused(folder: Path) -> str:
     from genai_ray.graph import fuse_frames, read_model
 
     path = folder / "fused.onnx"
-    path.write_bytes(fuse_frames(read_model(WEIGHTS), ModelCatalog.default().get(MODEL), np.dtype(np.uint8)).SerializeToString())
+    path.write_bytes(
+        fuse_frames(read_model(WEIGHTS), ModelCatalog.default().get(MODEL), np.dtype(np.uint8)).SerializeToString()
+    )
     return str(path)
 
 
 def one_model(options, pythons) -> dict[str, dict[str, list[float]]]:
     """Requests a second of each server, in turn; and the processor milliseconds that it took for one, which tell more on a busy machine."""
-    figures: dict[str, dict[str, list[float]]] = {name: {"requests_per_s": [], "cpu_ms_per_request": []} for name in pythons}
+    figures: dict[str, dict[str, list[float]]] = {
+        name: {"requests_per_s": [], "cpu_ms_per_request": []} for name in pythons
+    }
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         fused = write_fused(Path(folder))
         targets = {name: stack.enter_context(SERVERS[name](python, fused)) for name, python in pythons.items()}
@@ -128,7 +155,9 @@ VECTOR = np.random.default_rng(0).random((1, round((MODEL_BYTES / 4) ** 0.5)), n
 
 def loads_of(port: int) -> int:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        line = next(line for line in answer.read().decode().splitlines() if line.startswith("genai_ray_cache_loads_total "))
+        line = next(
+            line for line in answer.read().decode().splitlines() if line.startswith("genai_ray_cache_loads_total ")
+        )
     return int(float(line.split()[1]))
 
 
@@ -158,11 +187,21 @@ def many_models(options) -> dict[str, dict[str, float]]:
             body, headers = infer_request("x", VECTOR, frames=False)
             kinds = [(f"/v2/models/m{index:02}/infer", headers) for index in range(NUM_MODELS)]
             done = drive(Target(port, body, kinds, order), clients=CLIENTS, seconds=options.many_seconds)
-            figures["genai-ray"] = {"loads": loads_of(port), "requests": len(done.latencies_s), "requests_per_s": done.rate, "refused": done.refused}
+            figures["genai-ray"] = {
+                "loads": loads_of(port),
+                "requests": len(done.latencies_s),
+                "requests_per_s": done.rate,
+                "refused": done.refused,
+            }
         with plain(sys.executable, folder, each=ROOM // 2, loads=log.name, order=order) as target:
             done = drive(target, clients=CLIENTS, seconds=options.many_seconds)
             loads = len(Path(log.name).read_text().splitlines())
-            figures["@serve.multiplexed"] = {"loads": loads, "requests": len(done.latencies_s), "requests_per_s": done.rate, "refused": done.refused}
+            figures["@serve.multiplexed"] = {
+                "loads": loads,
+                "requests": len(done.latencies_s),
+                "requests_per_s": done.rate,
+                "refused": done.refused,
+            }
     for found in figures.values():
         found["loads_per_1000"] = 1000 * found["loads"] / found["requests"]
     return figures
@@ -170,7 +209,12 @@ def many_models(options) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "genai-ray-benchmarks", help="where the peers are installed")
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=Path.home() / ".cache" / "genai-ray-benchmarks",
+        help="where the peers are installed",
+    )
     parser.add_argument("--prepare", action="store_true", help="install the peers, and end")
     parser.add_argument("--only", choices=[*SERVERS, "many"], action="append", help="leave out the others")
     parser.add_argument("--seconds", type=float, default=8, help="of each repetition of each server")
@@ -178,19 +222,35 @@ def main() -> None:
     parser.add_argument("--many-seconds", type=float, default=40)
     parser.add_argument("--output", default="serve_throughput")
     options = parser.parse_args()
-    pythons = {name: python_of(name, options.environments) if name in PACKAGES else sys.executable for name in options.only or SERVERS if name != "many"}
+    pythons = {
+        name: python_of(name, options.environments) if name in PACKAGES else sys.executable
+        for name in options.only or SERVERS
+        if name != "many"
+    }
     if options.prepare:
         return
     began = time.monotonic()
     single = one_model(options, pythons) if pythons else {}
     many = many_models(options) if options.only is None or "many" in options.only else {}
-    rows = [(f"{name}, {what.replace('_', ' ')}", median(several)) for name, found in single.items() for what, several in found.items()]
+    rows = [
+        (f"{name}, {what.replace('_', ' ')}", median(several))
+        for name, found in single.items()
+        for what, several in found.items()
+    ]
     rates = {name: found["requests_per_s"] for name, found in single.items()}
     for name, goal in {"two plain replicas": 0.9, "LitServe": 1.2, "MLServer": 1.2}.items():
         if name in rates and "genai-ray" in rates:
-            rows.append((f"genai-ray / {name} (goal {goal})", median([a / b for a, b in zip(rates["genai-ray"], rates[name], strict=True)])))
+            rows.append(
+                (
+                    f"genai-ray / {name} (goal {goal})",
+                    median([a / b for a, b in zip(rates["genai-ray"], rates[name], strict=True)]),
+                )
+            )
     for name, found in many.items():
-        rows += [(f"12 models in room for 6: {name}, loads for 1000 requests", found["loads_per_1000"]), ("  requests/s", found["requests_per_s"])]
+        rows += [
+            (f"12 models in room for 6: {name}, loads for 1000 requests", found["loads_per_1000"]),
+            ("  requests/s", found["requests_per_s"]),
+        ]
     figures = {"clients": CLIENTS, "one_model": single, "many_models": many, "took_s": time.monotonic() - began}
     keep(options.output, figures, rows)
 

@@ -32,7 +32,14 @@ def measure(model: str, size: tuple[int, int]) -> dict[str, float]:
             (after,) = cache.status()["models"]
         recorded, seen = after["bytes"], rss_anon(pid)
         error = max(0.0, 1 - recorded / seen, recorded / most[0] - 1)
-        return {"predicted": at_load["predicted_bytes"], "at_load": at_load["bytes"], "recorded": recorded, "seen": seen, "most": most[0], "error": error}
+        return {
+            "predicted": at_load["predicted_bytes"],
+            "at_load": at_load["bytes"],
+            "recorded": recorded,
+            "seen": seen,
+            "most": most[0],
+            "error": error,
+        }
 
 
 def main() -> None:
@@ -48,10 +55,16 @@ def main() -> None:
             seen, most = figures[name]["seen"], figures[name]["most"]
             shares = {key: figures[name][key] / seen for key in ("predicted", "at_load", "recorded")}
             figures[name] |= {f"{key}_share": share for key, share in shares.items()}
-            text = f"{seen / 1e6:.0f} to {most / 1e6:.0f} MB; " + ", ".join(f"{key} {share:.2f}" for key, share in shares.items())
+            text = f"{seen / 1e6:.0f} to {most / 1e6:.0f} MB; " + ", ".join(
+                f"{key} {share:.2f}" for key, share in shares.items()
+            )
             rows.append((name, text))
     worst = max(one["error"] for one in figures.values())
-    keep("session_bytes", {"runs": runs, "sessions": figures, "worst_recorded_error": worst}, [*rows, ("worst error of what is recorded (goal 0.10)", worst)])
+    keep(
+        "session_bytes",
+        {"runs": runs, "sessions": figures, "worst_recorded_error": worst},
+        [*rows, ("worst error of what is recorded (goal 0.10)", worst)],
+    )
     disconnect()
 
 

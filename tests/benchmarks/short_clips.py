@@ -25,15 +25,38 @@ def main(clip: Path = CLIPS / "iscc-demo.mkv", runs: int = 3) -> None:
         for run in range(runs):
             for name in (out := Path(place, f"out-{run}"), plain_out := Path(place, f"plain-{run}")):
                 name.mkdir()
-            job = subprocess.run(genai_ray("enhance", clips, "-o", out, "--model", "websr-x2-l", "--json"), check=True, capture_output=True, text=True)
+            job = subprocess.run(
+                genai_ray("enhance", clips, "-o", out, "--model", "websr-x2-l", "--json"),
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             ours.append(json.loads(job.stdout)["fps"])
-            rival = [sys.executable, str(Path(__file__).with_name("plain_loop.py")), str(clips), str(plain_out), str(MODELS / "websr-anime4k-cnn-x2-l-rl.onnx")]
+            rival = [
+                sys.executable,
+                str(Path(__file__).with_name("plain_loop.py")),
+                str(clips),
+                str(plain_out),
+                str(MODELS / "websr-anime4k-cnn-x2-l-rl.onnx"),
+            ]
             plain.append(frames * float(subprocess.run(rival, check=True, capture_output=True, text=True).stdout))
     ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     keep(
         "short_clips",
-        {"clip": clip.name, "size": SIZE, "clips": CLIPS_OF_JOB, "frames_of_each": frames, "fps": ours, "plain_fps": plain, "ratio": ratios},
-        [("enhance, frames/s", median(ours)), ("plain loop, frames/s", median(plain)), ("ratio (goal 0.95)", median(ratios))],
+        {
+            "clip": clip.name,
+            "size": SIZE,
+            "clips": CLIPS_OF_JOB,
+            "frames_of_each": frames,
+            "fps": ours,
+            "plain_fps": plain,
+            "ratio": ratios,
+        },
+        [
+            ("enhance, frames/s", median(ours)),
+            ("plain loop, frames/s", median(plain)),
+            ("ratio (goal 0.95)", median(ratios)),
+        ],
     )
 
 

@@ -34,7 +34,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder, "uhd.mp4")
         write_clip(clip)
-        command = genai_ray("enhance", clip, "-o", Path(folder, "out.mp4"), "--model", "websr-x2-l", "--max-memory", RESERVED, "--json")
+        command = genai_ray(
+            "enhance", clip, "-o", Path(folder, "out.mp4"), "--model", "websr-x2-l", "--max-memory", RESERVED, "--json"
+        )
         run = PeakMemory(command)
         report = json.loads(run.stdout)
     actor = max((size for name, size in run.peak_of_name.items() if "SessionActor" in name), default=0)

@@ -64,14 +64,20 @@ def test_two_models_of_one_name_and_bad_fields_are_refused(tmp_path):
     (tmp_path / "b.yaml").write_text(dump_spec(spec.model_copy(update={"model_id": "b"})))
     with pytest.raises(errors.ConfigError, match="both claim 'b'"):
         ModelCatalog(tmp_path)
-    for text, words in (("model_id: [", "YAML"), ("model_id: a\nfile: a\nscal: 2\n", "scal"), ("model_id: a\nfile: a\nscale: 0\n", "scale")):
+    for text, words in (
+        ("model_id: [", "YAML"),
+        ("model_id: a\nfile: a\nscal: 2\n", "scal"),
+        ("model_id: a\nfile: a\nscale: 0\n", "scale"),
+    ):
         (tmp_path / "b.yaml").write_text(text)
         with pytest.raises(errors.ConfigError, match=words):
             load_spec(tmp_path / "b.yaml")
 
 
 def test_a_wrong_spec_is_the_trouble_of_its_model_alone(tmp_path):
-    (tmp_path / "good.yaml").write_text(dump_spec(CATALOG.get("websr-x2-s").model_copy(update={"model_id": "good", "aliases": ()})))
+    (tmp_path / "good.yaml").write_text(
+        dump_spec(CATALOG.get("websr-x2-s").model_copy(update={"model_id": "good", "aliases": ()}))
+    )
     (tmp_path / "bad.yaml").write_text("model_id: bad\nfile: bad.onnx\nscal: 2\n")
     (tmp_path / "deep.yaml").write_text("[" * 5000 + "]" * 5000)
     (tmp_path / "compose.yaml").write_text("services: {}\n")
@@ -86,7 +92,9 @@ def test_a_file_that_repeats_itself_by_aliases_is_refused_before_it_takes_memory
     shapes = ", ".join(f"x{number}: [1]" for number in range(2000))
     path.write_text(f"warmup_shapes:\n- &a {{{shapes}}}\n" + "- *a\n" * 20_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(errors.ConfigError, match=r"model.serve.yaml cannot be read as YAML: it has more than 10000 values"):
+    with pytest.raises(
+        errors.ConfigError, match=r"model.serve.yaml cannot be read as YAML: it has more than 10000 values"
+    ):
         load_model_serving(path)
     path.write_text("warmup_shapes:\n- &a [*a]\n")
     with pytest.raises(errors.ConfigError, match="an alias stands within what it stands for"):

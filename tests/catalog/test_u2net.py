@@ -65,7 +65,11 @@ def folder(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    update = {"url": f"http://127.0.0.1:{server.server_port}/u2net.onnx", "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    update = {
+        "url": f"http://127.0.0.1:{server.server_port}/u2net.onnx",
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     (folder / "u2net.yaml").write_text(dump_spec(ModelCatalog.default().get("u2net").model_copy(update=update)))
     yield folder
     server.shutdown()
@@ -94,7 +98,10 @@ def test_u2net_from_the_server_to_the_video(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 6
     with av.open(str(source)) as before, av.open(str(output)) as after:
-        pairs = [(a.to_ndarray(format="rgb24"), b.to_ndarray(format="rgb24")) for a, b in zip(before.decode(video=0), after.decode(video=0), strict=True)]
+        pairs = [
+            (a.to_ndarray(format="rgb24"), b.to_ndarray(format="rgb24"))
+            for a, b in zip(before.decode(video=0), after.decode(video=0), strict=True)
+        ]
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     levels = np.concatenate([((a / 255 - mean) / deviation).sum(-1).ravel() for a, _ in pairs])
     bright, dark = levels > 1.8, levels < -1.8

@@ -58,7 +58,9 @@ def test_wrong_use_is_exit_code_2_and_says_what_to_do(arguments, words):
 
 @pytest.mark.cluster
 def test_the_cache_of_a_running_cluster():
-    cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = ray.cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
     try:
         address = ["--address", cluster.address]
 
@@ -93,4 +95,6 @@ def test_the_cache_of_a_running_cluster():
 
 def test_importing_the_command_line_starts_nothing():
     code = "import genai_ray.cli, sys; print([m for m in ('ray', 'onnxruntime', 'av') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -90,7 +90,12 @@ def test_leaving_the_block_ends_this_client_and_nobody_elses_work(cache, frames)
         session = guest.get_session("websr-x2-s")
         assert not guest.is_embedded
         assert np.array_equal(twin.get_session("websr-x2-s").infer(frames), before)
-    for call in (lambda: session.infer(frames), guest.loaded_models, twin.status, lambda: guest.load_model("websr-x2-m")):
+    for call in (
+        lambda: session.infer(frames),
+        guest.loaded_models,
+        twin.status,
+        lambda: guest.load_model("websr-x2-m"),
+    ):
         with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
             call()
     assert np.array_equal(mine.infer(frames), before)

@@ -29,12 +29,29 @@ def place():
 
 def environment(**said):
     """Return this process's environment without what chooses a cluster or a folder, and with what is said."""
-    chosen = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "XDG_CACHE_HOME", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    return {name: value for name, value in os.environ.items() if name not in chosen} | {name: str(value) for name, value in said.items()}
+    chosen = (
+        "RAY_ADDRESS",
+        "RAY_TMPDIR",
+        "TMPDIR",
+        "XDG_CACHE_HOME",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+    )
+    return {name: value for name, value in os.environ.items() if name not in chosen} | {
+        name: str(value) for name, value in said.items()
+    }
 
 
 def run_python(code, timeout_s=120, **said):
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=timeout_s, env=environment(**said))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment(**said),
+    )
 
 
 def home_with(place, token):
@@ -56,12 +73,24 @@ print(connect(), ray.get_runtime_context().gcs_address, *own_folders())
 @pytest.fixture(scope="module")
 def cluster(place):
     """A cluster as ``ray start`` makes it, which wants a token, with its files below ``RAY_TMPDIR``; the folder and its address."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--num-cpus=1", "--include-dashboard=false", "--block"]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--port=0",
+        "--num-cpus=1",
+        "--include-dashboard=false",
+        "--block",
+    ]
     command += ["--object-store-memory=100000000", "--memory=500000000", "--disable-usage-stats"]
     folder = place / "there"
     folder.mkdir()
     said = environment(RAY_TMPDIR=folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
-    head = subprocess.Popen(command, env=said, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    head = subprocess.Popen(
+        command, env=said, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     file = folder / "ray" / "ray_current_cluster"
     try:
         wait_until(file.is_file, head)
@@ -86,14 +115,20 @@ def test_a_named_cluster_takes_this_users_token(cluster, place):
     assert done.stdout.split() == ["False", address], done.stderr
 
 
-@pytest.mark.parametrize(("token", "words"), [(None, "wants a token, and this user has none"), ("f" * 64, "refuses this user's token")])
+@pytest.mark.parametrize(
+    ("token", "words"), [(None, "wants a token, and this user has none"), ("f" * 64, "refuses this user's token")]
+)
 def test_a_cluster_that_wants_another_token_is_one_sentence_at_once(cluster, place, token, words):
     _, address = cluster
     command = [sys.executable, "-m", "genai_ray.cli", "cache", "status", "--address", address]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment(HOME=home_with(place, token)))
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60, env=environment(HOME=home_with(place, token))
+    )
     assert done.returncode == 2
     *_, line = done.stderr.splitlines()  # before it stands what Ray prints of one refusal
-    assert line.startswith(f"error: the Ray cluster at {address} {words}; allowed: the token that it was started with. Put ")
+    assert line.startswith(
+        f"error: the Ray cluster at {address} {words}; allowed: the token that it was started with. Put "
+    )
 
 
 _STAY = f"""
@@ -164,7 +199,14 @@ sys.stdin.readline()
 def staying(code, **said):
     """Start a process with a cluster of its own; gives the process and the cluster's folders, and lets it end."""
     command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(**said), start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(**said),
+        start_new_session=True,
+    )
     try:
         is_own, _, *folders = process.stdout.readline().split()
         assert is_own == "True"
@@ -197,12 +239,18 @@ def test_a_cluster_of_our_own_is_this_users_alone_and_leaves_nothing(place):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
     place.chmod(0o755)
-    left = Path(subprocess.run([sys.executable, "-c", _HOLD, str(base)], check=False, capture_output=True, text=True).stdout.strip())
+    left = Path(
+        subprocess.run(
+            [sys.executable, "-c", _HOLD, str(base)], check=False, capture_output=True, text=True
+        ).stdout.strip()
+    )
     assert left.parent == base
     with staying(_COMPUTE, HOME=home, RAY_TMPDIR=base, TMPDIR=other) as (process, (folder,)):
         process.stdin.write("\n")
         process.stdin.flush()
-        assert process.stdout.readline().startswith(f"this process is a fork of process {process.pid}, which is connected to Ray")
+        assert process.stdout.readline().startswith(
+            f"this process is a fork of process {process.pid}, which is connected to Ray"
+        )
         assert process.stdout.readline() == "computed\n"
         assert list(base.iterdir()) == [folder]  # what the dead process had left is gone
         inside = [path for path in folder.rglob("*") if "session_latest" not in path.parts]
@@ -229,8 +277,12 @@ def test_a_long_path_to_temporary_files_is_taken_and_a_token_that_others_can_rea
     with staying(_STAY, HOME=home, TMPDIR=long) as (_, (folder, short)):
         assert folder.parent == long
         assert next(folder.glob("ray/session_2*/sockets/raylet")).is_socket()
-        done = run_python(_CONNECT, HOME=home, TMPDIR=long, RAY_ADDRESS="auto")  # it ends with its process: nobody else is to join it
-        assert done.stderr.splitlines()[-1].startswith("genai_ray.errors.ConfigError: no Ray cluster is running on this machine"), done.stdout
+        done = run_python(
+            _CONNECT, HOME=home, TMPDIR=long, RAY_ADDRESS="auto"
+        )  # it ends with its process: nobody else is to join it
+        assert done.stderr.splitlines()[-1].startswith(
+            "genai_ray.errors.ConfigError: no Ray cluster is running on this machine"
+        ), done.stdout
         assert (token.read_text(), token.stat().st_mode & 0o777) == (TOKEN, 0o600)
     assert list(long.iterdir()) == []
     assert not short.exists()

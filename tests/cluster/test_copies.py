@@ -24,7 +24,9 @@ def save_heavy(path):
         weights[f"w{number}"] = (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
         pads = [shape[-1] // 2] * 4
         nodes.append(helper.make_node("Conv", [names[number], f"w{number}"], [names[number + 1]], pads=pads))
-    spec = ModelSpec(model_id="heavy", task="denoising", file=str(path), inputs=(TensorSpec(),), outputs=(TensorSpec(),))
+    spec = ModelSpec(
+        model_id="heavy", task="denoising", file=str(path), inputs=(TensorSpec(),), outputs=(TensorSpec(),)
+    )
     path.with_suffix(".yaml").write_text(dump_spec(spec.model_copy(update={"receptive_field_px": 4})))
     return save(path, nodes, [value("x", ["n", 3, "h", "w"])], [value("y", ["n", 3, "h", "w"])], weights)
 

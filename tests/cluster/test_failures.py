@@ -38,7 +38,11 @@ def expected(frames):
 
 
 def session_names():
-    return sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:"))
+    return sorted(
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith("session:")
+    )
 
 
 def kill_cache(cache):
@@ -65,7 +69,9 @@ def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
     by_id = {entry["model_id"]: entry for entry in after["models"]}
     for entry in before["models"]:
         found = by_id[entry["model_id"]]
-        assert found["bytes"] == pytest.approx(entry["bytes"], rel=0.05)  # a process takes a little more with every call
+        assert found["bytes"] == pytest.approx(
+            entry["bytes"], rel=0.05
+        )  # a process takes a little more with every call
         assert [found[name] for name in KEPT] == [entry[name] for name in KEPT]
         assert found["session"]["pid"] == entry["session"]["pid"]
     assert (after["loads"], after["adoptions"]) == (0, 2)
@@ -267,7 +273,12 @@ def test_nothing_that_is_left_starts_another_ray(ray_session, frames):
     disconnect()
     ray.shutdown()
     try:
-        for call in (lambda: lease.sessions[0].infer(frames), lambda: cache.prefetch([OTHER]), cache.status, lambda: cache.lease([OTHER])):
+        for call in (
+            lambda: lease.sessions[0].infer(frames),
+            lambda: cache.prefetch([OTHER]),
+            cache.status,
+            lambda: cache.lease([OTHER]),
+        ):
             with pytest.raises(errors.CacheClosedError, match="Ray is not running any more"):
                 call()
         lease.release()

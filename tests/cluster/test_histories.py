@@ -35,7 +35,13 @@ from genai_ray.types import ModelBackend, ModelPrecision
 
 MB = 1_000_000
 MODELS = [
-    SessionRequest(f"model-{number}", ModelBackend.ONNX, ModelPrecision.FP32, device="cpu" if number == 4 else "auto", floor_bytes=floor)
+    SessionRequest(
+        f"model-{number}",
+        ModelBackend.ONNX,
+        ModelPrecision.FP32,
+        device="cpu" if number == 4 else "auto",
+        floor_bytes=floor,
+    )
     for number, floor in enumerate((None, None, 300 * MB, None, None, 150 * MB))
 ]
 NUMBERS = st.integers(0, len(MODELS) - 1)
@@ -81,7 +87,11 @@ class Waiter:
 class CacheMachine(RuleBasedStateMachine):
     """Asks, loads, uses, pins, leases, evicts and kills, while nodes come and go and the cache itself starts again."""
 
-    @initialize(total=st.none() | st.integers(300, 1200), policy=st.sampled_from(EvictionPolicy), chance=st.randoms(use_true_random=False))
+    @initialize(
+        total=st.none() | st.integers(300, 1200),
+        policy=st.sampled_from(EvictionPolicy),
+        chance=st.randoms(use_true_random=False),
+    )
     def begin_history(self, total, policy, chance):
         self.chance, self.doomed = chance, set()
         CLOCK.begin()
@@ -139,12 +149,21 @@ class CacheMachine(RuleBasedStateMachine):
 
     # Requests
 
-    @rule(number=NUMBERS, count=st.integers(1, 4), within_s=st.floats(0.1, 20), predicted=st.integers(100, 500), is_explicit=st.booleans())
+    @rule(
+        number=NUMBERS,
+        count=st.integers(1, 4),
+        within_s=st.floats(0.1, 20),
+        predicted=st.integers(100, 500),
+        is_explicit=st.booleans(),
+    )
     def ask(self, number, count, within_s, predicted, is_explicit):
         model = MODELS[number]
         before, key = self.book.of_key(key_of(model)), key_of(model)
         for _ in range(count):
-            self.wait(LoadRequest(model, model.model, predicted * MB, is_explicit=is_explicit, within_s=within_s), CLOCK.now_s + within_s)
+            self.wait(
+                LoadRequest(model, model.model, predicted * MB, is_explicit=is_explicit, within_s=within_s),
+                CLOCK.now_s + within_s,
+            )
         self.drive()
         new = [entry for entry in self.book.of_key(key) if entry not in before]
         assert len(new) <= (0 if before else 1)
@@ -164,7 +183,9 @@ class CacheMachine(RuleBasedStateMachine):
     # Loads
 
     def unplaced(self):
-        return self.entries(lambda entry: entry.is_begun and not entry.ready.is_set() and entry.name not in self.ledger.slots)
+        return self.entries(
+            lambda entry: entry.is_begun and not entry.ready.is_set() and entry.name not in self.ledger.slots
+        )
 
     @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=20))
     def time_does_its_work(self, choices):
@@ -217,7 +238,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     def refusing(self):
         """Sessions that this life of the cache has asked to retire: an earlier one's are ended, as those that failed to load."""
-        return [name for name in self.slots(SlotState.RETIRING) if name not in self.doomed and self.book.entries[name].ready.is_set()]
+        return [
+            name
+            for name in self.slots(SlotState.RETIRING)
+            if name not in self.doomed and self.book.entries[name].ready.is_set()
+        ]
 
     @precondition(lambda self: self.refusing())
     @rule(data=st.data())
@@ -227,8 +252,12 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.book.entries[name]
         self.book.keep(entry)
         self.drive()
-        waiting = [waiter for waiter in self.waiters if key_of(waiter.want.request) == entry.key and not waiter.task.done()]
-        assert not waiting or any(not other.ready.is_set() for other in self.book.of_key(entry.key))  # sent back at once, but for those of a replica
+        waiting = [
+            waiter for waiter in self.waiters if key_of(waiter.want.request) == entry.key and not waiter.task.done()
+        ]
+        assert not waiting or any(
+            not other.ready.is_set() for other in self.book.of_key(entry.key)
+        )  # sent back at once, but for those of a replica
 
     def placed(self):
         return [name for name in self.slots(SlotState.LOADING) if name not in self.processes]
@@ -238,7 +267,16 @@ class CacheMachine(RuleBasedStateMachine):
         node, _, word = slot.device_id.partition("/")
         entry.started = Started(node, None if word == CPU else word.removeprefix("gpu"), self.count, 80 * MB)
         self.processes[name] = Description(
-            "cache", entry.want.request, entry.want.digest, entry.started, slot.reserved_bytes, slot.held_bytes, None, 0.0, RetentionInfo(), retired=False
+            "cache",
+            entry.want.request,
+            entry.want.digest,
+            entry.started,
+            slot.reserved_bytes,
+            slot.held_bytes,
+            None,
+            0.0,
+            RetentionInfo(),
+            retired=False,
         )
 
     def loads(self):
@@ -246,7 +284,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def loads_to_its_end(self, name):
         share = 0.6 + 0.6 * self.chance.random()  # of what was reserved
-        self.processes[name] = replace(self.processes[name], measured_bytes=int(share * self.processes[name].reserved_bytes), load_s=1.0)
+        self.processes[name] = replace(
+            self.processes[name], measured_bytes=int(share * self.processes[name].reserved_bytes), load_s=1.0
+        )
         self.enter_loaded(name)
 
     def enter_loaded(self, name):
@@ -291,7 +331,9 @@ class CacheMachine(RuleBasedStateMachine):
             self.loader.failures[entry.key] = loading.Failure(error, CLOCK.now_s + loading.FAILING_FOR_S)
             self.loader.fail(entry, error)
             self.drive()
-            assert all(waiter.task.done() for waiter in self.waiters if key_of(waiter.want.request) == entry.key)  # told at once
+            assert all(
+                waiter.task.done() for waiter in self.waiters if key_of(waiter.want.request) == entry.key
+            )  # told at once
 
     @precondition(lambda self: self.slots(SlotState.READY))
     @rule(data=st.data())
@@ -299,7 +341,9 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.book.entries[self.draw(data, self.slots(SlotState.READY))]
         others = self.book.of_key(entry.key)
         if all(other.ready.is_set() for other in others):
-            twin = session_table.Entry(entry.want, avoid=frozenset(slot.device_id for slot in self.ledger.of_key(entry.key)))
+            twin = session_table.Entry(
+                entry.want, avoid=frozenset(slot.device_id for slot in self.ledger.of_key(entry.key))
+            )
             found = plan(self.ledger, self.loader.need_of(twin))
             if found is not None and not found.victims:
                 assert self.drive(self.evictor.try_place([twin]))
@@ -318,7 +362,11 @@ class CacheMachine(RuleBasedStateMachine):
             del self.processes[name]
             self.dies(entry)
         else:
-            same = [other for other in self.book.of_key(entry.key) if other.name in self.ledger.slots and not self.book.is_retiring(other)]
+            same = [
+                other
+                for other in self.book.of_key(entry.key)
+                if other.name in self.ledger.slots and not self.book.is_retiring(other)
+            ]
             self.book.pinned = self.book.pinned | {entry.key} if what == "pin" else self.book.pinned - {entry.key}
             for other in same:
                 self.ledger.mark(other.name, is_pinned=what == "pin")
@@ -337,22 +385,36 @@ class CacheMachine(RuleBasedStateMachine):
         """Take the models of a chain where nobody has to go for them: what tells sessions that are ready needs Ray."""
         models = [MODELS[number] for number in sorted(numbers)]
         self.count += 1
-        request = LeaseRequest(f"lease {self.count}", tuple(LoadRequest(model, model.model, 100 * MB) for model in models))
+        request = LeaseRequest(
+            f"lease {self.count}", tuple(LoadRequest(model, model.model, 100 * MB) for model in models)
+        )
         entries = [entry for model in models for entry in self.book.of_key(key_of(model))]
-        of_ledger = {key: [slot for slot in self.ledger.of_key(key) if slot.state is not SlotState.RETIRING] for key in map(key_of, models)}
+        of_ledger = {
+            key: [slot for slot in self.ledger.of_key(key) if slot.state is not SlotState.RETIRING]
+            for key in map(key_of, models)
+        }
         waiting = {entry.key: entry for entry in self.unplaced()}
         needs = [
-            self.loader.need_of(waiting.get(key_of(want.request), session_table.Entry(want))) for want in request.wants if not of_ledger[key_of(want.request)]
+            self.loader.need_of(waiting.get(key_of(want.request), session_table.Entry(want)))
+            for want in request.wants
+            if not of_ledger[key_of(want.request)]
         ]
         trial = self.ledger.copy()
         trial.lease(of_ledger)
         plans = plan_all(trial, needs)
-        if any((found := self.ledger.of_key(key_of(model))) and all(slot.state is SlotState.RETIRING for slot in found) for model in models):
+        if any(
+            (found := self.ledger.of_key(key_of(model))) and all(slot.state is SlotState.RETIRING for slot in found)
+            for model in models
+        ):
             with pytest.raises(errors.GenAIRayError):
                 self.drive(self.leases.take(request, -1.0))
             assert entries == [entry for model in models for entry in self.book.of_key(key_of(model))]
             return
-        if any(self.book.is_usable(entry) for entry in entries) or plans is None or any(found.victims for found in plans):
+        if (
+            any(self.book.is_usable(entry) for entry in entries)
+            or plans is None
+            or any(found.victims for found in plans)
+        ):
             return
         self.drive(self.leases.take(request, 1.0))
         self.kept[request.lease_id] = request
@@ -375,7 +437,10 @@ class CacheMachine(RuleBasedStateMachine):
         """A node of memory only, or with one GPU or two; of the same name with another budget where one was before."""
         name = next((f"node{number}" for number in range(4) if f"node{number}" not in self.nodes), None)
         if name is not None:
-            self.nodes[name] = [(CPU, CPU, budget * MB, 1), *((f"gpu{number}", LOGICAL_GPU, budget * MB, unit) for number in range(kind))]
+            self.nodes[name] = [
+                (CPU, CPU, budget * MB, 1),
+                *((f"gpu{number}", LOGICAL_GPU, budget * MB, unit) for number in range(kind)),
+            ]
             self.enter(name)
 
     def enter(self, name):
@@ -391,7 +456,9 @@ class CacheMachine(RuleBasedStateMachine):
         name = self.draw(data, sorted(self.nodes)[1:])  # the first one has the cache
         del self.nodes[name]
         gone = [device_id for device_id in self.ledger.devices if device_id.startswith(f"{name}/")]
-        on_it = self.entries(lambda entry: entry.name in self.ledger.slots and self.ledger.slots[entry.name].device_id in gone)
+        on_it = self.entries(
+            lambda entry: entry.name in self.ledger.slots and self.ledger.slots[entry.name].device_id in gone
+        )
         for entry in on_it:
             self.processes.pop(entry.name, None)
             if entry.ready.is_set():
@@ -423,7 +490,12 @@ class CacheMachine(RuleBasedStateMachine):
         assert set(self.ledger.slots) == set(self.processes)
         for name, found in list(self.processes.items()):
             slot, was = self.ledger.slots[name], old.slots[name]
-            assert (slot.key, slot.device_id, slot.held_bytes, slot.floor_bytes) == (was.key, was.device_id, was.held_bytes, was.floor_bytes)
+            assert (slot.key, slot.device_id, slot.held_bytes, slot.floor_bytes) == (
+                was.key,
+                was.device_id,
+                was.held_bytes,
+                was.floor_bytes,
+            )
             if found.retired:
                 self.doomed.add(name)
                 assert slot.state is SlotState.RETIRING
@@ -433,9 +505,15 @@ class CacheMachine(RuleBasedStateMachine):
             if found.measured_bytes is not None:
                 self.enter_loaded(name)
                 assert slot.is_pinned == was.is_pinned
-                assert self.ledger.is_leased(slot.key) >= any(slot.key in map(key_of, (w.request for w in r.wants)) for r in self.kept.values())
+                assert self.ledger.is_leased(slot.key) >= any(
+                    slot.key in map(key_of, (w.request for w in r.wants)) for r in self.kept.values()
+                )
             assert (slot.state, slot.reserved_bytes) == (was.state, was.reserved_bytes)
-        ready = {key_of(found.request) for found in self.processes.values() if found.measured_bytes is not None and not found.retired}
+        ready = {
+            key_of(found.request)
+            for found in self.processes.values()
+            if found.measured_bytes is not None and not found.retired
+        }
         assert self.book.pinned == old_book.pinned & ready
         self.kept = {lease_id: request for lease_id, request in self.kept.items() if self.leases.renew(request)}
         for waiter in waiters:
@@ -451,7 +529,11 @@ class CacheMachine(RuleBasedStateMachine):
             slots = [slot for slot in self.ledger.slots.values() if slot.device_id == device.device_id]
             assert device.used_bytes == sum(slot.reserved_bytes for slot in slots) <= device.budget_bytes
             assert device.held_bytes == sum(slot.held_bytes for slot in slots) <= device.capacity_bytes
-        assert self.ledger.used_bytes == sum(slot.reserved_bytes for slot in self.ledger.slots.values()) <= self.ledger.budget_bytes
+        assert (
+            self.ledger.used_bytes
+            == sum(slot.reserved_bytes for slot in self.ledger.slots.values())
+            <= self.ledger.budget_bytes
+        )
 
     @invariant()
     def one_load_a_device_and_entry(self):
@@ -464,7 +546,9 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_pinned_stays(self):
         for key in self.book.pinned:
-            assert any(slot.is_pinned for slot in self.ledger.of_key(key)) or not any(self.book.is_usable(entry) for entry in self.book.of_key(key))
+            assert any(slot.is_pinned for slot in self.ledger.of_key(key)) or not any(
+                self.book.is_usable(entry) for entry in self.book.of_key(key)
+            )
 
     @invariant()
     def everybody_ends_by_the_deadline(self):
@@ -486,7 +570,12 @@ def own_clock(monkeypatch):
 
 
 def run(max_examples, steps):
-    patience = settings(max_examples=max_examples, stateful_step_count=steps, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    patience = settings(
+        max_examples=max_examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     run_state_machine_as_test(CacheMachine, settings=patience)
 
 
@@ -551,7 +640,18 @@ def test_the_pin_passes_to_a_replica_that_refuses_to_leave_meanwhile():
 def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_place():
     several, (other,) = books_of(1)
     started = Started("n0", None, 1, 0)
-    found = Description("cache", MODELS[0], "", started, 400, 400, 400, 1.0, RetentionInfo(is_pinned=True, leases=("lease:1",)), retired=False)
+    found = Description(
+        "cache",
+        MODELS[0],
+        "",
+        started,
+        400,
+        400,
+        400,
+        1.0,
+        RetentionInfo(is_pinned=True, leases=("lease:1",)),
+        retired=False,
+    )
     stays = leases.Leases(several, None, None, None)
     late = adoption.enter("late", found, several, stays)
     assert late.key == other.key
@@ -587,7 +687,9 @@ def test_a_replica_that_failed_is_not_made_again_on_its_device_for_a_while(tmp_p
     sizes.remember("", MODELS[0], CPU, 400)
     loader = loading.Loader(several, "cache", 300.0, sizes, CacheMetrics("no cache"))
     evictor = eviction.Evictor(several, loader.need_of, 0.0, lambda slot: None)
-    keeper = maintenance.Maintenance(several, evictor, loader, leases.Leases(several, evictor, loader.need_of, begun.append), begun.append, 1)
+    keeper = maintenance.Maintenance(
+        several, evictor, loader, leases.Leases(several, evictor, loader.need_of, begun.append), begun.append, 1
+    )
     several.is_surveyed = True
 
     async def fail():
@@ -650,7 +752,10 @@ async def begun(work):
 
 def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_it():
     several, (first, second) = books_on_one_device(400, 300)
-    large, medium, small = (session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 200), (4, 100)))
+    large, medium, small = (
+        session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size))
+        for number, size in ((2, 600), (3, 200), (4, 100))
+    )
 
     async def history():
         evictor = Making(several)
@@ -669,7 +774,10 @@ def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_i
 def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
     several, (first, growing) = books_on_one_device(400, 300)
     several.ledger.mark(growing.name, is_pinned=True)
-    large, small, tiny = (session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size)) for number, size in ((2, 600), (3, 100), (4, 50)))
+    large, small, tiny = (
+        session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size))
+        for number, size in ((2, 600), (3, 100), (4, 50))
+    )
 
     async def history():
         evictor = Making(several)
@@ -685,7 +793,10 @@ def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
         assert await growth
 
     asyncio.run(history())
-    assert {name: slot.reserved_bytes for name, slot in several.ledger.slots.items()} == {growing.name: 950, tiny.name: 50}
+    assert {name: slot.reserved_bytes for name, slot in several.ledger.slots.items()} == {
+        growing.name: 950,
+        tiny.name: 50,
+    }
 
 
 def test_a_session_that_took_too_much_waits_for_what_goes_already():

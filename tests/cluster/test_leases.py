@@ -98,7 +98,9 @@ def test_what_is_leased_stays_and_what_cannot_be_leased_says_so(make_cache):
             hasty.load_model(C, memory_bytes=SHARE)
         with pytest.raises(errors.ResourceExhaustedError, match="in use, pinned or leased"):
             hasty.lease([of(C), of(D)])
-        with pytest.raises(errors.ResourceExhaustedError, match=rf"{3 * SHARE} bytes together.*{2 * SHARE} bytes, the budget"):
+        with pytest.raises(
+            errors.ResourceExhaustedError, match=rf"{3 * SHARE} bytes together.*{2 * SHARE} bytes, the budget"
+        ):
             cache.lease([of(A), of(B), of(C)])
     with pytest.raises(errors.ConfigError, match="0 models"):
         cache.lease([])
@@ -157,7 +159,9 @@ def test_a_lease_whose_models_are_still_loaded_ends_with_its_client(make_cache):
 def test_a_call_for_a_lease_that_is_repeated_while_the_first_one_waits_is_no_second_lease(make_cache):
     cache = make_cache(2 * SHARE)
     other, (request, spec) = cache.lease([of(C), of(D)]), to_request(of(A))
-    asked = LeaseRequest("lease:repeated", (build_load_request(request, spec, is_explicit=False, is_online=False, within_s=60.0),))
+    asked = LeaseRequest(
+        "lease:repeated", (build_load_request(request, spec, is_explicit=False, is_online=False, within_s=60.0),)
+    )
     answers = [cache._connection.send("lease", asked, 60.0) for _ in range(2)]
     wait_until(lambda: cache.status()["waiting"])
     other.release()
@@ -178,7 +182,9 @@ time.sleep(600)
 def test_the_lease_of_a_dead_holder_ends(make_cache):
     cache = make_cache(2 * SHARE)
     address = ray.get_runtime_context().gcs_address
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, cache.name, address], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, cache.name, address], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         assert cache.status()["models"][0]["leased"]
@@ -196,7 +202,9 @@ def test_a_lease_is_given_back_at_once_also_to_a_silent_cache(make_cache):
     try:
         began_s = time.monotonic()
         lease.release()
-        assert time.monotonic() - began_s < 3 * RELEASE_WITHIN_S  # nor is the thread waited for that tells that this holder lives
+        assert (
+            time.monotonic() - began_s < 3 * RELEASE_WITHIN_S
+        )  # nor is the thread waited for that tells that this holder lives
         lease.release()
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -261,11 +269,17 @@ def test_models_used_in_turn_do_not_thrash_and_the_caller_is_told(make_cache, fr
             break
     status = cache.status()
     assert 3 <= status["loads"] <= 2 + 25 * took_s / 60
-    assert min(counts["age_at_eviction_s"] for counts in status["history"].values() if counts.get("evictions")) >= CacheOptions().min_stay_s == 5.0
+    assert (
+        min(counts["age_at_eviction_s"] for counts in status["history"].values() if counts.get("evictions"))
+        >= CacheOptions().min_stay_s
+        == 5.0
+    )
     cache.load_model(A, memory_bytes=SHARE)
     cache.pin(A)
     other = B if B not in ready(cache) else C
-    cache.load_model(other, memory_bytes=SHARE)  # an explicit load waits for nothing, and only what it brought may go now
+    cache.load_model(
+        other, memory_bytes=SHARE
+    )  # an explicit load waits for nothing, and only what it brought may go now
     hasty = ModelCache(name=cache.name, deadline_s=1.5)
     with pytest.raises(errors.ResourceExhaustedError, match=r"less than 5 s ago.*larger budget"):
         hasty.session_of(of(B if other == C else C)).infer(frames)
@@ -278,14 +292,23 @@ def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames)
     assert cache.status()["loads"] == 6
     with pytest.raises(errors.ConfigError, match=r"min_stay_s=5.*min_stay_s=0"):
         ModelCache(name=cache.name, options=CacheOptions())
-    for wrong in ({"policy": "mru"}, {"min_stay_s": -1}, {"idle_release_s": 0}, {"load_within_s": 0}, {"sessions_per_device": 0}, {"sessions_per_device": 1.5}):
+    for wrong in (
+        {"policy": "mru"},
+        {"min_stay_s": -1},
+        {"idle_release_s": 0},
+        {"load_within_s": 0},
+        {"sessions_per_device": 0},
+        {"sessions_per_device": 1.5},
+    ):
         with pytest.raises(errors.ConfigError, match=str(next(iter(wrong.values())))):
             CacheOptions(**wrong)
 
 
 def test_gdsf_keeps_the_model_that_is_dear_to_load(make_cache, frames):
     cache = make_cache(2 * SHARE, options=CacheOptions(policy="gdsf", min_stay_s=0))
-    dear = cache.session_of(SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, tile_size_px=128))
+    dear = cache.session_of(
+        SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, tile_size_px=128)
+    )
     dear.infer(frames)
     for session in itertools.islice(itertools.cycle([cache.session_of(of(model)) for model in (A, B)]), 4):
         session.infer(frames)
@@ -326,7 +349,9 @@ def test_evict_waits_for_what_is_computed_and_gives_up_at_its_deadline(make_cach
     pending = session.submit(np.zeros((6, 240, 320, 3), np.uint8))
     wait_until(lambda: cache.status()["models"][0]["queue"] == 1)
     with pytest.raises(errors.ResourceExhaustedError, match="at work"):
-        cache._connection.call("evict", "waifu2x-x2", 0.5)  # by the deadline of the cache: a client's may end before it hears of that
+        cache._connection.call(
+            "evict", "waifu2x-x2", 0.5
+        )  # by the deadline of the cache: a client's may end before it hears of that
     cache.evict("waifu2x-x2")
     assert cache.loaded_models() == []
     assert pending.result().shape == (6, 480, 640, 3)

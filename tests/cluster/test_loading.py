@@ -67,7 +67,10 @@ def signalling(number, most):
 
 def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache, frames):
     cache = make_cache()
-    with signalling(signal.SIGKILL, 3) as hit, pytest.raises(errors.ResourceExhaustedError, match=f"{MODEL} ended while it loaded"):
+    with (
+        signalling(signal.SIGKILL, 3) as hit,
+        pytest.raises(errors.ResourceExhaustedError, match=f"{MODEL} ended while it loaded"),
+    ):
         cache.get_session(MODEL)
     assert len(hit) == 3
     began_s = time.monotonic()
@@ -142,7 +145,9 @@ def test_an_input_that_ends_the_runtime_is_found_and_nobody_else_suffers(make_ca
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, divisor) for divisor in (1, 2, 3, 4)]
         try:
-            with pytest.raises(errors.InferenceError, match=r"3 sessions of .*dividing.onnx died of one request.*ends the runtime"):
+            with pytest.raises(
+                errors.InferenceError, match=r"3 sessions of .*dividing.onnx died of one request.*ends the runtime"
+            ):
                 session.run(poison)
         finally:
             over.set()

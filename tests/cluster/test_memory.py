@@ -24,7 +24,10 @@ SHARE = 0.2
 
 
 def test_no_request_is_lost_when_ray_kills_for_memory(monkeypatch, frames):
-    info = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())}
+    info = {
+        name: int(rest.split()[0]) * 1024
+        for name, _, rest in (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    }
     used = 1 - info["MemAvailable"] / info["MemTotal"]
     if used > 0.6:
         pytest.skip("too little memory is free here to use up a fifth of it")

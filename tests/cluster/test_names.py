@@ -50,7 +50,12 @@ def test_a_name_that_ray_cannot_carry_is_refused_and_the_cache_stays(cache, tmp_
     add_number(tmp_path / "one.onnx", 1)
     os.rename(tmp_path / "one.onnx", path)
     pid = cache.status()["pid"]
-    for call in (cache.load_model, cache.get_session, lambda path: cache.lease([path]), lambda path: cache.prefetch([path])):
+    for call in (
+        cache.load_model,
+        cache.get_session,
+        lambda path: cache.lease([path]),
+        lambda path: cache.prefetch([path]),
+    ):
         with pytest.raises(errors.ModelLoadError, match=r"caf\\udce9\.onnx.*UTF-8.*[Rr]ename"):
             call(path)
     for call in (cache.evict, cache.pin, cache.unpin):

@@ -46,7 +46,15 @@ REQUEST = SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)
 def cache(nodes, request):
     with ending(ModelCache(name=request.node.name)) as cache:
         yield cache
-    wait_until(lambda: not [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:")])
+    wait_until(
+        lambda: (
+            not [
+                actor
+                for actor in ray.util.list_named_actors(all_namespaces=True)
+                if actor["name"].startswith("session:")
+            ]
+        )
+    )
     nodes.clear()
 
 
@@ -73,7 +81,11 @@ def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cac
     wait_until(lambda: before["GPU"] - ray.available_resources().get("GPU", 0) == pytest.approx(0.3001))
     assert ray.available_resources()["memory"] == before["memory"]
     device = devices(cache)[entry["placed_on"]]
-    assert (device["kind"], device["used_bytes"], device["budget_bytes"]) == ("logical-gpu", 300_000_001, int(0.95 * GPU_BYTES))
+    assert (device["kind"], device["used_bytes"], device["budget_bytes"]) == (
+        "logical-gpu",
+        300_000_001,
+        int(0.95 * GPU_BYTES),
+    )
     assert entry["session"]["gpu_ids"] == [entry["placed_on"].rpartition("gpu")[2]]
     assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
     cache.load_model(OTHER, memory_bytes=500_000_000, device="cpu")
@@ -131,7 +143,10 @@ def test_a_gpu_that_another_program_keeps_is_told_of(nodes):
         holder = Holder.options(num_gpus=0.6).remote()
         assert ray.get(holder.gpus.remote(), timeout=60) == [0]
         cache.load_model(MODEL, memory_bytes=300_000_000)
-        with pytest.raises(errors.ResourceExhaustedError, match=r"gpu0'\] were free; allowed: .* See whether another program holds shares"):
+        with pytest.raises(
+            errors.ResourceExhaustedError,
+            match=r"gpu0'\] were free; allowed: .* See whether another program holds shares",
+        ):
             cache.load_model(OTHER, memory_bytes=680_000_000)
         ray.kill(holder)
         assert cache.loaded_models() == [MODEL]
@@ -156,13 +171,28 @@ def loads_at_once(status):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "words", "most"), [("cpu", ("c", "p", "u", "cp", "pu", "cpu"), 2), ("logical-gpu", ("l", "o", "g", "i", "a", "gp"), 1)])
+@pytest.mark.parametrize(
+    ("kind", "words", "most"),
+    [("cpu", ("c", "p", "u", "cp", "pu", "cpu"), 2), ("logical-gpu", ("l", "o", "g", "i", "a", "gp"), 1)],
+)
 def test_few_sessions_are_loaded_at_once_and_the_others_wait(nodes, cache, kind, words, most):
     """Two on a node's CPU, one on a GPU, of six that are asked for together; a load takes longer than the start of the next process."""
     if kind != "cpu":
         nodes.add(num_gpus=2)
         wait_until(lambda: len(devices(cache)) == 4)
-    wants = [SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, "auto", 250_000_000, (240, 320), 1, device_kinds=(word,)) for word in words]
+    wants = [
+        SessionRequest(
+            "waifu2x-x2",
+            ModelBackend.ONNX,
+            ModelPrecision.FP32,
+            "auto",
+            250_000_000,
+            (240, 320),
+            1,
+            device_kinds=(word,),
+        )
+        for word in words
+    ]
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(cache.load_model, wants))
     status = cache.status()
@@ -187,8 +217,14 @@ def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache,
     wait_until(lambda: len(devices(cache)) == 3)
     cache.load_model(MODEL)
     cache.load_model(OTHER, device="cpu")
-    seen = {entry["model_id"]: (entry["session"]["gpu_ids"], entry["session"]["visible_gpus"]) for entry in cache.status()["models"]}
-    assert seen == {MODEL: (["0"], ""), OTHER: ([], "")}  # a logical GPU is in Ray's books alone, so its sessions must not see a real one
+    seen = {
+        entry["model_id"]: (entry["session"]["gpu_ids"], entry["session"]["visible_gpus"])
+        for entry in cache.status()["models"]
+    }
+    assert seen == {
+        MODEL: (["0"], ""),
+        OTHER: ([], ""),
+    }  # a logical GPU is in Ray's books alone, so its sessions must not see a real one
     monkeypatch.delenv(LOGICAL_GPU_BYTES)
     node = nodes.add(num_gpus=2).node_id  # what Ray calls a GPU here may be a real one
     starter = ray.remote(Starter).options(num_cpus=0).remote()
@@ -274,7 +310,9 @@ def killing(node):
         thread.join()
 
 
-def test_a_replica_that_fails_says_nothing_of_its_model_and_is_not_tried_there_again_soon(nodes, cache, frames, expected):
+def test_a_replica_that_fails_says_nothing_of_its_model_and_is_not_tried_there_again_soon(
+    nodes, cache, frames, expected
+):
     cache.load_model(REQUEST)
     (home,) = {device["node"] for device in devices(cache).values()}
     bad = nodes.add().node_id
@@ -282,7 +320,12 @@ def test_a_replica_that_fails_says_nothing_of_its_model_and_is_not_tried_there_a
         wait_until(lambda: cache.status()["failures"])
         assert cache.status()["failing"] == []
         good = nodes.add().node_id
-        wait_until(lambda: {devices(cache)[entry["placed_on"]]["node"] for entry in copies(cache) if entry["state"] == "ready"} == {home, good})
+        wait_until(
+            lambda: (
+                {devices(cache)[entry["placed_on"]]["node"] for entry in copies(cache) if entry["state"] == "ready"}
+                == {home, good}
+            )
+        )
         assert len(hit) == 1
         for entry in copies(cache):
             os.kill(entry["session"]["pid"], signal.SIGKILL)
@@ -374,11 +417,18 @@ def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes,
             out.mkdir()
             options = EnhanceOptions(copies=count, device_kinds=words, segment_frames=8)
             with cache.lease([MODEL], copies=count, device_kinds=words):
-                wait_until(lambda words=words: len({devices(cache)[entry["placed_on"]]["kind"] for entry in copies(cache)}) >= len(words))
+                wait_until(
+                    lambda words=words: (
+                        len({devices(cache)[entry["placed_on"]]["kind"] for entry in copies(cache)}) >= len(words)
+                    )
+                )
                 report = enhance_videos(clips, out, models=MODEL, options=options)
             assert (report.clips, report.clips_failed) == (12, 0)
             rows = pq.read_table(out / "results.parquet").to_pylist()
-            found[name] = ([(out / f"{number:02d}.mp4").read_bytes() for number in range(12)], report.models[0].device_kind)
+            found[name] = (
+                [(out / f"{number:02d}.mp4").read_bytes() for number in range(12)],
+                report.models[0].device_kind,
+            )
             assert {kind for row in rows for kind in row["device_kind"].split("+")} <= set(found[name][1].split("+"))
     assert found["cpu"][0] == found["all"][0]
     assert (found["cpu"][1], found["all"][1]) == ("cpu", "cpu+logical-gpu")
@@ -452,7 +502,9 @@ def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes,
     with ending(ModelCache(name="growing", options=CacheOptions(can_grow=True))) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
         with ThreadPoolExecutor(1) as pool:
-            asking = pool.submit(ModelCache(name="growing", deadline_s=8.0).load_model, OTHER, memory_bytes=2_000_000_000)
+            asking = pool.submit(
+                ModelCache(name="growing", deadline_s=8.0).load_model, OTHER, memory_bytes=2_000_000_000
+            )
             wait_until(lambda: demands() == [{"memory": 2e9}])  # there is no GPU, nor can one come
             with pytest.raises(errors.ResourceExhaustedError):
                 asking.result(60)

@@ -45,7 +45,15 @@ def test_measured_bytes_replace_predicted_ones_and_are_remembered(tmp_path):
 def test_shapes_that_take_about_the_same_share_a_bucket():
     assert shape_bucket(request(max_frame=(700, 1270))) == shape_bucket(request(max_frame=(704, 1280)))
     assert shape_bucket(request(max_frame=(700, 1270))) != shape_bucket(request(max_frame=(705, 1280)))
-    assert len({shape_bucket(request(**options)) for options in ({}, {"max_batch": 2}, {"tile_size_px": 0}, {"floor_bytes": 5})}) == 4
+    assert (
+        len(
+            {
+                shape_bucket(request(**options))
+                for options in ({}, {"max_batch": 2}, {"tile_size_px": 0}, {"floor_bytes": 5})
+            }
+        )
+        == 4
+    )
 
 
 def test_a_memory_that_cannot_be_read_or_written_is_done_without(tmp_path, caplog):
@@ -89,7 +97,11 @@ def test_a_route_is_asked_for_anew_once_in_a_while(monkeypatch):
 
 
 def test_gpus_are_meant_wherever_there_is_one():
-    cpu, gpu, other = Device("n/cpu", "n", CPU, 1, 1), Device("n/gpu0", "n", "NVIDIA L4", 1, 1), Device("n/gpu1", "n", "NVIDIA A10G", 1, 1)
+    cpu, gpu, other = (
+        Device("n/cpu", "n", CPU, 1, 1),
+        Device("n/gpu0", "n", "NVIDIA L4", 1, 1),
+        Device("n/gpu1", "n", "NVIDIA A10G", 1, 1),
+    )
     onnx = ModelBackend.ONNX
     assert allowed_kinds([cpu], "auto", onnx) == {CPU}
     assert allowed_kinds([cpu, gpu], "auto", onnx) == {"NVIDIA L4"}
@@ -108,7 +120,9 @@ def test_gpus_are_meant_wherever_there_is_one():
 
 
 def test_requests_that_name_kinds_or_stand_alone_are_entries_of_their_own():
-    keys = {key_of(one) for one in (request(), request(device_kinds=("L4",)), request(device="cpu"), request(alone="x"))}
+    keys = {
+        key_of(one) for one in (request(), request(device_kinds=("L4",)), request(device="cpu"), request(alone="x"))
+    }
     assert len(keys) == 4
     assert key_of(request(max_frame=(4, 4))) == key_of(request())
 
@@ -146,7 +160,9 @@ with InferenceSession({model!r}, threads=2, limits=SessionLimits(max_frame=(144,
     session.warmup()
     print(session.memory_bytes)
 """
-    return int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+    return int(
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    )
 
 
 @pytest.mark.parametrize("model", ["websr-x2-s", "waifu2x-x2", "esrgan-2x"])
@@ -154,6 +170,8 @@ def test_bytes_are_predicted_from_the_file(model):
     spec, path = find_model(model)
     limits = SessionLimits(max_frame=(144, 176))
     predicted = predict_bytes(path, spec, limits, precision=ModelPrecision.FP32, threads=2, is_cpu=True)
-    larger = predict_bytes(path, spec, SessionLimits(max_frame=(240, 256)), precision=ModelPrecision.FP32, threads=2, is_cpu=True)
+    larger = predict_bytes(
+        path, spec, SessionLimits(max_frame=(240, 256)), precision=ModelPrecision.FP32, threads=2, is_cpu=True
+    )
     assert predicted < larger
     assert memory_bytes_alone(model) == pytest.approx(predicted, rel=0.4, abs=10_000_000)

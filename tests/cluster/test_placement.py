@@ -87,7 +87,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert slot.state is SlotState.LOADING
         assert self.ledger.excess_bytes(found.device_id) <= 0
 
-    @rule(keys=st.lists(KEYS, min_size=2, max_size=3, unique=True), sizes=st.lists(st.integers(1, 600), min_size=3, max_size=3))
+    @rule(
+        keys=st.lists(KEYS, min_size=2, max_size=3, unique=True),
+        sizes=st.lists(st.integers(1, 600), min_size=3, max_size=3),
+    )
     def load_together(self, keys, sizes):
         needs = [Need(key, size) for key, size in zip(keys, sizes, strict=False) if not self.ledger.of_key(key)]
         self.lease(keys)
@@ -110,7 +113,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def could_fit(self, need):
         """Whether the bytes of all that may go, on one device and in all, are enough: counted without the code under test."""
         may_go = [slot for slot in self.ledger.slots.values() if self.is_free_to_go(slot) and slot.key != need.key]
-        if need.num_bytes > self.ledger.budget_bytes - self.ledger.used_bytes + sum(slot.reserved_bytes for slot in may_go):
+        if need.num_bytes > self.ledger.budget_bytes - self.ledger.used_bytes + sum(
+            slot.reserved_bytes for slot in may_go
+        ):
             return False
         for device in self.ledger.devices.values():
             local = [slot for slot in may_go if slot.device_id == device.device_id]
@@ -125,26 +130,39 @@ class LedgerMachine(RuleBasedStateMachine):
     def could_all_fit(self, needs):
         """Whether some way to spread them over the devices has room for each, with all gone that may go: every way is tried."""
         may_go = [slot for slot in self.ledger.slots.values() if self.is_free_to_go(slot)]
-        if needs and sum(need.num_bytes for need in needs) > self.ledger.budget_bytes - self.ledger.used_bytes + sum(slot.reserved_bytes for slot in may_go):
+        if needs and sum(need.num_bytes for need in needs) > self.ledger.budget_bytes - self.ledger.used_bytes + sum(
+            slot.reserved_bytes for slot in may_go
+        ):
             return False
         rooms = {}
         for device in self.ledger.devices.values():
             local = [slot for slot in may_go if slot.device_id == device.device_id]
             used = device.budget_bytes - device.used_bytes + sum(slot.reserved_bytes for slot in local)
-            rooms[device.device_id] = min(used, device.capacity_bytes - device.held_bytes + sum(slot.held_bytes for slot in local))
+            rooms[device.device_id] = min(
+                used, device.capacity_bytes - device.held_bytes + sum(slot.held_bytes for slot in local)
+            )
         return any(
-            all(sum(need.num_bytes for need, at in zip(needs, places, strict=True) if at == name) <= max(rooms[name], 0) for name in rooms)
+            all(
+                sum(need.num_bytes for need, at in zip(needs, places, strict=True) if at == name) <= max(rooms[name], 0)
+                for name in rooms
+            )
             for places in product(rooms, repeat=len(needs))
         )
 
     def is_free_to_go(self, slot):
-        return slot.state is SlotState.READY and not slot.is_pinned and not any(slot.key in keys for keys in self.leased)
+        return (
+            slot.state is SlotState.READY and not slot.is_pinned and not any(slot.key in keys for keys in self.leased)
+        )
 
     def check_choice(self, need, found):
         """Free room comes first; else nobody who stays could have gone instead of somebody who was used later."""
         device = self.ledger.devices[found.device_id]
         assert need.kinds is None or device.kind in need.kinds
-        roomy = [d for d in self.ledger.devices.values() if d.free_bytes >= need.num_bytes and (need.kinds is None or d.kind in need.kinds)]
+        roomy = [
+            d
+            for d in self.ledger.devices.values()
+            if d.free_bytes >= need.num_bytes and (need.kinds is None or d.kind in need.kinds)
+        ]
         if roomy and need.num_bytes <= self.ledger.budget_bytes - self.ledger.used_bytes:
             assert found.victims == ()
             preferred = [d for d in roomy if d.node == need.node]
@@ -182,15 +200,23 @@ class LedgerMachine(RuleBasedStateMachine):
         for device_id in list(self.ledger.devices):
             while self.ledger.excess_bytes(device_id) > 0:
                 on_device = self.ledger.devices[device_id].used_bytes > self.ledger.devices[device_id].budget_bytes
-                victim = next((slot for slot in self.ledger.leaving() if not on_device or slot.device_id == device_id), None)
+                victim = next(
+                    (slot for slot in self.ledger.leaving() if not on_device or slot.device_id == device_id), None
+                )
                 if victim is None:
-                    victim = next(slot for slot in reversed(self.ledger.slots.values()) if not on_device or slot.device_id == device_id)
+                    victim = next(
+                        slot
+                        for slot in reversed(self.ledger.slots.values())
+                        if not on_device or slot.device_id == device_id
+                    )
                 self.ledger.release(victim.name)
 
     @precondition(lambda self: any(slot.state is SlotState.LOADING for slot in self.ledger.slots.values()))
     @rule(data=st.data(), share=st.floats(0.1, 1.5), load_s=st.floats(0.1, 50))
     def loaded(self, data, share, load_s):
-        name = data.draw(st.sampled_from(sorted(slot.name for slot in self.ledger.slots.values() if slot.state is SlotState.LOADING)))
+        name = data.draw(
+            st.sampled_from(sorted(slot.name for slot in self.ledger.slots.values() if slot.state is SlotState.LOADING))
+        )
         slot = self.ledger.slots[name]
         measured = int(slot.reserved_bytes * share) + 1
         self.ledger.settle(name, measured, load_s, self.now())
@@ -198,7 +224,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.has_grown = True
 
     @precondition(lambda self: self.ledger.slots)
-    @rule(data=st.data(), what=st.sampled_from(("use", "pin", "unpin", "surplus", "grow", "die", "refuse", "move")), number=st.integers(1, 300))
+    @rule(
+        data=st.data(),
+        what=st.sampled_from(("use", "pin", "unpin", "surplus", "grow", "die", "refuse", "move")),
+        number=st.integers(1, 300),
+    )
     def happens(self, data, what, number):
         name = data.draw(st.sampled_from(sorted(self.ledger.slots)))
         slot = self.ledger.slots[name]
@@ -247,7 +277,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def only_who_is_free_leaves_and_in_order(self):
         leaving = list(self.ledger.leaving())
-        assert {slot.name for slot in leaving} == {slot.name for slot in self.ledger.slots.values() if self.is_free_to_go(slot)}
+        assert {slot.name for slot in leaving} == {
+            slot.name for slot in self.ledger.slots.values() if self.is_free_to_go(slot)
+        }
         if self.ledger.policy is EvictionPolicy.LRU:
             order = [(not slot.is_surplus, int(slot.last_used_s), slot.is_online, slot.last_used_s) for slot in leaving]
         else:
@@ -261,7 +293,9 @@ def test_no_history_breaks_an_invariant():
 
 @pytest.mark.slow
 def test_no_long_history_breaks_an_invariant():
-    run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=1500, stateful_step_count=60, deadline=None))
+    run_state_machine_as_test(
+        LedgerMachine, settings=settings(max_examples=1500, stateful_step_count=60, deadline=None)
+    )
 
 
 def ledger_of(*budgets, policy=EvictionPolicy.LRU, total=None):
@@ -356,7 +390,11 @@ def test_what_took_more_than_ray_holds_for_it_has_its_place_again_in_a_new_ledge
         first.reserve(name, Need(name, held), "d0", 0, 0.0)
         first.settle(name, taken, 1.0, 0.0)
         again.reserve(name, Need(name, taken), "d0", 0, 0.0, held)
-    assert (first.used_bytes, first.devices["d0"].held_bytes) == (again.used_bytes, again.devices["d0"].held_bytes) == (528, 590)
+    assert (
+        (first.used_bytes, first.devices["d0"].held_bytes)
+        == (again.used_bytes, again.devices["d0"].held_bytes)
+        == (528, 590)
+    )
     with pytest.raises(errors.ResourceExhaustedError, match="10 bytes are free"):
         again.reserve("c", Need("c", 11), "d0", 0, 0.0)
     with pytest.raises(errors.ResourceExhaustedError, match="10 bytes are free"):

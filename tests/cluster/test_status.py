@@ -29,14 +29,18 @@ def cache(ray_session, request):
 def metrics(cache):
     """Read what Prometheus would, and return the values of our series of this cache by name and model."""
     (node,) = [node for node in ray.nodes() if node["Alive"]]
-    with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10
+    ) as answer:
         lines = answer.read().decode().splitlines()
     found = {}
     for line in lines:
         name, _, rest = line.partition("{")
         if name.startswith("ray_genai_ray_") and f'cache="{cache.name}"' in rest:
             labels, _, value = rest.rpartition("} ")
-            model = next((label.partition("=")[2].strip('"') for label in labels.split(",") if label.startswith("model=")), "")
+            model = next(
+                (label.partition("=")[2].strip('"') for label in labels.split(",") if label.startswith("model=")), ""
+            )
             found[name.removeprefix("ray_genai_ray_"), model] = float(value)
     return found
 
@@ -50,7 +54,13 @@ def test_status_and_metrics_say_the_same(cache, frames):
     cache.evict(OTHER)
     status = cache.status()
     (entry,) = status["models"]
-    assert (entry["model_id"], entry["state"], entry["replicas"], entry["queue"], status["evictions"]) == (MODEL, "ready", 1, 0, 1)
+    assert (entry["model_id"], entry["state"], entry["replicas"], entry["queue"], status["evictions"]) == (
+        MODEL,
+        "ready",
+        1,
+        0,
+        1,
+    )
     assert entry["hits"] >= 6
     assert entry["load_s"] > 0
     assert entry["age_s"] >= entry["idle_s"] >= 0
@@ -105,7 +115,13 @@ def test_every_load_of_a_model_takes_the_same_bytes(cache, tmp_path):
     """Copies of weights that were read and freed go back to the system, also those in the heap of the thread that loads."""
     side, path = 1800, tmp_path / "matmul.onnx"
     weights = numpy_helper.from_array(np.ones((side, side), np.float32), "w")
-    write(path, [helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", "FP32", (1, side))], [value("y", "FP32", (1, side))], [weights])
+    write(
+        path,
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [value("x", "FP32", (1, side))],
+        [value("y", "FP32", (1, side))],
+        [weights],
+    )
     taken = []
     for _ in range(10):
         cache.load_model(path)

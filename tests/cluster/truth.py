@@ -16,7 +16,10 @@ TRUE_WITHIN_S = 5.0
 
 def report(name):
     """Return Ray's own record of an actor."""
-    return max((actor for actor in ray._private.state.actors().values() if actor["Name"] == name), key=lambda actor: actor["StartTime"])
+    return max(
+        (actor for actor in ray._private.state.actors().values() if actor["Name"] == name),
+        key=lambda actor: actor["StartTime"],
+    )
 
 
 def is_reported(name, restarts):
@@ -35,15 +38,24 @@ def is_true(cache):
     """Tell whether devices, sessions and their bytes are those that are there: by Ray's actors, nodes and resources, and by processes."""
     status = cache.status()
     kinds = {device["device"]: device["kind"] for device in status["devices"]}
-    actors = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"].startswith("session:")}
+    actors = {
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith("session:")
+    }
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     pids = [entry["session"].get("pid") for entry in status["models"] if entry["state"] == "ready"]
-    held = [sum(entry["predicted_bytes"] for entry in status["models"] if (kinds[entry["placed_on"]] == CPU) == is_cpu) for is_cpu in (True, False)]
+    held = [
+        sum(entry["predicted_bytes"] for entry in status["models"] if (kinds[entry["placed_on"]] == CPU) == is_cpu)
+        for is_cpu in (True, False)
+    ]
     return (
         {entry["name"] for entry in status["models"]} == actors
         and {device["node"] for device in status["devices"]} == alive
         and all(pid is not None and Path(f"/proc/{pid}").exists() for pid in pids)
-        and sum(entry["bytes"] for entry in status["models"]) == sum(device["used_bytes"] for device in status["devices"]) == status["used_bytes"]
+        and sum(entry["bytes"] for entry in status["models"])
+        == sum(device["used_bytes"] for device in status["devices"])
+        == status["used_bytes"]
         and list(held_by_ray()) == pytest.approx(held, abs=1e5)
     )
 

@@ -25,7 +25,9 @@ def pan(count, *, scene=0, size=(96, 64), step=(4, 2)):
     return np.stack([picture[200 + step[1] * i :, 300 + step[0] * i :][:height, :width] for i in range(count)])
 
 
-def write_frames(path, frames, *, pts=None, rate=Fraction(25), codec="ffv1", pix_fmt="yuv420p", base=None, options=None):
+def write_frames(
+    path, frames, *, pts=None, rate=Fraction(25), codec="ffv1", pix_fmt="yuv420p", base=None, options=None
+):
     """Encode frames at the given times, in units of 1 / ``rate`` or of ``base``."""
     base = 1 / Fraction(rate) if base is None else base
     with av.open(str(path), "w") as sink:
@@ -34,7 +36,9 @@ def write_frames(path, frames, *, pts=None, rate=Fraction(25), codec="ffv1", pix
         stream.time_base = stream.codec_context.time_base = base
         stream.codec_context.colorspace, stream.codec_context.color_range = 1, 1
         for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG")
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format=pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
             frame.colorspace, frame.color_range = 1, 1
             frame.pts, frame.time_base = index if pts is None else pts[index], base
             sink.mux(stream.encode(frame))
@@ -46,7 +50,9 @@ def frames_of(path):
     """Decode a clip: times in seconds, exactly, and RGB frames."""
     with av.open(str(path)) as box:
         decoded = list(box.decode(video=0))
-    return [frame.pts * frame.time_base for frame in decoded], np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
+    return [frame.pts * frame.time_base for frame in decoded], np.stack(
+        [frame.to_ndarray(format="rgb24") for frame in decoded]
+    )
 
 
 def luma_of(path):
@@ -59,4 +65,6 @@ def decode(path):
     """Decode as the package does: frames (N, H, W, 3) and their alpha (N, H, W, 1), None where the file has none."""
     plan = plan_video(path)
     frames = [frame for segment in plan.segments for frame in decode_segment(plan, segment)]
-    return np.stack([frame.frame for frame in frames]), np.stack([frame.alpha for frame in frames]) if plan.info.has_alpha else None
+    return np.stack([frame.frame for frame in frames]), np.stack(
+        [frame.alpha for frame in frames]
+    ) if plan.info.has_alpha else None

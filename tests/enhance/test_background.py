@@ -26,7 +26,9 @@ def test_words_for_backgrounds(word, wanted):
     assert parse_background(word) == wanted
 
 
-@pytest.mark.parametrize("word", ["", "green", "blur:", "blur:0", "blur:501", "blur:-3", "#ff80", "#ff80000", "alpha:3"])
+@pytest.mark.parametrize(
+    "word", ["", "green", "blur:", "blur:0", "blur:501", "blur:-3", "#ff80", "#ff80000", "alpha:3"]
+)
 def test_other_words_are_refused(word):
     with pytest.raises(errors.ConfigError, match="#00b140"):
         parse_background(word)
@@ -53,7 +55,10 @@ def test_a_colour_behind_the_subject(subject):
     assert np.array_equal(result[16:32, 24:40], frame[16:32, 24:40])
     assert result[0, 0].tolist() == [peak, 0, peak // 5]
     half = peak // 2 / peak
-    assert np.abs(result[20, 22].astype(float) - (frame[20, 22] * half + np.array([peak, 0, peak / 5]) * (1 - half))).max() <= 0.51
+    assert (
+        np.abs(result[20, 22].astype(float) - (frame[20, 22] * half + np.array([peak, 0, peak / 5]) * (1 - half))).max()
+        <= 0.51
+    )
 
 
 def test_the_mask_as_a_picture_and_as_alpha(subject):
@@ -83,7 +88,9 @@ def test_detail_behind_the_subject_is_blurred_at_any_size(size):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory, samples):
-    return write_frames(tmp_path_factory.mktemp("clip") / "a.mkv", frames_of(samples / "bigbuckbunny-360p.mp4")[1][:6, ::4, ::4])
+    return write_frames(
+        tmp_path_factory.mktemp("clip") / "a.mkv", frames_of(samples / "bigbuckbunny-360p.mp4")[1][:6, ::4, ::4]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,9 @@ def masks(clip):
         return session.infer(frames)
 
 
-@pytest.mark.parametrize(("codec", "suffix", "apart"), [("ffv1", ".mkv", 0), ("prores", ".mov", 3), ("vp9", ".webm", 12)])
+@pytest.mark.parametrize(
+    ("codec", "suffix", "apart"), [("ffv1", ".mkv", 0), ("prores", ".mov", 3), ("vp9", ".webm", 12)]
+)
 def test_alpha_goes_where_it_can(ray_session, clip, masks, tmp_path, codec, suffix, apart):
     encoding = Encoding(codec=codec, crf=8 if codec == "vp9" else None)
     options = EnhanceOptions(encoding=encoding, background=Background(kind="alpha"), segment_frames=4)
@@ -117,7 +126,8 @@ def test_alpha_in_a_folder_of_pictures(ray_session, clip, masks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix", "words"), [("libx264", ".mp4", "alpha with libx264"), ("ffv1", ".mp4", "in .mp4"), ("vp9", ".mp4", "alpha with vp9 in .mp4")]
+    ("codec", "suffix", "words"),
+    [("libx264", ".mp4", "alpha with libx264"), ("ffv1", ".mp4", "in .mp4"), ("vp9", ".mp4", "alpha with vp9 in .mp4")],
 )
 def test_alpha_is_refused_before_anything_is_done_where_it_cannot_go(clip, tmp_path, codec, suffix, words):
     options = EnhanceOptions(encoding=Encoding(codec=codec), background=Background(kind="alpha"))
@@ -128,16 +138,24 @@ def test_alpha_is_refused_before_anything_is_done_where_it_cannot_go(clip, tmp_p
 
 def test_a_background_without_a_model_that_removes_it_is_refused(clip, tmp_path):
     with pytest.raises(errors.ConfigError, match="selfie-segmentation"):
-        enhance_videos(clip, tmp_path / "b.mkv", models="websr-x2-s", options=EnhanceOptions(background=Background(kind="blur")))
+        enhance_videos(
+            clip, tmp_path / "b.mkv", models="websr-x2-s", options=EnhanceOptions(background=Background(kind="blur"))
+        )
 
 
 @pytest.mark.slow
 def test_masks_belong_to_the_frames_that_are_written(ray_session, clip, tmp_path):
     """Enlarged and with frames between: the mask is found in the result's own frames."""
-    options = EnhanceOptions(encoding=Encoding(codec="ffv1"), background=Background(kind="mask"), segment_frames=4, batch_size=3)
+    options = EnhanceOptions(
+        encoding=Encoding(codec="ffv1"), background=Background(kind="mask"), segment_frames=4, batch_size=3
+    )
     enhance_videos(clip, tmp_path / "b.mkv", models=["websr-x2-s", "rife", "selfie-segmentation"], options=options)
     frames, alpha = decode(tmp_path / "b.mkv")
-    with InferenceSession("websr-x2-s") as enlarge, InferenceSession("rife") as between, InferenceSession("selfie-segmentation") as find:
+    with (
+        InferenceSession("websr-x2-s") as enlarge,
+        InferenceSession("rife") as between,
+        InferenceSession("selfie-segmentation") as find,
+    ):
         large = enlarge.infer(decode(clip)[0])
         wanted = find.infer(np.repeat(large, 2, axis=0))
         wanted[1:-1:2] = find.infer(between.infer(large))
@@ -157,4 +175,7 @@ def test_a_person_in_a_car(ray_session, shared, tmp_path):
     assert alpha[face].mean() > 250
     assert alpha[window].mean() < 5
     assert np.abs(blurred[face].astype(int) - frames[face]).mean() < 1
-    assert np.abs(np.diff(blurred[window].astype(int), axis=2)).mean() < np.abs(np.diff(frames[window].astype(int), axis=2)).mean() / 2
+    assert (
+        np.abs(np.diff(blurred[window].astype(int), axis=2)).mean()
+        < np.abs(np.diff(frames[window].astype(int), axis=2)).mean() / 2
+    )

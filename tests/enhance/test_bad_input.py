@@ -35,7 +35,18 @@ def test_bad_files_are_named_and_harm_no_other(ray_session, tmp_path):
     away.mkdir()
     write(away / "away.mkv", tracks=0, size=(640, 360), codec="ffv1", pix_fmt="yuv444p", pts=list(range(60)))
     with serving(away, breaks_at=3 * 1024**2) as (address, _):
-        names = ["first.mkv", "empty.mkv", "cut.mp4", "damaged.mp4", "changing.ts", "unknown.mkv", "none.mkv", "list.m3u8", f"{address}/away.mkv", "last.mp4"]
+        names = [
+            "first.mkv",
+            "empty.mkv",
+            "cut.mp4",
+            "damaged.mp4",
+            "changing.ts",
+            "unknown.mkv",
+            "none.mkv",
+            "list.m3u8",
+            f"{address}/away.mkv",
+            "last.mp4",
+        ]
         manifest = clips / "list.csv"
         pyarrow.csv.write_csv(pa.table({"uri": names}), manifest)
         report = enhance_videos(manifest, out, models="websr-x2-s", options=OPTIONS)
@@ -54,9 +65,15 @@ def test_bad_files_are_named_and_harm_no_other(ray_session, tmp_path):
         status, error = found.pop(name)
         assert (status, name in error, words in error) == ("failed", True, True), (name, error)
     assert {name: status for name, (status, _) in found.items()} == {"first.mkv": "done", "last.mp4": "done"}
-    assert sorted(path.name for path in out.iterdir() if not path.is_dir()) == ["first.mkv", "last.mp4", "results.parquet"]
+    assert sorted(path.name for path in out.iterdir() if not path.is_dir()) == [
+        "first.mkv",
+        "last.mp4",
+        "results.parquet",
+    ]
     left = [path for path in out.rglob("*") if path.is_file() and path.parent != out]
-    assert {path.suffix for path in left} <= {".nut"}  # what was finished of the damaged and the changing one, for when they are mended
+    assert {path.suffix for path in left} <= {
+        ".nut"
+    }  # what was finished of the damaged and the changing one, for when they are mended
 
 
 def test_of_several_errors_the_first_in_the_video_is_told(ray_session, tmp_path, monkeypatch):
@@ -74,7 +91,12 @@ def test_of_several_errors_the_first_in_the_video_is_told(ray_session, tmp_path,
     monkeypatch.setattr(Scheduler, "_fail", lambda self, step, error: held.append((step, error)))
     monkeypatch.setattr(Scheduler, "_end", end_with_the_last_first)
     with pytest.raises(errors.VideoError, match=f"frame {NUM_FRAMES} at"):
-        enhance_videos(tmp_path / "changing.ts", tmp_path / "a.mkv", models="websr-x2-s", options=replace(OPTIONS, segment_frames=20))
+        enhance_videos(
+            tmp_path / "changing.ts",
+            tmp_path / "a.mkv",
+            models="websr-x2-s",
+            options=replace(OPTIONS, segment_frames=20),
+        )
     assert len(failed) > 1
     assert failed == sorted(failed, reverse=True)
 
@@ -83,7 +105,9 @@ def test_a_disk_that_is_full_and_then_is_not(ray_session, tmp_path):
     place, source = tmp_path / "small", write(tmp_path / "a.mkv", tracks=0, size=(320, 240), pts=list(range(20)))
     place.mkdir()
     options = EnhanceOptions(encoding=Encoding(codec="ffv1"), segment_frames=10)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], check=False, capture_output=True
+    ).returncode:
         pytest.skip("no right to mount a small file system")
     try:
         with pytest.raises(errors.VideoError, match=r"b\.mkv\.genai-ray: .*No space left"):

@@ -46,18 +46,48 @@ SIZES = ("size_16x16.mp4", "size_1x1.mkv", "size_2x2.mp4", "size_4x4.mp4", "size
 WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in SIZES} | {
     # sound and subtitles
     "dts.mkv": [want(), want(suffix=".mp4"), want(suffix=".mov")],
-    "pgs.mkv": [want(), want(suffix=".mp4", notes=("subtitle stream 2 was left out: mp4 cannot take it (hdmv_pgs_subtitle)",))],
-    "dvb.mkv": [want(), want(suffix=".mov", notes=("subtitle stream 2 was left out: mov cannot take it (dvb_subtitle)",))],
-    "amr.mov": [want(), want(suffix=".mkv"), want(suffix=".mp4", refused=".mp4 does not take audio stream 1 (amr_nb); allowed: .mkv or .mov")],
-    "adpcm.avi": [want(), want(suffix=".mp4", refused=".mp4 does not take audio stream 1 (adpcm_ima_wav); allowed: .mkv")],
+    "pgs.mkv": [
+        want(),
+        want(suffix=".mp4", notes=("subtitle stream 2 was left out: mp4 cannot take it (hdmv_pgs_subtitle)",)),
+    ],
+    "dvb.mkv": [
+        want(),
+        want(suffix=".mov", notes=("subtitle stream 2 was left out: mov cannot take it (dvb_subtitle)",)),
+    ],
+    "amr.mov": [
+        want(),
+        want(suffix=".mkv"),
+        want(suffix=".mp4", refused=".mp4 does not take audio stream 1 (amr_nb); allowed: .mkv or .mov"),
+    ],
+    "adpcm.avi": [
+        want(),
+        want(suffix=".mp4", refused=".mp4 does not take audio stream 1 (adpcm_ima_wav); allowed: .mkv"),
+    ],
     "pcm.avi": [want(), want(suffix=".mp4"), want(suffix=".mov")],
     "pcm.mkv": [want(), want(suffix=".mp4"), want(suffix=".mov")],
     "pcm2.mov": [want(), want(suffix=".mp4")],
-    "flac.mkv": [want(), want(suffix=".mp4"), want(suffix=".mov", refused=".mov does not take audio stream 1 (flac); allowed: .mp4 or .mkv")],
-    "vorbis.mkv": [want(), want(suffix=".mov", refused=".mov does not take audio stream 1 (vorbis); allowed: .mp4 or .mkv")],
-    "live.webm": [want(), want(suffix=".mov", refused=".mov does not take audio stream 1 (opus); allowed: .mp4 or .mkv")],
-    "dupaudio.mkv": [want(), want(suffix=".mp4", notes=("of audio stream 1 were moved",)), want(suffix=".mov", notes=("of audio stream 1 were moved",))],
-    "sub.mp4": [want(notes=("data stream 3 was left out",)), want(suffix=".mkv", notes=("subtitle stream 2 was", "data stream 3 was"), compared=False)],
+    "flac.mkv": [
+        want(),
+        want(suffix=".mp4"),
+        want(suffix=".mov", refused=".mov does not take audio stream 1 (flac); allowed: .mp4 or .mkv"),
+    ],
+    "vorbis.mkv": [
+        want(),
+        want(suffix=".mov", refused=".mov does not take audio stream 1 (vorbis); allowed: .mp4 or .mkv"),
+    ],
+    "live.webm": [
+        want(),
+        want(suffix=".mov", refused=".mov does not take audio stream 1 (opus); allowed: .mp4 or .mkv"),
+    ],
+    "dupaudio.mkv": [
+        want(),
+        want(suffix=".mp4", notes=("of audio stream 1 were moved",)),
+        want(suffix=".mov", notes=("of audio stream 1 were moved",)),
+    ],
+    "sub.mp4": [
+        want(notes=("data stream 3 was left out",)),
+        want(suffix=".mkv", notes=("subtitle stream 2 was", "data stream 3 was"), compared=False),
+    ],
     "sub.mkv": [want(), want(suffix=".mp4", notes=("subtitle stream 2 was left out",))],
     # a packet is not a frame
     "paff.ts": [want(frames=24, suffix=".mp4", notes=("times begin at zero",)), want(frames=24)],
@@ -70,11 +100,21 @@ WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in
     "dur10.flv": [want(frames=50)],
     "mvhd10.mp4": [want(frames=50)],
     "vfr.mkv": [want(frames=50, suffix=".mp4", notes=("frames share a time",), compared=False)],
-    "fast.mp4": [want(frames=50), want(frames=50, suffix=".mkv", notes=("frames are less than a millisecond",), compared=False)],
+    "fast.mp4": [
+        want(frames=50),
+        want(frames=50, suffix=".mkv", notes=("frames are less than a millisecond",), compared=False),
+    ],
     "holdb.mp4": [want(frames=50, notes=("frames share a time",))],
     "cat.ts": [want(refused="times go back")],
     # what is shown is what is kept
-    "late.ts": [want(suffix=".mp4", seconds=2.03, notes=("times begin at zero; in the source they begin at 50001.379 s",), compared=False)],
+    "late.ts": [
+        want(
+            suffix=".mp4",
+            seconds=2.03,
+            notes=("times begin at zero; in the source they begin at 50001.379 s",),
+            compared=False,
+        )
+    ],
     "wrap.ts": [want(suffix=".mp4", seconds=2.02, notes=("times begin at zero",)), want()],
     "exif.mkv": [want(frames=10)],
     "exif.mov": [want(frames=10)],
@@ -99,7 +139,10 @@ WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in
 }
 """By file; a file without a row must give its frames, at their times, with its sound."""
 
-WANTED |= {name: [want(notes=(ALPHA,), compared=False)] for name in ("anim.gif", "f_4444.mov", "f_cfhd.mov", "f_utrgba.avi", "pal.apng", "png_rgba.mov")}
+WANTED |= {
+    name: [want(notes=(ALPHA,), compared=False)]
+    for name in ("anim.gif", "f_4444.mov", "f_cfhd.mov", "f_utrgba.avi", "pal.apng", "png_rgba.mov")
+}
 
 
 def plan_rows(cases, folder):
@@ -123,8 +166,12 @@ def job(ray_session, tmp_path_factory):
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uri", "output", "codec", "preset"])
-        writer.writerows((path, output, row.codec, "8" if row.codec == "vp9" else "ultrafast") for path, output, row in rows)
-    report = enhance_videos(folder / "rows.csv", folder, models="websr-x2-s", options=EnhanceOptions(encoding=Encoding()))
+        writer.writerows(
+            (path, output, row.codec, "8" if row.codec == "vp9" else "ultrafast") for path, output, row in rows
+        )
+    report = enhance_videos(
+        folder / "rows.csv", folder, models="websr-x2-s", options=EnhanceOptions(encoding=Encoding())
+    )
     return rows, {Path(video.output).name: video for video in report.videos}
 
 
@@ -132,8 +179,14 @@ def sounds_of(path):
     """Return the bytes of every track of sound that a decoder is there for; without the header of 7 bytes that AAC has in a transport stream."""
     with av.open(str(path)) as box:
         found = {stream.index: b"" for stream in box.streams.audio if stream.codec_context is not None}
-        for packet in (packet for packet in box.demux([box.streams[index] for index in found]) if packet.size) if found else ():
-            is_adts = box.format.name in ("mpegts", "nut") and bytes(packet)[:1] == b"\xff" and packet.stream.codec_context.name == "aac"
+        for packet in (
+            (packet for packet in box.demux([box.streams[index] for index in found]) if packet.size) if found else ()
+        ):
+            is_adts = (
+                box.format.name in ("mpegts", "nut")
+                and bytes(packet)[:1] == b"\xff"
+                and packet.stream.codec_context.name == "aac"
+            )
             found[packet.stream_index] += bytes(packet)[7 if is_adts else 0 :]
         return list(found.values())
 
@@ -141,11 +194,23 @@ def sounds_of(path):
 def find_faults(path, output, row, report):
     """Compare what a file gave with what it must give; a list of sentences, empty where all is well."""
     if row.refused:
-        return [] if report.status == "failed" and row.refused in str(report.error) else [f"not refused for {row.refused!r}: {report.status} {report.error}"]
+        return (
+            []
+            if report.status == "failed" and row.refused in str(report.error)
+            else [f"not refused for {row.refused!r}: {report.status} {report.error}"]
+        )
     if report.status == "failed":
         return [f"{report.error_class}: {report.error}"]
-    faults = [f"no note of {words!r} in {report.notes}" for words in row.notes if not any(words in note for note in report.notes)]
-    faults += [f"note {note!r}" for note in report.notes if "left out" in note and not any(words in note for words in row.notes)]
+    faults = [
+        f"no note of {words!r} in {report.notes}"
+        for words in row.notes
+        if not any(words in note for note in report.notes)
+    ]
+    faults += [
+        f"note {note!r}"
+        for note in report.notes
+        if "left out" in note and not any(words in note for words in row.notes)
+    ]
     shown = row.frames or len(decode(path))
     frames = decode(output)
     if not shown == len(frames) == report.frames:
@@ -176,10 +241,20 @@ def test_words_of_a_phone_are_there(job):
     rows, _ = job
     for output in (output for path, output, _ in rows if path.name == "apple.mov"):
         with av.open(str(output)) as box:
-            assert {key: box.metadata.get(key) for key in ("com.apple.quicktime.make",)} == {"com.apple.quicktime.make": "Apple"}
+            assert {key: box.metadata.get(key) for key in ("com.apple.quicktime.make",)} == {
+                "com.apple.quicktime.make": "Apple"
+            }
 
 
-PARDONED = ("START", "language None -> und", "language und -> None", "disposition 0 -> 1", "metadata lost: ['software']", "title", "subtitle")
+PARDONED = (
+    "START",
+    "language None -> und",
+    "language und -> None",
+    "disposition 0 -> 1",
+    "metadata lost: ['software']",
+    "title",
+    "subtitle",
+)
 """What compare_media.py says of every MP4 that FFmpeg makes, and what notes tell."""
 
 
@@ -190,10 +265,14 @@ def test_results_are_faithful_by_two_other_readers(job):
     tool = Path(__file__).parents[2].parent / "shared" / "acceptance" / "compare_media.py"
     if not tool.is_file():
         pytest.skip("../shared/acceptance is not here")
-    compared = [(path, output) for path, output, row in rows if row.compared and not row.refused and path.name in WANTED]
+    compared = [
+        (path, output) for path, output, row in rows if row.compared and not row.refused and path.name in WANTED
+    ]
 
     def compare(pair):
-        run = subprocess.run([sys.executable, str(tool), *map(str, pair)], capture_output=True, text=True, check=False, timeout=60)
+        run = subprocess.run(
+            [sys.executable, str(tool), *map(str, pair)], capture_output=True, text=True, check=False, timeout=60
+        )
         said = run.stdout.partition("FAULT ")[2].strip() or run.stderr[-300:]
         return [fault for fault in said.split("; ") if fault and not fault.startswith(PARDONED)]
 

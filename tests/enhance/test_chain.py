@@ -85,10 +85,14 @@ def test_how_far_a_chain_is():
 
 def test_the_report_tells_of_seams_if_a_model_of_a_fixed_size_gets_larger_frames(tmp_path):
     (spec,) = specs("websr-x2-s")
-    fixed = spec.model_copy(update={"inputs": (spec.inputs[0].model_copy(update={"height": 64, "width": 96}),), "receptive_field_px": None})
+    fixed = spec.model_copy(
+        update={"inputs": (spec.inputs[0].model_copy(update={"height": 64, "width": 96}),), "receptive_field_px": None}
+    )
     options = EnhanceOptions()
     (target,) = resolve_targets([write(tmp_path / "a.mkv", pts=range(4), tracks=0)], tmp_path / "b.mkv", options)
     assert examine_clip(target, [fixed], options).notes == ()
     planned = examine_clip(target, [spec, fixed], options)
-    assert planned.notes == ("websr-x2-s takes 96x64 only: frames go in tiles with a halo of 16 px, its receptive field is not known; seams may show",)
+    assert planned.notes == (
+        "websr-x2-s takes 96x64 only: frames go in tiles with a halo of 16 px, its receptive field is not known; seams may show",
+    )
     assert planned.notes[0] in list(_notes(planned, 4))

@@ -46,7 +46,9 @@ for line in sys.stdin:
 
 @contextmanager
 def another_process():
-    other = subprocess.Popen([sys.executable, "-c", CLAIM], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", CLAIM], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         yield other
     finally:
@@ -100,7 +102,11 @@ def nothing_starts(monkeypatch):
 def test_the_second_job_for_an_output_is_refused_at_once(claim, clips, tmp_path, nothing_starts, place):
     (tmp_path / "link").symlink_to(tmp_path / "out")
     is_remote = "://" in place
-    pid = claim(clips / "a.mkv", f"local://{tmp_path}/out/c.mkv" if is_remote else tmp_path / "out" / "c.mkv", None if is_remote else tmp_path / "work")
+    pid = claim(
+        clips / "a.mkv",
+        f"local://{tmp_path}/out/c.mkv" if is_remote else tmp_path / "out" / "c.mkv",
+        None if is_remote else tmp_path / "work",
+    )
     output = place.format(tmp_path) if "://" in place else f"{tmp_path}/{place}"
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(errors.ConfigError, match=rf"is in use by another job: process {pid}\.") as refusal:
@@ -115,22 +121,36 @@ def test_the_second_job_for_a_work_folder_is_refused(claim, clips, tmp_path, not
     for lock in (tmp_path / "out").rglob(LOCK):
         lock.unlink()
     with pytest.raises(errors.ConfigError, match=r"work folder .* is in use by another job"):
-        enhance_videos(clips / "a.mkv", tmp_path / "out" / "c.mkv", models=MODEL, options=replace(OPTIONS, work_dir=tmp_path / "work"))
+        enhance_videos(
+            clips / "a.mkv",
+            tmp_path / "out" / "c.mkv",
+            models=MODEL,
+            options=replace(OPTIONS, work_dir=tmp_path / "work"),
+        )
 
 
 def test_two_outputs_share_a_work_dir(ray_session, claim, clips, tmp_path):
     claim(clips / "a.mkv", tmp_path / "out" / "c.mkv", tmp_path / "work")
     (tmp_path / "other").mkdir()
-    report = enhance_videos(clips / "a.mkv", tmp_path / "other" / "c.mkv", models=MODEL, options=replace(OPTIONS, work_dir=tmp_path / "work"))
+    report = enhance_videos(
+        clips / "a.mkv",
+        tmp_path / "other" / "c.mkv",
+        models=MODEL,
+        options=replace(OPTIONS, work_dir=tmp_path / "work"),
+    )
     assert report.frames == 4
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["c.mkv"]
 
 
 @pytest.mark.parametrize("scheme", ["", "local://"])
-def test_the_second_job_for_a_folder_is_refused_at_once_and_one_for_other_videos_goes_on(ray_session, claim, clips, tmp_path, scheme):
+def test_the_second_job_for_a_folder_is_refused_at_once_and_one_for_other_videos_goes_on(
+    ray_session, claim, clips, tmp_path, scheme
+):
     out = f"{scheme}{tmp_path}/out"
     claim(str(clips / "*.mkv"), out)
-    with pytest.raises(errors.ConfigError, match=r"2 outputs, such as .*/out/a\.mkv, are in use by another job: process \d+"):
+    with pytest.raises(
+        errors.ConfigError, match=r"2 outputs, such as .*/out/a\.mkv, are in use by another job: process \d+"
+    ):
         enhance_videos(clips, out, models=MODEL, options=OPTIONS)
     other = replace(OPTIONS, name="{stem}-x2{suffix}")
     assert enhance_videos(clips, out, models=MODEL, options=other).frames == 8
@@ -177,7 +197,10 @@ def test_a_folder_that_other_jobs_remove_is_made_again(tmp_path):
     assert failures == []
 
 
-@pytest.mark.parametrize(("source", "output", "made"), [("a.mkv", "out/c.mkv", ["c.mkv"]), ("*.mkv", "out", ["a.mkv", "b.mkv", "results.parquet"])])
+@pytest.mark.parametrize(
+    ("source", "output", "made"),
+    [("a.mkv", "out/c.mkv", ["c.mkv"]), ("*.mkv", "out", ["a.mkv", "b.mkv", "results.parquet"])],
+)
 def test_the_lock_of_a_dead_job_is_taken_at_once(ray_session, clips, tmp_path, source, output, made):
     with another_process() as dead:
         tell(dead, json.dumps([str(clips / source), str(tmp_path / output), None]), "taken")
@@ -206,7 +229,9 @@ def test_a_lock_of_another_machine_counts_while_it_is_renewed(claim, clips, tmp_
     claim(clips / "a.mkv", tmp_path / "out" / "c.mkv")
     place = str(tmp_path / "out" / "c.mkv.genai-ray" / LOCK)
     change(place, machine="another", host="far", pid=1)
-    with pytest.raises(errors.ConfigError, match=rf"process 1 on far\. .*wait {DEAD_AFTER_S:.0f} s or remove {re.escape(place)}"):
+    with pytest.raises(
+        errors.ConfigError, match=rf"process 1 on far\. .*wait {DEAD_AFTER_S:.0f} s or remove {re.escape(place)}"
+    ):
         Lock(place, "c.mkv")
     silent_s = time.time() - DEAD_AFTER_S - 1
     os.utime(place, (silent_s, silent_s))
@@ -244,7 +269,13 @@ def test_a_job_whose_output_was_taken_ends(ray_session, clips, tmp_path, monkeyp
     lock = tmp_path / "out" / "c.mkv.genai-ray" / LOCK
     source = write(clips / "long.mkv", pts=list(range(400)), size=(320, 180), tracks=0)
     with pytest.raises(errors.VideoError, match=r"output .*c\.mkv is not this job's any more"):
-        enhance_videos(source, tmp_path / "out" / "c.mkv", models="websr-x2-l", options=OPTIONS, on_progress=lambda _: lock.unlink(missing_ok=True))
+        enhance_videos(
+            source,
+            tmp_path / "out" / "c.mkv",
+            models="websr-x2-l",
+            options=OPTIONS,
+            on_progress=lambda _: lock.unlink(missing_ok=True),
+        )
     assert not (tmp_path / "out" / "c.mkv").exists()
 
 
@@ -265,7 +296,12 @@ except ConfigError:
     print("refused", flush=True)
 sys.stdin.readline()
 """
-    others = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     try:
         for other in others:
             assert other.stdout.readline() == "ready\n"

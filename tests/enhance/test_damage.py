@@ -50,7 +50,10 @@ def finish_segments(source, output, options):
 
 @pytest.mark.parametrize("scheme", ["", "local://"])
 def test_segments_that_are_not_what_was_written_are_computed_again(ray_session, tmp_path, scheme):
-    source, options = write(tmp_path / "a.mkv", options={"g": "5"}), EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=5)
+    source, options = (
+        write(tmp_path / "a.mkv", options={"g": "5"}),
+        EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=5),
+    )
     enhance_videos(source, tmp_path / "undisturbed.mkv", models=MODEL, options=options)
     output = f"{scheme}{tmp_path}/b.mkv"
     found = finish_segments(source, output, options)
@@ -61,12 +64,17 @@ def test_segments_that_are_not_what_was_written_are_computed_again(ray_session, 
     swapped.write_bytes(kept[0].read_bytes())  # whole, but another one
     report = enhance_videos(source, output, models=MODEL, options=options)
     assert (report.segments, report.segments_reused) == (len(found), len(kept))
-    assert any(f"{len(DAMAGES) + 1} finished segments" in note and "computed again" in note for note in report.videos[0].notes)
+    assert any(
+        f"{len(DAMAGES) + 1} finished segments" in note and "computed again" in note for note in report.videos[0].notes
+    )
     assert (tmp_path / "b.mkv").read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a.mkv", "b.mkv", "undisturbed.mkv"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": 1}', b'{"report": {"dance": 1}, "key": "", "size": 1, "stamp": ""}', b"\xff\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"key": 1}', b'{"report": {"dance": 1}, "key": "", "size": 1, "stamp": ""}', b"\xff\x00"],
+)
 def test_a_marker_that_cannot_be_read_is_none(tmp_path, content):
     (target,) = resolve_targets([tmp_path / "a.mkv"], tmp_path / "b.mkv", EnhanceOptions())
     Path(target.work_dir).mkdir()

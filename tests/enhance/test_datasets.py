@@ -65,7 +65,11 @@ def test_a_bad_file_is_reported_and_the_others_are_done(ray_session, clips, tmp_
         "bad.mp4": ("failed", None),
     }
     assert "not a video" in rows["bad.mp4"]["error"]
-    assert (rows["a.mp4"]["backend"], rows["a.mp4"]["precision"], rows["a.mp4"]["device_kind"]) == ("onnx", "fp32", "cpu")
+    assert (rows["a.mp4"]["backend"], rows["a.mp4"]["precision"], rows["a.mp4"]["device_kind"]) == (
+        "onnx",
+        "fp32",
+        "cpu",
+    )
     assert rows["a.mp4"]["seconds"] > 0
     assert 0 <= rows["a.mp4"]["share_outside_rgb"] < 0.5
 
@@ -76,7 +80,12 @@ def test_a_bad_file_is_reported_and_the_others_are_done(ray_session, clips, tmp_
     assert (again.clips_failed, again.clips_skipped) == (0, 2)
     after = {name: (out / name).stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == ["b.mkv"]
-    assert {name: row["frames"] for name, row in rows_of(out).items()} == {"a.mp4": 5, "b.mkv": 8, "c.mp4": 7, "bad.mp4": 9}
+    assert {name: row["frames"] for name, row in rows_of(out).items()} == {
+        "a.mp4": 5,
+        "b.mkv": 8,
+        "c.mp4": 7,
+        "bad.mp4": 9,
+    }
 
 
 def test_a_job_that_is_done_starts_nothing(ray_session, clips, tmp_path, monkeypatch):
@@ -102,7 +111,9 @@ def test_only_files_that_no_job_made_are_refused(ray_session, clips, tmp_path):
     assert [Path(video.source).name for video in report.videos if video.status == "failed"] == ["a.mp4"]
     assert "--overwrite" in report.videos[0].error
     assert (out / "a.mp4").read_bytes() == b"precious"
-    other = EnhanceOptions(encoding=Encoding(preset="ultrafast", crf=40))  # other results are wanted now: its own files may go
+    other = EnhanceOptions(
+        encoding=Encoding(preset="ultrafast", crf=40)
+    )  # other results are wanted now: its own files may go
     report = enhance_videos(clips, out, models=MODEL, options=other)
     assert (report.clips_failed, report.clips_skipped, report.frames) == (1, 0, 13)
     assert (out / "a.mp4").read_bytes() == b"precious"
@@ -145,10 +156,14 @@ def test_a_manifest_says_how_many_frames_become_of_each(ray_session, clips, tmp_
     frames = [len(plan_video(uri if Path(uri).is_absolute() else str(tmp_path / uri)).pts) for uri in uris]
     report = enhance_videos(manifest, out, models="rife", options=OPTIONS)
     rates = [3, Fraction(60000, 1001) / 25, 2]
-    assert [video.frames for video in report.videos] == [math.ceil(count * rate) for count, rate in zip(frames, rates, strict=True)]
+    assert [video.frames for video in report.videos] == [
+        math.ceil(count * rate) for count, rate in zip(frames, rates, strict=True)
+    ]
 
 
-@pytest.mark.parametrize(("column", "value", "words"), [("fps", "fast", "60000/1001"), ("background", "green", "#00b140")])
+@pytest.mark.parametrize(
+    ("column", "value", "words"), [("fps", "fast", "60000/1001"), ("background", "green", "#00b140")]
+)
 def test_a_manifest_with_words_that_mean_nothing_is_refused_at_once(clips, tmp_path, column, value, words):
     pyarrow.csv.write_csv(pa.table({"uri": ["clips/a.mp4"], column: [value]}), tmp_path / "list.csv")
     with pytest.raises(errors.ConfigError, match=words):
@@ -172,7 +187,9 @@ def test_what_an_earlier_job_left_is_no_input(clips, tmp_path):
     for left in ("out/a.mp4", "out/b.mkv.genai-ray/000000-0.nut", "below/d.mp4.genai-ray/000000-0.nut"):
         (clips / left).write_bytes(b"0")
     for inputs in (clips, clips / "**"):
-        targets = resolve_targets([inputs if inputs == clips else str(inputs / "*.m*")], clips / "out", EnhanceOptions())
+        targets = resolve_targets(
+            [inputs if inputs == clips else str(inputs / "*.m*")], clips / "out", EnhanceOptions()
+        )
         assert [target.source for target in targets] == wanted
     with pytest.raises(errors.VideoError, match="results of an earlier job"):
         resolve_targets([str(clips / "out" / "*.mp4")], clips / "out", EnhanceOptions())
@@ -183,17 +200,28 @@ def test_a_name_that_is_no_utf8_harms_nobody(ray_session, clips, tmp_path):
     (clips / "a.mp4").rename(clips / strange)
     report = enhance_videos(clips, out, models=MODEL, options=OPTIONS)
     assert (report.clips_failed, report.frames) == (0, 18)
-    assert {name: row["status"] for name, row in rows_of(out).items()} == {"caf\\udce9.mp4": "done", "b.mkv": "done", "c.mp4": "done"}
+    assert {name: row["status"] for name, row in rows_of(out).items()} == {
+        "caf\\udce9.mp4": "done",
+        "b.mkv": "done",
+        "c.mp4": "done",
+    }
     assert names_in(out) == ["b.mkv", "below/c.mp4", strange, "results.parquet"]
     assert enhance_videos(clips, out, models=MODEL, options=OPTIONS).clips_skipped == 3
 
 
 def test_two_jobs_that_write_one_table_keep_each_others_rows(tmp_path):
-    one, two = (ResultTable(str(tmp_path / "results.parquet"), {"output": "string", "frames": "int64"}, "output") for _ in range(2))
+    one, two = (
+        ResultTable(str(tmp_path / "results.parquet"), {"output": "string", "frames": "int64"}, "output")
+        for _ in range(2)
+    )
     one.add([{"output": "a", "frames": 1}])
     two.add([{"output": "b", "frames": 2}, {"output": "a", "frames": 3}])
     one.add([{"output": "c", "frames": 4}])
-    assert sorted((row["output"], row["frames"]) for row in pyarrow.parquet.read_table(one.place).to_pylist()) == [("a", 1), ("b", 2), ("c", 4)]
+    assert sorted((row["output"], row["frames"]) for row in pyarrow.parquet.read_table(one.place).to_pylist()) == [
+        ("a", 1),
+        ("b", 2),
+        ("c", 4),
+    ]
 
 
 def test_rows_that_could_not_be_written_are_not_there_twice(tmp_path):
@@ -219,13 +247,33 @@ def write_list(manifest, **columns):
         (lambda t: [t / "clips"], {"name": "{stem}.avi"}, errors.ConfigError, ".mp4 or .mkv"),
         (lambda t: [t / "clips" / "*.webm"], {}, errors.VideoError, "no video matches"),
         (lambda t: [t / "out"], {}, errors.VideoError, "no video matches"),
-        (lambda t: [(t / "clips").rename(t / "out" / "below").parent], {"name": "{stem}-x2.mp4"}, errors.ConfigError, "is the input folder"),
+        (
+            lambda t: [(t / "clips").rename(t / "out" / "below").parent],
+            {"name": "{stem}-x2.mp4"},
+            errors.ConfigError,
+            "is the input folder",
+        ),
         (lambda t: [write_list(t / "l.csv", path=["a.mp4"])], {}, errors.ConfigError, "column uri"),
-        (lambda t: [write_list(t / "l.csv", uri=["a.mp4"], model=["rife"])], {}, errors.ConfigError, "columns ['model']"),
+        (
+            lambda t: [write_list(t / "l.csv", uri=["a.mp4"], model=["rife"])],
+            {},
+            errors.ConfigError,
+            "columns ['model']",
+        ),
         (lambda t: [write_list(t / "l.csv", uri=["clips/a.mp4", ""])], {}, errors.ConfigError, "row 1 has no uri"),
         (lambda t: [write_list(t / "l.csv", uri=["clips/a.mp4"], codec=["h266"])], {}, errors.ConfigError, "h266"),
-        (lambda t: [write_list(t / "l.csv", uri=["clips/a.mp4", "clips/b.mkv"], output=["x.mp4", "./x.mp4"])], {}, errors.ConfigError, "two inputs for"),
-        (lambda t: [write_list(t / "l.csv", uri=["clips/a.mp4"], output=["../clips/a.mp4"])], {}, errors.ConfigError, "is an input"),
+        (
+            lambda t: [write_list(t / "l.csv", uri=["clips/a.mp4", "clips/b.mkv"], output=["x.mp4", "./x.mp4"])],
+            {},
+            errors.ConfigError,
+            "two inputs for",
+        ),
+        (
+            lambda t: [write_list(t / "l.csv", uri=["clips/a.mp4"], output=["../clips/a.mp4"])],
+            {},
+            errors.ConfigError,
+            "is an input",
+        ),
         (lambda t: ["teleport://a/b.mp4"], {}, errors.ConfigError, "teleport"),
     ],
 )
@@ -245,7 +293,9 @@ def test_half_written_tables_of_killed_jobs_are_removed_and_those_of_others_stay
     dead.wait()
     table = ResultTable(str(tmp_path / "results.parquet"), {"a": "string"}, "a")
     here = f"{os.uname().nodename}-{os.stat('/proc/self/ns/pid').st_ino}"
-    theirs = [tmp_path / f".results-{where}.partial" for where in (f"{here}-{os.getpid()}-0a", f"{here}0-{dead.pid}-0a")]
+    theirs = [
+        tmp_path / f".results-{where}.partial" for where in (f"{here}-{os.getpid()}-0a", f"{here}0-{dead.pid}-0a")
+    ]
     for path in (*theirs, tmp_path / f".results-{here}-{dead.pid}-0a.partial"):
         path.touch()
     table.add([{"a": "b"}])
@@ -265,7 +315,9 @@ table.add([{"a": str(number)} for number in range(10_000)])
 
 
 def test_a_half_written_table_for_a_store_is_removed_with_other_temporary_folders(tmp_path):
-    done = subprocess.run([sys.executable, "-c", _TOO_LONG], check=False, env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", _TOO_LONG], check=False, env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=ROOT
+    )
     assert done.returncode == -signal.SIGXFSZ
     assert len(list(tmp_path.iterdir())) == 1
     sweep_folders(tmp_path)

@@ -13,7 +13,9 @@ from tests.video.clips import NUM_FRAMES, write
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "genai_ray.cli", *map(str, args)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "genai_ray.cli", *map(str, args)], capture_output=True, text=True, check=False
+    )
 
 
 def facts(path):
@@ -22,20 +24,36 @@ def facts(path):
         frames = [(frame.pts * frame.time_base, frame.width, frame.height) for frame in box.decode(video)]
         colour = (video.codec_context.colorspace, video.codec_context.color_range)
     with av.open(str(path)) as box:
-        audio = [bytes(packet) for packet in box.demux(box.streams.audio[0]) if packet.size] if box.streams.audio else []
+        audio = (
+            [bytes(packet) for packet in box.demux(box.streams.audio[0]) if packet.size] if box.streams.audio else []
+        )
     return frames, colour, audio
 
 
 @pytest.mark.slow
 def test_a_clip_becomes_a_better_one(samples, tmp_path):
     source, result = samples / "bigbuckbunny-360p.mp4", tmp_path / "enhanced.mp4"
-    done = run("enhance", source, "-o", result, "--model", "websr-x2-s", "--preset", "ultrafast", "--segment-frames", 50, "--json")
+    done = run(
+        "enhance",
+        source,
+        "-o",
+        result,
+        "--model",
+        "websr-x2-s",
+        "--preset",
+        "ultrafast",
+        "--segment-frames",
+        50,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     report = json.loads(line)
     assert (report["frames"], report["segments"], report["segments_reused"]) == (132, 3, 0)
     assert report["frames_inferred"] == 132
-    assert report["models"] == [{"model_id": "websr-x2-s", "backend": "onnx", "precision": "fp32", "device": "cpu", "device_kind": "cpu"}]
+    assert report["models"] == [
+        {"model_id": "websr-x2-s", "backend": "onnx", "precision": "fp32", "device": "cpu", "device_kind": "cpu"}
+    ]
     assert report["outputs"] == [str(result)]
     before, after = facts(source), facts(result)
     assert [time for time, _, _ in after[0]] == [time for time, _, _ in before[0]]
@@ -75,7 +93,13 @@ def bad(tmp_path, samples):
         ("cut.mp4", "out.avi", [], 2, ".mp4 or .mkv"),
         ("cut.mp4", "out.mp4", ["--model", "websr-x2"], 2, "Did you mean"),
         ("cut.mp4", "out.mp4", ["--model", "rife", "--model", "rife"], 2, "one model that adds frames"),
-        ("cut.mp4", "out.mp4", ["--model", "selfie-segmentation", "--model", "websr-x2-s"], 2, "as the last of the chain"),
+        (
+            "cut.mp4",
+            "out.mp4",
+            ["--model", "selfie-segmentation", "--model", "websr-x2-s"],
+            2,
+            "as the last of the chain",
+        ),
         ("cut.mp4", "out.mp4", ["--model", "rife", "--factor", "99"], 2, "from 2 to 16"),
         ("cut.mp4", "out.mp4", ["--model", "rife", "--fps", "sixty"], 2, "60000/1001"),
         ("cut.mp4", "out.mp4", ["--model", "rife", "--fps", "60", "--factor", "2"], 2, "one of them"),
@@ -94,7 +118,9 @@ def bad(tmp_path, samples):
 def test_refusals(bad, source, output, more, code, words, monkeypatch, capsys):
     before = sorted(bad.iterdir())
     models = [] if "--model" in more else ["--model", "websr-x2-s"]
-    monkeypatch.setattr(sys, "argv", ["genai-ray", "enhance", str(bad / source), "-o", str(bad / output), *models, *more])
+    monkeypatch.setattr(
+        sys, "argv", ["genai-ray", "enhance", str(bad / source), "-o", str(bad / output), *models, *more]
+    )
     with pytest.raises(SystemExit) as stopped:
         main()
     told = " ".join(capsys.readouterr().err.split())

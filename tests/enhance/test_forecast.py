@@ -48,7 +48,9 @@ def test_chains_that_add_frames_and_masks_are_foreseen(folder):
 
 
 def test_what_is_done_is_left_out(ray_session, folder):
-    enhance_videos([folder / "clips" / "a.mp4", folder / "clips" / "bad.mp4"], folder / "out", models="websr-x2-s", options=OPTIONS)
+    enhance_videos(
+        [folder / "clips" / "a.mp4", folder / "clips" / "bad.mp4"], folder / "out", models="websr-x2-s", options=OPTIONS
+    )
     forecast = forecast_videos(folder / "clips", folder / "out", models="websr-x2-s", options=OPTIONS)
     assert [clip.status for clip in forecast.clips] == ["done", "failed"]
     assert (forecast.frames, forecast.expected_s) == (0, None)

@@ -52,7 +52,9 @@ def test_a_folder_that_was_made_anew_is_another_one(clips, tmp_path):
     home.check()
     shutil.move(out, tmp_path / "away")
     assert (home.is_here(), home.has_work()) == (False, True)
-    with pytest.raises(errors.VideoError, match=re.escape(f"{out}: this folder of the job's machine is not there for Ray on node")):
+    with pytest.raises(
+        errors.VideoError, match=re.escape(f"{out}: this folder of the job's machine is not there for Ray on node")
+    ):
         home.check()
     out.mkdir()
     assert not home.is_here()
@@ -62,7 +64,9 @@ def test_a_folder_that_was_made_anew_is_another_one(clips, tmp_path):
 
 
 def test_an_input_that_is_missing_is_the_fault_of_its_clip_alone(ray_session, clips, tmp_path, caplog):
-    pyarrow.csv.write_csv(pa.table({"uri": [str(clips / name) for name in ("none.mkv", "a.mkv")]}), tmp_path / "list.csv")
+    pyarrow.csv.write_csv(
+        pa.table({"uri": [str(clips / name) for name in ("none.mkv", "a.mkv")]}), tmp_path / "list.csv"
+    )
     with caplog.at_level(logging.WARNING, "genai_ray"):
         report = enhance_videos(tmp_path / "list.csv", tmp_path, models=MODEL, options=OPTIONS)
     failed, _ = report.videos
@@ -135,7 +139,13 @@ def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_node_without_the_input_is_named(clips, tmp_path):
-    with Nodes(head_cpus=0) as nodes, nodes.apart(clips), pytest.raises(errors.VideoError, match=r"a\.mkv: no such file on node"):
+    with (
+        Nodes(head_cpus=0) as nodes,
+        nodes.apart(clips),
+        pytest.raises(errors.VideoError, match=r"a\.mkv: no such file on node"),
+    ):
         enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=OPTIONS)
     assert list(tmp_path.iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("genai-ray")]  # Ray may be shut down next
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("genai-ray")
+    ]  # Ray may be shut down next

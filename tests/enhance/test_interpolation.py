@@ -33,7 +33,9 @@ def clip(tmp_path_factory):
 
 
 def enhance(source, output, **options):
-    report = enhance_videos(source, output, models="rife", options=EnhanceOptions(encoding=LOSSLESS, overwrite=True, **options))
+    report = enhance_videos(
+        source, output, models="rife", options=EnhanceOptions(encoding=LOSSLESS, overwrite=True, **options)
+    )
     return report, *frames_of(output)
 
 
@@ -47,7 +49,10 @@ def test_twice_the_frames_at_exact_times(doubled, clip):
     assert (report.frames, report.videos[0].frames_expected, len(frames)) == (38, 38, 38)
     assert report.frames_inferred == 18 - 1 - 2  # pairs, without the cut and the two equal ones
     assert times[::2] == source_times
-    assert all(abs(middle - (a + b) / 2) <= Fraction(1, 1000) for middle, (a, b) in zip(times[1::2], pairwise(source_times), strict=False))
+    assert all(
+        abs(middle - (a + b) / 2) <= Fraction(1, 1000)
+        for middle, (a, b) in zip(times[1::2], pairwise(source_times), strict=False)
+    )
     assert min(map(db, frames[::2], source)) > 35
     off = np.abs(luma_of(clip.with_name("doubled.mkv"))[::2].astype(int) - luma_of(clip))
     assert off.max() <= 1
@@ -87,7 +92,10 @@ def test_sixty_frames_a_second_from_twenty_five(ray_session, tmp_path):
     report = enhance_videos(source, tmp_path / "b.mp4", models="rife", options=options)
     times, _ = frames_of(tmp_path / "b.mp4")
     assert times == [Fraction(index, 60) for index in range(24)]
-    assert (report.frames, report.frames_inferred) == (24, 24 - 2 - 2)  # every fifth is one of the source; the last one is held
+    assert (report.frames, report.frames_inferred) == (
+        24,
+        24 - 2 - 2,
+    )  # every fifth is one of the source; the last one is held
     sounds = []
     for path in (source, tmp_path / "b.mp4"):
         with av.open(str(path)) as box:
@@ -108,7 +116,9 @@ def test_times_are_exact_in_mp4_from_a_late_start_and_an_odd_rate(ray_session, t
     assert own[0] > Fraction(1, 4)
     assert len({later - earlier for earlier, later in pairwise(own)}) > 1
     bounds = [*own, own[-1] + 1 / rate]
-    assert times == [earlier + (later - earlier) * Fraction(step, 3) for earlier, later in pairwise(bounds) for step in range(3)]
+    assert times == [
+        earlier + (later - earlier) * Fraction(step, 3) for earlier, later in pairwise(bounds) for step in range(3)
+    ]
 
 
 def test_a_segment_between_two_frames_of_the_result_is_left_out(ray_session, tmp_path):
@@ -157,13 +167,21 @@ def test_four_times_the_frames_move_evenly(ray_session, tmp_path):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("segment_frames", "batch_size"), [pytest.param(19, 8, marks=SLOW), (4, 3), pytest.param(3, 1, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("segment_frames", "batch_size"), [pytest.param(19, 8, marks=SLOW), (4, 3), pytest.param(3, 1, marks=SLOW)]
+)
 def test_frames_are_added_in_the_middle_of_a_chain(ray_session, clip, tmp_path, segment_frames, batch_size):
     """Noise is removed first, frames are added to what that gives, and all of them are enlarged."""
-    options = EnhanceOptions(encoding=LOSSLESS, params={"sigma": 0.02}, segment_frames=segment_frames, batch_size=batch_size, factor=3)
+    options = EnhanceOptions(
+        encoding=LOSSLESS, params={"sigma": 0.02}, segment_frames=segment_frames, batch_size=batch_size, factor=3
+    )
     report = enhance_videos(clip, tmp_path / "b.mkv", models=["ffdnet", "rife", "websr-x2-s"], options=options)
     _, frames = frames_of(tmp_path / "b.mkv")
-    with InferenceSession("ffdnet") as denoise, InferenceSession("rife") as between, InferenceSession("websr-x2-s") as enlarge:
+    with (
+        InferenceSession("ffdnet") as denoise,
+        InferenceSession("rife") as between,
+        InferenceSession("websr-x2-s") as enlarge,
+    ):
         clean = denoise.infer(frames_of(clip)[1], {"sigma": 0.02})
         wanted = np.repeat(clean, 3, axis=0)
         for step in (1, 2):

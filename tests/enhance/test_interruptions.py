@@ -140,7 +140,10 @@ def test_an_interrupted_job_leaves_no_task_at_work_in_a_cluster_that_stays(ray_s
 
 def test_a_killed_worker_and_a_killed_session_change_no_byte(ray_session, source, undisturbed, tmp_path):
     output = tmp_path / "b.mkv"
-    with killing("ray::_run_", 1, lambda: segments(output)) as workers, killing("ray::SessionActor", 1, lambda: segments(output)) as sessions:
+    with (
+        killing("ray::_run_", 1, lambda: segments(output)) as workers,
+        killing("ray::SessionActor", 1, lambda: segments(output)) as sessions,
+    ):
         report = enhance_videos(source, output, models="websr-x2-l", options=options(6))
     assert len(workers) == len(sessions) == 1
     assert report.frames == 120
@@ -149,7 +152,10 @@ def test_a_killed_worker_and_a_killed_session_change_no_byte(ray_session, source
 
 def test_a_segment_that_kills_every_worker_fails_by_name(ray_session, tmp_path):
     source = write(tmp_path / "a.mkv", size=(320, 180), pts=list(range(100)))
-    with killing("ray::_run_", 99, lambda: True) as killed, pytest.raises(errors.VideoError, match=r"a\.mkv: the worker died 3 times on segments \[0\]"):
+    with (
+        killing("ray::_run_", 99, lambda: True) as killed,
+        pytest.raises(errors.VideoError, match=r"a\.mkv: the worker died 3 times on segments \[0\]"),
+    ):
         enhance_videos(source, tmp_path / "b.mkv", models="websr-x2-l", options=options(100))
     assert len(killed) >= 3
     assert list(tmp_path.iterdir()) == [source]
@@ -163,7 +169,10 @@ def test_a_chain_that_loses_sessions_and_a_worker_gives_the_same_bytes(ray_sessi
         ["ffdnet", "rife", "websr-x2-l"],
     )
     enhance_videos(source, tmp_path / "undisturbed.mkv", models=chain, options=options(12))
-    with killing("ray::SessionActor", 2, lambda: segments(output)) as sessions, killing("ray::_run_", 1, lambda: len(segments(output)) > 1) as workers:
+    with (
+        killing("ray::SessionActor", 2, lambda: segments(output)) as sessions,
+        killing("ray::_run_", 1, lambda: len(segments(output)) > 1) as workers,
+    ):
         report = enhance_videos(source, output, models=chain, options=options(12))
     assert (len(sessions), len(workers)) == (2, 1)
     assert report.frames == 120
@@ -235,11 +244,19 @@ def test_a_dead_node_of_its_own_ends_the_job_with_an_error(source, undisturbed, 
     out, err = job.communicate(timeout=DEADLINE_S)
     assert (job.returncode, out) == (1, ""), err
     told = [line for line in err.splitlines() if not line.startswith(("starting:", "enhancing:", "joining:"))]
-    assert told.pop() == "error: the Ray node that this process started has died. Run the same again: finished segments are kept."
+    assert (
+        told.pop()
+        == "error: the Ray node that this process started has died. Run the same again: finished segments are kept."
+    )
     assert all("finished segments are kept in" in line for line in told), err  # and none of Ray's own words
     wait_until(partial(are_gone, children))
-    assert json.loads(run("enhance", source, "-o", output, *MODEL, env=environment(temporary)).stdout)["segments_reused"] >= kept
-    assert list(temporary.glob("genai-ray-*")) == []  # what Ray left if it ended the process at once, the next job has removed
+    assert (
+        json.loads(run("enhance", source, "-o", output, *MODEL, env=environment(temporary)).stdout)["segments_reused"]
+        >= kept
+    )
+    assert (
+        list(temporary.glob("genai-ray-*")) == []
+    )  # what Ray left if it ended the process at once, the next job has removed
     assert output.read_bytes() == undisturbed
 
 
@@ -256,7 +273,9 @@ raylet.wait()
 ray.put(b"x" * 10_000_000)
 print("not ended")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment(temporary), cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment(temporary), cwd=ROOT
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: the Ray node that this process started has died\n"
 
@@ -288,15 +307,39 @@ def test_sigterm_ends_everything_without_a_crash_dump(source, tmp_path, temporar
     assert len(segments(output)) >= kept
 
 
-def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing_and_an_empty_home_gets_no_telemetry(tmp_path, temporary):
+def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing_and_an_empty_home_gets_no_telemetry(
+    tmp_path, temporary
+):
     """Workers import what this process imports: not what a user calls by the name of a package."""
-    for name in ("av", "numpy", "onnxruntime", "onnx", "pyarrow", "yaml", "fsspec", "pydantic", "psutil", "code", "secrets"):
+    for name in (
+        "av",
+        "numpy",
+        "onnxruntime",
+        "onnx",
+        "pyarrow",
+        "yaml",
+        "fsspec",
+        "pydantic",
+        "psutil",
+        "code",
+        "secrets",
+    ):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a script of a user was imported')")
     source = write(tmp_path / "a.mkv", pts=[0, 1, 2], tracks=0)
-    command = [Path(sys.executable).with_name("genai-ray"), "enhance", source, "-o", tmp_path / "\u00e9\udce9.mkv", "--model", "websr-x2-s"]
+    command = [
+        Path(sys.executable).with_name("genai-ray"),
+        "enhance",
+        source,
+        "-o",
+        tmp_path / "\u00e9\udce9.mkv",
+        "--model",
+        "websr-x2-s",
+    ]
     home = temporary / "home"
     said = {"PYTHONIOENCODING": "ascii", "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment(temporary) | said, timeout=DEADLINE_S)
+    done = subprocess.run(
+        command, capture_output=True, check=False, cwd=tmp_path, env=environment(temporary) | said, timeout=DEADLINE_S
+    )
     assert done.returncode == 0, done.stderr
     assert b"\\xe9\\udce9.mkv" in done.stdout
     assert b"Traceback" not in done.stderr

@@ -37,13 +37,18 @@ def test_a_chain_passes_every_frame_through_every_model(ray_session, tmp_path):
     with InferenceSession("ffdnet") as first, InferenceSession("websr-x2-s") as second:
         wanted = second.infer(first.infer(frames, {"sigma": 0.1}))
     assert result[0].shape == (128, 192, 3)
-    own_db, next_db = ([QualityValidator(a).validate(b).psnr for a, b in zip(wanted, frames, strict=False)] for frames in (result, result[1:]))
+    own_db, next_db = (
+        [QualityValidator(a).validate(b).psnr for a, b in zip(wanted, frames, strict=False)]
+        for frames in (result, result[1:])
+    )
     assert min(own_db) > 30
     assert all(own > other for own, other in zip(own_db, next_db, strict=False))
 
 
 def test_several_videos_go_into_a_folder_under_their_names(ray_session, tmp_path):
-    sources = [write(tmp_path / name, pts=list(range(number))) for name, number in (("a.mp4", 5), ("b.mkv", 9), ("c.avi", 7))]
+    sources = [
+        write(tmp_path / name, pts=list(range(number))) for name, number in (("a.mp4", 5), ("b.mkv", 9), ("c.avi", 7))
+    ]
     with pytest.raises(errors.ConfigError, match="does not exist"):
         enhance_videos(sources, tmp_path / "results", models="websr-x2-s")
     folder = tmp_path / "results"
@@ -54,12 +59,18 @@ def test_several_videos_go_into_a_folder_under_their_names(ray_session, tmp_path
     assert sorted(path.name for path in folder.iterdir()) == ["a.mp4", "b.mkv", "c.mp4", "results.parquet"]
     assert [len(pictures(path)) for path in report.outputs] == [5, 9, 7]
     with pytest.raises(errors.ConfigError, match="two inputs"):
-        enhance_videos([sources[0], write(tmp_path / "a.mkv").rename(tmp_path / "results" / "a.avi")], folder, models="websr-x2-s")
+        enhance_videos(
+            [sources[0], write(tmp_path / "a.mkv").rename(tmp_path / "results" / "a.avi")], folder, models="websr-x2-s"
+        )
 
 
 def subtitles_of(path):
     with av.open(str(path)) as box:
-        return [(bytes(packet), float(packet.pts * packet.time_base)) for packet in box.demux(box.streams.subtitles[0]) if packet.size]
+        return [
+            (bytes(packet), float(packet.pts * packet.time_base))
+            for packet in box.demux(box.streams.subtitles[0])
+            if packet.size
+        ]
 
 
 def test_subtitles_chapters_attachments_and_titles_come_along(ray_session, tmp_path):
@@ -83,7 +94,12 @@ def test_a_truncated_video_is_refused_and_enhanced_when_allowed(ray_session, tmp
     with pytest.raises(errors.VideoError, match=r"whole\.mp4.* of 40 frames.*allow-truncated"):
         enhance_videos(cut, tmp_path / "b.mp4", models="websr-x2-s")
     assert list(tmp_path.iterdir()) == [cut]
-    report = enhance_videos(cut, tmp_path / "b.mp4", models="websr-x2-s", options=EnhanceOptions(encoding=FAST, allow_truncated=True, segment_frames=8))
+    report = enhance_videos(
+        cut,
+        tmp_path / "b.mp4",
+        models="websr-x2-s",
+        options=EnhanceOptions(encoding=FAST, allow_truncated=True, segment_frames=8),
+    )
     (video,) = report.videos
     assert 10 < video.frames < video.frames_expected == NUM_FRAMES
     assert f"truncated input: {video.frames} of {NUM_FRAMES} frames" in video.notes
@@ -106,7 +122,10 @@ def test_a_folder_that_cannot_be_written_is_refused():
         if is_root:
             os.seteuid(65534)
         try:
-            for output, options in ((locked / "b.mp4", EnhanceOptions()), (Path("/tmp/b.mp4"), EnhanceOptions(work_dir=locked))):
+            for output, options in (
+                (locked / "b.mp4", EnhanceOptions()),
+                (Path("/tmp/b.mp4"), EnhanceOptions(work_dir=locked)),
+            ):
                 with pytest.raises(errors.ConfigError, match="locked is not writable"):
                     resolve_targets([source], output, options)
         finally:
@@ -121,7 +140,11 @@ def bad_models(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("models")
     (folder / "corrupt.onnx").write_bytes(ModelCatalog.default().path("websr-x2-s").read_bytes()[:2000])
-    spec = ModelCatalog.default().get("websr-x2-s").model_copy(update={"model_id": "changed", "aliases": (), "file": "changed.onnx"})
+    spec = (
+        ModelCatalog.default()
+        .get("websr-x2-s")
+        .model_copy(update={"model_id": "changed", "aliases": (), "file": "changed.onnx"})
+    )
     (folder / "changed.yaml").write_text(dump_spec(spec))
     (folder / "changed.onnx").write_bytes(ModelCatalog.default().path("websr-x2-m").read_bytes())
     return folder
@@ -143,7 +166,15 @@ def bad_models(tmp_path_factory):
 def test_models_that_cannot_be_had(bad_models, tmp_path, options, words):
     source = write(tmp_path / "a.mp4", tracks=0)
     options = [option.format(models=bad_models) for option in options]
-    done = run("enhance", source, "-o", tmp_path / "b.mp4", *options, "--json", env=os.environ | {"GENAI_RAY_MODELS": str(bad_models)})
+    done = run(
+        "enhance",
+        source,
+        "-o",
+        tmp_path / "b.mp4",
+        *options,
+        "--json",
+        env=os.environ | {"GENAI_RAY_MODELS": str(bad_models)},
+    )
     assert done.returncode == 1, done.stderr
     assert words in " ".join(done.stderr.split()), done.stderr
     assert done.stdout == ""
@@ -155,7 +186,9 @@ def test_seconds_do_not_count_what_a_shell_did_before(tmp_path):
     """The last command of ``bash -c`` takes the place of its shell."""
     source, began = write(tmp_path / "a.mp4", tracks=0), time.monotonic()
     line = 'sleep 3 && exec "$0" -m genai_ray.cli enhance "$1" -o "$2" --model websr-x2-s --json'
-    done = subprocess.run(["bash", "-c", line, sys.executable, source, tmp_path / "b.mp4"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable, source, tmp_path / "b.mp4"], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout)["elapsed_s"] < time.monotonic() - began - 2.5
 
 
@@ -167,6 +200,8 @@ def test_a_profile_is_read_and_its_options_overridden(tmp_path):
     options = ["--model", "websr-x2-s", "--preset", "ultrafast", "--profile", profile, "--work-dir", tmp_path, "--json"]
     report = json.loads(run("enhance", source, "-o", tmp_path / "b.mp4", *options).stdout)
     assert (report["frames"], report["segments"]) == (20, 4)
-    report = json.loads(run("enhance", source, "-o", tmp_path / "b.mp4", *options, "--segment-frames", 10, "--overwrite").stdout)
+    report = json.loads(
+        run("enhance", source, "-o", tmp_path / "b.mp4", *options, "--segment-frames", 10, "--overwrite").stdout
+    )
     assert (report["frames"], report["segments"]) == (20, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "mine.yaml"]

@@ -25,8 +25,14 @@ def four_times(tmp_path_factory):
     """Every pixel sixteen times."""
     path = tmp_path_factory.mktemp("model") / "four.onnx"
     weights = onnx.numpy_helper.from_array(np.eye(3, dtype=np.float32).repeat(16, axis=0)[..., None, None], "weights")
-    nodes = [helper.make_node("Conv", ["input", "weights"], ["wide"]), helper.make_node("DepthToSpace", ["wide"], ["output"], blocksize=4, mode="CRD")]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, f"h{name}", f"w{name}"]) for name in ("input", "output")]
+    nodes = [
+        helper.make_node("Conv", ["input", "weights"], ["wide"]),
+        helper.make_node("DepthToSpace", ["wide"], ["output"], blocksize=4, mode="CRD"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, f"h{name}", f"w{name}"])
+        for name in ("input", "output")
+    ]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
@@ -40,10 +46,24 @@ def rss_shared(pid):
 @pytest.mark.slow
 def test_uhd_four_times_larger_takes_what_is_predicted(four_times, tmp_path):
     """15360x8640: one frame is 398 MB. Two segments, of which the second waits for the first where the machine has no room for both."""
-    source = write(tmp_path / "a.mp4", size=(3840, 2160), pts=[0, 1], tracks=0, options={"preset": "ultrafast", "g": "1"})
+    source = write(
+        tmp_path / "a.mp4", size=(3840, 2160), pts=[0, 1], tracks=0, options={"preset": "ultrafast", "g": "1"}
+    )
     result, frame_bytes = (15360, 8640), 15360 * 8640 * 3
     most = {"ray::_run_segment": 0, "ray::SessionActor": 0, "shared": 0}
-    job = start("enhance", source, "-o", tmp_path / "b.mkv", "--model", four_times, "--preset", "ultrafast", "--segment-frames", 1, "--json")
+    job = start(
+        "enhance",
+        source,
+        "-o",
+        tmp_path / "b.mkv",
+        "--model",
+        four_times,
+        "--preset",
+        "ultrafast",
+        "--segment-frames",
+        1,
+        "--json",
+    )
     over = threading.Event()
 
     def watch():
@@ -88,7 +108,9 @@ def test_encoders_take_what_bounds_them(codec, tmp_path):
     size = (6144, 3456)
     plan = plan_video(write(tmp_path / "a.mkv", tracks=0, pts=[0, 1]))
     frame = np.zeros((size[1], size[0], 3), np.uint8)
-    with SegmentWriter(tmp_path / "b.nut", info=plan.info, size=size, encoding=Encoding(codec=codec, preset=CODECS[codec])) as writer:
+    with SegmentWriter(
+        tmp_path / "b.nut", info=plan.info, size=size, encoding=Encoding(codec=codec, preset=CODECS[codec])
+    ) as writer:
         for pts in plan.pts:
             writer.write(frame, pts)
     assert len(plan_video(tmp_path / "b.nut").pts) == 2

@@ -37,7 +37,11 @@ def listing_of(*names):
             self.do_GET()
 
         def do_GET(self):
-            body = "".join(f'<a href="{name}">x</a>' for name in names).encode() if self.path.rstrip("/").endswith("clips") else b"0"
+            body = (
+                "".join(f'<a href="{name}">x</a>' for name in names).encode()
+                if self.path.rstrip("/").endswith("clips")
+                else b"0"
+            )
             self.send_response(200)
             self.send_header("Content-Type", "text/html" if body != b"0" else "video/mp4")
             self.send_header("Content-Length", str(len(body)))
@@ -76,7 +80,9 @@ def test_a_key_does_not_lead_out_of_the_folder(out, key, to_store, monkeypatch):
     store.store.clear()
     try:
         for name in (key, "in/a.mp4"):
-            store.store[f"/{name}"] = type(store).cat and fsspec.implementations.memory.MemoryFile(store, f"/{name}", b"0")
+            store.store[f"/{name}"] = type(store).cat and fsspec.implementations.memory.MemoryFile(
+                store, f"/{name}", b"0"
+            )
         with refused():
             resolve_targets(["memory://in"], "memory://deep/out" if to_store else out, OPTIONS)
     finally:
@@ -98,11 +104,15 @@ def test_a_template_does_not_lead_out_of_the_folder(out, tmp_path):
             resolve_targets([tmp_path / "a.mp4", tmp_path / "b.mp4"], out, replace(OPTIONS, name=template))
         with refused():
             resolve_targets([tmp_path / "a.mp4"], out, replace(OPTIONS, name=template))
-    for target in resolve_targets([tmp_path / "a.mp4", tmp_path / "b.mp4"], out, replace(OPTIONS, name="x/../{stem}{suffix}")):
+    for target in resolve_targets(
+        [tmp_path / "a.mp4", tmp_path / "b.mp4"], out, replace(OPTIONS, name="x/../{stem}{suffix}")
+    ):
         assert Path(target.output).resolve().parent == out
 
 
-@pytest.mark.parametrize("output", ["../escaped.mp4", "x/../../escaped.mp4", "link/escaped.mp4", "link/below/escaped.mp4"])
+@pytest.mark.parametrize(
+    "output", ["../escaped.mp4", "x/../../escaped.mp4", "link/escaped.mp4", "link/below/escaped.mp4"]
+)
 def test_a_manifest_and_a_link_do_not_lead_out_of_the_folder(out, tmp_path, output):
     (out / "link").symlink_to(tmp_path)
     write(tmp_path / "a.mp4", pts=[0, 1], tracks=0)
@@ -113,7 +123,9 @@ def test_a_manifest_and_a_link_do_not_lead_out_of_the_folder(out, tmp_path, outp
 
 def test_a_manifest_of_a_stranger_names_no_place_of_its_own(out, tmp_path):
     write(tmp_path / "a.mp4", pts=[0, 1], tracks=0)
-    pyarrow.csv.write_csv(pa.table({"uri": [str(tmp_path / "a.mp4")], "output": [str(tmp_path / "escaped.mp4")]}), tmp_path / "list.csv")
+    pyarrow.csv.write_csv(
+        pa.table({"uri": [str(tmp_path / "a.mp4")], "output": [str(tmp_path / "escaped.mp4")]}), tmp_path / "list.csv"
+    )
     (target,) = resolve_targets([tmp_path / "list.csv"], out, OPTIONS)  # the user's own
     assert target.output == str(tmp_path / "escaped.mp4")
     with fsspec.open("memory://list.csv", "wb") as file:
@@ -138,7 +150,10 @@ def test_names_as_long_as_can_be_harm_nobody(ray_session, out, tmp_path):
     clips = tmp_path / "clips"
     clips.mkdir()
     short = write(tmp_path / "a.mp4", pts=[0, 1, 2], tracks=0)
-    fine = [long(".mp4", length) for length in (236, 239, 246, 255)] + [long(".mp4", 255, "é"), long(".mp4", 255, "\U0001f3ac")]
+    fine = [long(".mp4", length) for length in (236, 239, 246, 255)] + [
+        long(".mp4", 255, "é"),
+        long(".mp4", 255, "\U0001f3ac"),
+    ]
     too_long = long(".ts", 255)  # its result ends in .mp4
     for name in (*fine, too_long, "short.mp4"):
         (clips / name).write_bytes(short.read_bytes())

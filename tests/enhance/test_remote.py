@@ -70,7 +70,10 @@ def test_only_blocks_that_are_needed_are_fetched(clips):
 
 
 def test_a_server_that_goes_away_is_an_error_with_file_and_position(clips):
-    with serving(clips, breaks_at=3 * 1024**2) as (address, _), pytest.raises(errors.VideoError, match=r"long\.mkv: reading at byte \d+ of \d+ failed"):
+    with (
+        serving(clips, breaks_at=3 * 1024**2) as (address, _),
+        pytest.raises(errors.VideoError, match=r"long\.mkv: reading at byte \d+ of \d+ failed"),
+    ):
         plan_video(f"{address}/long.mkv")
     with serving(clips) as (address, _), pytest.raises(errors.VideoError, match=r"none\.mkv: no such file"):
         plan_video(f"{address}/none.mkv")
@@ -85,11 +88,21 @@ def test_a_job_from_a_server_to_a_store(ray_session, clips, tmp_path):
     with serving(clips) as (address, _):
         manifest = tmp_path / "list.csv"
         pyarrow.csv.write_csv(
-            pa.table({"uri": [f"{address}/a.mp4", f"{address}/b.mkv", f"{address}/none.mp4"], "output": ["one.mp4", "sub/two.mkv", None]}), manifest
+            pa.table(
+                {
+                    "uri": [f"{address}/a.mp4", f"{address}/b.mkv", f"{address}/none.mp4"],
+                    "output": ["one.mp4", "sub/two.mkv", None],
+                }
+            ),
+            manifest,
         )
         report = enhance_videos(manifest, f"local://{folder}", models=MODEL, options=OPTIONS)
         assert [video.status for video in report.videos] == ["done", "done", "failed"]
-        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == ["one.mp4", "results.parquet", "sub/two.mkv"]
+        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
+            "one.mp4",
+            "results.parquet",
+            "sub/two.mkv",
+        ]
         again = enhance_videos(manifest, f"local://{folder}", models=MODEL, options=OPTIONS)
         assert (again.clips_skipped, again.clips_failed) == (2, 1)
     enhance_videos([clips / "a.mp4", clips / "b.mkv"], tmp_path, models=MODEL, options=OPTIONS)

@@ -63,14 +63,21 @@ def test_a_factor_cuts_the_time_of_each_frame_evenly(template, base, deltas, fir
     timeline = retime(plan_of(template, base, deltas, first, cuts), factor=factor)
     check(timeline)
     assert len(timeline.result.pts) == factor * len(deltas)
-    assert {time * base for time in timeline.plan.pts} <= {p * timeline.result.info.time_base for p in timeline.result.pts}
+    assert {time * base for time in timeline.plan.pts} <= {
+        p * timeline.result.info.time_base for p in timeline.result.pts
+    }
     steps = [timeline.moments(index) for index in range(len(timeline.plan.segments))]
-    assert {moment.timestep for moments in steps for moment in moments if moment.left + 1 < len(deltas)} <= {Fraction(k, factor) for k in range(factor)}
+    assert {moment.timestep for moments in steps for moment in moments if moment.left + 1 < len(deltas)} <= {
+        Fraction(k, factor) for k in range(factor)
+    }
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=50)
-@given(**PLANS, fps=st.sampled_from([Fraction(60), Fraction(60000, 1001), Fraction(120), Fraction("59.94"), Fraction(1000)]))
+@given(
+    **PLANS,
+    fps=st.sampled_from([Fraction(60), Fraction(60000, 1001), Fraction(120), Fraction("59.94"), Fraction(1000)]),
+)
 def test_a_rate_is_constant_and_exact(template, base, deltas, first, cuts, fps):
     plan = plan_of(template, base, deltas, first, cuts)
     if plan.info.average_rate > fps * (1 + RATE_TOLERANCE):

@@ -34,7 +34,9 @@ def ray_of(num_cpus):
     was_connected = ray.is_initialized()
     disconnect()
     ray.shutdown()
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+    )
     try:
         yield
     finally:
@@ -50,8 +52,12 @@ def results(source, folder, kills):
         output = folder / f"b{suffix}"
         work = output.with_name(output.name + ".genai-ray")
         for _ in range(TRIES):
-            with killing("ray::_run_", kills, lambda work=work: any(work.glob("*.nut")) and any(work.glob("*.partial"))) as killed:
-                report = enhance_videos(source, output, models="websr-x2-s", options=EnhanceOptions(encoding=encoding, segment_frames=6))
+            with killing(
+                "ray::_run_", kills, lambda work=work: any(work.glob("*.nut")) and any(work.glob("*.partial"))
+            ) as killed:
+                report = enhance_videos(
+                    source, output, models="websr-x2-s", options=EnhanceOptions(encoding=encoding, segment_frames=6)
+                )
             assert (report.frames, report.segments) == (60, 10)
             assert output.read_bytes() == found.setdefault(suffix, output.read_bytes())
             output.unlink()

@@ -13,7 +13,11 @@ CUTS_OF_BIKES = (29, 75, 136, 186, 241)
 
 def cuts_of(path, step=1, threshold=SCENE_THRESHOLD):
     with av.open(str(path)) as box:
-        small = [thumbnail(frame.to_ndarray(format="rgb24")) for index, frame in enumerate(box.decode(video=0)) if index % step == 0]
+        small = [
+            thumbnail(frame.to_ndarray(format="rgb24"))
+            for index, frame in enumerate(box.decode(video=0))
+            if index % step == 0
+        ]
     return tuple(index * step for index in range(len(small) - 1) if is_cut(small[index], small[index + 1], threshold))
 
 

@@ -44,7 +44,9 @@ def test_frames_as_png_are_the_models_own(ray_session, pix_fmt, kind, tmp_path):
 def test_frames_as_jpeg_are_near_and_many_inputs_have_a_folder_each(ray_session, tmp_path):
     sources = [write(tmp_path / name, tracks=0, pts=list(range(5))) for name in ("a.mkv", "b.mp4")]
     (tmp_path / "out").mkdir()
-    enhance_videos(sources, tmp_path / "out", models="websr-x2-s", options=EnhanceOptions(encoding=Encoding(codec="jpeg")))
+    enhance_videos(
+        sources, tmp_path / "out", models="websr-x2-s", options=EnhanceOptions(encoding=Encoding(codec="jpeg"))
+    )
     for source in sources:
         files = sorted((tmp_path / "out" / source.stem).iterdir())
         assert [path.name for path in files] == [f"{number:06d}.jpg" for number in range(1, 6)]
@@ -94,7 +96,9 @@ def test_folders_that_cannot_be(tmp_path, output, words):
     with pytest.raises(errors.ConfigError, match=words):
         enhance_videos(source, tmp_path / output, models="websr-x2-s")
     with pytest.raises(errors.ConfigError, match=r"full holds letter\.txt"):
-        enhance_videos(source, tmp_path / "full" / "%d.png", models="websr-x2-s", options=EnhanceOptions(overwrite=True))
+        enhance_videos(
+            source, tmp_path / "full" / "%d.png", models="websr-x2-s", options=EnhanceOptions(overwrite=True)
+        )
 
 
 def test_frames_are_replaced_only_when_asked(ray_session, tmp_path):

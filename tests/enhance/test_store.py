@@ -74,7 +74,9 @@ def test_whatever_changes_bytes_changes_the_key(plan, other):
 
 
 def test_whatever_changes_no_byte_keeps_the_key(plan):
-    assert keys(plan, replace(BASE, copies=4, overwrite=True, batch_size=2, max_memory_bytes=10**9, background=Background())) == keys(plan)
+    assert keys(
+        plan, replace(BASE, copies=4, overwrite=True, batch_size=2, max_memory_bytes=10**9, background=Background())
+    ) == keys(plan)
 
 
 def test_models_and_input_are_part_of_the_key(plan, tmp_path):
@@ -98,7 +100,9 @@ def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
         written.append(len(frames))
         if frames:
             partial = planned.store.partial(segment.index)
-            with SegmentWriter(partial, info=planned.timeline.plan.info, size=(96, 64), encoding=planned.options.encoding) as writer:
+            with SegmentWriter(
+                partial, info=planned.timeline.plan.info, size=(96, 64), encoding=planned.options.encoding
+            ) as writer:
                 for frame in frames:
                     writer.write(frame.frame, frame.pts)
             partial.rename(planned.store.place(segment.index, hash_segment(str(partial))))
@@ -132,7 +136,10 @@ def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, t
     specs = (ModelCatalog.default().get("websr-x2-s"),)
     _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     source.write_bytes(source.read_bytes() + b"more")
-    with ending(ModelCache(2_000_000_000, name="changed")) as cache, pytest.raises(errors.VideoError, match="changed while it was enhanced"):
+    with (
+        ending(ModelCache(2_000_000_000, name="changed")) as cache,
+        pytest.raises(errors.VideoError, match="changed while it was enhanced"),
+    ):
         run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed", KIND))
     assert list(Path(planned.store.folder).iterdir()) == []
     with pytest.raises(errors.VideoError, match="changed while it was enhanced"):

@@ -38,7 +38,12 @@ server.stop()
 """,
 }
 ENVIRONMENT = {
-    "s3": {"AWS_ENDPOINT_URL": "{}", "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"},
+    "s3": {
+        "AWS_ENDPOINT_URL": "{}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    },
     "gs": {"STORAGE_EMULATOR_HOST": "{}", "GOOGLE_CLOUD_PROJECT": "testing"},
 }
 
@@ -47,7 +52,13 @@ ENVIRONMENT = {
 def bucket(request):
     """An empty bucket: the scheme of its URIs, the bucket as fsspec sees it, and the environment in which others see it."""
     scheme = request.param
-    server = subprocess.Popen([sys.executable, "-c", SERVERS[scheme]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVERS[scheme]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         address = next(line.strip() for line in server.stdout if line.startswith("http"))
         with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +84,9 @@ def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
     command = ["enhance", f"{scheme}://bucket/in", "-o", f"{scheme}://bucket/out", *OPTIONS]
     done = run(*command, env=environment)
     report = json.loads(done.stdout)
-    assert (done.returncode, report["clips"], report["clips_failed"], report["frames"]) == (1, 3, 1, 2 * NUM_FRAMES), done.stderr
+    assert (done.returncode, report["clips"], report["clips_failed"], report["frames"]) == (1, 3, 1, 2 * NUM_FRAMES), (
+        done.stderr
+    )
     assert store.find("bucket/out") == ["bucket/out/a.mp4", "bucket/out/below/b.mkv", "bucket/out/results.parquet"]
     assert run("enhance", clips, "-o", local, *OPTIONS).returncode == 0
     for name in ("a.mp4", "below/b.mkv"):

@@ -25,14 +25,18 @@ def db(a, b):
 
 def enhance(frames, folder, model, **options):
     write_frames(folder / "a.mkv", frames, pix_fmt="yuv444p")  # so that noise in colours stays as it is
-    report = enhance_videos(folder / "a.mkv", folder / "b.mkv", models=model, options=EnhanceOptions(encoding=LOSSLESS, **options))
+    report = enhance_videos(
+        folder / "a.mkv", folder / "b.mkv", models=model, options=EnhanceOptions(encoding=LOSSLESS, **options)
+    )
     return report, frames_of(folder / "a.mkv")[1], frames_of(folder / "b.mkv")[1]
 
 
 @pytest.mark.parametrize(("deviation", "gain_db"), [pytest.param(15, 4, marks=pytest.mark.slow), (25, 6)])
 def test_noise_goes(ray_session, true, tmp_path, deviation, gain_db):
     noise = np.random.default_rng(0).normal(0, deviation, true.shape)
-    report, noisy, clean = enhance(np.clip(np.rint(true + noise), 0, 255).astype(np.uint8), tmp_path, "ffdnet", params={"sigma": deviation / 255})
+    report, noisy, clean = enhance(
+        np.clip(np.rint(true + noise), 0, 255).astype(np.uint8), tmp_path, "ffdnet", params={"sigma": deviation / 255}
+    )
     assert (report.frames, report.frames_inferred) == (6, 6)
     gains = [db(a, b) - db(a, c) for a, b, c in zip(true, clean, noisy, strict=True)]
     assert min(gains) > gain_db
@@ -60,7 +64,12 @@ def test_frames_are_added_as_far_as_a_truncated_clip_goes(ray_session, tmp_path)
     cut = write_cut(tmp_path / "cut.mp4")
     with pytest.raises(errors.VideoError, match="allow-truncated"):
         enhance_videos(cut, tmp_path / "b.mkv", models="rife")
-    report = enhance_videos(cut, tmp_path / "b.mkv", models="rife", options=EnhanceOptions(encoding=LOSSLESS, allow_truncated=True, segment_frames=8))
+    report = enhance_videos(
+        cut,
+        tmp_path / "b.mkv",
+        models="rife",
+        options=EnhanceOptions(encoding=LOSSLESS, allow_truncated=True, segment_frames=8),
+    )
     (video,) = report.videos
     assert (video.frames % 2, video.frames_expected) == (0, 2 * NUM_FRAMES)
     assert 20 < video.frames < video.frames_expected

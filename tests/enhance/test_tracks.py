@@ -43,11 +43,18 @@ def make(path, sound, *, size=(64, 48), seconds=0.4):
         heard = sink.add_stream(sound, rate=48000, options={"strict": "experimental"})
         heard.layout, heard.bit_rate = "stereo", 128_000
         for index in range(round(25 * seconds)):
-            frame = av.VideoFrame.from_ndarray(picture(index, *size)[..., :3].copy(), format="rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(picture(index, *size)[..., :3].copy(), format="rgb24").reformat(
+                format="yuv420p"
+            )
             frame.pts, frame.time_base = index, Fraction(1, 25)
             sink.mux(video.encode(frame))
         sink.mux(video.encode(None))
-        resampler = av.AudioResampler(format=heard.codec_context.format, layout="stereo", rate=48000, frame_size=heard.codec_context.frame_size or 1024)
+        resampler = av.AudioResampler(
+            format=heard.codec_context.format,
+            layout="stereo",
+            rate=48000,
+            frame_size=heard.codec_context.frame_size or 1024,
+        )
         wave = np.sin(np.arange(round(48000 * seconds)) * 0.03).astype(np.float32)
         chunk = av.AudioFrame.from_ndarray(np.stack([wave, wave]) * 0.3, format="fltp", layout="stereo")
         chunk.rate, chunk.pts, chunk.time_base = 48000, 0, Fraction(1, 48000)
@@ -73,8 +80,12 @@ def examine(source, output, encoding=FAST, model="websr-x2-s"):
 def packets(path, kind="audio"):
     """Packets without the header of 7 bytes that AAC has in a transport stream; and their times in seconds."""
     with av.open(str(path)) as box:
-        found = [packet for packet in box.demux([stream for stream in box.streams if stream.type == kind]) if packet.size]
-        return [bytes(packet) for packet in found], [float(packet.pts * packet.time_base) for packet in found if packet.pts is not None]
+        found = [
+            packet for packet in box.demux([stream for stream in box.streams if stream.type == kind]) if packet.size
+        ]
+        return [bytes(packet) for packet in found], [
+            float(packet.pts * packet.time_base) for packet in found if packet.pts is not None
+        ]
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
@@ -138,7 +149,9 @@ def test_equal_decode_times_of_sound_are_moved_by_the_least(suffix, tmp_path):
 
 def test_an_encoder_that_does_not_take_the_size_is_refused_before_the_first_frame(tmp_path):
     source = write(tmp_path / "wide.mkv", codec="ffv1", size=(8192, 16), pts=[0, 1], tracks=0)
-    with pytest.raises(errors.ConfigError, match=r"wide\.mkv: libx265 does not take pictures of 16384x32; allowed: .*libx264") as caught:
+    with pytest.raises(
+        errors.ConfigError, match=r"wide\.mkv: libx265 does not take pictures of 16384x32; allowed: .*libx264"
+    ) as caught:
         examine(source, tmp_path / "b.mkv", Encoding(codec="hevc"))
     assert "libx265" not in caught.value.allowed
     assert examine(source, tmp_path / "b.mkv", Encoding(codec="h264"))
@@ -153,7 +166,9 @@ def test_a_result_that_cannot_be_written_is_said_without_temporary_names(tmp_pat
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(errors.VideoError, match=rf"a\.mkv: writing its result in {tmp_path} failed: File too large$"):
+        with pytest.raises(
+            errors.VideoError, match=rf"a\.mkv: writing its result in {tmp_path} failed: File too large$"
+        ):
             join_segments(plan, [part], [3], tmp_path / "b.mkv")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -168,7 +183,13 @@ def add_unknown(source, target, codec, rate=None):
         more.time_base = Fraction(1, 1000)
         for index in range(3):
             packet = av.Packet(bytes([index + 1]) * 40)
-            packet.stream, packet.time_base, packet.pts, packet.dts, packet.duration = more, Fraction(1, 1000), index * 200, index * 200, 100
+            packet.stream, packet.time_base, packet.pts, packet.dts, packet.duration = (
+                more,
+                Fraction(1, 1000),
+                index * 200,
+                index * 200,
+                100,
+            )
             packet.is_keyframe = True
             sink.mux_one(packet)
         for packet in box.demux():
@@ -184,10 +205,15 @@ def test_tracks_without_a_decoder_are_kept_as_well(tmp_path):
     assert identity(captions, tmp_path / "b.mkv", FAST)[1] == ()
     assert packets(tmp_path / "b.mkv", "subtitle") == packets(captions, "subtitle")
     assert len(packets(captions, "subtitle")[0]) == 3
-    assert any("subtitle stream 1 was left out: mp4 cannot take it" in note for note in identity(captions, tmp_path / "b.mp4", FAST)[1])
+    assert any(
+        "subtitle stream 1 was left out: mp4 cannot take it" in note
+        for note in identity(captions, tmp_path / "b.mp4", FAST)[1]
+    )
     truehd = add_unknown(plain, tmp_path / "d.mkv", "truehd", rate=48000)
     for suffix in (".mp4", ".mov"):
-        with pytest.raises(errors.ConfigError, match=rf"{suffix} does not take audio stream 1 \(truehd\); allowed: \.mkv"):
+        with pytest.raises(
+            errors.ConfigError, match=rf"{suffix} does not take audio stream 1 \(truehd\); allowed: \.mkv"
+        ):
             examine(truehd, tmp_path / f"d{suffix}")
     sound = add_unknown(plain, tmp_path / "a.mp4", "mpegh_3d_audio", rate=48000)
     assert identity(sound, tmp_path / "c.mp4", FAST)[1] == ()
@@ -236,7 +262,9 @@ def test_frames_that_cannot_be_written_are_said_without_temporary_names(tmp_path
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(errors.VideoError, match=rf"a\.mkv: writing its frames in {tmp_path} failed: File too large$"):
+        with pytest.raises(
+            errors.VideoError, match=rf"a\.mkv: writing its frames in {tmp_path} failed: File too large$"
+        ):
             write_pictures(plan, [part], [3], tmp_path / "frames" / "%d.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -22,7 +22,9 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process, process.stdout.readline().strip()
 
 
@@ -65,7 +67,9 @@ def test_a_temporary_folder_that_cannot_be_written_is_done_without_and_said(monk
 
 
 @pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
-def test_what_is_remembered_goes_to_the_temporary_folder_if_the_home_cannot_be_written(monkeypatch, tmp_path, caplog, home):
+def test_what_is_remembered_goes_to_the_temporary_folder_if_the_home_cannot_be_written(
+    monkeypatch, tmp_path, caplog, home
+):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -50,7 +50,9 @@ def test_a_freed_batch_of_two_equals_two_runs(model_id):
     session, feeds = start(model), feeds_for(model, 2)
     both = session.run(None, feeds)[0]
     for index in (0, 1):
-        one = session.run(None, {name: array[index : index + 1] if array.ndim else array for name, array in feeds.items()})[0]
+        one = session.run(
+            None, {name: array[index : index + 1] if array.ndim else array for name, array in feeds.items()}
+        )[0]
         assert np.array_equal(both[index : index + 1], one)
 
 
@@ -89,7 +91,9 @@ def image(name, kind=TensorProto.FLOAT):
     return helper.make_tensor_value_info(name, kind, ["n", 3, "h", "w"])
 
 
-SPEC = ModelSpec(model_id="tiny", task=ModelTask.DENOISING, file="/tiny.onnx", inputs=(TensorSpec(),), outputs=(TensorSpec(),))
+SPEC = ModelSpec(
+    model_id="tiny", task=ModelTask.DENOISING, file="/tiny.onnx", inputs=(TensorSpec(),), outputs=(TensorSpec(),)
+)
 
 
 def test_a_model_may_use_our_names_for_its_own_tensors():
@@ -100,7 +104,9 @@ def test_a_model_may_use_our_names_for_its_own_tensors():
 
 
 def test_values_are_clamped_then_rounded_to_nearest():
-    gain, shift = (numpy_helper.from_array(np.float32(value), name) for name, value in (("gain", 2.0), ("shift", -0.498)))
+    gain, shift = (
+        numpy_helper.from_array(np.float32(value), name) for name, value in (("gain", 2.0), ("shift", -0.498))
+    )
     nodes = [helper.make_node("Mul", ["x", "gain"], ["m"]), helper.make_node("Add", ["m", "shift"], ["y"])]
     session = start(fuse_frames(small(nodes, [image("x")], [image("y")], [gain, shift]), SPEC, "uint8"))
     frames = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
@@ -117,7 +123,11 @@ def test_graphs_that_the_spec_does_not_describe_are_refused():
 
 
 def test_bytes_at_the_peak_are_those_that_live_together():
-    nodes = [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Exp", ["a"], ["b"]), helper.make_node("Add", ["a", "b"], ["y"])]
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"]),
+        helper.make_node("Exp", ["a"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
     model = small(nodes, [image("x")], [image("y")])
     tensor = 3 * 10 * 20 * 4
     assert activation_bytes(model, {"x": (1, 3, 10, 20)}) == 3 * tensor  # a, b and y: x has gone by then
@@ -135,6 +145,8 @@ def test_nodes_out_of_order_are_sorted_and_cycles_refused():
     sort_nodes(model)
     onnx.checker.check_model(model)
     assert [node.op_type for node in model.graph.node] == ["Neg", "Exp"]
-    circle = small([helper.make_node("Add", ["x", "y"], ["a"]), helper.make_node("Neg", ["a"], ["y"])], [image("x")], [image("y")])
+    circle = small(
+        [helper.make_node("Add", ["x", "y"], ["a"]), helper.make_node("Neg", ["a"], ["y"])], [image("x")], [image("y")]
+    )
     with pytest.raises(errors.ModelLoadError, match="cycle"):
         sort_nodes(circle)

@@ -58,7 +58,9 @@ def serve(*options, repository=None, ports=None, wait=True, stays=False, **said)
     words = ["serve", "--port", port, "--grpc-port", grpc_port, "--json", *options]
     if repository is not None:
         words += ["--model-repository", repository]
-    process = start(*words, env=os.environ | {"RAY_ADDRESS": "local"} | said)  # its own Ray, whatever else runs on this machine
+    process = start(
+        *words, env=os.environ | {"RAY_ADDRESS": "local"} | said
+    )  # its own Ray, whatever else runs on this machine
     if not stays:
         _started.append(process)
     lines = []

@@ -28,7 +28,11 @@ def check_answer(url, method, path, answer):
     operation = operation_of(document, "GET" if method == "HEAD" else method, path.partition("?")[0])
     if operation is None:
         assert status in (401, 403, 404, 405, 200 if method == "OPTIONS" else 404), (method, path, status)
-        told = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}} if status != 200 else {}
+        told = (
+            {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+            if status != 200
+            else {}
+        )
     else:
         assert str(status) in operation["responses"], (method, path, status, body[:200])
         told = operation["responses"][str(status)]
@@ -40,5 +44,7 @@ def check_answer(url, method, path, answer):
     media_type = headers.get("Content-Type", "").partition(";")[0]
     assert media_type in content if content else not body, (method, path, media_type)
     if media_type == "application/json":
-        validator = jsonschema.Draft202012Validator({**content[media_type]["schema"], "components": document["components"]})
+        validator = jsonschema.Draft202012Validator(
+            {**content[media_type]["schema"], "components": document["components"]}
+        )
         validator.validate(json.loads(body))

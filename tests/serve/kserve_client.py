@@ -29,7 +29,15 @@ async def rest(address, given):
             answer = await client.infer(address, asked, "websr-x2-s")
             found[f"rest_{way}"] = answer.outputs[0].as_numpy()
             told[f"id_{way}"] = answer.id
-        asked = request("websr-x2-s", "frames", given["frames"], "UINT8", binary=True, parameters={"frames": True}, outputs=["output"])
+        asked = request(
+            "websr-x2-s",
+            "frames",
+            given["frames"],
+            "UINT8",
+            binary=True,
+            parameters={"frames": True},
+            outputs=["output"],
+        )
         found["rest_frames"] = (await client.infer(address, asked, "websr-x2-s")).outputs[0].as_numpy()
         told["model_ready"] = await client.is_model_ready(address, "websr-x2-s")
         told["nothing_ready"] = await client.is_model_ready(address, "nothing")

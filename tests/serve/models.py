@@ -35,18 +35,31 @@ def value(name, datatype, shape):
 
 
 def identity(path, datatype, shape=("rows", "columns")):
-    write(path, [helper.make_node("Identity", ["x"], ["y"])], [value("x", datatype, shape)], [value("y", datatype, shape)])
+    write(
+        path, [helper.make_node("Identity", ["x"], ["y"])], [value("x", datatype, shape)], [value("y", datatype, shape)]
+    )
 
 
 def add_sub(path):
     """Two inputs, two outputs, the first axis free."""
     nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
-    write(path, nodes, [value(n, "FP32", ("n", 4)) for n in ("a", "b")], [value(n, "FP32", ("n", 4)) for n in ("sum", "difference")])
+    write(
+        path,
+        nodes,
+        [value(n, "FP32", ("n", 4)) for n in ("a", "b")],
+        [value(n, "FP32", ("n", 4)) for n in ("sum", "difference")],
+    )
 
 
 def add_number(path, number):
     constant = numpy_helper.from_array(np.float32(number), "number")
-    write(path, [helper.make_node("Add", ["x", "number"], ["y"])], [value("x", "FP32", ("n",))], [value("y", "FP32", ("n",))], [constant])
+    write(
+        path,
+        [helper.make_node("Add", ["x", "number"], ["y"])],
+        [value("x", "FP32", ("n",))],
+        [value("y", "FP32", ("n",))],
+        [constant],
+    )
 
 
 def logarithm(path):
@@ -56,7 +69,12 @@ def logarithm(path):
 
 def total(path):
     """One output that has no axis."""
-    write(path, [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], [value("x", "FP32", ("n",))], [value("y", "FP32", ())])
+    write(
+        path,
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        [value("x", "FP32", ("n",))],
+        [value("y", "FP32", ())],
+    )
 
 
 def square(path):
@@ -73,7 +91,10 @@ def square(path):
 def count_up(path):
     """Counts to 10,000 for each number of ``x``, on one thread, and adds ``shift``, whose shape is fixed: a small body that is computed for long."""
     step = helper.make_graph(
-        [helper.make_node("Identity", ["goes_on"], ["goes_on_still"]), helper.make_node("Add", ["so_far", "one"], ["by_now"])],
+        [
+            helper.make_node("Identity", ["goes_on"], ["goes_on_still"]),
+            helper.make_node("Add", ["so_far", "one"], ["by_now"]),
+        ],
         "step",
         [
             helper.make_tensor_value_info("number", TensorProto.INT64, []),
@@ -89,8 +110,13 @@ def count_up(path):
         helper.make_node("Loop", ["steps", "", "none"], ["counted"], body=step),
         helper.make_node("Add", ["counted", "shift"], ["y"]),
     ]
-    constants = [helper.make_tensor("each", TensorProto.INT64, [], [10_000]), helper.make_tensor("none", TensorProto.FLOAT, [1], [0.0])]
-    write(path, nodes, [value("x", "FP32", ("n",)), value("shift", "FP32", (1,))], [value("y", "FP32", (1,))], constants)
+    constants = [
+        helper.make_tensor("each", TensorProto.INT64, [], [10_000]),
+        helper.make_tensor("none", TensorProto.FLOAT, [1], [0.0]),
+    ]
+    write(
+        path, nodes, [value("x", "FP32", ("n",)), value("shift", "FP32", (1,))], [value("y", "FP32", (1,))], constants
+    )
 
 
 def write_repository(folder):

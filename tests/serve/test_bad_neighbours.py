@@ -32,7 +32,9 @@ WRONG_OPTIONS = {
 
 
 def infer(app, name, data=(1,), tensor="x"):
-    body = json.dumps({"inputs": [{"name": tensor, "datatype": "FP32", "shape": [len(data)], "data": list(data)}]}).encode()
+    body = json.dumps(
+        {"inputs": [{"name": tensor, "datatype": "FP32", "shape": [len(data)], "data": list(data)}]}
+    ).encode()
     status, told, _ = ask(app, "POST", f"/v2/models/{name}/infer", body)
     return json.loads(told)["outputs"][0]["data"] if status == 200 else (status, json.loads(told)["error"])
 
@@ -108,11 +110,15 @@ def test_a_file_whose_state_is_not_told_is_no_trouble_of_the_index(models, ray_s
     find_facts, ends = repository_module.find_facts, threading.Event()
 
     async def story():
-        engine = Engine(ServeProfile(name="test", request_timeout_s=0.5), ModelCache(name="people"), Repository(models, ()))
+        engine = Engine(
+            ServeProfile(name="test", request_timeout_s=0.5), ModelCache(name="people"), Repository(models, ())
+        )
         for name in ("bad", "hangs"):
             with pytest.raises(errors.ModelLoadError):
                 await engine.find(name, within_s=60)
-        monkeypatch.setattr(repository_module, "find_facts", lambda place: ends.wait(60) if "hangs" in str(place) else find_facts(place))
+        monkeypatch.setattr(
+            repository_module, "find_facts", lambda place: ends.wait(60) if "hangs" in str(place) else find_facts(place)
+        )
         assert {path.rpartition("/")[2] for path in await engine.broken()} == {"bad.onnx", "hangs.onnx"}
         (models / "bad.onnx").write_text("still no model")
         assert {path.rpartition("/")[2] for path in await engine.broken()} == {"hangs.onnx"}
@@ -139,7 +145,10 @@ def test_bad_files_harm_no_other_model(models, ray_session):  # noqa: F811
             assert str(models) not in told
         told = index(app)
         assert told["one", "1"][0] == "READY"
-        assert {name: words in told[name, "1"][1] for name, words in (("bad", "max_batch"), ("deep", "deep.yaml"), ("typo", "scal"))} == {
+        assert {
+            name: words in told[name, "1"][1]
+            for name, words in (("bad", "max_batch"), ("deep", "deep.yaml"), ("typo", "scal"))
+        } == {
             "bad": True,
             "deep": True,
             "typo": True,
@@ -152,12 +161,14 @@ def test_bad_files_harm_no_other_model(models, ray_session):  # noqa: F811
         assert {model["name"] for model in json.loads(told)["models"] if "error" in model} >= {"bad", "deep", "typo"}
         (models / "bad.serve.yaml").unlink()
         (models / "deep.yaml").unlink()
-        assert {index(app)[name, "1"] for name in ("bad", "deep")} == {("UNAVAILABLE", "not loaded; its first request loads it")}
+        assert {index(app)[name, "1"] for name in ("bad", "deep")} == {
+            ("UNAVAILABLE", "not loaded; its first request loads it")
+        }
         assert infer(app, "bad") == [2]
     ModelCache(name="people").shutdown()
 
 
-def test_a_version_that_is_gone_gives_way_at_once_and_a_slow_disk_holds_no_other_request(models, ray_session, monkeypatch):  # noqa: F811
+def test_a_slow_disk_holds_no_other_request(models, ray_session, monkeypatch):  # noqa: F811
     def hang(place):
         if "many" in str(place):
             hangs.set()
@@ -195,24 +206,42 @@ def test_a_model_that_is_replaced_is_served_anew(models, ray_session):  # noqa: 
             add_number(models / f"{name}.onnx", 20)
             load(name)
             assert infer(app, name) == [21]
-        assert {entry["pinned"] for entry in cache.status()["models"] if entry["model_id"].endswith("kept.onnx")} == {True}
-        write(models / "one.onnx", [helper.make_node("Neg", ["other"], ["y"])], [value("other", "FP32", ("n",))], [value("y", "FP32", ("n",))])
+        assert {entry["pinned"] for entry in cache.status()["models"] if entry["model_id"].endswith("kept.onnx")} == {
+            True
+        }
+        write(
+            models / "one.onnx",
+            [helper.make_node("Neg", ["other"], ["y"])],
+            [value("other", "FP32", ("n",))],
+            [value("y", "FP32", ("n",))],
+        )
         assert infer(app, "one", tensor="other") == [-1]  # without a load
         status, told = infer(app, "one")
         assert (status, "missing inputs ['other']" in told) == (400, True)
-        write(models / "one.onnx", [helper.make_node("Abs", ["third"], ["y"])], [value("third", "FP32", ("n",))], [value("y", "FP32", ("n",))])
+        write(
+            models / "one.onnx",
+            [helper.make_node("Abs", ["third"], ["y"])],
+            [value("third", "FP32", ("n",))],
+            [value("y", "FP32", ("n",))],
+        )
         load("one")
         assert infer(app, "one", [-3], "third") == [3]
 
 
 def test_a_model_that_is_kept_is_replaced_and_kept_on(models, ray_session):  # noqa: F811
     def kept():
-        return [entry["digest"] for entry in cache.status()["models"] if entry["model_id"].endswith("kept.onnx") and entry["leased"]]
+        return [
+            entry["digest"]
+            for entry in cache.status()["models"]
+            if entry["model_id"].endswith("kept.onnx") and entry["leased"]
+        ]
 
     add_number(models / "kept.onnx", 1)
     (models / "kept.serve.yaml").write_text("min_replicas: 1\n")
     with application(models.parent / "videos", models) as app, ModelCache(name="people") as cache:
-        standing = [Preload(ModelCache(name="people")) for _ in range(2)]  # the endpoint's own process has one, and each replica
+        standing = [
+            Preload(ModelCache(name="people")) for _ in range(2)
+        ]  # the endpoint's own process has one, and each replica
         for each in standing:
             each.bring(Repository(models, ()).models())
         (before,) = kept()

@@ -76,7 +76,10 @@ class Call:
 
     async def send(self, message):
         if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], {name.decode(): value.decode() for name, value in message["headers"]}
+            self.status, self.headers = (
+                message["status"],
+                {name.decode(): value.decode() for name, value in message["headers"]},
+            )
         self.body += message.get("body", b"")
 
     async def answer(self, *chunks):
@@ -124,7 +127,9 @@ def told(engine, story):
             return context, message_class("ModelInferResponse").FromString(reply.data)
 
         app = build_app(list_operations(engine, none))
-        await story(SimpleNamespace(app=app, rpc=rpc, infer=infer, call=lambda *args, **options: Call(app, *args, **options)))
+        await story(
+            SimpleNamespace(app=app, rpc=rpc, infer=infer, call=lambda *args, **options: Call(app, *args, **options))
+        )
 
     asyncio.run(run())
 
@@ -210,12 +215,16 @@ def test_all_bodies_together_are_bounded_packed_and_unpacked(tmp_path, monkeypat
             call = served.call(*words)
             status, body = await call.answer(b"{{{")
             assert (status, call.headers["retry-after"], call.read) == (429, "1", 3)
-            assert json.loads(body)["error"] == ("3 bytes more beside 1998 of all requests in this replica; allowed: 2000 together. Send it again in a while.")
+            assert json.loads(body)["error"] == (
+                "3 bytes more beside 1998 of all requests in this replica; allowed: 2000 together. Send it again in a while."
+            )
         unsaid = served.call(infer)
         assert (await unsaid.answer(b"{{{"))[0] == 429
         context, _ = await served.infer(b"{{{")
         assert (context.code, "3 bytes more beside 1998" in context.details) == ("RESOURCE_EXHAUSTED", True)
-        assert (await served.call("/v2/repository/index").answer(b"[]"))[0] == 400  # what is small anyway is not counted
+        assert (await served.call("/v2/repository/index").answer(b"[]"))[
+            0
+        ] == 400  # what is small anyway is not counted
         waiting[1].more = False
         assert (await waiting[1].answer(b"."))[0] == 400
         assert admission.held_bytes == 999
@@ -249,7 +258,9 @@ def test_what_is_packed_is_unpacked_whole_or_refused(encoding, bits, tmp_path, m
 
     async def story(served):
         async def ask(content, headers):
-            status, answer = await served.call("/v2/models/fp32/infer", headers | {"Content-Encoding": encoding}).answer(content)
+            status, answer = await served.call(
+                "/v2/models/fp32/infer", headers | {"Content-Encoding": encoding}
+            ).answer(content)
             return status, answer
 
         def pack(content):
@@ -279,7 +290,10 @@ def test_a_body_that_stops_coming_gives_its_place_back(tmp_path, monkeypatch):
         for path, query in (("/v2/models/fp32/infer", ""), ("/v1/enhance", "model=fp32")):
             call = served.call(path, query=query)
             status, body = await call.answer()
-            assert (status, json.loads(body)["error"]) == (504, "the body came too slowly: less than 40 bytes of it in 4 s")
+            assert (status, json.loads(body)["error"]) == (
+                504,
+                "the body came too slowly: less than 40 bytes of it in 4 s",
+            )
         call = served.call("/v2/models/fp32/infer", SMALL_HEADERS)  # slow, but it comes
         for start in range(0, len(SMALL), 20):
             call.more = start + 20 < len(SMALL)
@@ -311,9 +325,14 @@ def test_a_request_counts_once_and_its_model_too(tmp_path):
         await settle()
         await calls[2].task
         assert (calls[2].status, json.loads(calls[2].body)["error"][:22]) == (429, "2 requests for fp32 in")
-        others = [asyncio.create_task(served.infer(message("INT64", 1, contents=("int64_contents", [5]), wait=True))) for _ in range(2)]
+        others = [
+            asyncio.create_task(served.infer(message("INT64", 1, contents=("int64_contents", [5]), wait=True)))
+            for _ in range(2)
+        ]
         await settle()
-        assert (await served.infer(message("BYTES", 1, contents=("bytes_contents", [b"a"]))))[0].code == "RESOURCE_EXHAUSTED"
+        assert (await served.infer(message("BYTES", 1, contents=("bytes_contents", [b"a"]))))[
+            0
+        ].code == "RESOURCE_EXHAUSTED"
         engine.gate.set()
         await asyncio.gather(*others, *(call.task for call in calls))
         assert [call.status for call in calls] == [200, 200, 429]
@@ -357,7 +376,11 @@ def test_many_strings_are_read_and_written_on_threads(tmp_path, protocol):
             data = {"raw": bytes(4 * MANY)} if protocol == "raw" else {"contents": ("bytes_contents", [b"a"] * MANY)}
             context, answer = await served.infer(message("BYTES", MANY, **data))
             assert (context.code, answer.id) == (None, "seven")
-            assert answer.raw_output_contents == [bytes(4 * MANY)] if protocol == "raw" else len(answer.outputs[0].contents.bytes_contents) == MANY
+            assert (
+                answer.raw_output_contents == [bytes(4 * MANY)]
+                if protocol == "raw"
+                else len(answer.outputs[0].contents.bytes_contents) == MANY
+            )
         assert len(engine.on_threads) == (3 if protocol == "typed" else 2)
 
     told(engine, story)
@@ -369,24 +392,42 @@ def test_strings_and_typed_contents_are_bounded_before_they_are_read(tmp_path):
     async def story(served):
         body, headers = binary("BYTES", bytes(4 * 1001), 1001)
         status, answer = await served.call("/v2/models/bytes/infer", headers).answer(body)
-        assert (status, json.loads(answer)["error"]) == (400, "1001 elements of BYTES as binary data; allowed: 1000 in one request to this model")
+        assert (status, json.loads(answer)["error"]) == (
+            400,
+            "1001 elements of BYTES as binary data; allowed: 1000 in one request to this model",
+        )
         body, headers = binary("BYTES", bytes(4), 1)
         status, answer = await served.call("/v2/models/fp32/infer", headers).answer(body)
-        assert (status, json.loads(answer)["error"]) == (400, "1 elements of BYTES as binary data; allowed: 0 in one request to this model")
+        assert (status, json.loads(answer)["error"]) == (
+            400,
+            "1 elements of BYTES as binary data; allowed: 0 in one request to this model",
+        )
         for data, words in (
             (message("BYTES", 1001, raw=bytes(4 * 1001)), "1001 elements of BYTES as binary data; allowed: 1000"),
-            (message("BYTES", 2000, contents=("bytes_contents", [b""] * 2000)), "bytes of a request beside raw_input_contents; allowed: 4000. Send tensors as"),
-            (message("INT64", 501, contents=("int64_contents", [1] * 501)), "result has 4008 bytes in typed contents; allowed: 4000"),
+            (
+                message("BYTES", 2000, contents=("bytes_contents", [b""] * 2000)),
+                "bytes of a request beside raw_input_contents; allowed: 4000. Send tensors as",
+            ),
+            (
+                message("INT64", 501, contents=("int64_contents", [1] * 501)),
+                "result has 4008 bytes in typed contents; allowed: 4000",
+            ),
         ):
             context, _ = await served.infer(data)
             assert context.code == "INVALID_ARGUMENT"
             assert words in context.details
         assert (await served.infer(message("FP32", 10_000, raw=bytes(40_000))))[0].code is None
-        refusal = await served.rpc._answer_one(message("BYTES", 1001, raw=bytes(4 * 1001)), _InStream(contextlib.ExitStack(), None, asyncio.Event()))
+        refusal = await served.rpc._answer_one(
+            message("BYTES", 1001, raw=bytes(4 * 1001)), _InStream(contextlib.ExitStack(), None, asyncio.Event())
+        )
         refusal = message_class("ModelStreamInferResponse").FromString(refusal.data)
         assert (refusal.infer_response.id, refusal.error_message[:18]) == ("seven", "[INVALID_ARGUMENT]")
-        answer = await served.rpc._answer_one(message("FP32", 1, raw=struct.pack("f", 2)), _InStream(contextlib.ExitStack(), None, asyncio.Event()))
-        assert message_class("ModelStreamInferResponse").FromString(answer.data).infer_response.raw_output_contents == [struct.pack("f", 2)]
+        answer = await served.rpc._answer_one(
+            message("FP32", 1, raw=struct.pack("f", 2)), _InStream(contextlib.ExitStack(), None, asyncio.Event())
+        )
+        assert message_class("ModelStreamInferResponse").FromString(answer.data).infer_response.raw_output_contents == [
+            struct.pack("f", 2)
+        ]
 
     told(engine, story)
 
@@ -421,7 +462,9 @@ def test_what_sessions_keep_waiting_keeps_nothing_else(tmp_path):
     told(engine, story)
 
 
-@pytest.mark.parametrize(("accepted", "packed"), [("gzip", "gzip"), ("gzip;q=0", None), ("gzip; Q=0.00", None), ("deflate;q=0.5", "deflate")])
+@pytest.mark.parametrize(
+    ("accepted", "packed"), [("gzip", "gzip"), ("gzip;q=0", None), ("gzip; Q=0.00", None), ("deflate;q=0.5", "deflate")]
+)
 def test_an_answer_is_packed_for_who_wants_it(tmp_path, accepted, packed):
     engine = Echo(tmp_path)
 
@@ -439,7 +482,10 @@ def test_requests_without_tensors_are_small(tmp_path):
     async def story(served):
         context = Context()
         await served.rpc.RepositoryModelUnload(bytes(65537), context)
-        assert (context.code, context.details) == ("INVALID_ARGUMENT", "a request of 65537 bytes; allowed: 65536 for one without tensors")
+        assert (context.code, context.details) == (
+            "INVALID_ARGUMENT",
+            "a request of 65537 bytes; allowed: 65536 for one without tensors",
+        )
         status, answer = await served.call("/v2/repository/index").answer(bytes(40_000), bytes(40_000))
         assert (status, json.loads(answer)["error"]) == (413, "a body of more than 65536 bytes")
 
@@ -451,7 +497,9 @@ def test_a_length_that_is_none_is_told(tmp_path, length):
     engine = Echo(tmp_path)
 
     async def story(served):
-        status, answer = await served.call("/v2/models/fp32/infer", {"Inference-Header-Content-Length": length}).answer(b"{}")
+        status, answer = await served.call("/v2/models/fp32/infer", {"Inference-Header-Content-Length": length}).answer(
+            b"{}"
+        )
         assert status == 400
         assert "Inference-Header-Content-Length" in json.loads(answer)["error"]
 
@@ -483,7 +531,13 @@ def test_what_is_typed_in_a_message_is_counted_without_parsing_it():
     assert count_typed_bytes(data) == len(data) - 70_005 == bare + 2 + 2 + 4
     assert count_typed_bytes(b"") == 0
     typed = bytes([5 << 3 | 2, 100]) + bytes(100)
-    for tail in (b"\x3a", b"\x3a\xff\xff\xff\xff\x7f", b"\x3a" + b"\xff" * 30, b"\xff" * 30, b"\x38\x01\x3a\x05" + bytes(5)):
+    for tail in (
+        b"\x3a",
+        b"\x3a\xff\xff\xff\xff\x7f",
+        b"\x3a" + b"\xff" * 30,
+        b"\xff" * 30,
+        b"\x38\x01\x3a\x05" + bytes(5),
+    ):
         assert count_typed_bytes(typed + tail) >= len(typed)
     with pytest.raises(errors.InvalidInputError, match="more than 4096 inputs, outputs and parameters"):
         count_typed_bytes(b"\x2a\x00" * 4097)

@@ -25,7 +25,9 @@ GROWTH_BYTES = 64 * 1024**2
 def test_kserves_client(served, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-compile", "kserve>=0.15"], check=True, capture_output=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-compile", "kserve>=0.15"], check=True, capture_output=True
+    )
     generator = np.random.default_rng(3)
     tensor, frames = generator.random((1, 3, 24, 32), np.float32), generator.integers(0, 256, (2, 24, 32, 3), np.uint8)
     np.savez(tmp_path / "in.npz", tensor=tensor, frames=frames)
@@ -51,7 +53,9 @@ def _whole(model):
     """A request that is right: JSON, binary tensors, and how many bytes are JSON."""
     names, shape = {"add-sub": (("a", "b"), [3, 4]), "identity-fp32": (("x",), [2, 2])}[model]
     size = 4 * int(np.prod(shape))
-    inputs = [{"name": name, "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": size}} for name in names]
+    inputs = [
+        {"name": name, "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": size}} for name in names
+    ]
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     return head + bytes(size * len(names)), len(head)
 
@@ -80,9 +84,16 @@ def invented(draw):
 
 def _replica_bytes(served):
     """Private bytes of the processes that take requests."""
-    pids = [pid for pid in descendants(served.process.pid) if title(pid).startswith("ray::ServeReplica:genai_ray:Ingress")]
+    pids = [
+        pid for pid in descendants(served.process.pid) if title(pid).startswith("ray::ServeReplica:genai_ray:Ingress")
+    ]
     assert pids
-    fields = [line.split() for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Private_")]
+    fields = [
+        line.split()
+        for pid in pids
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        if line.startswith("Private_")
+    ]
     return sum(int(field[1]) for field in fields) * 1024
 
 
@@ -92,7 +103,13 @@ def test_nothing_on_the_wire_is_a_500_ends_a_connection_or_takes_memory(served):
     statuses = []
 
     @given(st.one_of(damaged(), invented()))
-    @settings(max_examples=5000, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=5000,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     def send_one(case):
         model, body, length = case
         connection.request("POST", f"/v2/models/{model}/infer", body, {} if length is None else {HEADER: length})

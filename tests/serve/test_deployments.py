@@ -34,8 +34,17 @@ def _apart(folder):
     for index, kind in enumerate(("HTTP", "GRPC")):
         ports[f"RAY_SERVE_DIRECT_INGRESS_MIN_{kind}_PORT"] = str(block + 10 * index)
         ports[f"RAY_SERVE_DIRECT_INGRESS_MAX_{kind}_PORT"] = str(block + 10 * index + 9)
-    files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "state", "METRICS_SOCKET_PATH": "metrics.sock"}
-    return ports | {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in files.items()} | {"RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder)}
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "SERVER_STATE_FILE": "state",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+    }
+    return (
+        ports
+        | {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in files.items()}
+        | {"RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder)}
+    )
 
 
 def _is_ready(port):
@@ -59,10 +68,17 @@ def test_the_serve_config_is_deployed_as_it_is_but_for_addresses(tmp_path):
     said = {name: quoted or plain for name, quoted, plain in re.findall(r'(RAY_\w+)=(?:"([^"]*)"|(\S+))', comments)}
     assert said["RAY_SERVE_HAPROXY_RETRY_ON"] == "conn-failure empty-response junk-response"
     folder = Path(tempfile.mkdtemp(prefix="genai-ray-", dir="/tmp"))  # paths of sockets are short
-    environment = os.environ | _apart(folder) | said | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = (
+        os.environ
+        | _apart(folder)
+        | said
+        | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    )
     command = [Path(sys.executable).with_name("serve"), "run", str(tmp_path / "serve.yaml")]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=tmp_path)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=tmp_path
+        )
     mine = set()
     try:
         wait_until(lambda: process.poll() is not None or _is_ready(port))
@@ -72,7 +88,9 @@ def test_the_serve_config_is_deployed_as_it_is_but_for_addresses(tmp_path):
         with InferenceSession("websr-x2-s") as session:
             wanted = session.run({"input": tensor})["output"]
         with tritonclient.http.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=DEADLINE_S) as client:
-            assert np.array_equal(client.infer("websr-x2-s", [feed("input", tensor, "FP32")]).as_numpy("output"), wanted)
+            assert np.array_equal(
+                client.infer("websr-x2-s", [feed("input", tensor, "FP32")]).as_numpy("output"), wanted
+            )
             assert client.is_model_ready("websr-x2-s")
         with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
             again = tritonclient.grpc.InferInput("input", list(tensor.shape), "FP32")

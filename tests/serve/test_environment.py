@@ -41,13 +41,19 @@ def bare():
     """A temporary folder with a short path, and the command's environment: no home, and none of the system's."""
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
         kept = ("PATH", "LANG", "VIRTUAL_ENV")
-        yield Path(folder), {name: os.environ[name] for name in kept if name in os.environ} | {"TMPDIR": folder, "RAY_ADDRESS": "local"}
+        yield (
+            Path(folder),
+            {name: os.environ[name] for name in kept if name in os.environ}
+            | {"TMPDIR": folder, "RAY_ADDRESS": "local"},
+        )
 
 
 def as_unknown_user():
     """Return what runs a command as a user without a name, a home or rights; empty if that may not be done here."""
     command = ["unshare", "--user", f"--map-user={UNKNOWN_USER}", f"--map-group={UNKNOWN_USER}"]
-    allowed = shutil.which("unshare") and subprocess.run([*command, "true"], check=False, capture_output=True).returncode == 0
+    allowed = (
+        shutil.which("unshare") and subprocess.run([*command, "true"], check=False, capture_output=True).returncode == 0
+    )
     return command if allowed else []
 
 
@@ -59,7 +65,9 @@ def test_an_endpoint_without_a_home_for_an_unknown_user_with_few_files_listens_o
     user = as_unknown_user()
     if not user:
         environment["HOME"] = "/proc/none"
-    with subprocess.Popen([*user, *limited], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [*user, *limited], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             select.select([process.stdout], [], [], DEADLINE_S)
             assert json.loads(process.stdout.readline())["http"] == f"http://[::1]:{port}"
@@ -69,7 +77,12 @@ def test_an_endpoint_without_a_home_for_an_unknown_user_with_few_files_listens_o
             given = triton.InferInput("frames", frames.shape, "UINT8")
             given.set_data_from_numpy(frames)
             with triton.InferenceServerClient(f"[::1]:{grpc_port}") as client:
-                assert client.infer("websr-x2-s", [given], parameters={"frames": True}).as_numpy("output").shape == (1, 32, 32, 3)
+                assert client.infer("websr-x2-s", [given], parameters={"frames": True}).as_numpy("output").shape == (
+                    1,
+                    32,
+                    32,
+                    3,
+                )
             heard = {host for host, at, _ in listeners(descendants(process.pid)) if at in (port, grpc_port)}
             assert heard == {"::1"}
         finally:

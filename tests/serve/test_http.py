@@ -38,7 +38,11 @@ def sample(datatype, shape=(2, 3)):
     if datatype == "BF16":
         return (generator.integers(-9, 9, shape) / 4).astype(ml_dtypes.bfloat16)
     dtype = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}.get(datatype) or np.dtype(datatype.lower())
-    return generator.normal(size=shape).astype(dtype) if datatype.startswith("FP") else generator.integers(0, 100, shape).astype(dtype)
+    return (
+        generator.normal(size=shape).astype(dtype)
+        if datatype.startswith("FP")
+        else generator.integers(0, 100, shape).astype(dtype)
+    )
 
 
 def feed(name, array, datatype, binary=True):
@@ -68,7 +72,13 @@ def test_what_the_server_says_of_itself(served, client):
     assert client.is_server_ready()
     told = client.get_server_metadata()
     assert told["name"] == "genai_ray"
-    assert set(told["extensions"]) == {"binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"}
+    assert set(told["extensions"]) == {
+        "binary_tensor_data",
+        "model_configuration",
+        "model_repository",
+        "parameters",
+        "statistics",
+    }
     assert set(served.told["models"]) >= {"websr-x2-s", "add-sub", "versioned"}
     assert json.loads(send(served, "GET", "/v2/")[1]) == told
 
@@ -102,8 +112,12 @@ def test_every_datatype_comes_back(client, datatype):
 def test_every_datatype_as_json(client, datatype):
     array = sample(datatype)
     outputs = [triton.InferRequestedOutput("y", binary_data=False)]
-    result = client.infer(f"identity-{datatype.lower()}", [feed("x", array, datatype, binary=False)], outputs=outputs).as_numpy("y")
-    assert np.array_equal(result.astype(str), array.astype(str)) if datatype == "BYTES" else np.array_equal(result, array)
+    result = client.infer(
+        f"identity-{datatype.lower()}", [feed("x", array, datatype, binary=False)], outputs=outputs
+    ).as_numpy("y")
+    assert (
+        np.array_equal(result.astype(str), array.astype(str)) if datatype == "BYTES" else np.array_equal(result, array)
+    )
 
 
 def test_raw_tensors_equal_a_local_session(client):
@@ -112,7 +126,9 @@ def test_raw_tensors_equal_a_local_session(client):
         wanted = session.run({"input": tensor})["output"]
     for binary in (True, False):
         outputs = [triton.InferRequestedOutput("output", binary_data=binary)]
-        answer = client.infer("websr-x2-s", [feed("input", tensor, "FP32", binary)], outputs=outputs, request_id="seven")
+        answer = client.infer(
+            "websr-x2-s", [feed("input", tensor, "FP32", binary)], outputs=outputs, request_id="seven"
+        )
         assert np.array_equal(answer.as_numpy("output"), wanted)
         assert answer.get_response()["id"] == "seven"
 
@@ -136,7 +152,9 @@ def test_frames_come_back_in_their_datatype(client, datatype):
     frames = np.full((1, 8, 8, 3), 0.5 if datatype == "FP32" else 100, datatype.lower().replace("fp", "float"))
     with InferenceSession("websr-x2-s") as session:
         wanted = session.infer(frames)
-    result = client.infer("websr-x2-s", [feed("frames", frames, datatype)], parameters={"frames": True}).as_numpy("output")
+    result = client.infer("websr-x2-s", [feed("frames", frames, datatype)], parameters={"frames": True}).as_numpy(
+        "output"
+    )
     assert result.dtype == frames.dtype
     assert np.array_equal(result, wanted)
 
@@ -163,14 +181,25 @@ def test_compression(client, algorithm, binary):
     a = np.arange(400, dtype=np.float32).reshape(100, 4)
     outputs = [triton.InferRequestedOutput("sum", binary_data=binary)]
     inputs = [feed("a", a, "FP32", binary), feed("b", a, "FP32", binary)]
-    answer = client.infer("add-sub", inputs, outputs=outputs, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm)
+    answer = client.infer(
+        "add-sub",
+        inputs,
+        outputs=outputs,
+        request_compression_algorithm=algorithm,
+        response_compression_algorithm=algorithm,
+    )
     assert np.array_equal(answer.as_numpy("sum"), a + a)
 
 
 def test_what_every_http_library_accepts_does_not_pack_tensors(served):
-    body = {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 2], "data": [1, 2]}], "parameters": {"binary_data_output": True}}
+    body = {
+        "inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 2], "data": [1, 2]}],
+        "parameters": {"binary_data_output": True},
+    }
     for accepted, packed in (("gzip, deflate", None), ("gzip", "gzip"), ("gzip;q=0", None), ("deflate", "deflate")):
-        response, data = send(served, "POST", "/v2/models/identity-uint8/infer", json.dumps(body).encode(), {"Accept-Encoding": accepted})
+        response, data = send(
+            served, "POST", "/v2/models/identity-uint8/infer", json.dumps(body).encode(), {"Accept-Encoding": accepted}
+        )
         assert response.getheader("Content-Encoding") == packed
         data = gzip.decompress(data) if packed == "gzip" else zlib.decompress(data) if packed else data
         length = int(response.getheader("Inference-Header-Content-Length"))
@@ -182,7 +211,9 @@ def test_asynchronous_requests_and_chosen_outputs(client):
     for number in range(6):
         a = np.full((1, 4), number, np.float32)
         outputs = [triton.InferRequestedOutput("difference")]
-        pending.append(client.async_infer("add-sub", [feed("a", a, "FP32"), feed("b", a, "FP32", binary=False)], outputs=outputs))
+        pending.append(
+            client.async_infer("add-sub", [feed("a", a, "FP32"), feed("b", a, "FP32", binary=False)], outputs=outputs)
+        )
     for one in pending:
         answer = one.get_result()
         assert answer.as_numpy("difference").tolist() == [[0, 0, 0, 0]]
@@ -200,8 +231,12 @@ def test_the_asynchronous_client(served):
             assert await one.is_model_ready("add-sub")
             assert (await one.get_model_metadata("add-sub"))["inputs"][1]["name"] == "b"
             words = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "deflate"}
-            answers = await asyncio.gather(*(one.infer("add-sub", pair(number), **(words if number % 2 else {})) for number in range(12)))
-            assert [answer.as_numpy("sum").tolist() for answer in answers] == [[[2 * number] * 4] for number in range(12)]
+            answers = await asyncio.gather(
+                *(one.infer("add-sub", pair(number), **(words if number % 2 else {})) for number in range(12))
+            )
+            assert [answer.as_numpy("sum").tolist() for answer in answers] == [
+                [[2 * number] * 4] for number in range(12)
+            ]
             with pytest.raises(InferenceServerException, match="missing inputs"):
                 await one.infer("add-sub", pair(0)[:1])
             assert "add-sub" in {entry["name"] for entry in await one.get_model_repository_index()}
@@ -212,7 +247,9 @@ def test_the_asynchronous_client(served):
 def test_a_load_with_a_configuration_is_refused(client):
     client.unload_model("identity-uint64")
     for parameters in ({"config": '{"max_batch_size": 4}'}, {"files": {"file:1/model.onnx": b"abc"}, "config": "{}"}):
-        with pytest.raises(InferenceServerException, match=r"^\[400\] parameters \['config'.* of a load; allowed: none"):
+        with pytest.raises(
+            InferenceServerException, match=r"^\[400\] parameters \['config'.* of a load; allowed: none"
+        ):
             client.load_model("identity-uint64", **parameters)
     assert not client.is_model_ready("identity-uint64")
 
@@ -221,7 +258,10 @@ def test_a_raw_request_is_all_tensor(served):
     body = np.arange(8, dtype=np.float32).tobytes()
     response, data = send(served, "POST", "/v2/models/logarithm/infer", body, {"Inference-Header-Content-Length": "0"})
     assert response.status == 200
-    assert np.allclose(np.frombuffer(data[int(response.getheader("Inference-Header-Content-Length")) :], np.float32)[1:], np.log(np.arange(1, 8)))
+    assert np.allclose(
+        np.frombuffer(data[int(response.getheader("Inference-Header-Content-Length")) :], np.float32)[1:],
+        np.log(np.arange(1, 8)),
+    )
 
 
 def test_versions(client):
@@ -289,11 +329,15 @@ def test_ready_of_the_index_is_true_or_false(served, ready):
 
 
 def test_a_broken_file_says_why(served):
-    status, answer, response = post(served, "broken", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]})
+    status, answer, response = post(
+        served, "broken", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
+    )
     assert status == 503
     assert "broken.onnx is not a usable ONNX file" in answer["error"]
     assert response.getheader("Retry-After")
-    (entry,) = [entry for entry in json.loads(send(served, "POST", "/v2/repository/index")[1]) if entry["name"] == "broken"]
+    (entry,) = [
+        entry for entry in json.loads(send(served, "POST", "/v2/repository/index")[1]) if entry["name"] == "broken"
+    ]
     assert entry["state"] == "UNAVAILABLE"
     assert "broken.onnx is not a usable ONNX file" in entry["reason"]
     assert post(served, "broken", {"inputs": []})[0] == 503
@@ -374,7 +418,9 @@ def test_bad_requests(served, content, words):
     ],
 )
 def test_bad_frames(served, tensor, parameters, words):
-    status, answer, _ = post(served, "ffdnet", {"inputs": [{"name": "frames", **tensor}], "parameters": {"frames": True, **parameters}})
+    status, answer, _ = post(
+        served, "ffdnet", {"inputs": [{"name": "frames", **tensor}], "parameters": {"frames": True, **parameters}}
+    )
     assert status == 400
     assert words in answer["error"]
 

@@ -74,11 +74,16 @@ def test_a_transparent_colour_of_16_bits_is_alpha():
 @pytest.mark.parametrize(("bits", "peak"), [(1, 1), (2, 3), (4, 15), (8, 255)])
 def test_a_transparent_grey_of_few_bits_is_alpha(bits, peak):
     values = np.arange(16).reshape(2, 8) % (peak + 1)
-    rows = b"".join(b"\0" + np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in values)
+    rows = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]).tobytes()
+        for row in values
+    )
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0))
     for clear in (0, peak):
         extra = chunk(b"tRNS", struct.pack(">H", clear))
-        picture = read(b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+        picture = read(
+            b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        )
         assert np.array_equal(picture.rgb[..., 0], values * 255 // peak)
         assert np.array_equal(picture.alpha == 0, values == clear)
 
@@ -196,7 +201,11 @@ def test_alpha_goes_through_webp_with_the_colours_beneath():
 def test_quality_is_used():
     noise = Picture(RNG.integers(0, 256, (64, 64, 3), np.uint8))
     for kind in ("jpeg", "webp"):
-        assert len(encode_picture(noise, kind, 10)) < len(encode_picture(noise, kind)) < len(encode_picture(noise, kind, 100))
+        assert (
+            len(encode_picture(noise, kind, 10))
+            < len(encode_picture(noise, kind))
+            < len(encode_picture(noise, kind, 100))
+        )
 
 
 @pytest.mark.parametrize(
@@ -209,10 +218,21 @@ def test_quality_is_used():
         (saved(Image.fromarray(RGB))[:-40], "damaged"),
         (saved(Image.new("RGB", (256, 256)), "JPEG"), "a picture of 256x256; allowed: 10000 pixels"),
         (saved(Image.new("L", (101, 100))), "a picture of 101x100; allowed: 10000 pixels"),
-        (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 1, 0, 0, 0, 0)) + chunk(b"IDAT", b""), "far too many pixels"),
+        (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 1, 0, 0, 0, 0))
+            + chunk(b"IDAT", b""),
+            "far too many pixels",
+        ),
         (plain_png(DEEP[..., :3], 2)[:-30], "does not decode"),
-        (saved(Image.fromarray(RGB), "WEBP", save_all=True, append_images=[Image.fromarray(255 - RGB)]), "an animation of 2 pictures"),
-        (saved(Image.fromarray(RGB), "PNG", save_all=True, append_images=[Image.fromarray(255 - RGB)]), "an animation of 2 pictures"),
+        (
+            saved(Image.fromarray(RGB), "WEBP", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
+            "an animation of 2 pictures",
+        ),
+        (
+            saved(Image.fromarray(RGB), "PNG", save_all=True, append_images=[Image.fromarray(255 - RGB)]),
+            "an animation of 2 pictures",
+        ),
     ],
 )
 def test_what_is_no_picture_is_refused(body, words):
@@ -255,7 +275,10 @@ def test_a_result_may_be_too_large_for_a_format():
             check_encoding(Picture(RGB), (side, 8), kind, None)
 
 
-BODIES = [saved(Image.fromarray(RGB), kind) for kind in ("PNG", "JPEG", "WEBP")] + [plain_png(DEEP, 6), saved(modes()["P transparent"][0])]
+BODIES = [saved(Image.fromarray(RGB), kind) for kind in ("PNG", "JPEG", "WEBP")] + [
+    plain_png(DEEP, 6),
+    saved(modes()["P transparent"][0]),
+]
 
 
 @settings(max_examples=300, deadline=None)

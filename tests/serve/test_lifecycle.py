@@ -45,7 +45,10 @@ def listens(port):
 def test_a_second_endpoint_on_the_same_port_is_told_whose_it_is(served):
     done = run("serve", "--port", find_free_ports(1)[0], "--grpc-port", served.grpc_port)
     assert done.returncode == 2
-    assert f"port {served.grpc_port} on 127.0.0.1 is taken by the endpoint that process {served.process.pid} started" in done.stderr
+    assert (
+        f"port {served.grpc_port} on 127.0.0.1 is taken by the endpoint that process {served.process.pid} started"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
     with pytest.raises(errors.ConfigError, match="two different ports"):
         Endpoint(ServeProfile(name="a", port=8000, grpc_port=8000)).start()
@@ -74,7 +77,11 @@ def _listening(is_meant, root):
 
 
 def test_replicas_of_two_endpoints_share_no_port(served):
-    mine = {port for _, port in _listening(lambda pid: title(pid).startswith("ray::ServeReplica"), served.process.pid) if 20_000 <= port < 30_000}
+    mine = {
+        port
+        for _, port in _listening(lambda pid: title(pid).startswith("ray::ServeReplica"), served.process.pid)
+        if 20_000 <= port < 30_000
+    }
     assert len(mine) == 2
     block = find_port_block(100)
     assert not mine & set(range(block, block + 100))
@@ -95,7 +102,9 @@ def test_an_endpoint_whose_node_dies_ends_and_says_so():
     children = descendants(endpoint.process.pid)
     kill(next(pid for pid in children if "raylet/raylet" in title(pid)))
     assert endpoint.process.wait(DEADLINE_S) == 1, endpoint.stderr
-    wait_until(lambda: "error: the Ray node that this process started has died. Start the endpoint again.\n" in endpoint.stderr)
+    wait_until(
+        lambda: "error: the Ray node that this process started has died. Start the endpoint again.\n" in endpoint.stderr
+    )
     wait_until(lambda: not any(is_alive(pid) for pid in children))
     assert not listens(endpoint.port)
 
@@ -243,11 +252,18 @@ def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answer
     with InferenceSession("websr-x2-s") as session:
         wanted = session.infer(frames)
     began = time.monotonic()
-    with _clients(lambda outcomes, is_over: _ask_until(endpoint.port, frames, wanted, is_over, outcomes, next(turn)), 64) as outcomes:
+    with _clients(
+        lambda outcomes, is_over: _ask_until(endpoint.port, frames, wanted, is_over, outcomes, next(turn)), 64
+    ) as outcomes:
         for number, word in enumerate(("ray::SessionActor", INGRESS)):
             wait_until(lambda done=100 * (number + 1): len(_flat(outcomes)) > done, endpoint.process)
             kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(word)))
-        wait_until(lambda: time.monotonic() > began + LOAD_S / 3 and num_ingresses(endpoint) == 2 and len(_flat(outcomes)) > 1000, endpoint.process)
+        wait_until(
+            lambda: (
+                time.monotonic() > began + LOAD_S / 3 and num_ingresses(endpoint) == 2 and len(_flat(outcomes)) > 1000
+            ),
+            endpoint.process,
+        )
         before = anonymous_bytes(endpoint.process.pid)
         wait_until(lambda: time.monotonic() > began + LOAD_S, endpoint.process)
         after = anonymous_bytes(endpoint.process.pid)
@@ -257,7 +273,9 @@ def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answer
     assert sum(counts.pop(word) for word in list(counts) if word.startswith("broken")) <= 2
     counts.pop("come again", None)
     assert not counts
-    allowed = {what: 1.1 * size + (KEPT_BYTES if "haproxy" in what[1] else NOISE_BYTES) for what, size in before.items()}
+    allowed = {
+        what: 1.1 * size + (KEPT_BYTES if "haproxy" in what[1] else NOISE_BYTES) for what, size in before.items()
+    }
     grown = {what: (before[what], now) for what, now in after.items() if what in before and now > allowed[what]}
     assert not grown
     assert endpoint.end() == 0
@@ -269,13 +287,17 @@ def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answer
 def test_replicas_that_take_requests_scale_with_them(tmp_path):
     """One replica, many requests: another comes, as Ray Serve is told, and no request notices."""
     profile = tmp_path / "scaled.yaml"
-    profile.write_text("name: scaled\nmodels: [websr-x2-s]\nnum_replicas: 1\nmax_replicas: 2\nrequests_per_replica: 2\n")
+    profile.write_text(
+        "name: scaled\nmodels: [websr-x2-s]\nnum_replicas: 1\nmax_replicas: 2\nrequests_per_replica: 2\n"
+    )
     endpoint = serve("--profile", profile)
     frames = np.random.default_rng(0).integers(0, 256, (1, 144, 176, 3), np.uint8)
     with InferenceSession("websr-x2-s") as session:
         wanted = session.infer(frames)
     assert num_ingresses(endpoint) == 1
-    with _clients(lambda outcomes, is_over: _ask_until(endpoint.port, frames, wanted, is_over, outcomes, 0), 16) as outcomes:
+    with _clients(
+        lambda outcomes, is_over: _ask_until(endpoint.port, frames, wanted, is_over, outcomes, 0), 16
+    ) as outcomes:
         wait_until(lambda: num_ingresses(endpoint) == 2, endpoint.process)
         so_far = len(_flat(outcomes))
         wait_until(lambda: len(_flat(outcomes)) > so_far + 200, endpoint.process)
@@ -292,7 +314,9 @@ def test_calls_over_grpc_outlive_the_replica_that_takes_them(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
     with InferenceSession("websr-x2-s") as session:
         wanted = session.infer(frames)
-    with _clients(lambda outcomes, is_over: _call_until(endpoint.grpc, frames, wanted, is_over, outcomes), 8) as outcomes:
+    with _clients(
+        lambda outcomes, is_over: _call_until(endpoint.grpc, frames, wanted, is_over, outcomes), 8
+    ) as outcomes:
         wait_until(lambda: len(_flat(outcomes)) > 100, endpoint.process)
         kill(next(pid for pid in descendants(endpoint.process.pid) if title(pid).startswith(INGRESS)))
         wait_until(lambda: num_ingresses(endpoint) == 1)
@@ -320,7 +344,9 @@ def _check_that_every_replica_finds(endpoint, repository):
             add_number(repository / "later" / str(version) / "model.onnx", version)
             assert "later" in {entry["name"] for entry in client.get_model_repository_index()}
             if version > 1:
-                wait_until(lambda: all(ask()[0] == "2" for _ in range(8)), endpoint.process)  # the newest version within half a second
+                wait_until(
+                    lambda: all(ask()[0] == "2" for _ in range(8)), endpoint.process
+                )  # the newest version within half a second
             assert [ask() for _ in range(8)] == [(str(version), [version])] * 8
 
 
@@ -351,9 +377,15 @@ def _call_until(address, frames, wanted, is_over, outcomes):
         was_broken = False
         while not is_over():
             try:
-                result = client.infer("websr-x2-s", [tensor], parameters={"frames": True}, client_timeout=100).as_numpy("output")
+                result = client.infer("websr-x2-s", [tensor], parameters={"frames": True}, client_timeout=100).as_numpy(
+                    "output"
+                )
             except InferenceServerException as exc:
-                outcomes.append("broken once" if "UNAVAILABLE" in exc.status() and not was_broken else f"{exc.status()} {exc.message()}")
+                outcomes.append(
+                    "broken once"
+                    if "UNAVAILABLE" in exc.status() and not was_broken
+                    else f"{exc.status()} {exc.message()}"
+                )
                 was_broken = True
                 continue
             was_broken = False
@@ -375,8 +407,15 @@ def anonymous_bytes(root):
 
 def _request_of(frames):
     """Return (header, frames as bytes) of a binary request."""
-    tensor = {"name": "frames", "datatype": "UINT8", "shape": list(frames.shape), "parameters": {"binary_data_size": frames.nbytes}}
-    return json.dumps({"inputs": [tensor], "parameters": {"frames": True, "binary_data_output": True}}).encode(), frames.tobytes()
+    tensor = {
+        "name": "frames",
+        "datatype": "UINT8",
+        "shape": list(frames.shape),
+        "parameters": {"binary_data_size": frames.nbytes},
+    }
+    return json.dumps(
+        {"inputs": [tensor], "parameters": {"frames": True, "binary_data_output": True}}
+    ).encode(), frames.tobytes()
 
 
 def _ask_until(port, frames, wanted, is_over, outcomes, index):
@@ -385,7 +424,12 @@ def _ask_until(port, frames, wanted, is_over, outcomes, index):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
     while not is_over():
         try:
-            connection.request("POST", "/v2/models/websr-x2-s/infer", head + body_sent, {"Inference-Header-Content-Length": str(len(head))})
+            connection.request(
+                "POST",
+                "/v2/models/websr-x2-s/infer",
+                head + body_sent,
+                {"Inference-Header-Content-Length": str(len(head))},
+            )
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as exc:
@@ -412,7 +456,9 @@ def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the
     frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
     with Nodes() as nodes:
         nodes.add()
-        endpoint = serve("--address", nodes.cluster.address, "--profile", profile, "--replicas", 2, "--model", "websr-x2-s")
+        endpoint = serve(
+            "--address", nodes.cluster.address, "--profile", profile, "--replicas", 2, "--model", "websr-x2-s"
+        )
         connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=DEADLINE_S)
 
         def ask(method, path, body=None, **headers):
@@ -421,11 +467,15 @@ def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the
             return response.status, response.read(), response.headers
 
         head, body = _request_of(frames)
-        status, told, headers = ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})
+        status, told, headers = ask(
+            "POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))}
+        )
         assert status == 200, told
         with InferenceSession("websr-x2-s") as session:
             assert told[int(headers["Inference-Header-Content-Length"]) :] == session.infer(frames).tobytes()
-        status, told, _ = ask("POST", "/v1/videos?model=websr-x2-s&format=mkv", clip.read_bytes(), **{"Content-Type": "video/x-matroska"})
+        status, told, _ = ask(
+            "POST", "/v1/videos?model=websr-x2-s&format=mkv", clip.read_bytes(), **{"Content-Type": "video/x-matroska"}
+        )
         assert status == 202, told
         job = f"/v1/videos/{json.loads(told)['id']}"
         wait_until(lambda: json.loads(ask("GET", job)[1])["state"] in ("done", "failed"), endpoint.process)
@@ -438,10 +488,14 @@ def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the
         assert ask("GET", "/v2/health/ready")[0] == 200
         with ModelCache() as guest:  # as the README has it
             assert guest.loaded_models() == ["websr-x2-s"]
-        status, told, _ = ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})
+        status, told, _ = ask(
+            "POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))}
+        )
         assert status == 200, told
         ModelCache().shutdown()  # the cache that the endpoint uses too
-        status, told, _ = ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})
+        status, told, _ = ask(
+            "POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))}
+        )
         assert (status, b"shut down" in told) == (503, True)
         assert ask("GET", "/v2/health/ready")[0] in (200, 503)  # each replica finds out by itself
         connection.close()
@@ -449,13 +503,25 @@ def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the
         def is_well():
             connection.close()
             with contextlib.suppress(OSError, http.client.HTTPException):
-                return ask("POST", "/v2/models/websr-x2-s/infer", head + body, **{"Inference-Header-Content-Length": str(len(head))})[0] == 200
+                return (
+                    ask(
+                        "POST",
+                        "/v2/models/websr-x2-s/infer",
+                        head + body,
+                        **{"Inference-Header-Content-Length": str(len(head))},
+                    )[0]
+                    == 200
+                )
             return False
 
         wait_until(is_well, endpoint.process)
         connection.close()
         assert endpoint.end() == 0
-        wait_until(lambda: not any(entry["name"].startswith("SERVE") for entry in ray.util.list_named_actors(all_namespaces=True)))
+        wait_until(
+            lambda: (
+                not any(entry["name"].startswith("SERVE") for entry in ray.util.list_named_actors(all_namespaces=True))
+            )
+        )
         assert not listens(endpoint.port)
         assert not listens(endpoint.grpc_port)
         assert sum(node["Alive"] for node in ray.nodes()) == 2

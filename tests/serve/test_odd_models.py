@@ -20,8 +20,12 @@ CASES = ("zipmap", "op07-x3-luma", "op17-x2-rgb-fixed64")
 def test_what_a_file_leaves_out_the_runtime_tells(tmp_path):
     facts = {path.stem: read_metadata(str(path)) for path, _ in odd_graphs(tmp_path)}
     for name in ("unsorted", "tapped", "no-shape", "no-import", "sequence", "dead"):
-        assert [(tensor.name, tensor.datatype, tensor.shape) for tensor in facts[name].inputs] == [("x", "FP32", (-1, 2))], name
-        assert ("y", "FP32", (-1, 2)) in [(tensor.name, tensor.datatype, tensor.shape) for tensor in facts[name].outputs], name
+        assert [(tensor.name, tensor.datatype, tensor.shape) for tensor in facts[name].inputs] == [
+            ("x", "FP32", (-1, 2))
+        ], name
+        assert ("y", "FP32", (-1, 2)) in [
+            (tensor.name, tensor.datatype, tensor.shape) for tensor in facts[name].outputs
+        ], name
     assert [tensor.name for tensor in facts["tapped"].outputs] == ["y", "h"]
     assert [tensor.name for tensor in facts["sequence"].outputs] == ["y"]
     (unknown,) = facts["no-shape-in"].inputs
@@ -31,8 +35,13 @@ def test_what_a_file_leaves_out_the_runtime_tells(tmp_path):
 @pytest.mark.slow
 def test_odd_models_over_http(ray_session, tmp_path, shared):
     def infer(name, feeds, outputs=()):
-        inputs = [{"name": key, "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()} for key, array in feeds.items()]
-        body = json.dumps({"inputs": inputs, **({"outputs": [{"name": output} for output in outputs]} if outputs else {})})
+        inputs = [
+            {"name": key, "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
+            for key, array in feeds.items()
+        ]
+        body = json.dumps(
+            {"inputs": inputs, **({"outputs": [{"name": output} for output in outputs]} if outputs else {})}
+        )
         return ask(app, "POST", f"/v2/models/{name}/infer", body.encode())
 
     repository = tmp_path / "models"
@@ -52,7 +61,10 @@ def test_odd_models_over_http(ray_session, tmp_path, shared):
             status, body, _ = infer(name, feeds)
             assert status == 200, (name, body)
             expected = {key: array for key, array in run_plain(path, feeds).items() if isinstance(array, np.ndarray)}
-            told = {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in json.loads(body)["outputs"]}
+            told = {
+                output["name"]: np.array(output["data"]).reshape(output["shape"])
+                for output in json.loads(body)["outputs"]
+            }
             assert set(told) == set(expected), name
             for key, array in expected.items():
                 np.testing.assert_allclose(told[key], array, rtol=1e-6, err_msg=f"{name} {key}")
@@ -60,6 +72,11 @@ def test_odd_models_over_http(ray_session, tmp_path, shared):
         assert (status, "'s'" in json.loads(body)["error"]) == (400, True)
         picture = {"name": "frames", "datatype": "UINT8", "shape": [1, 70, 90, 3], "data": [128] * 70 * 90 * 3}
         for name, scale in (("op07-x3-luma", 3), ("op17-x2-rgb-fixed64", 2)):
-            status, body, _ = ask(app, "POST", f"/v2/models/{name}/infer", json.dumps({"inputs": [picture], "parameters": {"frames": True}}).encode())
+            status, body, _ = ask(
+                app,
+                "POST",
+                f"/v2/models/{name}/infer",
+                json.dumps({"inputs": [picture], "parameters": {"frames": True}}).encode(),
+            )
             assert status == 200, body
             assert json.loads(body)["outputs"][0]["shape"] == [1, 70 * scale, 90 * scale, 3]

@@ -32,7 +32,9 @@ def test_schemas_are_schemas_and_every_reference_leads_somewhere(document):
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
     words = json.dumps(document).split('"$ref": "')[1:]
-    assert {word.partition('"')[0] for word in words} == {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert {word.partition('"')[0] for word in words} == {
+        f"#/components/schemas/{name}" for name in document["components"]["schemas"]
+    }
     names = [operation["operationId"] for operations in document["paths"].values() for operation in operations.values()]
     assert len(set(names)) == len(names) > 25
 
@@ -69,9 +71,24 @@ def test_a_table_with_a_token_says_so(tmp_path):
         return describe_api(list_operations(Engine(profile, None, Repository(None, ())), none), "1", profile)
 
     told = described(token_sha256="0" * 64, max_body_bytes=1234)
-    closed = {path for path, operations in told["paths"].items() if all("401" in operation["responses"] for operation in operations.values())}
-    assert set(told["paths"]) - closed == {"/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready", "/openapi.json"}
-    assert all(("security" in operation) == (path in closed) for path, operations in told["paths"].items() for operation in operations.values())
+    closed = {
+        path
+        for path, operations in told["paths"].items()
+        if all("401" in operation["responses"] for operation in operations.values())
+    }
+    assert set(told["paths"]) - closed == {
+        "/",
+        "/page.css",
+        "/page.js",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/openapi.json",
+    }
+    assert all(
+        ("security" in operation) == (path in closed)
+        for path, operations in told["paths"].items()
+        for operation in operations.values()
+    )
     assert "1234 bytes" in told["info"]["description"]
     plain = described()
     assert "securitySchemes" not in plain["components"]
@@ -79,12 +96,26 @@ def test_a_table_with_a_token_says_so(tmp_path):
 
 
 def test_what_the_schema_says_of_requests_holds(served, document):
-    validator = jsonschema.Draft202012Validator({"$ref": "#/components/schemas/InferRequest", "components": document["components"]})
+    validator = jsonschema.Draft202012Validator(
+        {"$ref": "#/components/schemas/InferRequest", "components": document["components"]}
+    )
     outputs = [{"name": name, "parameters": {"binary_data": False}} for name in ("sum", "difference")]
-    for content in ({"inputs": GOOD}, {"inputs": GOOD, "outputs": outputs, "id": None}, {"inputs": GOOD, "parameters": {"timeout": 0, "more": None}}):
+    for content in (
+        {"inputs": GOOD},
+        {"inputs": GOOD, "outputs": outputs, "id": None},
+        {"inputs": GOOD, "parameters": {"timeout": 0, "more": None}},
+    ):
         validator.validate(content)
         assert post(served, "add-sub", content)[0] == 200
-    for change in ({"datatype": "FP31"}, {"shape": [-1]}, {"shape": [1] * 33}, {"name": ""}, {"data": 7}, {"parameters": []}, {"parameters": {"a": []}}):
+    for change in (
+        {"datatype": "FP31"},
+        {"shape": [-1]},
+        {"shape": [1] * 33},
+        {"name": ""},
+        {"data": 7},
+        {"parameters": []},
+        {"parameters": {"a": []}},
+    ):
         content = {"inputs": [GOOD[0] | change, GOOD[1]]}
         assert not validator.is_valid(content)
         assert post(served, "add-sub", content)[0] == 400
@@ -119,8 +150,26 @@ def test_schemathesis_finds_nothing(served, tmp_path):
         checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 503]
         """
     )
-    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", tmp_path / "st.toml", "run", f"http://{served.http}/openapi.json"]
-    options = ["--phases", "examples,coverage,fuzzing", "--max-examples", "30", "--seed", "1", "--warnings", "off", "--no-color"]
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "--config-file",
+        tmp_path / "st.toml",
+        "run",
+        f"http://{served.http}/openapi.json",
+    ]
+    options = [
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--max-examples",
+        "30",
+        "--seed",
+        "1",
+        "--warnings",
+        "off",
+        "--no-color",
+    ]
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
     assert " passed" in done.stdout

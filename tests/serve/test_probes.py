@@ -44,7 +44,10 @@ def post(served, path, content):
 
 
 def test_health_is_told_as_probes_ask_for_it(channel):
-    check, watch = channel.unary_unary("/grpc.health.v1.Health/Check"), channel.unary_stream("/grpc.health.v1.Health/Watch")
+    check, watch = (
+        channel.unary_unary("/grpc.health.v1.Health/Check"),
+        channel.unary_stream("/grpc.health.v1.Health/Watch"),
+    )
     for service in ("", SERVICE):
         assert check(asked(service), timeout=60) == SERVING
         watched = watch(asked(service), timeout=60)
@@ -67,7 +70,10 @@ def test_reflection_describes_the_services(channel):
 
 
 def test_null_is_as_if_it_was_not_said(served):
-    tensors = [{"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4], "parameters": None} for name in ("a", "b")]
+    tensors = [
+        {"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4], "parameters": None}
+        for name in ("a", "b")
+    ]
     outputs = [{"name": "sum", "parameters": None}]
     for content in (
         {"inputs": tensors, "parameters": None, "outputs": outputs, "id": None},
@@ -83,7 +89,12 @@ def test_null_is_as_if_it_was_not_said(served):
 
 def test_a_model_without_inputs_and_one_named_stats_are_served(served):
     constant = numpy_helper.from_array(np.arange(3, dtype=np.float32), "value")
-    write(served.repository / "alone.onnx", [helper.make_node("Constant", [], ["y"], value=constant)], [], [value("y", "FP32", (3,))])
+    write(
+        served.repository / "alone.onnx",
+        [helper.make_node("Constant", [], ["y"], value=constant)],
+        [],
+        [value("y", "FP32", (3,))],
+    )
     add_number(served.repository / "stats.onnx", 4)
     try:
         status, told = post(served, "/v2/repository/index", {})
@@ -114,7 +125,9 @@ def test_the_last_answer_to_a_request_of_a_stream_says_so_if_asked(served, is_wa
     array = np.ones((1, 4), np.float32)
     with triton.InferenceServerClient(served.grpc) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
-        client.async_stream_infer("add-sub", [feed("a", array, "FP32"), feed("b", array, "FP32")], enable_empty_final_response=is_wanted)
+        client.async_stream_infer(
+            "add-sub", [feed("a", array, "FP32"), feed("b", array, "FP32")], enable_empty_final_response=is_wanted
+        )
         result, error = answers.get(timeout=120)
         client.stop_stream()
     assert error is None

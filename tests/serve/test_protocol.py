@@ -38,7 +38,9 @@ def sample(datatype):
 def test_numbers_travel_as_bytes_and_as_json(datatype):
     array = sample(datatype)
     data = array.tobytes()
-    body, length = body_of(binary_input("x", datatype, [2, 3], len(data)), tail=data, parameters={"binary_data_output": True})
+    body, length = body_of(
+        binary_input("x", datatype, [2, 3], len(data)), tail=data, parameters={"binary_data_output": True}
+    )
     request = decode_request(body, length)
     assert np.array_equal(request.inputs[0].array, array)
     parts, head_bytes = encode_response(InferResponse("m", request.inputs), request)
@@ -82,7 +84,9 @@ def test_strings_and_mixed_inputs_and_outputs_by_request():
 
 
 def test_strings_as_binary_data_are_counted_over_all_inputs_before_they_are_read():
-    body, length = body_of(binary_input("a", "BYTES", [2], 8), binary_input("b", "BYTES", [3, 1], 12), X, tail=bytes(20))
+    body, length = body_of(
+        binary_input("a", "BYTES", [2], 8), binary_input("b", "BYTES", [3, 1], 12), X, tail=bytes(20)
+    )
     assert decode_request(body, length, max_strings=5).inputs[1].array.tolist() == [[b""]] * 3
     with pytest.raises(InvalidInputError, match="5 elements of BYTES as binary data; allowed: 4 in one request"):
         decode_request(body, length, max_strings=4)
@@ -104,7 +108,12 @@ def test_a_raw_request_is_the_only_input():
     assert request.inputs[0].array.tolist() == [[[0, 1], [2, 3], [4, 5]]]
     assert request.binary_default
     assert decode_request(b"text", "0", [TensorFacts("x", "BYTES", (1,))]).inputs[0].array.tolist() == [b"text"]
-    for body, wrong in [(b"abc", facts), (b"", []), (b"abcd" * 6, [TensorFacts("x", "FP32", (-1, -1, -1))]), (b"abc", [TensorFacts("x", "UINT8", (4,))])]:
+    for body, wrong in [
+        (b"abc", facts),
+        (b"", []),
+        (b"abcd" * 6, [TensorFacts("x", "FP32", (-1, -1, -1))]),
+        (b"abc", [TensorFacts("x", "UINT8", (4,))]),
+    ]:
         with pytest.raises(InvalidInputError):
             decode_request(body, "0", wrong)
 
@@ -163,7 +172,11 @@ def test_what_is_wrong_is_said(body, length, words):
 
 
 def test_what_json_cannot_hold_is_refused():
-    for datatype, array in [("FP32", np.array([np.nan], np.float32)), ("FP16", np.ones(1, np.float16)), ("BYTES", np.array([b"\xff"], object))]:
+    for datatype, array in [
+        ("FP32", np.array([np.nan], np.float32)),
+        ("FP16", np.ones(1, np.float16)),
+        ("BYTES", np.array([b"\xff"], object)),
+    ]:
         with pytest.raises(InvalidInputError, match="binary_data"):
             to_json(Tensor("y", datatype, array))
 
@@ -205,7 +218,11 @@ def fuzz(content, tail, length):
     assert peak < 4_000_000
 
 
-FUZZ = (st.one_of(REQUESTS, st.binary(max_size=64)), st.binary(max_size=32), st.one_of(st.none(), st.just(True), st.text(max_size=4), st.integers().map(str)))
+FUZZ = (
+    st.one_of(REQUESTS, st.binary(max_size=64)),
+    st.binary(max_size=32),
+    st.one_of(st.none(), st.just(True), st.text(max_size=4), st.integers().map(str)),
+)
 
 
 @given(*FUZZ)

@@ -67,7 +67,11 @@ def place(models, request):
 
 def test_a_repository_of_any_kind_offers_the_same(place):
     repository = Repository(place, ())
-    assert {model.name: list(model.versions) for model in repository.models()} == {"many": ["10", "2"], "one": ["1"], "with space": ["1"]}
+    assert {model.name: list(model.versions) for model in repository.models()} == {
+        "many": ["10", "2"],
+        "one": ["1"],
+        "with space": ["1"],
+    }
     assert repository.get("many").latest == "10"
     assert repository.get("one").serving.max_batch_size == 4
     for name in ("one", "many", "with space"):
@@ -210,14 +214,27 @@ def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
             return status, json.loads(told)["error"] if told else ""
 
         assert [load("one"), load("small")] == [(200, "")] * 2
-        large, small = ({Path(entry["model_id"]).stem: entry["bytes"] for entry in cache.status()["models"]}[name] for name in ("one", "small"))
+        large, small = (
+            {Path(entry["model_id"]).stem: entry["bytes"] for entry in cache.status()["models"]}[name]
+            for name in ("one", "small")
+        )
         assert large - small > 0.9 * 4 * rows**2
         assert ask(app, "POST", "/v2/repository/models/one/unload", b"")[0] == 200
-        for shapes, words in (("{z: [1]}", r"unknown inputs ['z']"), ("{x: [1]}", "[1] for input 'x'; allowed: [-1, -1]")):
+        for shapes, words in (
+            ("{z: [1]}", r"unknown inputs ['z']"),
+            ("{x: [1]}", "[1] for input 'x'; allowed: [-1, -1]"),
+        ):
             (models / "one.serve.yaml").write_text(f"warmup_shapes: [{shapes}]\n")
             status, told = load("one")
             assert (status, words in told) == (503, True), told
-            body = json.dumps({"inputs": [{"name": name, "datatype": "FP32", "shape": [1] * (2 - (name != "x")), "data": [1]} for name in ("x", "shift")]})
+            body = json.dumps(
+                {
+                    "inputs": [
+                        {"name": name, "datatype": "FP32", "shape": [1] * (2 - (name != "x")), "data": [1]}
+                        for name in ("x", "shift")
+                    ]
+                }
+            )
             status, told, _ = ask(app, "POST", "/v2/models/one/infer", body.encode())
             assert (status, words in json.loads(told)["error"]) == (503, True), told
         (models / "one.serve.yaml").write_text("warmup_shapes: [{x: [2, -2]}]\n")
@@ -231,7 +248,9 @@ def test_the_index_and_ready_speak_of_the_sessions_that_requests_are_for(models,
     options = models / "picture.serve.yaml"
 
     def told():
-        index = {entry["name"]: entry["state"] for entry in json.loads(ask(app, "POST", "/v2/repository/index", b"")[1])}
+        index = {
+            entry["name"]: entry["state"] for entry in json.loads(ask(app, "POST", "/v2/repository/index", b"")[1])
+        }
         (stats,) = json.loads(ask(app, "GET", "/v2/models/picture/stats")[1])["model_stats"]
         return index["picture"], ask(app, "GET", "/v2/models/picture/ready")[0], len(stats["memory_usage"])
 
@@ -260,7 +279,15 @@ def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):
     with application(models.parent / "videos", models) as app, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(infer, (0, 1, 2, 99, 3, 0, 1, 2)))
     assert {status for status, _, _ in answers} == {200, 400}, answers
-    assert [json.loads(body)["outputs"][0]["data"] for status, body, _ in answers if status == 200] == [[0], [1], [2], [3], [0], [1], [2]]
+    assert [json.loads(body)["outputs"][0]["data"] for status, body, _ in answers if status == 200] == [
+        [0],
+        [1],
+        [2],
+        [3],
+        [0],
+        [1],
+        [2],
+    ]
     assert [status for status, _, _ in answers].index(400) == 3
     ModelCache(name="people").shutdown()
 
@@ -290,7 +317,9 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
     monkeypatch.setattr("genai_ray.serve.engine.metadata_cache.read_metadata", slowly)
 
     async def story():
-        engine = Engine(ServeProfile(name="test", request_timeout_s=0.2), ModelCache(name="people"), Repository(models, ()))
+        engine = Engine(
+            ServeProfile(name="test", request_timeout_s=0.2), ModelCache(name="people"), Repository(models, ())
+        )
         found = await asyncio.gather(*(engine.find("one") for _ in range(50)), return_exceptions=True)
         assert {type(error) for error in found} == {errors.ResourceExhaustedError}
         over.set()
@@ -345,7 +374,11 @@ def test_a_bucket_is_listed_anew_each_time(models, bucket):  # noqa: F811
     scheme, store, _ = bucket
     store.put(str(models), "bucket/models", recursive=True)
     repository = Repository(f"{scheme}://bucket/models", ())
-    assert {model.name: list(model.versions) for model in repository.models()} == {"many": ["10", "2"], "one": ["1"], "with space": ["1"]}
+    assert {model.name: list(model.versions) for model in repository.models()} == {
+        "many": ["10", "2"],
+        "one": ["1"],
+        "with space": ["1"],
+    }
     before = repository.get("one").stamp()
     store.put_file(str(models / "many" / "10" / "model.onnx"), "bucket/models/one.onnx")
     store.put_file(str(models / "many" / "2" / "model.onnx"), "bucket/models/later.onnx")
@@ -369,7 +402,9 @@ def test_the_endpoint_serves_a_uri(models, ray_session):
 
     def index():
         status, answer, _ = ask(app, "POST", "/v2/repository/index", b"")
-        return {entry["name"] for entry in json.loads(answer)} if status == 200 else (status, json.loads(answer)["error"])
+        return (
+            {entry["name"] for entry in json.loads(answer)} if status == 200 else (status, json.loads(answer)["error"])
+        )
 
     with contextlib.ExitStack() as stack:
         with listing(models.parent) as (address, _):

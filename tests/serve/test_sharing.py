@@ -37,7 +37,9 @@ def shared(tmp_path_factory):
     (folder / "later.serve.yaml").write_text("request_class: batch\n")
     with Nodes() as nodes:
         nodes.add(num_gpus=2)
-        endpoint = serve("--address", nodes.cluster.address, "--replicas", 1, "--model", "websr-x2-s", repository=folder, stays=True)
+        endpoint = serve(
+            "--address", nodes.cluster.address, "--replicas", 1, "--model", "websr-x2-s", repository=folder, stays=True
+        )
         with ModelCache(name="default", deadline_s=DEADLINE_S) as cache:
             yield endpoint, cache, folder
         endpoint.end()
@@ -112,7 +114,9 @@ def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(sha
     endpoint, cache, folder = shared
     path = folder / "slow.onnx"
     x, shift = np.ones(LONG, np.float32), np.ones(1, np.float32)
-    wait_until(lambda: [entry["state"] for entry in sessions(cache, folder / "several.onnx")] == ["ready"] * 2)  # it is loaded unasked
+    wait_until(
+        lambda: [entry["state"] for entry in sessions(cache, folder / "several.onnx")] == ["ready"] * 2
+    )  # it is loaded unasked
     unload(endpoint, "slow")
     before, loads, pids = used_bytes(cache), cache.status()["loads"], []
     for _ in range(2):
@@ -127,7 +131,9 @@ def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(sha
             assert unload(endpoint, "slow") == (200, None)  # when what is computed is done
             assert not sessions(cache, path)
             assert used_bytes(cache) - before < entry["bytes"] / 2
-            wait_until(lambda: not is_alive(pids[-1]))  # on a node other than the cache's it is told dead some ms before it is
+            wait_until(
+                lambda: not is_alive(pids[-1])
+            )  # on a node other than the cache's it is told dead some ms before it is
             assert asking.result() == [LONG * 10_000 + 1]
     assert pids[0] != pids[1]
     assert cache.status()["loads"] == loads + 2
@@ -137,10 +143,15 @@ def test_a_model_is_on_as_many_devices_as_its_options_say(shared):
     endpoint, cache, folder = shared
     path = folder / "several.onnx"
     with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:
-        wait_until(lambda: len(client.get_inference_statistics("several")["model_stats"][0]["memory_usage"]) == 2, endpoint.process)
+        wait_until(
+            lambda: len(client.get_inference_statistics("several")["model_stats"][0]["memory_usage"]) == 2,
+            endpoint.process,
+        )
         wait_until(lambda: all(entry["state"] == "ready" for entry in sessions(cache, path)), endpoint.process)
         assert client.is_model_ready("several")
-        assert client.get_inference_statistics("several")["model_stats"][0]["inference_count"] == 0  # nobody has asked for it
+        assert (
+            client.get_inference_statistics("several")["model_stats"][0]["inference_count"] == 0
+        )  # nobody has asked for it
     assert len({entry["placed_on"] for entry in sessions(cache, path)}) == 2
     status, told = unload(endpoint, "several")
     assert (status, "leased" in told["error"]) == (409, True)
@@ -164,7 +175,9 @@ def test_a_model_on_several_devices_is_replaced_on_all_of_them(shared):
 def test_requests_of_the_class_online_overtake_those_of_the_class_batch(shared):
     endpoint, cache, folder = shared
     with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:
-        classes = [client.get_model_config(name)["parameters"]["request_class"]["string_value"] for name in ("slow", "later")]
+        classes = [
+            client.get_model_config(name)["parameters"]["request_class"]["string_value"] for name in ("slow", "later")
+        ]
     assert classes == ["online", "batch"]
     x, shift = np.ones(COUNT + LINE + 1, np.float32), np.ones(1, np.float32)
     finished, lock = [], threading.Lock()
@@ -179,7 +192,10 @@ def test_requests_of_the_class_online_overtake_those_of_the_class_batch(shared):
     with ThreadPoolExecutor(LINE + 2) as pool:
         asking = [pool.submit(ask, "batch", "later", COUNT + number) for number in range(LINE)]
         wait_for_queue(cache, folder / "slow.onnx", LINE // 2 + 1, asking)
-        asking += [pool.submit(ask, "last", "later", COUNT + LINE), pool.submit(ask, "online", "slow", COUNT + LINE + 1)]
+        asking += [
+            pool.submit(ask, "last", "later", COUNT + LINE),
+            pool.submit(ask, "online", "slow", COUNT + LINE + 1),
+        ]
         answers = [one.result() for one in asking]
     assert finished.index("online") < LINE - 2, finished
     assert finished.index("last") > LINE - 2, finished

@@ -114,7 +114,9 @@ def test_others_wait_for_room_while_answers_are_not_read_and_small_ones_pass(tmp
         waiting.chunks.put_nowait(body)
         small, small_headers = large(100)
         assert (await served.call(infer, small_headers).answer(small))[0] == 200
-        hasty, hasty_headers = binary("FP32", LARGE.tobytes(), len(LARGE), parameters={"timeout": 50_000, "binary_data_output": True})
+        hasty, hasty_headers = binary(
+            "FP32", LARGE.tobytes(), len(LARGE), parameters={"timeout": 50_000, "binary_data_output": True}
+        )
         late = served.call(infer, hasty_headers)
         status, answer = await late.answer(hasty)
         assert (status, late.headers["retry-after"]) == (429, "1")
@@ -212,7 +214,10 @@ def test_requests_of_a_stream_get_room_in_the_order_in_which_they_are_answered(t
             first = asyncio.ensure_future(anext(stream))
             await settle()
             other.give_back_result()
-            replies = [message_class("ModelStreamInferResponse").FromString(reply.data) for reply in (await first, await anext(stream))]
+            replies = [
+                message_class("ModelStreamInferResponse").FromString(reply.data)
+                for reply in (await first, await anext(stream))
+            ]
         assert [reply.error_message for reply in replies] == ["", ""]
         assert [reply.infer_response.outputs[0].shape for reply in replies] == [[len(LARGE)], [100_000]]
         await stream.aclose()
@@ -232,7 +237,9 @@ def test_a_real_server_waits_for_a_reader_and_lets_go_of_one_that_stops(monkeypa
             await send(message)
 
         async def answer(scope, receive, send):
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
+            )
             await send({"type": "http.response.body", "body": body})
 
         await UntilSent(answer)(scope, receive, counted)
@@ -313,7 +320,9 @@ def test_fifty_readers_that_do_not_read_do_not_make_a_replica_grow_beyond_its_li
 
     wait_until(lambda: ask()[0] == 200, served.process)
     lines = "\r\n".join(f"{name}: {text}" for name, text in headers.items())
-    head = f"POST /v2/models/expander/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{lines}\r\n\r\n"
+    head = (
+        f"POST /v2/models/expander/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{lines}\r\n\r\n"
+    )
     with rss_watched(replica) as most:
         base, readers = most[0], []
         for _ in range(50):

@@ -23,7 +23,9 @@ def value(name, shape, kind=FLOAT):
 
 
 def save(path, nodes, inputs, outputs, weights=(), opset=17, domains=(), ir=8):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(array, name) for name, array in dict(weights).items()])
+    graph = helper.make_graph(
+        nodes, "g", inputs, outputs, [numpy_helper.from_array(array, name) for name, array in dict(weights).items()]
+    )
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     path.write_bytes(helper.make_model(graph, opset_imports=imports, ir_version=ir).SerializeToString())
     return path
@@ -34,7 +36,9 @@ def save_upscaler(path, *, opset=17, channels=3, scale=3, size=("h", "w"), batch
     kernel = np.zeros((channels * scale**2, channels, 3, 3), np.float32)
     for channel in range(channels):
         for phase in range(scale**2):  # DepthToSpace takes the channels of a phase together
-            kernel[phase * channels + channel, channel] = np.array([[0, -0.1, 0], [-0.1, 1.4 - phase / 50, -0.1], [0, -0.1, 0]])
+            kernel[phase * channels + channel, channel] = np.array(
+                [[0, -0.1, 0], [-0.1, 1.4 - phase / 50, -0.1], [0, -0.1, 0]]
+            )
     nodes = [
         helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("DepthToSpace", ["c"], ["y"], blocksize=scale),
@@ -77,7 +81,9 @@ def check_raw(path, feeds):
     return outputs
 
 
-@pytest.mark.parametrize(("opset", "channels"), [(7, 3), (7, 1), (8, 3), (9, 3), (10, 1), (11, 3), (13, 1), (14, 1), (15, 3), (21, 1)])
+@pytest.mark.parametrize(
+    ("opset", "channels"), [(7, 3), (7, 1), (8, 3), (9, 3), (10, 1), (11, 3), (13, 1), (14, 1), (15, 3), (21, 1)]
+)
 def test_frames_and_raw_tensors_in_any_operator_set(tmp_path, opset, channels):
     path = save_upscaler(tmp_path / "net.onnx", opset=opset, channels=channels)
     check_raw(path, {"x": np.random.default_rng(0).random((2, channels, 20, 30), np.float32)})
@@ -97,8 +103,22 @@ def test_an_extra_input_of_any_shape_takes_one_value_for_all_frames(tmp_path, op
     if shape == ["n"]:
         nodes = [helper.make_node("Reshape", ["s", "form"], ["t"]), helper.make_node("Mul", ["x", "t"], ["y"])]
     picture = ["n", 3, "h", "w"]
-    path = save(tmp_path / "dim.onnx", nodes, [value("x", picture), value("s", shape)], [value("y", picture)], {"form": np.array([-1, 1, 1, 1])}, opset, ir=4)
-    check_raw(path, {"x": np.ones((2, 3, 5, 7), np.float32), "s": np.full([2 if axis == "n" else axis for axis in shape], 0.25, np.float32)})
+    path = save(
+        tmp_path / "dim.onnx",
+        nodes,
+        [value("x", picture), value("s", shape)],
+        [value("y", picture)],
+        {"form": np.array([-1, 1, 1, 1])},
+        opset,
+        ir=4,
+    )
+    check_raw(
+        path,
+        {
+            "x": np.ones((2, 3, 5, 7), np.float32),
+            "s": np.full([2 if axis == "n" else axis for axis in shape], 0.25, np.float32),
+        },
+    )
     with open_session(path) as session:
         found = session.infer(FRAMES, {"s": 0.25})
     assert np.abs(found - FRAMES * 0.25).max() <= 0.5
@@ -111,7 +131,10 @@ def test_a_model_of_half_precision_takes_frames(tmp_path):
         assert np.abs(half.infer(FRAMES).astype(np.int32) - usual.infer(FRAMES)).max() <= 1
 
 
-@pytest.mark.parametrize(("size", "scale", "batch"), [((48, 64), 2, 1), ((64, 64), 2, "n"), ((64, "w"), 1, 1), (("h", 48), 2, 1), ((48, 64), 1, "n")])
+@pytest.mark.parametrize(
+    ("size", "scale", "batch"),
+    [((48, 64), 2, 1), ((64, 64), 2, "n"), ((64, "w"), 1, 1), (("h", 48), 2, 1), ((48, 64), 1, "n")],
+)
 def test_frames_are_tiled_to_a_fixed_size(tmp_path, size, scale, batch):
     fixed = save_upscaler(tmp_path / "fixed.onnx", scale=scale, size=size, batch=batch)
     free = save_upscaler(tmp_path / "free.onnx", scale=scale)
@@ -131,7 +154,11 @@ def test_frames_are_tiled_to_a_fixed_size(tmp_path, size, scale, batch):
 def save_mean(path, size):
     """A picture less a tenth of its mean: every pixel sees the whole frame."""
     shape = [1, 3, *size]
-    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["m"]), helper.make_node("Mul", ["m", "k"], ["d"]), helper.make_node("Sub", ["x", "d"], ["y"])]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["m"]),
+        helper.make_node("Mul", ["m", "k"], ["d"]),
+        helper.make_node("Sub", ["x", "d"], ["y"]),
+    ]
     return save(path, nodes, [value("x", shape)], [value("y", shape)], {"k": np.float32(0.1)})
 
 
@@ -140,19 +167,30 @@ def test_tiles_that_may_differ_from_the_whole_frame_are_told_of(tmp_path, caplog
     with open_session(save_mean(tmp_path / "mean.onnx", (48, 64))) as session:
         assert session.status()["notes"] == [note]
     assert [record.getMessage() for record in caplog.records if "seams" in record.getMessage()] == [note]
-    with open_session(tmp_path / "mean.onnx", limits=SessionLimits(max_frame=(40, 64))) as session:  # one tile is the whole frame
+    with open_session(
+        tmp_path / "mean.onnx", limits=SessionLimits(max_frame=(40, 64))
+    ) as session:  # one tile is the whole frame
         assert session.status()["notes"] == []
     with open_session(save_upscaler(tmp_path / "near.onnx", size=(48, 64), batch=1)) as session:
         assert session.status()["notes"] == []
         wide = session.spec.model_copy(update={"receptive_field_px": 13})
-    assert describe_seams(wide) == "near.onnx takes 64x48 only: frames go in tiles with a halo of 12 px, its receptive field is 13 px; seams may show"
+    assert (
+        describe_seams(wide)
+        == "near.onnx takes 64x48 only: frames go in tiles with a halo of 12 px, its receptive field is 13 px; seams may show"
+    )
     assert describe_seams(wide.model_copy(update={"receptive_field_px": 12})) is None
 
 
 def test_pairs_are_tiled_to_a_fixed_size(tmp_path):
     nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Mul", ["sum", "half"], ["y"])]
     shape = [1, 3, 32, 48]
-    path = save(tmp_path / "mean.onnx", nodes, [value("a", shape), value("b", shape)], [value("y", shape)], {"half": np.float32(0.5)})
+    path = save(
+        tmp_path / "mean.onnx",
+        nodes,
+        [value("a", shape), value("b", shape)],
+        [value("y", shape)],
+        {"half": np.float32(0.5)},
+    )
     with open_session(path) as session:
         found = session.infer(FRAMES)
     assert found.shape == (1, 70, 90, 3)
@@ -172,7 +210,15 @@ def odd_graphs(folder):
     sequence = helper.make_tensor_sequence_value_info("s", FLOAT, None)
     both = [helper.make_node("SequenceConstruct", ["x", "x"], ["s"]), helper.make_node("Neg", ["x"], ["y"])]
     yield save(folder / "sequence.onnx", both, [value("x", rows)], [value("y", rows), sequence]), x
-    yield save(folder / "dead.onnx", [*chain, helper.make_node("Exp", ["h"], ["unused"])], [value("x", rows)], [value("y", rows)]), x
+    yield (
+        save(
+            folder / "dead.onnx",
+            [*chain, helper.make_node("Exp", ["h"], ["unused"])],
+            [value("x", rows)],
+            [value("y", rows)],
+        ),
+        x,
+    )
 
 
 def test_the_runtime_is_the_judge_of_a_graph(tmp_path):
@@ -213,7 +259,13 @@ def test_a_branch_of_a_graph_may_see_the_picture(tmp_path):
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
         helper.make_node("Greater", ["top", "limit"], ["is_bright"]),
-        helper.make_node("If", ["is_bright"], ["y"], then_branch=branch("output", "Identity"), else_branch=branch("frames", "Identity")),
+        helper.make_node(
+            "If",
+            ["is_bright"],
+            ["y"],
+            then_branch=branch("output", "Identity"),
+            else_branch=branch("frames", "Identity"),
+        ),
     ]
     shape = ["n", 3, "h", "w"]
     path = save(tmp_path / "if.onnx", nodes, [value("x", shape)], [value("y", shape)], {"limit": np.float32(0.5)})
@@ -237,9 +289,15 @@ def save_outside(path, num_rows, opset=17):
     for key, word in {"location": "table.bin", "offset": "0", "length": str(num_rows * 4096)}.items():
         table.external_data.add(key=key, value=word)
     graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "at"], ["y"])], "g", [value("at", ["n"], TensorProto.INT64)], [value("y", ["n", 1024])], [table]
+        [helper.make_node("Gather", ["table", "at"], ["y"])],
+        "g",
+        [value("at", ["n"], TensorProto.INT64)],
+        [value("y", ["n", 1024])],
+        [table],
     )
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString())
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString()
+    )
     with (path.parent / "table.bin").open("wb") as file:
         file.truncate(num_rows * 4096)
         file.seek((num_rows - 1) * 4096)
@@ -290,8 +348,12 @@ def test_the_files_of_public_reports(shared, tmp_path):
             continue
         feeds = {}
         for info in plain.get_inputs():
-            shape = [axis if isinstance(axis, int) else 2 if index == 0 else 24 for index, axis in enumerate(info.shape)]
-            feeds[info.name] = np.full(shape, "word", object) if "string" in info.type else generator.random(shape, np.float32)
+            shape = [
+                axis if isinstance(axis, int) else 2 if index == 0 else 24 for index, axis in enumerate(info.shape)
+            ]
+            feeds[info.name] = (
+                np.full(shape, "word", object) if "string" in info.type else generator.random(shape, np.float32)
+            )
         expected = run_plain(path, feeds)
         with open_session(path) as session:
             spec, outputs = session.spec, session.run(feeds)

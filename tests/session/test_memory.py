@@ -38,7 +38,9 @@ print(mapped, libc.mallinfo2().keepcost)
     ],
 )
 def test_a_limit_that_the_environment_sets_is_left_alone(environment, is_mapped, is_kept):
-    done = subprocess.run([sys.executable, "-c", HEAP], env=os.environ | environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAP], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
     mapped, kept = map(int, done.stdout.split())
     assert mapped == is_mapped
     assert (kept > 8 << 20) == is_kept

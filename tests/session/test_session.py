@@ -151,7 +151,9 @@ def test_warm_up_runs_the_models_own_tensors_in_the_shapes_that_are_given(tmp_pa
     identity(tmp_path / "words.onnx", "BYTES")
     taken = {}
     for rows in (1, PRODUCTS_ROWS):
-        with InferenceSession(tmp_path / "square.onnx", limits=SessionLimits(warmup_shapes=((("x", (rows, 2)),), (("x", (1, 1)),)))) as session:
+        with InferenceSession(
+            tmp_path / "square.onnx", limits=SessionLimits(warmup_shapes=((("x", (rows, 2)),), (("x", (1, 1)),)))
+        ) as session:
             session.warmup()
             taken[rows] = session.memory_bytes
             assert session.runtime_calls == 0
@@ -162,7 +164,10 @@ def test_warm_up_runs_the_models_own_tensors_in_the_shapes_that_are_given(tmp_pa
     with InferenceSession(tmp_path / "words.onnx", limits=SessionLimits(warmup_shapes=((("x", (1, 2)),),))) as session:
         session.warmup()
     for limits in (SessionLimits(max_bytes=1), SessionLimits(max_bytes=1, warmup_shapes=((("x", (1, 2)),),))):
-        with InferenceSession(tmp_path / "square.onnx", limits=limits) as session, pytest.raises(errors.ResourceExhaustedError, match=r"takes .* at runs of"):
+        with (
+            InferenceSession(tmp_path / "square.onnx", limits=limits) as session,
+            pytest.raises(errors.ResourceExhaustedError, match=r"takes .* at runs of"),
+        ):
             session.warmup()
 
 
@@ -188,7 +193,9 @@ def test_an_image_model_is_warmed_with_raw_tensors_too():
 )
 def test_warmup_shapes_that_do_not_fit_are_named(tmp_path, shapes, words):
     square(tmp_path / "square.onnx")
-    with InferenceSession(tmp_path / "square.onnx", limits=SessionLimits(warmup_shapes=(tuple(shapes.items()),))) as session:
+    with InferenceSession(
+        tmp_path / "square.onnx", limits=SessionLimits(warmup_shapes=(tuple(shapes.items()),))
+    ) as session:
         with pytest.raises(errors.ModelLoadError, match=f"warmup_shapes .*{words}"):
             session.warmup()
         assert not session.warm
@@ -224,7 +231,9 @@ def test_a_reservation_makes_tiles_and_is_kept_to():
 
 @pytest.mark.parametrize("precision", [ModelPrecision.FP32, ModelPrecision.FP16])
 def test_a_session_keeps_to_its_bytes_in_any_precision(precision):
-    with InferenceSession("esrgan-4x", precision=precision, threads=2, limits=SessionLimits(max_bytes=440_000_000)) as session:
+    with InferenceSession(
+        "esrgan-4x", precision=precision, threads=2, limits=SessionLimits(max_bytes=440_000_000)
+    ) as session:
         session.warmup()
         assert session.tile_size_px < 256
 
@@ -241,7 +250,9 @@ def test_a_session_is_refused_in_a_fork_and_a_new_one_works_there(frames):
         assert answers.poll(60)
         refusal, result = answers.recv()
         child.join()
-        assert refusal.startswith(f"a run in a fork of process {os.getpid()}, which opened the session. Open a session in this process")
+        assert refusal.startswith(
+            f"a run in a fork of process {os.getpid()}, which opened the session. Open a session in this process"
+        )
         np.testing.assert_array_equal(result, expected)
 
 

@@ -19,10 +19,24 @@ def repeatable(codec, options, pix_fmt, size):
 
 def picture(index, width, height):
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([(x * 2 + index * 5) % 256, (y * 3 + index) % 256, ((x + y) // 2 + index * 9) % 256], axis=-1).astype(np.uint8)
+    return np.stack(
+        [(x * 2 + index * 5) % 256, (y * 3 + index) % 256, ((x + y) // 2 + index * 9) % 256], axis=-1
+    ).astype(np.uint8)
 
 
-def write(path: Path, *, codec="libx264", size=(96, 64), pix_fmt="yuv420p", pts=None, options=None, rate=25, tracks=1, more=None, colour=None):
+def write(
+    path: Path,
+    *,
+    codec="libx264",
+    size=(96, 64),
+    pix_fmt="yuv420p",
+    pts=None,
+    options=None,
+    rate=25,
+    tracks=1,
+    more=None,
+    colour=None,
+):
     """Encode NUM_FRAMES moving frames, with ``tracks`` of AAC or Vorbis beside them."""
     width, height = size
     pts = list(range(NUM_FRAMES)) if pts is None else pts
@@ -39,7 +53,9 @@ def write(path: Path, *, codec="libx264", size=(96, 64), pix_fmt="yuv420p", pts=
         for sound in sounds:
             sound.layout = "mono"
         for index, time in enumerate(pts):
-            frame = av.VideoFrame.from_ndarray(picture(index, width, height), format="rgb24").reformat(format=pix_fmt, dst_colorspace="ITU601")
+            frame = av.VideoFrame.from_ndarray(picture(index, width, height), format="rgb24").reformat(
+                format=pix_fmt, dst_colorspace="ITU601"
+            )
             frame.pts, frame.time_base = time, Fraction(1, rate)
             sink.mux(stream.encode(frame))
         sink.mux(stream.encode(None))

@@ -26,7 +26,9 @@ class Bits:
 
 
 def parameter_sets():
-    sequence = Bits().put(77, 8).put(0, 8).put(30, 8).code(0, 0, 2, 1).put(0, 1).code(0, 0).put(0b00100, 5)  # fields are allowed: frame_mbs_only_flag 0
+    sequence = (
+        Bits().put(77, 8).put(0, 8).put(30, 8).code(0, 0, 2, 1).put(0, 1).code(0, 0).put(0b00100, 5)
+    )  # fields are allowed: frame_mbs_only_flag 0
     return sequence.unit(0x67) + Bits().code(0, 0).put(0, 2).code(0, 0, 0).put(0, 3).code(0, 0, 0).put(0, 3).unit(0x68)
 
 

@@ -11,7 +11,11 @@ from tests.video.clips import repeatable
 
 NUM_FRAMES = 40
 CLIPS = yaml.safe_load(Path(__file__).with_name("matrix.yaml").read_text())
-TIMES = {"steady": range(NUM_FRAMES), "late": range(37, 37 + NUM_FRAMES), "variable": np.cumsum([1 + (i * 7) % 5 for i in range(NUM_FRAMES)]).tolist()}
+TIMES = {
+    "steady": range(NUM_FRAMES),
+    "late": range(37, 37 + NUM_FRAMES),
+    "variable": np.cumsum([1 + (i * 7) % 5 for i in range(NUM_FRAMES)]).tolist(),
+}
 WORDS = "1\n00:00:00,000 --> 00:00:00,250\nun\n\n2\n00:00:00,300 --> 00:00:00,550\ndeux\n\n3\n00:00:00,600 --> 00:00:00,850\ntrois\n"
 
 
@@ -36,7 +40,9 @@ def make(name: str, folder: Path) -> Path:
             rgba = av.VideoFrame.from_ndarray(picture(index, stream.width, stream.height), format="rgba")
             span = "JPEG" if stream.codec_context.color_range == 2 or stream.pix_fmt.startswith("yuvj") else "MPEG"
             matrix = {1: "ITU709", 9: "BT2020"}.get(stream.codec_context.colorspace, "ITU601")
-            frame = rgba.reformat(format=stream.pix_fmt, src_color_range="JPEG", dst_color_range=span, dst_colorspace=matrix)
+            frame = rgba.reformat(
+                format=stream.pix_fmt, src_color_range="JPEG", dst_color_range=span, dst_colorspace=matrix
+            )
             frame.pts, frame.time_base = time, stream.codec_context.time_base
             sink.mux(stream.encode(frame))
         sink.mux(stream.encode(None))
@@ -47,7 +53,9 @@ def make(name: str, folder: Path) -> Path:
 
 def add_video(sink, recipe):
     rate = Fraction(recipe.get("rate", 25))
-    options = recipe.get("options", {}) | ({"chroma_sample_location": recipe["chroma_location"]} if "chroma_location" in recipe else {})
+    options = recipe.get("options", {}) | (
+        {"chroma_sample_location": recipe["chroma_location"]} if "chroma_location" in recipe else {}
+    )
     size, pix_fmt = recipe.get("size", (96, 64)), recipe.get("pix_fmt", "yuv420p")
     stream = sink.add_stream(recipe["codec"], rate=rate, options=repeatable(recipe["codec"], options, pix_fmt, size))
     (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
@@ -72,9 +80,13 @@ def add_sound(sink, codec):
 
 def write_sound(sink, sound, number):
     """Write 1.6 s of a sine wave."""
-    resampler = av.AudioResampler(format=sound.codec_context.format, layout="mono", rate=48000, frame_size=sound.codec_context.frame_size or 1024)
+    resampler = av.AudioResampler(
+        format=sound.codec_context.format, layout="mono", rate=48000, frame_size=sound.codec_context.frame_size or 1024
+    )
     for index in range(75):
-        wave = np.sin(np.arange(index * 1024, (index + 1) * 1024) * (0.02 + 0.01 * number)).astype(np.float32)[None] * 0.3
+        wave = (
+            np.sin(np.arange(index * 1024, (index + 1) * 1024) * (0.02 + 0.01 * number)).astype(np.float32)[None] * 0.3
+        )
         chunk = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
         chunk.rate, chunk.pts, chunk.time_base = 48000, index * 1024, Fraction(1, 48000)
         for ready in resampler.resample(chunk):
@@ -93,7 +105,9 @@ def add_extras(source, target):
         copies[lines.streams[0]].metadata["language"] = "fra"
         sink.add_attachment("note.txt", "text/plain", b"kept")
         sink.metadata["title"] = "A clip"
-        sink.set_chapters([{"id": 1, "start": 0, "end": 800, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}])
+        sink.set_chapters(
+            [{"id": 1, "start": 0, "end": 800, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}]
+        )
         for packet in (*lines.demux(), *box.demux()):
             if packet.size:
                 packet.stream = copies[packet.stream]

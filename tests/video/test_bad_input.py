@@ -33,13 +33,22 @@ def spoil(path, number):
 
 @pytest.mark.parametrize(
     ("codec", "suffix", "options"),
-    [("libx264", ".mp4", {}), ("libx264", ".mkv", {}), ("mpeg4", ".avi", {}), ("mpeg2video", ".ts", {}), ("libsvtav1", ".mp4", {"preset": "12"})],
+    [
+        ("libx264", ".mp4", {}),
+        ("libx264", ".mkv", {}),
+        ("mpeg4", ".avi", {}),
+        ("mpeg2video", ".ts", {}),
+        ("libsvtav1", ".mp4", {"preset": "12"}),
+    ],
 )
 def test_damage_in_the_middle_is_named_with_its_place(codec, suffix, options, tmp_path):
-    path = spoil(write(tmp_path / f"a{suffix}", codec=codec, tracks=0, options=options, size=(320, 240)), NUM_FRAMES // 2)
+    path = spoil(
+        write(tmp_path / f"a{suffix}", codec=codec, tracks=0, options=options, size=(320, 240)), NUM_FRAMES // 2
+    )
     plan = plan_video(path, segment_frames=10)
     with pytest.raises(
-        errors.VideoError, match=rf"a\{suffix}: (frame \d+ at \d\.\d+ s is damaged|reading failed).* of {NUM_FRAMES} frames decode.*allow-truncated"
+        errors.VideoError,
+        match=rf"a\{suffix}: (frame \d+ at \d\.\d+ s is damaged|reading failed).* of {NUM_FRAMES} frames decode.*allow-truncated",
     ):
         decode_all(plan)
 
@@ -60,7 +69,9 @@ def test_frames_that_are_missing_in_the_middle_are_never_closed_up(tmp_path):
             for frame in frames:
                 writer.write(frame.frame, frame.pts)
         counts.append(len(frames))
-    with pytest.raises(errors.VideoError, match=r"a\.mkv: frames 17 to 26, from 0\.680 s, do not decode, and later ones do"):
+    with pytest.raises(
+        errors.VideoError, match=r"a\.mkv: frames 17 to 26, from 0\.680 s, do not decode, and later ones do"
+    ):
         publish(plan, parts, counts, tmp_path / "b.mkv")
     assert not (tmp_path / "b.mkv").exists()
     ends = [*counts[:2], 0]
@@ -117,7 +128,9 @@ def test_times_that_go_back(tmp_path):
         packet.pts = number * 80 + (NUM_FRAMES * 80 if number < NUM_FRAMES // 2 else 0)
         packet.dts = number
 
-    with pytest.raises(errors.VideoError, match=r"d\.mkv: times go back from 4\.720 s to 1\.600 s at frame 20"):  # none of them is left out
+    with pytest.raises(
+        errors.VideoError, match=r"d\.mkv: times go back from 4\.720 s to 1\.600 s at frame 20"
+    ):  # none of them is left out
         plan_video(remux(source, tmp_path / "d.mkv", begin_late))
 
     def double(packet, number):
@@ -129,7 +142,9 @@ def test_times_that_go_back(tmp_path):
 
 def write_changing(path):
     """Write NUM_FRAMES frames of 96x64, and as many of 128x64 behind them, in one stream."""
-    parts = [write(path.with_name(f"{width}.ts"), tracks=0, size=(width, 64), options={"bf": "0"}) for width in (96, 128)]
+    parts = [
+        write(path.with_name(f"{width}.ts"), tracks=0, size=(width, 64), options={"bf": "0"}) for width in (96, 128)
+    ]
     with av.open(str(path), "w") as sink:
         copy = None
         for half, part in enumerate(parts):
@@ -170,7 +185,9 @@ def test_an_encoder_that_is_not_in_this_build(monkeypatch):
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_a_recording_that_begins_between_two_key_frames(codec, tmp_path):
-    whole = write(tmp_path / "a.ts", codec=codec, tracks=0, options={"g": "10", "bf": "2", "sc_threshold": "1000000000"})
+    whole = write(
+        tmp_path / "a.ts", codec=codec, tracks=0, options={"g": "10", "bf": "2", "sc_threshold": "1000000000"}
+    )
     first = packets_of(whole)[4].pos
     (tmp_path / "b.ts").write_bytes(whole.read_bytes()[: 188 * 2] + whole.read_bytes()[first // 188 * 188 :])
     plan = plan_video(tmp_path / "b.ts", segment_frames=7)
@@ -187,7 +204,9 @@ def small_disk(tmp_path):
     """A file system of 100 KiB."""
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], check=False, capture_output=True
+    ).returncode:
         pytest.skip("no right to mount a small file system")
     yield place
     subprocess.run(["umount", str(place)], check=True)

@@ -35,7 +35,13 @@ PRESETS = {"h264": "ultrafast", "hevc": "ultrafast", "av1": "12", "vp9": "8"}
 
 
 def chroma_db(before, after, peak):
-    error = np.mean([np.mean((a - b) ** 2) for one, two in zip(before, after, strict=True) for a, b in zip(one[1:], two[1:], strict=True)])
+    error = np.mean(
+        [
+            np.mean((a - b) ** 2)
+            for one, two in zip(before, after, strict=True)
+            for a, b in zip(one[1:], two[1:], strict=True)
+        ]
+    )
     return 10 * np.log10(peak**2 / error) if error else np.inf
 
 
@@ -58,10 +64,14 @@ def test_every_encoder_keeps_frames_times_and_depth(codec, suffix, pix_fmt, tmp_
     source = write(tmp_path / "a.mkv", codec="ffv1", pix_fmt=pix_fmt, tracks=0, colour=(1, 1, 1, 1))
     plan, _ = identity(source, tmp_path / f"b{suffix}", Encoding(codec=codec, preset=PRESETS.get(codec)))
     result = plan_video(tmp_path / f"b{suffix}")
-    assert [float(t * result.info.time_base) for t in result.pts] == pytest.approx([float(t * plan.info.time_base) for t in plan.pts], abs=0.001)
+    assert [float(t * result.info.time_base) for t in result.pts] == pytest.approx(
+        [float(t * plan.info.time_base) for t in plan.pts], abs=0.001
+    )
     assert (len(result.pts), result.info.pix_fmt) == (NUM_FRAMES, pix_fmt)
     assert (result.info.colour.matrix, result.info.colour.range) == (1, 1)
-    luma = np.mean([np.abs(a[0] - b[0]).mean() for a, b in zip(planes_of(source), planes_of(tmp_path / f"b{suffix}"), strict=True)])
+    luma = np.mean(
+        [np.abs(a[0] - b[0]).mean() for a, b in zip(planes_of(source), planes_of(tmp_path / f"b{suffix}"), strict=True)]
+    )
     assert luma < 4 * 2 ** (result.info.bit_depth - 8)
 
 
@@ -131,7 +141,9 @@ def test_pixel_formats_follow_size_and_depth():
 def test_a_depth_that_this_build_lacks_is_refused(codec):
     """Whether the formats of the table open is the build's to say: each of them does, or says that it does not."""
     for pix_fmt, bits in (("yuv420p", 8), ("yuv420p10le", 10)):
-        if pix_fmt not in CODECS[codec].formats.get("420", ()) or pix_fmt in {str(f.name) for f in av.Codec(codec, "w").video_formats or ()}:
+        if pix_fmt not in CODECS[codec].formats.get("420", ()) or pix_fmt in {
+            str(f.name) for f in av.Codec(codec, "w").video_formats or ()
+        }:
             continue
         with pytest.raises(errors.ConfigError, match=f"{codec} with {pix_fmt}, which this build of it lacks"):
             validate_encoding(Encoding(codec=codec, bit_depth=bits), CODECS[codec].suffixes[-1])
@@ -141,7 +153,15 @@ def test_a_depth_that_this_build_lacks_is_refused(codec):
 
 @pytest.mark.parametrize(
     ("codec", "suffix"),
-    [("h264", ".mp4"), ("hevc", ".mp4"), ("av1", ".mp4"), ("av1", ".webm"), ("ffv1", ".mkv"), ("prores", ".mov"), ("prores", ".mkv")],
+    [
+        ("h264", ".mp4"),
+        ("hevc", ".mp4"),
+        ("av1", ".mp4"),
+        ("av1", ".webm"),
+        ("ffv1", ".mkv"),
+        ("prores", ".mov"),
+        ("prores", ".mkv"),
+    ],
 )
 def test_every_encoder_keeps_the_tags_of_hdr(codec, suffix, tmp_path):
     source, result = tmp_path / "a.mkv", tmp_path / f"b{suffix}"
@@ -165,8 +185,12 @@ def write_alpha(path, codec, pix_fmt, options):
         stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
         y, x = np.mgrid[0:64, 0:96]
         for index in range(6):
-            rgba = np.stack([np.full_like(x, 120), 60 + y, 60 + x, (x * 2 + y + 9 * index) % 256], axis=-1).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=pix_fmt, dst_color_range="MPEG", dst_colorspace="ITU709")
+            rgba = np.stack([np.full_like(x, 120), 60 + y, 60 + x, (x * 2 + y + 9 * index) % 256], axis=-1).astype(
+                np.uint8
+            )
+            frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(
+                format=pix_fmt, dst_color_range="MPEG", dst_colorspace="ITU709"
+            )
             frame.pts = index
             sink.mux(stream.encode(frame))
         sink.mux(stream.encode(None))
@@ -214,10 +238,14 @@ def test_alpha_takes_the_size_of_the_result():
     assert np.unique(scale_alpha(alpha.astype(np.uint8), (12, 8))) == alpha[0, 0, 0].astype(np.uint8)
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("h264", ".mp4"), ("hevc", ".mp4"), ("hevc", ".mkv"), ("av1", ".mp4"), ("av1", ".webm")])
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("h264", ".mp4"), ("hevc", ".mp4"), ("hevc", ".mkv"), ("av1", ".mp4"), ("av1", ".webm")]
+)
 def test_static_hdr_metadata_comes_back(codec, suffix, tmp_path):
     source = tmp_path / "a.mkv"
-    options = {"x265-params": "log-level=none:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"}
+    options = {
+        "x265-params": "log-level=none:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
+    }
     write(source, codec="libx265", pix_fmt="yuv420p10le", tracks=0, colour=PQ, options=options, pts=[0, 1, 2])
     hdr = identity(source, tmp_path / f"b{suffix}", Encoding(codec=codec, preset=PRESETS.get(codec)))[0].info.hdr
     assert [float(value) for value in hdr.primaries] == [0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329]
@@ -225,7 +253,9 @@ def test_static_hdr_metadata_comes_back(codec, suffix, tmp_path):
     result = plan_video(tmp_path / f"b{suffix}").info.hdr
     assert result.light_level == hdr.light_level
     exact = 1e-9 if codec != "av1" else 2**-13  # AV1 stores binary fractions
-    assert [float(value) for value in result.primaries + result.luminance] == pytest.approx([float(v) for v in hdr.primaries + hdr.luminance], abs=exact)
+    assert [float(value) for value in result.primaries + result.luminance] == pytest.approx(
+        [float(v) for v in hdr.primaries + hdr.luminance], abs=exact
+    )
 
 
 @pytest.mark.parametrize("location", ["left", "topleft", "center"])
@@ -239,7 +269,11 @@ def test_chroma_stays_where_it_lies(location, codec, tmp_path):
         stream = sink.add_stream(codec, rate=25, options={"chroma_sample_location": location} | extra)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         frame = av.VideoFrame(96, 64, "yuv420p")
-        for plane, values in zip(frame.planes, (np.full((64, 96), 128), np.tile(80 + 2 * np.arange(48), (32, 1)), np.full((32, 48), 128)), strict=True):
+        for plane, values in zip(
+            frame.planes,
+            (np.full((64, 96), 128), np.tile(80 + 2 * np.arange(48), (32, 1)), np.full((32, 48), 128)),
+            strict=True,
+        ):
             padded = np.zeros((plane.height, plane.line_size), np.uint8)
             padded[:, : plane.width] = values
             plane.update(padded)
@@ -308,7 +342,10 @@ def test_options_of_a_list_are_joined_and_others_replaced(tmp_path):
     """A user's x265-params must not undo what keeps x265's bytes the same."""
     source = write(tmp_path / "a.mkv", codec="ffv1", tracks=0, pts=list(range(12)))
     identity(
-        source, tmp_path / "b.mkv", Encoding(codec="hevc", preset="ultrafast", options={"x265-params": "keyint=4:min-keyint=4", "crf": "30"}), segment_frames=12
+        source,
+        tmp_path / "b.mkv",
+        Encoding(codec="hevc", preset="ultrafast", options={"x265-params": "keyint=4:min-keyint=4", "crf": "30"}),
+        segment_frames=12,
     )
     with av.open(str(tmp_path / "b.mkv")) as box:
         told = bytes(box.streams.video[0].codec_context.extradata).decode("latin-1")

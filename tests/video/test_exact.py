@@ -53,10 +53,15 @@ def test_two_runs_give_the_same_bytes(tmp_path):
 
 
 def test_threads_decode_beside_each_other(tmp_path):
-    plans = [plan_video(write(tmp_path / f"{name}.mkv", size=size, tracks=0)) for name, size in (("a", (320, 180)), ("b", (96, 64)))]
+    plans = [
+        plan_video(write(tmp_path / f"{name}.mkv", size=size, tracks=0))
+        for name, size in (("a", (320, 180)), ("b", (96, 64)))
+    ]
     wanted = [[frame.frame for frame in decode_segment(plan, plan.segments[0])] for plan in plans]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda plan: [frame.frame for frame in decode_segment(plan, plan.segments[0])], 4 * plans))
+        found = list(
+            pool.map(lambda plan: [frame.frame for frame in decode_segment(plan, plan.segments[0])], 4 * plans)
+        )
     for index, frames in enumerate(found):
         assert all(map(np.array_equal, frames, wanted[index % 2]))
         assert len(frames) == NUM_FRAMES
@@ -98,7 +103,11 @@ def test_colours_that_rgb_has_not_are_counted(tmp_path):
 def test_colours_that_rgb_has_not_are_told_by_depth_and_range(pix_fmt, values, is_outside):
     frame = av.VideoFrame(96, 64, pix_fmt)
     for plane, value in zip(frame.planes, values, strict=True):
-        plane.update(np.full(plane.buffer_size // (1 + ("10" in pix_fmt)), value, np.uint16 if "10" in pix_fmt else np.uint8).tobytes())
+        plane.update(
+            np.full(
+                plane.buffer_size // (1 + ("10" in pix_fmt)), value, np.uint16 if "10" in pix_fmt else np.uint8
+            ).tobytes()
+        )
     outside, looked_at = count_outside(frame, Colour(1, 1 + ("j" in pix_fmt), 1, 1, False))
     assert looked_at > 0
     assert outside == is_outside * looked_at
@@ -109,12 +118,18 @@ def test_colours_that_rgb_has_not_are_told_by_depth_and_range(pix_fmt, values, i
     ("codec", "options"),
     [
         ("libx264", {"x264-params": "open-gop=1:keyint=20:bframes=3:b-adapt=0:scenecut=0"}),
-        ("libx265", {"x265-params": "open-gop=1:keyint=20:min-keyint=20:bframes=3:b-adapt=0:scenecut=0:log-level=error"}),
+        (
+            "libx265",
+            {"x265-params": "open-gop=1:keyint=20:min-keyint=20:bframes=3:b-adapt=0:scenecut=0:log-level=error"},
+        ),
     ],
 )
 def test_a_cut_before_an_open_group_of_pictures_loses_what_refers_to_what_is_gone(codec, options, suffix, tmp_path):
     """As ``ffmpeg -ss ... -c copy`` cuts: in MP4 an edit list hides those frames, elsewhere they are there and do not decode."""
-    whole, cut = write(tmp_path / f"whole{suffix}", codec=codec, options=options, pts=list(range(60)), tracks=0), tmp_path / f"cut{suffix}"
+    whole, cut = (
+        write(tmp_path / f"whole{suffix}", codec=codec, options=options, pts=list(range(60)), tracks=0),
+        tmp_path / f"cut{suffix}",
+    )
     with av.open(str(whole)) as source, av.open(str(cut), "w") as sink:
         stream = sink.add_stream_from_template(source.streams.video[0])
         keys = leading = first = 0
@@ -213,7 +228,10 @@ def test_settings_are_checked_at_the_start():
 def test_a_failed_segment_leaves_no_file(tmp_path):
     plan = plan_video(write(tmp_path / "a.mp4"))
     part = tmp_path / "a.nut"
-    with pytest.raises(errors.InvalidInputError, match="uint8"), SegmentWriter(part, info=plan.info, size=(96, 64), encoding=Encoding()) as writer:
+    with (
+        pytest.raises(errors.InvalidInputError, match="uint8"),
+        SegmentWriter(part, info=plan.info, size=(96, 64), encoding=Encoding()) as writer,
+    ):
         writer.write(np.zeros((64, 96, 3), np.float32), 0)
     assert not part.exists()
 
@@ -297,7 +315,13 @@ def test_captions_within_the_stream_are_said(tmp_path):
         for packet in box.demux(video=0):
             if packet.size:
                 told = av.Packet(message + bytes(packet))
-                told.pts, told.dts, told.time_base, told.is_keyframe, told.stream = packet.pts, packet.dts, packet.time_base, packet.is_keyframe, copy
+                told.pts, told.dts, told.time_base, told.is_keyframe, told.stream = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                    packet.is_keyframe,
+                    copy,
+                )
                 sink.mux(told)
     info = plan_video(tmp_path / "b.ts").info
     assert list(describe_losses(info, Encoding(), (96, 64))) == ["closed captions in the video stream were left out"]
@@ -325,7 +349,11 @@ def test_covers_come_along_and_second_videos_are_said(source, target, tmp_path):
     clip, picture = write(tmp_path / "plain.mkv", tracks=0, pts=[0, 1, 2]), tmp_path / "cover.jpg"
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 32, 32, "yuvj420p", Fraction(1, 25)
-    picture.write_bytes(b"".join(bytes(packet) for packet in [*encoder.encode(av.VideoFrame(32, 32, "yuvj420p")), *encoder.encode(None)]))
+    picture.write_bytes(
+        b"".join(
+            bytes(packet) for packet in [*encoder.encode(av.VideoFrame(32, 32, "yuvj420p")), *encoder.encode(None)]
+        )
+    )
     covered = add_video(clip, tmp_path / f"a{source}", picture, Disposition.attached_pic)
     _, notes = identity(covered, tmp_path / f"b{target}", Encoding())
     with av.open(str(tmp_path / f"b{target}")) as box:
@@ -336,4 +364,6 @@ def test_covers_come_along_and_second_videos_are_said(source, target, tmp_path):
     else:
         assert (notes, kept) == ((), [picture.read_bytes()])
     two = add_video(clip, tmp_path / "c.mp4", picture, Disposition(0))
-    assert identity(two, tmp_path / f"d{target}", Encoding())[1] == ("video stream 1 was left out: only stream 0 is enhanced",)
+    assert identity(two, tmp_path / f"d{target}", Encoding())[1] == (
+        "video stream 1 was left out: only stream 0 is enhanced",
+    )

@@ -18,7 +18,10 @@ from tests.video.identity import compare, decode, identity
 from tests.video.matrix import CLIPS, NUM_FRAMES, TIMES, make
 
 DECODERS = {"vp8-webm-alpha": "libvpx", "vp9-webm-alpha": "libvpx-vp9"}
-LOSSLESS = {8: Encoding(codec="h264", preset="ultrafast", crf=0), 10: Encoding(codec="h264", preset="ultrafast", options={"x264-params": "qp=0"})}
+LOSSLESS = {
+    8: Encoding(codec="h264", preset="ultrafast", crf=0),
+    10: Encoding(codec="h264", preset="ultrafast", options={"x264-params": "qp=0"}),
+}
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +48,9 @@ def check_segments(name, path, counts):
     for number in counts:
         planned = plan_video(path, segment_frames=-(-NUM_FRAMES // number)).segments
         assert [frame for segment in planned for frame in range(segment.start, segment.stop)] == list(range(NUM_FRAMES))
-        cuts = [NUM_FRAMES * index // number for index in range(number + 1)]  # wherever they fall; the planner keeps to key frames, and makes fewer
+        cuts = [
+            NUM_FRAMES * index // number for index in range(number + 1)
+        ]  # wherever they fall; the planner keeps to key frames, and makes fewer
         evenly = [Segment(index, start, stop) for index, (start, stop) in enumerate(itertools.pairwise(cuts))]
         got = [frame for segment in evenly for frame in decode_segment(plan, segment)]
         assert [frame.pts for frame in got] == times
@@ -101,7 +106,9 @@ def check_tags(info, result, path):
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_identity_keeps_pictures_times_tags_and_sound(name, suffix, clip, tmp_path, record_property):
     source, output = clip(name), tmp_path / f"b{suffix}"
-    encoding = Encoding(codec="ffv1") if suffix == ".mkv" else LOSSLESS[10 if plan_video(source).info.bit_depth > 8 else 8]
+    encoding = (
+        Encoding(codec="ffv1") if suffix == ".mkv" else LOSSLESS[10 if plan_video(source).info.bit_depth > 8 else 8]
+    )
     plan, notes = identity(source, output, encoding, segment_frames=13)
     info, result = plan.info, plan_video(output)
     losses = [*describe_losses(info, encoding, (info.width, info.height)), *notes]
@@ -125,7 +132,13 @@ def check_times(plan, result, suffix):
     assert [time - before[0] for time in before] == [time - after[0] for time in after]
     _, starts = packets_of(plan.path, "audio")
     # Matroska has no times below zero, where AAC of MP4 starts: everything moves by that.
-    shifts = (0, -min([0, *starts])) if suffix == ".mkv" else (-min([before[0], *starts]),) if plan.path.endswith((".ts", ".mpg")) else (0,)
+    shifts = (
+        (0, -min([0, *starts]))
+        if suffix == ".mkv"
+        else (-min([before[0], *starts]),)
+        if plan.path.endswith((".ts", ".mpg"))
+        else (0,)
+    )
     assert min(abs(after[0] - before[0] - shift) for shift in shifts) <= (Fraction(1, 1000) if suffix == ".mkv" else 0)
 
 
@@ -133,7 +146,9 @@ def check_sound(source, output, plan, result):
     (before, starts), (after, new_starts) = packets_of(source, "audio"), packets_of(output, "audio")
     assert after == before
     for a, b in zip(starts, new_starts, strict=True):
-        assert abs((a - plan.pts[0] * plan.info.time_base) - (b - result.pts[0] * result.info.time_base)) <= Fraction(2, 1000)
+        assert abs((a - plan.pts[0] * plan.info.time_base) - (b - result.pts[0] * result.info.time_base)) <= Fraction(
+            2, 1000
+        )
 
 
 def check_pictures(name, source, output, plan, record_property):
@@ -142,7 +157,9 @@ def check_pictures(name, source, output, plan, record_property):
     kept = before[0].format.name.replace("yuvj", "yuv")
     if after[0].format.name.replace("yuvj", "yuv") != kept or before[0].format.is_rgb:
         return  # stored otherwise, as the notes say; encoders' own tests look at those
-    shares, differs, errors = zip(*(compare(a, b, plan.info.colour) for a, b in zip(before, after, strict=True)), strict=True)
+    shares, differs, errors = zip(
+        *(compare(a, b, plan.info.colour) for a, b in zip(before, after, strict=True)), strict=True
+    )
     record_property("share_outside_rgb", float(np.mean(shares)))
     assert np.mean(shares) < 0.01
     assert max(differs) == 0
@@ -153,7 +170,25 @@ def check_pictures(name, source, output, plan, record_property):
 def test_the_matrix_has_what_it_should():
     assert len(CLIPS) >= 24
     recipes = list(CLIPS.values())
-    assert {Path(recipe["file"]).suffix for recipe in recipes} >= {".mp4", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".ts"}
+    assert {Path(recipe["file"]).suffix for recipe in recipes} >= {
+        ".mp4",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mov",
+        ".mpg",
+        ".ts",
+    }
     codecs = {recipe["codec"] for recipe in recipes}
-    assert codecs >= {"libx264", "libx265", "libvpx", "libvpx-vp9", "libsvtav1", "mpeg2video", "mpeg4", "prores_ks", "ffv1"}
+    assert codecs >= {
+        "libx264",
+        "libx265",
+        "libvpx",
+        "libvpx-vp9",
+        "libsvtav1",
+        "mpeg2video",
+        "mpeg4",
+        "prores_ks",
+        "ffv1",
+    }
     assert set(TIMES) == {recipe.get("times", "steady") for recipe in recipes}

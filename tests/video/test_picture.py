@@ -30,7 +30,10 @@ def set_matrix(path, corners):
 def show(path):
     """Turn and mirror the first picture of a file as a player does, by its matrix alone."""
     frame = decode(path)[0]
-    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), struct.pack("=9i", 1, 0, 0, 0, 1, 0, 0, 0, 1))
+    matrix = next(
+        (bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"),
+        struct.pack("=9i", 1, 0, 0, 0, 1, 0, 0, 0, 1),
+    )
     a, b, _, c, d = struct.unpack_from("=5i", matrix)
     picture = frame.to_ndarray(format="rgb24")
     if a == 0:  # x' depends on y
@@ -39,7 +42,9 @@ def show(path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-@pytest.mark.parametrize("corners", [corners for x, y in itertools.product((1, -1), repeat=2) for corners in ((x, 0, 0, y), (0, x, y, 0))])
+@pytest.mark.parametrize(
+    "corners", [corners for x, y in itertools.product((1, -1), repeat=2) for corners in ((x, 0, 0, y), (0, x, y, 0))]
+)
 def test_every_way_of_turning_and_mirroring_is_shown_as_before(corners, suffix, tmp_path):
     source = set_matrix(write(tmp_path / "a.mov", tracks=0, pts=[0, 1], options={"crf": "0"}), corners)
     plan, _ = identity(source, tmp_path / f"b{suffix}", LOSSLESS)
@@ -59,11 +64,19 @@ def test_side_data_that_nobody_has_a_name_for_is_passed_over(tmp_path):
             if packet.size:
                 data = bytes(packet)
                 other = av.Packet(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif + data[2:])
-                other.pts, other.dts, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.time_base, True, copy
+                other.pts, other.dts, other.time_base, other.is_keyframe, other.stream = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                    True,
+                    copy,
+                )
                 sink.mux(other)
     plain, plan = plan_video(source), plan_video(tmp_path / "b.mkv")
     assert (len(plan.pts), plan.info.is_mirrored) == (3, True)
-    for before, after in zip(decode_segment(plain, plain.segments[0]), decode_segment(plan, plan.segments[0]), strict=True):
+    for before, after in zip(
+        decode_segment(plain, plain.segments[0]), decode_segment(plan, plan.segments[0]), strict=True
+    ):
         assert np.array_equal(before.frame, after.frame[:, ::-1])
 
 
@@ -78,9 +91,15 @@ def test_pictures_without_colour_are_stored_with_a_matrix_that_players_know(code
         stream = sink.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
         for index in range(3):
-            frame = av.VideoFrame(96, 64, "pal8") if pix_fmt == "pal8" else av.VideoFrame.from_ndarray(grey, format="gray").reformat(format=pix_fmt)
+            frame = (
+                av.VideoFrame(96, 64, "pal8")
+                if pix_fmt == "pal8"
+                else av.VideoFrame.from_ndarray(grey, format="gray").reformat(format=pix_fmt)
+            )
             if pix_fmt == "pal8":
-                frame = av.VideoFrame.from_ndarray((grey, np.repeat(np.arange(256, dtype=np.uint8), 4).reshape(256, 4)), format="pal8")
+                frame = av.VideoFrame.from_ndarray(
+                    (grey, np.repeat(np.arange(256, dtype=np.uint8), 4).reshape(256, 4)), format="pal8"
+                )
             frame.pts, frame.time_base = index, Fraction(1, 25)
             sink.mux(stream.encode(frame))
         sink.mux(stream.encode(None))
@@ -88,7 +107,10 @@ def test_pictures_without_colour_are_stored_with_a_matrix_that_players_know(code
     assert plan.info.colour.matrix == 6
     with av.open(str(tmp_path / "b.mp4")) as box:
         frame = next(box.decode(video=0))
-        assert (box.streams.video[0].codec_context.colorspace, frame.format.name.replace("j", "")) == (6, "yuv420p" if "16" not in pix_fmt else "yuv420p10le")
+        assert (box.streams.video[0].codec_context.colorspace, frame.format.name.replace("j", "")) == (
+            6,
+            "yuv420p" if "16" not in pix_fmt else "yuv420p10le",
+        )
         shown = frame.reformat(format="rgb24", src_color_range=int(frame.color_range)).to_ndarray()
     if pix_fmt != "monob":  # which is dithered
         assert np.abs(shown.astype(int) - grey[..., None]).mean() < 2.5
@@ -112,7 +134,9 @@ def test_ycgco_has_its_colours_and_others_are_said(pix_fmt, bits, tmp_path):
             frame.pts, frame.colorspace, frame.color_range = 0, matrix, 2
             sink.mux(stream.encode(frame))
             sink.mux(stream.encode(None))
-        plan, _ = identity(path, tmp_path / "b.mp4", LOSSLESS if bits == 8 else Encoding(codec="hevc", preset="ultrafast", crf=4))
+        plan, _ = identity(
+            path, tmp_path / "b.mp4", LOSSLESS if bits == 8 else Encoding(codec="hevc", preset="ultrafast", crf=4)
+        )
         assert plan.info.colour.matrix == 6
         words = {
             8: "YCgCo colour: stored and tagged as BT.601",
@@ -163,9 +187,13 @@ def test_the_video_is_the_default_stream_then_the_largest(suffix, tmp_path):
         checked += 1
         assert len(plan.pts) == wanted
         with av.open(str(path)) as box:
-            main = next(i for i, s in enumerate(box.streams.video) if (s.width, s.height) == (plan.info.width, plan.info.height))
+            main = next(
+                i for i, s in enumerate(box.streams.video) if (s.width, s.height) == (plan.info.width, plan.info.height)
+            )
         assert notes[: len(sources) - 1] == tuple(
-            f"video stream {number} was left out: only stream {main} is enhanced" for number in range(len(sources)) if number != main
+            f"video stream {number} was left out: only stream {main} is enhanced"
+            for number in range(len(sources))
+            if number != main
         )
     assert checked >= 3
 

@@ -68,7 +68,9 @@ def test_two_fields_are_one_frame(suffix, tmp_path):
     assert len(packets_of(path)) > len(FIELDS)
     plan = check(path)
     assert len(plan.pts) == len(FIELDS)
-    assert {round((after - before) * plan.info.time_base * 1000) for before, after in itertools.pairwise(plan.pts)} == {40}
+    assert {round((after - before) * plan.info.time_base * 1000) for before, after in itertools.pairwise(plan.pts)} == {
+        40
+    }
     assert round(plan.duration * plan.info.time_base * 1000) == 40
     assert plan.num_frames_from_header in (None, len(FIELDS))
     with av.open(str(path)) as box:
@@ -93,7 +95,9 @@ def test_pictures_that_are_hidden_are_no_frames(tmp_path):
     assert Kind.UNKNOWN not in {reader.read(bytes(packet)) for packet in packets_of(path)}  # planning decodes nothing
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "libx264"), (".ts", "libx264"), (".mp4", "libx264"), (".mkv", "libx265")])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mkv", "libx264"), (".ts", "libx264"), (".mp4", "libx264"), (".mkv", "libx265")]
+)
 def test_packets_without_a_picture_are_no_frames(suffix, codec, tmp_path):
     """Of a delimiter, or of padding: FFmpeg's H.264 decoder calls them invalid, and players go on."""
     units = [b"\x09\xf0", b"\x0c\xff\xff\x80"] if codec == "libx264" else [b"\x46\x01\x50", b"\x4c\x01\xff\x80"]
@@ -140,11 +144,17 @@ def test_pictures_that_are_not_coded_are_no_frames(suffix, bf, tmp_path):
     source = write(tmp_path / f"a{suffix}", codec="mpeg4", tracks=0, options={"g": "12", "bf": str(bf)})
     kinds = [bytes(packet)[bytes(packet).find(b"\0\0\1\xb6") + 4] >> 6 for packet in packets_of(source)]
     gone = [number for number, kind in enumerate(kinds) if kind == 1 and number % 5 == 4]
-    path = remux(source, tmp_path / f"b{suffix}", lambda packet, number: [packet_like(packet, not_coded(bytes(packet))) if number in gone else packet])
+    path = remux(
+        source,
+        tmp_path / f"b{suffix}",
+        lambda packet, number: [packet_like(packet, not_coded(bytes(packet))) if number in gone else packet],
+    )
     plan = check(path, is_counted=suffix == ".avi" and bf > 0)
     assert 0 < len(plan.pts) < NUM_FRAMES
     if not bf:
-        assert set(gone) - {NUM_FRAMES - 1} <= set(range(NUM_FRAMES)) - {round(pts * plan.info.time_base * 25) for pts in plan.pts}
+        assert set(gone) - {NUM_FRAMES - 1} <= set(range(NUM_FRAMES)) - {
+            round(pts * plan.info.time_base * 25) for pts in plan.pts
+        }
 
 
 def find_box(data, name, start=0):
@@ -155,7 +165,9 @@ def find_box(data, name, start=0):
 def set_edits(path, entries):
     """Replace the edit list of a file of one track whose index stands at its end: (duration in movie units, media time) each."""
     data = bytearray(path.read_bytes())
-    table = struct.pack(">II", 0, len(entries)) + b"".join(struct.pack(">Iihh", span, time, 1, 0) for span, time in entries)
+    table = struct.pack(">II", 0, len(entries)) + b"".join(
+        struct.pack(">Iihh", span, time, 1, 0) for span, time in entries
+    )
     edits = struct.pack(">I4sI4s", 16 + len(table), b"edts", 8 + len(table), b"elst") + table
     start, end = find_box(data, b"edts")
     data[start:end] = edits
@@ -169,7 +181,13 @@ def set_edits(path, entries):
 @pytest.mark.parametrize("bf", ["0", "2"])
 @pytest.mark.parametrize(
     "entries",
-    [[(800, 0)], [(500, 300 * 128 // 10)], [(400, 0), (400, 8 * 512)], [(400, 0), (480, 16 * 512)], [(320, -1), (800, 5 * 512)]],
+    [
+        [(800, 0)],
+        [(500, 300 * 128 // 10)],
+        [(400, 0), (400, 8 * 512)],
+        [(400, 0), (480, 16 * 512)],
+        [(320, -1), (800, 5 * 512)],
+    ],
     ids=["the end is hidden", "start and end are hidden", "a part twice", "a part is hidden", "it begins later"],
 )
 def test_edit_lists_say_what_is_shown(entries, bf, tmp_path):
@@ -218,7 +236,10 @@ def test_recordings_one_after_the_other_are_refused_with_a_way_on(tmp_path):
     for one, other in ((first, first), (first, second)):
         path = tmp_path / "c.ts"
         path.write_bytes(one.read_bytes() + other.read_bytes())
-        with pytest.raises(errors.VideoError, match=rf"c\.ts: times go back from \d\.\d+ s to \d\.\d+ s at frame {NUM_FRAMES}.*ffmpeg -i"):
+        with pytest.raises(
+            errors.VideoError,
+            match=rf"c\.ts: times go back from \d\.\d+ s to \d\.\d+ s at frame {NUM_FRAMES}.*ffmpeg -i",
+        ):
             plan_video(path)
 
 
@@ -228,7 +249,9 @@ def set_duration(data, name, value):
     return data[:at] + struct.pack(">d", value) + data[at + 8 :]
 
 
-@pytest.mark.parametrize(("suffix", "name", "value"), [(".mkv", b"\x44\x89\x88", 10_000.0), (".flv", b"\0\x08duration\0", 10.0)])
+@pytest.mark.parametrize(
+    ("suffix", "name", "value"), [(".mkv", b"\x44\x89\x88", 10_000.0), (".flv", b"\0\x08duration\0", 10.0)]
+)
 def test_a_header_that_lies_about_the_duration(suffix, name, value, tmp_path):
     """What is whole is whole; what is cut is cut, whatever the header says."""
     path = write(tmp_path / f"a{suffix}", tracks=0)
@@ -241,7 +264,10 @@ def test_a_header_that_lies_about_the_duration(suffix, name, value, tmp_path):
 
 def test_a_fragmented_file_that_lies_about_its_duration(tmp_path):
     source, path = write(tmp_path / "a.mkv", tracks=0, options={"g": "10"}), tmp_path / "b.mp4"
-    with av.open(str(source)) as box, av.open(str(path), "w", options={"movflags": "+frag_keyframe+empty_moov"}) as sink:
+    with (
+        av.open(str(source)) as box,
+        av.open(str(path), "w", options={"movflags": "+frag_keyframe+empty_moov"}) as sink,
+    ):
         copy = sink.add_stream_from_template(box.streams.video[0])
         for packet in box.demux(video=0):
             if packet.size:
@@ -266,7 +292,11 @@ def test_a_frame_that_was_not_planned_is_no_truncation(tmp_path):
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
 def test_interlaced_frames_are_told_without_decoding(codec, tmp_path):
     """Most interlaced video has both fields in one packet; x264 codes macroblocks of both kinds."""
-    options = {"libx264": {"x264-params": "tff=1"}, "libx265": {"x265-params": "log-level=error"}, "mpeg2video": {"flags": "+ildct+ilme"}}[codec]
+    options = {
+        "libx264": {"x264-params": "tff=1"},
+        "libx265": {"x265-params": "log-level=error"},
+        "mpeg2video": {"flags": "+ildct+ilme"},
+    }[codec]
     path = write(tmp_path / "a.ts", codec=codec, tracks=0, options=options)
     with av.open(str(path)) as box:
         reader = PacketReader(box.streams.video[0])
@@ -292,6 +322,8 @@ def test_a_damaged_picture_whose_decoder_only_says_minus_one_is_one_frame(tmp_pa
     """FFmpeg's old decoders do, and the system calls that an operation which is not permitted."""
     source = write(tmp_path / "a.avi", codec="msmpeg4", tracks=0)
     damage = b"\xff\xee\xdd\x01" * 10
-    path = remux(source, tmp_path / "b.mkv", lambda packet, number: [packet_like(packet, damage) if number == 7 else packet])
+    path = remux(
+        source, tmp_path / "b.mkv", lambda packet, number: [packet_like(packet, damage) if number == 7 else packet]
+    )
     decoded = decode_times(str(path))
     assert (len(decoded.shown), len(decoded.failed)) == (NUM_FRAMES - 1, 1)

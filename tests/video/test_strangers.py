@@ -37,7 +37,9 @@ def free_port():
 
 
 @pytest.mark.parametrize("suffix", ["own", ".mp4", ".ts", ""])
-@pytest.mark.parametrize("kind", ["hls", "hls from a host", "hls in hls", "ffconcat", "ffconcat by name", "dash", "sdp"])
+@pytest.mark.parametrize(
+    "kind", ["hls", "hls from a host", "hls in hls", "ffconcat", "ffconcat by name", "dash", "sdp"]
+)
 def test_a_file_that_names_others_is_refused_whatever_it_is_called(kind, suffix, tmp_path):
     """The pipe that it names is never opened: opening would wait for somebody who writes to it."""
     named = tmp_path / "named.ts"

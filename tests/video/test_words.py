@@ -19,13 +19,19 @@ def remux(source, target, *, late_s=0, words=None, tracks=None, options=None):
         copies = {stream.index: sink.add_stream_from_template(stream) for stream in box.streams}
         sink.metadata.update(words or {})
         if late_s:
-            sink.set_chapters([{"id": 1, "start": late_s, "end": late_s + 1, "time_base": Fraction(1), "metadata": {"title": "One"}}])
+            sink.set_chapters(
+                [{"id": 1, "start": late_s, "end": late_s + 1, "time_base": Fraction(1), "metadata": {"title": "One"}}]
+            )
         for index, own in (tracks or {}).items():
             copies[index].metadata.update(own)
         for packet in box.demux():
             if packet.size:
                 units = round(late_s / packet.time_base)
-                packet.pts, packet.dts, packet.stream = packet.pts + units, packet.dts + units, copies[packet.stream_index]
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts + units,
+                    packet.dts + units,
+                    copies[packet.stream_index],
+                )
                 sink.mux_one(packet)
     return target
 
@@ -36,7 +42,9 @@ def starts(path):
         firsts = {}
         for packet in box.demux():
             if packet.size and packet.pts is not None:
-                firsts[packet.stream.type] = min(packet.pts * packet.time_base, firsts.get(packet.stream.type, packet.pts * packet.time_base))
+                firsts[packet.stream.type] = min(
+                    packet.pts * packet.time_base, firsts.get(packet.stream.type, packet.pts * packet.time_base)
+                )
         return firsts["video"], firsts["audio"], box.duration / av.time_base
 
 
@@ -51,11 +59,15 @@ def test_mp4_begins_at_zero_when_the_times_of_a_source_are_a_clocks(source, late
     assert abs((picture - sound) - (new_picture - new_sound)) < 0.001
     assert 1.6 < seconds < 2.2
     result = plan_video(tmp_path / f"b{suffix}")
-    assert [(time - result.pts[0]) * result.info.time_base for time in result.pts] == [(time - plan.pts[0]) * plan.info.time_base for time in plan.pts]
+    assert [(time - result.pts[0]) * result.info.time_base for time in result.pts] == [
+        (time - plan.pts[0]) * plan.info.time_base for time in plan.pts
+    ]
     assert any("times begin at zero; in the source they begin at" in note for note in notes)
     if late_s and clip.suffix == ".mkv":
         with av.open(str(tmp_path / f"b{suffix}")) as box:
-            assert [chapter["start"] * chapter["time_base"] for chapter in box.chapters()] == [pytest.approx(0, abs=0.1)]
+            assert [chapter["start"] * chapter["time_base"] for chapter in box.chapters()] == [
+                pytest.approx(0, abs=0.1)
+            ]
 
 
 APPLE = {
@@ -67,7 +79,9 @@ APPLE = {
 
 @pytest.mark.parametrize("suffix", [".mov", ".mp4", ".mkv"])
 def test_what_a_phone_writes_of_a_video_is_kept(suffix, tmp_path):
-    clip = remux(write(tmp_path / "plain.mp4"), tmp_path / "a.mov", words=APPLE, options={"movflags": "use_metadata_tags"})
+    clip = remux(
+        write(tmp_path / "plain.mp4"), tmp_path / "a.mov", words=APPLE, options={"movflags": "use_metadata_tags"}
+    )
     _, notes = identity(clip, tmp_path / f"b{suffix}", FAST)
     with av.open(str(tmp_path / f"b{suffix}")) as box:
         kept = {key.lower(): value for key, value in box.metadata.items()}
@@ -76,7 +90,12 @@ def test_what_a_phone_writes_of_a_video_is_kept(suffix, tmp_path):
 
 
 def test_words_that_a_container_has_no_place_for_are_said(tmp_path):
-    clip = remux(write(tmp_path / "plain.mp4"), tmp_path / "a.mkv", words={"title": "A", "director": "B"}, tracks={1: {"language": "en-GB"}})
+    clip = remux(
+        write(tmp_path / "plain.mp4"),
+        tmp_path / "a.mkv",
+        words={"title": "A", "director": "B"},
+        tracks={1: {"language": "en-GB"}},
+    )
     _, notes = identity(clip, tmp_path / "b.mp4", FAST)
     assert "metadata DIRECTOR was left out: mp4 has no place for it" in notes
     assert "language 'en-GB' of audio stream 1 was left out: mp4 has no place for it" in notes
@@ -85,7 +104,11 @@ def test_words_that_a_container_has_no_place_for_are_said(tmp_path):
 
 
 def test_titles_and_languages_of_tracks_stay_from_container_to_container(tmp_path):
-    clip = remux(write(tmp_path / "plain.mp4", tracks=2), tmp_path / "a.mkv", tracks={0: {"title": "Film"}, 1: {"title": "Kommentar", "language": "jpn"}})
+    clip = remux(
+        write(tmp_path / "plain.mp4", tracks=2),
+        tmp_path / "a.mkv",
+        tracks={0: {"title": "Film"}, 1: {"title": "Kommentar", "language": "jpn"}},
+    )
     path = clip
     for name in ("b.mp4", "c.mp4", "d.mov", "e.mkv"):
         _, notes = identity(path, tmp_path / name, FAST)

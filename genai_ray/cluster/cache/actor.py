@@ -55,7 +55,9 @@ class CacheActor:
         self._loader = Loader(self._book, name, options.load_within_s, self._sizes, self._metrics)
         self._evictor = Evictor(self._book, self._loader.need_of, options.min_stay_s, self._note_eviction)
         self._leases = Leases(self._book, self._evictor, self._loader.need_of, self._begin)
-        self._upkeep = Maintenance(self._book, self._evictor, self._loader, self._leases, self._begin, options.sessions_per_device)
+        self._upkeep = Maintenance(
+            self._book, self._evictor, self._loader, self._leases, self._begin, options.sessions_per_device
+        )
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone: dict[Key, asyncio.Lock] = {}
@@ -80,7 +82,9 @@ class CacheActor:
                 "Use another name.",
             )
         if options is not None and options != self._options:
-            raise ConfigError(f"cache {self._name!r} with {options}", f"{self._options}, which it has", "Use another name.")
+            raise ConfigError(
+                f"cache {self._name!r} with {options}", f"{self._options}, which it has", "Use another name."
+            )
 
     async def acquire(self, want: LoadRequest, lost: str | None = None) -> Acquired:
         """Return the ready sessions of an entry, loaded where it is not there; concurrent calls for one entry load it once.
@@ -119,7 +123,11 @@ class CacheActor:
         usable, queues = [entry for entry in self._book.of_key(key) if self._book.is_usable(entry)], dict[str, int]()
         if len(usable) > 1:
             answers = await asyncio.gather(*(self._evictor.ask(entry.name) for entry in usable))
-            queues = {entry.name: answer.in_flight for entry, answer in zip(usable, answers, strict=True) if answer is not None}
+            queues = {
+                entry.name: answer.in_flight
+                for entry, answer in zip(usable, answers, strict=True)
+                if answer is not None
+            }
             usable = [entry for entry in usable if self._book.is_usable(entry)]
         return self._acquired(usable, queues) if usable else None
 
@@ -231,7 +239,10 @@ class CacheActor:
             ResourceExhaustedError: If one is pinned, leased, or at work until the deadline.
         """
         await self._open()
-        entries, deadline = [entry for entry in self._book.of_model(model) if entry.is_begun], time.monotonic() + within_s
+        entries, deadline = (
+            [entry for entry in self._book.of_model(model) if entry.is_begun],
+            time.monotonic() + within_s,
+        )
         if not entries:
             raise await self._not_loaded(model)
         for entry in entries:
@@ -260,11 +271,17 @@ class CacheActor:
             ModelNotFoundError: If it is not loaded.
         """
         await self._open()
-        entries = [entry for entry in self._book.of_model(model) if entry.name in self._book.ledger.slots and not self._book.is_retiring(entry)]
+        entries = [
+            entry
+            for entry in self._book.of_model(model)
+            if entry.name in self._book.ledger.slots and not self._book.is_retiring(entry)
+        ]
         known = {key for key in self._book.pinned if key.model == model}
         if not entries and (pinned or not known):
             raise await self._not_loaded(model)
-        self._book.pinned = self._book.pinned | {entry.key for entry in entries} if pinned else self._book.pinned - known
+        self._book.pinned = (
+            self._book.pinned | {entry.key for entry in entries} if pinned else self._book.pinned - known
+        )
         for entry in entries:
             self._book.ledger.mark(entry.name, is_pinned=pinned)
         for entry in entries:
@@ -285,8 +302,12 @@ class CacheActor:
             "pid": os.getpid(),
             **figures,
             "leases": len(self._leases),
-            "waiting": [describe_key(entry.key) | {"reason": str(entry.blocked or "about to load")} for entry in waiting],
-            "failing": [describe_key(key) | {"reason": str(failure.error)} for key, failure in self._loader.failing().items()],
+            "waiting": [
+                describe_key(entry.key) | {"reason": str(entry.blocked or "about to load")} for entry in waiting
+            ],
+            "failing": [
+                describe_key(key) | {"reason": str(failure.error)} for key, failure in self._loader.failing().items()
+            ],
         }
 
     async def shutdown(self) -> None:
@@ -362,7 +383,10 @@ class CacheActor:
             yield
         except BaseException as exc:
             if not entry.ready.is_set():
-                self._loader.fail(entry, ResourceExhaustedError(f"{entry.key.model} was not loaded: the cache was interrupted by {exc!r}"))
+                self._loader.fail(
+                    entry,
+                    ResourceExhaustedError(f"{entry.key.model} was not loaded: the cache was interrupted by {exc!r}"),
+                )
             raise
 
     async def _load_alone(self, entry: Entry) -> None:
@@ -393,7 +417,10 @@ class CacheActor:
 
     def _acquired(self, entries: list[Entry], queues: Mapping[str, int] = MappingProxyType({})) -> Acquired:
         slots = [self._book.ledger.slots[entry.name] for entry in entries]
-        replicas = tuple(Replica(entry.name, entry.handle, entry.started.node if entry.started else "", queues.get(entry.name, 0)) for entry in entries)
+        replicas = tuple(
+            Replica(entry.name, entry.handle, entry.started.node if entry.started else "", queues.get(entry.name, 0))
+            for entry in entries
+        )
         return Acquired(replicas, max(slot.reserved_bytes for slot in slots), entries[0].want.request.floor_bytes)
 
     async def _not_loaded(self, model: str) -> ModelNotFoundError:

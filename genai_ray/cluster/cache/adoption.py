@@ -76,7 +76,9 @@ def enter(name: str, found: Description, book: SessionTable, leases: Leases) -> 
         leases.adopt(lease_id, want)
     if found.stays.is_pinned:
         book.pinned.add(key)
-    is_doubled = any(slot.device_id == device_id and slot.state is not SlotState.RETIRING for slot in ledger.of_key(key))
+    is_doubled = any(
+        slot.device_id == device_id and slot.state is not SlotState.RETIRING for slot in ledger.of_key(key)
+    )
     taken = found.reserved_bytes if found.measured_bytes is None else max(found.measured_bytes, floor_bytes)
     try:
         ledger.reserve(name, Need(key, taken), device_id, floor_bytes, time.monotonic(), found.held_bytes)

@@ -34,10 +34,18 @@ class Autoscaling:
         book.can_grow = book.can_grow or bool(groups)
         if not book.can_grow:
             return
-        if self._shown is None and not await asyncio.to_thread(_has_restarted):  # else what an earlier life asked for lasts until something else is
+        if self._shown is None and not await asyncio.to_thread(
+            _has_restarted
+        ):  # else what an earlier life asked for lasts until something else is
             self._shown = []
-        has_gpus = any("GPU" in group for group in groups) or any(device.kind != CPU for device in book.ledger.devices.values())
-        waiting = [self._bundle(entry, has_gpus) for entry in book.entries.values() if entry.blocked is not None and entry.name not in book.ledger.slots]
+        has_gpus = any("GPU" in group for group in groups) or any(
+            device.kind != CPU for device in book.ledger.devices.values()
+        )
+        waiting = [
+            self._bundle(entry, has_gpus)
+            for entry in book.entries.values()
+            if entry.blocked is not None and entry.name not in book.ledger.slots
+        ]
         await self._ask(waiting)
 
     async def stop(self) -> None:
@@ -61,7 +69,9 @@ def _groups_that_grow() -> list[dict[str, float]]:
     """Return the resources of each kind of node that an autoscaler has told Ray that it may add."""
     state: Any = ray._private.state.state
     found = state.get_cluster_config()
-    return [] if found is None else [dict(group.resources) for group in found.node_group_configs if group.max_count != 0]
+    return (
+        [] if found is None else [dict(group.resources) for group in found.node_group_configs if group.max_count != 0]
+    )
 
 
 def _has_restarted() -> bool:

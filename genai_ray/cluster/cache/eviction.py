@@ -44,7 +44,13 @@ class Evictor:
         on_evicted: Told of every session that went, before it is struck out.
     """
 
-    def __init__(self, book: SessionTable, need_of: Callable[[Entry], Need[Key]], min_stay_s: float, on_evicted: Callable[[Slot[Key]], None]) -> None:
+    def __init__(
+        self,
+        book: SessionTable,
+        need_of: Callable[[Entry], Need[Key]],
+        min_stay_s: float,
+        on_evicted: Callable[[Slot[Key]], None],
+    ) -> None:
         self._shrinking = asyncio.Lock()
         self._rooms: dict[str, tuple[Need[Key], Plan]] = {}
         self._book, self._need_of, self._min_stay_s, self._on_evicted = book, need_of, min_stay_s, on_evicted
@@ -122,7 +128,9 @@ class Evictor:
         """Return those of a group that have no place yet; a lease and a load may both look for one."""
         return [entry for entry in group if entry.name not in self._book.ledger.slots]
 
-    def _reserve(self, group: Sequence[Entry], waiting: Sequence[Entry], rooms: Mapping[str, tuple[Need[Key], Plan]]) -> bool:
+    def _reserve(
+        self, group: Sequence[Entry], waiting: Sequence[Entry], rooms: Mapping[str, tuple[Need[Key], Plan]]
+    ) -> bool:
         """Enter a group where room was made for it; nothing else happens meanwhile."""
         ledger, done = self._book.ledger, list[Entry]()
         if any(entry.ready.is_set() or entry.gone.is_set() for entry in waiting):  # given up meanwhile
@@ -162,7 +170,9 @@ class Evictor:
             device = trial.devices.get(found.device_id)
             if device is None:  # it left
                 continue
-            claim = min(need.num_bytes - sum(slot.reserved_bytes for slot in going), -trial.excess_bytes(found.device_id))
+            claim = min(
+                need.num_bytes - sum(slot.reserved_bytes for slot in going), -trial.excess_bytes(found.device_id)
+            )
             held = min(-(-claim // device.unit_bytes) * device.unit_bytes, device.capacity_bytes - device.held_bytes)
             if claim > 0 and held >= 0:
                 trial.reserve(f"room {number}", replace(need, num_bytes=claim), found.device_id, 0, 0.0, held)
@@ -192,7 +202,9 @@ class Evictor:
                 victim = await self.stalest(place, but=refused | self._going())
                 if victim is not None:
                     refused |= frozenset() if await self.retire(victim.name) else {victim.name}
-                elif self._going(place):  # when they are gone, the one that they go for finds less than it needs, and looks again
+                elif self._going(
+                    place
+                ):  # when they are gone, the one that they go for finds less than it needs, and looks again
                     await self._book.wait_for_change(_RETRY_S)
                 else:
                     _log.warning(
@@ -230,7 +242,10 @@ class Evictor:
                 victim = await self.stalest(slot.device_id if is_local else None, but=self._going() | {name})
                 if victim is None:
                     return False
-                self._rooms[name] = (Need(slot.key, more), Plan(slot.device_id, (victim.name,)))  # it goes for nobody else
+                self._rooms[name] = (
+                    Need(slot.key, more),
+                    Plan(slot.device_id, (victim.name,)),
+                )  # it goes for nobody else
                 if not await self.retire(victim.name):
                     return False
         finally:
@@ -249,7 +264,9 @@ class Evictor:
         """
         asked: set[str] = set()
         while True:
-            slot = next((s for s in self._book.ledger.leaving() if s.name not in but and device_id in (None, s.device_id)), None)
+            slot = next(
+                (s for s in self._book.ledger.leaving() if s.name not in but and device_id in (None, s.device_id)), None
+            )
             if slot is None or slot.name in asked:
                 return slot
             asked.add(slot.name)
@@ -317,7 +334,10 @@ class Evictor:
                 raise ResourceExhaustedError(f"{model} is pinned", do="Unpin it first.")
             elif book.ledger.is_leased(slot.key):
                 raise ResourceExhaustedError(f"{model} is leased by a job", do="Wait for its end.")
-            elif not await self.retire(entry.name, max(deadline - time.monotonic(), 0.0)) and time.monotonic() >= deadline:
+            elif (
+                not await self.retire(entry.name, max(deadline - time.monotonic(), 0.0))
+                and time.monotonic() >= deadline
+            ):
                 raise ResourceExhaustedError(f"{model} is at work", do="Try again when it is idle.")
 
     async def retire(self, name: str, finish_within_s: float | None = None) -> bool:
@@ -390,6 +410,8 @@ class Evictor:
         ledger = self._book.ledger
         for entry in group:
             entry.blocked = ResourceExhaustedError(
-                f"{entry.key.model} needs {self._need_of(entry).num_bytes} bytes: {reason}", f"{ledger.budget_bytes - ledger.used_bytes} bytes are free", do
+                f"{entry.key.model} needs {self._need_of(entry).num_bytes} bytes: {reason}",
+                f"{ledger.budget_bytes - ledger.used_bytes} bytes are free",
+                do,
             )
         return False

@@ -14,7 +14,11 @@ __all__ = ["join_flight"]
 
 
 async def join_flight(
-    want: LoadRequest, deadline: float, book: SessionTable, check_failing: Callable[[Key], None], begin: Callable[[Entry], None]
+    want: LoadRequest,
+    deadline: float,
+    book: SessionTable,
+    check_failing: Callable[[Key], None],
+    begin: Callable[[Entry], None],
 ) -> list[Entry]:
     """Wait for the sessions of an entry; the first who asks has one loaded, those who come meanwhile wait for the same.
 

@@ -48,7 +48,13 @@ class Leases:
         begin: Starts to load an entry that has been placed, unless it is being loaded.
     """
 
-    def __init__(self, book: SessionTable, evictor: Evictor, need_of: Callable[[Entry], Need[Key]], begin: Callable[[Entry], None]) -> None:
+    def __init__(
+        self,
+        book: SessionTable,
+        evictor: Evictor,
+        need_of: Callable[[Entry], Need[Key]],
+        begin: Callable[[Entry], None],
+    ) -> None:
         self._book, self._evictor, self._need_of, self._begin = book, evictor, need_of, begin
         self._leases: dict[str, Lease] = {}
         self._waiting: Counter[str] = Counter()
@@ -75,8 +81,12 @@ class Leases:
             while not await self._try(request):
                 self._check_wanted(request)
                 if time.monotonic() > deadline:
-                    blocked = (entry.blocked for want in request.wants for entry in self._book.of_key(key_of(want.request)))
-                    raise next(filter(None, blocked), None) or DeadlineExceededError(f"no room for {len(request.wants)} models together")
+                    blocked = (
+                        entry.blocked for want in request.wants for entry in self._book.of_key(key_of(want.request))
+                    )
+                    raise next(filter(None, blocked), None) or DeadlineExceededError(
+                        f"no room for {len(request.wants)} models together"
+                    )
                 self._check_fits(request)
                 self._begin_waited(request)
                 await self._book.wait_for_change(_RETRY_S)
@@ -125,7 +135,9 @@ class Leases:
     def _settle(self, request: LeaseRequest) -> None:
         """Leave nothing behind of a lease that was not had: what others wait for by now is loaded for them."""
         self._begin_waited(request)
-        for entry in [entry for want in request.wants for entry in self._book.of_key(key_of(want.request)) if not entry.is_begun]:
+        for entry in [
+            entry for want in request.wants for entry in self._book.of_key(key_of(want.request)) if not entry.is_begun
+        ]:
             self._book.drop(entry)
 
     def _begin_waited(self, request: LeaseRequest) -> None:
@@ -136,7 +148,9 @@ class Leases:
 
     def _check_fits(self, request: LeaseRequest) -> None:
         if not self._book.can_grow:
-            wanted = [self._need_of(Entry(want)) for want in {key_of(want.request): want for want in request.wants}.values()]
+            wanted = [
+                self._need_of(Entry(want)) for want in {key_of(want.request): want for want in request.wants}.values()
+            ]
             check_all_fit(self._book.ledger, wanted)
 
     def renew(self, request: LeaseRequest) -> bool:
@@ -206,7 +220,12 @@ class Leases:
         Returns:
             Each with the number of devices; None for every one.
         """
-        return [(want, lease.request.copies) for lease in self._leases.values() if lease.request.copies != 1 for want in lease.request.wants]
+        return [
+            (want, lease.request.copies)
+            for lease in self._leases.values()
+            if lease.request.copies != 1
+            for want in lease.request.wants
+        ]
 
     def stays(self, entry: Entry) -> RetentionInfo:
         """Return why a session must stay.
@@ -231,7 +250,9 @@ class Leases:
             await self._say(entry, self.stays(entry))
 
     async def _say(self, entry: Entry, stays: RetentionInfo) -> None:
-        with contextlib.suppress(RayError, TimeoutError):  # one that is dead is struck out, and its lease begins anew with the next
+        with contextlib.suppress(
+            RayError, TimeoutError
+        ):  # one that is dead is struck out, and its lease begins anew with the next
             await asyncio.wait_for(entry.handle.stay.remote(stays), ANSWER_WITHIN_S)
 
     async def _tell(self, keys: Sequence[Key]) -> None:
@@ -250,7 +271,10 @@ class Leases:
             entries = self._book.of_key(key)
             if any(entry.name in self._book.ledger.slots and not self._book.is_retiring(entry) for entry in entries):
                 continue
-            waiting = next((entry for entry in entries if not entry.ready.is_set() and entry.name not in self._book.ledger.slots), None)
+            waiting = next(
+                (entry for entry in entries if not entry.ready.is_set() and entry.name not in self._book.ledger.slots),
+                None,
+            )
             missing.append(waiting or Entry(want))
             if waiting is None:
                 self._book.add(missing[-1])  # so that whoever asks for it meanwhile waits for this one

@@ -69,10 +69,18 @@ class Loader:
         metrics: Told of loads and failures.
     """
 
-    def __init__(self, book: SessionTable, cache: str, load_within_s: float, sizes: SizeMemory, metrics: CacheMetrics) -> None:
+    def __init__(
+        self, book: SessionTable, cache: str, load_within_s: float, sizes: SizeMemory, metrics: CacheMetrics
+    ) -> None:
         self.failures: dict[Key, Failure] = {}
         self._rests: dict[tuple[Key, str], float] = {}
-        self._book, self._cache, self._load_within_s, self._sizes, self._metrics = book, cache, load_within_s, sizes, metrics
+        self._book, self._cache, self._load_within_s, self._sizes, self._metrics = (
+            book,
+            cache,
+            load_within_s,
+            sizes,
+            metrics,
+        )
         self._loads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(LOADS_AT_ONCE))
         self._gpu_loads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(1))
         self._starts: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -91,7 +99,10 @@ class Loader:
         """
         request = entry.want.request
         kinds = allowed_kinds(self._book.ledger.devices.values(), request.device, request.backend, request.device_kinds)
-        num_bytes = max((self.bytes_on(entry, kind) for kind in kinds), default=max(entry.want.predicted_bytes, request.floor_bytes or 0))
+        num_bytes = max(
+            (self.bytes_on(entry, kind) for kind in kinds),
+            default=max(entry.want.predicted_bytes, request.floor_bytes or 0),
+        )
         return Need(entry.key, num_bytes, kinds, entry.want.node, entry.avoid)
 
     def bytes_on(self, entry: Entry, kind: str) -> int:
@@ -105,7 +116,9 @@ class Loader:
             Bytes, its process included, and at the least what was given.
         """
         want = entry.want
-        return max(self._sizes.expected(want.digest, want.request, kind, want.predicted_bytes), want.request.floor_bytes or 0)
+        return max(
+            self._sizes.expected(want.digest, want.request, kind, want.predicted_bytes), want.request.floor_bytes or 0
+        )
 
     def check_failing(self, key: Key) -> None:
         """Refuse what failed a short while ago.
@@ -124,7 +137,11 @@ class Loader:
             del self.failures[key]
             return
         error = failure.error
-        raise type(error)(error.got, error.allowed, f"{error.do} It failed before, and is tried again in {left_s:.0f} s, or now by load_model.".strip())
+        raise type(error)(
+            error.got,
+            error.allowed,
+            f"{error.do} It failed before, and is tried again in {left_s:.0f} s, or now by load_model.".strip(),
+        )
 
     def failing(self) -> dict[Key, Failure]:
         """Return what failed a short while ago, and forget what failed before.
@@ -201,10 +218,16 @@ class Loader:
         book, ledger = self._book, self._book.ledger
         slot = ledger.slots[entry.name]
         kind = ledger.devices[slot.device_id].kind
-        turn = contextlib.nullcontext() if entry.is_adopted else (self._loads if kind == CPU else self._gpu_loads)[slot.device_id]
+        turn = (
+            contextlib.nullcontext()
+            if entry.is_adopted
+            else (self._loads if kind == CPU else self._gpu_loads)[slot.device_id]
+        )
         async with turn:  # one of an earlier life loads already, or has long since
             warm_bytes, load_s = await asyncio.wait_for(entry.handle.load.remote(), self._load_within_s)
-        measured = warm_bytes + GROWTH_BYTES if kind in (CPU, LOGICAL_GPU) else warm_bytes  # of a GPU it may be what was reserved, if NVML is silent
+        measured = (
+            warm_bytes + GROWTH_BYTES if kind in (CPU, LOGICAL_GPU) else warm_bytes
+        )  # of a GPU it may be what was reserved, if NVML is silent
         if entry.name not in ledger.slots:
             raise ResourceExhaustedError(f"{entry.key.model} was dropped while it loaded")
         self._sizes.remember(entry.want.digest, entry.want.request, kind, measured)
@@ -213,7 +236,8 @@ class Loader:
             ledger.mark(entry.name, is_pinned=True)
         if ledger.excess_bytes(slot.device_id) > 0 and not await evictor.shrink(entry.name):
             raise ResourceExhaustedError(
-                f"{entry.key.model} took {measured} bytes", f"{ledger.devices[slot.device_id].budget_bytes} on its device, {ledger.budget_bytes} in all"
+                f"{entry.key.model} took {measured} bytes",
+                f"{ledger.devices[slot.device_id].budget_bytes} on its device, {ledger.budget_bytes} in all",
             )
         if not entry.is_adopted:
             book.counts["loads"] += 1
@@ -239,10 +263,17 @@ class Loader:
         ledger = self._book.ledger
         slot = ledger.slots[entry.name]
         device = ledger.devices[slot.device_id]
-        twins = [other for other in ledger.devices.values() if (other.node == device.node and CPU not in (other.kind, device.kind)) or other is device]
+        twins = [
+            other
+            for other in ledger.devices.values()
+            if (other.node == device.node and CPU not in (other.kind, device.kind)) or other is device
+        ]
         if self._book.is_closed:
             raise CacheClosedError(f"the cache was shut down before {entry.key.model} was loaded")
-        async with self._starts[device.node], steer(device, slot.held_bytes, {twin: self._left_by_ray(twin) for twin in twins}, START_WITHIN_S):
+        async with (
+            self._starts[device.node],
+            steer(device, slot.held_bytes, {twin: self._left_by_ray(twin) for twin in twins}, START_WITHIN_S),
+        ):
             start_session(entry, self._cache, device, slot)
             started: Started = await asyncio.wait_for(entry.handle.start.remote(), START_WITHIN_S)
             entry.started = started
@@ -257,7 +288,11 @@ class Loader:
 
     def _left_by_ray(self, device: Device) -> int:
         """Return the bytes of a device that no process holds; the ledger counts those as well whose turn has not come."""
-        started = (slot for slot in self._book.ledger.slots.values() if slot.name in self._book.entries and self._book.entries[slot.name].started is not None)
+        started = (
+            slot
+            for slot in self._book.ledger.slots.values()
+            if slot.name in self._book.entries and self._book.entries[slot.name].started is not None
+        )
         return device.capacity_bytes - sum(slot.held_bytes for slot in started if slot.device_id == device.device_id)
 
     async def _prepare_next_try(self, entry: Entry, device_id: str, exc: Exception, tries: int) -> bool:
@@ -267,10 +302,14 @@ class Loader:
         if self._book.entries.get(entry.name) is not entry:
             return False
         await end_session(self._book, entry)
-        if self._book.entries.get(entry.name) is not entry or (entry.is_replica and not isinstance(exc, MisplacedError)):
+        if self._book.entries.get(entry.name) is not entry or (
+            entry.is_replica and not isinstance(exc, MisplacedError)
+        ):
             return False
         is_ours = isinstance(exc, GenAIRayError) or isinstance(getattr(exc, "cause", None), GenAIRayError)
-        is_deterministic = is_ours and device_id in self._book.ledger.devices  # the death of a node says nothing of the model
+        is_deterministic = (
+            is_ours and device_id in self._book.ledger.devices
+        )  # the death of a node says nothing of the model
         if not isinstance(exc, MisplacedError):
             entry.avoid |= {device_id}
             if not self._has_other_device(entry):
@@ -287,4 +326,7 @@ class Loader:
             kinds = self.need_of(entry).kinds
         except (BackendUnavailableError, ConfigError):
             return False
-        return any(device.device_id not in entry.avoid and (kinds is None or device.kind in kinds) for device in self._book.ledger.devices.values())
+        return any(
+            device.device_id not in entry.avoid and (kinds is None or device.kind in kinds)
+            for device in self._book.ledger.devices.values()
+        )

@@ -63,7 +63,15 @@ class Maintenance:
         sessions_per_device: Most sessions of a hot model on one device.
     """
 
-    def __init__(self, book: SessionTable, evictor: Evictor, loader: Loader, leases: Leases, begin: Callable[[Entry], None], sessions_per_device: int) -> None:
+    def __init__(
+        self,
+        book: SessionTable,
+        evictor: Evictor,
+        loader: Loader,
+        leases: Leases,
+        begin: Callable[[Entry], None],
+        sessions_per_device: int,
+    ) -> None:
         self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
         self._sessions_per_device = sessions_per_device
         self._asked_s = 0.0
@@ -79,7 +87,11 @@ class Maintenance:
         for node in self._nodes - set(alive):
             gone = [device.device_id for device in book.ledger.devices.values() if device.node == node]
             _log.warning("node %s left the cluster, and its sessions with it", node)
-            for entry in [e for e in book.entries.values() if e.name in book.ledger.slots and book.ledger.slots[e.name].device_id in gone]:
+            for entry in [
+                e
+                for e in book.entries.values()
+                if e.name in book.ledger.slots and book.ledger.slots[e.name].device_id in gone
+            ]:
                 if entry.ready.is_set():
                     book.drop(entry)  # one that loads is told by its own call, and tries elsewhere
             for device_id in gone:
@@ -90,7 +102,9 @@ class Maintenance:
         new = set(alive) - self._nodes
         book.unprobed |= new
         await asyncio.gather(*(self._enter(node, alive[node]) for node in new))
-        for node in book.unprobed - set(self._probes):  # beside everything else: a node that is silent takes a minute each time
+        for node in book.unprobed - set(
+            self._probes
+        ):  # beside everything else: a node that is silent takes a minute each time
             self._probes[node] = asyncio.create_task(self._probe_again(node, alive[node]))
         await self._growth.show()
 
@@ -107,7 +121,9 @@ class Maintenance:
         try:
             gpus = await asyncio.to_thread(find_gpus, node, resources)
         except RayError as exc:
-            _log.warning("node %s does not tell what its GPUs are, so no session goes there until it does: %s", node, exc)
+            _log.warning(
+                "node %s does not tell what its GPUs are, so no session goes there until it does: %s", node, exc
+            )
             return []
         self._book.unprobed.discard(node)
         return gpus
@@ -140,7 +156,9 @@ class Maintenance:
             await self._ask(None if is_due else self._replicated(), idle_release_s, metrics if is_due else None)
 
         # each by itself: a session that does not answer must not delay the news of a node that died
-        await asyncio.gather(*(self._repeat(step) for step in (self.look_at_nodes, self._leases.expire, self.spread, ask)))
+        await asyncio.gather(
+            *(self._repeat(step) for step in (self.look_at_nodes, self._leases.expire, self.spread, ask))
+        )
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -159,7 +177,9 @@ class Maintenance:
         while self._book.entries.get(entry.name) is entry:
             try:
                 if await entry.handle.watch.remote():
-                    with contextlib.suppress(BackendUnavailableError, ConfigError):  # no device will do at the moment; it is watched all the same
+                    with contextlib.suppress(
+                        BackendUnavailableError, ConfigError
+                    ):  # no device will do at the moment; it is watched all the same
                         await self.replicate(entry)
             except ActorUnavailableError:
                 await asyncio.sleep(_RETRY_S)
@@ -184,7 +204,11 @@ class Maintenance:
         resting = self._loader.resting(key)
         most = min(self._sessions_per_device, len(self._book.ledger.of_key(key)) + 1)
         for here in range(1, most + 1):  # devices with fewer of its sessions come first
-            twin = Entry(replace(entry.want, is_explicit=False, node=None), avoid=self._devices_of(key, here) | resting, is_replica=True)
+            twin = Entry(
+                replace(entry.want, is_explicit=False, node=None),
+                avoid=self._devices_of(key, here) | resting,
+                is_replica=True,
+            )
             found = self._evictor.plan([self._loader.need_of(twin)])
             if found is None or found[0].victims:
                 continue
@@ -202,7 +226,9 @@ class Maintenance:
     async def spread(self) -> None:
         """Bring the models of batch jobs to every device that they may use."""
         for want, copies in self._leases.copies():
-            with contextlib.suppress(BackendUnavailableError, ConfigError):  # no device will do at the moment, which is nothing to other models
+            with contextlib.suppress(
+                BackendUnavailableError, ConfigError
+            ):  # no device will do at the moment, which is nothing to other models
                 while await self._spread_once(want, copies):
                     pass
 
@@ -213,7 +239,9 @@ class Maintenance:
             if key in self._loader.failing() or (copies is not None and self._num_places(key) >= copies):
                 return False
             avoid = self._devices_of(key) | self._loader.resting(key)
-            twin = Entry(replace(want, is_explicit=True, node=None), avoid=avoid, is_replica=bool(self._book.of_key(key)))
+            twin = Entry(
+                replace(want, is_explicit=True, node=None), avoid=avoid, is_replica=bool(self._book.of_key(key))
+            )
             placed = await self._evictor.try_place([twin])
             if placed:
                 self._begin(twin)
@@ -224,7 +252,11 @@ class Maintenance:
         book, ledger = self._book, self._book.ledger
         slots = [slot for slot in ledger.by_recency() if names is None or slot.name in names]
         answers: list[Recency | None] = await asyncio.gather(*(self._evictor.ask(slot.name) for slot in slots))
-        seen = {slot.name: answer for slot, answer in zip(slots, answers, strict=True) if answer is not None and slot.name in ledger.slots}
+        seen = {
+            slot.name: answer
+            for slot, answer in zip(slots, answers, strict=True)
+            if answer is not None and slot.name in ledger.slots
+        }
         for slot in slots:
             if slot.name in seen and slot.name in ledger.slots and self._is_over(slot, seen[slot.name], idle_release_s):
                 await self._evictor.retire(slot.name)
@@ -249,7 +281,11 @@ class Maintenance:
         limit_s = idle_release_s or (IDLE_RELEASE_S if self._book.can_grow else None)
         if limit_s is not None and answer.idle_s > limit_s:
             return True
-        replicas = [other for other in self._book.ledger.of_key(slot.key) if other is not slot and other.state is SlotState.READY]
+        replicas = [
+            other
+            for other in self._book.ledger.of_key(slot.key)
+            if other is not slot and other.state is SlotState.READY
+        ]
         is_surplus = answer.idle_s > SURPLUS_IDLE_S and any(other.last_used_s > slot.last_used_s for other in replicas)
         if is_surplus != slot.is_surplus:
             self._book.ledger.mark(slot.name, is_surplus=is_surplus)
@@ -265,7 +301,9 @@ class Maintenance:
     def _num_places(self, key: Key) -> int:
         """Count the devices that have a model, and its sessions that have no device yet."""
         slots = self._book.ledger.slots
-        return len({slots[entry.name].device_id if entry.name in slots else entry.name for entry in self._book.of_key(key)})
+        return len(
+            {slots[entry.name].device_id if entry.name in slots else entry.name for entry in self._book.of_key(key)}
+        )
 
     def _devices_of(self, key: Key, at_least: int = 1) -> frozenset[str]:
         """Return the devices that have so many sessions of a model, in any state."""

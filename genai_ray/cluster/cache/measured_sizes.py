@@ -44,7 +44,11 @@ def shape_bucket(request: SessionRequest) -> str:
     Returns:
         Frame size rounded up to 64 px, batch, tile, the bytes that were given, and shapes of raw tensors, if any.
     """
-    frame = "any" if request.max_frame is None else "x".join(str(-(-length // _BUCKET_PX) * _BUCKET_PX) for length in request.max_frame)
+    frame = (
+        "any"
+        if request.max_frame is None
+        else "x".join(str(-(-length // _BUCKET_PX) * _BUCKET_PX) for length in request.max_frame)
+    )
     limits = (request.max_batch, request.tile_size_px, request.floor_bytes)
     raw = [",".join(f"{name}={size}" for name, size in shapes) for shapes in request.warmup_shapes]
     return " ".join([frame, *("auto" if limit is None else str(limit) for limit in limits), *raw])
@@ -92,7 +96,9 @@ class SizeMemory:
         Returns:
             As measured, or the default.
         """
-        return self._known.get(f"process {kind}", DEFAULT_PROCESS_BYTES if kind in ("cpu", "logical-gpu") else GPU_CONTEXT_BYTES)
+        return self._known.get(
+            f"process {kind}", DEFAULT_PROCESS_BYTES if kind in ("cpu", "logical-gpu") else GPU_CONTEXT_BYTES
+        )
 
     def remember_process(self, kind: str, num_bytes: int) -> None:
         """Enter what a process without a model takes: the most that was seen.

@@ -28,13 +28,24 @@ class CacheMetrics:
         self._tags = {"cache": cache}
         self._loads = Counter("genai_ray_loads", "Sessions loaded.", ("cache", "model"))
         self._failures = Counter("genai_ray_load_failures", "Loads that failed, each try.", ("cache", "model"))
-        self._evictions = Counter("genai_ray_evictions", "Sessions that went for others, or were told to.", ("cache", "model"))
+        self._evictions = Counter(
+            "genai_ray_evictions", "Sessions that went for others, or were told to.", ("cache", "model")
+        )
         self._hits = Counter("genai_ray_hits", "Uses of loaded sessions.", ("cache", "model"))
-        self._load_s = Histogram("genai_ray_load_seconds", "Loading and warming a session.", boundaries=_SECONDS, tag_keys=("cache", "model"))
-        self._age_s = Histogram("genai_ray_age_at_eviction_seconds", "From ready to evicted.", boundaries=_SECONDS, tag_keys=("cache", "model"))
+        self._load_s = Histogram(
+            "genai_ray_load_seconds", "Loading and warming a session.", boundaries=_SECONDS, tag_keys=("cache", "model")
+        )
+        self._age_s = Histogram(
+            "genai_ray_age_at_eviction_seconds",
+            "From ready to evicted.",
+            boundaries=_SECONDS,
+            tag_keys=("cache", "model"),
+        )
         self._queue = Gauge("genai_ray_queue", "Requests in the sessions of a model.", ("cache", "model"))
         self._used = Gauge("genai_ray_used_bytes", "Bytes of the sessions of a device.", ("cache", "device", "kind"))
-        self._budget = Gauge("genai_ray_budget_bytes", "Most bytes of the sessions of a device.", ("cache", "device", "kind"))
+        self._budget = Gauge(
+            "genai_ray_budget_bytes", "Most bytes of the sessions of a device.", ("cache", "device", "kind")
+        )
         self._uses: dict[str, int] = {}
         self._told: dict[Gauge, list[dict[str, str]]] = {}
 
@@ -86,7 +97,10 @@ class CacheMetrics:
     def _tell(self, record: Callable[[float, dict[str, str]], None], value: float, **tags: str) -> None:
         """Record a figure; Ray takes ASCII alone in tags, so other letters are written as Python writes them."""
         try:
-            record(value, {name: text.encode("ascii", "backslashreplace").decode() for name, text in (self._tags | tags).items()})
+            record(
+                value,
+                {name: text.encode("ascii", "backslashreplace").decode() for name, text in (self._tags | tags).items()},
+            )
         except (ValueError, TypeError, RuntimeError) as exc:
             _log.warning("a figure of %s was not told to Prometheus: %s", tags, exc)
 

@@ -57,7 +57,9 @@ def session_names() -> list[str]:
         Names for ``ray.get_actor``.
     """
     actors = ray.util.list_named_actors(all_namespaces=True)
-    return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE and actor["name"].startswith("session:")]
+    return [
+        actor["name"] for actor in actors if actor["namespace"] == NAMESPACE and actor["name"].startswith("session:")
+    ]
 
 
 def end_sessions(cache: str) -> None:
@@ -139,9 +141,17 @@ def start_session(entry: Entry, cache: str, device: Device, slot: Slot[Key]) -> 
     """
     remote: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)  # type: ignore[call-overload]
     # without events: what Ray notes of each call, for its list of tasks, takes 6 MB of a session in 8,000 calls
-    actor = remote.options(name=entry.name, namespace=NAMESPACE, lifetime="detached", enable_task_events=False, **_on(device, slot.held_bytes))
+    actor = remote.options(
+        name=entry.name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        enable_task_events=False,
+        **_on(device, slot.held_bytes),
+    )
     keeper = ray.get_runtime_context().current_actor
-    entry.handle = actor.remote(cache, entry.want.request, entry.want.digest, slot.reserved_bytes, slot.held_bytes, keeper)
+    entry.handle = actor.remote(
+        cache, entry.want.request, entry.want.digest, slot.reserved_bytes, slot.held_bytes, keeper
+    )
 
 
 @contextlib.asynccontextmanager
@@ -162,7 +172,11 @@ async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], wit
     """
     # Of two that are equally full Ray takes the one that it counts first.
     mine = (free[device], device.device_id)
-    fuller = [other for other, left in free.items() if other is not device and held_bytes <= left and (left, other.device_id) < mine]
+    fuller = [
+        other
+        for other, left in free.items()
+        if other is not device and held_bytes <= left and (left, other.device_id) < mine
+    ]
     ordered = sorted(fuller, key=lambda other: free[other])
     remote: Any = ray.remote(_Filler)
     # One unit is left over: a share is a float on its way to Ray, and one that comes out larger than what is free goes elsewhere.
@@ -176,7 +190,9 @@ async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], wit
 
 async def _check(meant: list[str], fillers: list[Any], within_s: float) -> None:
     try:
-        given: list[str] = await asyncio.wait_for(asyncio.gather(*(filler.device_id.remote() for filler in fillers)), within_s)
+        given: list[str] = await asyncio.wait_for(
+            asyncio.gather(*(filler.device_id.remote() for filler in fillers)), within_s
+        )
     except TimeoutError:
         raise MisplacedError(f"Ray gave nothing of {meant} within {within_s:.0f} s") from None
     if given != meant:
@@ -206,7 +222,10 @@ class _Filler:
 
 def _on(device: Device, held_bytes: int) -> dict[str, Any]:
     """Return the options of an actor that reserves bytes of a device and no CPU."""
-    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(device.node, soft=False)}
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(device.node, soft=False),
+    }
     if device.kind == CPU:
         return options | {"memory": held_bytes}
     return options | {"num_gpus": held_bytes // device.unit_bytes / GPU_UNITS}
@@ -223,7 +242,11 @@ def to_load_error(exc: Exception, model: str) -> GenAIRayError:
         The error itself where it is ours, also when it came through Ray.
     """
     if isinstance(exc, MisplacedError):
-        return ResourceExhaustedError(f"{model}: {exc}", "the device where it was placed", "See whether another program holds shares of that node's GPUs.")
+        return ResourceExhaustedError(
+            f"{model}: {exc}",
+            "the device where it was placed",
+            "See whether another program holds shares of that node's GPUs.",
+        )
     cause = getattr(exc, "cause", None)
     for error in (cause, exc):  # Ray raises a class that is both, and has not the constructor of ours
         if isinstance(error, GenAIRayError):

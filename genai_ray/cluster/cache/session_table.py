@@ -119,7 +119,9 @@ class SessionTable:
         self.entries[entry.name] = entry
         self._by_key[entry.key][entry.name] = entry
         if entry.want.request.max_copies is not None:
-            self._max_copies.setdefault(entry.key, entry.want.request.max_copies)  # a replica must not bring back what was said before
+            self._max_copies.setdefault(
+                entry.key, entry.want.request.max_copies
+            )  # a replica must not bring back what was said before
 
     def bound(self, request: SessionRequest) -> None:
         """Hear how many replicas the cache may make of a model by itself; who says nothing of it changes nothing.
@@ -244,7 +246,9 @@ class SessionTable:
         try:
             await asyncio.wait_for(event.wait(), max(deadline - time.monotonic(), 0.0))
         except TimeoutError:
-            raise entry.blocked or DeadlineExceededError(f"{entry.key.model} was not ready in time", do="Give the client more time.") from None
+            raise entry.blocked or DeadlineExceededError(
+                f"{entry.key.model} was not ready in time", do="Give the client more time."
+            ) from None
         finally:
             entry.waiters -= 1
 

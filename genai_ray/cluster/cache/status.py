@@ -36,7 +36,9 @@ async def describe(book: SessionTable, sizes: SizeMemory) -> dict[str, Any]:
         "used_bytes": ledger.used_bytes,
         "budget_bytes": ledger.budget_bytes,
         **book.counts,
-        "process_bytes": {kind: sizes.process_bytes(kind) for kind in sorted({device.kind for device in ledger.devices.values()})},
+        "process_bytes": {
+            kind: sizes.process_bytes(kind) for kind in sorted({device.kind for device in ledger.devices.values()})
+        },
         "devices": [
             {
                 "device": device.device_id,

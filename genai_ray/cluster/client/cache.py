@@ -121,14 +121,29 @@ class ModelCache:
             CacheClosedError: If the cache was shut down.
         """
         check_positive(memory_bytes=memory_bytes, max_batch=max_batch, max_frame=min(max_frame) if max_frame else None)
-        sizes: dict[str, Any] = {"floor_bytes": memory_bytes, "max_frame": max_frame, "max_batch": max_batch, "tile_size_px": tile_size_px}
+        sizes: dict[str, Any] = {
+            "floor_bytes": memory_bytes,
+            "max_frame": max_frame,
+            "max_batch": max_batch,
+            "tile_size_px": tile_size_px,
+        }
         is_whole = isinstance(model, SessionRequest)
-        request, spec = to_request(model if is_whole else SessionRequest(str(model), ModelBackend(backend), ModelPrecision(precision), device, **sizes))
+        request, spec = to_request(
+            model
+            if is_whole
+            else SessionRequest(str(model), ModelBackend(backend), ModelPrecision(precision), device, **sizes)
+        )
         self._routes.pop(key_of(request), None)  # it may have been evicted since: the cache knows
         self._fetch(request, spec, is_explicit=True)
 
     def get_session(
-        self, model: str | Path, backend: ModelBackend | None = None, precision: ModelPrecision | None = None, *, device: str = "auto", tag: str | None = None
+        self,
+        model: str | Path,
+        backend: ModelBackend | None = None,
+        precision: ModelPrecision | None = None,
+        *,
+        device: str = "auto",
+        tag: str | None = None,
     ) -> CachedSession:
         """Return a session; loaded where it is not there.
 
@@ -146,9 +161,16 @@ class ModelCache:
             GenAIRayError: As ``load_model``.
         """
         asked, spec = to_request(
-            SessionRequest(str(model), ModelBackend(backend or ModelBackend.ONNX), ModelPrecision(precision or ModelPrecision.FP32), device)
+            SessionRequest(
+                str(model),
+                ModelBackend(backend or ModelBackend.ONNX),
+                ModelPrecision(precision or ModelPrecision.FP32),
+                device,
+            )
         )
-        known: SessionRequest | None = self._connection.call("find", spec.model_id) if backend is None and precision is None else None
+        known: SessionRequest | None = (
+            self._connection.call("find", spec.model_id) if backend is None and precision is None else None
+        )
         session = CachedSession(self, known or asked, spec, tag)
         session.touch()
         return session
@@ -317,15 +339,24 @@ class ModelCache:
         if not models or (copies is not None and copies < 1):
             raise ConfigError(f"a lease of {len(models)} models in {copies} copies", "one or more of each")
         chosen = [to_request(model) for model in models]
-        requests = [replace(request, device_kinds=tuple(device_kinds)) if device_kinds else request for request, _ in chosen]
+        requests = [
+            replace(request, device_kinds=tuple(device_kinds)) if device_kinds else request for request, _ in chosen
+        ]
         lease_id = f"lease:{uuid.uuid4().hex[:12]}"
 
         def build() -> LeaseRequest:
             """Say what is asked for, of the files as they are now."""
             found = [to_request(request) for request in requests]
-            return LeaseRequest(lease_id, tuple(self._want(request, spec, is_explicit=False) for request, spec in found), copies, follows_file)
+            return LeaseRequest(
+                lease_id,
+                tuple(self._want(request, spec, is_explicit=False) for request, spec in found),
+                copies,
+                follows_file,
+            )
 
-        sessions = tuple(CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True))
+        sessions = tuple(
+            CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True)
+        )
         return take_lease(self._connection, build, sessions, self.deadline_s * CACHE_SHARE)
 
     def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
@@ -341,7 +372,9 @@ class ModelCache:
             request, spec = to_request(model)
             self._connection.send("acquire", self._want(request, spec, is_explicit=False), None)
 
-    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None) -> tuple[str, Handle]:
+    def acquire(
+        self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
+    ) -> tuple[str, Handle]:
         """Return the actor of a session, from what this client knows or from the cache.
 
         Args:
@@ -374,7 +407,9 @@ class ModelCache:
             return None
         self._connection.check_open()
         if route.is_due():  # other replicas, for later calls
-            self._connection.send("replicas", key).future().add_done_callback(lambda done: None if done.exception() else route.update(done.result()))
+            self._connection.send("replicas", key).future().add_done_callback(
+                lambda done: None if done.exception() else route.update(done.result())
+            )
         return route.choose(lost)
 
     def knows(self, request: SessionRequest, name: str | None = None) -> bool:
@@ -401,21 +436,44 @@ class ModelCache:
         with contextlib.suppress(CacheClosedError):  # and the session with it
             self._connection.send("dismiss", name)
 
-    def _want(self, request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, within_s: float | None = None) -> LoadRequest:
+    def _want(
+        self, request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, within_s: float | None = None
+    ) -> LoadRequest:
         self._connection.check_open()  # before Ray is asked for this node
-        return build_load_request(request, spec, is_explicit=is_explicit, is_online=self.is_online, within_s=self.deadline_s if within_s is None else within_s)
+        return build_load_request(
+            request,
+            spec,
+            is_explicit=is_explicit,
+            is_online=self.is_online,
+            within_s=self.deadline_s if within_s is None else within_s,
+        )
 
     def _fetch(
-        self, request: SessionRequest, spec: ModelSpec, *, lost: str | None = None, is_explicit: bool = False, within_s: float | None = None
+        self,
+        request: SessionRequest,
+        spec: ModelSpec,
+        *,
+        lost: str | None = None,
+        is_explicit: bool = False,
+        within_s: float | None = None,
     ) -> tuple[str, Handle]:
         key = key_of(request)
-        acquired: Acquired = self._connection.call("acquire", self._want(request, spec, is_explicit=is_explicit, within_s=within_s), lost, within_s=within_s)
+        acquired: Acquired = self._connection.call(
+            "acquire", self._want(request, spec, is_explicit=is_explicit, within_s=within_s), lost, within_s=within_s
+        )
         route = self._routes[key] = Route(acquired, own_node())
         floor = acquired.floor_bytes
         if floor is not None and acquired.num_bytes > floor and key not in self._warned:
             self._warned.add(key)
-            _log.warning("%s takes %d bytes, more than the %d given for it: the truth is reserved", key.model, acquired.num_bytes, floor)
+            _log.warning(
+                "%s takes %d bytes, more than the %d given for it: the truth is reserved",
+                key.model,
+                acquired.num_bytes,
+                floor,
+            )
         chosen = route.pick()
         if chosen is None:
-            raise ResourceExhaustedError(f"{key.model} was evicted as soon as it was loaded", do="Give the cache a larger budget.")
+            raise ResourceExhaustedError(
+                f"{key.model} was evicted as soon as it was loaded", do="Give the cache a larger budget."
+            )
         return chosen

@@ -37,7 +37,9 @@ def start_on_head(kind: type[Any], name: str, *args: Any) -> Any:
     Returns:
         Its handle.
     """
-    actor = ray.remote(kind).options(
+    actor = ray.remote(
+        kind
+    ).options(
         name=name,
         namespace=NAMESPACE,
         get_if_exists=True,
@@ -57,7 +59,11 @@ def cache_names() -> list[str]:
         The names, sorted.
     """
     actors = ray.util.list_named_actors(all_namespaces=True)
-    return sorted(actor["name"].removeprefix(_CACHE) for actor in actors if actor["namespace"] == NAMESPACE and actor["name"].startswith(_CACHE))
+    return sorted(
+        actor["name"].removeprefix(_CACHE)
+        for actor in actors
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(_CACHE)
+    )
 
 
 class Connection:
@@ -113,7 +119,9 @@ class Connection:
             raise CacheClosedError(f"this client of cache {self.name!r} was closed", do="Make a new ModelCache.")
         check_process()
         if not ray.is_initialized():
-            raise CacheClosedError(f"cache {self.name!r} is gone: Ray is not running any more", do="Make a new ModelCache.")
+            raise CacheClosedError(
+                f"cache {self.name!r} is gone: Ray is not running any more", do="Make a new ModelCache."
+            )
 
     def call(self, method: str, *args: Any, within_s: float | None = None) -> Any:
         """Call the cache actor, again where its process died meanwhile.
@@ -138,9 +146,13 @@ class Connection:
                 try:
                     return self._wait(self.send(method, *args), deadline)
                 except (ActorUnavailableError, ArgumentLostError):
-                    time.sleep(_RETRY_S)  # its process died, and Ray starts it again within 2 s; or a session died under it
+                    time.sleep(
+                        _RETRY_S
+                    )  # its process died, and Ray starts it again within 2 s; or a session died under it
         except GetTimeoutError as exc:
-            raise DeadlineExceededError(f"cache {self.name!r}: {method} was not done within {within_s:g} s", do="Give the client more time.") from exc
+            raise DeadlineExceededError(
+                f"cache {self.name!r}: {method} was not done within {within_s:g} s", do="Give the client more time."
+            ) from exc
         except ActorDiedError as exc:
             self._is_closed = True
             raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc

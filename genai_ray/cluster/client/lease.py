@@ -31,7 +31,13 @@ class Lease:
         build: Says what is leased of the files as they are now.
     """
 
-    def __init__(self, connection: Connection, request: LeaseRequest, sessions: tuple[CachedSession, ...], build: Callable[[], LeaseRequest]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        request: LeaseRequest,
+        sessions: tuple[CachedSession, ...],
+        build: Callable[[], LeaseRequest],
+    ) -> None:
         self.sessions = sessions
         self._connection, self._request, self._build = connection, request, build
         self._over = threading.Event()
@@ -64,16 +70,22 @@ class Lease:
             except CacheClosedError:
                 return  # and the lease with it
             except (GenAIRayError, OSError) as exc:
-                _log.warning("a lease of %s could not be renewed: %s", [session.spec.model_id for session in self.sessions], exc)
+                _log.warning(
+                    "a lease of %s could not be renewed: %s", [session.spec.model_id for session in self.sessions], exc
+                )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
 
-def take_lease(connection: Connection, build: Callable[[], LeaseRequest], sessions: tuple[CachedSession, ...], within_s: float) -> Lease:
+def take_lease(
+    connection: Connection, build: Callable[[], LeaseRequest], sessions: tuple[CachedSession, ...], within_s: float
+) -> Lease:
     """Wait for room and for the models; a lease that is not had, or waited for no more, is not kept.
 
     Args:

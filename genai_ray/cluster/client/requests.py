@@ -35,10 +35,18 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
         ModelNotFoundError: If it is not known.
         ModelLoadError: If Ray cannot carry its name.
     """
-    request = model if isinstance(model, SessionRequest) else SessionRequest(str(model), ModelBackend.ONNX, ModelPrecision.FP32)
+    request = (
+        model
+        if isinstance(model, SessionRequest)
+        else SessionRequest(str(model), ModelBackend.ONNX, ModelPrecision.FP32)
+    )
     spec, _ = find_model(request.model)
     if not _is_text(spec.model_id):
-        raise ModelLoadError(f"{spec.model_id}: a path of bytes that are no text", "UTF-8, which Ray can carry", "Rename the file or its folder.")
+        raise ModelLoadError(
+            f"{spec.model_id}: a path of bytes that are no text",
+            "UTF-8, which Ray can carry",
+            "Rename the file or its folder.",
+        )
     return replace(request, model=spec.model_id), spec
 
 
@@ -75,7 +83,9 @@ def check_positive(**sizes: int | None) -> None:
             raise ConfigError(f"{name}={value}", "more than 0")
 
 
-def build_load_request(request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, is_online: bool, within_s: float) -> LoadRequest:
+def build_load_request(
+    request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, is_online: bool, within_s: float
+) -> LoadRequest:
     """Return what is asked of the cache.
 
     Args:
@@ -95,7 +105,9 @@ def build_load_request(request: SessionRequest, spec: ModelSpec, *, is_explicit:
     digest, predicted = _facts(request, spec)
     if request.floor_bytes is not None:
         predicted = 0  # the session keeps to the bytes that were given where it can, by smaller tiles
-    return LoadRequest(request, digest, predicted, own_node(), is_explicit, is_online, max(within_s * CACHE_SHARE, within_s - 1.0))
+    return LoadRequest(
+        request, digest, predicted, own_node(), is_explicit, is_online, max(within_s * CACHE_SHARE, within_s - 1.0)
+    )
 
 
 def _is_text(name: str) -> bool:
@@ -119,7 +131,14 @@ def _predict(path: Path, modified_ns: int, request: SessionRequest) -> int:
     del modified_ns  # part of the key
     spec, _ = find_model(request.model)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return predict_bytes(path, spec, request.limits(), precision=request.precision, threads=threads, is_cpu=not request.device.startswith("cuda"))
+    return predict_bytes(
+        path,
+        spec,
+        request.limits(),
+        precision=request.precision,
+        threads=threads,
+        is_cpu=not request.device.startswith("cuda"),
+    )
 
 
 def own_node() -> str:

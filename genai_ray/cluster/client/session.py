@@ -73,7 +73,9 @@ class SessionSource(Protocol):
     is_online: bool
     """Whether somebody waits for its requests."""
 
-    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None) -> tuple[str, Handle]:
+    def acquire(
+        self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
+    ) -> tuple[str, Handle]:
         """Return name and actor of a session; see ``ModelCache.acquire``."""
         ...
 
@@ -173,7 +175,9 @@ class CachedSession:
             GenAIRayError: As ``infer``.
         """
         check_frames(frames)
-        result: Frames = await self._ask_async(lambda handle: self._infer(handle, frames, params), frames.nbytes, threads)
+        result: Frames = await self._ask_async(
+            lambda handle: self._infer(handle, frames, params), frames.nbytes, threads
+        )
         return result
 
     async def run_async(self, feeds: Tensors, threads: Executor) -> dict[str, Any]:
@@ -189,7 +193,11 @@ class CachedSession:
         Raises:
             GenAIRayError: As ``run``.
         """
-        return dict(await self._ask_async(self._run_call(feeds), sum(np.asarray(array).nbytes for array in feeds.values()), threads))
+        return dict(
+            await self._ask_async(
+                self._run_call(feeds), sum(np.asarray(array).nbytes for array in feeds.values()), threads
+            )
+        )
 
     def warmup(self) -> None:
         """Do nothing more: a session of the cache is warm when it is ready."""
@@ -245,9 +253,13 @@ class CachedSession:
 
     def _infer(self, handle: Handle, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None) -> Ref:
         parts = frames.parts if isinstance(frames, Span) else (frames,)
-        first, *following = (part.ref if isinstance(part, PendingCall) else part for part in parts)  # references travel as arguments of their own
+        first, *following = (
+            part.ref if isinstance(part, PendingCall) else part for part in parts
+        )  # references travel as arguments of their own
         window = (frames.start, frames.stop) if isinstance(frames, Span) else None
-        ref: Ref = self._in_class(handle.infer).remote(first, params, self._tag, self._cache.is_online, window, *following)
+        ref: Ref = self._in_class(handle.infer).remote(
+            first, params, self._tag, self._cache.is_online, window, *following
+        )
         return ref
 
     def _wait(self, sent: Sent, request: SessionRequest, deadline: float) -> Any:
@@ -258,11 +270,15 @@ class CachedSession:
                 return wait_for(sent.ref, max(min(left_s, SILENT_S), 0.0))
             except GetTimeoutError as exc:
                 if left_s <= SILENT_S:
-                    raise DeadlineExceededError(f"a request to {self.spec.model_id} was not done within {self.deadline_s:g} s") from exc
+                    raise DeadlineExceededError(
+                        f"a request to {self.spec.model_id} was not done within {self.deadline_s:g} s"
+                    ) from exc
             try:
                 wait_for(sent.handle.recency.remote(), PING_S)
             except (GetTimeoutError, RayActorError):
-                self._cache.acquire(request, self.spec, sent.name, max(deadline - time.monotonic(), 0.0))  # the cache asks it once more
+                self._cache.acquire(
+                    request, self.spec, sent.name, max(deadline - time.monotonic(), 0.0)
+                )  # the cache asks it once more
                 if not self._cache.knows(request, sent.name):
                     raise ActorUnavailableError(f"session {sent.name} is silent", None) from None
 
@@ -279,7 +295,9 @@ class CachedSession:
         known = self._cache.pick(self._request) if num_bytes <= SMALL_BYTES else None
         if known is not None:
             sent = Sent(*known, call(known[1]))
-            with contextlib.suppress(RayError, TimeoutError):  # the thread asks for the same answer, and does what is to be done
+            with contextlib.suppress(
+                RayError, TimeoutError
+            ):  # the thread asks for the same answer, and does what is to be done
                 async with asyncio.timeout(min(self.deadline_s, SOON_S)):
                     answer = await sent.ref
                 if not isinstance(answer, Retired):
@@ -315,9 +333,12 @@ class CachedSession:
         model = self.spec.model_id
         if isinstance(exc, OutOfMemoryError):
             return ResourceExhaustedError(
-                f"{MAX_DEATHS} sessions of {model} ran out of memory under one request", do="Send less at a time, or give nodes more."
+                f"{MAX_DEATHS} sessions of {model} ran out of memory under one request",
+                do="Send less at a time, or give nodes more.",
             )
-        return InferenceError(f"{MAX_DEATHS} sessions of {model} died of one request", do="This input ends the runtime.")
+        return InferenceError(
+            f"{MAX_DEATHS} sessions of {model} died of one request", do="This input ends the runtime."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +367,9 @@ class PendingCall:
         params: Extra inputs by name.
     """
 
-    def __init__(self, session: CachedSession, source: Frames | PendingCall | Span, params: Mapping[str, float] | None) -> None:
+    def __init__(
+        self, session: CachedSession, source: Frames | PendingCall | Span, params: Mapping[str, float] | None
+    ) -> None:
         self._session, self.source, self._params = session, source, params
         sent = source.num_frames if isinstance(source, PendingCall | Span) else len(source) if source.ndim == 4 else 1
         self.num_frames: int = sent - (session.spec.task is ModelTask.INTERPOLATION)

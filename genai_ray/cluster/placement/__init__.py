@@ -5,4 +5,17 @@ from genai_ray.cluster.placement.planner import check_all_fit, check_fits, plan,
 from genai_ray.cluster.placement.policy import EvictionPolicy, gdsf_worth
 from genai_ray.cluster.placement.slots import Device, Need, Plan, Slot, SlotState
 
-__all__ = ["Device", "EvictionPolicy", "Ledger", "Need", "Plan", "Slot", "SlotState", "check_all_fit", "check_fits", "gdsf_worth", "plan", "plan_all"]
+__all__ = [
+    "Device",
+    "EvictionPolicy",
+    "Ledger",
+    "Need",
+    "Plan",
+    "Slot",
+    "SlotState",
+    "check_all_fit",
+    "check_fits",
+    "gdsf_worth",
+    "plan",
+    "plan_all",
+]

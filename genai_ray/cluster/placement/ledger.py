@@ -88,7 +88,9 @@ class Ledger(Generic[Key]):
         """
         return list(self._by_key.get(key, {}).values())
 
-    def reserve(self, name: str, need: Need[Key], device_id: str, floor_bytes: int, now_s: float, held_bytes: int | None = None) -> Slot[Key]:
+    def reserve(
+        self, name: str, need: Need[Key], device_id: str, floor_bytes: int, now_s: float, held_bytes: int | None = None
+    ) -> Slot[Key]:
         """Enter a session that starts to load.
 
         Args:
@@ -110,7 +112,9 @@ class Ledger(Generic[Key]):
         room = min(device.budget_bytes - device.used_bytes, self.budget_bytes - self.used_bytes)
         if need.num_bytes > room or held > device.capacity_bytes - device.held_bytes:
             free = min(device.free_bytes, room)
-            raise ResourceExhaustedError(f"{need.key} needs {need.num_bytes} bytes", f"{free} bytes are free on {device_id}")
+            raise ResourceExhaustedError(
+                f"{need.key} needs {need.num_bytes} bytes", f"{free} bytes are free on {device_id}"
+            )
         slot = Slot(name, need.key, device_id, 0, 0, floor_bytes, arrived_s=now_s, last_used_s=now_s)
         self.slots[name] = slot
         self._by_key.setdefault(need.key, {})[name] = slot
@@ -176,10 +180,21 @@ class Ledger(Generic[Key]):
         if uses > slot.uses:
             slot.worth = gdsf_worth(self._inflation, uses, slot.load_s, slot.reserved_bytes)
             slot.is_surplus = False
-        slot.last_used_s, slot.uses, slot.is_online = max(slot.last_used_s, last_used_s), max(slot.uses, uses), is_online
+        slot.last_used_s, slot.uses, slot.is_online = (
+            max(slot.last_used_s, last_used_s),
+            max(slot.uses, uses),
+            is_online,
+        )
         self._arrange(slot)
 
-    def mark(self, name: str, *, is_pinned: bool | None = None, is_surplus: bool | None = None, state: SlotState | None = None) -> None:
+    def mark(
+        self,
+        name: str,
+        *,
+        is_pinned: bool | None = None,
+        is_surplus: bool | None = None,
+        state: SlotState | None = None,
+    ) -> None:
         """Change what keeps a session or lets it go.
 
         Args:
@@ -235,7 +250,9 @@ class Ledger(Generic[Key]):
         Returns:
             The slots.
         """
-        return sorted((slot for slot in self.slots.values() if slot.state is SlotState.READY), key=lambda slot: slot.last_used_s)
+        return sorted(
+            (slot for slot in self.slots.values() if slot.state is SlotState.READY), key=lambda slot: slot.last_used_s
+        )
 
     def release(self, name: str) -> None:
         """Strike out a session whose process is gone.
@@ -317,7 +334,13 @@ class Ledger(Generic[Key]):
         if old is not None:
             del self._order[bisect_left(self._order, (old, slot.name))]
         if slot.state is SlotState.READY and not slot.is_pinned and slot.key not in self._leases:
-            order = order_of(self.policy, is_surplus=slot.is_surplus, is_online=slot.is_online, last_used_s=slot.last_used_s, worth=slot.worth)
+            order = order_of(
+                self.policy,
+                is_surplus=slot.is_surplus,
+                is_online=slot.is_online,
+                last_used_s=slot.last_used_s,
+                worth=slot.worth,
+            )
             self._place[slot.name] = order
             insort(self._order, (order, slot.name))
 
@@ -331,7 +354,9 @@ class Ledger(Generic[Key]):
         Returns:
             The same devices, sessions and leases.
         """
-        copy: Ledger[Key] = Ledger(self.total_bytes, self.policy, _inflation=self._inflation, _leases=self._leases.copy())
+        copy: Ledger[Key] = Ledger(
+            self.total_bytes, self.policy, _inflation=self._inflation, _leases=self._leases.copy()
+        )
         for device in self.devices.values():
             copy.add_device(replace(device, used_bytes=0, held_bytes=0))
         for slot in self.slots.values():

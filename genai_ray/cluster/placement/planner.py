@@ -30,12 +30,15 @@ def check_fits(ledger: Ledger[Key], need: Need[Key]) -> None:
         ResourceExhaustedError: If it is larger than the whole budget or every device, or all that is in its way is pinned.
     """
     allowed = [device for device in ledger.devices.values() if ledger.is_allowed(device, need)]
-    most = min(ledger.budget_bytes, max((min(device.budget_bytes, device.capacity_bytes) for device in allowed), default=0))
+    most = min(
+        ledger.budget_bytes, max((min(device.budget_bytes, device.capacity_bytes) for device in allowed), default=0)
+    )
     if need.num_bytes > most:
         kinds = sorted({device.kind for device in ledger.devices.values()})
         raise ResourceExhaustedError(
             f"{need.key} needs {need.num_bytes} bytes",
-            f"{most} bytes, the most that one session of this cache can have" + ("" if allowed else f": no device is there that will do, only of kind {kinds}"),
+            f"{most} bytes, the most that one session of this cache can have"
+            + ("" if allowed else f": no device is there that will do, only of kind {kinds}"),
             "Give the cache a larger budget or the cluster a larger device.",
         )
     pinned: Counter[str] = Counter()
@@ -130,7 +133,10 @@ def plan_all(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | No
     places = _Places(ledger, needs).find()
     if places is None:
         return None
-    return _plan_in_turn(ledger, [replace(need, avoid=frozenset(ledger.devices) - {place}) for need, place in zip(needs, places, strict=True)])
+    return _plan_in_turn(
+        ledger,
+        [replace(need, avoid=frozenset(ledger.devices) - {place}) for need, place in zip(needs, places, strict=True)],
+    )
 
 
 def _plan_in_turn(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | None:
@@ -154,7 +160,10 @@ class _Places(Generic[Key]):
     def __init__(self, ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> None:
         self._ledger, self._needs, self._tries = ledger, needs, 0
         keys = {need.key for need in needs}
-        self._rooms = {name: [device.budget_bytes - device.used_bytes, device.capacity_bytes - device.held_bytes] for name, device in ledger.devices.items()}
+        self._rooms = {
+            name: [device.budget_bytes - device.used_bytes, device.capacity_bytes - device.held_bytes]
+            for name, device in ledger.devices.items()
+        }
         self._total = ledger.budget_bytes - ledger.used_bytes
         for slot in ledger.leaving():
             if slot.key not in keys:
@@ -166,7 +175,9 @@ class _Places(Generic[Key]):
         """Return a device for each, in the order of the needs; None where there is none."""
         if sum(need.num_bytes for need in self._needs) > self._total:
             return None
-        hardest_first = sorted(range(len(self._needs)), key=lambda at: (len(self._fitting(self._needs[at])), -self._needs[at].num_bytes))
+        hardest_first = sorted(
+            range(len(self._needs)), key=lambda at: (len(self._fitting(self._needs[at])), -self._needs[at].num_bytes)
+        )
         places: dict[int, str] = {}
         return [places[at] for at in range(len(self._needs))] if self._place(hardest_first, places) else None
 
@@ -205,7 +216,9 @@ def _needed(need: Need[Key], device: Device, walked: list[Slot[Key]], missing: i
     victims = []
     for slot in reversed(walked):
         is_local = slot.device_id == device.device_id
-        may_stay = spare_total >= slot.reserved_bytes and not (is_local and (spare[0] < slot.reserved_bytes or spare[1] < slot.held_bytes))
+        may_stay = spare_total >= slot.reserved_bytes and not (
+            is_local and (spare[0] < slot.reserved_bytes or spare[1] < slot.held_bytes)
+        )
         if not may_stay:
             victims.append(slot.name)
             continue

@@ -73,7 +73,9 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     wanted = _find_running() if not asked or asked == _ANY else asked
     if wanted and wanted != "local":
         if not _answers(wanted):
-            raise ConfigError(f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START)
+            raise ConfigError(
+                f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START
+            )
         use_token()
         if _is_port(wanted):
             check_token(wanted)
@@ -122,7 +124,9 @@ def disconnect() -> None:
         folder = _own_folders.pop()
         deadline = time.monotonic() + _GONE_WITHIN_S
         remove_folder(folder)
-        while folder.exists() and time.monotonic() < deadline:  # processes that have lost their raylet still write there
+        while (
+            folder.exists() and time.monotonic() < deadline
+        ):  # processes that have lost their raylet still write there
             time.sleep(_LOOK_EVERY_S)
             remove_folder(folder)
 
@@ -145,7 +149,11 @@ def has_own_node_died() -> bool:
         False too in a cluster that was joined.
     """
     node: Any = ray._private.worker._global_node  # Ray has no public word for the processes that it started
-    return bool(_own_folders) and node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
+    return (
+        bool(_own_folders)
+        and node is not None
+        and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
+    )
 
 
 def say_if_node_dies(do: str) -> None:
@@ -174,15 +182,26 @@ def _start() -> None:
         make_token(folder.parent)
         hush(is_quiet=True)
         with _on_loopback(), undisturbed():
-            ray.init(address="local", job_config=Job(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=str(folder))
+            ray.init(
+                address="local",
+                job_config=Job(),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=str(folder),
+            )
         node: Any = ray._private.worker._global_node
-        _guards.append(Guard([info.process.pid for kind in ("raylet", "gcs_server") for info in node.all_processes.get(kind, ())]))
+        _guards.append(
+            Guard([info.process.pid for kind in ("raylet", "gcs_server") for info in node.all_processes.get(kind, ())])
+        )
     except GenAIRayError:
         disconnect()
         raise
     except Exception as exc:  # if its node does not answer in time, Ray raises just that
         disconnect()
-        raise ResourceExhaustedError(f"Ray did not start: {str(exc).strip(' .')}", do="If the machine has too much to do, try again.") from exc
+        raise ResourceExhaustedError(
+            f"Ray did not start: {str(exc).strip(' .')}", do="If the machine has too much to do, try again."
+        ) from exc
 
 
 def _make_folder(base: str) -> Path:
@@ -190,7 +209,9 @@ def _make_folder(base: str) -> Path:
     try:
         os.makedirs(base, exist_ok=True)
     except OSError as exc:
-        raise ConfigError(f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a folder that can be written.") from exc
+        raise ConfigError(
+            f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a folder that can be written."
+        ) from exc
     outer = make_folder(base=base)
     _own_folders.append(outer)
     folder = outer / "ray"

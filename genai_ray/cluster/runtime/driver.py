@@ -31,7 +31,9 @@ class Job(JobConfig):
         script = os.path.dirname(os.path.realpath(sys.argv[0]))
         here = os.path.abspath(os.path.curdir)
         imported = [os.path.abspath(path) for path in sys.path]
-        super().__init__(_py_driver_sys_path=[path for path in dict.fromkeys((script, here)) if path in imported and _is_text(path)])
+        super().__init__(
+            _py_driver_sys_path=[path for path in dict.fromkeys((script, here)) if path in imported and _is_text(path)]
+        )
 
     def _runtime_env_has_working_dir(self) -> bool:
         return True  # the question that decides whether Ray adds both by itself

@@ -36,7 +36,9 @@ class Guard:
 
     def __init__(self, pids: Sequence[int]) -> None:
         command = ["/bin/sh", "-c", _SCRIPT, "genai-ray-guard", *map(str, pids)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True
+        )
         self.say("")
 
     def say(self, do: str) -> None:

@@ -30,7 +30,9 @@ def is_crash(exc: RayError) -> bool:
     Returns:
         False where the cache ended it, its node died, or it only cannot be reached, and where what it was to be given is lost.
     """
-    return isinstance(exc, OutOfMemoryError) or (isinstance(exc, ActorDiedError) and not any(words in str(exc) for words in _ENDED_BY_OTHERS))
+    return isinstance(exc, OutOfMemoryError) or (
+        isinstance(exc, ActorDiedError) and not any(words in str(exc) for words in _ENDED_BY_OTHERS)
+    )
 
 
 def wait_for(ref: Ref, timeout_s: float | None = None) -> Any:

@@ -70,7 +70,9 @@ def _keep_token(path: Path) -> None:
     """Make a token if there is none, whole and for this user alone at every moment; else let nobody else read the one that there is."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists() or not path.stat().st_size:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as file:  # of mode 0600
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f"{path.name}.", delete=False
+        ) as file:  # of mode 0600
             part = Path(file.name)
             file.write(generate_new_authentication_token())
         try:
@@ -84,13 +86,20 @@ def _keep_token(path: Path) -> None:
         found = os.fstat(opened.fileno())
     mode, strangers = found.st_mode, {found.st_uid, path.parent.stat().st_uid} - {0, os.geteuid()}
     if strangers:  # who wrote it, or may do so, could run code as this user
-        _log.warning("Ray's token in %s is another user's (uid %d): this cluster gets one of its own", path, min(strangers))
+        _log.warning(
+            "Ray's token in %s is another user's (uid %d): this cluster gets one of its own", path, min(strangers)
+        )
         raise PermissionError(path)
     if mode & 0o077:
         try:
             path.chmod(0o600)
         except OSError as exc:
-            _log.warning("other users can read Ray's token in %s (mode %03o), and run code in this user's clusters with it: %s", path, mode & 0o777, exc)
+            _log.warning(
+                "other users can read Ray's token in %s (mode %03o), and run code in this user's clusters with it: %s",
+                path,
+                mode & 0o777,
+                exc,
+            )
 
 
 def check_token(address: str) -> None:

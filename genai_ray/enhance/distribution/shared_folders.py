@@ -50,7 +50,9 @@ class SharedFolders:
         """
         for folder in (self.output, self.work):
             if folder is not None and not _is_here(folder):
-                got = f"{folder[0]}: this folder of the job's machine is not there for Ray on node {os.uname().nodename}"
+                got = (
+                    f"{folder[0]}: this folder of the job's machine is not there for Ray on node {os.uname().nodename}"
+                )
                 raise VideoError(got, _ALLOWED, "Choose one that is the same for this process and Ray's.")
 
 
@@ -64,7 +66,8 @@ def find_shared_folders(target: ClipTarget) -> SharedFolders:
         The folders as this machine has them.
     """
     return SharedFolders(
-        None if is_remote(target.place) else _identified(os.path.dirname(target.place)), None if is_remote(target.work_dir) else _identified(target.work_dir)
+        None if is_remote(target.place) else _identified(os.path.dirname(target.place)),
+        None if is_remote(target.work_dir) else _identified(target.work_dir),
     )
 
 
@@ -78,7 +81,9 @@ def check_there(source: str) -> None:
         VideoError: If this one does.
     """
     if not is_remote(source) and not os.path.exists(source):
-        raise VideoError(f"{source}: no such file on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is.")
+        raise VideoError(
+            f"{source}: no such file on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is."
+        )
 
 
 def _identified(folder: str) -> tuple[str, str]:
@@ -92,5 +97,7 @@ def _is_here(folder: tuple[str, str] | None) -> bool:
         return True
     path, identity = folder
     if not identify_folder(path) and os.path.isdir(parent := os.path.dirname(path)):
-        os.listdir(parent)  # NFS believes for half a minute that a folder is not there which another node has made since, but for this
+        os.listdir(
+            parent
+        )  # NFS believes for half a minute that a folder is not there which another node has made since, but for this
     return bool(identity) and identify_folder(path) == identity

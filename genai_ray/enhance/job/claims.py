@@ -50,7 +50,9 @@ class Claims:
     def __enter__(self) -> Claims:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def take_all(self, targets: Targets) -> None:
@@ -69,13 +71,24 @@ class Claims:
         mine = {_digest(target): target.output for target in targets}
         gate = _enter(join_place(self._folder, LOCK), targets.folder)
         try:
-            for entry in [join_place(self._folder, name) for name in list_names(self._folder) if name.endswith(_ENTRY_SUFFIX)]:
+            for entry in [
+                join_place(self._folder, name) for name in list_names(self._folder) if name.endswith(_ENTRY_SUFFIX)
+            ]:
                 found = read_lock(entry)
                 if found is not None and not found.is_alive:
                     remove([entry])
-                elif found is not None and (shared := sorted(mine[digest] for digest in found.facts.get("outputs", ()) if digest in mine)):
-                    what = f"{len(shared)} outputs, such as {shared[0]}, are" if len(shared) > 1 else f"output {shared[0]} is"
-                    raise ConfigError(f"{what} in use by another job: {found.describe()}", do="Wait until it has ended, or choose another folder.")
+                elif found is not None and (
+                    shared := sorted(mine[digest] for digest in found.facts.get("outputs", ()) if digest in mine)
+                ):
+                    what = (
+                        f"{len(shared)} outputs, such as {shared[0]}, are"
+                        if len(shared) > 1
+                        else f"output {shared[0]} is"
+                    )
+                    raise ConfigError(
+                        f"{what} in use by another job: {found.describe()}",
+                        do="Wait until it has ended, or choose another folder.",
+                    )
             place = join_place(self._folder, f"{uuid.uuid4().hex[:16]}{_ENTRY_SUFFIX}")
             self._common.append(Lock(place, f"folder {targets.folder}", {"outputs": sorted(mine)}))
         finally:
@@ -158,7 +171,9 @@ class Claims:
                 with suppress(VideoError):  # its store fails: the next time will tell
                     if not lock.renew() and lock in self._held() and not self._over.is_set():
                         got = f"{lock.what} is not this job's any more: its lock {lock.place} was removed or taken"
-                        self._lost = VideoError(got, do=f"A job that is silent for {DEAD_AFTER_S:.0f} s counts as dead. Run the same again.")
+                        self._lost = VideoError(
+                            got, do=f"A job that is silent for {DEAD_AFTER_S:.0f} s counts as dead. Run the same again."
+                        )
 
     def _held(self) -> Iterable[Lock]:
         return [*self._common, *(lock for locks in list(self._locks.values()) for lock in list(locks))]

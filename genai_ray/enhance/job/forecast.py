@@ -113,11 +113,15 @@ def forecast_videos(
     specs = check_models([models] if isinstance(models, str | Path) else list(models), options)
     targets = resolve_targets([inputs] if isinstance(inputs, str | Path) else list(inputs), output, options)
     results = Results(targets.folder) if targets.folder is not None else None
-    kinds = [node_kind(is_gpu=is_gpu) for is_gpu in (False, True)]  # which of them the cluster is, nobody knows before the job has begun
+    kinds = [
+        node_kind(is_gpu=is_gpu) for is_gpu in (False, True)
+    ]  # which of them the cluster is, nobody knows before the job has begun
 
     def examine(target: ClipTarget) -> ClipPlan | Record | GenAIRayError:
         try:
-            found = examine_clip(target, specs, options, results.recorded(target.output) if results is not None else None)
+            found = examine_clip(
+                target, specs, options, results.recorded(target.output) if results is not None else None
+            )
             if isinstance(found, Record):
                 return found
             return max((name_segments(found, specs, kind) for kind in kinds), key=lambda planned: len(planned.reused))
@@ -168,7 +172,11 @@ def _describe(target: ClipTarget, found: ClipPlan | Record | GenAIRayError) -> C
 
 
 def _frames_todo(planned: ClipPlan) -> int:
-    return sum(segment.stop - segment.start for segment in planned.timeline.result.segments if segment.index not in planned.reused)
+    return sum(
+        segment.stop - segment.start
+        for segment in planned.timeline.result.segments
+        if segment.index not in planned.reused
+    )
 
 
 def _pixels(info: Any) -> int:
@@ -181,7 +189,9 @@ def _predict(planned: ClipPlan, specs: Sequence[ModelSpec]) -> dict[str, int]:
         limits = SessionLimits(max_frame=request.max_frame, tile_size_px=request.tile_size_px)
         is_cpu = not request.device.startswith("cuda")
         path = find_model(spec.model_id)[1]
-        found[spec.model_id] = predict_bytes(path, spec, limits, precision=request.precision, threads=_cores(), is_cpu=is_cpu)
+        found[spec.model_id] = predict_bytes(
+            path, spec, limits, precision=request.precision, threads=_cores(), is_cpu=is_cpu
+        )
     return found
 
 
@@ -189,22 +199,33 @@ def _try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> float:
     """Enhance a few frames and return seconds per frame and input pixel, were all cores at work as in a job."""
     plan, options = planned.timeline.plan, planned.options
     started = time.perf_counter()
-    decoded = [frame.frame for frame in itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), TRIAL_FRAMES)]
+    decoded = [
+        frame.frame
+        for frame in itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), TRIAL_FRAMES)
+    ]
     alone_s, frames = time.perf_counter() - started, np.stack(decoded)
     inferred_s, given = 0.0, len(frames)
     for spec, request in zip(specs, planned.requests, strict=True):
         limits = SessionLimits(max_frame=request.max_frame, tile_size_px=request.tile_size_px)
         params = {name: value for name, value in options.params.items() if name in spec.params}
-        with InferenceSession(spec.model_id, backend=options.backend, precision=options.precision, device=options.device, limits=limits) as session:
+        with InferenceSession(
+            spec.model_id, backend=options.backend, precision=options.precision, device=options.device, limits=limits
+        ) as session:
             session.warmup()
-            batch = frames if len(frames) > 1 or spec.task is not ModelTask.INTERPOLATION else np.concatenate([frames, frames])
+            batch = (
+                frames
+                if len(frames) > 1 or spec.task is not ModelTask.INTERPOLATION
+                else np.concatenate([frames, frames])
+            )
             started = time.perf_counter()
             result = session.infer(batch, params)
             inferred_s += time.perf_counter() - started
         frames = frames if spec.task is ModelTask.BACKGROUND_REMOVAL else np.ascontiguousarray(result)
     with temporary_folder("trial") as folder:
         started = time.perf_counter()
-        with SegmentWriter(folder / "trial.nut", info=plan.info, size=planned.size_out, encoding=options.encoding) as writer:
+        with SegmentWriter(
+            folder / "trial.nut", info=plan.info, size=planned.size_out, encoding=options.encoding
+        ) as writer:
             for frame, pts in zip(frames, plan.pts, strict=False):
                 writer.write(frame, pts)
         alone_s += time.perf_counter() - started

@@ -119,9 +119,15 @@ class _Job:
     claims: Claims = field(default_factory=Claims)
     reports: list[tuple[int, VideoReport]] = field(default_factory=list)
     outputs: list[tuple[int, str]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("frames", "fresh", "inferred", "segments", "reused", "skipped", "failed"), 0))
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("frames", "fresh", "inferred", "segments", "reused", "skipped", "failed"), 0
+        )
+    )
 
-    def run(self, targets: Targets, specs: Sequence[ModelSpec], on_progress: Callable[[Progress], None] | None) -> EnhanceReport:
+    def run(
+        self, targets: Targets, specs: Sequence[ModelSpec], on_progress: Callable[[Progress], None] | None
+    ) -> EnhanceReport:
         """Do everything; see ``enhance_videos``."""
         with self.claims as claims:
             claims.take_all(targets)
@@ -134,7 +140,9 @@ class _Job:
                 uses = self._run(targets, Meter(len(targets)), specs, results, on_progress)
         return self._report(targets, uses or _uses_of(specs, self.options), results)
 
-    def _run_one(self, targets: Targets, specs: Sequence[ModelSpec], on_progress: Callable[[Progress], None] | None) -> tuple[ModelUse, ...]:
+    def _run_one(
+        self, targets: Targets, specs: Sequence[ModelSpec], on_progress: Callable[[Progress], None] | None
+    ) -> tuple[ModelUse, ...]:
         """Plan a single video here: its errors come before anything is started."""
         (target,) = targets
         self.claims.take(target)
@@ -178,7 +186,9 @@ class _Job:
     ) -> tuple[ModelUse, ...]:
         tag, options = f"enhance-{uuid.uuid4().hex[:12]}", self.options
         with _death_told():
-            cache = ModelCache(options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
+            cache = ModelCache(
+                options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S
+            )
         say_if_node_dies(DO_AGAIN)
         is_own = cache.is_embedded
         loading = _Loading(cache, options, tag)
@@ -193,7 +203,9 @@ class _Job:
                 self.claims.check()
                 loading.follow(meter)
 
-            scheduler = Scheduler(iter(targets), job, meter=meter, recorded=recorded, check=check, claim=self.claims.take)
+            scheduler = Scheduler(
+                iter(targets), job, meter=meter, recorded=recorded, check=check, claim=self.claims.take
+            )
             if results is not None:
                 loading.prefetch(targets, specs, results)
             if examined is not None:
@@ -212,7 +224,9 @@ class _Job:
             return loading.uses(is_last=True) if meter.first is not None else ()
         except BaseException:
             with _death_told():
-                left = [target for target in (scheduler.stop() if scheduler is not None else []) if self.claims.has(target)]
+                left = [
+                    target for target in (scheduler.stop() if scheduler is not None else []) if self.claims.has(target)
+                ]
                 raise
         finally:
             if not has_own_node_died():
@@ -238,10 +252,16 @@ class _Job:
             report = ended.record.report
             counts["skipped"] += report.status == "skipped"
         else:
-            report = VideoReport(ended.target.source, ended.target.output, 0, 0, (0, 0), (0, 0), segments=ended.segments)
+            report = VideoReport(
+                ended.target.source, ended.target.output, 0, 0, (0, 0), (0, 0), segments=ended.segments
+            )
             report = replace(report, status="failed", error=str(ended.error), error_class=type(ended.error).__name__)
             counts["failed"] += 1
-        for name, value in (("frames", report.frames), ("segments", report.segments), ("reused", report.segments_reused)):
+        for name, value in (
+            ("frames", report.frames),
+            ("segments", report.segments),
+            ("reused", report.segments_reused),
+        ):
             counts[name] += value
         if clips <= MOST_LISTED or report.status == "failed":
             self.reports.append((ended.target.index, report))
@@ -304,9 +324,18 @@ class _Loading:
             found = [session.status() for session in sessions]
             kinds, self._asked_at = self._kinds(), time.monotonic()
             self._uses = tuple(
-                ModelUse(status["model_id"], status["backend"], status["precision"], status["device"], kinds.get(status["model_id"], "")) for status in found
+                ModelUse(
+                    status["model_id"],
+                    status["backend"],
+                    status["precision"],
+                    status["device"],
+                    kinds.get(status["model_id"], ""),
+                )
+                for status in found
             )
-            self.precision_db = min((float(status["precision_db"]) for status in found if status["precision_db"] is not None), default=None)
+            self.precision_db = min(
+                (float(status["precision_db"]) for status in found if status["precision_db"] is not None), default=None
+            )
         return self._uses
 
     def _kinds(self) -> dict[str, str]:
@@ -346,7 +375,9 @@ class _Loading:
     def _load(self, requests: Sequence[SessionRequest], lease: Future[Lease]) -> None:
         options = self._options
         try:
-            lease.set_result(self._cache.lease(requests, copies=options.copies, device_kinds=options.device_kinds, tag=self._tag))
+            lease.set_result(
+                self._cache.lease(requests, copies=options.copies, device_kinds=options.device_kinds, tag=self._tag)
+            )
         except BaseException as exc:  # noqa: BLE001 - it is the job's, which asks for the result
             lease.set_exception(exc)
 
@@ -398,4 +429,9 @@ def _keep(left: Sequence[ClipTarget], results: Results | None) -> None:
     kept = [(discard_partials(target.work_dir), target) for target in left]
     for count, target in kept:
         if count:
-            _log.warning("%s: %d finished segments are kept in %s; the same job goes on from there", target.source, count, target.work_dir)
+            _log.warning(
+                "%s: %d finished segments are kept in %s; the same job goes on from there",
+                target.source,
+                count,
+                target.work_dir,
+            )

@@ -72,5 +72,11 @@ def _tables(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]) -> It
             if (len(waiting) + 1) * frame.nbytes > MAX_TABLE_BYTES or index + 1 == count:
                 rows = range(done, done + len(waiting))
                 done = rows.stop
-                yield build_table(np.stack(waiting), video=plan.path, frame_index=rows, pts=plan.pts[rows.start : rows.stop], time_base=base)
+                yield build_table(
+                    np.stack(waiting),
+                    video=plan.path,
+                    frame_index=rows,
+                    pts=plan.pts[rows.start : rows.stop],
+                    time_base=base,
+                )
                 waiting = []

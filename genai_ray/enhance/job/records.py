@@ -63,7 +63,9 @@ def write_marker(target: ClipTarget, record: Record) -> None:
     """
     with temporary_folder("marker") if is_remote(target.work_dir) else nullcontext(target.work_dir) as folder:
         with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".partial", delete=False) as file:
-            json.dump({"key": record.key, "size": record.size, "stamp": record.stamp, "report": _plain(record.report)}, file)
+            json.dump(
+                {"key": record.key, "size": record.size, "stamp": record.stamp, "report": _plain(record.report)}, file
+            )
         try:
             publish(Path(file.name), join_place(target.work_dir, MARKER))
         finally:
@@ -89,7 +91,9 @@ def read_marker(target: ClipTarget) -> Record | None:
         content = file.read()
     with suppress(ValueError, TypeError, KeyError, AttributeError):  # else it is not what was written, and says nothing
         found = json.loads(content)
-        told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found["report"].items()}
+        told: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found["report"].items()
+        }
         return Record(VideoReport(**told), str(found["key"]), int(found["size"]), str(found["stamp"]))
     return None
 

@@ -88,18 +88,36 @@ class Results:
             return
         row: dict[str, Any] = {"uri": _text(ended.target.source), "output": _text(ended.target.output)}
         if record is None:
-            row |= {"status": "failed", "error_class": type(ended.error).__name__, "error": _text(str(ended.error)), "segments": ended.segments, "key": ""}
+            row |= {
+                "status": "failed",
+                "error_class": type(ended.error).__name__,
+                "error": _text(str(ended.error)),
+                "segments": ended.segments,
+                "key": "",
+            }
             if known is not None:  # the older result is still there, and still ours
                 row |= {"size": known.size, "stamp": known.stamp}
         else:
             report = record.report
-            row |= {"status": "done", "frames": report.frames, "seconds": report.seconds, "notes": [_text(note) for note in report.notes]}
-            row |= {"segments": report.segments, "segments_reused": report.segments_reused, "share_outside_rgb": report.share_outside_rgb}
+            row |= {
+                "status": "done",
+                "frames": report.frames,
+                "seconds": report.seconds,
+                "notes": [_text(note) for note in report.notes],
+            }
+            row |= {
+                "segments": report.segments,
+                "segments_reused": report.segments_reused,
+                "share_outside_rgb": report.share_outside_rgb,
+            }
             row |= {"key": record.key, "size": record.size, "stamp": record.stamp}
             self._done.append(ended.target)
         if uses:
             row |= {"backend": _join(use.backend for use in uses), "precision": _join(use.precision for use in uses)}
-            row |= {"device_kind": _join(kind for use in uses for kind in use.device_kind.split("+")), "precision_db": precision_db}
+            row |= {
+                "device_kind": _join(kind for use in uses for kind in use.device_kind.split("+")),
+                "precision_db": precision_db,
+            }
         self._rows.append(row)
         if time.monotonic() - self._flushed_at > max(FLUSH_EVERY_S, FLUSH_SHARE * self._flush_s):
             try:

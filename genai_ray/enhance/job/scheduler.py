@@ -237,7 +237,9 @@ class Scheduler:
         if found:
             self._alive_at = now
         elif now - self._alive_at > NO_CPU_WITHIN_S:
-            raise ResourceExhaustedError(f"the cluster has had no CPU for {NO_CPU_WITHIN_S:.0f} s", "at least one", "Its nodes may have died.")
+            raise ResourceExhaustedError(
+                f"the cluster has had no CPU for {NO_CPU_WITHIN_S:.0f} s", "at least one", "Its nodes may have died."
+            )
 
     def _begin_next(self) -> bool:
         target = None if self._all_begun else next(self._targets, None)
@@ -260,7 +262,9 @@ class Scheduler:
         if step.kind == "begin":
             # The first videos are planned only, so that models are loaded for their size while others are planned.
             at_once = self._meter.first is not None and not step.at_home
-            ref, second = self._tasks.begin(clip.target, find_shared_folders(clip.target), clip.recorded, at_once=at_once, at_home=step.at_home)
+            ref, second = self._tasks.begin(
+                clip.target, find_shared_folders(clip.target), clip.recorded, at_once=at_once, at_home=step.at_home
+            )
         elif step.kind == "segment":
             ref, second = self._tasks.segment(clip.planned, step.index)
         elif step.kind == "keep":
@@ -304,7 +308,9 @@ class Scheduler:
     def _split(self, step: _Step) -> None:
         """Run a step where the job was started; from now on every video is begun and joined there."""
         if not self._is_split:
-            _log.warning("not every node has the folders of this job: videos are planned and joined on this one, and segments are brought to it")
+            _log.warning(
+                "not every node has the folders of this job: videos are planned and joined on this one, and segments are brought to it"
+            )
         self._is_split = True
         self._urgent.append(replace(step, at_home=True))
 
@@ -328,16 +334,26 @@ class Scheduler:
     def _fail(self, step: _Step, error: BaseException) -> None:
         """Try a step again that failed by chance; else its video has failed."""
         clip, source = step.clip, step.clip.target.source
-        if step.kind == "keep" and isinstance(error, ObjectLostError):  # its node died before it was brought to the work folder: it is made again
+        if step.kind == "keep" and isinstance(
+            error, ObjectLostError
+        ):  # its node died before it was brought to the work folder: it is made again
             clip.away.pop(step.index, None)
             step = _Step(clip, "segment", step.index)
         clip.tries[step.kind, step.index] += 1
-        is_chance = not isinstance(error, GenAIRayError) or (isinstance(error, VideoError) and any(map(is_remote, (source, clip.target.output))))
+        is_chance = not isinstance(error, GenAIRayError) or (
+            isinstance(error, VideoError) and any(map(is_remote, (source, clip.target.output)))
+        )
         if is_chance and clip.error is None and clip.tries[step.kind, step.index] < MAX_TRIES:
             (self._ready if step.kind == "segment" else self._urgent).appendleft(step)
             return
         if isinstance(error, _DEATHS):
-            what = f"segments [{step.index}]" if step.kind in ("segment", "keep") else "its end" if step.kind == "finish" else "it"
+            what = (
+                f"segments [{step.index}]"
+                if step.kind in ("segment", "keep")
+                else "its end"
+                if step.kind == "finish"
+                else "it"
+            )
             error = VideoError(f"{source}: the worker died {MAX_TRIES} times on {what}")
         if clip.error is None or not is_chance:
             self._blame(step, error)
@@ -355,7 +371,13 @@ class Scheduler:
             return None
         self._open.discard(clip)
         self._meter.end(is_failed=clip.error is not None, was_begun=clip.begun != Begun())
-        return Ended(clip.target, None if clip.error else clip.begun.record, clip.error, tuple(clip.results.values()), clip.begun.segments)
+        return Ended(
+            clip.target,
+            None if clip.error else clip.begun.record,
+            clip.error,
+            tuple(clip.results.values()),
+            clip.begun.segments,
+        )
 
 
 def _cluster_resources() -> dict[str, float]:

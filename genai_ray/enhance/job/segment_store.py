@@ -28,7 +28,16 @@ from genai_ray.errors import VideoError
 from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
 from genai_ray.video import VideoPlan
 
-__all__ = ["PARTIAL_SUFFIX", "SegmentStore", "discard_partials", "hash_segment", "key_clip", "key_segments", "node_kind", "remove_folder"]
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "SegmentStore",
+    "discard_partials",
+    "hash_segment",
+    "key_clip",
+    "key_segments",
+    "node_kind",
+    "remove_folder",
+]
 
 SEGMENT_SUFFIX = ".nut"
 
@@ -130,7 +139,9 @@ class SegmentStore:
         indices, whole, damaged = {name: index for index, name in enumerate(self._names)}, {}, set()
         for name in list_names(self.folder):
             found, digest = name.removesuffix(SEGMENT_SUFFIX).rpartition("-")[::2]
-            index = indices.get(found if len(digest) == DIGITS and found in indices else name.removesuffix(SEGMENT_SUFFIX))
+            index = indices.get(
+                found if len(digest) == DIGITS and found in indices else name.removesuffix(SEGMENT_SUFFIX)
+            )
             if index is None or not name.endswith(SEGMENT_SUFFIX) or index in whole:
                 continue
             if found in indices and _is_whole(join_place(self.folder, name), digest):
@@ -168,11 +179,20 @@ class SegmentStore:
             with file_errors(self.folder, "making the work folder"):
                 os.makedirs(self.folder, exist_ok=True)
         wanted = {os.path.basename(self.place(index, digest)) for index, digest in reused.items()}
-        _remove(self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)) and name not in wanted))
+        _remove(
+            self.folder,
+            (
+                name
+                for name in list_names(self.folder)
+                if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)) and name not in wanted
+            ),
+        )
 
     def clear(self) -> None:
         """Remove every segment, and what a worker that was killed left of one: the result is published."""
-        _remove(self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX))))
+        _remove(
+            self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)))
+        )
 
 
 def hash_segment(place: str) -> str:
@@ -285,8 +305,12 @@ def node_kind(*, is_gpu: bool) -> str:
     """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    facts = sorted({line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return hashlib.sha256("\n".join([platform.system(), platform.machine(), "gpu" if is_gpu else "cpu", *facts]).encode()).hexdigest()
+    facts = sorted(
+        {line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))}
+    )
+    return hashlib.sha256(
+        "\n".join([platform.system(), platform.machine(), "gpu" if is_gpu else "cpu", *facts]).encode()
+    ).hexdigest()
 
 
 @functools.cache

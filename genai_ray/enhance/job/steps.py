@@ -48,7 +48,9 @@ MAX_AT_ONCE_BYTES = 1024**3
 """Predicted bytes of a segment above which it is a task of its own, so that the scheduler knows how many of them run."""
 
 
-def examine_clip(target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record | None = None) -> ClipPlan | Record:
+def examine_clip(
+    target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record | None = None
+) -> ClipPlan | Record:
     """Plan a video; nothing is written.
 
     Args:
@@ -71,13 +73,17 @@ def examine_clip(target: ClipTarget, specs: Sequence[ModelSpec], common: Enhance
         return done
     plan = plan_video(target.source, segment_frames=options.segment_frames, any_format=options.any_format)
     if plan.truncated and not options.allow_truncated:
-        raise VideoError(f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there.")
+        raise VideoError(
+            f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there."
+        )
     timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
     scale = math.prod(spec.scale for spec in specs)
     size_out = (plan.info.width * scale, plan.info.height * scale)
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=has_alpha)
-    check_result(timeline.result, size_out, options.encoding, os.path.splitext(target.output)[1].lower(), has_alpha=has_alpha)
+    check_result(
+        timeline.result, size_out, options.encoding, os.path.splitext(target.output)[1].lower(), has_alpha=has_alpha
+    )
     store = SegmentStore(target.work_dir, ())
     requests = find_requests(plan.info, specs, options)
     seams = (describe_seams(spec, request.max_frame) for spec, request in zip(specs, requests, strict=True))
@@ -104,7 +110,9 @@ def name_segments(planned: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> C
     return replace(planned, store=store, reused=reused, damaged=damaged)
 
 
-def find_done_clip(target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record) -> Record | None:
+def find_done_clip(
+    target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: Record
+) -> Record | None:
     """Look whether a video is done, without opening it.
 
     Args:
@@ -153,7 +161,9 @@ def open_clip(planned: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> tuple
     return begun, replace(planned, home=find_shared_folders(target))
 
 
-def begin_clip(target: ClipTarget, job: SegmentJob, recorded: Record | None = None, *, at_once: bool = False) -> tuple[Begun, ClipPlan | None]:
+def begin_clip(
+    target: ClipTarget, job: SegmentJob, recorded: Record | None = None, *, at_once: bool = False
+) -> tuple[Begun, ClipPlan | None]:
     """Plan a video, and make its folders.
 
     Args:
@@ -252,11 +262,16 @@ def finish_clip(planned: ClipPlan, results: Mapping[int, SegmentResult], seconds
     target, timeline, store = planned.target, planned.timeline, planned.store
     there = find_facts(target.place)
     earlier = read_marker(target) if there is not None else None
-    if there is not None and earlier is not None and earlier.key == planned.key and _is_of(earlier, there):  # an earlier try died after it had published
+    if (
+        there is not None and earlier is not None and earlier.key == planned.key and _is_of(earlier, there)
+    ):  # an earlier try died after it had published
         store.clear()
         return replace(earlier, stamp=there.stamp)
     plan = timeline.plan
-    frames = [results[index].frames if index in results else _planned_frames(timeline, index) for index in range(len(plan.segments))]
+    frames = [
+        results[index].frames if index in results else _planned_frames(timeline, index)
+        for index in range(len(plan.segments))
+    ]
     digests = {**planned.reused, **{index: result.digest for index, result in results.items() if result.digest}}
     with _room(target) as folder:
         parts = [folder / f"{index}.nut" for index in range(len(frames))]  # nothing reads those without frames
@@ -266,7 +281,9 @@ def finish_clip(planned: ClipPlan, results: Mapping[int, SegmentResult], seconds
             else:
                 parts[index] = Path(store.place(index, digest))
         if planned.options.allow_truncated:  # segments of an earlier job may hold fewer frames than planned
-            frames = [count_frames(part) if index in planned.reused else frames[index] for index, part in enumerate(parts)]
+            frames = [
+                count_frames(part) if index in planned.reused else frames[index] for index, part in enumerate(parts)
+            ]
         joined, output = _joined(target, folder)
         notes = write_result(timeline.result, parts, frames, output)
         report = VideoReport(
@@ -325,12 +342,20 @@ def _check_replaceable(target: ClipTarget, options: EnhanceOptions) -> None:
         raise ConfigError(f"output {target.output} is a folder", "the name of a file")
     there = list(folder.iterdir()) if target.place != target.output else [folder]
     if there and not options.overwrite:
-        what = f"output folder {folder} is not empty" if target.place != target.output else f"output {target.output} exists"
+        what = (
+            f"output folder {folder} is not empty"
+            if target.place != target.output
+            else f"output {target.output} exists"
+        )
         raise ConfigError(what, do="Choose another name, or pass --overwrite.")
     name = re.compile(re.sub(r"%(0\d+)?d", r"\\d+", re.escape(pattern)))
     strange = [path.name for path in there if target.place != target.output and not name.fullmatch(path.name)]
     if strange:
-        raise ConfigError(f"output folder {folder} holds {strange[0]}", f"nothing but {pattern}", "Choose another folder: this one would be replaced.")
+        raise ConfigError(
+            f"output folder {folder} holds {strange[0]}",
+            f"nothing but {pattern}",
+            "Choose another folder: this one would be replaced.",
+        )
 
 
 @contextmanager
@@ -364,8 +389,12 @@ def _check_unchanged(planned: ClipPlan, before: FileFacts | None = None) -> File
     place = planned.target.source
     now = find_facts(place)
     is_other = planned.source is not None and (now is None or now.size != planned.source.size)
-    if is_other or (before is not None and now != before and not place.startswith(("http://", "https://"))):  # of two servers each may have its own
-        raise VideoError(f"{place}: the file was changed while it was enhanced", do="Run the same again when it is whole.")
+    if is_other or (
+        before is not None and now != before and not place.startswith(("http://", "https://"))
+    ):  # of two servers each may have its own
+        raise VideoError(
+            f"{place}: the file was changed while it was enhanced", do="Run the same again when it is whole."
+        )
     return now
 
 

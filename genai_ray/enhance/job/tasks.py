@@ -49,11 +49,18 @@ class Tasks:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         node = ray.get_runtime_context().get_node_id()
-        self.cpus_at_home = next((int(found["Resources"].get("CPU", 0)) for found in _nodes() if found["NodeID"] == node), 0)
+        self.cpus_at_home = next(
+            (int(found["Resources"].get("CPU", 0)) for found in _nodes() if found["NodeID"] == node), 0
+        )
         """CPUs of the node that the job was started on."""
-        self._at_home = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False), "num_cpus": min(1, self.cpus_at_home)}
+        self._at_home = {
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+            "num_cpus": min(1, self.cpus_at_home),
+        }
 
-    def begin(self, target: ClipTarget, home: SharedFolders, recorded: Record | None, *, at_once: bool, at_home: bool) -> tuple[Any, Any]:
+    def begin(
+        self, target: ClipTarget, home: SharedFolders, recorded: Record | None, *, at_once: bool, at_home: bool
+    ) -> tuple[Any, Any]:
         """Plan a video.
 
         Args:
@@ -130,7 +137,9 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def _run_begin(target: ClipTarget, home: SharedFolders, recorded: Record | None, shared: Shared, at_once: bool, at_home: bool) -> tuple[Any, bytes | None]:
+def _run_begin(
+    target: ClipTarget, home: SharedFolders, recorded: Record | None, shared: Shared, at_once: bool, at_home: bool
+) -> tuple[Any, bytes | None]:
     try:
         if not at_home and not home.is_here():
             return AWAY, None
@@ -143,7 +152,9 @@ def _run_begin(target: ClipTarget, home: SharedFolders, recorded: Record | None,
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def _run_segment(planned: bytes, index: int, shared: Shared) -> tuple[SegmentResult | BaseException, npt.NDArray[np.uint8] | None]:
+def _run_segment(
+    planned: bytes, index: int, shared: Shared
+) -> tuple[SegmentResult | BaseException, npt.NDArray[np.uint8] | None]:
     try:
         return run_segment(unpack(planned), index, _job_of(shared))
     except _FAILURES as exc:

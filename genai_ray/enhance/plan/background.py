@@ -65,7 +65,10 @@ def parse_background(word: str) -> Background:
     try:
         red, green, blue = bytes.fromhex(word.removeprefix("#"))
     except ValueError:
-        raise ConfigError(f"background {word!r}", f"alpha, blur, blur:RADIUS (1 to {MAX_RADIUS_PX} pixels), mask, or a colour such as #00b140") from None
+        raise ConfigError(
+            f"background {word!r}",
+            f"alpha, blur, blur:RADIUS (1 to {MAX_RADIUS_PX} pixels), mask, or a colour such as #00b140",
+        ) from None
     return Background(colour=(red, green, blue))
 
 
@@ -121,7 +124,9 @@ def _sum_around(values: Array, radius: int, axis: int) -> Array:
     length = values.shape[axis]
     sums = np.insert(np.cumsum(values, axis=axis), 0, 0, axis=axis)
     places = np.arange(length)
-    around: Array = np.take(sums, np.minimum(places + radius + 1, length), axis) - np.take(sums, np.maximum(places - radius, 0), axis)
+    around: Array = np.take(sums, np.minimum(places + radius + 1, length), axis) - np.take(
+        sums, np.maximum(places - radius, 0), axis
+    )
     return around
 
 

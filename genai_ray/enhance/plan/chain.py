@@ -14,7 +14,17 @@ from genai_ray.errors import ConfigError
 from genai_ray.types import ModelTask
 from genai_ray.video import VideoPlan
 
-__all__ = ["DEFAULT_FACTOR", "TIMESTEP", "Chain", "check_chain", "check_rate", "count_results", "has_mask", "plan_result", "split_chain"]
+__all__ = [
+    "DEFAULT_FACTOR",
+    "TIMESTEP",
+    "Chain",
+    "check_chain",
+    "check_rate",
+    "count_results",
+    "has_mask",
+    "plan_result",
+    "split_chain",
+]
 
 TIMESTEP = "timestep"
 """The input of a model that adds frames that says where between its neighbours."""
@@ -78,7 +88,11 @@ def check_chain(specs: Sequence[ModelSpec]) -> None:
                 "Put it last: its mask belongs to the frames that are written.",
             )
         if spec.task is ModelTask.INTERPOLATION and spec.task in earlier:
-            raise ConfigError(f"{earlier[spec.task]} and {spec.model_id} in one chain", "one model that adds frames", "Use --factor 4 instead.")
+            raise ConfigError(
+                f"{earlier[spec.task]} and {spec.model_id} in one chain",
+                "one model that adds frames",
+                "Use --factor 4 instead.",
+            )
 
 
 def check_rate(specs: Sequence[ModelSpec], factor: int | None, fps: Fraction | None) -> None:
@@ -141,7 +155,12 @@ def has_mask(specs: Sequence[ModelSpec]) -> bool:
 
 
 def plan_result(
-    plan: VideoPlan, specs: Sequence[ModelSpec], *, factor: int | None = None, fps: Fraction | None = None, background: Background | None = None
+    plan: VideoPlan,
+    specs: Sequence[ModelSpec],
+    *,
+    factor: int | None = None,
+    fps: Fraction | None = None,
+    background: Background | None = None,
 ) -> Timeline:
     """Plan what a chain makes of a video.
 

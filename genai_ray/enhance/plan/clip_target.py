@@ -44,7 +44,16 @@ NAME_FIELDS = ("folder", "stem", "suffix", "index")
 _ENCODING_COLUMNS = ("codec", "preset", "crf", "bit_depth", "threads")
 _WORD_COLUMNS = ("codec", "preset")
 """Of these, those that are words also where they look like numbers: the presets of AV1."""
-_OPTION_COLUMNS = ("allow_truncated", "overwrite", "segment_frames", "tile_size_px", "factor", "fps", "scene_threshold", "background")
+_OPTION_COLUMNS = (
+    "allow_truncated",
+    "overwrite",
+    "segment_frames",
+    "tile_size_px",
+    "factor",
+    "fps",
+    "scene_threshold",
+    "background",
+)
 _WORDS: Mapping[str, Callable[[str], Any]] = {"fps": parse_rate, "background": parse_background}
 """Columns whose words are read as the command line's are."""
 
@@ -88,7 +97,11 @@ class ClipTarget:
         if not folder or (output.startswith(f"{folder}/") and "\0" not in output and _is_below(folder, output)):
             return
         got = f"the result of {self.source!r} would be {output!r}, outside of {folder}"
-        raise ConfigError(got, "names below the output folder", "Pass --name with {stem} or {index} and without {folder}, or rename it.")
+        raise ConfigError(
+            got,
+            "names below the output folder",
+            "Pass --name with {stem} or {index} and without {folder}, or rename it.",
+        )
 
     def check_name(self) -> None:
         """Refuse a name that no file can have.
@@ -98,7 +111,11 @@ class ClipTarget:
         """
         num_bytes = len(os.fsencode(os.path.basename(self.place)))
         if num_bytes > MAX_NAME_BYTES and not is_remote(self.place):
-            raise ConfigError(f"output {self.output}: a name of {num_bytes} bytes", f"{MAX_NAME_BYTES}", "Pass --name, such as '{index}{suffix}'.")
+            raise ConfigError(
+                f"output {self.output}: a name of {num_bytes} bytes",
+                f"{MAX_NAME_BYTES}",
+                "Pass --name, such as '{index}{suffix}'.",
+            )
 
     def options(self, common: EnhanceOptions) -> EnhanceOptions:
         """Return the options of this video.
@@ -111,9 +128,21 @@ class ClipTarget:
         """
         if not self.changes:
             return common
-        encoding: dict[str, Any] = {name: str(value) if name in _WORD_COLUMNS else value for name, value in self.changes.items() if name in _ENCODING_COLUMNS}
-        params = {name.removeprefix(_PARAM_PREFIX): float(value) for name, value in self.changes.items() if name.startswith(_PARAM_PREFIX)}
-        own = {name: _WORDS[name](str(value)) if name in _WORDS else value for name, value in self.changes.items() if name in _OPTION_COLUMNS}
+        encoding: dict[str, Any] = {
+            name: str(value) if name in _WORD_COLUMNS else value
+            for name, value in self.changes.items()
+            if name in _ENCODING_COLUMNS
+        }
+        params = {
+            name.removeprefix(_PARAM_PREFIX): float(value)
+            for name, value in self.changes.items()
+            if name.startswith(_PARAM_PREFIX)
+        }
+        own = {
+            name: _WORDS[name](str(value)) if name in _WORDS else value
+            for name, value in self.changes.items()
+            if name in _OPTION_COLUMNS
+        }
         return replace(common, encoding=replace(common.encoding, **encoding), params={**common.params, **params}, **own)
 
 
@@ -166,8 +195,14 @@ def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: E
     if to_folder or is_folder(result):
         _check_folder(result, options)
         pairs = [pair for place, below in listed for pair in (below if below is not None else [(place, "")])]
-        named = [to_place(join_place(result, _name(source, folder, index, options))) for index, (source, folder) in enumerate(pairs)]
-        several = [replace(_target(index, source, named[index], options), folder=result) for index, (source, _) in enumerate(pairs)]
+        named = [
+            to_place(join_place(result, _name(source, folder, index, options)))
+            for index, (source, folder) in enumerate(pairs)
+        ]
+        several = [
+            replace(_target(index, source, named[index], options), folder=result)
+            for index, (source, _) in enumerate(pairs)
+        ]
         _check_all(lambda: iter(several), options)
         return Targets(len(several), result.rstrip("/") if to_folder else None, lambda: iter(several))
     target = _target(0, places[0], result, options)
@@ -183,14 +218,24 @@ def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
         return None
     folder = output.rstrip("/") + "/"
     if place.rstrip("/") + "/" == folder:
-        raise ConfigError(f"output folder {output} is the input folder", "another one, or one below it", "Results would be inputs of the next run.")
-    kept = [pair for pair in pairs if not pair[0].startswith(folder) and not any(part.endswith(WORK_SUFFIX) for part in pair[0].split("/"))]
+        raise ConfigError(
+            f"output folder {output} is the input folder",
+            "another one, or one below it",
+            "Results would be inputs of the next run.",
+        )
+    kept = [
+        pair
+        for pair in pairs
+        if not pair[0].startswith(folder) and not any(part.endswith(WORK_SUFFIX) for part in pair[0].split("/"))
+    ]
     if not kept:
         raise VideoError(f"{place}: no video but results of an earlier job")
     return kept
 
 
-def _target(index: int, source: str, output: str, options: EnhanceOptions, changes: Mapping[str, Any] | None = None) -> ClipTarget:
+def _target(
+    index: int, source: str, output: str, options: EnhanceOptions, changes: Mapping[str, Any] | None = None
+) -> ClipTarget:
     place = _place_of(output)
     work_dir = _beside(place)
     if options.work_dir is not None:  # where results of several folders meet
@@ -210,7 +255,12 @@ def _beside(place: str) -> str:
     """Name a result's work folder after it; a name that would be too long is cut, and told from others by a hash."""
     folder, _, name = place.rpartition("/")
     cut = _cut(name)
-    return join_place(folder, name + WORK_SUFFIX if cut == name else f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{WORK_SUFFIX}")
+    return join_place(
+        folder,
+        name + WORK_SUFFIX
+        if cut == name
+        else f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{WORK_SUFFIX}",
+    )
 
 
 def _cut(name: str) -> str:
@@ -223,7 +273,9 @@ def _place_of(output: str) -> str:
     if os.path.splitext(output)[1].lower() not in IMAGE_SUFFIXES:
         return output
     if is_remote(output):
-        raise ConfigError(f"{output}: frames as files of their own", "a folder of this machine, or a video or .parquet file there")
+        raise ConfigError(
+            f"{output}: frames as files of their own", "a folder of this machine, or a video or .parquet file there"
+        )
     return str(folder_of_pictures(Path(output)))
 
 
@@ -232,7 +284,10 @@ def _name(source: str, folder: str, index: int, options: EnhanceOptions) -> str:
     stem, suffix = os.path.splitext(os.path.basename(source.partition("?")[0] if is_remote(source) else source))
     encoding = options.encoding
     if encoding.codec is not None and encoding.encoder in PICTURE_SUFFIXES:
-        return options.name.format(folder=folder, stem=stem, suffix="", index=index) + f"/%06d{PICTURE_SUFFIXES[encoding.encoder]}"
+        return (
+            options.name.format(folder=folder, stem=stem, suffix="", index=index)
+            + f"/%06d{PICTURE_SUFFIXES[encoding.encoder]}"
+        )
     suffix = suffix.lower() if suffix.lower() in SUFFIXES else SUFFIXES[0]
     return options.name.format(folder=folder, stem=stem, suffix=suffix, index=index)
 
@@ -264,7 +319,10 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
         else:
             own = ClipTarget(source, "", "", index, changes).options(options)
             output = to_place(join_place(folder, str(given) if given else _name(source, "", index, own)))
-        yield replace(_target(index, source, output, options, changes), folder="" if is_own and not is_remote(manifest) else folder)
+        yield replace(
+            _target(index, source, output, options, changes),
+            folder="" if is_own and not is_remote(manifest) else folder,
+        )
 
 
 def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
@@ -273,7 +331,9 @@ def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
     known = ("uri", "output", *_ENCODING_COLUMNS, *_OPTION_COLUMNS)
     unknown = sorted(name for name in row if name not in known and not name.startswith(_PARAM_PREFIX))
     if unknown:
-        raise ConfigError(f"{manifest}: columns {unknown}", f"{', '.join(known)} and {_PARAM_PREFIX}NAME for a model's params")
+        raise ConfigError(
+            f"{manifest}: columns {unknown}", f"{', '.join(known)} and {_PARAM_PREFIX}NAME for a model's params"
+        )
 
 
 def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions) -> int:
@@ -287,7 +347,10 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
             raise ConfigError(f"output {target.output} is an input", "another file", "The input is never replaced.")
         target.check_below()
         if hash(target.output) in outputs:
-            raise ConfigError(f"two inputs for {target.output}", "outputs of different names: a folder each, a --name, or a column output")
+            raise ConfigError(
+                f"two inputs for {target.output}",
+                "outputs of different names: a folder each, a --name, or a column output",
+            )
         sources.add(hash(target.source))
         outputs.add(hash(target.output))
         own, suffix = target.options(options), os.path.splitext(target.output)[1].lower()
@@ -309,7 +372,11 @@ def _plain(encoding: Encoding) -> tuple[Any, ...]:
 
 
 def _is_same(target: ClipTarget) -> bool:
-    return os.path.exists(target.output) and os.path.exists(target.source) and os.path.samefile(target.output, target.source)
+    return (
+        os.path.exists(target.output)
+        and os.path.exists(target.source)
+        and os.path.samefile(target.output, target.source)
+    )
 
 
 def _check_folder(folder: str, options: EnhanceOptions) -> None:
@@ -329,4 +396,6 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a read-only file system
             pass
     except OSError as exc:
-        raise ConfigError(f"folder {folder} is not writable ({exc.strerror})", do="Choose another one, or change its permissions.") from exc
+        raise ConfigError(
+            f"folder {folder} is not writable ({exc.strerror})", do="Choose another one, or change its permissions."
+        ) from exc

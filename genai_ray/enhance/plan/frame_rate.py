@@ -129,14 +129,20 @@ def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> 
     else:
         own = len(plan.pts) / ((bounds[-1] - bounds[0]) * base)
         if own > fps * (1 + RATE_TOLERANCE):
-            raise ConfigError(f"{float(fps):g} frames per second from {plan.path} of {float(own):.3f}", "as many as it has, or more")
+            raise ConfigError(
+                f"{float(fps):g} frames per second from {plan.path} of {float(own):.3f}", "as many as it has, or more"
+            )
         unit, rate = _gcd(base, 1 / fps), fps
         first, step, end = (int(value / unit) for value in (bounds[0] * base, 1 / fps, bounds[-1] * base))
         times = list(range(first, end, step))
     common = math.gcd(*times, end)
     unit *= common
     if max(unit.numerator, unit.denominator) > _MAX_TIME_BASE:
-        raise ConfigError(f"times of {unit} s for {plan.path}", f"a time base up to 1/{_MAX_TIME_BASE}", "Ask for another factor or rate.")
+        raise ConfigError(
+            f"times of {unit} s for {plan.path}",
+            f"a time base up to 1/{_MAX_TIME_BASE}",
+            "Ask for another factor or rate.",
+        )
     pts = tuple(time // common for time in times)
     result = replace(
         plan,
@@ -155,5 +161,7 @@ def _gcd(a: Fraction, b: Fraction) -> Fraction:
 
 def _cut(plan: VideoPlan, pts: Sequence[int], unit: Fraction) -> tuple[Segment, ...]:
     """Cut the result where the source is cut."""
-    starts = [bisect.bisect_left(pts, plan.pts[segment.start] * plan.info.time_base / unit) for segment in plan.segments]
+    starts = [
+        bisect.bisect_left(pts, plan.pts[segment.start] * plan.info.time_base / unit) for segment in plan.segments
+    ]
     return tuple(Segment(index, start, stop) for index, (start, stop) in enumerate(pairwise((*starts, len(pts)))))

@@ -89,7 +89,9 @@ def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple
         ModelLoadError: If a model's file is corrupt or has a wrong sha256.
     """
     if not models:
-        raise ConfigError("no model", "at least one model id or path", "Pass --model; `genai-ray models list` shows them.")
+        raise ConfigError(
+            "no model", "at least one model id or path", "Pass --model; `genai-ray models list` shows them."
+        )
     if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
     resolve_device(options.device, options.backend)
@@ -118,9 +120,18 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
         raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
     check_rate(specs, options.factor, options.fps)
     if options.background is not None and not has_mask(specs):
-        raise ConfigError(f"background {options.background.kind!r} without a model that removes it", "a chain with one", "Add --model selfie-segmentation.")
+        raise ConfigError(
+            f"background {options.background.kind!r} without a model that removes it",
+            "a chain with one",
+            "Add --model selfie-segmentation.",
+        )
     params = options.params
-    known = {name: param for spec in specs for name, param in spec.params.items() if (spec.task, name) != (ModelTask.INTERPOLATION, TIMESTEP)}
+    known = {
+        name: param
+        for spec in specs
+        for name, param in spec.params.items()
+        if (spec.task, name) != (ModelTask.INTERPOLATION, TIMESTEP)
+    }
     for name, value in params.items():
         if name not in known:
             raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")

@@ -33,7 +33,9 @@ def thumbnail(frame: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """
     rows, columns = (np.linspace(0, length, min(length, _SIDE) + 1).round().astype(int) for length in frame.shape[:2])
     # Sums of whole numbers are exact, so that every machine finds the same cuts.
-    sums = np.add.reduceat(np.add.reduceat(frame, rows[:-1], axis=0, dtype=np.uint32), columns[:-1], axis=1, dtype=np.uint64)
+    sums = np.add.reduceat(
+        np.add.reduceat(frame, rows[:-1], axis=0, dtype=np.uint32), columns[:-1], axis=1, dtype=np.uint64
+    )
     areas = np.diff(rows)[:, None] * np.diff(columns)[None]
     grey: npt.NDArray[np.float64] = (sums @ _GREY) / areas * (255 / full_range(frame.dtype))
     return grey

@@ -90,7 +90,9 @@ def pass_chain(
     batches = _batches(frames, moments, batch_size, scene_threshold if chain.between is not None else None)
     sent = ((batch, _send(np.stack(batch.frames), chain.before)) for batch in batches)
     # Only pairs need to know what follows; for others it would be one more batch in flight.
-    for (batch, passed), following in _with_next(sent) if chain.between is not None else ((entry, None) for entry in sent):
+    for (batch, passed), following in (
+        _with_next(sent) if chain.between is not None else ((entry, None) for entry in sent)
+    ):
         waiting.append(_place(batch, passed, following, chain))
         if len(waiting) > batches_ahead:
             yield waiting.popleft()
@@ -113,7 +115,9 @@ def _with_next(sent: Iterator[tuple[_Batch, Frames]]) -> Iterator[tuple[tuple[_B
         entry = following
 
 
-def _batches(frames: Iterator[DecodedFrame], moments: Sequence[Moment], batch_size: int, threshold: float | None) -> Iterator[_Batch]:
+def _batches(
+    frames: Iterator[DecodedFrame], moments: Sequence[Moment], batch_size: int, threshold: float | None
+) -> Iterator[_Batch]:
     """Gather different frames into batches; ``threshold`` is None where no frames are added."""
     shown_from = {left: list(group) for left, group in groupby(moments, key=lambda moment: moment.left)}
     batch, last = _Batch(), None
@@ -153,7 +157,9 @@ def _blend(alphas: tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None], step
     return blended
 
 
-def _place(batch: _Batch, passed: Frames, following: Frames | None, chain: Chain[BatchInference]) -> list[tuple[int, Piece]]:
+def _place(
+    batch: _Batch, passed: Frames, following: Frames | None, chain: Chain[BatchInference]
+) -> list[tuple[int, Piece]]:
     """Send what is needed between and after, and say where each frame of the result will be."""
     wanted = sorted({(step, position) for position, shown in enumerate(batch.shown) for _, step in shown})
     places: dict[tuple[int, Fraction], Piece] = {}
@@ -169,7 +175,10 @@ def _place(batch: _Batch, passed: Frames, following: Frames | None, chain: Chain
             if chain.mask is not None and id(result) not in masks:
                 masks[id(result)] = chain.mask.submit(result)
             mask = masks.get(id(result))
-            places |= {(at, step): Piece(result, mask, at - offset, _blend(batch.alphas[at], step)) for at in range(start, stop)}
+            places |= {
+                (at, step): Piece(result, mask, at - offset, _blend(batch.alphas[at], step))
+                for at in range(start, stop)
+            }
     return [(pts, places[position, step]) for position, shown in enumerate(batch.shown) for pts, step in shown]
 
 
@@ -189,5 +198,7 @@ def _span(first: Frames, second: Frames | None, start: int, stop: int) -> Frames
         return first
     parts = (first,) if second is None or stop <= length else (first, second)
     if not any(isinstance(part, PendingCall) for part in parts):
-        return np.concatenate([part[max(start - at, 0) : stop - at] for part, at in zip(parts, (0, length), strict=False)])  # type: ignore[index]
+        return np.concatenate(
+            [part[max(start - at, 0) : stop - at] for part, at in zip(parts, (0, length), strict=False)]
+        )  # type: ignore[index]
     return Span(parts, start, stop)

@@ -98,7 +98,9 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
         return SegmentResult(0, 0, time.time())
     stages = _open_stages(job)
     outside: list[tuple[int, int]] = []
-    frames = _watched(decode_segment(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated), job.tag, outside)
+    frames = _watched(
+        decode_segment(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated), job.tag, outside
+    )
     first = next(frames, None)
     started_at, written = time.time(), 0
     scale = math.prod(spec.scale for spec in job.specs)
@@ -127,7 +129,9 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
         if written != len(moments) and not options.allow_truncated:
             raise VideoError(f"{plan.path}: segment {index} gave {written} frames", f"{len(moments)}, as planned")
     no_colour, looked_at = zip(*outside, strict=True)
-    return SegmentResult(written, sum(stage.frames_done for stage in stages), started_at, (sum(no_colour), sum(looked_at)))
+    return SegmentResult(
+        written, sum(stage.frames_done for stage in stages), started_at, (sum(no_colour), sum(looked_at))
+    )
 
 
 def find_requests(info: VideoInfo, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
@@ -169,7 +173,9 @@ def predict_segment_bytes(size: tuple[int, int], bit_depth: int) -> int:
         Bytes.
     """
     frame_bytes = size[0] * size[1] * 3 * (1 if bit_depth <= 8 else 2)
-    batches = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // max(frame_bytes, MAX_BATCH_BYTES)) + 2  # one is encoded, and one computed
+    batches = (
+        min(BATCHES_AHEAD, MAX_AHEAD_BYTES // max(frame_bytes, MAX_BATCH_BYTES)) + 2
+    )  # one is encoded, and one computed
     return batches * max(frame_bytes, MAX_BATCH_BYTES) + 2 * frame_bytes + predict_encoder_bytes(size, bit_depth)
 
 
@@ -193,19 +199,27 @@ def _open_stages(job: SegmentJob) -> list[BatchInference]:
     return stages
 
 
-def _finished(passed: Iterator[list[tuple[int, Piece]]], background: Background, has_alpha: bool) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def _finished(
+    passed: Iterator[list[tuple[int, Piece]]], background: Background, has_alpha: bool
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Wait for results, a batch at a time, and put what belongs to a frame together."""
     for batch in passed:
         yield from _finished_batch(batch, background, has_alpha)
         del batch  # large results must not outlive it while the next ones are waited for
 
 
-def _finished_batch(batch: list[tuple[int, Piece]], background: Background, has_alpha: bool) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def _finished_batch(
+    batch: list[tuple[int, Piece]], background: Background, has_alpha: bool
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     calls = {id(call): call for _, piece in batch for call in (piece.frames, piece.mask) if call is not None}
     results = {key: call.result() if isinstance(call, PendingCall) else call for key, call in calls.items()}
     for pts, piece in batch:
         frame = results[id(piece.frames)][piece.position]
-        alpha = piece.alpha if piece.alpha is None or not has_alpha else scale_alpha(piece.alpha, (frame.shape[1], frame.shape[0]))
+        alpha = (
+            piece.alpha
+            if piece.alpha is None or not has_alpha
+            else scale_alpha(piece.alpha, (frame.shape[1], frame.shape[0]))
+        )
         if piece.mask is not None:
             mask = results[id(piece.mask)][piece.position]
             frame = compose(frame, mask, background)

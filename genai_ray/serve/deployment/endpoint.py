@@ -119,7 +119,9 @@ class Endpoint:
             is_own = False
         if is_own or self.profile.token_sha256 is not None:
             return []
-        return [f"{self.profile.host} is open to the network, to everybody who reaches it: give a token file, or listen on 127.0.0.1"]
+        return [
+            f"{self.profile.host} is open to the network, to everybody who reaches it: give a token file, or listen on 127.0.0.1"
+        ]
 
     def start(self) -> None:
         """Start, and return when requests are taken.
@@ -156,7 +158,9 @@ class Endpoint:
         """
         while not self._over.wait(CHECK_EVERY_S):
             if has_own_node_died():
-                raise ResourceExhaustedError("the Ray node that this process started has died", do="Start the endpoint again.")
+                raise ResourceExhaustedError(
+                    "the Ray node that this process started has died", do="Start the endpoint again."
+                )
 
     def stop(self) -> None:
         """Take no more requests, finish what is being computed, and end everything that was started; a second call does nothing."""
@@ -184,7 +188,9 @@ class Endpoint:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _start_ray(self, folder: Path) -> None:
@@ -215,7 +221,11 @@ class Endpoint:
         self._is_serving = True
         ModelCache(profile.max_memory_bytes, name=profile.cache)
         is_ours = bool(own_folders()) and _haproxy_binary() is not None
-        grpc = gRPCOptions(port=profile.grpc_port, grpc_servicer_functions=[_SERVICER], enable_reflection=False) if profile.grpc_port else None
+        grpc = (
+            gRPCOptions(port=profile.grpc_port, grpc_servicer_functions=[_SERVICER], enable_reflection=False)
+            if profile.grpc_port
+            else None
+        )
         http = HTTPOptions(host=_LOOPBACK if is_ours else profile.host, port=profile.port)
         logs: Any = {"enable_access_log": False, "log_level": "ERROR"}
         try:
@@ -223,7 +233,9 @@ class Endpoint:
             serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config=logs)
         except (RayError, RuntimeError, TimeoutError) as exc:
             *_, reason = ["", *str(exc).strip().splitlines()]  # of an error in another process, after its traceback
-            raise ResourceExhaustedError(f"Ray Serve did not start: {reason.strip(' .')}", do="If the machine has too much to do, try again.") from exc
+            raise ResourceExhaustedError(
+                f"Ray Serve did not start: {reason.strip(' .')}", do="If the machine has too much to do, try again."
+            ) from exc
 
     def _keep_record(self) -> None:
         while not self._over.wait(RECORD_EVERY_S):
@@ -244,7 +256,9 @@ def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
     block = find_port_block(2 * _PORTS_OF_REPLICAS)
     state = str(folder)
     binary = _haproxy_binary()
-    ingress = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(write_launcher(folder)), "GENAI_RAY_HAPROXY": binary} if binary else {}
+    ingress = (
+        {"RAY_SERVE_HAPROXY_BINARY_PATH": str(write_launcher(folder)), "GENAI_RAY_HAPROXY": binary} if binary else {}
+    )
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if binary else "0",
         **ingress,
@@ -328,7 +342,10 @@ def read_token(path: Path) -> str:
     if not token or len(token.split()) != 1:
         raise ConfigError(f"token file {path} with {len(token.split())} words", "one word")
     if not token.isascii():
-        raise ConfigError(f"token file {path} with a word beyond ASCII, which headers cannot carry", "letters, digits and signs of ASCII")
+        raise ConfigError(
+            f"token file {path} with a word beyond ASCII, which headers cannot carry",
+            "letters, digits and signs of ASCII",
+        )
     return hashlib.sha256(token.encode()).hexdigest()
 
 

@@ -78,7 +78,9 @@ class Ingress(Rpc):
     """
 
     def __init__(self, profile: ServeProfile, total: DeploymentHandle[Any]) -> None:
-        cache = ModelCache(profile.max_memory_bytes, name=profile.cache, deadline_s=profile.request_timeout_s, is_online=True)
+        cache = ModelCache(
+            profile.max_memory_bytes, name=profile.cache, deadline_s=profile.request_timeout_s, is_online=True
+        )
         engine = Engine(profile, cache, Repository(profile.model_repository, profile.models, profile.serving))
         super().__init__(engine, self._statistics, _peers_allowed(profile.host))
         self._total = total
@@ -98,7 +100,9 @@ class Ingress(Rpc):
             CacheClosedError: If it was.
         """
         if not self.engine.cache.is_open:
-            raise CacheClosedError(f"cache {self.engine.cache.name!r} was shut down", do="Another replica makes another one.")
+            raise CacheClosedError(
+                f"cache {self.engine.cache.name!r} was shut down", do="Another replica makes another one."
+            )
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
@@ -121,7 +125,9 @@ class Ingress(Rpc):
         except TimeoutError as exc:  # they may have been counted; to look once more does no harm
             self._scans -= taken.scans
             self.engine.tally.scans += taken.scans
-            raise DeadlineExceededError(f"the figures of all replicas did not come within {TOTAL_WITHIN_S:g} s") from exc
+            raise DeadlineExceededError(
+                f"the figures of all replicas did not come within {TOTAL_WITHIN_S:g} s"
+            ) from exc
         except (RayError, RayServeException) as exc:
             self._scans -= taken.scans
             self.engine.tally.merge(taken)
@@ -192,11 +198,15 @@ def build_application(profile: ServeProfile) -> serve.Application:
         The application.
     """
     logging_config = {"enable_access_log": False, "log_level": "WARNING"}
-    total = serve.deployment(name="Total", num_replicas=1, ray_actor_options={"num_cpus": 0}, logging_config=logging_config)(Total)
+    total = serve.deployment(
+        name="Total", num_replicas=1, ray_actor_options={"num_cpus": 0}, logging_config=logging_config
+    )(Total)
     scaling: dict[str, Any] = {"num_replicas": profile.num_replicas}
     if profile.max_replicas > profile.num_replicas:
         target = {"target_ongoing_requests": profile.requests_per_replica}
-        scaling = {"autoscaling_config": {"min_replicas": profile.num_replicas, "max_replicas": profile.max_replicas, **target}}
+        scaling = {
+            "autoscaling_config": {"min_replicas": profile.num_replicas, "max_replicas": profile.max_replicas, **target}
+        }
     ingress = serve.deployment(
         name="Ingress",
         **scaling,

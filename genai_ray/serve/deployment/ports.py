@@ -106,7 +106,11 @@ def check_ports(host: str, ports: Iterable[int]) -> list[str]:
     told = _end_leftovers()
     for port in ports:
         if not _is_free(host, port):
-            raise ConfigError(f"port {port} on {host} is taken by {_describe_owner(port)}", "a free port", "Choose another one, or end that process.")
+            raise ConfigError(
+                f"port {port} on {host} is taken by {_describe_owner(port)}",
+                "a free port",
+                "Choose another one, or end that process.",
+            )
     return told
 
 
@@ -153,11 +157,15 @@ def _is_free(host: str, port: int) -> bool:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host, port))
     except PermissionError as exc:
-        raise ConfigError(f"port {port} on {host}: {exc.strerror}", "a port from 1024 up, for a user without special rights") from exc
+        raise ConfigError(
+            f"port {port} on {host}: {exc.strerror}", "a port from 1024 up, for a user without special rights"
+        ) from exc
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             return False
-        raise ConfigError(f"host {host!r} cannot be listened on: {exc.strerror}", "a name or an address of this machine") from exc
+        raise ConfigError(
+            f"host {host!r} cannot be listened on: {exc.strerror}", "a name or an address of this machine"
+        ) from exc
     return True
 
 
@@ -195,7 +203,9 @@ def _records() -> list[Record]:
         with contextlib.suppress(OSError, ValueError, TypeError):
             fields = json.loads(path.read_text())
             lists = {name: tuple(fields[name]) for name in ("ports", "folders")}
-            records.append(Record(**fields | lists | {"processes": tuple((pid, started) for pid, started in fields["processes"])}))
+            records.append(
+                Record(**fields | lists | {"processes": tuple((pid, started) for pid, started in fields["processes"])})
+            )
     return records
 
 
@@ -216,5 +226,7 @@ def _end_leftovers() -> list[str]:
             if Path(folder).name.startswith("genai-ray-"):
                 shutil.rmtree(folder, ignore_errors=True)
         record.remove()
-        told.append(f"an endpoint that was killed (process {record.pid}) had left {len(alive)} processes, which were ended")
+        told.append(
+            f"an endpoint that was killed (process {record.pid}) had left {len(alive)} processes, which were ended"
+        )
     return told

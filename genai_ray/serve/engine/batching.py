@@ -50,7 +50,12 @@ class Batcher(Generic[Item, Result]):
     """
 
     def __init__(
-        self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], *, max_size: int, max_calls: int = 2, wait_s: float = 0.0
+        self,
+        call: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        max_size: int,
+        max_calls: int = 2,
+        wait_s: float = 0.0,
     ) -> None:
         self._call, self._max_size, self._max_calls, self._wait_s = call, max_size, max_calls, wait_s
         self._waiting: deque[_Waiting[Item, Result]] = deque()
@@ -80,7 +85,9 @@ class Batcher(Generic[Item, Result]):
         waiting: _Waiting[Item, Result] = _Waiting(item, size, loop.time(), deadline, loop.create_future())
         self._waiting.append(waiting)
         self._pump()
-        waiting.has_waited = True  # or is out already: what comes while nothing is out is tried, however little time it has
+        waiting.has_waited = (
+            True  # or is out already: what comes while nothing is out is tried, however little time it has
+        )
         try:
             return await waiting.future
         except asyncio.CancelledError:  # whoever asked has gone
@@ -119,9 +126,15 @@ class Batcher(Generic[Item, Result]):
                 batch.append(waiting)
                 total += waiting.size
         if late and not batch and not self._tasks:
-            batch.append(late.pop())  # with nothing out the last one is tried: else nobody would ever know that calls take less time again
+            batch.append(
+                late.pop()
+            )  # with nothing out the last one is tried: else nobody would ever know that calls take less time again
         for waiting in late:
-            waiting.future.set_exception(TooManyRequestsError("too many requests wait: this one would not be done in time", do="Send it again later."))
+            waiting.future.set_exception(
+                TooManyRequestsError(
+                    "too many requests wait: this one would not be done in time", do="Send it again later."
+                )
+            )
         return batch
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:

@@ -72,7 +72,9 @@ class _Source:
         self._cache = cache
         self.pick, self.knows, self.dismiss = cache.pick, cache.knows, cache.dismiss
 
-    def acquire(self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None) -> tuple[str, Any]:
+    def acquire(
+        self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
+    ) -> tuple[str, Any]:
         try:
             return self._cache.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
         except DeadlineExceededError as exc:
@@ -147,7 +149,11 @@ class Engine(Finder):
         target = await self.find(name)
         await self.call(self.end_older, target.source, target.facts)
         if parameters:
-            raise InvalidInputError(f"parameters {sorted(parameters)!s:.80} of a load", "none", "Options and files come from the model repository.")
+            raise InvalidInputError(
+                f"parameters {sorted(parameters)!s:.80} of a load",
+                "none",
+                "Options and files come from the model repository.",
+            )
         await self.call(self.cache.load_model, target.request)
 
     async def unload(self, name: str) -> None:
@@ -181,7 +187,9 @@ class Engine(Finder):
             Whether it is.
         """
         wanted = target.model.key(target.version)
-        return any(entry["state"] == "ready" and key_of_entry(entry) == wanted for entry in (await self.status())["models"])
+        return any(
+            entry["state"] == "ready" and key_of_entry(entry) == wanted for entry in (await self.status())["models"]
+        )
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the cache.
@@ -200,7 +208,9 @@ class Engine(Finder):
         waited_s = time.monotonic() - began_s
         if waited_s < _SOON_S:
             return request
-        return replace(request, parameters={**request.parameters, "timeout": max(1, round((within_s - waited_s) * 1e6))})
+        return replace(
+            request, parameters={**request.parameters, "timeout": max(1, round((within_s - waited_s) * 1e6))}
+        )
 
     def _keep(self, target: Target, request: InferRequest, share: Share, num_bytes: int) -> None:
         """Hold a result, and remember its size: of a model that is not for images nothing else tells it before."""
@@ -214,7 +224,15 @@ class Engine(Finder):
         within_s, serving = self._within_s(request), target.model.serving
         deadline, since_ns = time.monotonic() + within_s, time.perf_counter_ns()
         # All that a line keeps of its first request: after a change of file or options there is another line.
-        key = (target.model.name, target.version, id(target.facts), target.request, serving.request_class, serving.max_batch_size, serving.batch_wait_timeout_s)
+        key = (
+            target.model.name,
+            target.version,
+            id(target.facts),
+            target.request,
+            serving.request_class,
+            serving.max_batch_size,
+            serving.batch_wait_timeout_s,
+        )
         try:
             async with asyncio.timeout(within_s):
                 if _is_for_frames(request):
@@ -222,7 +240,14 @@ class Engine(Finder):
                     check_frame_sizes(frames, target.facts.spec.scale, self.profile)
                     is_pairs = target.facts.spec.task is ModelTask.INTERPOLATION
                     kind = (*key, FRAMES, frames.shape[1:], frames.dtype.str, tuple(sorted(params.items())))
-                    most = 1 if is_pairs else min(serving.max_batch_size or FRAMES_TOGETHER, at_once(frames, target.facts.spec.scale, self.profile))
+                    most = (
+                        1
+                        if is_pairs
+                        else min(
+                            serving.max_batch_size or FRAMES_TOGETHER,
+                            at_once(frames, target.facts.spec.scale, self.profile),
+                        )
+                    )
                     line = self._line(kind, lambda items: self._call_frames(target, items, params), most, serving)
                     return {OUTPUT: await line.submit(_Item(frames, since_ns), len(frames), deadline)}
                 feeds = check_feeds(request, target.facts)
@@ -235,7 +260,9 @@ class Engine(Finder):
                 return result
         except TimeoutError as exc:
             if not self.cache.knows(target.request):
-                raise ResourceExhaustedError(f"{target.model.name} was not loaded within {within_s:g} s", do=COME_AGAIN) from exc
+                raise ResourceExhaustedError(
+                    f"{target.model.name} was not loaded within {within_s:g} s", do=COME_AGAIN
+                ) from exc
             if isinstance(exc, DeadlineExceededError):
                 raise
             raise DeadlineExceededError(f"a request to {target.model.name} was not done within {within_s:g} s") from exc
@@ -246,20 +273,28 @@ class Engine(Finder):
             raise InvalidInputError(f"timeout {asked_us!r:.40}", "microseconds, 0 for the server's own")
         return min(asked_us / 1e6 or self.profile.request_timeout_s, self.profile.request_timeout_s)
 
-    def _line(self, kind: tuple[Any, ...], call: Callable[[Sequence[Any]], Any], most: int, serving: ModelServing) -> Batcher[Any, Any]:
+    def _line(
+        self, kind: tuple[Any, ...], call: Callable[[Sequence[Any]], Any], most: int, serving: ModelServing
+    ) -> Batcher[Any, Any]:
         """Return where requests of one kind wait; idle ones of other kinds are forgotten when there are many."""
         line = self._lines.get(kind)
         if line is None:
             if len(self._lines) >= self.profile.max_waiting:
                 self._lines = {other: batcher for other, batcher in self._lines.items() if not batcher.is_idle}
-            line = self._lines[kind] = Batcher(call, max_size=most, wait_s=serving.batch_wait_timeout_s if most > 1 else 0.0)
+            line = self._lines[kind] = Batcher(
+                call, max_size=most, wait_s=serving.batch_wait_timeout_s if most > 1 else 0.0
+            )
         return line
 
-    async def _call_frames(self, target: Target, items: Sequence[_Item], params: dict[str, float]) -> list[Array | Exception]:
+    async def _call_frames(
+        self, target: Target, items: Sequence[_Item], params: dict[str, float]
+    ) -> list[Array | Exception]:
         batches = [item.data for item in items]
         frames = batches[0] if len(batches) == 1 else np.concatenate(batches)
         try:
-            result = await self._use(target, lambda session: session.infer_async(frames, params, self._threads), items, len(frames))
+            result = await self._use(
+                target, lambda session: session.infer_async(frames, params, self._threads), items, len(frames)
+            )
         except (InvalidInputError, InferenceError):
             if len(items) == 1:
                 raise
@@ -269,10 +304,16 @@ class Engine(Finder):
         return list(np.split(result, np.cumsum([len(batch) for batch in batches])[:-1]))
 
     async def _call_raw(self, target: Target, items: Sequence[_Item]) -> list[dict[str, Array] | Exception]:
-        feeds = items[0].data if len(items) == 1 else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
+        feeds = (
+            items[0].data
+            if len(items) == 1
+            else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
+        )
         counts = [_rows(item.data) or 1 for item in items]
         try:
-            outputs = await self._use(target, lambda session: session.run_async(feeds, self._threads), items, len(items))
+            outputs = await self._use(
+                target, lambda session: session.run_async(feeds, self._threads), items, len(items)
+            )
             result = {fact.name: outputs[fact.name] for fact in target.facts.outputs}  # sequences and maps stay here
             is_batch = len(items) > 1 and all(np.shape(array)[:1] == (sum(counts),) for array in result.values())
         except (InvalidInputError, InferenceError):
@@ -286,7 +327,9 @@ class Engine(Finder):
         parts = {name: np.split(array, np.cumsum(counts)[:-1]) for name, array in result.items()}
         return [{name: parts[name][index] for name in parts} for index in range(len(items))]
 
-    async def _use(self, target: Target, compute: Callable[[CachedSession], Awaitable[Result]], items: Sequence[_Item], size: int) -> Result:
+    async def _use(
+        self, target: Target, compute: Callable[[CachedSession], Awaitable[Result]], items: Sequence[_Item], size: int
+    ) -> Result:
         """Make one call of the model's session for several requests.
 
         It is waited for as long as any request may take, also where those who asked have gone: the session computes it all the same, and would get
@@ -304,7 +347,9 @@ class Engine(Finder):
         return result
 
 
-async def _one_by_one(call: Callable[[Sequence[_Item]], Awaitable[list[Result | Exception]]], items: Sequence[_Item]) -> list[Result | Exception]:
+async def _one_by_one(
+    call: Callable[[Sequence[_Item]], Awaitable[list[Result | Exception]]], items: Sequence[_Item]
+) -> list[Result | Exception]:
     """Compute requests that do not go together, so that what is wrong with one of them is told to nobody else."""
     results: list[Result | Exception] = []
     for item in items:

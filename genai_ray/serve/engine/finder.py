@@ -87,7 +87,9 @@ class Finder:
         model, source = await self._named(name, version)
         try:
             return await self._look_at(model, source, version, within_s)
-        except ModelNotFoundError:  # its file has gone since the repository was looked at; an older version may be there
+        except (
+            ModelNotFoundError
+        ):  # its file has gone since the repository was looked at; an older version may be there
             with contextlib.suppress(ModelLoadError):
                 await self.look_again()
             return await self._look_at(*await self._named(name, version), version, within_s)
@@ -119,10 +121,17 @@ class Finder:
             Why, by source.
         """
         if broken := self.looking.broken():
-            found = {source: (model, version) for model in self.repository.models() for version, source in model.versions.items() if source in broken}
+            found = {
+                source: (model, version)
+                for model in self.repository.models()
+                for version, source in model.versions.items()
+                if source in broken
+            }
             asking = [self._stamp(model, version, self.profile.request_timeout_s) for model, version in found.values()]
             stamps = zip(found, await asyncio.gather(*asking, return_exceptions=True), strict=True)
-            self.looking.keep_broken({source: None if isinstance(stamp, BaseException) else stamp for source, stamp in stamps})
+            self.looking.keep_broken(
+                {source: None if isinstance(stamp, BaseException) else stamp for source, stamp in stamps}
+            )
         return self.looking.broken()
 
     def end_older(self, source: str, facts: ModelMetadata) -> None:
@@ -141,7 +150,11 @@ class Finder:
         path = find_model(source)[1]
         state = path.stat()
         digest = hash_file(path, state.st_size, state.st_mtime_ns) if facts.spec.sha256 is None else facts.spec.sha256
-        older = [entry for entry in self.cache.status()["models"] if entry["model_id"] == model_id and entry["digest"] not in (digest, "")]
+        older = [
+            entry
+            for entry in self.cache.status()["models"]
+            if entry["model_id"] == model_id and entry["digest"] not in (digest, "")
+        ]
         if not older:
             return
         pinned = [entry for entry in older if entry["pinned"]]

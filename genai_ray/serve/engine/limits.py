@@ -140,7 +140,10 @@ class Share:
         """
         admission = self._admission
         wanted = min(num_bytes if is_written else _WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
-        if wanted > self.result_bytes and admission.result_bytes - self.result_bytes + wanted > admission.most_result_bytes:
+        if (
+            wanted > self.result_bytes
+            and admission.result_bytes - self.result_bytes + wanted > admission.most_result_bytes
+        ):
             raise admission.no_room(wanted)
         self._hold_result(wanted)
 
@@ -234,7 +237,9 @@ class Admission:
             TooManyRequestsError: If so many are there already.
         """
         if self._all >= self._most:
-            raise TooManyRequestsError(f"{self._all} requests in this replica", f"{self._most} at the same time", COME_AGAIN)
+            raise TooManyRequestsError(
+                f"{self._all} requests in this replica", f"{self._most} at the same time", COME_AGAIN
+            )
         self._all += 1
         share = Share(self)
         try:
@@ -258,7 +263,9 @@ class Admission:
         """
         here = self._by_model[model]
         if here >= self._most_of_one:
-            raise TooManyRequestsError(f"{here} requests for {model} in this replica", f"{self._most_of_one} at the same time", COME_AGAIN)
+            raise TooManyRequestsError(
+                f"{here} requests for {model} in this replica", f"{self._most_of_one} at the same time", COME_AGAIN
+            )
         self._by_model[model] += 1
         try:
             yield
@@ -307,10 +314,16 @@ def check_frame_sizes(frames: Array, scale: int, profile: ServeProfile) -> None:
     """
     height, width = frames.shape[1:3]
     if height * width > profile.max_frame_pixels:
-        raise InvalidInputError(f"frames of {width}x{height}", f"{profile.max_frame_pixels} pixels each", "Send smaller ones.")
+        raise InvalidInputError(
+            f"frames of {width}x{height}", f"{profile.max_frame_pixels} pixels each", "Send smaller ones."
+        )
     size = frames.nbytes * scale**2
     if size > profile.max_output_bytes:
-        raise InvalidInputError(f"frames of {list(frames.shape)}, whose result has {size} bytes", f"{profile.max_output_bytes} bytes", _SMALLER)
+        raise InvalidInputError(
+            f"frames of {list(frames.shape)}, whose result has {size} bytes",
+            f"{profile.max_output_bytes} bytes",
+            _SMALLER,
+        )
 
 
 def at_once(frames: Array, scale: int, profile: ServeProfile) -> int:
@@ -368,7 +381,11 @@ def check_json_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
     """
     size = sum(map(bytes_of, arrays))
     if size > profile.max_json_bytes:
-        raise InvalidInputError(f"inputs whose result has {size} bytes, as JSON", f"{profile.max_json_bytes} bytes", "Ask for it as binary data.")
+        raise InvalidInputError(
+            f"inputs whose result has {size} bytes, as JSON",
+            f"{profile.max_json_bytes} bytes",
+            "Ask for it as binary data.",
+        )
 
 
 def check_result(arrays: Iterable[Array], profile: ServeProfile) -> None:

@@ -39,7 +39,9 @@ class ModelMetadataCache:
     """
 
     def __init__(
-        self, call: Callable[[Callable[[str], ModelMetadata], str], Awaitable[ModelMetadata]], settle: Callable[[str, ModelMetadata], object] | None = None
+        self,
+        call: Callable[[Callable[[str], ModelMetadata], str], Awaitable[ModelMetadata]],
+        settle: Callable[[str, ModelMetadata], object] | None = None,
     ) -> None:
         self._call, self._settle = call, settle
         self._facts: dict[tuple[str, str], ModelMetadata] = {}
@@ -73,7 +75,9 @@ class ModelMetadataCache:
             task.add_done_callback(functools.partial(self._looked, key))
         done, _ = await asyncio.wait([task], timeout=within_s)
         if not done:
-            raise ResourceExhaustedError(f"{source.rpartition('/')[2]} was not looked at within {within_s:g} s", do=COME_AGAIN)
+            raise ResourceExhaustedError(
+                f"{source.rpartition('/')[2]} was not looked at within {within_s:g} s", do=COME_AGAIN
+            )
         return task.result()
 
     def broken(self) -> dict[str, str]:
@@ -82,7 +86,11 @@ class ModelMetadataCache:
         Returns:
             Why, by source.
         """
-        return {source: str(ModelLoadError(*found.why)) for source, found in self._broken.items() if found.until_s > time.monotonic()}
+        return {
+            source: str(ModelLoadError(*found.why))
+            for source, found in self._broken.items()
+            if found.until_s > time.monotonic()
+        }
 
     def keep_broken(self, stamps: Mapping[str, str | None]) -> None:
         """Forget those that have changed, or are not there any more.
@@ -90,7 +98,11 @@ class ModelMetadataCache:
         Args:
             stamps: What changes when a file does, by source; None for one whose state is not known.
         """
-        self._broken = {source: found for source, found in self._broken.items() if source in stamps and stamps[source] in (None, found.stamp)}
+        self._broken = {
+            source: found
+            for source, found in self._broken.items()
+            if source in stamps and stamps[source] in (None, found.stamp)
+        }
 
     def forget_broken(self) -> None:
         """Read files anew that could not be loaded."""
@@ -110,7 +122,11 @@ class ModelMetadataCache:
         error = task.exception()
         if isinstance(error, ModelLoadError) and not isinstance(error.__cause__, VideoError):  # else its store failed
             self._broken = {source: found for source, found in self._broken.items() if found.until_s > time.monotonic()}
-            self._broken[key[0]] = _Broken(key[1], (error.got, error.allowed, error.do), time.monotonic() + BROKEN_FOR_S)
+            self._broken[key[0]] = _Broken(
+                key[1], (error.got, error.allowed, error.do), time.monotonic() + BROKEN_FOR_S
+            )
         elif error is None:
             self._broken.pop(key[0], None)
-            self._facts = {other: facts for other, facts in self._facts.items() if other[0] != key[0]} | {key: task.result()}
+            self._facts = {other: facts for other, facts in self._facts.items() if other[0] != key[0]} | {
+                key: task.result()
+            }

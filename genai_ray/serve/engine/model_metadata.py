@@ -37,7 +37,16 @@ _WORDS = {
 }
 _NAMED, _LETTERS = 8, 40
 _FRAME_TYPES = ("UINT8", "UINT16", "FP32")
-_RESERVED = {FRAMES, "binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end", "headers"}
+_RESERVED = {
+    FRAMES,
+    "binary_data_output",
+    "timeout",
+    "priority",
+    "sequence_id",
+    "sequence_start",
+    "sequence_end",
+    "headers",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,9 @@ class ModelMetadata:
     @property
     def has_free_first_axis(self) -> bool:
         """Whether the first axis of every input and output is free, so that it can be a batch."""
-        return all(facts.is_rank_known and facts.shape and facts.shape[0] == -1 for facts in (*self.inputs, *self.outputs))
+        return all(
+            facts.is_rank_known and facts.shape and facts.shape[0] == -1 for facts in (*self.inputs, *self.outputs)
+        )
 
 
 def read_metadata(model: str) -> ModelMetadata:
@@ -77,8 +88,12 @@ def read_metadata(model: str) -> ModelMetadata:
         raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
     except OSError as exc:
         raise ModelLoadError(f"{model} cannot be read: {exc.strerror}") from exc
-    tensors = [tensor for tensor in outputs if tensor.element in _WORDS] or outputs  # sequences and maps stay with the model
-    return ModelMetadata(spec, tuple(_to_facts(tensor) for tensor in inputs), tuple(_to_facts(tensor) for tensor in tensors))
+    tensors = [
+        tensor for tensor in outputs if tensor.element in _WORDS
+    ] or outputs  # sequences and maps stay with the model
+    return ModelMetadata(
+        spec, tuple(_to_facts(tensor) for tensor in inputs), tuple(_to_facts(tensor) for tensor in tensors)
+    )
 
 
 def check_feeds(request: InferRequest, facts: ModelMetadata) -> dict[str, Array]:
@@ -107,8 +122,13 @@ def check_feeds(request: InferRequest, facts: ModelMetadata) -> dict[str, Array]
         if tensor.datatype != fact.datatype:
             raise InvalidInputError(f"input {tensor.name!r} of datatype {tensor.datatype}", fact.datatype)
         shape = tensor.array.shape
-        if fact.is_rank_known and (len(shape) != len(fact.shape) or not all(b in (-1, a) for a, b in zip(shape, fact.shape, strict=True))):
-            raise InvalidInputError(f"unexpected shape for input {tensor.name!r}: {list(shape)}", f"{list(fact.shape)}, where -1 is any size")
+        if fact.is_rank_known and (
+            len(shape) != len(fact.shape) or not all(b in (-1, a) for a, b in zip(shape, fact.shape, strict=True))
+        ):
+            raise InvalidInputError(
+                f"unexpected shape for input {tensor.name!r}: {list(shape)}",
+                f"{list(fact.shape)}, where -1 is any size",
+            )
         feeds[tensor.name] = _to_text(tensor) if tensor.datatype == "BYTES" else tensor.array
     return feeds
 
@@ -128,11 +148,17 @@ def check_frame_request(request: InferRequest, facts: ModelMetadata) -> tuple[Ar
     """
     spec = facts.spec
     if not spec.is_image_model:
-        raise InvalidInputError(f"frames for {spec.model_id}, which is not an image model", f"its own inputs, {[fact.name for fact in facts.inputs]}")
+        raise InvalidInputError(
+            f"frames for {spec.model_id}, which is not an image model",
+            f"its own inputs, {[fact.name for fact in facts.inputs]}",
+        )
     _check_outputs(request, [OUTPUT])
     if len(request.inputs) != 1 or request.inputs[0].datatype not in _FRAME_TYPES:
         sent = [f"{tensor.name} {tensor.datatype}" for tensor in request.inputs]
-        raise InvalidInputError(f"inputs {sent} with the parameter {FRAMES}", f"one input of {', '.join(_FRAME_TYPES)}, shape [N, H, W, 3], RGB")
+        raise InvalidInputError(
+            f"inputs {sent} with the parameter {FRAMES}",
+            f"one input of {', '.join(_FRAME_TYPES)}, shape [N, H, W, 3], RGB",
+        )
     frames = check_frames(request.inputs[0].array)
     least = 2 if spec.task is ModelTask.INTERPOLATION else 1
     if len(frames) < least:
@@ -145,7 +171,10 @@ def check_frame_request(request: InferRequest, facts: ModelMetadata) -> tuple[Ar
         if param is None:
             raise InvalidInputError(f"parameter {name[:40]!r} for {spec.model_id}", f"{sorted(spec.params) or 'none'}")
         if isinstance(value, str | bool) or not param.minimum <= value <= param.maximum:
-            raise InvalidInputError(f"parameter {name}={value!r:.40} for {spec.model_id}", f"a number from {param.minimum} to {param.maximum}")
+            raise InvalidInputError(
+                f"parameter {name}={value!r:.40} for {spec.model_id}",
+                f"a number from {param.minimum} to {param.maximum}",
+            )
         params[name] = float(value)
     return frames, params
 
@@ -181,7 +210,9 @@ def _some(names: list[str]) -> str:
 def _to_facts(tensor: GraphTensor) -> TensorFacts:
     word = _WORDS.get(tensor.element)
     if word is None:
-        raise ModelLoadError(f"{tensor.name!r} is of type {tensor.element or 'sequence or map'}", f"tensors of {', '.join(DATATYPES)}")
+        raise ModelLoadError(
+            f"{tensor.name!r} is of type {tensor.element or 'sequence or map'}", f"tensors of {', '.join(DATATYPES)}"
+        )
     return TensorFacts(tensor.name, word, (-1,) if tensor.shape is None else tensor.shape, tensor.shape is not None)
 
 
@@ -191,5 +222,7 @@ def _to_text(tensor: Tensor) -> Array:
     try:
         array[:] = [item.decode() for item in tensor.array.reshape(-1).tolist()]
     except UnicodeDecodeError as exc:
-        raise InvalidInputError(f"input {tensor.name!r}: bytes that are not UTF-8 text", "strings: ONNX has no other") from exc
+        raise InvalidInputError(
+            f"input {tensor.name!r}: bytes that are not UTF-8 text", "strings: ONNX has no other"
+        ) from exc
     return array.reshape(tensor.array.shape)

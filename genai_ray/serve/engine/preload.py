@@ -35,7 +35,11 @@ class Preload:
         Raises:
             GenAIRayError: If one cannot be loaded: the first error; the others are there.
         """
-        wanted = {model.name: model for model in models if not model.fault and (model.serving.preload or model.serving.pin or model.serving.min_replicas)}
+        wanted = {
+            model.name: model
+            for model in models
+            if not model.fault and (model.serving.preload or model.serving.pin or model.serving.min_replicas)
+        }
         errors: list[GenAIRayError] = []
         with self._lock:
             for name in [name for name, model in self._brought.items() if wanted.get(name) != model]:
@@ -70,6 +74,8 @@ class Preload:
         before, lease = self._brought.pop(name), self._leases.pop(name, None)
         if lease is not None:
             lease.release()
-        if before.serving.pin and not (instead is not None and instead.serving.pin and instead.source() == before.source()):
+        if before.serving.pin and not (
+            instead is not None and instead.serving.pin and instead.source() == before.source()
+        ):
             with contextlib.suppress(GenAIRayError):  # it is not loaded any more
                 self._cache.unpin(before.source())

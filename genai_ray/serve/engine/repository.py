@@ -22,7 +22,9 @@ __all__ = ["Repository", "ServedModel", "key_of_entry"]
 
 _MODEL = ".onnx"
 _KEY = ("model_id", "backend", "precision", "device")
-_NOTES = {"stats": "what it takes and gives is told at /v2/models/stats/versions/VERSION: /v2/models/stats has the statistics of all models"}
+_NOTES = {
+    "stats": "what it takes and gives is told at /v2/models/stats/versions/VERSION: /v2/models/stats has the statistics of all models"
+}
 _VERSION = re.compile(r"[0-9]{1,18}")
 _log = logging.getLogger(__name__)
 
@@ -63,7 +65,9 @@ class ServedModel:
         """
         found = self.versions.get(version or self.latest)
         if found is None:
-            raise ModelNotFoundError(f"version {version[:40]!r} of model {self.name!r}", ", ".join(sorted(self.versions, key=int)))
+            raise ModelNotFoundError(
+                f"version {version[:40]!r} of model {self.name!r}", ", ".join(sorted(self.versions, key=int))
+            )
         return found
 
     def stamp(self, version: str = "") -> str:
@@ -166,7 +170,9 @@ class Repository:
         ModelNotFoundError: If an id is not known.
     """
 
-    def __init__(self, folder: str | Path | None, ids: tuple[str, ...] | None = None, serving: ModelServing | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | None, ids: tuple[str, ...] | None = None, serving: ModelServing | None = None
+    ) -> None:
         self._folder, self._serving = None if folder is None else to_place(folder), serving or ModelServing()
         self._lock = threading.Lock()
         self._catalog = {model_id: ServedModel(model_id, {"1": model_id}, self._serving) for model_id in _offered(ids)}
@@ -213,7 +219,9 @@ class Repository:
             if found is None:
                 near = difflib.get_close_matches(name[:100], self._models, n=3, cutoff=0.5)
                 hint = f"Did you mean {' or '.join(near)}?" if near else "POST /v2/repository/index lists them."
-                raise ModelNotFoundError(f"no model {name[:100]!r}", f"{len(self._models)} models that this server has", hint)
+                raise ModelNotFoundError(
+                    f"no model {name[:100]!r}", f"{len(self._models)} models that this server has", hint
+                )
             return found
 
 
@@ -276,8 +284,13 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
             found.setdefault(name, {})["1"] = alone[name]
         stamps = _stamps_of([place for versions in found.values() for place in versions.values() if is_remote(place)])
     except VideoError as exc:
-        raise ConfigError(f"model repository {folder}: {exc.got}", "a folder that is there, on every node, or the URI of one that can be listed") from exc
-    notes = _NOTES | {name: f"{name}{_MODEL} is left out, since {name}/1/model{_MODEL} is version 1 as well" for name in doubled}
+        raise ConfigError(
+            f"model repository {folder}: {exc.got}",
+            "a folder that is there, on every node, or the URI of one that can be listed",
+        ) from exc
+    notes = _NOTES | {
+        name: f"{name}{_MODEL} is left out, since {name}/1/model{_MODEL} is version 1 as well" for name in doubled
+    }
     models = [_build(name, versions, options.get(name), serving, stamps) for name, versions in sorted(found.items())]
     return [replace(model, note=notes.get(model.name, "")) for model in models]
 
@@ -297,7 +310,9 @@ def _stamps_of(places: Sequence[str]) -> dict[str, str]:
     return stamps
 
 
-def _build(name: str, versions: dict[str, str], options: str | None, serving: ModelServing, stamps: Mapping[str, str]) -> ServedModel:
+def _build(
+    name: str, versions: dict[str, str], options: str | None, serving: ModelServing, stamps: Mapping[str, str]
+) -> ServedModel:
     """Return one model; a wrong file of options is its own trouble alone."""
     sources = {version: canonical_id(place) for version, place in versions.items()}
     fault = None
@@ -307,4 +322,6 @@ def _build(name: str, versions: dict[str, str], options: str | None, serving: Mo
         except ConfigError as exc:
             _log.warning("model %s is not served: %s", name, exc)
             fault = exc.got, exc.allowed, exc.do
-    return ServedModel(name, sources, serving, {version: stamps.get(place, "") for version, place in versions.items()}, fault)
+    return ServedModel(
+        name, sources, serving, {version: stamps.get(place, "") for version, place in versions.items()}, fault
+    )

@@ -98,7 +98,8 @@ class ModelCounts:
             "last_inference": self.last_ms,
             "inference_count": self.inferences,
             "execution_count": self.executions,
-            "inference_stats": {name: duration.to_json() for name, duration in self.parts.items()} | {"cache_hit": none, "cache_miss": none},
+            "inference_stats": {name: duration.to_json() for name, duration in self.parts.items()}
+            | {"cache_hit": none, "cache_miss": none},
             "response_stats": {},
             "batch_stats": [
                 {"batch_size": size, "compute_input": none, "compute_infer": duration.to_json(), "compute_output": none}

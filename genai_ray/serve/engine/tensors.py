@@ -128,11 +128,15 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise InvalidInputError(f"input {name!r}: shape is not a list of integers", do='Send "shape": [N, ...].')
     if any(size < 0 for size in shape):
-        raise InvalidInputError(f"input {name!r}: shape {shape[:MAX_RANK]} has a negative size", "0 or more along every axis")
+        raise InvalidInputError(
+            f"input {name!r}: shape {shape[:MAX_RANK]} has a negative size", "0 or more along every axis"
+        )
     if len(shape) > MAX_RANK:
         raise InvalidInputError(f"input {name!r}: {len(shape)} axes", f"at most {MAX_RANK}")
     if math.prod(size for size in shape if size) > MAX_ELEMENTS:  # zeros left out: numpy cannot hold (0, 2**62) either
-        raise InvalidInputError(f"input {name!r}: shape with more elements than any tensor has", f"at most {MAX_ELEMENTS}")
+        raise InvalidInputError(
+            f"input {name!r}: shape with more elements than any tensor has", f"at most {MAX_ELEMENTS}"
+        )
     return tuple(shape)
 
 
@@ -152,13 +156,17 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
         InvalidInputError: If the datatype is binary only, or number, nesting, type or range of the elements is wrong.
     """
     if datatype in _BINARY_ONLY:
-        raise InvalidInputError(f"input {name!r}: {datatype} as JSON", "binary data", "Use the binary tensor data extension.")
+        raise InvalidInputError(
+            f"input {name!r}: {datatype} as JSON", "binary data", "Use the binary tensor data extension."
+        )
     if not isinstance(data, list):
         raise InvalidInputError(f"input {name!r}: data is not a list")
     flat = _flatten(name, shape, data)
     count = math.prod(shape)
     if len(flat) != count:
-        raise InvalidInputError(f"input {name!r}: {len(flat)} elements of data", f"{count}, the product of shape {list(shape)}")
+        raise InvalidInputError(
+            f"input {name!r}: {len(flat)} elements of data", f"{count}, the product of shape {list(shape)}"
+        )
     _check_elements(name, datatype, flat)
     if datatype == "BYTES":
         try:
@@ -171,7 +179,9 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
     except OverflowError as exc:
         raise InvalidInputError(f"input {name!r}: a number outside the range of {datatype}") from exc
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInputError(f"input {name!r}: a number outside the range of {datatype}", do="Use binary data for infinities and NaN.")
+        raise InvalidInputError(
+            f"input {name!r}: a number outside the range of {datatype}", do="Use binary data for infinities and NaN."
+        )
     return array.reshape(shape)
 
 
@@ -195,7 +205,10 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
         return _objects(_split_strings(name, count, data)).reshape(shape)
     dtype = DATATYPES[datatype]
     if len(data) != count * dtype.itemsize:
-        raise InvalidInputError(f"unexpected size for input {name!r}: {len(data)} bytes", f"{count * dtype.itemsize} for {datatype} {list(shape)}")
+        raise InvalidInputError(
+            f"unexpected size for input {name!r}: {len(data)} bytes",
+            f"{count * dtype.itemsize} for {datatype} {list(shape)}",
+        )
     if datatype == "BOOL" and np.any(np.frombuffer(data, np.uint8) > 1):
         raise InvalidInputError(f"input {name!r}: a BOOL byte that is neither 0 nor 1")
     return np.frombuffer(data, dtype).reshape(shape)
@@ -217,7 +230,10 @@ def from_contents(name: str, datatype: str, shape: tuple[int, ...], values: Sequ
         InvalidInputError: If their number is not what the shape needs, or one is outside the range of the datatype.
     """
     if len(values) != math.prod(shape):
-        raise InvalidInputError(f"input {name!r}: {len(values)} elements of contents", f"{math.prod(shape)}, the product of shape {list(shape)}")
+        raise InvalidInputError(
+            f"input {name!r}: {len(values)} elements of contents",
+            f"{math.prod(shape)}, the product of shape {list(shape)}",
+        )
     array = np.empty(len(values), DATATYPES[datatype])
     try:
         _fill(array, values)
@@ -238,7 +254,11 @@ def to_contents(tensor: Tensor) -> Iterator[list[Any]]:
     flat = tensor.array.reshape(-1)
     for start in range(0, flat.size, _TOGETHER):
         part = flat[start : start + _TOGETHER].tolist()
-        yield [item if isinstance(item, bytes) else str(item).encode() for item in part] if tensor.datatype == "BYTES" else part
+        yield (
+            [item if isinstance(item, bytes) else str(item).encode() for item in part]
+            if tensor.datatype == "BYTES"
+            else part
+        )
 
 
 def to_json(tensor: Tensor) -> list[Any]:
@@ -261,9 +281,13 @@ def to_json(tensor: Tensor) -> list[Any]:
         try:
             return [item.decode() if isinstance(item, bytes) else str(item) for item in flat.tolist()]
         except UnicodeDecodeError as exc:
-            raise InvalidInputError(f"output {tensor.name!r}: bytes that are not UTF-8 text", "binary data", do) from exc
+            raise InvalidInputError(
+                f"output {tensor.name!r}: bytes that are not UTF-8 text", "binary data", do
+            ) from exc
     if flat.dtype.kind == "f" and not np.isfinite(flat).all():
-        raise InvalidInputError(f"output {tensor.name!r} has NaN or infinite values, which JSON cannot hold", "binary data", do)
+        raise InvalidInputError(
+            f"output {tensor.name!r} has NaN or infinite values, which JSON cannot hold", "binary data", do
+        )
     return list(flat.tolist())
 
 
@@ -292,7 +316,10 @@ def _flatten(name: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
     level: list[Any] = [data]
     for size in shape:
         if not all(isinstance(item, list) and len(item) == size for item in level):
-            raise InvalidInputError(f"input {name!r}: data is not nested to shape {list(shape)}", "a flat list, or lists nested to the shape")
+            raise InvalidInputError(
+                f"input {name!r}: data is not nested to shape {list(shape)}",
+                "a flat list, or lists nested to the shape",
+            )
         level = [element for item in level for element in item]
     return level
 
@@ -302,8 +329,12 @@ def _check_elements(name: str, datatype: str, flat: list[Any]) -> None:
     allowed = kinds.get(datatype, {int})
     wrong = set(map(type, flat)) - allowed
     if wrong:
-        words = " and ".join(sorted({"NoneType": "null", "dict": "object"}.get(kind.__name__, kind.__name__) for kind in wrong))
-        raise InvalidInputError(f"input {name!r}: data of {datatype} holds {words}", " or ".join(sorted(kind.__name__ for kind in allowed)))
+        words = " and ".join(
+            sorted({"NoneType": "null", "dict": "object"}.get(kind.__name__, kind.__name__) for kind in wrong)
+        )
+        raise InvalidInputError(
+            f"input {name!r}: data of {datatype} holds {words}", " or ".join(sorted(kind.__name__ for kind in allowed))
+        )
 
 
 def _split_strings(name: str, count: int, data: memoryview) -> list[bytes]:

@@ -133,7 +133,9 @@ class Query:
             except ValueError:
                 value = math.nan
             if not name or not sign or math.isnan(value) or name in params:
-                raise InvalidInputError(f"params {part[:40]!r}", "NAME=NUMBER, each name once", "Separate them by commas: params=sigma=0.1.")
+                raise InvalidInputError(
+                    f"params {part[:40]!r}", "NAME=NUMBER, each name once", "Separate them by commas: params=sigma=0.1."
+                )
             params[name] = value
         return params
 
@@ -323,10 +325,14 @@ async def _patient() -> AsyncIterator[asyncio.Timeout]:
         async with asyncio.timeout(_IDLE_S) as patience:
             yield patience
     except TimeoutError as exc:
-        raise DeadlineExceededError(f"the body came too slowly: less than {_LEAST_BYTES} bytes of it in {_IDLE_S:g} s") from exc
+        raise DeadlineExceededError(
+            f"the body came too slowly: less than {_LEAST_BYTES} bytes of it in {_IDLE_S:g} s"
+        ) from exc
 
 
-async def _limited(request: Request, max_bytes: int, patience: asyncio.Timeout | None = None, share: Share | None = None) -> AsyncIterator[bytes]:
+async def _limited(
+    request: Request, max_bytes: int, patience: asyncio.Timeout | None = None, share: Share | None = None
+) -> AsyncIterator[bytes]:
     word = request.headers.get("content-length", "0")
     declared = int(word) if word.isdigit() else 0
     if declared > max_bytes:
@@ -370,8 +376,12 @@ async def _drain(request: Request, chunks: AsyncIterator[bytes] | None = None) -
                 patience.reschedule(min(end_s, loop.time() + _DRAIN_IDLE_S))
 
 
-async def _parse_form(request: Request, max_bytes: int, patience: asyncio.Timeout, share: Share | None = None) -> UploadFile:
-    parser = MultiPartParser(request.headers, _limited(request, max_bytes, patience, share), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)  # type: ignore[arg-type]
+async def _parse_form(
+    request: Request, max_bytes: int, patience: asyncio.Timeout, share: Share | None = None
+) -> UploadFile:
+    parser = MultiPartParser(
+        request.headers, _limited(request, max_bytes, patience, share), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS
+    )  # type: ignore[arg-type]
     try:
         form = await parser.parse()
     except MultiPartException as exc:
@@ -382,6 +392,7 @@ async def _parse_form(request: Request, max_bytes: int, patience: asyncio.Timeou
     if len(files) != 1 or len(form.multi_items()) != 1:
         await form.close()
         raise InvalidInputError(
-            f"a form with {len(files)} files and {len(form.multi_items()) - len(files)} fields", "one file, and everything else in the query"
+            f"a form with {len(files)} files and {len(form.multi_items()) - len(files)} fields",
+            "one file, and everything else in the query",
         )
     return files[0]

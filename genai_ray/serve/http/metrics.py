@@ -38,7 +38,9 @@ class _Figures(Collector):
         self._tally, self._status = tally, status
 
     def collect(self) -> Iterator[Metric]:
-        responses = CounterMetricFamily("genai_ray_responses", "Answers by protocol and status.", labels=["protocol", "status"])
+        responses = CounterMetricFamily(
+            "genai_ray_responses", "Answers by protocol and status.", labels=["protocol", "status"]
+        )
         for (protocol, code), count in sorted(self._tally.responses.items()):
             responses.add_metric([protocol, code], count)
         yield responses
@@ -46,11 +48,21 @@ class _Figures(Collector):
         yield from self._collect_cache()
 
     def _collect_models(self) -> Iterator[Metric]:
-        durations = HistogramMetricFamily("genai_ray_request_seconds", "Successful requests, from their arrival to their result.", labels=_MODEL)
-        failures = CounterMetricFamily("genai_ray_request_failures", "Requests that found their model and failed.", labels=_MODEL)
-        queue = CounterMetricFamily("genai_ray_queue_seconds", "Seconds that requests waited to be sent to a session.", labels=_MODEL)
-        compute = CounterMetricFamily("genai_ray_compute_seconds", "Seconds that sessions took for calls.", labels=_MODEL)
-        sizes = HistogramMetricFamily("genai_ray_batch_size", "Frames or requests in one call of a session.", labels=_MODEL)
+        durations = HistogramMetricFamily(
+            "genai_ray_request_seconds", "Successful requests, from their arrival to their result.", labels=_MODEL
+        )
+        failures = CounterMetricFamily(
+            "genai_ray_request_failures", "Requests that found their model and failed.", labels=_MODEL
+        )
+        queue = CounterMetricFamily(
+            "genai_ray_queue_seconds", "Seconds that requests waited to be sent to a session.", labels=_MODEL
+        )
+        compute = CounterMetricFamily(
+            "genai_ray_compute_seconds", "Seconds that sessions took for calls.", labels=_MODEL
+        )
+        sizes = HistogramMetricFamily(
+            "genai_ray_batch_size", "Frames or requests in one call of a session.", labels=_MODEL
+        )
         for (model, version), counts in sorted(self._tally.counts.items()):
             labels, total, buckets = [model, version], 0, []
             for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), counts.buckets, strict=True):
@@ -60,7 +72,10 @@ class _Figures(Collector):
             failures.add_metric(labels, counts.parts["fail"].count)
             queue.add_metric(labels, counts.parts["queue"].ns / 1e9)
             compute.add_metric(labels, counts.parts["compute_infer"].ns / 1e9)
-            at_most = [(str(bound), float(sum(d.count for size, d in counts.batches.items() if size <= bound))) for bound in (1, 2, 4, 8, 16, 32)]
+            at_most = [
+                (str(bound), float(sum(d.count for size, d in counts.batches.items() if size <= bound)))
+                for bound in (1, 2, 4, 8, 16, 32)
+            ]
             sizes.add_metric(labels, [*at_most, ("+Inf", float(counts.executions))], sum_value=counts.inferences)
         yield from (durations, failures, queue, compute, sizes)
 

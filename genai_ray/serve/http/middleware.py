@@ -25,7 +25,17 @@ __all__ = ["Middleware", "bears_token"]
 _UNAUTHORIZED, _FORBIDDEN, _CLOSED = 401, 403, 499
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 """What is told whatever the Host: load balancers and probes name what they like, and what they hear is no secret."""
-_EXPOSED = (HEADER_LENGTH, "Retry-After", "x-request-id", "Location", "Content-Disposition", "Server-Timing", "X-Model", "X-Backend", "X-Precision")
+_EXPOSED = (
+    HEADER_LENGTH,
+    "Retry-After",
+    "x-request-id",
+    "Location",
+    "Content-Disposition",
+    "Server-Timing",
+    "X-Model",
+    "X-Backend",
+    "X-Precision",
+)
 """Headers of answers that a page of an allowed origin may read."""
 
 
@@ -42,7 +52,9 @@ def bears_token(authorization: str, token_sha256: str | None) -> bool:
     if token_sha256 is None:
         return True
     scheme, _, token = authorization.partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(hashlib.sha256(token.strip().encode()).hexdigest(), token_sha256)
+    return scheme.lower() == "bearer" and hmac.compare_digest(
+        hashlib.sha256(token.strip().encode()).hexdigest(), token_sha256
+    )
 
 
 class Middleware:
@@ -59,7 +71,9 @@ class Middleware:
         self._inner, self._app = app, self._checked
         if origins := engine.profile.cors_origins:
             # Around the check: a page must be able to read a refusal, and asks whether it may call before it shows a token.
-            self._app = CORSMiddleware(self._checked, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED)
+            self._app = CORSMiddleware(
+                self._checked, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED
+            )
         self._log = _AccessLog(Path(engine.profile.access_log)) if engine.profile.access_log else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,17 +113,25 @@ class Middleware:
                         "method": scope["method"],
                         "path": scope["path"],
                         "status": seen["status"],
-                        "received_bytes": int(length) if (length := headers.get("content-length", "")).isdigit() else None,
+                        "received_bytes": int(length)
+                        if (length := headers.get("content-length", "")).isdigit()
+                        else None,
                         "sent_bytes": seen["bytes"],
                         "ms": round((time.perf_counter() - began) * 1000, 3),
                     }
                 )
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in self._open_paths or bears_token(Headers(scope=scope).get("authorization", ""), self._profile.token_sha256):
+        if scope["path"] in self._open_paths or bears_token(
+            Headers(scope=scope).get("authorization", ""), self._profile.token_sha256
+        ):
             await self._inner(scope, receive, send)
             return
-        refusal = JSONResponse({"error": "no token, or a wrong one; send Authorization: Bearer TOKEN"}, _UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
+        refusal = JSONResponse(
+            {"error": "no token, or a wrong one; send Authorization: Bearer TOKEN"},
+            _UNAUTHORIZED,
+            {"WWW-Authenticate": "Bearer"},
+        )
         await refusal(scope, receive, send)
 
 

@@ -14,7 +14,11 @@ from genai_ray.serve.oip.schemas import ERROR, SCHEMAS
 __all__ = ["describe_api"]
 
 _PARAMETERS: dict[str, Schema] = {
-    "model": {"type": "string", "pattern": "^[^/]+$", "description": "Name of the model; POST /v2/repository/index lists them."},
+    "model": {
+        "type": "string",
+        "pattern": "^[^/]+$",
+        "description": "Name of the model; POST /v2/repository/index lists them.",
+    },
     "version": {"type": "string", "pattern": "^[0-9]+$"},
     "job_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
 }
@@ -79,7 +83,10 @@ def _describe(operation: Operation, has_token: bool) -> dict[str, Any]:
     is_closed = has_token and not operation.is_open
     names = re.findall(r"{(\w+)}", operation.path)
     parameters = [{"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]} for name in names]
-    parameters += [{"name": name, "in": "query", "required": name in operation.needed, "schema": schema} for name, schema in operation.query.items()]
+    parameters += [
+        {"name": name, "in": "query", "required": name in operation.needed, "schema": schema}
+        for name, schema in operation.query.items()
+    ]
     parameters += [{"name": name, "in": "header", "schema": schema} for name, schema in operation.headers.items()]
     responses = {str(operation.status): _success(operation)}
     for status in sorted({*operation.errors, *_ALWAYS, *((401,) if is_closed else ())}):

@@ -114,7 +114,9 @@ def add_inference_service(servicer: Any, server: Any) -> None:
 def _count_until_sent(service: Any) -> None:
     """Have what unary calls hold be held until it is sent; by now Ray Serve has put its own handlers in the place of ours."""
     service._method_handlers = {
-        name: handler if handler.request_streaming or handler.response_streaming else handler._replace(unary_unary=_until_sent(handler.unary_unary))
+        name: handler
+        if handler.request_streaming or handler.response_streaming
+        else handler._replace(unary_unary=_until_sent(handler.unary_unary))
         for name, handler in service._method_handlers.items()
     }
 
@@ -177,7 +179,9 @@ class Rpc(Probes):
         is_allowed: Tells by a peer's address, as gRPC writes it, whether it may call.
     """
 
-    def __init__(self, engine: Engine, statistics: Callable[[], Awaitable[Any]], is_allowed: Callable[[str], bool]) -> None:
+    def __init__(
+        self, engine: Engine, statistics: Callable[[], Awaitable[Any]], is_allowed: Callable[[str], bool]
+    ) -> None:
         super().__init__()
         self.engine, self.statistics, self.is_allowed = engine, statistics, is_allowed
 
@@ -197,11 +201,17 @@ class Rpc(Probes):
             Whether it may.
         """
         if not self.is_allowed(grpc_context.peer()):
-            return self.refuse(grpc_context, grpc.StatusCode.PERMISSION_DENIED, "this endpoint is for its own machine only")
+            return self.refuse(
+                grpc_context, grpc.StatusCode.PERMISSION_DENIED, "this endpoint is for its own machine only"
+            )
         authorization = dict(grpc_context.invocation_metadata()).get("authorization", "")
         if is_open or bears_token(authorization, self.engine.profile.token_sha256):
             return True
-        return self.refuse(grpc_context, grpc.StatusCode.UNAUTHENTICATED, "no token, or a wrong one; send the metadata authorization: Bearer TOKEN")
+        return self.refuse(
+            grpc_context,
+            grpc.StatusCode.UNAUTHENTICATED,
+            "no token, or a wrong one; send the metadata authorization: Bearer TOKEN",
+        )
 
     def refuse(self, grpc_context: Any, code: grpc.StatusCode, text: str) -> bool:
         """Set the status of a call that is not answered.
@@ -259,7 +269,11 @@ class Rpc(Probes):
     async def RepositoryIndex(self, request: Any) -> dict[str, Any]:  # noqa: N802
         """Tell which models there are, and their states."""
         await self.engine.rescan()
-        return {"models": describe_index(self.engine.repository, await self.engine.status(), await self.engine.broken(), only_ready=request.ready)}
+        return {
+            "models": describe_index(
+                self.engine.repository, await self.engine.status(), await self.engine.broken(), only_ready=request.ready
+            )
+        }
 
     @_method
     async def RepositoryModelLoad(self, request: Any) -> dict[str, Any]:  # noqa: N802
@@ -315,7 +329,11 @@ class Rpc(Probes):
                     yield await answer
             await asyncio.wait([reading])
             if not reading.cancelled() and (broken := reading.exception()) is not None:
-                self.refuse(grpc_context, grpc.StatusCode.CANCELLED, f"the requests of the stream broke off: {type(broken).__name__}")
+                self.refuse(
+                    grpc_context,
+                    grpc.StatusCode.CANCELLED,
+                    f"the requests of the stream broke off: {type(broken).__name__}",
+                )
         finally:  # whoever asked may have gone
             reading.cancel()
             while not answers.empty():
@@ -329,7 +347,9 @@ class Rpc(Probes):
         except (DecodeError, GenAIRayError) as exc:
             code, text = _fault_of(exc)
             self.engine.tally.note_response("grpc", code.name)
-            refusal = message_class("ModelStreamInferResponse")(error_message=f"[{code.name}] {text}", infer_response={"id": request.id})
+            refusal = message_class("ModelStreamInferResponse")(
+                error_message=f"[{code.name}] {text}", infer_response={"id": request.id}
+            )
             _mark_final(refusal.infer_response, request)
             return Reply(refusal.SerializeToString())
         finally:
@@ -348,7 +368,11 @@ class Rpc(Probes):
             share.take(len(data))
             typed, most = count_typed_bytes(data), self.engine.profile.max_json_bytes
             if typed > most:
-                raise InvalidInputError(f"{typed} bytes of a request beside raw_input_contents", f"{most}", "Send tensors as raw_input_contents.")
+                raise InvalidInputError(
+                    f"{typed} bytes of a request beside raw_input_contents",
+                    f"{most}",
+                    "Send tensors as raw_input_contents.",
+                )
             is_large = typed > LARGE_JSON_BYTES or is_long(len(data), is_plain=True)
             await self._run(is_large, functools.partial(request.ParseFromString, data))
             target = await self.engine.find(request.model_name, request.model_version)
@@ -356,11 +380,17 @@ class Rpc(Probes):
             is_large = is_large or is_long(len(data), is_plain=not strings)
             asked = await self._run(is_large, functools.partial(read_request, request, max_strings=strings))
             answer = await self.engine.infer(target, asked, share)
-            is_raw = bool(request.raw_input_contents) or not request.inputs or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
+            is_raw = (
+                bool(request.raw_input_contents)
+                or not request.inputs
+                or any(tensor.datatype in _RAW_ONLY for tensor in answer.outputs)
+            )
             size = sum(bytes_of(tensor.array) for tensor in answer.outputs)
             if size > most and not is_raw:
                 raise InvalidInputError(
-                    f"inputs whose result has {size} bytes in typed contents", f"{most}", "Send raw_input_contents: their result comes raw."
+                    f"inputs whose result has {size} bytes in typed contents",
+                    f"{most}",
+                    "Send raw_input_contents: their result comes raw.",
                 )
             is_large = is_long(size, is_plain=is_raw and all(tensor.datatype != "BYTES" for tensor in answer.outputs))
             write = functools.partial(_write_answer, answer, request, is_raw=is_raw, is_streamed=in_stream is not None)
@@ -431,20 +461,42 @@ def read_request(message: Any, *, max_strings: int) -> InferRequest:
     """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
-        raise InvalidInputError(f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs", "one for each input, in their order, or none at all")
+        raise InvalidInputError(
+            f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs",
+            "one for each input, in their order, or none at all",
+        )
     for kind, entries in (("inputs", message.inputs), ("outputs", message.outputs)):
         names = [entry.name for entry in entries]
         if len(set(names)) != len(names) or not all(names):
             raise InvalidInputError(f"{kind} {names!s:.80}", "every one with a name of its own")
         if any("shared_memory_region" in entry.parameters for entry in entries):
-            raise InvalidInputError(f"{kind} in shared memory", "data in the request", "This server has no shared memory extension.")
+            raise InvalidInputError(
+                f"{kind} in shared memory", "data in the request", "This server has no shared memory extension."
+            )
     if any("classification" in output.parameters for output in message.outputs):
-        raise InvalidInputError("an output as classification", "tensors", "This server has no classification extension.")
+        raise InvalidInputError(
+            "an output as classification", "tensors", "This server has no classification extension."
+        )
     if raw:
-        check_strings(sum(math.prod(check_shape(entry.name, list(entry.shape))) for entry in message.inputs if entry.datatype == "BYTES"), max_strings)
-    inputs = tuple(_read_tensor(entry, memoryview(raw[index]) if raw else None) for index, entry in enumerate(message.inputs))
+        check_strings(
+            sum(
+                math.prod(check_shape(entry.name, list(entry.shape)))
+                for entry in message.inputs
+                if entry.datatype == "BYTES"
+            ),
+            max_strings,
+        )
+    inputs = tuple(
+        _read_tensor(entry, memoryview(raw[index]) if raw else None) for index, entry in enumerate(message.inputs)
+    )
     outputs = tuple(RequestedOutput(output.name, True) for output in message.outputs) or None
-    return InferRequest(inputs, outputs, message.id or None, {name: _value_of(value) for name, value in message.parameters.items()}, True)
+    return InferRequest(
+        inputs,
+        outputs,
+        message.id or None,
+        {name: _value_of(value) for name, value in message.parameters.items()},
+        True,
+    )
 
 
 def _read_tensor(entry: Any, raw: memoryview | None) -> Tensor:

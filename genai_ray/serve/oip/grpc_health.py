@@ -93,7 +93,11 @@ class Probes(ABC):
             return Reply(b"")
         status = self._status_of(request)
         if status == _SERVICE_UNKNOWN:
-            self.refuse(grpc_context, grpc.StatusCode.NOT_FOUND, f"no such service; there is {SERVICE}, and the empty name for all")
+            self.refuse(
+                grpc_context,
+                grpc.StatusCode.NOT_FOUND,
+                f"no such service; there is {SERVICE}, and the empty name for all",
+            )
             return Reply(b"")
         return _write_status(status)
 
@@ -110,7 +114,11 @@ class Probes(ABC):
         if not self.admit(grpc_context, is_open=True):
             return
         if self._watchers >= _MOST_WATCHERS:
-            self.refuse(grpc_context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_WATCHERS} watch the health of this replica already")
+            self.refuse(
+                grpc_context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{_MOST_WATCHERS} watch the health of this replica already",
+            )
             return
         self._watchers += 1
         try:

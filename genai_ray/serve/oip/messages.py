@@ -23,8 +23,20 @@ HEALTH = "grpc.health.v1.Health"
 
 METHODS = {
     name: (f"{name}Request", f"{name}Response")
-    for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig", "ModelStatistics")
-} | {name: (f"{name}Request", f"{name}Response") for name in ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload")}
+    for name in (
+        "ServerLive",
+        "ServerReady",
+        "ModelReady",
+        "ServerMetadata",
+        "ModelMetadata",
+        "ModelInfer",
+        "ModelConfig",
+        "ModelStatistics",
+    )
+} | {
+    name: (f"{name}Request", f"{name}Response")
+    for name in ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload")
+}
 """Requests and responses of its methods, all of one message each."""
 
 STREAM = "ModelStreamInfer"
@@ -98,7 +110,23 @@ _MESSAGES = {
 }
 """Fields as ``name=number [repeated | map | oneof] type``; a map's keys are strings."""
 
-_DATA_TYPES = ("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "STRING", "BF16")
+_DATA_TYPES = (
+    "INVALID",
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "STRING",
+    "BF16",
+)
 _MAX_FIELDS = 4 * MAX_TENSORS
 _RAW_FIELD, _DELIMITED = 7, 2
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -150,7 +178,10 @@ def count_typed_bytes(data: bytes) -> int:
         position += length
         fields += 1
         if fields > _MAX_FIELDS:
-            raise InvalidInputError(f"a request with more than {_MAX_FIELDS} inputs, outputs and parameters", f"at most {MAX_TENSORS} inputs and outputs")
+            raise InvalidInputError(
+                f"a request with more than {_MAX_FIELDS} inputs, outputs and parameters",
+                f"at most {MAX_TENSORS} inputs and outputs",
+            )
     return size
 
 
@@ -178,12 +209,18 @@ def _build() -> dict[str, type[Message]]:
     service = file.service.add(name=SERVICE.rpartition(".")[2])
     for name, (asked, told) in METHODS.items():
         service.method.add(name=name, input_type=f".inference.{asked}", output_type=f".inference.{told}")
-    stream = service.method.add(name=STREAM, input_type=".inference.ModelInferRequest", output_type=".inference.ModelStreamInferResponse")
+    stream = service.method.add(
+        name=STREAM, input_type=".inference.ModelInferRequest", output_type=".inference.ModelStreamInferResponse"
+    )
     stream.client_streaming = stream.server_streaming = True
     POOL.Add(file)
     POOL.Add(_describe_health())
-    names = {f"inference.{name}" for name in _MESSAGES} | {f"grpc.health.v1.HealthCheck{word}" for word in ("Request", "Response")}
-    return {name.rpartition(".")[2]: message_factory.GetMessageClass(POOL.FindMessageTypeByName(name)) for name in names}
+    names = {f"inference.{name}" for name in _MESSAGES} | {
+        f"grpc.health.v1.HealthCheck{word}" for word in ("Request", "Response")
+    }
+    return {
+        name.rpartition(".")[2]: message_factory.GetMessageClass(POOL.FindMessageTypeByName(name)) for name in names
+    }
 
 
 def _describe_health() -> descriptor_pb2.FileDescriptorProto:
@@ -211,7 +248,11 @@ def _add_field(message: descriptor_pb2.DescriptorProto, name: str, number: str, 
         entry.options.map_entry = True
         entry.field.add(name="key", number=1, type=_Field.TYPE_STRING, label=_Field.LABEL_OPTIONAL)
         _set_type(entry.field.add(name="value", number=2, label=_Field.LABEL_OPTIONAL), kind)
-        field.label, field.type, field.type_name = _Field.LABEL_REPEATED, _Field.TYPE_MESSAGE, f".inference.{message.name}.{entry.name}"
+        field.label, field.type, field.type_name = (
+            _Field.LABEL_REPEATED,
+            _Field.TYPE_MESSAGE,
+            f".inference.{message.name}.{entry.name}",
+        )
         return
     if label == ["repeated"]:
         field.label = _Field.LABEL_REPEATED

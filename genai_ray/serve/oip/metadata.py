@@ -12,7 +12,14 @@ from genai_ray.serve.engine.repository import Repository, ServedModel, key_of_en
 from genai_ray.serve.engine.statistics import ModelCounts, Statistics
 from genai_ray.serve.engine.tensors import TensorFacts
 
-__all__ = ["EXTENSIONS", "describe_config", "describe_index", "describe_model", "describe_server", "describe_statistics"]
+__all__ = [
+    "EXTENSIONS",
+    "describe_config",
+    "describe_index",
+    "describe_model",
+    "describe_server",
+    "describe_statistics",
+]
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
 """Extensions of the protocol that are here."""
@@ -47,7 +54,10 @@ def describe_model(target: Target) -> dict[str, Any]:
     properties = {"task": spec.task.value, "description": spec.description}
     if spec.is_image_model:
         properties |= {"frames": "UINT8, UINT16 or FP32 [N,H,W,3]", "scale": str(spec.scale)}
-        properties |= {f"parameter:{name}": f"{param.minimum} to {param.maximum}, default {param.default}" for name, param in spec.params.items()}
+        properties |= {
+            f"parameter:{name}": f"{param.minimum} to {param.maximum}, default {param.default}"
+            for name, param in spec.params.items()
+        }
     return {
         "name": target.model.name,
         "versions": sorted(target.model.versions, key=int),
@@ -90,7 +100,9 @@ def describe_config(target: Target) -> dict[str, Any]:
     }
 
 
-def describe_index(repository: Repository, status: Mapping[str, Any], broken: Mapping[str, str], *, only_ready: bool = False) -> list[dict[str, str]]:
+def describe_index(
+    repository: Repository, status: Mapping[str, Any], broken: Mapping[str, str], *, only_ready: bool = False
+) -> list[dict[str, str]]:
     """Return every model with its state, loaded or not.
 
     Args:
@@ -102,7 +114,11 @@ def describe_index(repository: Repository, status: Mapping[str, Any], broken: Ma
     Returns:
         One entry a version.
     """
-    states = {key_of_entry(entry): _STATES.get(entry["state"], "UNKNOWN") for entry in status["models"] if entry["state"] != "ready"}
+    states = {
+        key_of_entry(entry): _STATES.get(entry["state"], "UNKNOWN")
+        for entry in status["models"]
+        if entry["state"] != "ready"
+    }
     states |= {key_of_entry(entry): "READY" for entry in status["models"] if entry["state"] == "ready"}
     waiting = {key_of_entry(entry): entry["reason"] for entry in status["waiting"]}
     failing = {key_of_entry(entry): entry["reason"] for entry in status["failing"]}
@@ -119,12 +135,19 @@ def describe_index(repository: Repository, status: Mapping[str, Any], broken: Ma
                 reason = broken.get(source) or failing.get(key, "not loaded; its first request loads it")
             if state == "READY" or not only_ready:
                 entries.append(
-                    {"name": model.name, "version": version, "state": state, "reason": without_folders("; ".join(filter(None, (reason, model.note))))}
+                    {
+                        "name": model.name,
+                        "version": version,
+                        "state": state,
+                        "reason": without_folders("; ".join(filter(None, (reason, model.note)))),
+                    }
                 )
     return entries
 
 
-def describe_statistics(repository: Repository, tally: Statistics, status: Mapping[str, Any], target: Target | None) -> dict[str, Any]:
+def describe_statistics(
+    repository: Repository, tally: Statistics, status: Mapping[str, Any], target: Target | None
+) -> dict[str, Any]:
     """Return the statistics of one model, or of all.
 
     Args:
@@ -136,7 +159,11 @@ def describe_statistics(repository: Repository, tally: Statistics, status: Mappi
     Returns:
         Fit for JSON.
     """
-    wanted = [(target.model, [target.version])] if target else [(model, sorted(model.versions, key=int)) for model in repository.models()]
+    wanted = (
+        [(target.model, [target.version])]
+        if target
+        else [(model, sorted(model.versions, key=int)) for model in repository.models()]
+    )
     return {
         "model_stats": [
             {
@@ -157,7 +184,13 @@ def _memory(model: ServedModel, version: str, status: Mapping[str, Any]) -> list
         if key_of_entry(entry) == key:
             gpus = entry["session"].get("gpu_ids") or []
             taken = entry["session"].get("memory_bytes", entry["bytes"])
-            usage.append({"type": "GPU" if gpus else "CPU", "id": int(gpus[0]) if gpus and str(gpus[0]).isdigit() else 0, "byte_size": int(taken)})
+            usage.append(
+                {
+                    "type": "GPU" if gpus else "CPU",
+                    "id": int(gpus[0]) if gpus and str(gpus[0]).isdigit() else 0,
+                    "byte_size": int(taken),
+                }
+            )
     return usage
 
 

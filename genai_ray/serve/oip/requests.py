@@ -157,7 +157,9 @@ def check_strings(count: int, most: int | None) -> None:
         raise InvalidInputError(f"{count} elements of BYTES as binary data", f"{most} in one request to this model")
 
 
-def decode_request(body: bytes, header_length: str | None = None, facts: Sequence[TensorFacts] = (), *, max_strings: int | None = None) -> InferRequest:
+def decode_request(
+    body: bytes, header_length: str | None = None, facts: Sequence[TensorFacts] = (), *, max_strings: int | None = None
+) -> InferRequest:
     """Read a request.
 
     Args:
@@ -261,7 +263,9 @@ def _parse_entries(kind: str, entries: object) -> list[dict[str, Any]]:
             raise InvalidInputError(f"{name!r} is there twice in {kind}", "every name once")
         names.add(name)
         if "shared_memory_region" in _parse_parameters(f"{name!r}", entry):
-            raise InvalidInputError(f"{name!r} is in shared memory", "data in the request", "This server has no shared memory extension.")
+            raise InvalidInputError(
+                f"{name!r} is in shared memory", "data in the request", "This server has no shared memory extension."
+            )
     return entries
 
 
@@ -281,14 +285,19 @@ def _decode_inputs(entries: object, tail: memoryview, max_strings: int | None) -
         if "data" in entry:
             raise InvalidInputError(f"input {name!r} with both data and binary_data_size", "one of them")
         if type(size) is not int or size < 0 or size > len(tail) - position:
-            raise InvalidInputError(f"input {name!r}: binary_data_size {str(size)[:40]}", f"a whole number up to the {len(tail) - position} bytes that follow")
+            raise InvalidInputError(
+                f"input {name!r}: binary_data_size {str(size)[:40]}",
+                f"a whole number up to the {len(tail) - position} bytes that follow",
+            )
         if datatype == "BYTES":
             strings += math.prod(shape)
             check_strings(strings, max_strings)
         tensors.append(Tensor(name, datatype, from_binary(name, datatype, shape, tail[position : position + size])))
         position += size
     if position != len(tail):
-        raise InvalidInputError(f"unexpected additional input data for model: {len(tail) - position} bytes after the last input")
+        raise InvalidInputError(
+            f"unexpected additional input data for model: {len(tail) - position} bytes after the last input"
+        )
     return tuple(tensors)
 
 
@@ -300,28 +309,45 @@ def _decode_outputs(entries: object, binary_default: bool) -> tuple[RequestedOut
         owner = f"output {entry['name']!r}"
         parameters = _parse_parameters(owner, entry)
         if parameters.get("classification"):
-            raise InvalidInputError(f"{owner} as classification", "tensors", "This server has no classification extension.")
+            raise InvalidInputError(
+                f"{owner} as classification", "tensors", "This server has no classification extension."
+            )
         outputs.append(RequestedOutput(entry["name"], _parse_flag(owner, parameters, "binary_data", binary_default)))
     return tuple(outputs)
 
 
 def _decode_raw(body: memoryview, facts: Sequence[TensorFacts]) -> InferRequest:
     if len(facts) != 1:
-        raise InvalidInputError(f"a raw request for a model with {len(facts)} inputs", "a model with one input", "Send JSON with binary tensors.")
+        raise InvalidInputError(
+            f"a raw request for a model with {len(facts)} inputs",
+            "a model with one input",
+            "Send JSON with binary tensors.",
+        )
     (fact,) = facts
     shape, free = list(fact.shape), [axis for axis, size in enumerate(fact.shape) if size < 0]
     if fact.datatype == "BYTES":
         text = bytes(body)
-        return _raw(Tensor(fact.name, "BYTES", from_binary(fact.name, "BYTES", (1,) * max(len(shape), 1), memoryview(_with_length(text)))))
+        return _raw(
+            Tensor(
+                fact.name,
+                "BYTES",
+                from_binary(fact.name, "BYTES", (1,) * max(len(shape), 1), memoryview(_with_length(text))),
+            )
+        )
     if len(free) == 2 and free[0] == 0:
         shape[0] = 1
         free = free[1:]
     if len(free) > 1:
-        raise InvalidInputError(f"a raw request for input {fact.name!r} of shape {list(fact.shape)}", "at most one free axis beside the batch")
+        raise InvalidInputError(
+            f"a raw request for input {fact.name!r} of shape {list(fact.shape)}",
+            "at most one free axis beside the batch",
+        )
     item_bytes = math.prod(size for size in shape if size >= 0) * DATATYPES[fact.datatype].itemsize
     if free:
         if item_bytes == 0 or len(body) % item_bytes:
-            raise InvalidInputError(f"unexpected size for input {fact.name!r}: {len(body)} bytes", f"a multiple of {item_bytes}")
+            raise InvalidInputError(
+                f"unexpected size for input {fact.name!r}: {len(body)} bytes", f"a multiple of {item_bytes}"
+            )
         shape[free[0]] = len(body) // item_bytes
     return _raw(Tensor(fact.name, fact.datatype, from_binary(fact.name, fact.datatype, tuple(shape), body)))
 

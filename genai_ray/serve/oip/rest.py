@@ -104,12 +104,38 @@ def list_operations(engine: Engine, statistics: Callable[[], Awaitable[Any]]) ->
     operations = [
         Operation(get, "/v2", api.server, "server", "What the server is.", {JSON: ref("ServerMetadata")}),
         Operation(get, "/v2/", api.server, "server_with_slash", "What the server is.", {JSON: ref("ServerMetadata")}),
-        Operation(get, "/v2/health/live", api.live, "live", "Whether the server lives.", {JSON: ref("Live")}, is_open=True),
-        Operation(get, "/v2/health/ready", api.server_ready, "ready", "Whether requests are taken.", {JSON: ref("Ready")}, is_open=True),
-        Operation(get, "/v2/models/stats", api.stats, "all_statistics", "What was computed, by all models.", stats, errors=(504,)),
+        Operation(
+            get, "/v2/health/live", api.live, "live", "Whether the server lives.", {JSON: ref("Live")}, is_open=True
+        ),
+        Operation(
+            get,
+            "/v2/health/ready",
+            api.server_ready,
+            "ready",
+            "Whether requests are taken.",
+            {JSON: ref("Ready")},
+            is_open=True,
+        ),
+        Operation(
+            get,
+            "/v2/models/stats",
+            api.stats,
+            "all_statistics",
+            "What was computed, by all models.",
+            stats,
+            errors=(504,),
+        ),
         *_model_operations(model, "", api),
         *_model_operations(model + "/versions/{version}", "_version", api),
-        Operation(get, "/metrics", api.metrics, "metrics", "Figures for Prometheus.", {"text/plain": {"type": "string"}}, errors=(504,)),
+        Operation(
+            get,
+            "/metrics",
+            api.metrics,
+            "metrics",
+            "Figures for Prometheus.",
+            {"text/plain": {"type": "string"}},
+            errors=(504,),
+        ),
         Operation(
             post,
             "/v2/repository/index",
@@ -142,13 +168,18 @@ def list_operations(engine: Engine, statistics: Callable[[], Awaitable[Any]]) ->
             is_body_needed=False,
         ),
         *people_operations(engine),
-        Operation(get, "/openapi.json", api.document, "openapi", "This document.", {JSON: {"type": "object"}}, is_open=True),
+        Operation(
+            get, "/openapi.json", api.document, "openapi", "This document.", {JSON: {"type": "object"}}, is_open=True
+        ),
     ]
     api.operations = operations
     return operations
 
 
-def build_app(operations: Iterable[Operation], lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None) -> ASGIApp:
+def build_app(
+    operations: Iterable[Operation],
+    lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None,
+) -> ASGIApp:
     """Build the application.
 
     Args:
@@ -169,12 +200,46 @@ def build_app(operations: Iterable[Operation], lifespan: Callable[[Starlette], c
 
 def _model_operations(base: str, suffix: str, api: _Api) -> list[Operation]:
     """Return the rows of one model: of its highest version, or of a named one."""
-    length: dict[str, Schema] = {HEADER_LENGTH: {"type": "integer", "minimum": 0, "description": "Bytes of the JSON that binary tensors follow."}}
+    length: dict[str, Schema] = {
+        HEADER_LENGTH: {"type": "integer", "minimum": 0, "description": "Bytes of the JSON that binary tensors follow."}
+    }
     return [
-        Operation("GET", base, api.metadata, f"model{suffix}", "What a model takes and gives.", {JSON: ref("ModelMetadata")}, errors=_MODEL_ERRORS),
-        Operation("GET", f"{base}/ready", api.ready, f"model_ready{suffix}", "Whether it is loaded and warm.", {JSON: ref("ModelReady")}, errors=_MODEL_ERRORS),
-        Operation("GET", f"{base}/config", api.config, f"model_config{suffix}", "How it is served.", {JSON: ref("ModelConfig")}, errors=_MODEL_ERRORS),
-        Operation("GET", f"{base}/stats", api.stats, f"statistics{suffix}", "What it computed.", {JSON: ref("Statistics")}, errors=_MODEL_ERRORS),
+        Operation(
+            "GET",
+            base,
+            api.metadata,
+            f"model{suffix}",
+            "What a model takes and gives.",
+            {JSON: ref("ModelMetadata")},
+            errors=_MODEL_ERRORS,
+        ),
+        Operation(
+            "GET",
+            f"{base}/ready",
+            api.ready,
+            f"model_ready{suffix}",
+            "Whether it is loaded and warm.",
+            {JSON: ref("ModelReady")},
+            errors=_MODEL_ERRORS,
+        ),
+        Operation(
+            "GET",
+            f"{base}/config",
+            api.config,
+            f"model_config{suffix}",
+            "How it is served.",
+            {JSON: ref("ModelConfig")},
+            errors=_MODEL_ERRORS,
+        ),
+        Operation(
+            "GET",
+            f"{base}/stats",
+            api.stats,
+            f"statistics{suffix}",
+            "What it computed.",
+            {JSON: ref("Statistics")},
+            errors=_MODEL_ERRORS,
+        ),
         Operation(
             "POST",
             f"{base}/infer",
@@ -209,7 +274,11 @@ class _Api:
     async def server_ready(self, request: Request) -> Response:
         if self._engine.cache.is_open:
             return JSONResponse({"ready": True})
-        return _error(_UNAVAILABLE, "the model cache is gone; this replica is replaced by one with another", {"Retry-After": str(RETRY_AFTER_S)})
+        return _error(
+            _UNAVAILABLE,
+            "the model cache is gone; this replica is replaced by one with another",
+            {"Retry-After": str(RETRY_AFTER_S)},
+        )
 
     async def metadata(self, request: Request) -> Response:
         return JSONResponse(describe_model(await self._find(request)))
@@ -221,14 +290,22 @@ class _Api:
         target = await self._find(request)
         if await self._engine.is_ready(target):
             return JSONResponse({"name": target.model.name, "ready": True})
-        return _error(_UNAVAILABLE, f"model {target.model.name!r} is not loaded; its first request loads it", {"Retry-After": str(RETRY_AFTER_S)})
+        return _error(
+            _UNAVAILABLE,
+            f"model {target.model.name!r} is not loaded; its first request loads it",
+            {"Retry-After": str(RETRY_AFTER_S)},
+        )
 
     async def stats(self, request: Request) -> Response:
         target = await self._find(request) if "model" in request.path_params else None
-        return JSONResponse(describe_statistics(self._engine.repository, await self._statistics(), await self._engine.status(), target))
+        return JSONResponse(
+            describe_statistics(self._engine.repository, await self._statistics(), await self._engine.status(), target)
+        )
 
     async def metrics(self, request: Request) -> Response:
-        return Response(write_metrics(await self._statistics(), await self._engine.status()), headers={"Content-Type": CONTENT_TYPE})
+        return Response(
+            write_metrics(await self._statistics(), await self._engine.status()), headers={"Content-Type": CONTENT_TYPE}
+        )
 
     async def index(self, request: Request) -> Response:
         content = await self._content(request)
@@ -236,7 +313,14 @@ class _Api:
         if not isinstance(only_ready, bool | None):
             raise InvalidInputError(f"ready: {only_ready!r:.40}", "true or false")
         await self._engine.rescan()
-        return JSONResponse(describe_index(self._engine.repository, await self._engine.status(), await self._engine.broken(), only_ready=bool(only_ready)))
+        return JSONResponse(
+            describe_index(
+                self._engine.repository,
+                await self._engine.status(),
+                await self._engine.broken(),
+                only_ready=bool(only_ready),
+            )
+        )
 
     async def load(self, request: Request) -> Response:
         content = await self._content(request)
@@ -259,14 +343,26 @@ class _Api:
         body = await read_body(request, self._engine.profile.max_body_bytes, share)
         target = await self._find(request)
         header = request.headers.get(HEADER_LENGTH)
-        json_bytes, strings = parse_header_length(header, len(body)), max_strings(target.facts.inputs, self._engine.profile)
+        json_bytes, strings = (
+            parse_header_length(header, len(body)),
+            max_strings(target.facts.inputs, self._engine.profile),
+        )
         self._check_json(json_bytes)
         decode = functools.partial(decode_request, body, header, target.facts.inputs, max_strings=strings)
-        asked = await self._engine.call(decode) if json_bytes > LARGE_JSON_BYTES or is_long(len(body), is_plain=not strings) else decode()
+        asked = (
+            await self._engine.call(decode)
+            if json_bytes > LARGE_JSON_BYTES or is_long(len(body), is_plain=not strings)
+            else decode()
+        )
         response = await self._engine.infer(target, asked, share)
         encode = functools.partial(encode_response, response, asked)
-        check_json_result((tensor.array for tensor in response.outputs if not asked.wants_binary(tensor.name)), self._engine.profile)
-        is_large = any(is_long(bytes_of(tensor.array), is_plain=tensor.datatype != "BYTES" and asked.wants_binary(tensor.name)) for tensor in response.outputs)
+        check_json_result(
+            (tensor.array for tensor in response.outputs if not asked.wants_binary(tensor.name)), self._engine.profile
+        )
+        is_large = any(
+            is_long(bytes_of(tensor.array), is_plain=tensor.datatype != "BYTES" and asked.wants_binary(tensor.name))
+            for tensor in response.outputs
+        )
         parts, length = await self._engine.call(encode) if is_large else encode()
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         media = JSON if length is None else BINARY
@@ -302,7 +398,11 @@ def _pack(body: bytes, encoding: str) -> bytes:
 
 def _chosen_encoding(accepted: str, is_binary: bool) -> str | None:
     """Return how to pack an answer: tensors only for who names one way, not for who sends what every HTTP library sends."""
-    words = [word.strip().lower() for word in accepted.split(",") if word.strip() and not _NOT_WANTED.search(word.replace(" ", "").lower())]
+    words = [
+        word.strip().lower()
+        for word in accepted.split(",")
+        if word.strip() and not _NOT_WANTED.search(word.replace(" ", "").lower())
+    ]
     names = [word.partition(";")[0].strip() for word in words]
     known = [name for name in names if name in ("gzip", "deflate")]
     return known[0] if known and (len(names) == 1 or not is_binary) else None
@@ -313,7 +413,9 @@ def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> 
 
 
 async def _refuse(request: Request, exc: Exception) -> Response:
-    status, text, headers = (exc.status_code, exc.detail, exc.headers) if isinstance(exc, HTTPException) else (500, str(exc), None)
+    status, text, headers = (
+        (exc.status_code, exc.detail, exc.headers) if isinstance(exc, HTTPException) else (500, str(exc), None)
+    )
     if status in (404, 405):
         text = f"{request.method} {request.url.path}: {text}"
     return _error(status, text, headers)
@@ -321,7 +423,9 @@ async def _refuse(request: Request, exc: Exception) -> Response:
 
 async def _tell(request: Request, exc: Exception) -> Response:
     status = status_of(exc) if isinstance(exc, GenAIRayError) else 500
-    return _error(status, without_folders(exc), {"Retry-After": str(RETRY_AFTER_S)} if status in (_BUSY, _UNAVAILABLE) else None)
+    return _error(
+        status, without_folders(exc), {"Retry-After": str(RETRY_AFTER_S)} if status in (_BUSY, _UNAVAILABLE) else None
+    )
 
 
 async def _gone(request: Request, exc: Exception) -> Response:

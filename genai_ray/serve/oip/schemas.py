@@ -30,7 +30,12 @@ _OBJECT = ["object", "null"]
 
 def _record(optional: Any = None, **fields: Schema) -> Schema:
     """Return the schema of an object that has these fields, those of ``optional`` perhaps, and no other."""
-    return {"type": "object", "required": sorted(fields), "properties": {**fields, **(optional or {})}, "additionalProperties": False}
+    return {
+        "type": "object",
+        "required": sorted(fields),
+        "properties": {**fields, **(optional or {})},
+        "additionalProperties": False,
+    }
 
 
 def _list_of(items: Schema, **bounds: int) -> Schema:
@@ -57,7 +62,12 @@ _REQUESTS: dict[str, Schema] = {
         (),
         id={"type": ["string", "null"]},
         parameters=ref("InferParameters"),
-        inputs={"type": ["array", "null"], "items": ref("InferInput"), "maxItems": MAX_TENSORS, "description": "All of the model's."},
+        inputs={
+            "type": ["array", "null"],
+            "items": ref("InferInput"),
+            "maxItems": MAX_TENSORS,
+            "description": "All of the model's.",
+        },
         outputs={"type": ["array", "null"], "items": ref("InferRequestedOutput"), "maxItems": MAX_TENSORS},
     ),
     "InferParameters": {
@@ -69,8 +79,14 @@ _REQUESTS: dict[str, Schema] = {
                 "exclusiveMaximum": 2**63,
                 "description": "Microseconds, 0 for the server's own limit, which it never exceeds: 504 then, 503 where the model is still loading.",
             },
-            "frames": {"type": ["boolean", "null"], "description": "One input [N, H, W, 3] of UINT8, UINT16 or FP32 in, the enhanced frames out."},
-            "binary_data_output": {"type": ["boolean", "null"], "description": "Whether outputs are binary that the request does not name."},
+            "frames": {
+                "type": ["boolean", "null"],
+                "description": "One input [N, H, W, 3] of UINT8, UINT16 or FP32 in, the enhanced frames out.",
+            },
+            "binary_data_output": {
+                "type": ["boolean", "null"],
+                "description": "Whether outputs are binary that the request does not name.",
+            },
         },
         "additionalProperties": _PARAMETER,
     },
@@ -85,18 +101,35 @@ _REQUESTS: dict[str, Schema] = {
                 "properties": {"binary_data_size": {"type": ["integer", "null"], "minimum": 0}},
                 "additionalProperties": _PARAMETER,
             },
-            data={"type": "array", "description": "Flat and row-major, or nested to the shape; FP16 and BF16 are binary only."},
+            data={
+                "type": "array",
+                "description": "Flat and row-major, or nested to the shape; FP16 and BF16 are binary only.",
+            },
         ),
         "anyOf": [{"required": ["data"]}, {"required": ["parameters"]}],
-        "not": {"properties": {"parameters": {"type": "object", "required": ["shared_memory_region"]}}, "required": ["parameters"]},
+        "not": {
+            "properties": {"parameters": {"type": "object", "required": ["shared_memory_region"]}},
+            "required": ["parameters"],
+        },
     },
     "InferRequestedOutput": _open(
         ("name",),
         name=NAME,
-        parameters={"type": _OBJECT, "properties": {"binary_data": {"type": ["boolean", "null"]}}, "additionalProperties": _PARAMETER},
+        parameters={
+            "type": _OBJECT,
+            "properties": {"binary_data": {"type": ["boolean", "null"]}},
+            "additionalProperties": _PARAMETER,
+        },
     ),
     "IndexRequest": _open((), ready={"type": ["boolean", "null"]}, parameters={"type": _OBJECT}),
-    "LoadRequest": _open((), parameters={"type": _OBJECT, "maxProperties": 0, "description": "None: options and files come from the model repository."}),
+    "LoadRequest": _open(
+        (),
+        parameters={
+            "type": _OBJECT,
+            "maxProperties": 0,
+            "description": "None: options and files come from the model repository.",
+        },
+    ),
     "UnloadRequest": _open((), parameters={"type": _OBJECT}),
     "UploadForm": _open(("file",), file=FILE),
 }
@@ -140,7 +173,14 @@ _PROTOCOL: dict[str, Schema] = {
             )
         ),
     ),
-    "RepositoryIndex": _list_of(_record(name=NAME, version=VERSION, state={"enum": ["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"]}, reason=TEXT)),
+    "RepositoryIndex": _list_of(
+        _record(
+            name=NAME,
+            version=VERSION,
+            state={"enum": ["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"]},
+            reason=TEXT,
+        )
+    ),
     "Statistics": _record(
         model_stats=_list_of(
             _record(
@@ -151,7 +191,11 @@ _PROTOCOL: dict[str, Schema] = {
                 execution_count=COUNT,
                 inference_stats=_map_of(_DURATION),
                 response_stats={"type": "object"},
-                batch_stats=_list_of(_record(batch_size=COUNT, compute_input=_DURATION, compute_infer=_DURATION, compute_output=_DURATION)),
+                batch_stats=_list_of(
+                    _record(
+                        batch_size=COUNT, compute_input=_DURATION, compute_infer=_DURATION, compute_output=_DURATION
+                    )
+                ),
                 memory_usage=_list_of(_record(type={"enum": ["CPU", "GPU"]}, id=COUNT, byte_size=COUNT)),
             )
         )
@@ -203,7 +247,9 @@ _PEOPLE: dict[str, Schema] = {
         evictions=COUNT,
         failures=COUNT,
         hits=COUNT,
-        devices=_list_of(_record(device=NAME, kind=TEXT, used_bytes=COUNT, free_bytes={"type": "integer"}, budget_bytes=COUNT)),
+        devices=_list_of(
+            _record(device=NAME, kind=TEXT, used_bytes=COUNT, free_bytes={"type": "integer"}, budget_bytes=COUNT)
+        ),
         sessions=_list_of(
             _record(
                 model=NAME,

@@ -41,7 +41,18 @@ _GREY_PEAKS = {2: 3, 4: 15}
 
 _WHAT = "a PNG, JPEG or WebP file"
 
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error, zlib.error)
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 """What Pillow raises over damaged files."""
 
 
@@ -139,11 +150,19 @@ def check_encoding(picture: Picture, size: tuple[int, int], format_name: str, qu
     if quality is not None and format_name == "png":
         raise InvalidInputError("quality for png, which loses nothing", "jpeg or webp", "Leave it out.")
     if max(size) > _MAX_SIDE_PX[format_name]:
-        raise InvalidInputError(f"a result of {size[0]}x{size[1]} as {format_name}", f"{_MAX_SIDE_PX[format_name]} pixels a side", "Ask for format=png.")
+        raise InvalidInputError(
+            f"a result of {size[0]}x{size[1]} as {format_name}",
+            f"{_MAX_SIDE_PX[format_name]} pixels a side",
+            "Ask for format=png.",
+        )
     if picture.alpha is not None and format_name == "jpeg":
         raise InvalidInputError("a picture with alpha as jpeg, which has none", "png or webp", "Ask for format=png.")
     if picture.is_grey and format_name == "webp" and _space(picture.icc_profile) == b"GRAY":
-        raise InvalidInputError("a grey picture with a grey colour profile as webp, which is always RGB", "png or jpeg", "Ask for format=png.")
+        raise InvalidInputError(
+            "a grey picture with a grey colour profile as webp, which is always RGB",
+            "png or jpeg",
+            "Ask for format=png.",
+        )
 
 
 def encode_picture(picture: Picture, format_name: str, quality: int | None = None) -> bytes:
@@ -198,12 +217,18 @@ def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
             if width * height > max_pixels:
                 raise InvalidInputError(f"a picture of {width}x{height}", f"{max_pixels} pixels", "Send a smaller one.")
             if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
-                raise InvalidInputError(f"an animation of {count} pictures", "one picture", "Send its pictures one by one, or a video to /v1/videos.")
+                raise InvalidInputError(
+                    f"an animation of {count} pictures",
+                    "one picture",
+                    "Send its pictures one by one, or a video to /v1/videos.",
+                )
             yield image
     except UnidentifiedImageError as exc:
         raise InvalidInputError(f"{len(body)} bytes that are no picture", _WHAT) from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise InvalidInputError("a picture of far too many pixels", f"{max_pixels} pixels", "Send a smaller one.") from exc
+        raise InvalidInputError(
+            "a picture of far too many pixels", f"{max_pixels} pixels", "Send a smaller one."
+        ) from exc
     except InvalidInputError:
         raise
     except _BROKEN as exc:
@@ -220,9 +245,13 @@ def _plain(image: Image.Image, profile: bytes | None) -> tuple[Array, bytes | No
         if profile:
             srgb = ImageCms.createProfile("sRGB")
             try:
-                turned = ImageCms.profileToProfile(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), srgb, outputMode="RGB")
+                turned = ImageCms.profileToProfile(
+                    image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), srgb, outputMode="RGB"
+                )
             except ImageCms.PyCMSError as exc:
-                raise InvalidInputError(f"a CMYK picture with a colour profile that cannot be used: {exc}", "RGB or grey") from exc
+                raise InvalidInputError(
+                    f"a CMYK picture with a colour profile that cannot be used: {exc}", "RGB or grey"
+                ) from exc
             return np.asarray(turned), None
         return np.asarray(image.convert("RGB")), None
     is_grey = image.mode in ("1", "L", "LA", "I;16")

@@ -40,7 +40,11 @@ def people_operations(engine: Engine) -> list[Operation]:
     Returns:
         The rows.
     """
-    return [*page_operations(engine), *picture_operations(engine), *video_operations(engine, _desk(engine.profile.people))]
+    return [
+        *page_operations(engine),
+        *picture_operations(engine),
+        *video_operations(engine, _desk(engine.profile.people)),
+    ]
 
 
 def resume_videos(options: PeopleServing) -> None:

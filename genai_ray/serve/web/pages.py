@@ -18,14 +18,30 @@ from genai_ray.serve.http.routes import JSON, Operation, ref
 __all__ = ["page_operations"]
 
 _FOLDER = Path(__file__).parent / "page"
-_FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
 
 _FRESH_S = 0.8
 """A state of the cache is told again to whoever asks within this: it takes a question to every session."""
 
 _DEVICE = ("device", "kind", "used_bytes", "free_bytes", "budget_bytes")
-_SESSION = ("backend", "precision", "placed_on", "state", "bytes", "pinned", "leased", "hits", "queue", "idle_s", "load_s")
+_SESSION = (
+    "backend",
+    "precision",
+    "placed_on",
+    "state",
+    "bytes",
+    "pinned",
+    "leased",
+    "hits",
+    "queue",
+    "idle_s",
+    "load_s",
+)
 
 
 def page_operations(engine: Engine) -> list[Operation]:
@@ -38,16 +54,27 @@ def page_operations(engine: Engine) -> list[Operation]:
         The rows.
     """
     summary = "What the cluster's cache has: devices, sessions, bytes, hits."
-    operations = [Operation("GET", "/v1/cache", _Cache(engine).tell, "cache", summary, {JSON: ref("Cache")}, errors=(400, 504))]
+    operations = [
+        Operation("GET", "/v1/cache", _Cache(engine).tell, "cache", summary, {JSON: ref("Cache")}, errors=(400, 504))
+    ]
     for path, (name, media_type) in _FILES.items():
         answer = {media_type: {"type": "string"}}
-        operations.append(Operation("GET", path, _file(_FOLDER / name, media_type), name, "A file of the web page.", answer, is_open=True))
+        operations.append(
+            Operation(
+                "GET", path, _file(_FOLDER / name, media_type), name, "A file of the web page.", answer, is_open=True
+            )
+        )
     return operations
 
 
 def _file(path: Path, media_type: str) -> Any:
     content = path.read_bytes()
-    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+    headers = {
+        "Content-Security-Policy": _POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
 
     async def answer(request: Request) -> Response:
         return Response(content, media_type=media_type, headers=headers)

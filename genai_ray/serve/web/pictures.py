@@ -50,7 +50,12 @@ _QUERY: dict[str, Schema] = {
     "model": {"type": "string", "minLength": 1},
     "params": PARAMS,
     "format": {"enum": list(FORMATS), "description": "The picture's own where it is left out."},
-    "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "Of JPEG and WebP, 92 where it is left out."},
+    "quality": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 100,
+        "description": "Of JPEG and WebP, 92 where it is left out.",
+    },
 }
 
 
@@ -117,7 +122,15 @@ def picture_operations(engine: Engine) -> list[Operation]:
             answer_headers=told,
             body={BINARY: FILE, "multipart/form-data": ref("UploadForm")},
         ),
-        Operation("GET", "/v1/models", api.models, "models", "Which models there are, and what they take.", {JSON: ref("Models")}, errors=(400, 504)),
+        Operation(
+            "GET",
+            "/v1/models",
+            api.models,
+            "models",
+            "Which models there are, and what they take.",
+            {JSON: ref("Models")},
+            errors=(400, 504),
+        ),
     ]
 
 
@@ -145,7 +158,12 @@ class _Api:
     async def _enhance(self, request: Request, share: Share) -> Response:
         engine, profile = self._engine, self._engine.profile
         query = Query.of(request, once=_QUERY)
-        name, params, quality, format_name = query.needed("model"), query.params(), query.whole("quality"), query.text("format")
+        name, params, quality, format_name = (
+            query.needed("model"),
+            query.params(),
+            query.whole("quality"),
+            query.text("format"),
+        )
         body, _ = await read_file(request, profile.max_body_bytes, share)
         target = await engine.find(name)
         spec = target.facts.spec
@@ -167,7 +185,9 @@ class _Api:
             output = await self._infer(target, frames, params, deadline)
             inferred = time.perf_counter()
             async with _until(deadline, f"encoded within {within_s:g} s"):
-                result = await engine.call(lambda: encode_picture(apply_output(picture, spec, output), format_name, quality))
+                result = await engine.call(
+                    lambda: encode_picture(apply_output(picture, spec, output), format_name, quality)
+                )
             ended = time.perf_counter()
             await share.wait_for_result(len(result), max(0.0, deadline - asyncio.get_running_loop().time()))
             share.keep_result(len(result), is_written=True)
@@ -182,7 +202,11 @@ class _Api:
         return Response(result, headers=headers, media_type=FORMATS[format_name])
 
     def _check_result(self, size: PictureSize, spec: ModelSpec) -> None:
-        width, height, most = size.width * spec.scale, size.height * spec.scale, self._engine.profile.people.max_result_pixels
+        width, height, most = (
+            size.width * spec.scale,
+            size.height * spec.scale,
+            self._engine.profile.people.max_result_pixels,
+        )
         if height * width > most:
             raise InvalidInputError(f"a result of {width}x{height}", f"{most} pixels", "Send a smaller picture.")
 
@@ -195,7 +219,9 @@ class _Api:
 
     async def _infer(self, target: Target, frames: Array, params: dict[str, float], deadline: float) -> Array:
         left_us = max(1, round((deadline - asyncio.get_running_loop().time()) * 1e6))
-        asked = InferRequest((Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, "timeout": left_us, **params})
+        asked = InferRequest(
+            (Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, "timeout": left_us, **params}
+        )
         response = await self._engine.infer(target, asked)
         return response.outputs[0].array
 
@@ -232,7 +258,11 @@ def _fit(picture: Picture, spec: ModelSpec, format_name: str, quality: int | Non
     if spec.task is ModelTask.BACKGROUND_REMOVAL:
         check_encoding(replace(picture, alpha=picture.rgb[..., 0]), (width, height), format_name, quality)
         return picture
-    if format_name == "jpeg" and picture.alpha is not None and bool((picture.alpha == full_range(picture.alpha.dtype)).all()):
+    if (
+        format_name == "jpeg"
+        and picture.alpha is not None
+        and bool((picture.alpha == full_range(picture.alpha.dtype)).all())
+    ):
         picture = replace(picture, alpha=None)
     check_encoding(picture, (width, height), format_name, quality)
     return picture
@@ -244,7 +274,11 @@ def _takes_pictures(spec: ModelSpec) -> bool:
 
 def _check_task(spec: ModelSpec) -> None:
     if not _takes_pictures(spec):
-        raise InvalidInputError(f"{spec.model_id} ({spec.task.value}) for one picture", "a model that makes one picture of one", "GET /v1/models lists them.")
+        raise InvalidInputError(
+            f"{spec.model_id} ({spec.task.value}) for one picture",
+            "a model that makes one picture of one",
+            "GET /v1/models lists them.",
+        )
 
 
 def _usual_format(picture: Picture, spec: ModelSpec) -> str:

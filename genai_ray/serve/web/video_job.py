@@ -81,7 +81,13 @@ class VideoJob:
         facts = {name: value for name, value in asdict(self).items() if name not in ("request", "job_id")}
         here = f"/v1/videos/{self.job_id}"
         links = {"self": here} | ({"result": f"{here}/result"} if self.state == "done" else {})
-        return {"id": self.job_id, "name": self.request.name, "models": list(self.request.models), **facts, "links": links}
+        return {
+            "id": self.job_id,
+            "name": self.request.name,
+            "models": list(self.request.models),
+            **facts,
+            "links": links,
+        }
 
 
 def read_job(path: Path) -> VideoJob:

@@ -205,7 +205,9 @@ class VideoJobs:
         """
         job = self._jobs.get(job_id)
         if job is not None and job.state == "running":
-            done = replace(job, stage=progress.stage, frames_done=progress.frames_done, frames_total=progress.frames_total)
+            done = replace(
+                job, stage=progress.stage, frames_done=progress.frames_done, frames_total=progress.frames_total
+            )
             self._jobs[job_id] = done  # not worth a file: the runner says it again
 
     async def _hold_folder(self) -> int:
@@ -252,7 +254,17 @@ class VideoJobs:
                 await asyncio.to_thread(_remove_files, folder)
                 return
             frames = report["frames"] if report else job.frames_done
-            self._put(replace(job, state="failed" if error else "done", stage="", frames_done=frames, ended_s=time.time(), error=error, report=report))
+            self._put(
+                replace(
+                    job,
+                    state="failed" if error else "done",
+                    stage="",
+                    frames_done=frames,
+                    ended_s=time.time(),
+                    error=error,
+                    report=report,
+                )
+            )
             await asyncio.to_thread(_remove_files, folder, keep="result" if report else "")
             if job_id in self._jobs:
                 self._bytes[job_id] = self._bytes_of(self._jobs[job_id])
@@ -274,7 +286,9 @@ class VideoJobs:
 
     async def _keep_few(self) -> None:
         """Keep no more jobs that are over, and no more bytes of their results, than is allowed."""
-        over = sorted((job for job in self._jobs.values() if job.is_over), key=lambda job: job.ended_s or 0.0, reverse=True)
+        over = sorted(
+            (job for job in self._jobs.values() if job.is_over), key=lambda job: job.ended_s or 0.0, reverse=True
+        )
         num_bytes = 0
         for index, job in enumerate(over):
             num_bytes += self._bytes.get(job.job_id, 0)
@@ -307,7 +321,9 @@ class VideoJobs:
             else:
                 self._jobs.pop(job.job_id, None)
                 self._bytes.pop(job.job_id, None)
-        for folder in [folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)]:
+        for folder in [
+            folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)
+        ]:
             await asyncio.to_thread(_remove, folder)
 
     def _put(self, job: VideoJob) -> None:

@@ -41,7 +41,10 @@ __all__ = ["VideoDesk", "check_uri", "video_operations"]
 _ACCEPTED, _REFUSED, _NOT_FOUND, _CONFLICT = 202, 400, 404, 409
 _FORMATS = {"mp4": "video/mp4", "mkv": "video/x-matroska", "mov": "video/quicktime", "webm": "video/webm"}
 _QUERY: dict[str, Schema] = {
-    "uri": {"type": "string", "description": "Where the video is fetched from instead of being sent; only below a prefix that this server allows."},
+    "uri": {
+        "type": "string",
+        "description": "Where the video is fetched from instead of being sent; only below a prefix that this server allows.",
+    },
     "params": PARAMS,
     "format": {"enum": list(_FORMATS), "description": "Of the result; mp4 where it is left out."},
     "name": {"type": "string", "description": "What the video is called."},
@@ -119,15 +122,21 @@ def check_uri(uri: str, allowed: Sequence[str]) -> None:
         InvalidInputError: If it begins with none of them, could lead out of it, or is no regular file.
     """
     path = unquote(unquote(urlsplit(uri).path))
-    leads_out = "::" in uri or "\\" in uri or ".." in path.split("/") or any(not char.isprintable() for char in uri + path)
+    leads_out = (
+        "::" in uri or "\\" in uri or ".." in path.split("/") or any(not char.isprintable() for char in uri + path)
+    )
     prefixes = [prefix if prefix.endswith("/") else prefix + "/" for prefix in allowed]
     if leads_out or not any(uri.startswith(prefix) for prefix in prefixes):
         raise InvalidInputError(
-            f"uri {uri[:100]!r}", "URIs below a prefix that this server allows" if allowed else "none on this server", "Send the video itself."
+            f"uri {uri[:100]!r}",
+            "URIs below a prefix that this server allows" if allowed else "none on this server",
+            "Send the video itself.",
         )
     if is_of_this_machine(uri):
         if "?" in uri or "#" in uri:
-            raise InvalidInputError(f"uri {uri[:100]!r} with ? or #", "%3F and %23 where they are part of a file's name")
+            raise InvalidInputError(
+                f"uri {uri[:100]!r} with ? or #", "%3F and %23 where they are part of a file's name"
+            )
         try:
             open_below(uri, prefixes).close()
         except VideoError as exc:
@@ -167,8 +176,24 @@ def video_operations(engine: Engine, desk: VideoDesk) -> list[Operation]:
             is_body_needed=False,
         ),
         Operation("GET", one, api.describe, "video", "How far a job is.", job, errors=(400, 404, 504)),
-        Operation("DELETE", one, api.remove, "remove_video", "Cancel a job; remove one that is over.", gone, errors=(400, 404, 504)),
-        Operation("GET", one + "/result", api.result, "video_result", "The enhanced video.", files, errors=(206, 400, 404, 409, 416, 504)),
+        Operation(
+            "DELETE",
+            one,
+            api.remove,
+            "remove_video",
+            "Cancel a job; remove one that is over.",
+            gone,
+            errors=(400, 404, 504),
+        ),
+        Operation(
+            "GET",
+            one + "/result",
+            api.result,
+            "video_result",
+            "The enhanced video.",
+            files,
+            errors=(206, 400, 404, 409, 416, 504),
+        ),
     ]
 
 
@@ -201,7 +226,9 @@ class _Api:
         told = job.to_json()
         return JSONResponse(told, _ACCEPTED, {"Location": told["links"]["self"]})
 
-    async def _start_job(self, request: Request, job_id: str, targets: Sequence[Target], params: dict[str, float]) -> VideoJob:
+    async def _start_job(
+        self, request: Request, job_id: str, targets: Sequence[Target], params: dict[str, float]
+    ) -> VideoJob:
         """Take the video that is sent, if one is, and submit its job; nothing is left where that fails."""
         query = Query.of(request, once=_QUERY, often=_MODELS)
         uri, folder = query.text("uri"), self._desk.folder / job_id
@@ -273,7 +300,9 @@ class _Api:
             raise HTTPException(_CONFLICT, f"video job {job.job_id} has no result, it is {job.state}{reason}", headers)
         path = self._desk.folder / job.job_id / f"result{job.request.suffix}"
         if not path.is_file():
-            raise HTTPException(_NOT_FOUND, f"the result of video job {job.job_id} is not in the folder of videos that this node sees")
+            raise HTTPException(
+                _NOT_FOUND, f"the result of video job {job.job_id} is not in the folder of videos that this node sees"
+            )
         name = f"{PurePath(job.request.name).stem or 'video'}-{job.request.models[-1]}{job.request.suffix}"
         return _Download(path, media_type=_FORMATS[job.request.suffix[1:]], filename=re.sub(r"[^\w .()-]", "_", name))
 
@@ -292,9 +321,14 @@ class _Api:
     async def _find(self, request: Request) -> VideoJob:
         Query.of(request, once=())
         job_id = request.path_params["job_id"]
-        job: VideoJob | None = await self._engine.call(self._desk.call, "describe", job_id) if _ID.fullmatch(job_id) else None
+        job: VideoJob | None = (
+            await self._engine.call(self._desk.call, "describe", job_id) if _ID.fullmatch(job_id) else None
+        )
         if job is None:
-            raise HTTPException(_NOT_FOUND, f"no video job {job_id[:40]!r}; jobs are kept for {self._engine.profile.people.keep_videos_s:g} s after their end")
+            raise HTTPException(
+                _NOT_FOUND,
+                f"no video job {job_id[:40]!r}; jobs are kept for {self._engine.profile.people.keep_videos_s:g} s after their end",
+            )
         return job
 
 
@@ -313,7 +347,9 @@ class _Download(FileResponse):
         await super().__call__(scope, receive, watched)
         if refused:
             size = Headers(raw=refused[0]["headers"]).get("content-range", "").removeprefix("bytes */")
-            text = "Range: no part of this video" + (f", which has {size} bytes" if size else "; write it like bytes=0-99")
+            text = "Range: no part of this video" + (
+                f", which has {size} bytes" if size else "; write it like bytes=0-99"
+            )
             headers = {"Content-Range": f"bytes */{size}"} if size else None
             await JSONResponse({"error": text}, refused[0]["status"], headers)(scope, receive, send)
 
@@ -324,10 +360,13 @@ def _check_chain(targets: Sequence[Target], params: dict[str, float]) -> None:
     servings = {(way.backend, way.precision, way.device, way.device_kinds) for way in ways}
     if len(servings) > 1:
         raise ConfigError(
-            f"{[target.model.name for target in targets]} in one chain, which are served in {len(servings)} ways", "one backend, precision and device for all"
+            f"{[target.model.name for target in targets]} in one chain, which are served in {len(servings)} ways",
+            "one backend, precision and device for all",
         )
     ((backend, precision, device, _),) = servings
-    options = EnhanceOptions(backend=ModelBackend(backend), precision=ModelPrecision(precision), device=device, params=params)
+    options = EnhanceOptions(
+        backend=ModelBackend(backend), precision=ModelPrecision(precision), device=device, params=params
+    )
     check_models([target.source for target in targets], options)
 
 

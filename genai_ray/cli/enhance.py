@@ -145,7 +145,7 @@ def enhance(
         backend=backend or base.backend,
         precision=precision or base.precision,
         device=device,
-        copies=_parse_devices(devices),
+        replicas=_parse_devices(devices),
         device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),
         params=_parse_params(param or []),
         background=parse_background(background) if background is not None else None,

@@ -52,7 +52,7 @@ class SessionRequest:
     """Words of which the kind of the device must have one; empty for any."""
     warmup_shapes: tuple[Shapes, ...] = ()
     """Shapes of the model's own tensors that it is warmed with."""
-    max_copies: int | None = None
+    max_replicas: int | None = None
     """On how many devices it is at the most when the cache makes replicas of it by itself; None for wherever memory is free."""
     alone: str = ""
     """Set for a session of a single request that is suspected of ending its process."""
@@ -142,7 +142,7 @@ class LeaseRequest:
     """Unique."""
     wants: tuple[LoadRequest, ...]
     """The models of the chain."""
-    copies: int | None = 1
+    replicas: int | None = 1
     """On how many devices each is to be; None for every device."""
     follows_file: bool = False
     """Whether it gives way when a model's file has been replaced; its holder takes it again, of the new file."""

@@ -588,12 +588,12 @@ def test_no_long_history_of_requests_breaks_an_invariant(own_clock):
     run(1000, 80)
 
 
-def books_of(copies, **changes):
+def books_of(replicas, **changes):
     """Books with ready sessions of one model, each on a device of its own, and one more device."""
     several, entries = session_table.SessionTable(Ledger(None)), []
-    for number in range(copies + 1):
+    for number in range(replicas + 1):
         several.ledger.add_device(Device(f"n{number}/{CPU}", f"n{number}", CPU, 1000, 1000))
-    for number in range(copies):
+    for number in range(replicas):
         entry = session_table.Entry(LoadRequest(replace(MODELS[0], **changes)))
         several.ledger.reserve(entry.name, Need(entry.key, 500), f"n{number}/{CPU}", 0, 0.0)
         several.ledger.settle(entry.name, 500, 1.0, 0.0)
@@ -661,8 +661,8 @@ def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_pl
 
 
 def test_a_replica_does_not_bring_back_the_bound_that_its_model_was_loaded_with():
-    several, entries = books_of(1, max_copies=2)
-    several.bound(replace(MODELS[0], max_copies=3))
+    several, entries = books_of(1, max_replicas=2)
+    several.bound(replace(MODELS[0], max_replicas=3))
     twin = session_table.Entry(entries[0].want)
     several.add(twin)
     assert several.may_grow(twin.key)

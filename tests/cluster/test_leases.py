@@ -102,10 +102,10 @@ def test_what_is_leased_stays_and_what_cannot_be_leased_says_so(make_cache):
             errors.ResourceExhaustedError, match=rf"{3 * SHARE} bytes together.*{2 * SHARE} bytes, the budget"
         ):
             cache.lease([of(A), of(B), of(C)])
-    with pytest.raises(errors.ConfigError, match="0 models"):
+    with pytest.raises(errors.ConfigError, match="at least one model"):
         cache.lease([])
-    with pytest.raises(errors.ConfigError, match="0 copies"):
-        cache.lease([A], copies=0)
+    with pytest.raises(errors.ConfigError, match="replicas=0"):
+        cache.lease([A], replicas=0)
     with pytest.raises(errors.ModelNotFoundError):
         cache.lease([A, "no-such-model"])
     cache.load_model(C, memory_bytes=SHARE)
@@ -297,8 +297,8 @@ def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames)
         {"min_stay_s": -1},
         {"idle_release_s": 0},
         {"load_within_s": 0},
-        {"sessions_per_device": 0},
-        {"sessions_per_device": 1.5},
+        {"replicas_per_device": 0},
+        {"replicas_per_device": 1.5},
     ):
         with pytest.raises(errors.ConfigError, match=str(next(iter(wrong.values())))):
             CacheOptions(**wrong)

@@ -68,7 +68,7 @@ def devices(cache):
     return {device["device"]: device for device in cache.status()["devices"]}
 
 
-def copies(cache, model=MODEL):
+def replicas(cache, model=MODEL):
     return [entry for entry in cache.status()["models"] if entry["model_id"] == model and entry["state"] == "ready"]
 
 
@@ -77,7 +77,7 @@ def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cac
     wait_until(lambda: len(devices(cache)) == 4)
     before = ray.available_resources()
     cache.load_model(MODEL, memory_bytes=300_000_001)
-    (entry,) = copies(cache)
+    (entry,) = replicas(cache)
     wait_until(lambda: before["GPU"] - ray.available_resources().get("GPU", 0) == pytest.approx(0.3001))
     assert ray.available_resources()["memory"] == before["memory"]
     device = devices(cache)[entry["placed_on"]]
@@ -89,7 +89,7 @@ def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cac
     assert entry["session"]["gpu_ids"] == [entry["placed_on"].rpartition("gpu")[2]]
     assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
     cache.load_model(OTHER, memory_bytes=500_000_000, device="cpu")
-    (entry,) = copies(cache, OTHER)
+    (entry,) = replicas(cache, OTHER)
     assert devices(cache)[entry["placed_on"]]["kind"] == "cpu"
     wait_until(lambda: before["memory"] - ray.available_resources()["memory"] == 500_000_000)
     with pytest.raises(errors.ResourceExhaustedError, match=r"2000000000 bytes.*950000000"):
@@ -250,7 +250,7 @@ def test_models_go_where_there_is_room_and_the_oldest_victim_is(nodes, cache, fr
     cache.get_session(MODEL).infer(frames)
     cache.load_model(THIRD, memory_bytes=600_000_000)
     assert cache.loaded_models() == [MODEL, THIRD]
-    assert copies(cache, THIRD)[0]["placed_on"] == places[OTHER]
+    assert replicas(cache, THIRD)[0]["placed_on"] == places[OTHER]
 
 
 @contextlib.contextmanager
@@ -277,13 +277,13 @@ def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames,
     nodes.add(num_gpus=2)
     wait_until(lambda: len(devices(cache)) == 4)
     with keeping_busy(cache, REQUEST) as asking:
-        wait_until(lambda: len(copies(cache)) == 2)
-        wait_until(lambda: all(entry["queue"] > 0 for entry in copies(cache)))
-        assert len({entry["placed_on"] for entry in copies(cache)}) == 2
+        wait_until(lambda: len(replicas(cache)) == 2)
+        wait_until(lambda: all(entry["queue"] > 0 for entry in replicas(cache)))
+        assert len({entry["placed_on"] for entry in replicas(cache)}) == 2
     for one in asking:
         assert np.array_equal(one.result().infer(frames), expected)
     wait_until(lambda: cache.status()["evictions"] == 1)
-    assert len(copies(cache)) == 1
+    assert len(replicas(cache)) == 1
 
 
 @contextlib.contextmanager
@@ -316,18 +316,18 @@ def test_a_replica_that_fails_says_nothing_of_its_model_and_is_not_tried_there_a
     cache.load_model(REQUEST)
     (home,) = {device["node"] for device in devices(cache).values()}
     bad = nodes.add().node_id
-    with killing(bad) as hit, cache.lease([REQUEST], copies=None) as lease:
+    with killing(bad) as hit, cache.lease([REQUEST], replicas=None) as lease:
         wait_until(lambda: cache.status()["failures"])
         assert cache.status()["failing"] == []
         good = nodes.add().node_id
         wait_until(
             lambda: (
-                {devices(cache)[entry["placed_on"]]["node"] for entry in copies(cache) if entry["state"] == "ready"}
+                {devices(cache)[entry["placed_on"]]["node"] for entry in replicas(cache) if entry["state"] == "ready"}
                 == {home, good}
             )
         )
         assert len(hit) == 1
-        for entry in copies(cache):
+        for entry in replicas(cache):
             os.kill(entry["session"]["pid"], signal.SIGKILL)
         assert np.array_equal(lease.sessions[0].infer(frames), expected)
 
@@ -346,41 +346,41 @@ def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
             seen.clear()
         return bool(seen) and seen[-1] - seen[0] > 4 * HOT_FOR_S
 
-    with keeping_busy(cache, replace(REQUEST, max_copies=1)):
+    with keeping_busy(cache, replace(REQUEST, max_replicas=1)):
         wait_until(has_been_hot)
-        cache.load_model(replace(REQUEST, max_copies=2))  # whoever says it last is obeyed, also of what is loaded
-        wait_until(lambda: len(copies(cache)) == 2)
+        cache.load_model(replace(REQUEST, max_replicas=2))  # whoever says it last is obeyed, also of what is loaded
+        wait_until(lambda: len(replicas(cache)) == 2)
 
 
 def test_one_device_has_as_many_sessions_of_a_hot_model_as_it_may_where_no_other_has_room(nodes, frames, expected):
     nodes.add(num_gpus=1)
-    with ending(ModelCache(name="dense", options=CacheOptions(sessions_per_device=2))) as cache:
+    with ending(ModelCache(name="dense", options=CacheOptions(replicas_per_device=2))) as cache:
         wait_until(lambda: len(devices(cache)) == 3)
         request = replace(REQUEST, device_kinds=("logical",))
         with keeping_busy(cache, request) as asking:
-            wait_until(lambda: len(copies(cache)) == 2)
-            wait_until(lambda: all(entry["queue"] > 0 for entry in copies(cache)))
-            assert len({entry["placed_on"] for entry in copies(cache)}) == 1
+            wait_until(lambda: len(replicas(cache)) == 2)
+            wait_until(lambda: all(entry["queue"] > 0 for entry in replicas(cache)))
+            assert len({entry["placed_on"] for entry in replicas(cache)}) == 1
             nodes.add(num_gpus=1)
-            wait_until(lambda: len(copies(cache)) == 3)
-            assert len({entry["placed_on"] for entry in copies(cache)}) == 2
+            wait_until(lambda: len(replicas(cache)) == 3)
+            assert len({entry["placed_on"] for entry in replicas(cache)}) == 2
         for one in asking:
             assert np.array_equal(one.result().infer(frames), expected)
-        wait_until(lambda: len(copies(cache)) == 1)
+        wait_until(lambda: len(replicas(cache)) == 1)
     nodes.clear()
 
 
 def test_a_job_is_on_every_device_and_takes_those_that_come(nodes, cache):
     nodes.add(num_gpus=1)
     wait_until(lambda: len(devices(cache)) == 3)
-    with cache.lease([MODEL], copies=None, device_kinds=["logical"]) as lease:
-        wait_until(lambda: len(copies(cache)) == 1)
+    with cache.lease([MODEL], replicas=None, device_kinds=["logical"]) as lease:
+        wait_until(lambda: len(replicas(cache)) == 1)
         nodes.add(num_gpus=2)
-        wait_until(lambda: len(copies(cache)) == 3)
-        assert len({entry["placed_on"] for entry in copies(cache)}) == 3
-        assert all(entry["leased"] for entry in copies(cache))
+        wait_until(lambda: len(replicas(cache)) == 3)
+        assert len({entry["placed_on"] for entry in replicas(cache)}) == 3
+        assert all(entry["leased"] for entry in replicas(cache))
         assert lease.sessions[0].infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 64, 64, 3)
-    assert not any(entry["leased"] for entry in copies(cache))
+    assert not any(entry["leased"] for entry in replicas(cache))
 
 
 def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
@@ -391,14 +391,14 @@ def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
         wait_until(lambda: len(devices(cache)) == 5)
         results = []
         for name, count in (("one", 1), ("all", None)):
-            options = EnhanceOptions(copies=count, device_kinds=("logical",), segment_frames=4)
-            with cache.lease([MODEL], copies=count, device_kinds=["logical"]):
-                wait_until(lambda count=count: len(copies(cache)) == (count or 2))
+            options = EnhanceOptions(replicas=count, device_kinds=("logical",), segment_frames=4)
+            with cache.lease([MODEL], replicas=count, device_kinds=["logical"]):
+                wait_until(lambda count=count: len(replicas(cache)) == (count or 2))
                 report = enhance_videos(source, tmp_path / f"{name}.mp4", models=MODEL, options=options)
             results.append((report.frames, (tmp_path / f"{name}.mp4").read_bytes()))
         assert results[0] == results[1]
-        assert len({entry["placed_on"] for entry in copies(cache)}) == 2
-        assert all(entry["hits"] > 0 for entry in copies(cache))
+        assert len({entry["placed_on"] for entry in replicas(cache)}) == 2
+        assert all(entry["hits"] > 0 for entry in replicas(cache))
     nodes.clear()
 
 
@@ -415,11 +415,11 @@ def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes,
         for name, words, count in (("cpu", ("cpu",), 1), ("all", ("cpu", "logical"), None)):
             out = tmp_path / name
             out.mkdir()
-            options = EnhanceOptions(copies=count, device_kinds=words, segment_frames=8)
-            with cache.lease([MODEL], copies=count, device_kinds=words):
+            options = EnhanceOptions(replicas=count, device_kinds=words, segment_frames=8)
+            with cache.lease([MODEL], replicas=count, device_kinds=words):
                 wait_until(
                     lambda words=words: (
-                        len({devices(cache)[entry["placed_on"]]["kind"] for entry in copies(cache)}) >= len(words)
+                        len({devices(cache)[entry["placed_on"]]["kind"] for entry in replicas(cache)}) >= len(words)
                     )
                 )
                 report = enhance_videos(clips, out, models=MODEL, options=options)
@@ -460,9 +460,9 @@ def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, f
     first, second = nodes.add(num_gpus=1), nodes.add(num_gpus=1)
     wait_until(lambda: len(devices(cache)) == 5)
     cache.get_session(MODEL)
-    node = devices(cache)[copies(cache)[0]["placed_on"]]["node"]
+    node = devices(cache)[replicas(cache)[0]["placed_on"]]["node"]
     doomed = first if first.node_id == node else second
-    actor = ray.get_actor(copies(cache)[0]["name"], namespace="genai_ray")
+    actor = ray.get_actor(replicas(cache)[0]["name"], namespace="genai_ray")
     with in_use(cache, frames, expected, 4):
         nodes.remove(doomed)
         wait_until_true(cache, lambda: node not in {found["NodeID"] for found in ray.nodes() if found["Alive"]})
@@ -471,8 +471,8 @@ def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, f
     with pytest.raises(ray.exceptions.ActorDiedError) as told:
         ray.get(actor.status.remote())
     assert not is_crash(told.value)
-    crashing = ray.get_actor(copies(cache)[0]["name"], namespace="genai_ray")
-    os.kill(copies(cache)[0]["session"]["pid"], signal.SIGKILL)
+    crashing = ray.get_actor(replicas(cache)[0]["name"], namespace="genai_ray")
+    os.kill(replicas(cache)[0]["session"]["pid"], signal.SIGKILL)
     with pytest.raises(ray.exceptions.ActorDiedError) as told:
         wait_until(lambda: ray.get(crashing.status.remote()) is None)
     assert is_crash(told.value)
@@ -483,13 +483,13 @@ def test_sessions_and_cache_that_die_while_they_are_used_are_known_within_second
     wait_until(lambda: len(devices(cache)) == 4)
     cache.load_model(OTHER, device="cpu", memory_bytes=300_000_000)
     with in_use(cache, frames, expected, 2):
-        wait_until(lambda: copies(cache))
-        for name in (copies(cache)[0]["name"], copies(cache, OTHER)[0]["name"], f"cache:{cache.name}"):
+        wait_until(lambda: replicas(cache))
+        for name in (replicas(cache)[0]["name"], replicas(cache, OTHER)[0]["name"], f"cache:{cache.name}"):
             before = report(name)
             os.kill(before["Pid"], signal.SIGKILL)
             wait_until_true(cache, lambda name=name, before=before: is_reported(name, before["NumRestarts"]))
-            wait_until(lambda: copies(cache))
-    assert [len(copies(cache, model)) for model in (MODEL, OTHER)] == [1, 0]
+            wait_until(lambda: replicas(cache))
+    assert [len(replicas(cache, model)) for model in (MODEL, OTHER)] == [1, 0]
 
 
 def demands():

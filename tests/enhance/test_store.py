@@ -75,7 +75,7 @@ def test_whatever_changes_bytes_changes_the_key(plan, other):
 
 def test_whatever_changes_no_byte_keeps_the_key(plan):
     assert keys(
-        plan, replace(BASE, copies=4, overwrite=True, batch_size=2, max_memory_bytes=10**9, background=Background())
+        plan, replace(BASE, replicas=4, overwrite=True, batch_size=2, max_memory_bytes=10**9, background=Background())
     ) == keys(plan)
 
 

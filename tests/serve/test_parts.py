@@ -239,7 +239,7 @@ def test_replicas_of_a_model_are_bounded_by_numbers_that_go_together(tmp_path):
     add_sub(tmp_path / "one.onnx")
     options = tmp_path / "one.serve.yaml"
     options.write_text("min_replicas: 2\nmax_replicas: 2\n")
-    assert Repository(tmp_path, ()).get("one").request().max_copies == 2
+    assert Repository(tmp_path, ()).get("one").request().max_replicas == 2
     for text, words in (
         ("max_replicas: 0", "max_replicas: .*greater than or equal to 1"),
         ("min_replicas: 2\nmax_replicas: 1", "1 is less than min_replicas=2"),

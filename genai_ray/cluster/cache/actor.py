@@ -56,7 +56,7 @@ class CacheActor:
         self._evictor = Evictor(self._book, self._loader.need_of, options.min_stay_s, self._note_eviction)
         self._leases = Leases(self._book, self._evictor, self._loader.need_of, self._begin)
         self._upkeep = Maintenance(
-            self._book, self._evictor, self._loader, self._leases, self._begin, options.sessions_per_device
+            self._book, self._evictor, self._loader, self._leases, self._begin, options.replicas_per_device
         )
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -214,16 +214,16 @@ class Leases:
         for lease_id in [lease_id for lease_id, lease in self._leases.items() if lease.until_s < time.monotonic()]:
             await self.release(lease_id)
 
-    def copies(self) -> list[tuple[LoadRequest, int | None]]:
+    def replicas(self) -> list[tuple[LoadRequest, int | None]]:
         """Return which models are to be on several devices.
 
         Returns:
             Each with the number of devices; None for every one.
         """
         return [
-            (want, lease.request.copies)
+            (want, lease.request.replicas)
             for lease in self._leases.values()
-            if lease.request.copies != 1
+            if lease.request.replicas != 1
             for want in lease.request.wants
         ]
 

@@ -60,7 +60,7 @@ class Maintenance:
         loader: Loads.
         leases: What stays.
         begin: Starts to load an entry that has been placed.
-        sessions_per_device: Most sessions of a hot model on one device.
+        replicas_per_device: Most sessions of a hot model on one device.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Maintenance:
         loader: Loader,
         leases: Leases,
         begin: Callable[[Entry], None],
-        sessions_per_device: int,
+        replicas_per_device: int,
     ) -> None:
         self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
-        self._sessions_per_device = sessions_per_device
+        self._replicas_per_device = replicas_per_device
         self._asked_s = 0.0
         self._spreading = asyncio.Lock()
         self._nodes: set[str] = set()
@@ -202,7 +202,7 @@ class Maintenance:
         if not self._may_replicate(key):
             return
         resting = self._loader.resting(key)
-        most = min(self._sessions_per_device, len(self._book.ledger.of_key(key)) + 1)
+        most = min(self._replicas_per_device, len(self._book.ledger.of_key(key)) + 1)
         for here in range(1, most + 1):  # devices with fewer of its sessions come first
             twin = Entry(
                 replace(entry.want, is_explicit=False, node=None),
@@ -225,18 +225,18 @@ class Maintenance:
 
     async def spread(self) -> None:
         """Bring the models of batch jobs to every device that they may use."""
-        for want, copies in self._leases.copies():
+        for want, replicas in self._leases.replicas():
             with contextlib.suppress(
                 BackendUnavailableError, ConfigError
             ):  # no device will do at the moment, which is nothing to other models
-                while await self._spread_once(want, copies):
+                while await self._spread_once(want, replicas):
                     pass
 
-    async def _spread_once(self, want: LoadRequest, copies: int | None) -> bool:
+    async def _spread_once(self, want: LoadRequest, replicas: int | None) -> bool:
         """Begin one more session of a model; false where it is on as many devices as it may be, or can be at the moment."""
         key = key_of(want.request)
         async with self._spreading:
-            if key in self._loader.failing() or (copies is not None and self._num_places(key) >= copies):
+            if key in self._loader.failing() or (replicas is not None and self._num_places(key) >= replicas):
                 return False
             avoid = self._devices_of(key) | self._loader.resting(key)
             twin = Entry(

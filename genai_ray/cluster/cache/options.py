@@ -29,7 +29,7 @@ class CacheOptions:
     autoscaler tells Ray what it may add is known without this."""
     load_within_s: float = 300.0
     """Most seconds that one try of a load may take."""
-    sessions_per_device: int = 1
+    replicas_per_device: int = 1
     """Most sessions of a hot model on one device, where other devices have no room for a replica: more than 1 where several were
     measured to be faster than one, which runs a frame on each core of a CPU and two on a GPU already."""
 
@@ -42,5 +42,5 @@ class CacheOptions:
         for name, value in {"idle_release_s": self.idle_release_s, "load_within_s": self.load_within_s}.items():
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value}", "more than 0")
-        if type(self.sessions_per_device) is not int or self.sessions_per_device < 1:
-            raise ConfigError(f"sessions_per_device={self.sessions_per_device}", "a whole number, 1 or more")
+        if type(self.replicas_per_device) is not int or self.replicas_per_device < 1:
+            raise ConfigError(f"replicas_per_device={self.replicas_per_device}", "a whole number, 1 or more")

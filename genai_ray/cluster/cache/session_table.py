@@ -80,7 +80,7 @@ class SessionTable:
         self.ledger = ledger
         self.entries: dict[str, Entry] = {}
         self._by_key: defaultdict[Key, dict[str, Entry]] = defaultdict(dict)
-        self._max_copies: dict[Key, int] = {}
+        self._max_replicas: dict[Key, int] = {}
         self.can_grow = self.is_closed = self.is_surveyed = False
         self.pinned: set[Key] = set()
         self.unprobed: set[str] = set()
@@ -118,9 +118,9 @@ class SessionTable:
         """
         self.entries[entry.name] = entry
         self._by_key[entry.key][entry.name] = entry
-        if entry.want.request.max_copies is not None:
-            self._max_copies.setdefault(
-                entry.key, entry.want.request.max_copies
+        if entry.want.request.max_replicas is not None:
+            self._max_replicas.setdefault(
+                entry.key, entry.want.request.max_replicas
             )  # a replica must not bring back what was said before
 
     def bound(self, request: SessionRequest) -> None:
@@ -129,8 +129,8 @@ class SessionTable:
         Args:
             request: What somebody asks for.
         """
-        if request.max_copies is not None:
-            self._max_copies[key_of(request)] = request.max_copies
+        if request.max_replicas is not None:
+            self._max_replicas[key_of(request)] = request.max_replicas
 
     def may_grow(self, key: Key) -> bool:
         """Tell whether the cache may make another replica of a model by itself.
@@ -141,7 +141,7 @@ class SessionTable:
         Returns:
             Whether it has fewer than whoever bounded it last allows; nobody's bound outlives its last session.
         """
-        return key not in self._max_copies or len(self.of_key(key)) < self._max_copies[key]
+        return key not in self._max_replicas or len(self.of_key(key)) < self._max_replicas[key]
 
     def rename(self, entry: Entry) -> None:
         """Give a session whose process is gone a new name, under which it tries again.
@@ -210,7 +210,7 @@ class SessionTable:
         del self.entries[entry.name], self._by_key[entry.key][entry.name]
         if not self._by_key[entry.key]:
             del self._by_key[entry.key]
-            self._max_copies.pop(entry.key, None)
+            self._max_replicas.pop(entry.key, None)
 
     def keep(self, entry: Entry) -> None:
         """Take a session back that was on its way out, and send those who waited for its end back to it.

@@ -310,7 +310,7 @@ class ModelCache:
         self,
         models: Sequence[str | Path | SessionRequest],
         *,
-        copies: int | None = 1,
+        replicas: int | None = 1,
         device_kinds: Sequence[str] = (),
         tag: str | None = None,
         follows_file: bool = False,
@@ -322,8 +322,8 @@ class ModelCache:
 
         Args:
             models: Ids, aliases, paths; or requests, where more is to be said of one.
-            copies: On how many devices each is to be in the end; None for every device, those that come later as well. The lease is
-                there with the first copy.
+            replicas: On how many devices each is to be in the end; None for every device, those that come later as well. The lease is
+                there with the first replica.
             device_kinds: Words of which the kind of a device must have one, such as ``L4``; empty for any.
             tag: Whose progress the frames of its sessions count as.
             follows_file: Whether it gives way when a model's file has been replaced, and is taken again of the new file some seconds later.
@@ -332,12 +332,14 @@ class ModelCache:
             The lease, with one session a model; a context manager.
 
         Raises:
-            ConfigError: If there are no models, or copies is less than 1.
+            ConfigError: If there are no models, or ``replicas`` is less than 1.
             ResourceExhaustedError: If they can never be there together, or not by the deadline.
             GenAIRayError: As ``load_model``.
         """
-        if not models or (copies is not None and copies < 1):
-            raise ConfigError(f"a lease of {len(models)} models in {copies} copies", "one or more of each")
+        if not models:
+            raise ConfigError("a lease needs at least one model")
+        if replicas is not None and replicas < 1:
+            raise ConfigError(f"replicas={replicas}", "1 or more, or None for every device")
         chosen = [to_request(model) for model in models]
         requests = [
             replace(request, device_kinds=tuple(device_kinds)) if device_kinds else request for request, _ in chosen
@@ -350,7 +352,7 @@ class ModelCache:
             return LeaseRequest(
                 lease_id,
                 tuple(self._want(request, spec, is_explicit=False) for request, spec in found),
-                copies,
+                replicas,
                 follows_file,
             )
 

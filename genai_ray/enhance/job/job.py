@@ -315,7 +315,7 @@ class _Loading:
 
     def uses(self, *, is_last: bool = False) -> tuple[ModelUse, ...]:
         """Return the chain as it runs; nothing where the lease is not there soon after its sessions have computed."""
-        is_old = self._options.copies != 1 and time.monotonic() - self._asked_at > KINDS_EVERY_S
+        is_old = self._options.replicas != 1 and time.monotonic() - self._asked_at > KINDS_EVERY_S
         if (not self._uses or is_old or is_last) and self._lease is not None:
             try:
                 sessions = self._lease.result(timeout=LEASE_WITHIN_S).sessions
@@ -376,7 +376,7 @@ class _Loading:
         options = self._options
         try:
             lease.set_result(
-                self._cache.lease(requests, copies=options.copies, device_kinds=options.device_kinds, tag=self._tag)
+                self._cache.lease(requests, replicas=options.replicas, device_kinds=options.device_kinds, tag=self._tag)
             )
         except BaseException as exc:  # noqa: BLE001 - it is the job's, which asks for the result
             lease.set_exception(exc)

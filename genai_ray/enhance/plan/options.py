@@ -62,7 +62,7 @@ class EnhanceOptions:
     """Budget of the model cache; None for automatic."""
     cache_name: str = "default"
     """Name of the model cache."""
-    copies: int | None = 1
+    replicas: int | None = 1
     """On how many devices the models are to be; None for every device, those that come while the job runs as well."""
     device_kinds: tuple[str, ...] = ()
     """Words of which the kind of a device must have one, such as ``L4``; empty for any."""
@@ -95,8 +95,8 @@ def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple
     if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
     resolve_device(options.device, options.backend)
-    if options.copies is not None and options.copies < 1:
-        raise ConfigError(f"{options.copies} devices", "1 or more, or all")
+    if options.replicas is not None and options.replicas < 1:
+        raise ConfigError(f"{options.replicas} devices", "1 or more, or all")
     if options.batch_size < 1 or options.segment_frames < 1:
         raise ConfigError(f"batch_size={options.batch_size}, segment_frames={options.segment_frames}", "1 or more each")
     specs = tuple(find_model(model)[0] for model in models)

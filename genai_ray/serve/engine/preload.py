@@ -66,7 +66,7 @@ class Preload:
         if serving.pin:
             self._cache.pin(model.source())
         if serving.min_replicas:
-            self._leases[model.name] = self._cache.lease([request], copies=serving.min_replicas, follows_file=True)
+            self._leases[model.name] = self._cache.lease([request], replicas=serving.min_replicas, follows_file=True)
         self._brought[model.name] = model
 
     def _let_go(self, name: str, instead: ServedModel | None) -> None:

@@ -124,7 +124,7 @@ class ServedModel:
             max_frame=serving.max_frame,
             device_kinds=serving.device_kinds,
             warmup_shapes=tuple(tuple(sorted(shapes.items())) for shapes in serving.warmup_shapes),
-            max_copies=serving.max_replicas,
+            max_replicas=serving.max_replicas,
         )
 
     def key(self, version: str = "") -> tuple[str, ...]:

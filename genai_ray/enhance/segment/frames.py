@@ -199,6 +199,9 @@ def _span(first: Frames, second: Frames | None, start: int, stop: int) -> Frames
     parts = (first,) if second is None or stop <= length else (first, second)
     if not any(isinstance(part, PendingCall) for part in parts):
         return np.concatenate(
-            [part[max(start - at, 0) : stop - at] for part, at in zip(parts, (0, length), strict=False)]
-        )  # type: ignore[index]
+            [
+                part[max(start - at, 0) : stop - at]  # type: ignore[index]
+                for part, at in zip(parts, (0, length), strict=False)
+            ]
+        )
     return Span(parts, start, stop)

@@ -380,8 +380,11 @@ async def _parse_form(
     request: Request, max_bytes: int, patience: asyncio.Timeout, share: Share | None = None
 ) -> UploadFile:
     parser = MultiPartParser(
-        request.headers, _limited(request, max_bytes, patience, share), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS
-    )  # type: ignore[arg-type]
+        request.headers,
+        _limited(request, max_bytes, patience, share),  # type: ignore[arg-type]
+        max_files=_MAX_FIELDS,
+        max_fields=_MAX_FIELDS,
+    )
     try:
         form = await parser.parse()
     except MultiPartException as exc:

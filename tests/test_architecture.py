@@ -39,7 +39,6 @@ ROOMS = {
 }
 """The rooms of the large packages, lowest first: a room imports only from itself and from those before it."""
 UPWARDS = {
-    "genai_ray.serve.oip.requests",
     "genai_ray.serve.oip.schemas",
     "genai_ray.serve.web.operations",
     "genai_ray.serve.web.video_job",

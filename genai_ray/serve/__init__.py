@@ -1,6 +1,6 @@
 """The endpoint: the Open Inference Protocol v2 over HTTP, in front of the cluster's one ``ModelCache``."""
 
-from genai_ray.serve.engine.tensors import Tensor, TensorFacts
-from genai_ray.serve.oip.requests import InferRequest, InferResponse, decode_request, encode_response
+from genai_ray.serve.engine.inference import InferRequest, InferResponse, Tensor, TensorMetadata
+from genai_ray.serve.oip.requests import decode_request, encode_response
 
-__all__ = ["InferRequest", "InferResponse", "Tensor", "TensorFacts", "decode_request", "encode_response"]
+__all__ = ["InferRequest", "InferResponse", "Tensor", "TensorMetadata", "decode_request", "encode_response"]

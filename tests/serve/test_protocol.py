@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.serve import InferResponse, Tensor, TensorFacts, decode_request, encode_response
-from genai_ray.serve.engine.tensors import DATATYPES, from_contents, to_contents, to_json
+from genai_ray.serve import InferResponse, Tensor, TensorMetadata, decode_request, encode_response
+from genai_ray.serve.engine.inference import DATATYPES
+from genai_ray.serve.oip.tensors import from_contents, to_contents, to_json
 
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
 
@@ -103,16 +104,16 @@ def test_typed_contents_are_copied_in_parts_that_join(datatype):
 
 
 def test_a_raw_request_is_the_only_input():
-    facts = [TensorFacts("x", "FP32", (-1, 3, -1))]
+    facts = [TensorMetadata("x", "FP32", (-1, 3, -1))]
     request = decode_request(np.arange(6, dtype=np.float32).tobytes(), "0", facts)
     assert request.inputs[0].array.tolist() == [[[0, 1], [2, 3], [4, 5]]]
     assert request.binary_default
-    assert decode_request(b"text", "0", [TensorFacts("x", "BYTES", (1,))]).inputs[0].array.tolist() == [b"text"]
+    assert decode_request(b"text", "0", [TensorMetadata("x", "BYTES", (1,))]).inputs[0].array.tolist() == [b"text"]
     for body, wrong in [
         (b"abc", facts),
         (b"", []),
-        (b"abcd" * 6, [TensorFacts("x", "FP32", (-1, -1, -1))]),
-        (b"abc", [TensorFacts("x", "UINT8", (4,))]),
+        (b"abcd" * 6, [TensorMetadata("x", "FP32", (-1, -1, -1))]),
+        (b"abc", [TensorMetadata("x", "UINT8", (4,))]),
     ]:
         with pytest.raises(InvalidInputError):
             decode_request(body, "0", wrong)
@@ -208,7 +209,7 @@ def fuzz(content, tail, length):
     header = str(len(body) - len(tail)) if length is True else length
     tracemalloc.start()
     try:
-        request = decode_request(body, header, [TensorFacts("x", "FP32", (-1, 2))])
+        request = decode_request(body, header, [TensorMetadata("x", "FP32", (-1, 2))])
         encode_response(InferResponse("m", request.inputs), request)
     except InvalidInputError:
         pass

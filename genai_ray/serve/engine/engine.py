@@ -28,6 +28,7 @@ from genai_ray.errors import (
 )
 from genai_ray.serve.engine.batching import Batcher
 from genai_ray.serve.engine.finder import Finder, Target
+from genai_ray.serve.engine.inference import InferRequest, InferResponse
 from genai_ray.serve.engine.limits import (
     COME_AGAIN,
     Admission,
@@ -40,7 +41,6 @@ from genai_ray.serve.engine.limits import (
 )
 from genai_ray.serve.engine.model_metadata import FRAMES, OUTPUT, check_feeds, check_frame_request, to_outputs
 from genai_ray.serve.engine.repository import Repository, key_of_entry
-from genai_ray.serve.oip.requests import InferRequest, InferResponse
 from genai_ray.types import ModelTask
 
 __all__ = ["Engine", "Target"]

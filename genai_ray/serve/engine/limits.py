@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec, ServeProfile
 from genai_ray.errors import InvalidInputError, TooManyRequestsError
-from genai_ray.serve.engine.tensors import TensorFacts
+from genai_ray.serve.engine.inference import TensorMetadata
 from genai_ray.types import ModelTask
 
 __all__ = [
@@ -288,7 +288,7 @@ def is_long(num_bytes: int, *, is_plain: bool) -> bool:
     return num_bytes > (_LARGE_BINARY_BYTES if is_plain else LARGE_JSON_BYTES)
 
 
-def max_strings(inputs: Sequence[TensorFacts], profile: ServeProfile) -> int:
+def max_strings(inputs: Sequence[TensorMetadata], profile: ServeProfile) -> int:
     """Return how many elements of BYTES a request may have as binary data: their lengths alone may take what JSON may.
 
     Args:

@@ -13,8 +13,7 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.errors import ConfigError, InvalidInputError, ModelLoadError
 from genai_ray.graph import GraphTensor
 from genai_ray.inspection import find_model, read_tensors
-from genai_ray.serve.engine.tensors import DATATYPES, Tensor, TensorFacts, datatype_of
-from genai_ray.serve.oip.requests import InferRequest
+from genai_ray.serve.engine.inference import DATATYPES, InferRequest, Tensor, TensorMetadata, datatype_of
 from genai_ray.types import ModelTask, check_frames
 
 __all__ = ["FRAMES", "ModelMetadata", "check_feeds", "check_frame_request", "read_metadata", "to_outputs"]
@@ -55,9 +54,9 @@ class ModelMetadata:
 
     spec: ModelSpec
     """Its spec, found by inspection where nobody wrote it."""
-    inputs: tuple[TensorFacts, ...]
+    inputs: tuple[TensorMetadata, ...]
     """Inputs of its graph."""
-    outputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorMetadata, ...]
     """Outputs of its graph that are tensors."""
 
     @property
@@ -179,7 +178,7 @@ def check_frame_request(request: InferRequest, facts: ModelMetadata) -> tuple[Ar
     return frames, params
 
 
-def to_outputs(arrays: dict[str, Array], facts: Sequence[TensorFacts], request: InferRequest) -> tuple[Tensor, ...]:
+def to_outputs(arrays: dict[str, Array], facts: Sequence[TensorMetadata], request: InferRequest) -> tuple[Tensor, ...]:
     """Give what was computed the protocol's form.
 
     Args:
@@ -207,13 +206,13 @@ def _some(names: list[str]) -> str:
     return f"{[name[:_LETTERS] for name in names[:_NAMED]] or 'none'}{more}"
 
 
-def _to_facts(tensor: GraphTensor) -> TensorFacts:
+def _to_facts(tensor: GraphTensor) -> TensorMetadata:
     word = _WORDS.get(tensor.element)
     if word is None:
         raise ModelLoadError(
             f"{tensor.name!r} is of type {tensor.element or 'sequence or map'}", f"tensors of {', '.join(DATATYPES)}"
         )
-    return TensorFacts(tensor.name, word, (-1,) if tensor.shape is None else tensor.shape, tensor.shape is not None)
+    return TensorMetadata(tensor.name, word, (-1,) if tensor.shape is None else tensor.shape, tensor.shape is not None)
 
 
 def _to_text(tensor: Tensor) -> Array:

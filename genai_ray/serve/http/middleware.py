@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.http.origins import explain_refusal
-from genai_ray.serve.oip.requests import HEADER_LENGTH
+from genai_ray.serve.http.routes import HEADER_LENGTH
 
 __all__ = ["Middleware", "bears_token"]
 

@@ -10,13 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-__all__ = ["BINARY", "JSON", "Handler", "Operation", "Schema", "open_paths", "ref", "to_routes"]
+__all__ = ["BINARY", "HEADER_LENGTH", "JSON", "Handler", "Operation", "Schema", "open_paths", "ref", "to_routes"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 Schema = dict[str, Any]
 """A JSON Schema, 2020-12."""
 
 JSON, BINARY = "application/json", "application/octet-stream"
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""The header that says how many bytes of a body are JSON."""
 
 
 def ref(name: str) -> Schema:

@@ -22,16 +22,8 @@ from genai_ray import __version__
 from genai_ray.errors import GenAIRayError, InvalidInputError
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.error_text import without_folders
+from genai_ray.serve.engine.inference import DATATYPES, InferRequest, InferResponse, RequestedOutput, Tensor
 from genai_ray.serve.engine.limits import LARGE_JSON_BYTES, bytes_of, is_long, max_strings
-from genai_ray.serve.engine.tensors import (
-    DATATYPES,
-    Tensor,
-    check_shape,
-    from_binary,
-    from_contents,
-    to_binary,
-    to_contents,
-)
 from genai_ray.serve.http.middleware import bears_token
 from genai_ray.serve.oip.grpc_health import REFLECTION, Probes, Reply
 from genai_ray.serve.oip.messages import HEALTH, METHODS, SERVICE, STREAM, count_typed_bytes, message_class
@@ -42,8 +34,9 @@ from genai_ray.serve.oip.metadata import (
     describe_server,
     describe_statistics,
 )
-from genai_ray.serve.oip.requests import InferRequest, InferResponse, RequestedOutput, check_strings
+from genai_ray.serve.oip.requests import check_strings
 from genai_ray.serve.oip.rest import status_of
+from genai_ray.serve.oip.tensors import check_shape, from_binary, from_contents, to_binary, to_contents
 
 __all__ = ["Reply", "Rpc", "add_inference_service"]
 

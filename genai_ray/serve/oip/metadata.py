@@ -8,9 +8,9 @@ from typing import Any
 from genai_ray.errors import ModelLoadError
 from genai_ray.serve.engine.engine import FRAMES_TOGETHER, Target
 from genai_ray.serve.engine.error_text import without_folders
+from genai_ray.serve.engine.inference import TensorMetadata
 from genai_ray.serve.engine.repository import Repository, ServedModel, key_of_entry
 from genai_ray.serve.engine.statistics import ModelCounts, Statistics
-from genai_ray.serve.engine.tensors import TensorFacts
 
 __all__ = [
     "EXTENSIONS",
@@ -194,10 +194,10 @@ def _memory(model: ServedModel, version: str, status: Mapping[str, Any]) -> list
     return usage
 
 
-def _tensor(fact: TensorFacts) -> dict[str, Any]:
+def _tensor(fact: TensorMetadata) -> dict[str, Any]:
     return {"name": fact.name, "datatype": fact.datatype, "shape": list(fact.shape)}
 
 
-def _config_tensor(fact: TensorFacts) -> dict[str, Any]:
+def _config_tensor(fact: TensorMetadata) -> dict[str, Any]:
     word = "STRING" if fact.datatype == "BYTES" else fact.datatype
     return {"name": fact.name, "data_type": f"TYPE_{word}", "dims": list(fact.shape)}

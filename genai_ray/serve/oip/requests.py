@@ -9,27 +9,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.serve.engine.tensors import (
+from genai_ray.serve.engine.inference import (
     DATATYPES,
+    InferRequest,
+    InferResponse,
+    RequestedOutput,
     Tensor,
-    TensorFacts,
-    check_shape,
-    from_binary,
-    from_json,
-    to_binary,
-    to_json,
+    TensorMetadata,
 )
+from genai_ray.serve.http.routes import HEADER_LENGTH
+from genai_ray.serve.oip.tensors import check_shape, from_binary, from_json, to_binary, to_json
 
 __all__ = [
-    "HEADER_LENGTH",
     "MAX_TENSORS",
-    "InferRequest",
-    "InferResponse",
-    "RequestedOutput",
     "check_strings",
     "decode_request",
     "encode_response",
@@ -37,64 +32,10 @@ __all__ = [
     "parse_json",
 ]
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The header that says how many bytes of a body are JSON."""
-
 MAX_TENSORS = 1024
 """Most inputs, and most outputs, of one request."""
 
 _DIGITS = 19
-
-
-@dataclass(frozen=True, slots=True)
-class RequestedOutput:
-    """One output that a request asks for."""
-
-    name: str
-    """Its name."""
-    binary: bool
-    """Whether it shall come as binary data."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InferRequest:
-    """A request for an inference."""
-
-    inputs: tuple[Tensor, ...]
-    """The inputs, in the order of the request."""
-    outputs: tuple[RequestedOutput, ...] | None = None
-    """What is asked for; None for every output."""
-    id: str | None = None
-    """The caller's name for the request, given back unchanged."""
-    parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    """Parameters of the request."""
-    binary_default: bool = False
-    """Whether outputs are binary that the request does not name."""
-
-    def wants_binary(self, output: str) -> bool:
-        """Tell how an output shall come.
-
-        Args:
-            output: Its name.
-
-        Returns:
-            Whether as binary data, not as JSON.
-        """
-        return next((asked.binary for asked in self.outputs or () if asked.name == output), self.binary_default)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InferResponse:
-    """The answer to a request."""
-
-    model_name: str
-    """The model's name, as it was asked for."""
-    outputs: tuple[Tensor, ...]
-    """The outputs, in the order they were asked for."""
-    model_version: str = "1"
-    """The model's version."""
-    id: str | None = None
-    """The request's ``id``."""
 
 
 def parse_json(body: bytes | memoryview) -> Any:
@@ -158,7 +99,11 @@ def check_strings(count: int, most: int | None) -> None:
 
 
 def decode_request(
-    body: bytes, header_length: str | None = None, facts: Sequence[TensorFacts] = (), *, max_strings: int | None = None
+    body: bytes,
+    header_length: str | None = None,
+    facts: Sequence[TensorMetadata] = (),
+    *,
+    max_strings: int | None = None,
 ) -> InferRequest:
     """Read a request.
 
@@ -316,7 +261,7 @@ def _decode_outputs(entries: object, binary_default: bool) -> tuple[RequestedOut
     return tuple(outputs)
 
 
-def _decode_raw(body: memoryview, facts: Sequence[TensorFacts]) -> InferRequest:
+def _decode_raw(body: memoryview, facts: Sequence[TensorMetadata]) -> InferRequest:
     if len(facts) != 1:
         raise InvalidInputError(
             f"a raw request for a model with {len(facts)} inputs",

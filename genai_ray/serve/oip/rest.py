@@ -38,7 +38,7 @@ from genai_ray.serve.engine.limits import LARGE_JSON_BYTES, Share, bytes_of, che
 from genai_ray.serve.http.bodies import hold_place, read_body
 from genai_ray.serve.http.metrics import CONTENT_TYPE, write_metrics
 from genai_ray.serve.http.openapi import describe_api
-from genai_ray.serve.http.routes import BINARY, JSON, Operation, Schema, ref, to_routes
+from genai_ray.serve.http.routes import BINARY, HEADER_LENGTH, JSON, Operation, Schema, ref, to_routes
 from genai_ray.serve.http.sending import UntilSent
 from genai_ray.serve.oip.metadata import (
     describe_config,
@@ -47,7 +47,7 @@ from genai_ray.serve.oip.metadata import (
     describe_server,
     describe_statistics,
 )
-from genai_ray.serve.oip.requests import HEADER_LENGTH, decode_request, encode_response, parse_header_length, parse_json
+from genai_ray.serve.oip.requests import decode_request, encode_response, parse_header_length, parse_json
 from genai_ray.serve.web.operations import people_operations
 
 __all__ = ["STATUSES", "build_app", "list_operations", "status_of"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from genai_ray.serve.engine.tensors import DATATYPES, MAX_ELEMENTS, MAX_RANK
+from genai_ray.serve.engine.inference import DATATYPES
 from genai_ray.serve.http.routes import Schema, ref
 from genai_ray.serve.oip.requests import MAX_TENSORS
+from genai_ray.serve.oip.tensors import MAX_ELEMENTS, MAX_RANK
 from genai_ray.serve.web.video_job import STATES
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
 

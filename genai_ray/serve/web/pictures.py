@@ -19,13 +19,12 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InvalidInputError
 from genai_ray.serve.engine.engine import Engine, Target
 from genai_ray.serve.engine.error_text import without_folders
+from genai_ray.serve.engine.inference import InferRequest, Tensor, datatype_of
 from genai_ray.serve.engine.limits import Room, Share
 from genai_ray.serve.engine.model_metadata import FRAMES
 from genai_ray.serve.engine.repository import ServedModel
-from genai_ray.serve.engine.tensors import Tensor, datatype_of
 from genai_ray.serve.http.bodies import Query, hold_place, read_file
 from genai_ray.serve.http.routes import BINARY, JSON, Operation, Schema, ref
-from genai_ray.serve.oip.requests import InferRequest
 from genai_ray.serve.web.images import (
     FORMATS,
     Picture,

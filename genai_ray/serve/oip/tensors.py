@@ -1,7 +1,6 @@
-"""Tensors of the Open Inference Protocol to and from numpy: its datatypes, as JSON and as bytes.
+"""Tensors as the Open Inference Protocol sends them, to and from numpy: JSON, raw bytes, and the typed lists of gRPC.
 
 Every size is checked before anything is allocated for it, so that no request takes more than a few times its own bytes.
-BF16, for which numpy has no type, is a ``uint16`` array that holds the same bits. The module knows neither HTTP nor Ray.
 """
 
 from __future__ import annotations
@@ -9,22 +8,18 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import InvalidInputError
+from genai_ray.serve.engine.inference import DATATYPES, Tensor
 
 __all__ = [
-    "DATATYPES",
     "MAX_ELEMENTS",
     "MAX_RANK",
-    "Tensor",
-    "TensorFacts",
     "check_shape",
-    "datatype_of",
     "from_binary",
     "from_contents",
     "from_json",
@@ -34,24 +29,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-
-DATATYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BF16": np.dtype("<u2"),
-    "BYTES": np.dtype(object),
-}
-"""The protocol's datatypes and what numpy holds them in; ``BYTES`` is an object array of ``bytes`` or ``str``."""
 
 MAX_RANK = 32
 """Most axes of a tensor."""
@@ -63,53 +40,6 @@ _TOGETHER = 1 << 14
 """Elements of lists that are copied in one go: no other thread runs meanwhile."""
 
 _BINARY_ONLY = ("FP16", "BF16")
-_NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorFacts:
-    """What a model says of one of its inputs or outputs."""
-
-    name: str
-    """Name in the graph."""
-    datatype: str
-    """A word of ``DATATYPES``."""
-    shape: tuple[int, ...]
-    """Sizes of the axes; -1 where free."""
-    is_rank_known: bool = True
-    """Whether the model says how many axes there are; if not, ``shape`` is a single -1 and tensors of any rank are taken."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tensor:
-    """One named tensor of a request or a response."""
-
-    name: str
-    """Its name."""
-    datatype: str
-    """A word of ``DATATYPES``."""
-    array: Array
-    """Its values, in its shape; may be read-only."""
-
-
-def datatype_of(array: Array) -> str:
-    """Return the protocol's word for a numpy array's type.
-
-    Args:
-        array: Any array.
-
-    Returns:
-        A word of ``DATATYPES``; ``BYTES`` for strings.
-
-    Raises:
-        InvalidInputError: If the protocol has none.
-    """
-    if array.dtype.kind in "OSU":
-        return "BYTES"
-    name = _NAMES.get(array.dtype.newbyteorder("<"))
-    if name is None:
-        raise InvalidInputError(f"a tensor of dtype {array.dtype}", ", ".join(DATATYPES))
-    return name
 
 
 def check_shape(name: str, shape: object) -> tuple[int, ...]:

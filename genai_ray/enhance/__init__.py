@@ -4,8 +4,8 @@ from genai_ray.enhance.job.forecast import ClipForecast, JobForecast, forecast_v
 from genai_ray.enhance.job.job import enhance_videos
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress, VideoReport
 from genai_ray.enhance.plan.background import Background, parse_background
-from genai_ray.enhance.plan.frame_rate import parse_rate
 from genai_ray.enhance.plan.options import EnhanceOptions
+from genai_ray.enhance.plan.timeline import parse_rate
 
 __all__ = [
     "Background",

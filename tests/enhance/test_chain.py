@@ -6,8 +6,8 @@ import pytest
 
 from genai_ray import EnhanceOptions, ModelCatalog
 from genai_ray.enhance.job.steps import _notes, examine_clip
-from genai_ray.enhance.plan.chain import check_chain, check_rate, count_results, split_chain
 from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.timeline import check_chain, check_rate, count_results, split_chain
 from genai_ray.errors import ConfigError
 from tests.video.clips import write
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_ray.enhance.plan.frame_rate import RATE_TOLERANCE, Moment, retime
+from genai_ray.enhance.plan.timeline import RATE_TOLERANCE, Moment, retime
 from genai_ray.errors import ConfigError
 from genai_ray.video import Segment, plan_video
 from tests.enhance.moving import pan, write_frames

@@ -16,7 +16,7 @@ from genai_ray.enhance.job.records import MARKER
 from genai_ray.enhance.job.segment_store import SegmentStore, hash_segment, key_segments, node_kind
 from genai_ray.enhance.job.steps import examine_clip, finish_clip, open_clip, run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
-from genai_ray.enhance.plan.frame_rate import Timeline
+from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video

@@ -12,8 +12,8 @@ from genai_ray.enhance.distribution.shared_folders import SharedFolders
 from genai_ray.enhance.job.records import Record
 from genai_ray.enhance.job.segment_store import SegmentStore
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.plan.frame_rate import Timeline
 from genai_ray.enhance.plan.options import EnhanceOptions
+from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.segment import SegmentResult
 from genai_ray.files import FileFacts
 

@@ -35,9 +35,9 @@ from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.scheduler import DO_AGAIN, Ended, Scheduler
 from genai_ray.enhance.job.segment_store import discard_partials, node_kind
 from genai_ray.enhance.job.steps import examine_clip, find_done_clip, open_clip
-from genai_ray.enhance.plan.chain import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
 from genai_ray.enhance.plan.options import EnhanceOptions, check_models
+from genai_ray.enhance.plan.timeline import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.segment.segment import SegmentJob, find_requests
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError
 from genai_ray.video import describe_video

@@ -24,8 +24,7 @@ from genai_ray.enhance.job.progress import Meter
 from genai_ray.enhance.job.records import Record
 from genai_ray.enhance.job.tasks import AWAY, Shared, Tasks
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.segment.cancellation import forget_halted, halt
-from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult
+from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult, cancel_job, clear_cancellation
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError, VideoError
 from genai_ray.files import is_remote
 
@@ -195,10 +194,10 @@ class Scheduler:
                 self._submit(step)  # it is finished, and would be lost
             refs = list(self._in_flight) if refs else []
             if refs:
-                halt(self._tag)
+                cancel_job(self._tag)
                 _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP_WITHIN_S)
                 if not left:
-                    forget_halted(self._tag)
+                    clear_cancellation(self._tag)
         self._in_flight.clear()
         return [clip.target for clip in self._open]
 

@@ -26,10 +26,9 @@ from genai_ray.enhance.job.publish import publish as write_result
 from genai_ray.enhance.job.records import Record, read_marker, write_marker
 from genai_ray.enhance.job.report import VideoReport
 from genai_ray.enhance.job.segment_store import PARTIAL_SUFFIX, SegmentStore, hash_segment, key_clip, key_segments
-from genai_ray.enhance.plan.chain import plan_result
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.plan.frame_rate import Timeline
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options
+from genai_ray.enhance.plan.timeline import Timeline, plan_result
 from genai_ray.enhance.segment.segment import (
     SegmentJob,
     SegmentResult,

@@ -17,8 +17,7 @@ from genai_ray.enhance.job.clip_plan import pack, unpack
 from genai_ray.enhance.job.records import Record
 from genai_ray.enhance.job.steps import begin_clip, finish_clip, run_segment
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.segment.cancellation import check_halted
-from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult
+from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult, check_cancelled
 from genai_ray.errors import GenAIRayError
 
 __all__ = ["AWAY", "Shared", "Tasks"]
@@ -127,7 +126,7 @@ def _job_of(shared: Shared) -> SegmentJob:
     if shared.tag not in _jobs:
         _jobs.clear()
         _jobs[shared.tag] = ray.get(shared.job)
-    check_halted(shared.tag)
+    check_cancelled(shared.tag)
     return _jobs[shared.tag]
 
 

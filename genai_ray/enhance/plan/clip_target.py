@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from genai_ray.enhance.plan.background import parse_background
-from genai_ray.enhance.plan.frame_rate import parse_rate
 from genai_ray.enhance.plan.options import EnhanceOptions
+from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files import check_writable, expand, find_facts, is_folder, is_remote, join_place, to_place
 from genai_ray.tables import TABLE_SUFFIXES, iter_rows

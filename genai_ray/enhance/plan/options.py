@@ -10,8 +10,7 @@ from pathlib import Path
 from genai_ray.backends import resolve_device
 from genai_ray.catalog import ModelSpec
 from genai_ray.enhance.plan.background import Background
-from genai_ray.enhance.plan.chain import TIMESTEP, check_chain, check_rate, has_mask
-from genai_ray.enhance.plan.scenes import SCENE_THRESHOLD
+from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.inspection import find_model
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask

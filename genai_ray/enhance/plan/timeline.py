@@ -1,0 +1,419 @@
+"""How a chain of models changes the stream of frames: its order, the times of the result's frames, and cuts.
+
+Times are rational numbers: a result gets a time base in which each of its times is a whole number.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from genai_ray.catalog import ModelSpec
+from genai_ray.enhance.plan.background import Background
+from genai_ray.errors import ConfigError
+from genai_ray.types import ModelTask, full_range
+from genai_ray.video import Segment, VideoPlan
+
+__all__ = [
+    "DEFAULT_FACTOR",
+    "SCENE_THRESHOLD",
+    "TIMESTEP",
+    "Chain",
+    "Moment",
+    "Timeline",
+    "check_chain",
+    "check_rate",
+    "count_results",
+    "has_mask",
+    "is_cut",
+    "parse_rate",
+    "plan_result",
+    "retime",
+    "split_chain",
+    "thumbnail",
+]
+
+TIMESTEP = "timestep"
+"""Input of a model that adds frames: the place of the new frame between its two neighbours, in [0, 1)."""
+
+DEFAULT_FACTOR = 2
+"""Frames of the result for one of the source, if a model adds frames and nothing else is asked for."""
+
+MAX_FACTOR = 16
+"""Most frames of a result for one of the source."""
+
+MAX_FPS = 1000
+"""The Matroska container stores times in milliseconds."""
+
+RATE_TOLERANCE = Fraction(1, 1000)
+"""A source this much faster than the rate that is asked for counts as equal: its container rounds times."""
+
+SCENE_THRESHOLD = 0.3
+"""Two frames less similar than this are a cut apart. In real footage cuts lie below 0.25, a fast pan of a street at 0.5."""
+
+_MAX_TIME_BASE = 2**31 - 1
+
+_SIDE, _WINDOW = 32, 7
+_GREY = np.array([0.299, 0.587, 0.114])
+
+Stage = TypeVar("Stage")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain(Generic[Stage]):
+    """The stages of a chain, by what they do to a stream of frames."""
+
+    before: tuple[Stage, ...]
+    """Frame by frame, over the frames of the source."""
+    between: Stage | None
+    """Adds frames between neighbours."""
+    after: tuple[Stage, ...]
+    """Frame by frame, over the frames of the source and the added ones."""
+    mask: Stage | None
+    """Separates subject and background, at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One frame of a result."""
+
+    pts: int
+    """When it is shown, in the result's ``time_base`` units."""
+    left: int
+    """Index of the source frame that is shown then."""
+    timestep: Fraction
+    """Place between that frame and the next one, in [0, 1); 0 is the source frame itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The plan of a source and the plan of its result."""
+
+    plan: VideoPlan
+    """The source."""
+    result: VideoPlan
+    """The result, cut into as many segments as the source; ``plan`` itself if no time changes."""
+
+    def moments(self, index: int) -> list[Moment]:
+        """Return the frames of the result that belong to a segment of the source: those shown from its first frame on.
+
+        Args:
+            index: Index of the segment.
+
+        Returns:
+            The frames in order of time.
+        """
+        segment = self.result.segments[index]
+        source = self.plan.pts
+        unit = self.result.info.time_base / self.plan.info.time_base
+        moments = []
+        for pts in self.result.pts[segment.start : segment.stop]:
+            time = pts * unit
+            left = bisect.bisect_right(source, time) - 1
+            step = source[left + 1] - source[left] if left + 1 < len(source) else 0
+            moments.append(Moment(pts, left, (time - source[left]) / step if step else Fraction(0)))
+        return moments
+
+    def range_to_decode(self, index: int) -> Segment:
+        """Return the frames of the source that a segment of the result needs.
+
+        Args:
+            index: Index of the segment.
+
+        Returns:
+            The segment; one frame longer if frames are added, because the last pair needs it.
+        """
+        segment = self.plan.segments[index]
+        if self.result.pts is self.plan.pts:
+            return segment
+        return replace(segment, stop=min(segment.stop + 1, len(self.plan.pts)))
+
+    def count_frames(self, index: int) -> int:
+        """Return how many frames a segment of the result is planned to have.
+
+        Args:
+            index: Index of the segment.
+
+        Returns:
+            Frames.
+        """
+        segment = self.result.segments[index]
+        return segment.stop - segment.start
+
+
+def check_chain(specs: Sequence[ModelSpec]) -> None:
+    """Refuse chains that make no sense.
+
+    Args:
+        specs: The models in the order in which frames pass them.
+
+    Raises:
+        ConfigError: If a model does not map images to images, or the order makes no sense.
+    """
+    for position, spec in enumerate(specs):
+        earlier = {other.task: other.model_id for other in specs[:position]}
+        if not spec.is_image_model or spec.task is ModelTask.OTHER:
+            raise ConfigError(f"{spec.model_id} ({spec.task.value}) in enhance", "models that make frames of frames")
+        if ModelTask.BACKGROUND_REMOVAL in earlier:
+            raise ConfigError(
+                f"{spec.model_id} after {earlier[ModelTask.BACKGROUND_REMOVAL]}",
+                "one model that removes the background, as the last of the chain",
+                "Put it last: its mask belongs to the frames that are written.",
+            )
+        if spec.task is ModelTask.INTERPOLATION and spec.task in earlier:
+            raise ConfigError(
+                f"{earlier[spec.task]} and {spec.model_id} in one chain",
+                "one model that adds frames",
+                "Use --factor 4 instead.",
+            )
+
+
+def check_rate(specs: Sequence[ModelSpec], factor: int | None, fps: Fraction | None) -> None:
+    """Check the frame rate that is asked for.
+
+    Args:
+        specs: The chain.
+        factor: Frames of the result for one of the source; None if not asked for.
+        fps: Frames per second of the result; None if not asked for.
+
+    Raises:
+        ConfigError: If both are given, one is out of its range, or no model of the chain adds frames.
+    """
+    if factor is None and fps is None:
+        return
+    if factor is not None and fps is not None:
+        raise ConfigError(f"factor {factor} and {fps} frames per second", "one of them")
+    if factor is not None and factor not in range(2, MAX_FACTOR + 1):
+        raise ConfigError(f"factor {factor}", f"a whole number from 2 to {MAX_FACTOR}")
+    if fps is not None and not 0 < fps <= MAX_FPS:
+        raise ConfigError(f"{fps} frames per second", f"above 0, up to {MAX_FPS}")
+    if not _adds_frames(specs):
+        raise ConfigError("factor or fps without a model that adds frames", "a chain with one", "Add --model rife.")
+
+
+def has_mask(specs: Sequence[ModelSpec]) -> bool:
+    """Tell whether a chain removes the background.
+
+    Args:
+        specs: The chain.
+
+    Returns:
+        Whether one of its models makes a mask.
+    """
+    return any(spec.task is ModelTask.BACKGROUND_REMOVAL for spec in specs)
+
+
+def split_chain(specs: Sequence[ModelSpec], stages: Sequence[Stage]) -> Chain[Stage]:
+    """Split a chain into its parts.
+
+    Args:
+        specs: The models, a chain that ``check_chain`` accepts.
+        stages: One stage for each model.
+
+    Returns:
+        The stages by part.
+    """
+    tasks = [spec.task for spec in specs]
+    mask = stages[-1] if tasks[-1] is ModelTask.BACKGROUND_REMOVAL else None
+    end = len(stages) - (mask is not None)
+    if ModelTask.INTERPOLATION not in tasks:
+        return Chain(tuple(stages[:end]), None, (), mask)
+    at = tasks.index(ModelTask.INTERPOLATION)
+    return Chain(tuple(stages[:at]), stages[at], tuple(stages[at + 1 : end]), mask)
+
+
+def count_results(specs: Sequence[ModelSpec], computed: Mapping[str, int], *, factor: int) -> int:
+    """Estimate how many frames of results a chain has made, from the frames that each model has computed.
+
+    Args:
+        specs: The chain.
+        computed: Frames by model id.
+        factor: Frames of a result for one of the source, if the chain adds frames.
+
+    Returns:
+        Frames: those of the model that is least far.
+    """
+    tasks = [spec.task for spec in specs]
+    at = tasks.index(ModelTask.INTERPOLATION) if ModelTask.INTERPOLATION in tasks else -1
+    results = []
+    for position, spec in enumerate(specs):
+        frames = computed.get(spec.model_id, 0)
+        if position < at:
+            frames *= factor
+        elif position == at:
+            frames = frames * factor // (factor - 1)  # it computes the added frames only
+        results.append(frames)
+    return min(results)
+
+
+def plan_result(
+    plan: VideoPlan,
+    specs: Sequence[ModelSpec],
+    *,
+    factor: int | None = None,
+    fps: Fraction | None = None,
+    background: Background | None = None,
+) -> Timeline:
+    """Plan what a chain makes of a video.
+
+    Args:
+        plan: The video.
+        specs: The chain.
+        factor: Frames of the result for one of the source, if the chain adds frames; None for 2.
+        fps: Frames per second of the result instead.
+        background: What replaces the background, if the chain removes it.
+
+    Returns:
+        The plan of the video and the plan of its result.
+
+    Raises:
+        ConfigError: As ``retime``.
+    """
+    factor = int(factor or DEFAULT_FACTOR)  # a manifest may give whole numbers as floats
+    timeline = retime(plan, factor=factor, fps=fps) if _adds_frames(specs) else retime(plan)
+    kind = background.kind if background is not None else "colour"
+    has_alpha = kind == "alpha" or (plan.info.has_alpha and kind != "mask")
+    if has_alpha == plan.info.has_alpha:
+        return timeline
+    return replace(timeline, result=replace(timeline.result, info=replace(timeline.result.info, has_alpha=has_alpha)))
+
+
+def parse_rate(word: str | float) -> Fraction:
+    """Read a frame rate.
+
+    Args:
+        word: A number or a fraction, such as 60 or 60000/1001.
+
+    Returns:
+        Frames per second, exactly.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    try:
+        return Fraction(str(word))
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"fps {word}", "a number or a fraction, such as 60 or 60000/1001") from None
+
+
+def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> Timeline:
+    """Plan a result of more frames; it starts and ends with the source.
+
+    ``factor`` m cuts the time of each frame into m equal parts, whatever the length of the frame, so a variable frame
+    rate stays variable; the last frame has no successor and is held. ``fps`` gives a constant rate from the first frame.
+
+    Args:
+        plan: The source.
+        factor: Frames of the result for one of the source, from 1 to ``MAX_FACTOR``.
+        fps: Frames per second instead, at least those of the source, at most ``MAX_FPS``.
+
+    Returns:
+        Both plans.
+
+    Raises:
+        ConfigError: If ``fps`` is less than the source has, or the result's times need a time base of more than 32 bits.
+    """
+    if fps is None and factor == 1:
+        return Timeline(plan, plan)
+    base = plan.info.time_base
+    bounds = (*plan.pts, plan.pts[-1] + plan.duration)
+    if fps is None:
+        unit = base / factor
+        rate = plan.info.average_rate * factor
+        times = [a * factor + step * (b - a) for a, b in pairwise(bounds) for step in range(factor)]
+        end = bounds[-1] * factor
+    else:
+        own = len(plan.pts) / ((bounds[-1] - bounds[0]) * base)
+        if own > fps * (1 + RATE_TOLERANCE):
+            raise ConfigError(
+                f"{float(fps):g} frames per second from {plan.path} of {float(own):.3f}", "as many as it has, or more"
+            )
+        unit = _gcd(base, 1 / fps)
+        rate = fps
+        first, step, end = (int(value / unit) for value in (bounds[0] * base, 1 / fps, bounds[-1] * base))
+        times = list(range(first, end, step))
+    common = math.gcd(*times, end)
+    unit *= common
+    if max(unit.numerator, unit.denominator) > _MAX_TIME_BASE:
+        raise ConfigError(
+            f"times of {unit} s for {plan.path}",
+            f"a time base up to 1/{_MAX_TIME_BASE}",
+            "Ask for another factor or rate.",
+        )
+    pts = tuple(time // common for time in times)
+    starts = [bisect.bisect_left(pts, plan.pts[segment.start] * base / unit) for segment in plan.segments]
+    result = replace(
+        plan,
+        info=replace(plan.info, time_base=unit, average_rate=rate),
+        pts=pts,
+        duration=end // common - pts[-1],
+        segments=tuple(Segment(index, *pair) for index, pair in enumerate(pairwise((*starts, len(pts))))),
+    )
+    return Timeline(plan, result)
+
+
+def thumbnail(frame: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Reduce a frame for ``is_cut``.
+
+    Args:
+        frame: RGB (H, W, 3), uint8 or uint16.
+
+    Returns:
+        Grey in [0, 255], at most 32x32, each pixel the mean of an area.
+    """
+    rows, columns = (np.linspace(0, length, min(length, _SIDE) + 1).round().astype(int) for length in frame.shape[:2])
+    # Sums of whole numbers are exact, so every machine finds the same cuts.
+    lines = np.add.reduceat(frame, rows[:-1], axis=0, dtype=np.uint32)
+    sums = np.add.reduceat(lines, columns[:-1], axis=1, dtype=np.uint64)
+    areas = np.diff(rows)[:, None] * np.diff(columns)[None]
+    grey: npt.NDArray[np.float64] = (sums @ _GREY) / areas * (255 / full_range(frame.dtype))
+    return grey
+
+
+def is_cut(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], threshold: float) -> bool:
+    """Tell whether a cut lies between two frames; fades are not found, because their neighbours resemble each other.
+
+    Only these two frames count, so the answer does not depend on how a video was split into segments.
+
+    Args:
+        before: Thumbnail of a frame.
+        after: Thumbnail of the next one, of the same size.
+        threshold: Structural similarity in [0, 1] below which it is a cut; 0 for never.
+
+    Returns:
+        Whether it is a cut.
+    """
+    return threshold > 0 and _similarity(before, after) < threshold
+
+
+def _adds_frames(specs: Sequence[ModelSpec]) -> bool:
+    return any(spec.task is ModelTask.INTERPOLATION for spec in specs)
+
+
+def _gcd(a: Fraction, b: Fraction) -> Fraction:
+    """Return the largest unit of which both are whole multiples."""
+    return Fraction(math.gcd(a.numerator * b.denominator, b.numerator * a.denominator), a.denominator * b.denominator)
+
+
+def _similarity(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """Return the mean SSIM (Wang 2004) over uniform windows of 7x7."""
+    window = (min(_WINDOW, a.shape[0]), min(_WINDOW, a.shape[1]))
+    first = sliding_window_view(a, window)
+    second = sliding_window_view(b, window)
+    mean_a = first.mean((2, 3))
+    mean_b = second.mean((2, 3))
+    covariance = (first * second).mean((2, 3)) - mean_a * mean_b
+    c1 = (0.01 * 255) ** 2
+    c2 = (0.03 * 255) ** 2
+    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    spread = (mean_a**2 + mean_b**2 + c1) * (first.var((2, 3)) + second.var((2, 3)) + c2)
+    return float((likeness / spread).mean())

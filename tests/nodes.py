@@ -20,7 +20,7 @@ ENVIRONMENT = {
     LOGICAL_GPU_BYTES: str(GPU_BYTES),
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_timeout_ms": "15000",  # a dead raylet refuses at once; one on a busy machine is only late
     "RAY_health_check_failure_threshold": "3",
 }
 

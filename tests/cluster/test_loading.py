@@ -16,12 +16,17 @@ import ray
 from onnx import helper
 
 from genai_ray import ModelCache, errors
-from genai_ray.cluster import CacheOptions
+from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.types import ModelBackend, ModelPrecision
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.cluster
 
 MODEL, OTHER = "websr-x2-s", "websr-x2-m"
+SLOW_TO_LOAD = SessionRequest(
+    MODEL, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=(720, 1280), max_batch=1, tile_size_px=0
+)
+"""Its warm-up computes for so long that a signal arrives while it loads."""
 
 
 @pytest.fixture
@@ -67,20 +72,21 @@ def signalling(number, most):
 
 def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache, frames):
     cache = make_cache()
+    session = cache.session_of(SLOW_TO_LOAD)
     with (
         signalling(signal.SIGKILL, 3) as hit,
         pytest.raises(errors.ResourceExhaustedError, match=f"{MODEL} ended while it loaded"),
     ):
-        cache.get_session(MODEL)
+        session.touch()
     assert len(hit) == 3
     began_s = time.monotonic()
     with pytest.raises(errors.ResourceExhaustedError, match=r"ended while it loaded.*failed before.*load_model"):
-        cache.get_session(MODEL)
+        session.touch()
     assert time.monotonic() - began_s < 3
     assert [entry["model_id"] for entry in cache.status()["failing"]] == [MODEL]
     assert cache.memory_usage()[0] == 0
     cache.get_session(OTHER).infer(frames)
-    cache.load_model(MODEL)
+    cache.load_model(SLOW_TO_LOAD)
     assert cache.get_session(MODEL).infer(frames).shape == (3, 98, 122, 3)
     assert cache.status()["failing"] == []
 
@@ -89,7 +95,7 @@ def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache,
 def test_a_load_that_hangs_is_ended_and_tried_again(make_cache, frames):
     cache = make_cache(options=CacheOptions(load_within_s=4.0))
     with signalling(signal.SIGSTOP, 1) as hit:
-        assert cache.get_session(MODEL).infer(frames).shape == (3, 98, 122, 3)
+        assert cache.session_of(SLOW_TO_LOAD).infer(frames).shape == (3, 98, 122, 3)
     assert len(hit) == 1
     assert cache.get_session(MODEL).status()["pid"] not in hit
 

@@ -31,7 +31,7 @@ def test_contents(wheel):
         wanted = {f"genai_ray/configs/{folder}/{path.name}" for path in (ROOT / "configs" / folder).glob("*.yaml")}
         assert wanted <= set(names)
     assert {f"genai_ray/serve/page/{name}" for name in ("index.html", "page.css", "page.js")} <= set(names)
-    assert "genai_ray/py.typed" in names
+    assert {"genai_ray/py.typed", "genai_ray/serve/oip/inference.binpb"} <= set(names)
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert not any(name.startswith(("tests", "samples")) for name in names)
 

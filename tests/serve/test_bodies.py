@@ -22,7 +22,7 @@ from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.model_metadata import FRAMES, OUTPUT
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.http import bodies
-from genai_ray.serve.oip.grpc import Rpc, _InStream
+from genai_ray.serve.oip.grpc import InferenceServicer, _InStream
 from genai_ray.serve.oip.messages import count_typed_bytes, message_class
 from genai_ray.serve.oip.rest import build_app, list_operations
 from tests.serve.models import identity
@@ -116,7 +116,7 @@ def told(engine, story):
     """Run a story with the application and the gRPC methods of an engine."""
 
     async def run():
-        rpc = Rpc(engine, none, lambda _: True)
+        rpc = InferenceServicer(engine, none, lambda _: True)
         for name in ("bytes", "fp32", "int64"):
             await engine.find(name)
         engine.on_threads.clear()

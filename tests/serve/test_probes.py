@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from onnx import helper, numpy_helper
 from tritonclient.grpc import service_pb2
 
-from genai_ray.serve.oip.grpc import Rpc
+from genai_ray.serve.oip.grpc import InferenceServicer
 from genai_ray.serve.oip.messages import METHODS
 from tests.serve.models import add_number, value, write
 from tests.serve.test_grpc import feed
@@ -158,7 +158,7 @@ def test_a_stream_whose_requests_break_off_ends(caplog):
         yield service_pb2.ModelInferRequest(id="1").SerializeToString()
         raise ConnectionError("the client has gone")
 
-    class Alone(Rpc):
+    class Alone(InferenceServicer):
         def admit(self, grpc_context, *, is_open=False):
             return True
 

@@ -27,7 +27,7 @@ from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.http.middleware import Middleware
 from genai_ray.serve.http.routes import open_paths
-from genai_ray.serve.oip.grpc import Rpc
+from genai_ray.serve.oip.grpc import InferenceServicer
 from genai_ray.serve.oip.rest import build_app, list_operations
 from genai_ray.serve.web.operations import resume_videos
 
@@ -69,7 +69,7 @@ class Total:
         return self._tally
 
 
-class Ingress(Rpc):
+class Ingress(InferenceServicer):
     """One replica.
 
     Args:

@@ -1,176 +1,116 @@
-"""The messages of the protocol over gRPC, built from their field numbers, in a pool of their own.
+"""The protobuf messages of the protocol, and requests and responses from and to them.
 
-Generated modules would claim the names of package ``inference`` for the whole process, and clash with a client's.
+``inference.proto`` and ``health.proto`` define the messages; ``inference.binpb`` holds their compiled descriptors. They are loaded
+into a pool of their own: generated modules would claim the package ``inference`` for the whole process, and clash with a client's.
 """
 
 from __future__ import annotations
 
+import math
+from importlib import resources
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import Message
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.serve.oip.requests import MAX_TENSORS
+from genai_ray.serve.engine.inference import DATATYPES, InferRequest, InferResponse, RequestedOutput, Tensor
+from genai_ray.serve.oip.requests import MAX_TENSORS, check_strings
+from genai_ray.serve.oip.tensors import BINARY_ONLY, check_shape, from_binary, from_contents, to_binary, to_contents
 
-__all__ = ["HEALTH", "METHODS", "POOL", "SERVICE", "STREAM", "count_typed_bytes", "message_class"]
+__all__ = [
+    "HEALTH",
+    "METHODS",
+    "POOL",
+    "SERVICE",
+    "STREAM",
+    "count_typed_bytes",
+    "is_answered_raw",
+    "mark_final",
+    "message_class",
+    "read_request",
+    "write_response",
+]
 
 SERVICE = "inference.GRPCInferenceService"
-"""Full name of the service."""
+"""Full name of the inference service."""
 
 HEALTH = "grpc.health.v1.Health"
-"""Full name of the service that probes ask."""
-
-METHODS = {
-    name: (f"{name}Request", f"{name}Response")
-    for name in (
-        "ServerLive",
-        "ServerReady",
-        "ModelReady",
-        "ServerMetadata",
-        "ModelMetadata",
-        "ModelInfer",
-        "ModelConfig",
-        "ModelStatistics",
-    )
-} | {
-    name: (f"{name}Request", f"{name}Response")
-    for name in ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload")
-}
-"""Requests and responses of its methods, all of one message each."""
+"""Full name of the health service."""
 
 STREAM = "ModelStreamInfer"
-"""The one method of the service that takes and gives streams: ``ModelInferRequest`` in, ``ModelStreamInferResponse`` out."""
+"""The one streaming method: ``ModelInferRequest`` in, ``ModelStreamInferResponse`` out."""
 
-_ONE_OF = "oneof"
-_NAME_VERSION = "name=1 string, version=2 string"
-_MESSAGES = {
-    "ServerLiveRequest": "",
-    "ServerLiveResponse": "live=1 bool",
-    "ServerReadyRequest": "",
-    "ServerReadyResponse": "ready=1 bool",
-    "ModelReadyRequest": _NAME_VERSION,
-    "ModelReadyResponse": "ready=1 bool",
-    "ServerMetadataRequest": "",
-    "ServerMetadataResponse": "name=1 string, version=2 string, extensions=3 repeated string",
-    "ModelMetadataRequest": _NAME_VERSION,
-    "TensorMetadata": "name=1 string, datatype=2 string, shape=3 repeated int64",
-    "ModelMetadataResponse": (
-        "name=1 string, versions=2 repeated string, platform=3 string, inputs=4 repeated TensorMetadata, outputs=5 repeated TensorMetadata, "
-        "properties=6 map string"
-    ),
-    "InferParameter": "bool_param=1 oneof bool, int64_param=2 oneof int64, string_param=3 oneof string, double_param=4 oneof double, "
-    "uint64_param=5 oneof uint64",
-    "InferTensorContents": (
-        "bool_contents=1 repeated bool, int_contents=2 repeated int32, int64_contents=3 repeated int64, uint_contents=4 repeated uint32, "
-        "uint64_contents=5 repeated uint64, fp32_contents=6 repeated float, fp64_contents=7 repeated double, bytes_contents=8 repeated bytes"
-    ),
-    "InferTensor": "name=1 string, datatype=2 string, shape=3 repeated int64, parameters=4 map InferParameter, contents=5 InferTensorContents",
-    "InferRequestedOutput": "name=1 string, parameters=2 map InferParameter",
-    "ModelInferRequest": (
-        "model_name=1 string, model_version=2 string, id=3 string, parameters=4 map InferParameter, inputs=5 repeated InferTensor, "
-        "outputs=6 repeated InferRequestedOutput, raw_input_contents=7 repeated bytes"
-    ),
-    "ModelInferResponse": (
-        "model_name=1 string, model_version=2 string, id=3 string, parameters=4 map InferParameter, outputs=5 repeated InferTensor, "
-        "raw_output_contents=6 repeated bytes"
-    ),
-    "ModelStreamInferResponse": "error_message=1 string, infer_response=2 ModelInferResponse",
-    "ModelConfigRequest": _NAME_VERSION,
-    "ConfigInput": "name=1 string, data_type=2 DataType, dims=4 repeated int64",
-    "ConfigOutput": "name=1 string, data_type=2 DataType, dims=3 repeated int64",
-    "ConfigBatching": "max_queue_delay_microseconds=2 uint64",
-    "ConfigParameter": "string_value=1 string",
-    "ModelConfig": (
-        "name=1 string, platform=2 string, backend=17 string, max_batch_size=4 int32, input=5 repeated ConfigInput, output=6 repeated ConfigOutput, "
-        "dynamic_batching=11 ConfigBatching, parameters=14 map ConfigParameter"
-    ),
-    "ModelConfigResponse": "config=1 ModelConfig",
-    "ModelStatisticsRequest": _NAME_VERSION,
-    "StatisticDuration": "count=1 uint64, ns=2 uint64",
-    "InferStatistics": (
-        "success=1 StatisticDuration, fail=2 StatisticDuration, queue=3 StatisticDuration, compute_input=4 StatisticDuration, "
-        "compute_infer=5 StatisticDuration, compute_output=6 StatisticDuration, cache_hit=7 StatisticDuration, cache_miss=8 StatisticDuration"
-    ),
-    "InferBatchStatistics": "batch_size=1 uint64, compute_input=2 StatisticDuration, compute_infer=3 StatisticDuration, compute_output=4 StatisticDuration",
-    "MemoryUsage": "type=1 string, id=2 int64, byte_size=3 uint64",
-    "ModelStatistics": (
-        "name=1 string, version=2 string, last_inference=3 uint64, inference_count=4 uint64, execution_count=5 uint64, inference_stats=6 InferStatistics, "
-        "batch_stats=7 repeated InferBatchStatistics, memory_usage=8 repeated MemoryUsage"
-    ),
-    "ModelStatisticsResponse": "model_stats=1 repeated ModelStatistics",
-    "RepositoryIndexRequest": "repository_name=1 string, ready=2 bool",
-    "ModelIndex": "name=1 string, version=2 string, state=3 string, reason=4 string",
-    "RepositoryIndexResponse": "models=1 repeated ModelIndex",
-    "ModelRepositoryParameter": "bool_param=1 oneof bool, int64_param=2 oneof int64, string_param=3 oneof string, bytes_param=4 oneof bytes",
-    "RepositoryModelLoadRequest": "repository_name=1 string, model_name=2 string, parameters=3 map ModelRepositoryParameter",
-    "RepositoryModelLoadResponse": "",
-    "RepositoryModelUnloadRequest": "repository_name=1 string, model_name=2 string, parameters=3 map ModelRepositoryParameter",
-    "RepositoryModelUnloadResponse": "",
+
+def _load_descriptors() -> tuple[descriptor_pool.DescriptorPool, list[str]]:
+    """Return a pool with the descriptors of both files, and the names of the files."""
+    data = resources.files(__package__).joinpath("inference.binpb").read_bytes()
+    pool = descriptor_pool.DescriptorPool()
+    names = []
+    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+        pool.Add(file)
+        names.append(file.name)
+    return pool, names
+
+
+POOL, _FILES = _load_descriptors()
+"""Descriptors of both services and their messages."""
+
+METHODS = {
+    method.name: (method.input_type.name, method.output_type.name)
+    for method in POOL.FindServiceByName(SERVICE).methods
+    if method.name != STREAM
 }
-"""Fields as ``name=number [repeated | map | oneof] type``; a map's keys are strings."""
+"""Message names of request and response, by method of the inference service that takes one request."""
 
-_DATA_TYPES = (
-    "INVALID",
-    "BOOL",
-    "UINT8",
-    "UINT16",
-    "UINT32",
-    "UINT64",
-    "INT8",
-    "INT16",
-    "INT32",
-    "INT64",
-    "FP16",
-    "FP32",
-    "FP64",
-    "STRING",
-    "BF16",
-)
+_CLASSES = {
+    name.rpartition(".")[2]: kind for name, kind in message_factory.GetMessageClassesForFiles(_FILES, POOL).items()
+}
 _MAX_FIELDS = 4 * MAX_TENSORS
-_RAW_FIELD, _DELIMITED = 7, 2
-_Field = descriptor_pb2.FieldDescriptorProto
-_SCALARS = {
-    "double": _Field.TYPE_DOUBLE,
-    "float": _Field.TYPE_FLOAT,
-    "int64": _Field.TYPE_INT64,
-    "uint64": _Field.TYPE_UINT64,
-    "int32": _Field.TYPE_INT32,
-    "uint32": _Field.TYPE_UINT32,
-    "bool": _Field.TYPE_BOOL,
-    "string": _Field.TYPE_STRING,
-    "bytes": _Field.TYPE_BYTES,
+_RAW_FIELD = 7
+_DELIMITED = 2
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
 }
+_ASKS_FOR_FINAL = "triton_enable_empty_final_response"
 
 
 def message_class(name: str) -> type[Any]:
     """Return the class of a message.
 
     Args:
-        name: Its name in package ``inference``.
+        name: Name of the message, without its package.
 
     Returns:
-        A class of protobuf's.
+        A protobuf class.
     """
     return _CLASSES[name]
 
 
 def count_typed_bytes(data: bytes) -> int:
-    """Count the bytes of a serialised ``ModelInferRequest`` beside its raw tensors: parsed, they may take twenty times as many.
+    """Count the bytes of a serialised ``ModelInferRequest`` without its raw tensors: parsed, they may take twenty times as many.
 
     Args:
-        data: What came; it need not be such a message.
+        data: What the client sent; it need not be such a message.
 
     Returns:
-        Their number.
+        The number of bytes.
 
     Raises:
-        InvalidInputError: If it has more fields than inputs, outputs and parameters may be.
+        InvalidInputError: If the message has more fields than a request may have inputs, outputs and parameters.
     """
-    size, position, fields = len(data), 0, 0
+    size = len(data)
+    position = 0
+    fields = 0
     while position < len(data):
         tag, position = _read_varint(data, position)
-        if tag & 7 != _DELIMITED:  # no field of this message: all that follows counts
+        if tag & 7 != _DELIMITED:  # not a field of this message: all that follows counts
             break
         length, position = _read_varint(data, position)
         if tag >> 3 == _RAW_FIELD:
@@ -185,93 +125,141 @@ def count_typed_bytes(data: bytes) -> int:
     return size
 
 
+def read_request(message: Any, *, max_strings: int) -> InferRequest:
+    """Read a ``ModelInferRequest``.
+
+    Args:
+        message: The message.
+        max_strings: Most BYTES elements in ``raw_input_contents``.
+
+    Returns:
+        The request.
+
+    Raises:
+        InvalidInputError: If anything in the message is wrong.
+    """
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidInputError(
+            f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs",
+            "one for each input, in their order, or none at all",
+        )
+    _check_entries(message)
+    if raw:
+        strings = (entry for entry in message.inputs if entry.datatype == "BYTES")
+        check_strings(sum(math.prod(check_shape(entry.name, list(entry.shape))) for entry in strings), max_strings)
+    inputs = tuple(
+        _read_tensor(entry, memoryview(raw[index]) if raw else None) for index, entry in enumerate(message.inputs)
+    )
+    outputs = tuple(RequestedOutput(output.name, True) for output in message.outputs) or None
+    parameters = {name: _value_of(value) for name, value in message.parameters.items()}
+    return InferRequest(inputs, outputs, message.id or None, parameters, True)
+
+
+def is_answered_raw(message: Any, response: InferResponse) -> bool:
+    """Tell whether outputs go out as ``raw_output_contents``.
+
+    Args:
+        message: The request; its inputs came raw or as typed lists.
+        response: What was computed.
+
+    Returns:
+        True if the inputs came raw, there were none, or an output's datatype has no typed list.
+    """
+    is_asked = bool(message.raw_input_contents) or not message.inputs
+    return is_asked or any(tensor.datatype in BINARY_ONLY for tensor in response.outputs)
+
+
+def write_response(response: InferResponse, request: Any, *, is_raw: bool, is_streamed: bool) -> bytes:
+    """Write a response.
+
+    Args:
+        response: What was computed.
+        request: The ``ModelInferRequest`` that it answers.
+        is_raw: Whether outputs go into ``raw_output_contents``; else they go into typed lists.
+        is_streamed: Whether it goes into a stream.
+
+    Returns:
+        A serialised ``ModelInferResponse``, or ``ModelStreamInferResponse`` of a stream.
+    """
+    message = message_class("ModelStreamInferResponse")()
+    answer = message.infer_response
+    answer.model_name = response.model_name
+    answer.model_version = response.model_version
+    answer.id = request.id
+    if is_streamed:
+        mark_final(answer, request)
+    for tensor in response.outputs:
+        output = answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
+        if is_raw:
+            answer.raw_output_contents.append(bytes(to_binary(tensor)))
+            continue
+        values = getattr(output.contents, _CONTENTS[tensor.datatype])
+        for part in to_contents(tensor):
+            values.extend(part)
+    written: bytes = (message if is_streamed else answer).SerializeToString()
+    return written
+
+
+def mark_final(response: Any, request: Any) -> None:
+    """Mark the only response to a request of a stream as its final one, if the request asks for that mark.
+
+    Args:
+        response: A ``ModelInferResponse``; changed.
+        request: The ``ModelInferRequest``.
+    """
+    if request.parameters.get(_ASKS_FOR_FINAL) is not None and request.parameters[_ASKS_FOR_FINAL].bool_param:
+        response.parameters["triton_final_response"].bool_param = True
+
+
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number, and where it ends."""
-    number = shift = 0
+    """Return a number and the position after it."""
+    number = 0
+    shift = 0
     while position < len(data):
         byte = data[position]
         number |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
+        position += 1
+        shift += 7
         if byte < 128 or shift > 63:
             break
     return number, position
 
 
-def _build() -> dict[str, type[Message]]:
-    file = descriptor_pb2.FileDescriptorProto(name="genai_ray/inference.proto", package="inference", syntax="proto3")
-    kinds = file.enum_type.add(name="DataType")
-    for number, word in enumerate(_DATA_TYPES):
-        kinds.value.add(name=f"TYPE_{word}", number=number)
-    for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for text in fields.split(", ") if fields else ():
-            _add_field(message, *text.replace("=", " ").split())
-    service = file.service.add(name=SERVICE.rpartition(".")[2])
-    for name, (asked, told) in METHODS.items():
-        service.method.add(name=name, input_type=f".inference.{asked}", output_type=f".inference.{told}")
-    stream = service.method.add(
-        name=STREAM, input_type=".inference.ModelInferRequest", output_type=".inference.ModelStreamInferResponse"
-    )
-    stream.client_streaming = stream.server_streaming = True
-    POOL.Add(file)
-    POOL.Add(_describe_health())
-    names = {f"inference.{name}" for name in _MESSAGES} | {
-        f"grpc.health.v1.HealthCheck{word}" for word in ("Request", "Response")
-    }
-    return {
-        name.rpartition(".")[2]: message_factory.GetMessageClass(POOL.FindMessageTypeByName(name)) for name in names
-    }
-
-
-def _describe_health() -> descriptor_pb2.FileDescriptorProto:
-    package, _, name = HEALTH.rpartition(".")
-    file = descriptor_pb2.FileDescriptorProto(name="grpc/health/v1/health.proto", package=package, syntax="proto3")
-    _add_field(file.message_type.add(name="HealthCheckRequest"), "service", "1", "string")
-    response = file.message_type.add(name="HealthCheckResponse")
-    states = response.enum_type.add(name="ServingStatus")
-    for number, word in enumerate(("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")):
-        states.value.add(name=word, number=number)
-    kind = f".{package}.HealthCheckResponse.ServingStatus"
-    response.field.add(name="status", number=1, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_ENUM, type_name=kind)
-    service = file.service.add(name=name)
-    for method in ("Check", "Watch"):
-        ends = {"input_type": f".{package}.HealthCheckRequest", "output_type": f".{package}.HealthCheckResponse"}
-        service.method.add(name=method, server_streaming=method == "Watch", **ends)
-    return file
-
-
-def _add_field(message: descriptor_pb2.DescriptorProto, name: str, number: str, *words: str) -> None:
-    *label, kind = words
-    field = message.field.add(name=name, number=int(number), label=_Field.LABEL_OPTIONAL)
-    if label == ["map"]:
-        entry = message.nested_type.add(name="".join(word.title() for word in name.split("_")) + "Entry")
-        entry.options.map_entry = True
-        entry.field.add(name="key", number=1, type=_Field.TYPE_STRING, label=_Field.LABEL_OPTIONAL)
-        _set_type(entry.field.add(name="value", number=2, label=_Field.LABEL_OPTIONAL), kind)
-        field.label, field.type, field.type_name = (
-            _Field.LABEL_REPEATED,
-            _Field.TYPE_MESSAGE,
-            f".inference.{message.name}.{entry.name}",
+def _check_entries(message: Any) -> None:
+    for kind, entries in (("inputs", message.inputs), ("outputs", message.outputs)):
+        names = [entry.name for entry in entries]
+        if len(set(names)) != len(names) or not all(names):
+            raise InvalidInputError(f"{kind} {names!s:.80}", "every one with a name of its own")
+        if any("shared_memory_region" in entry.parameters for entry in entries):
+            raise InvalidInputError(
+                f"{kind} in shared memory", "data in the request", "This server has no shared memory extension."
+            )
+    if any("classification" in output.parameters for output in message.outputs):
+        raise InvalidInputError(
+            "an output as classification", "tensors", "This server has no classification extension."
         )
-        return
-    if label == ["repeated"]:
-        field.label = _Field.LABEL_REPEATED
-    elif label == [_ONE_OF]:
-        if not message.oneof_decl:
-            message.oneof_decl.add(name="parameter_choice")
-        field.oneof_index = 0
-    _set_type(field, kind)
 
 
-def _set_type(field: descriptor_pb2.FieldDescriptorProto, kind: str) -> None:
-    if kind in _SCALARS:
-        field.type = _SCALARS[kind]
-    else:
-        field.type = _Field.TYPE_ENUM if kind == "DataType" else _Field.TYPE_MESSAGE
-        field.type_name = f".inference.{kind}"
+def _read_tensor(entry: Any, raw: memoryview | None) -> Tensor:
+    name = entry.name
+    datatype = entry.datatype
+    if datatype not in DATATYPES:
+        raise InvalidInputError(f"input {name!r}: datatype {datatype[:40]!r}", ", ".join(DATATYPES))
+    shape = check_shape(name, list(entry.shape))
+    if raw is not None:
+        if entry.HasField("contents"):
+            raise InvalidInputError(f"input {name!r} with both contents and raw_input_contents", "one of them")
+        return Tensor(name, datatype, from_binary(name, datatype, shape, raw))
+    if datatype in BINARY_ONLY:
+        raise InvalidInputError(f"input {name!r}: {datatype} in contents", "raw_input_contents")
+    allowed = _CONTENTS[datatype]
+    set_fields = [field.name for field, _ in entry.contents.ListFields()]
+    if set_fields not in ([], [allowed]):
+        raise InvalidInputError(f"input {name!r}: {datatype} in {set_fields}", allowed)
+    return Tensor(name, datatype, from_contents(name, datatype, shape, getattr(entry.contents, allowed)))
 
 
-POOL = descriptor_pool.DescriptorPool()
-"""Descriptors of the services and their messages."""
-
-_CLASSES = _build()
+def _value_of(parameter: Any) -> Any:
+    choice = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, choice) if choice else ""

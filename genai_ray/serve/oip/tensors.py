@@ -17,6 +17,7 @@ from genai_ray.errors import InvalidInputError
 from genai_ray.serve.engine.inference import DATATYPES, Tensor
 
 __all__ = [
+    "BINARY_ONLY",
     "MAX_ELEMENTS",
     "MAX_RANK",
     "check_shape",
@@ -39,7 +40,8 @@ MAX_ELEMENTS = 2**40
 _TOGETHER = 1 << 14
 """Elements of lists that are copied in one go: no other thread runs meanwhile."""
 
-_BINARY_ONLY = ("FP16", "BF16")
+BINARY_ONLY = ("FP16", "BF16")
+"""Datatypes that neither JSON nor the typed lists of gRPC can hold."""
 
 
 def check_shape(name: str, shape: object) -> tuple[int, ...]:
@@ -85,7 +87,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
     Raises:
         InvalidInputError: If the datatype is binary only, or number, nesting, type or range of the elements is wrong.
     """
-    if datatype in _BINARY_ONLY:
+    if datatype in BINARY_ONLY:
         raise InvalidInputError(
             f"input {name!r}: {datatype} as JSON", "binary data", "Use the binary tensor data extension."
         )
@@ -204,7 +206,7 @@ def to_json(tensor: Tensor) -> list[Any]:
         InvalidInputError: If JSON cannot hold them: FP16, BF16, NaN, infinity, bytes that are not UTF-8.
     """
     do = 'Ask for this output with "parameters": {"binary_data": true}.'
-    if tensor.datatype in _BINARY_ONLY:
+    if tensor.datatype in BINARY_ONLY:
         raise InvalidInputError(f"output {tensor.name!r}: {tensor.datatype} as JSON", "binary data", do)
     flat = tensor.array.reshape(-1)
     if tensor.datatype == "BYTES":

@@ -12,8 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_ray.errors import ModelLoadError
 from genai_ray.inspection import find_model, records
-from genai_ray.serve.engine.metadata_cache import ModelMetadataCache
-from genai_ray.serve.engine.model_metadata import read_metadata
+from genai_ray.serve.engine.model_metadata import ModelMetadataCache, read_metadata
 from tests.serve.models import add_number, value, write
 
 LARGE = 200 * 1024**2
@@ -109,10 +108,10 @@ def test_of_a_large_model_that_cannot_be_loaded_a_text_is_kept(tmp_path):
     write_large(tmp_path / "odd.onnx", LARGE, op="Nonsense", domain="nobody")
 
     async def story():
-        looking = ModelMetadataCache(asyncio.to_thread)
+        cache = ModelMetadataCache(asyncio.to_thread)
         with pytest.raises(ModelLoadError, match="Nonsense"):
-            await looking.look(str(tmp_path / "odd.onnx"), "1", 60.0)
-        assert "Nonsense" in looking.broken()[str(tmp_path / "odd.onnx")]
+            await cache.get(str(tmp_path / "odd.onnx"), "1", 60.0)
+        assert "Nonsense" in cache.broken()[str(tmp_path / "odd.onnx")]
 
     assert growth_of(lambda: asyncio.run(story())) < REPLICA_MAY_GROW
 

@@ -216,7 +216,7 @@ def test_all_bodies_together_are_bounded_packed_and_unpacked(tmp_path, monkeypat
             status, body = await call.answer(b"{{{")
             assert (status, call.headers["retry-after"], call.read) == (429, "1", 3)
             assert json.loads(body)["error"] == (
-                "3 bytes more beside 1998 of all requests in this replica; allowed: 2000 together. Send it again in a while."
+                "3 bytes more beside 1998 of all requests in this replica; allowed: 2000 together. Send it again later."
             )
         unsaid = served.call(infer)
         assert (await unsaid.answer(b"{{{"))[0] == 429
@@ -453,7 +453,7 @@ def test_what_sessions_keep_waiting_keeps_nothing_else(tmp_path):
 
     async def story(served):
         for _ in range(2):
-            engine._threads.submit(gate.wait)
+            engine._calls._threads.submit(gate.wait)
         async with asyncio.timeout(60):
             await engine.rescan()
             assert (await engine.find("fp32")).version == "1"

@@ -24,7 +24,7 @@ from genai_ray.serve.deployment.haproxy import ANSWER, rewrite, write_launcher
 from genai_ray.serve.deployment.ingress import main
 from genai_ray.serve.deployment.ports import Record, check_ports, find_free_ports, process_started
 from genai_ray.serve.engine.batching import Batcher
-from genai_ray.serve.engine.limits import Room, at_once
+from genai_ray.serve.engine.limits import ByteBudget, max_frames_together
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.oip.grpc import add_inference_service
@@ -272,7 +272,7 @@ def test_bad_profiles(tmp_path):
 
 def test_who_finds_no_room_waits_in_turn():
     async def story():
-        room, order, gates = Room(10), [], {}
+        room, order, gates = ByteBudget(10), [], {}
 
         async def hold(name, num_bytes):
             async with room.hold(num_bytes):
@@ -301,10 +301,10 @@ def test_who_finds_no_room_waits_in_turn():
 
 def test_merged_requests_get_no_more_bytes_than_one_may():
     profile = ServeProfile(name="a", max_output_bytes=1000)
-    assert at_once(np.zeros((1, 4, 5, 3), np.uint8), 2, profile) == 4
-    assert at_once(np.zeros((1, 4, 5, 3), np.uint16), 2, profile) == 2
-    assert at_once(np.zeros((2, 40, 50, 3), np.uint8), 2, profile) == 1
-    assert at_once(np.zeros((1, 0, 5, 3), np.uint8), 2, profile) == 1000
+    assert max_frames_together(np.zeros((1, 4, 5, 3), np.uint8), 2, profile) == 4
+    assert max_frames_together(np.zeros((1, 4, 5, 3), np.uint16), 2, profile) == 2
+    assert max_frames_together(np.zeros((2, 40, 50, 3), np.uint8), 2, profile) == 1
+    assert max_frames_together(np.zeros((1, 0, 5, 3), np.uint8), 2, profile) == 1000
 
 
 def test_haproxy_stays_on_its_ports_and_speaks_json():

@@ -63,7 +63,7 @@ def application(folder, repository=None, limits=(), **people):
     engine = Engine(profile, ModelCache(name="people", is_online=True, deadline_s=60.0), Repository(repository))
 
     async def none():
-        return engine.tally
+        return engine.statistics
 
     server = uvicorn.Server(
         uvicorn.Config(

@@ -19,8 +19,7 @@ from genai_ray.files import list_files, mirror
 from genai_ray.inspection import find_model
 from genai_ray.serve.deployment.ports import find_free_ports
 from genai_ray.serve.engine.engine import Engine
-from genai_ray.serve.engine.metadata_cache import ModelMetadataCache
-from genai_ray.serve.engine.model_metadata import read_metadata
+from genai_ray.serve.engine.model_metadata import ModelMetadataCache, read_metadata
 from genai_ray.serve.engine.preload import Preload
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.types import ModelPrecision
@@ -297,7 +296,7 @@ def test_requests_for_raw_tensors_count_once_also_where_they_were_merged(models,
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}]}).encode()
     with application(models.parent / "videos", models) as app, ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: ask(app, "POST", "/v2/models/one/infer", body), range(6)))
-        figures = app.engine.tally.of("one", "1").to_json()
+        figures = app.engine.statistics.of("one", "1").to_json()
     assert [json.loads(answer)["outputs"][0]["data"] for _, answer, _ in answers] == [[2, 3]] * 6
     assert figures["inference_count"] == 6
     assert figures["execution_count"] < 6
@@ -314,7 +313,7 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
         return read_metadata(source)
 
     over = threading.Event()
-    monkeypatch.setattr("genai_ray.serve.engine.metadata_cache.read_metadata", slowly)
+    monkeypatch.setattr("genai_ray.serve.engine.model_metadata.read_metadata", slowly)
 
     async def story():
         engine = Engine(
@@ -324,7 +323,7 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
         assert {type(error) for error in found} == {errors.ResourceExhaustedError}
         over.set()
         engine.profile = engine.profile.override(request_timeout_s=60)
-        assert (await asyncio.gather(*(engine.find("one") for _ in range(50))))[0].facts.spec.model_id
+        assert (await asyncio.gather(*(engine.find("one") for _ in range(50))))[0].metadata.spec.model_id
 
     asyncio.run(story())
     assert len(looks) == 1
@@ -351,18 +350,18 @@ def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
 
 def test_a_store_that_fails_is_asked_again_and_a_broken_file_is_not(tmp_path):
     async def story():
-        looking = ModelMetadataCache(asyncio.to_thread)
+        cache = ModelMetadataCache(asyncio.to_thread)
         for _ in range(2):
             with pytest.raises(errors.ModelLoadError, match="not a usable ONNX file"):
-                await looking.look(str(broken), "1", 60.0)
-        assert list(looking.broken()) == [str(broken)]
+                await cache.get(str(broken), "1", 60.0)
+        assert list(cache.broken()) == [str(broken)]
         add_number(broken, 3)
         with pytest.raises(errors.ModelLoadError, match="not a usable ONNX file"):
-            await looking.look(str(broken), "1", 60.0)  # as it was: it is not read again
-        assert (await looking.look(str(broken), "2", 60.0)).inputs
+            await cache.get(str(broken), "1", 60.0)  # as it was: it is not read again
+        assert (await cache.get(str(broken), "2", 60.0)).inputs
         with pytest.raises(errors.ModelLoadError):
-            await looking.look(f"http://127.0.0.1:{find_free_ports(1)[0]}/a.onnx", "", 60.0)
-        assert looking.broken() == {}
+            await cache.get(f"http://127.0.0.1:{find_free_ports(1)[0]}/a.onnx", "", 60.0)
+        assert cache.broken() == {}
 
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")

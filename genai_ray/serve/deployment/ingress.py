@@ -21,7 +21,7 @@ from genai_ray.catalog import ServeProfile, load_serve_profile
 from genai_ray.cluster import ModelCache
 from genai_ray.errors import CacheClosedError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 from genai_ray.serve.engine.engine import Engine
-from genai_ray.serve.engine.limits import COME_AGAIN
+from genai_ray.serve.engine.limits import RETRY_LATER
 from genai_ray.serve.engine.preload import Preload
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.engine.statistics import Statistics
@@ -117,21 +117,21 @@ class Ingress(InferenceServicer):
 
     async def _statistics(self) -> Statistics:
         """Return the figures of all replicas, of others up to half a second old; what another one found in the model repository is known after it."""
-        taken = self.engine.tally.take()
+        taken = self.engine.statistics.take()
         self._scans += taken.scans
         try:
             async with asyncio.timeout(TOTAL_WITHIN_S):
                 figures: Statistics = await self._total.merge.remote(taken)
         except TimeoutError as exc:  # they may have been counted; to look once more does no harm
             self._scans -= taken.scans
-            self.engine.tally.scans += taken.scans
+            self.engine.statistics.scans += taken.scans
             raise DeadlineExceededError(
                 f"the figures of all replicas did not come within {TOTAL_WITHIN_S:g} s"
             ) from exc
         except (RayError, RayServeException) as exc:
             self._scans -= taken.scans
-            self.engine.tally.merge(taken)
-            raise ResourceExhaustedError("the figures of all replicas are not there", do=COME_AGAIN) from exc
+            self.engine.statistics.merge(taken)
+            raise ResourceExhaustedError("the figures of all replicas are not there", do=RETRY_LATER) from exc
         if figures.scans != self._scans:
             self._scans = figures.scans
             self._looking = asyncio.create_task(self._look_again())
@@ -147,7 +147,7 @@ class Ingress(InferenceServicer):
 
     async def _look_again(self) -> None:
         try:
-            await self.engine.look_again()
+            await self.engine.rescan_here()
         except GenAIRayError as exc:
             _log.warning("another replica was told to look at the model repository, and here that failed: %s", exc)
         self._start_bringing()
@@ -168,7 +168,11 @@ class Ingress(InferenceServicer):
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(TELL_EVERY_S)
-            if self.engine.profile.model_repository or self.engine.tally.counts or self.engine.tally.responses:
+            if (
+                self.engine.profile.model_repository
+                or self.engine.statistics.counts
+                or self.engine.statistics.responses
+            ):
                 try:
                     await self._statistics()
                 except GenAIRayError as exc:

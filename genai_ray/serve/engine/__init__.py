@@ -1,14 +1,14 @@
-"""What the endpoint does, whatever protocol asks for it. No module here knows HTTP or gRPC.
+"""What the endpoint does, whatever protocol asks. No module here knows HTTP or gRPC.
 
 In the order of a request:
 
-* ``inference``: tensors, requests and responses as values.
-* ``engine``: ``Engine``: infer, load, unload, status.
+* ``inference``: requests, responses and their tensors, as values.
+* ``engine``: ``Engine`` finds a model, infers, loads, unloads, and tells its state.
+* ``repository``: names, versions and options of the models on offer. ``model_metadata``: what a model's file says, and the check of a request.
 * ``limits``: how many requests and bytes one replica takes.
-* ``finder``: from a name in a request to the model's file and its session; ``repository``: the names, versions and options on offer.
-* ``model_metadata``: tensors of a model and the check of a request; ``metadata_cache``: that, read once per file.
 * ``batching``: waiting requests of one model go to its session in one call.
-* ``preload``: models that are loaded before anybody asks. ``statistics``: what was computed. ``error_text``: error texts without local folders.
+* ``statistics``: what was computed. ``preload``: models that are loaded before a request asks for them.
+* ``error_text``: error texts without local folders.
 """
 
 __all__: list[str] = []

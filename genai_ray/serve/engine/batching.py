@@ -1,4 +1,7 @@
-"""``Batcher``: what waits for one session goes to it in one call; what comes while it idles goes at once."""
+"""From checked requests to calls of a model's session: requests that wait for one session go to it together.
+
+``Batcher`` merges items of one kind. ``SessionCalls`` keeps a batcher for each kind of request, and makes the calls.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,46 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
-from genai_ray.errors import TooManyRequestsError
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Batcher"]
+from genai_ray.catalog import ModelSpec, ServeProfile
+from genai_ray.cluster import CachedSession, ModelCache, SessionRequest
+from genai_ray.errors import (
+    DeadlineExceededError,
+    InferenceError,
+    InvalidInputError,
+    ResourceExhaustedError,
+    TooManyRequestsError,
+)
+from genai_ray.serve.engine.limits import RETRY_LATER, max_frames_together
+from genai_ray.serve.engine.model_metadata import FRAMES, Target
+from genai_ray.serve.engine.statistics import Statistics
+from genai_ray.types import ModelTask
 
+__all__ = ["FRAMES_TOGETHER", "Batcher", "SessionCalls"]
+
+Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LATE = 2.0
-"""An item is refused that has less than this many times as long left as a call takes: it would be computed for nobody, and the next ones be late for it."""
+FRAMES_TOGETHER = 8
+"""Most frames of different requests in one call, if the model's options say nothing."""
 
-_FIRST_S, _SLOWER = 0.05, 1.25
+LATE = 2.0
+"""An item is refused if less than this many times the duration of a call is left to it: it would be late, and so would the next ones."""
+
+_FIRST_CALL_S = 0.05
+_GROWTH = 1.25
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item, Result]):
-    """One request in the line."""
+    """One item in the queue."""
 
     item: Item
     size: int
@@ -37,16 +61,16 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Merges items of one kind; used from one event loop.
+    """Merges items of one kind into calls; used from one event loop.
 
-    What comes while nothing is out goes at once. A call beside others goes when as many wait as the largest of them took, or ``max_size``: a smaller
-    one would gain little in a session that is at work, and each call costs a way there and back. So a lone item waits for one call at the most.
+    An item that comes while no call runs goes at once. A call beside others starts when as many wait as the largest of them took, or
+    ``max_size``: a smaller one would gain little from a busy session. So a lone item waits for at most one call.
 
     Args:
-        call: Computes several items; gives one result each, in order, or the error of this one. What it raises is raised to each of them.
-        max_size: Most of the items' sizes together in one call; a larger item goes alone.
-        max_calls: Calls at the same time; what comes while so many are out waits, and is merged.
-        wait_s: Most seconds that an item waits for others although a call could be made; 0 for none.
+        call: Computes several items. It returns one result for each, in order, or that item's error. What it raises is raised for every item.
+        max_size: Most size of all items in one call; a larger item goes alone.
+        max_calls: Most calls at the same time; items that come meanwhile wait, and are merged.
+        wait_s: Most seconds that an item waits for others although a call could start; 0 for none.
     """
 
     def __init__(
@@ -57,14 +81,17 @@ class Batcher(Generic[Item, Result]):
         max_calls: int = 2,
         wait_s: float = 0.0,
     ) -> None:
-        self._call, self._max_size, self._max_calls, self._wait_s = call, max_size, max_calls, wait_s
+        self._call = call
+        self._max_size = max_size
+        self._max_calls = max_calls
+        self._wait_s = wait_s
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._tasks: dict[asyncio.Task[None], int] = {}
         self._call_s = 0.0
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is out."""
+        """Whether nothing waits and no call runs."""
         return not self._waiting and not self._tasks
 
     async def submit(self, item: Item, size: int = 1, deadline: float = math.inf) -> Result:
@@ -73,30 +100,28 @@ class Batcher(Generic[Item, Result]):
         Args:
             item: What to compute.
             size: What it counts for in ``max_size``.
-            deadline: When it must be done, by the monotonic clock.
+            deadline: When it must be done, on the monotonic clock.
 
         Returns:
             Its result.
 
         Raises:
-            TooManyRequestsError: If others take so long that it would not be done by its deadline.
+            TooManyRequestsError: If calls take so long that it would miss its deadline.
         """
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Item, Result] = _Waiting(item, size, loop.time(), deadline, loop.create_future())
         self._waiting.append(waiting)
-        self._pump()
-        waiting.has_waited = (
-            True  # or is out already: what comes while nothing is out is tried, however little time it has
-        )
+        self._start_calls()
+        waiting.has_waited = True  # set only now: an item that goes at once is tried, however little time it has
         try:
             return await waiting.future
-        except asyncio.CancelledError:  # whoever asked has gone
+        except asyncio.CancelledError:  # the client has gone
             with contextlib.suppress(ValueError):
                 self._waiting.remove(waiting)
             raise
 
-    def _pump(self) -> None:
-        """Make the calls that may be made now."""
+    def _start_calls(self) -> None:
+        """Start the calls that may start now."""
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._tasks) < self._max_calls:
             total = min(sum(waiting.size for waiting in self._waiting), self._max_size)
@@ -104,15 +129,16 @@ class Batcher(Generic[Item, Result]):
                 return
             left_s = self._waiting[0].since_s + self._wait_s - loop.time()
             if self._wait_s and left_s > 0 and total < self._max_size:
-                loop.call_later(left_s, self._pump)
+                loop.call_later(left_s, self._start_calls)
                 return
-            batch = self._take()
+            batch = self._take_batch()
             if batch:
                 task = loop.create_task(self._run(batch))
                 self._tasks[task] = min(sum(waiting.size for waiting in batch), self._max_size)
-                task.add_done_callback(self._ended)
+                task.add_done_callback(self._end_call)
 
-    def _take(self) -> list[_Waiting[Item, Result]]:
+    def _take_batch(self) -> list[_Waiting[Item, Result]]:
+        """Take the items of the next call from the queue; items that would be late are refused."""
         batch: list[_Waiting[Item, Result]] = []
         late: list[_Waiting[Item, Result]] = []
         total = 0
@@ -125,16 +151,11 @@ class Batcher(Generic[Item, Result]):
             else:
                 batch.append(waiting)
                 total += waiting.size
-        if late and not batch and not self._tasks:
-            batch.append(
-                late.pop()
-            )  # with nothing out the last one is tried: else nobody would ever know that calls take less time again
+        if late and not batch and not self._tasks:  # try one, to find out whether calls have become faster
+            batch.append(late.pop())
         for waiting in late:
-            waiting.future.set_exception(
-                TooManyRequestsError(
-                    "too many requests wait: this one would not be done in time", do="Send it again later."
-                )
-            )
+            words = "too many requests wait: this one would not be done in time"
+            waiting.future.set_exception(TooManyRequestsError(words, do=RETRY_LATER))
         return batch
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
@@ -148,7 +169,8 @@ class Batcher(Generic[Item, Result]):
             if not isinstance(exc, Exception):
                 raise
             return
-        self._learn(time.monotonic() - began_s)
+        # Follow faster calls at once, slower ones by steps: a call that waited for a load says nothing about the next ones.
+        self._call_s = min(time.monotonic() - began_s, max(_GROWTH * self._call_s, _FIRST_CALL_S))
         for waiting, result in zip(batch, results, strict=True):
             if waiting.future.done():
                 continue
@@ -157,10 +179,209 @@ class Batcher(Generic[Item, Result]):
             else:
                 waiting.future.set_result(result)
 
-    def _learn(self, seconds: float) -> None:
-        """Follow what a call takes: down at once, up by steps, since one that waited for a load says nothing of the next ones."""
-        self._call_s = min(seconds, max(_SLOWER * self._call_s, _FIRST_S))
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _end_call(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
-        self._pump()
+        self._start_calls()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """One request in a batcher."""
+
+    data: Any
+    """Frames, or arrays by name."""
+    since_ns: int = field(default_factory=time.perf_counter_ns)
+    """When it came, by the performance counter."""
+
+
+class SessionCalls:
+    """Sends requests to the sessions of their models; used from one event loop.
+
+    Args:
+        profile: Options.
+        cache: Where sessions come from.
+        statistics: Counts calls.
+    """
+
+    def __init__(self, profile: ServeProfile, cache: ModelCache, statistics: Statistics) -> None:
+        self._profile = profile
+        self._cache = cache
+        self._statistics = statistics
+        self._batchers: dict[tuple[Any, ...], Batcher[_Request, Any]] = {}
+        self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
+        """For what blocks in requests to sessions: a model that loads for long may hold them all."""
+
+    async def infer(self, target: Target, frames: Array, params: dict[str, float], deadline: float) -> Array:
+        """Enhance frames.
+
+        Args:
+            target: The model.
+            frames: (N, H, W, 3), checked.
+            params: Extra inputs by name.
+            deadline: When they must be done, on the monotonic clock.
+
+        Returns:
+            Frames by the model's shape law.
+
+        Raises:
+            GenAIRayError: As ``CachedSession.infer``; ``TooManyRequestsError`` if they would miss their deadline.
+        """
+        spec = target.metadata.spec
+        together = target.model.serving.max_batch_size or FRAMES_TOGETHER
+        max_size = min(together, max_frames_together(frames, spec.scale, self._profile))
+        if spec.task is ModelTask.INTERPOLATION:  # it would interpolate between the frames of two requests
+            max_size = 1
+        kind = (FRAMES, frames.shape[1:], frames.dtype.str, tuple(sorted(params.items())))
+        batcher = self._batcher(target, kind, max_size, lambda requests: self._call_infer(target, requests, params))
+        result: Array = await batcher.submit(_Request(frames), len(frames), deadline)
+        return result
+
+    async def run(self, target: Target, feeds: dict[str, Array], deadline: float) -> dict[str, Array]:
+        """Run the model's own tensors.
+
+        Args:
+            target: The model.
+            feeds: Arrays by name, checked.
+            deadline: When they must be done, on the monotonic clock.
+
+        Returns:
+            Outputs by name.
+
+        Raises:
+            GenAIRayError: As ``CachedSession.run``; ``TooManyRequestsError`` if they would miss their deadline.
+        """
+        max_batch_size = target.model.serving.max_batch_size
+        rows = _num_rows(feeds) if max_batch_size and target.metadata.has_free_first_axis else None
+        shapes = tuple((name, feeds[name].shape[1:] if rows else feeds[name].shape) for name in sorted(feeds))
+        max_size = (max_batch_size or 1) if rows else 1
+        batcher = self._batcher(target, ("raw", shapes), max_size, lambda requests: self._call_run(target, requests))
+        result: dict[str, Array] = await batcher.submit(_Request(feeds), rows or 1, deadline)
+        return result
+
+    def _batcher(
+        self, target: Target, kind: tuple[Any, ...], max_size: int, call: Callable[[Sequence[_Request]], Any]
+    ) -> Batcher[_Request, Any]:
+        """Return the batcher of one kind of request; if there are many, idle ones of other kinds are dropped."""
+        serving = target.model.serving
+        # All that a batcher keeps of its first request: after a change of file or options there is another batcher.
+        key = (
+            target.model.name,
+            target.version,
+            id(target.metadata),
+            target.request,
+            serving.request_class,
+            serving.max_batch_size,
+            serving.batch_wait_timeout_s,
+            *kind,
+        )
+        batcher = self._batchers.get(key)
+        if batcher is None:
+            if len(self._batchers) >= self._profile.max_waiting:
+                self._batchers = {other: one for other, one in self._batchers.items() if not one.is_idle}
+            wait_s = serving.batch_wait_timeout_s if max_size > 1 else 0.0
+            batcher = self._batchers[key] = Batcher(call, max_size=max_size, wait_s=wait_s)
+        return batcher
+
+    async def _call_infer(
+        self, target: Target, requests: Sequence[_Request], params: dict[str, float]
+    ) -> list[Array | Exception]:
+        batches = [request.data for request in requests]
+        frames = batches[0] if len(batches) == 1 else np.concatenate(batches)
+        try:
+            result = await self._call(
+                target, lambda session: session.infer_async(frames, params, self._threads), requests, len(frames)
+            )
+        except (InvalidInputError, InferenceError):
+            if len(requests) == 1:
+                raise
+            return await _call_one_by_one(lambda alone: self._call_infer(target, alone, params), requests)
+        if len(batches) == 1:
+            return [result]
+        return list(np.split(result, np.cumsum([len(batch) for batch in batches])[:-1]))
+
+    async def _call_run(self, target: Target, requests: Sequence[_Request]) -> list[dict[str, Array] | Exception]:
+        feeds = requests[0].data
+        if len(requests) > 1:
+            feeds = {name: np.concatenate([request.data[name] for request in requests]) for name in feeds}
+        rows = [_num_rows(request.data) or 1 for request in requests]
+        try:
+            outputs = await self._call(
+                target, lambda session: session.run_async(feeds, self._threads), requests, len(requests)
+            )
+            # Sequences and maps are left out.
+            result = {tensor.name: outputs[tensor.name] for tensor in target.metadata.outputs}
+            is_batch = len(requests) > 1 and all(np.shape(array)[:1] == (sum(rows),) for array in result.values())
+        except (InvalidInputError, InferenceError):
+            if len(requests) == 1:
+                raise
+            is_batch = False
+        if len(requests) == 1:
+            return [result]
+        if not is_batch:  # the first axis is no batch after all, or one of the requests is at fault
+            return await _call_one_by_one(lambda alone: self._call_run(target, alone), requests)
+        parts = {name: np.split(array, np.cumsum(rows)[:-1]) for name, array in result.items()}
+        return [{name: parts[name][index] for name in parts} for index in range(len(requests))]
+
+    async def _call(
+        self,
+        target: Target,
+        compute: Callable[[CachedSession], Awaitable[Result]],
+        requests: Sequence[_Request],
+        size: int,
+    ) -> Result:
+        """Make one call of the model's session for several requests.
+
+        The call may take as long as any request, even if all these clients have gone: the session computes it anyway, and would get ever more to do
+        if others took its place.
+        """
+        source = _SessionSource(
+            self._cache, self._profile.request_timeout_s, target.model.serving.request_class == "online"
+        )
+        started = time.perf_counter_ns()
+        result = await compute(CachedSession(source, target.request, target.metadata.spec))
+        taken_ns = time.perf_counter_ns() - started
+        counts = self._statistics.of(target.model.name, target.version)
+        counts.note_call(size, taken_ns)
+        for request in requests:
+            counts.note("compute_infer", taken_ns)
+            counts.note("queue", started - request.since_ns)
+        return result
+
+
+class _SessionSource:
+    """A cache with a deadline and a class of requests of its own, for a ``CachedSession``."""
+
+    def __init__(self, cache: ModelCache, deadline_s: float, is_online: bool) -> None:
+        self.deadline_s = deadline_s
+        self.is_online = is_online
+        self.pick = cache.pick
+        self.knows = cache.knows
+        self.dismiss = cache.dismiss
+        self._cache = cache
+
+    def acquire(
+        self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
+    ) -> tuple[str, Any]:
+        try:
+            return self._cache.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
+        except DeadlineExceededError as exc:
+            raise ResourceExhaustedError(f"{request.model} was not loaded in time", do=RETRY_LATER) from exc
+
+
+async def _call_one_by_one(
+    call: Callable[[Sequence[_Request]], Awaitable[list[Result | Exception]]], requests: Sequence[_Request]
+) -> list[Result | Exception]:
+    """Compute requests that cannot go together one after the other: the error of one is no other's."""
+    results: list[Result | Exception] = []
+    for request in requests:
+        try:
+            results += await call([request])
+        except (InvalidInputError, InferenceError) as exc:
+            results.append(exc)
+    return results
+
+
+def _num_rows(feeds: dict[str, Array]) -> int | None:
+    """Return the common length of the first axes; None if there is none."""
+    lengths = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+    return lengths.pop() if len(lengths) == 1 and 0 not in lengths else None

@@ -1,7 +1,7 @@
-"""``Engine``: what the endpoint does, whatever protocol it was asked in: infer, load, unload, and tell.
+"""``Engine``: what the endpoint does, whatever protocol asks: find a model, infer, load, unload, tell its state.
 
-It lives in every replica that takes requests, holds no model, and asks the sessions of the cluster's one ``ModelCache``.
-Everything here runs on one event loop; calls that wait for Ray run on threads.
+Every replica that takes requests has one engine. It holds no model, and asks the sessions of the cluster's one ``ModelCache``.
+Everything here runs on one event loop; calls that wait for Ray or for a disk run on threads.
 """
 
 from __future__ import annotations
@@ -9,106 +9,121 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
-from genai_ray.catalog import ModelServing, ModelSpec, ServeProfile
-from genai_ray.cluster import CachedSession, ModelCache, SessionRequest
+from genai_ray.catalog import ServeProfile, hash_file
+from genai_ray.cluster import ModelCache
 from genai_ray.errors import (
+    ConfigError,
     DeadlineExceededError,
-    InferenceError,
     InvalidInputError,
+    ModelLoadError,
     ModelNotFoundError,
     ResourceExhaustedError,
 )
-from genai_ray.serve.engine.batching import Batcher
-from genai_ray.serve.engine.finder import Finder, Target
+from genai_ray.inspection import find_model
+from genai_ray.serve.engine.batching import SessionCalls
 from genai_ray.serve.engine.inference import InferRequest, InferResponse
 from genai_ray.serve.engine.limits import (
-    COME_AGAIN,
+    RETRY_LATER,
     Admission,
     Share,
-    at_once,
     bytes_of,
     check_frame_sizes,
     check_result,
     check_tensor_sizes,
 )
-from genai_ray.serve.engine.model_metadata import FRAMES, OUTPUT, check_feeds, check_frame_request, to_outputs
-from genai_ray.serve.engine.repository import Repository, key_of_entry
-from genai_ray.types import ModelTask
+from genai_ray.serve.engine.model_metadata import (
+    FRAMES,
+    OUTPUT,
+    ModelMetadata,
+    ModelMetadataCache,
+    Target,
+    check_feeds,
+    check_frame_request,
+    to_outputs,
+)
+from genai_ray.serve.engine.repository import Repository, ServedModel, key_of_entry
+from genai_ray.serve.engine.statistics import Statistics
 
-__all__ = ["Engine", "Target"]
+__all__ = ["Engine"]
 
 Array = npt.NDArray[Any]
 Result = TypeVar("Result")
 
-FRAMES_TOGETHER = 8
-"""Most frames of different requests in one call, where the model's options say nothing."""
-_MOST_SIZES = 1024
-_SOON_S = 0.01
-"""What waited for less may take all of its time."""
+_MAX_KNOWN_SIZES = 1024
+_SHORT_WAIT_S = 0.01
+"""A request that waited for less than this keeps all of its time."""
 
 
-class _Item(NamedTuple):
-    """One request in a line."""
-
-    data: Any
-    """Frames, or arrays by name."""
-    since_ns: int
-    """When it came, by the performance counter."""
-
-
-class _Source:
-    """A cache with another deadline: what a ``CachedSession`` is made of."""
-
-    def __init__(self, cache: ModelCache, deadline_s: float, is_online: bool) -> None:
-        self.deadline_s, self.is_online = deadline_s, is_online
-        self._cache = cache
-        self.pick, self.knows, self.dismiss = cache.pick, cache.knows, cache.dismiss
-
-    def acquire(
-        self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
-    ) -> tuple[str, Any]:
-        try:
-            return self._cache.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
-        except DeadlineExceededError as exc:
-            raise ResourceExhaustedError(f"{request.model} was not loaded in time", do=COME_AGAIN) from exc
-
-
-class Engine(Finder):
+class Engine:
     """Answers requests for the models of a repository.
 
     Args:
         profile: Options.
         cache: The client; its deadline is the profile's.
-        repository: What is offered.
+        repository: The models on offer.
     """
 
     def __init__(self, profile: ServeProfile, cache: ModelCache, repository: Repository) -> None:
-        super().__init__(profile, cache, repository)
-        self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
-        """For requests to sessions: one that loads for long may hold them all."""
-        self._lines: dict[tuple[Any, ...], Batcher[Any, Any]] = {}
+        self.profile = profile
+        self.cache = cache
+        self.repository = repository
+        self.statistics = Statistics()
+        """What this replica counted since it last told."""
         self.admission = Admission(profile)
-        self._sizes: dict[tuple[Any, ...], int] = {}
+        self.catch_up: Callable[[], Awaitable[object]] = _do_nothing
+        """Exchanges news of the model repository with the other replicas."""
+        self._calls = SessionCalls(profile, cache, self.statistics)
+        self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-other")
+        self._metadata = ModelMetadataCache(self.call, self.evict_outdated)
+        self._stamps: dict[tuple[str, str], asyncio.Future[str]] = {}
+        self._result_bytes: dict[tuple[Any, ...], int] = {}
         """Bytes of the last result, by model, version and shapes."""
 
+    async def find(self, name: str, version: str = "", within_s: float | None = None) -> Target:
+        """Find a model by its name in a request.
+
+        Args:
+            name: Name of the model.
+            version: A version; empty for the highest.
+            within_s: Most seconds to wait for its file; None for as long as a request may take.
+
+        Returns:
+            The model.
+
+        Raises:
+            ModelNotFoundError: If there is none.
+            ModelLoadError: If its file, or its file of options, is wrong. That is remembered for a minute, until the file changes, or until a load.
+            ResourceExhaustedError: If its file was not fetched or read in time.
+        """
+        within_s = self.profile.request_timeout_s if within_s is None else within_s
+        model = await self._get_model(name, version)
+        try:
+            return await self._read(model, version, within_s)
+        except (
+            ModelNotFoundError
+        ):  # its file has gone since the last look at the repository; perhaps an older version is there
+            with contextlib.suppress(ModelLoadError):
+                await self.rescan_here()
+            model = await self._get_model(name, version)
+            return await self._read(model, version, within_s)
+
     async def infer(self, target: Target, request: InferRequest, share: Share | None = None) -> InferResponse:
-        """Compute a request; the model is loaded where it is not.
+        """Compute a request; the model is loaded if necessary.
 
         Args:
             target: The model.
-            request: What came.
-            share: What holds the bytes of the result until it is sent; None if the caller has room for it.
+            request: The request.
+            share: Holds the bytes of the result until it is sent; None if the caller has room for it.
 
         Returns:
-            The outputs that were asked for.
+            The outputs that the request asks for.
 
         Raises:
             InvalidInputError: If the request does not fit the model.
@@ -118,6 +133,7 @@ class Engine(Finder):
             GenAIRayError: Why the model cannot be loaded or run.
         """
         started = time.perf_counter_ns()
+        outcome = "fail"
         try:
             with self.admission.of(target.model.name):
                 if share is not None:
@@ -125,29 +141,29 @@ class Engine(Finder):
                 arrays = await self._compute(target, request)
                 check_result(arrays.values(), self.profile)
                 if share is not None:
-                    self._keep(target, request, share, sum(map(bytes_of, arrays.values())))
-                outputs = to_outputs(arrays, () if _is_for_frames(request) else target.facts.outputs, request)
-        except BaseException:
-            self.tally.of(target.model.name, target.version).note("fail", time.perf_counter_ns() - started)
-            raise
-        self.tally.of(target.model.name, target.version).note("success", time.perf_counter_ns() - started)
+                    self._hold_result(target, request, share, sum(map(bytes_of, arrays.values())))
+                outputs = to_outputs(arrays, () if _is_for_frames(request) else target.metadata.outputs, request)
+            outcome = "success"
+        finally:
+            counts = self.statistics.of(target.model.name, target.version)
+            counts.note(outcome, time.perf_counter_ns() - started)
         return InferResponse(target.model.name, outputs, target.version, request.id)
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Look at the model repository, and load a model, evicting idle ones where bytes are short.
+        """Look at the model repository, and load a model; idle ones are evicted if bytes are short.
 
         Args:
             name: Name of the model.
-            parameters: Of the request: there are none, since options and files come from the model repository.
+            parameters: Of the request; none is allowed, since options and files come from the model repository.
 
         Raises:
             InvalidInputError: If there are parameters.
             GenAIRayError: As ``find`` and ``ModelCache.load_model``.
         """
         await self.rescan()
-        self.looking.forget_broken()
+        self._metadata.forget_broken()
         target = await self.find(name)
-        await self.call(self.end_older, target.source, target.facts)
+        await self.call(self.evict_outdated, target.source, target.metadata)
         if parameters:
             raise InvalidInputError(
                 f"parameters {sorted(parameters)!s:.80} of a load",
@@ -157,20 +173,20 @@ class Engine(Finder):
         await self.call(self.cache.load_model, target.request)
 
     async def unload(self, name: str) -> None:
-        """Evict all versions of a model when what they compute is done, whatever has become of its files; the next request loads it again.
+        """Evict all versions of a model when they have computed what they were sent; the next request loads it again.
 
         Args:
-            name: Its name.
+            name: Name of the model; its files may be gone.
 
         Raises:
             ModelNotFoundError: If there is none.
-            ResourceExhaustedError: If it is pinned, leased, or at work until the deadline; other versions go all the same.
+            ResourceExhaustedError: If a version is pinned, leased, or busy until the deadline; the other versions are evicted.
         """
-        model, _ = await self._named(name, "")
+        model = await self._get_model(name)
         refusal: ResourceExhaustedError | None = None
         for source in model.versions.values():
             try:
-                with contextlib.suppress(ModelNotFoundError):  # it was not loaded, and is what was wanted
+                with contextlib.suppress(ModelNotFoundError):  # it is not loaded, as was asked for
                     await self.call(self.cache.evict, source)
             except ResourceExhaustedError as exc:
                 refusal = exc
@@ -181,15 +197,14 @@ class Engine(Finder):
         """Tell whether a model is loaded and warm.
 
         Args:
-            target: Which.
+            target: The model.
 
         Returns:
-            Whether it is.
+            Whether one of its sessions is ready.
         """
         wanted = target.model.key(target.version)
-        return any(
-            entry["state"] == "ready" and key_of_entry(entry) == wanted for entry in (await self.status())["models"]
-        )
+        status = await self.status()
+        return any(entry["state"] == "ready" and key_of_entry(entry) == wanted for entry in status["models"])
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the cache.
@@ -199,168 +214,190 @@ class Engine(Finder):
         """
         return await self.call(self.cache.status)
 
-    async def _wait_for_room(self, target: Target, request: InferRequest, share: Share) -> InferRequest:
-        """Wait until there is room for the result; return the request with the time that is left."""
-        within_s, began_s = self._within_s(request), time.monotonic()
-        spec, given = target.facts.spec, sum(bytes_of(tensor.array) for tensor in request.inputs)
-        expected = given * spec.scale**2 if spec.is_image_model else self._sizes.get(_kind(target, request), 0)
-        await share.wait_for_result(expected, within_s)
-        waited_s = time.monotonic() - began_s
-        if waited_s < _SOON_S:
-            return request
-        return replace(
-            request, parameters={**request.parameters, "timeout": max(1, round((within_s - waited_s) * 1e6))}
-        )
+    async def broken(self) -> dict[str, str]:
+        """Return the files that cannot be loaded, in their present state.
 
-    def _keep(self, target: Target, request: InferRequest, share: Share, num_bytes: int) -> None:
-        """Hold a result, and remember its size: of a model that is not for images nothing else tells it before."""
-        if not target.facts.spec.is_image_model:
-            if len(self._sizes) >= _MOST_SIZES:
-                self._sizes.clear()
-            self._sizes[_kind(target, request)] = num_bytes
-        share.keep_result(num_bytes, is_written=False)
+        Returns:
+            Error texts by source.
+        """
+        if broken := self._metadata.broken():
+            found = {
+                source: (model, version)
+                for model in self.repository.models()
+                for version, source in model.versions.items()
+                if source in broken
+            }
+            asking = [self._stamp(model, version, self.profile.request_timeout_s) for model, version in found.values()]
+            stamps = zip(found, await asyncio.gather(*asking, return_exceptions=True), strict=True)
+            self._metadata.keep_broken(
+                {source: None if isinstance(stamp, BaseException) else stamp for source, stamp in stamps}
+            )
+        return self._metadata.broken()
+
+    async def rescan(self) -> None:
+        """Look at the model repository because a client asks for it, and have the other replicas look.
+
+        Raises:
+            ModelLoadError: As ``rescan_here``.
+        """
+        await self.rescan_here()
+        self.statistics.scans += 1
+        await self._try_to_catch_up()  # the client may ask another replica for a new model at once
+
+    async def rescan_here(self) -> None:
+        """Look at the model repository again, in this replica.
+
+        Raises:
+            ModelLoadError: If the repository is gone or cannot be listed; the models on offer stay the same.
+        """
+        try:
+            await self.call(self.repository.rescan)
+        except ConfigError as exc:  # the fault of the repository, not of the request
+            raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
+
+    def evict_outdated(self, source: str, metadata: ModelMetadata) -> None:
+        """Evict sessions of a state that a file no longer has, and load pinned ones anew; this blocks, and belongs on a thread.
+
+        Args:
+            source: The file.
+            metadata: What it says now.
+
+        Raises:
+            ResourceExhaustedError: If a session is leased by a job, or busy until the deadline.
+        """
+        spec = metadata.spec
+        if not spec.is_path or spec.model_id not in self.cache.loaded_models():
+            return
+        path = find_model(source)[1]
+        state = path.stat()
+        digest = hash_file(path, state.st_size, state.st_mtime_ns) if spec.sha256 is None else spec.sha256
+        outdated = [
+            entry
+            for entry in self.cache.status()["models"]
+            if entry["model_id"] == spec.model_id and entry["digest"] not in (digest, "")
+        ]
+        if not outdated:
+            return
+        pinned = [entry for entry in outdated if entry["pinned"]]
+        if pinned:
+            self.cache.unpin(source)
+        try:
+            with contextlib.suppress(ModelNotFoundError):  # another replica was faster
+                self.cache.evict(source, is_replaced=True)
+            for entry in pinned:
+                self.cache.load_model(source, entry["backend"], entry["precision"], device=entry["device"])
+        finally:
+            if pinned:
+                with contextlib.suppress(ModelNotFoundError):
+                    self.cache.pin(source)
+
+    async def call(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Call a function that blocks, on a thread.
+
+        Args:
+            function: The function.
+            args: Its arguments.
+
+        Returns:
+            Its result.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def _read(self, model: ServedModel, version: str, within_s: float) -> Target:
+        if model.fault is not None:
+            raise ModelLoadError(*model.fault)
+        source = model.source(version)
+        metadata = await self._metadata.get(source, await self._stamp(model, version, within_s), within_s)
+        return Target(model, version or model.latest, source, metadata)
+
+    async def _get_model(self, name: str, version: str = "") -> ServedModel:
+        """Return a model that has a version; another replica may have found it meanwhile."""
+        with contextlib.suppress(ModelNotFoundError):
+            model = self.repository.get(name)
+            model.source(version)
+            return model
+        await self._try_to_catch_up()
+        model = self.repository.get(name)
+        model.source(version)
+        return model
+
+    async def _try_to_catch_up(self) -> None:
+        """Exchange news with the other replicas; if they cannot be reached, all stay as they are."""
+        with contextlib.suppress(ResourceExhaustedError, DeadlineExceededError):
+            await self.catch_up()
+
+    async def _stamp(self, model: ServedModel, version: str, within_s: float) -> str:
+        """Return the state of a file; one thread asks for all who wait, since a disk may hang."""
+        if not model.is_local(version):
+            return model.stamp(version)  # known already; a thread would cost more than many a model
+        key = model.name, version
+        asking = self._stamps.get(key)
+        if asking is None:
+            asking = self._stamps[key] = asyncio.ensure_future(self.call(model.stamp, version))
+            asking.add_done_callback(lambda _: self._stamps.pop(key, None))
+        done, _ = await asyncio.wait([asking], timeout=within_s)
+        if not done:
+            words = f"the file of {model.name} was not found within {within_s:g} s"
+            raise ResourceExhaustedError(words, do=RETRY_LATER)
+        return asking.result()
 
     async def _compute(self, target: Target, request: InferRequest) -> dict[str, Array]:
-        within_s, serving = self._within_s(request), target.model.serving
-        deadline, since_ns = time.monotonic() + within_s, time.perf_counter_ns()
-        # All that a line keeps of its first request: after a change of file or options there is another line.
-        key = (
-            target.model.name,
-            target.version,
-            id(target.facts),
-            target.request,
-            serving.request_class,
-            serving.max_batch_size,
-            serving.batch_wait_timeout_s,
-        )
+        within_s = self._time_limit_s(request)
+        deadline = time.monotonic() + within_s
+        spec = target.metadata.spec
         try:
             async with asyncio.timeout(within_s):
                 if _is_for_frames(request):
-                    frames, params = check_frame_request(request, target.facts)
-                    check_frame_sizes(frames, target.facts.spec.scale, self.profile)
-                    is_pairs = target.facts.spec.task is ModelTask.INTERPOLATION
-                    kind = (*key, FRAMES, frames.shape[1:], frames.dtype.str, tuple(sorted(params.items())))
-                    most = (
-                        1
-                        if is_pairs
-                        else min(
-                            serving.max_batch_size or FRAMES_TOGETHER,
-                            at_once(frames, target.facts.spec.scale, self.profile),
-                        )
-                    )
-                    line = self._line(kind, lambda items: self._call_frames(target, items, params), most, serving)
-                    return {OUTPUT: await line.submit(_Item(frames, since_ns), len(frames), deadline)}
-                feeds = check_feeds(request, target.facts)
-                check_tensor_sizes(feeds, target.facts.spec, self.profile)
-                rows = _rows(feeds) if serving.max_batch_size and target.facts.has_free_first_axis else None
-                shapes = tuple((name, feeds[name].shape[1:] if rows else feeds[name].shape) for name in sorted(feeds))
-                most = (serving.max_batch_size or 1) if rows else 1
-                line = self._line((*key, "raw", shapes), lambda items: self._call_raw(target, items), most, serving)
-                result: dict[str, Array] = await line.submit(_Item(feeds, since_ns), rows or 1, deadline)
-                return result
+                    frames, params = check_frame_request(request, target.metadata)
+                    check_frame_sizes(frames, spec.scale, self.profile)
+                    return {OUTPUT: await self._calls.infer(target, frames, params, deadline)}
+                feeds = check_feeds(request, target.metadata)
+                check_tensor_sizes(feeds, spec, self.profile)
+                return await self._calls.run(target, feeds, deadline)
         except TimeoutError as exc:
+            name = target.model.name
             if not self.cache.knows(target.request):
-                raise ResourceExhaustedError(
-                    f"{target.model.name} was not loaded within {within_s:g} s", do=COME_AGAIN
-                ) from exc
+                raise ResourceExhaustedError(f"{name} was not loaded within {within_s:g} s", do=RETRY_LATER) from exc
             if isinstance(exc, DeadlineExceededError):
                 raise
-            raise DeadlineExceededError(f"a request to {target.model.name} was not done within {within_s:g} s") from exc
+            raise DeadlineExceededError(f"a request to {name} was not done within {within_s:g} s") from exc
 
-    def _within_s(self, request: InferRequest) -> float:
+    def _time_limit_s(self, request: InferRequest) -> float:
         asked_us = request.parameters.get("timeout", 0)
         if isinstance(asked_us, str | bool) or not 0 <= asked_us < 2**63:
             raise InvalidInputError(f"timeout {asked_us!r:.40}", "microseconds, 0 for the server's own")
         return min(asked_us / 1e6 or self.profile.request_timeout_s, self.profile.request_timeout_s)
 
-    def _line(
-        self, kind: tuple[Any, ...], call: Callable[[Sequence[Any]], Any], most: int, serving: ModelServing
-    ) -> Batcher[Any, Any]:
-        """Return where requests of one kind wait; idle ones of other kinds are forgotten when there are many."""
-        line = self._lines.get(kind)
-        if line is None:
-            if len(self._lines) >= self.profile.max_waiting:
-                self._lines = {other: batcher for other, batcher in self._lines.items() if not batcher.is_idle}
-            line = self._lines[kind] = Batcher(
-                call, max_size=most, wait_s=serving.batch_wait_timeout_s if most > 1 else 0.0
-            )
-        return line
+    async def _wait_for_room(self, target: Target, request: InferRequest, share: Share) -> InferRequest:
+        """Wait until there is room for the result; return the request with the time that is left."""
+        within_s = self._time_limit_s(request)
+        began_s = time.monotonic()
+        spec = target.metadata.spec
+        if spec.is_image_model:
+            expected_bytes = sum(bytes_of(tensor.array) for tensor in request.inputs) * spec.scale**2
+        else:
+            expected_bytes = self._result_bytes.get(_result_kind(target, request), 0)
+        await share.wait_for_result(expected_bytes, within_s)
+        waited_s = time.monotonic() - began_s
+        if waited_s < _SHORT_WAIT_S:
+            return request
+        left_us = max(1, round((within_s - waited_s) * 1e6))
+        return replace(request, parameters={**request.parameters, "timeout": left_us})
 
-    async def _call_frames(
-        self, target: Target, items: Sequence[_Item], params: dict[str, float]
-    ) -> list[Array | Exception]:
-        batches = [item.data for item in items]
-        frames = batches[0] if len(batches) == 1 else np.concatenate(batches)
-        try:
-            result = await self._use(
-                target, lambda session: session.infer_async(frames, params, self._threads), items, len(frames)
-            )
-        except (InvalidInputError, InferenceError):
-            if len(items) == 1:
-                raise
-            return await _one_by_one(lambda alone: self._call_frames(target, alone, params), items)
-        if len(batches) == 1:
-            return [result]
-        return list(np.split(result, np.cumsum([len(batch) for batch in batches])[:-1]))
-
-    async def _call_raw(self, target: Target, items: Sequence[_Item]) -> list[dict[str, Array] | Exception]:
-        feeds = (
-            items[0].data
-            if len(items) == 1
-            else {name: np.concatenate([item.data[name] for item in items]) for name in items[0].data}
-        )
-        counts = [_rows(item.data) or 1 for item in items]
-        try:
-            outputs = await self._use(
-                target, lambda session: session.run_async(feeds, self._threads), items, len(items)
-            )
-            result = {fact.name: outputs[fact.name] for fact in target.facts.outputs}  # sequences and maps stay here
-            is_batch = len(items) > 1 and all(np.shape(array)[:1] == (sum(counts),) for array in result.values())
-        except (InvalidInputError, InferenceError):
-            if len(items) == 1:
-                raise
-            is_batch = False
-        if len(items) == 1:
-            return [result]
-        if not is_batch:  # its first axis is no batch after all, or one of the requests is at fault
-            return await _one_by_one(lambda alone: self._call_raw(target, alone), items)
-        parts = {name: np.split(array, np.cumsum(counts)[:-1]) for name, array in result.items()}
-        return [{name: parts[name][index] for name in parts} for index in range(len(items))]
-
-    async def _use(
-        self, target: Target, compute: Callable[[CachedSession], Awaitable[Result]], items: Sequence[_Item], size: int
-    ) -> Result:
-        """Make one call of the model's session for several requests.
-
-        It is waited for as long as any request may take, also where those who asked have gone: the session computes it all the same, and would get
-        ever more to do if others took its place in the line.
-        """
-        source = _Source(self.cache, self.profile.request_timeout_s, target.model.serving.request_class == "online")
-        started = time.perf_counter_ns()
-        result = await compute(CachedSession(source, target.request, target.facts.spec))
-        taken_ns = time.perf_counter_ns() - started
-        counts = self.tally.of(target.model.name, target.version)
-        counts.note_call(size, taken_ns)
-        for item in items:
-            counts.note("compute_infer", taken_ns)
-            counts.note("queue", started - item.since_ns)
-        return result
+    def _hold_result(self, target: Target, request: InferRequest, share: Share, num_bytes: int) -> None:
+        """Hold the bytes of a result; remember them, unless the model is for images, whose results are known before."""
+        if not target.metadata.spec.is_image_model:
+            if len(self._result_bytes) >= _MAX_KNOWN_SIZES:
+                self._result_bytes.clear()
+            self._result_bytes[_result_kind(target, request)] = num_bytes
+        share.keep_result(num_bytes, is_written=False)
 
 
-async def _one_by_one(
-    call: Callable[[Sequence[_Item]], Awaitable[list[Result | Exception]]], items: Sequence[_Item]
-) -> list[Result | Exception]:
-    """Compute requests that do not go together, so that what is wrong with one of them is told to nobody else."""
-    results: list[Result | Exception] = []
-    for item in items:
-        try:
-            results += await call([item])
-        except (InvalidInputError, InferenceError) as exc:
-            results.append(exc)
-    return results
+async def _do_nothing() -> None:
+    """Stand for other replicas if there are none."""
 
 
-def _kind(target: Target, request: InferRequest) -> tuple[Any, ...]:
+def _result_kind(target: Target, request: InferRequest) -> tuple[Any, ...]:
     """Return what the size of a result depends on, as far as anybody knows."""
     return (target.model.name, target.version, *((tensor.name, tensor.array.shape) for tensor in request.inputs))
 
@@ -370,9 +407,3 @@ def _is_for_frames(request: InferRequest) -> bool:
     if not isinstance(value, bool):
         raise InvalidInputError(f"parameter {FRAMES}: {value!r:.40}", "true or false")
     return value
-
-
-def _rows(feeds: dict[str, Array]) -> int | None:
-    """Return the common length of the first axes; None where there is none."""
-    lengths = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
-    return lengths.pop() if len(lengths) == 1 and 0 not in lengths else None

@@ -1,4 +1,4 @@
-"""How much one replica takes: requests at the same time, of one model and altogether, and the sizes of what they bring and ask for."""
+"""The limits of one replica: requests at the same time, of one model and of all; the bytes that they hold; the sizes of frames and tensors."""
 
 from __future__ import annotations
 
@@ -17,59 +17,60 @@ from genai_ray.serve.engine.inference import TensorMetadata
 from genai_ray.types import ModelTask
 
 __all__ = [
-    "COME_AGAIN",
     "LARGE_JSON_BYTES",
+    "RETRY_LATER",
     "Admission",
-    "Room",
+    "ByteBudget",
     "Share",
-    "at_once",
     "bytes_of",
     "check_frame_sizes",
     "check_json_result",
     "check_result",
     "check_tensor_sizes",
     "is_long",
+    "max_frames_together",
     "max_strings",
 ]
 
 Array = npt.NDArray[Any]
 
-COME_AGAIN = "Send it again in a while."
+RETRY_LATER = "Send it again later."
 _SMALLER = "Send fewer or smaller ones."
 
 LARGE_JSON_BYTES = 1 << 16
-"""More bytes than this of what is read and written value by value, such as JSON, are read and written on a thread."""
+"""More bytes than this are read and written on a thread, if each value is converted, as in JSON."""
 _LARGE_BINARY_BYTES = 1 << 22
-"""Numbers as binary data, of more bytes than this, are copied on a thread: less takes no longer than to change to one."""
-_RESULTS = 2
-"""Answers of the largest size that are held at the same time, if nothing is said of it."""
-_BODIES = 4
-"""Bodies of the largest size that are held at the same time, where nothing is said of it."""
-_WHILE_WRITTEN = 3
-"""What a result takes, in its own bytes, until it is written: the arrays, their bytes, the message."""
+"""More bytes than this of plain binary data are copied on a thread: fewer take no longer than the change of thread."""
+_MAX_RESULTS = 2
+"""Responses of the largest size that may be held at the same time, by default."""
+_MAX_BODIES = 4
+"""Bodies of the largest size that may be held at the same time, by default."""
+_COPIES_WHILE_WRITTEN = 3
+"""A result takes this many times its bytes until it is written: the arrays, their bytes, the message."""
 _LENGTH_BYTES = 4
-"""What an element of BYTES takes beside its own bytes, as binary data."""
+"""Each BYTES element has a length before it, in binary data."""
 
 
 class Share:
-    """Bytes that one request holds, of those that all requests in a replica may hold.
+    """The share of one request in the bytes that all requests of a replica may hold.
 
     Args:
-        admission: Of all requests.
+        admission: Counts the bytes of all requests.
     """
 
     def __init__(self, admission: Admission) -> None:
         self.num_bytes = 0
+        """Bytes of the request."""
         self.result_bytes = 0
-        """Of the answer, until it is sent."""
+        """Bytes of the response, until it is sent."""
         self.turn: asyncio.Event | None = None
-        """Set when there is room for the answer before this one in a stream, which is sent first and must not wait for this one's."""
+        """Set when the response before this one in a stream has room: it is sent first, and must not wait for this one."""
         self.has_room = asyncio.Event()
-        """Set when there is room for the answer."""
+        """Set when the response has room."""
         self._admission = admission
 
     def check(self, num_bytes: int) -> None:
-        """Look whether more bytes would fit at this moment, before they come: what has not come is not held for anybody.
+        """Check whether more bytes would fit now, before they come; nothing is held for them yet.
 
         Args:
             num_bytes: How many more.
@@ -80,10 +81,10 @@ class Share:
         admission = self._admission
         if admission.held_bytes + num_bytes > admission.most_bytes:
             held = f"{num_bytes} bytes more beside {admission.held_bytes} of all requests in this replica"
-            raise TooManyRequestsError(held, f"{admission.most_bytes} together", COME_AGAIN)
+            raise TooManyRequestsError(held, f"{admission.most_bytes} together", RETRY_LATER)
 
     def take(self, num_bytes: int) -> None:
-        """Hold more bytes, until the request's place is given back.
+        """Hold more bytes until the request ends.
 
         Args:
             num_bytes: How many more.
@@ -105,17 +106,17 @@ class Share:
         self.num_bytes -= num_bytes
 
     async def wait_for_result(self, num_bytes: int, within_s: float) -> None:
-        """Hold what a result will take, before it is computed; wait while the results of others are not sent.
+        """Hold the bytes of a result before it is computed; wait while the results of other requests are not sent yet.
 
         Args:
-            num_bytes: Bytes of its arrays, as far as they are known.
-            within_s: Most seconds.
+            num_bytes: Expected bytes of its arrays.
+            within_s: Most seconds to wait.
 
         Raises:
             TooManyRequestsError: If there is no room in time.
         """
         admission = self._admission
-        wanted = min(_WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
+        wanted = min(_COPIES_WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
         try:
             async with asyncio.timeout(within_s):
                 if self.turn is not None:
@@ -129,26 +130,24 @@ class Share:
         self.has_room.set()
 
     def keep_result(self, num_bytes: int, *, is_written: bool) -> None:
-        """Hold what a result takes that is there, instead of what was thought before.
+        """Hold the bytes of a result that is there, in place of those expected.
 
         Args:
-            num_bytes: Bytes of its arrays, or of what is sent.
-            is_written: Whether they are what is sent.
+            num_bytes: Bytes of its arrays, or of the written response.
+            is_written: Whether the response is written, so that it takes only its own bytes.
 
         Raises:
-            TooManyRequestsError: If it is more, and there is no room for it; it is to be forgotten then.
+            TooManyRequestsError: If it is larger than expected, and finds no room; the caller must drop it.
         """
         admission = self._admission
-        wanted = min(num_bytes if is_written else _WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
-        if (
-            wanted > self.result_bytes
-            and admission.result_bytes - self.result_bytes + wanted > admission.most_result_bytes
-        ):
+        wanted = min(num_bytes if is_written else _COPIES_WHILE_WRITTEN * num_bytes, admission.most_result_bytes)
+        others = admission.result_bytes - self.result_bytes
+        if wanted > self.result_bytes and others + wanted > admission.most_result_bytes:
             raise admission.no_room(wanted)
         self._hold_result(wanted)
 
     def give_back_result(self) -> None:
-        """Hold nothing of the answer any more: it is sent, or nobody wants it."""
+        """Hold nothing of the response any more: it is sent, or the client has gone."""
         self._hold_result(0)
 
     def _hold_result(self, num_bytes: int) -> None:
@@ -157,114 +156,116 @@ class Share:
         self._admission.freed.set()
 
 
-class Room:
-    """Bytes that requests in a replica may hold together, where a small body becomes many; who finds too few left waits, each in turn.
+class ByteBudget:
+    """Bytes that all requests of a replica may hold for one purpose; a request that finds too few waits for its turn.
 
     Args:
-        most_bytes: How many.
+        max_bytes: The number of bytes.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most, self._held = most_bytes, 0
-        self._turn, self._freed = asyncio.Lock(), asyncio.Event()
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held_bytes = 0
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def hold(self, num_bytes: int) -> AsyncIterator[None]:
-        """Hold bytes for as long as the context lasts.
+        """Hold bytes while the context lasts.
 
         Args:
-            num_bytes: How many; of more than there are, all.
+            num_bytes: The number; all bytes if there are fewer.
 
         Yields:
-            Nothing, once they are there.
+            Nothing, once it holds them.
         """
-        wanted = min(num_bytes, self._most)
+        wanted = min(num_bytes, self._max_bytes)
         async with self._turn:
-            while self._held + wanted > self._most:
+            while self._held_bytes + wanted > self._max_bytes:
                 self._freed.clear()
                 await self._freed.wait()
-            self._held += wanted
+            self._held_bytes += wanted
         try:
             yield
         finally:
-            self._held -= wanted
+            self._held_bytes -= wanted
             self._freed.set()
 
 
 class Admission:
-    """Counts requests and their bytes, from one event loop; what is too much is refused at once.
+    """Counts requests and their bytes, from one event loop, and refuses at once what is too much.
 
     Args:
-        profile: How many there may be.
+        profile: The limits.
     """
 
     def __init__(self, profile: ServeProfile) -> None:
-        self._most = profile.max_waiting
-        self._most_of_one = profile.max_waiting_per_model or max(1, profile.max_waiting * 3 // 4)
-        self.most_bytes = profile.max_bodies_bytes or _BODIES * profile.max_body_bytes
-        """Bytes that all requests may hold."""
+        self._max_requests = profile.max_waiting
+        self._max_per_model = profile.max_waiting_per_model or max(1, profile.max_waiting * 3 // 4)
+        self.most_bytes = profile.max_bodies_bytes or _MAX_BODIES * profile.max_body_bytes
+        """Most bytes of all requests."""
         self.held_bytes = 0
-        """Bytes that they hold."""
-        self.most_result_bytes = profile.max_results_bytes or _RESULTS * profile.max_output_bytes
-        """Bytes that all answers may take."""
+        """Bytes of all requests now."""
+        self.most_result_bytes = profile.max_results_bytes or _MAX_RESULTS * profile.max_output_bytes
+        """Most bytes of all responses."""
         self.result_bytes = 0
-        """Bytes that they take."""
+        """Bytes of all responses now."""
         self.freed = asyncio.Event()
-        """Set when they take fewer."""
-        self._all = 0
+        """Set when responses give bytes back."""
+        self._num_requests = 0
         self._by_model: Counter[str] = Counter()
 
     def no_room(self, num_bytes: int) -> TooManyRequestsError:
-        """Return why an answer finds no room.
+        """Return the error of a response that finds no room.
 
         Args:
-            num_bytes: What it takes.
+            num_bytes: Its bytes.
 
         Returns:
             The error.
         """
         held = f"a result that takes {num_bytes} bytes beside {self.result_bytes} of answers that are not sent yet"
-        return TooManyRequestsError(held, f"{self.most_result_bytes} together in this replica", COME_AGAIN)
+        return TooManyRequestsError(held, f"{self.most_result_bytes} together in this replica", RETRY_LATER)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[Share]:
-        """Let one request in for as long as the context lasts, before it is read.
+        """Admit one request while the context lasts, before its body is read.
 
         Yields:
-            What its bytes are taken from.
+            Its share of the bytes of all requests.
 
         Raises:
-            TooManyRequestsError: If so many are there already.
+            TooManyRequestsError: If the replica has as many requests as it may.
         """
-        if self._all >= self._most:
+        if self._num_requests >= self._max_requests:
             raise TooManyRequestsError(
-                f"{self._all} requests in this replica", f"{self._most} at the same time", COME_AGAIN
+                f"{self._num_requests} requests in this replica", f"{self._max_requests} at the same time", RETRY_LATER
             )
-        self._all += 1
+        self._num_requests += 1
         share = Share(self)
         try:
             yield share
         finally:
-            self._all -= 1
+            self._num_requests -= 1
             self.held_bytes -= share.num_bytes
 
     @contextlib.contextmanager
     def of(self, model: str) -> Iterator[None]:
-        """Count a request that is in, once it is read, as one for its model for as long as the context lasts.
+        """Count an admitted request, once it is read, for its model while the context lasts.
 
         Args:
-            model: Name of the model that it is for.
+            model: Name of the model.
 
         Yields:
             Nothing.
 
         Raises:
-            TooManyRequestsError: If so many of this model are there already.
+            TooManyRequestsError: If the model has as many requests as it may.
         """
         here = self._by_model[model]
-        if here >= self._most_of_one:
+        if here >= self._max_per_model:
             raise TooManyRequestsError(
-                f"{here} requests for {model} in this replica", f"{self._most_of_one} at the same time", COME_AGAIN
+                f"{here} requests for {model} in this replica", f"{self._max_per_model} at the same time", RETRY_LATER
             )
         self._by_model[model] += 1
         try:
@@ -276,11 +277,11 @@ class Admission:
 
 
 def is_long(num_bytes: int, *, is_plain: bool) -> bool:
-    """Tell whether reading or writing data takes so long that it belongs on a thread.
+    """Tell whether data takes so long to read or write that it belongs on a thread.
 
     Args:
         num_bytes: Its bytes.
-        is_plain: Whether they are numbers as binary data, which are copied as they are.
+        is_plain: Whether they are numbers in binary form, which are copied as they are.
 
     Returns:
         Whether it does.
@@ -289,14 +290,14 @@ def is_long(num_bytes: int, *, is_plain: bool) -> bool:
 
 
 def max_strings(inputs: Sequence[TensorMetadata], profile: ServeProfile) -> int:
-    """Return how many elements of BYTES a request may have as binary data: their lengths alone may take what JSON may.
+    """Return how many BYTES elements a request may have as binary data: their lengths alone may take as many bytes as JSON.
 
     Args:
-        inputs: Of the model.
-        profile: What is allowed.
+        inputs: Inputs of the model.
+        profile: The limits.
 
     Returns:
-        The number; 0 where the model takes none.
+        The number; 0 if the model has no such input.
     """
     return profile.max_json_bytes // _LENGTH_BYTES if any(fact.datatype == "BYTES" for fact in inputs) else 0
 
@@ -307,10 +308,10 @@ def check_frame_sizes(frames: Array, scale: int, profile: ServeProfile) -> None:
     Args:
         frames: (N, H, W, 3).
         scale: Factor of the model, along height and along width.
-        profile: What is allowed.
+        profile: The limits.
 
     Raises:
-        InvalidInputError: If they are.
+        InvalidInputError: If a frame has too many pixels, or their result too many bytes.
     """
     height, width = frames.shape[1:3]
     if height * width > profile.max_frame_pixels:
@@ -326,13 +327,13 @@ def check_frame_sizes(frames: Array, scale: int, profile: ServeProfile) -> None:
         )
 
 
-def at_once(frames: Array, scale: int, profile: ServeProfile) -> int:
-    """Return how many frames may go to a session in one call: merged requests get no more bytes back than one may.
+def max_frames_together(frames: Array, scale: int, profile: ServeProfile) -> int:
+    """Return how many frames may go to a session in one call, so that their result is not larger than one request's may be.
 
     Args:
         frames: (N, H, W, 3); others of their size and dtype go with them.
         scale: Factor of the model, along height and along width.
-        profile: What is allowed.
+        profile: The limits.
 
     Returns:
         The number, at least 1.
@@ -346,11 +347,11 @@ def check_tensor_sizes(feeds: Mapping[str, Array], spec: ModelSpec, profile: Ser
 
     Args:
         feeds: The model's inputs by name.
-        spec: The model; of one that is not for images nothing is known before.
-        profile: What is allowed.
+        spec: The model; the result of one that is not for images has an unknown size.
+        profile: The limits.
 
     Raises:
-        InvalidInputError: If it would.
+        InvalidInputError: If the result would be too large.
     """
     size = max((array.nbytes for array in feeds.values()), default=0) * spec.scale**2
     if spec.is_image_model and spec.task is not ModelTask.BACKGROUND_REMOVAL and size > profile.max_output_bytes:
@@ -358,10 +359,10 @@ def check_tensor_sizes(feeds: Mapping[str, Array], spec: ModelSpec, profile: Ser
 
 
 def bytes_of(array: Array) -> int:
-    """Return the bytes of a tensor as binary data.
+    """Return the size of a tensor as binary data.
 
     Args:
-        array: The tensor; one of objects is of BYTES.
+        array: The tensor; an object array holds BYTES.
 
     Returns:
         The number.
@@ -370,14 +371,14 @@ def bytes_of(array: Array) -> int:
 
 
 def check_json_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
-    """Refuse a result that is too large to be written value by value, which takes many times its bytes.
+    """Refuse a result that is too large for JSON, which takes many times its bytes.
 
     Args:
-        arrays: The outputs that are not binary.
-        profile: What is allowed.
+        arrays: The outputs that go out as JSON.
+        profile: The limits.
 
     Raises:
-        InvalidInputError: If it is.
+        InvalidInputError: If it is too large.
     """
     size = sum(map(bytes_of, arrays))
     if size > profile.max_json_bytes:
@@ -389,14 +390,14 @@ def check_json_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
 
 
 def check_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
-    """Refuse a result that is too large to be sent: of a model's own tensors nobody knows before.
+    """Refuse a result that is too large to be sent; the size of a model's own tensors is not known before.
 
     Args:
         arrays: The outputs.
-        profile: What is allowed.
+        profile: The limits.
 
     Raises:
-        InvalidInputError: If it is.
+        InvalidInputError: If it is too large.
     """
     size = sum(map(bytes_of, arrays))
     if size > profile.max_output_bytes:

@@ -1,32 +1,51 @@
-"""What the endpoint knows of a model before it is loaded: its tensors in the protocol's words, and the check of a request against them."""
+"""What the endpoint knows of a model before it is loaded: its tensors, read once per state of its file; and the check of a request."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.errors import ConfigError, InvalidInputError, ModelLoadError
+from genai_ray.cluster import SessionRequest
+from genai_ray.errors import ConfigError, InvalidInputError, ModelLoadError, ResourceExhaustedError, VideoError
 from genai_ray.graph import GraphTensor
-from genai_ray.inspection import find_model, read_tensors
+from genai_ray.inspection import find_model, forget_failures, read_tensors
 from genai_ray.serve.engine.inference import DATATYPES, InferRequest, Tensor, TensorMetadata, datatype_of
+from genai_ray.serve.engine.limits import RETRY_LATER
+from genai_ray.serve.engine.repository import ServedModel
 from genai_ray.types import ModelTask, check_frames
 
-__all__ = ["FRAMES", "ModelMetadata", "check_feeds", "check_frame_request", "read_metadata", "to_outputs"]
+__all__ = [
+    "FRAMES",
+    "OUTPUT",
+    "ModelMetadata",
+    "ModelMetadataCache",
+    "Target",
+    "check_feeds",
+    "check_frame_request",
+    "read_metadata",
+    "to_outputs",
+]
 
 Array = npt.NDArray[Any]
 
 FRAMES = "frames"
-"""Parameter of a request that gives and takes frames instead of the model's own tensors; also the name of that input."""
+"""Parameter of a request that sends and gets frames instead of the model's own tensors; also the name of that input."""
 
 OUTPUT = "output"
-"""Name of what comes back for frames."""
+"""Name of the output of a request for frames."""
 
-_WORDS = {
+BROKEN_FOR_S = 60.0
+"""A file that could not be read as a model is not read again for this long, unless it changes."""
+
+_DATATYPES = {
     "FLOAT": "FP32",
     "DOUBLE": "FP64",
     "FLOAT16": "FP16",
@@ -34,7 +53,8 @@ _WORDS = {
     "STRING": "BYTES",
     **{name: name for name in ("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")},
 }
-_NAMED, _LETTERS = 8, 40
+_MAX_NAMES = 8
+_MAX_NAME_LETTERS = 40
 _FRAME_TYPES = ("UINT8", "UINT16", "FP32")
 _RESERVED = {
     FRAMES,
@@ -50,10 +70,10 @@ _RESERVED = {
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """One version of a model."""
+    """What the file of one version of a model says."""
 
     spec: ModelSpec
-    """Its spec, found by inspection where nobody wrote it."""
+    """Its spec, found by inspection if nobody wrote one."""
     inputs: tuple[TensorMetadata, ...]
     """Inputs of its graph."""
     outputs: tuple[TensorMetadata, ...]
@@ -63,8 +83,27 @@ class ModelMetadata:
     def has_free_first_axis(self) -> bool:
         """Whether the first axis of every input and output is free, so that it can be a batch."""
         return all(
-            facts.is_rank_known and facts.shape and facts.shape[0] == -1 for facts in (*self.inputs, *self.outputs)
+            tensor.is_rank_known and tensor.shape and tensor.shape[0] == -1 for tensor in (*self.inputs, *self.outputs)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The version of a model that a request is for."""
+
+    model: ServedModel
+    """The model."""
+    version: str
+    """The version, never empty."""
+    source: str
+    """What the cache is asked for."""
+    metadata: ModelMetadata
+    """What its file says."""
+
+    @property
+    def request(self) -> SessionRequest:
+        """Which session computes it."""
+        return replace(self.model.request(self.version), model=self.metadata.spec.model_id)
 
 
 def read_metadata(model: str) -> ModelMetadata:
@@ -74,70 +113,176 @@ def read_metadata(model: str) -> ModelMetadata:
         model: Id of the catalog, or the path of a file.
 
     Returns:
-        The facts.
+        The metadata.
 
     Raises:
         ModelNotFoundError: If the file is not there.
-        ModelLoadError: If it or its spec is wrong, it has inputs that the protocol has no word for, or no output that it has one for.
+        ModelLoadError: If the file or its spec is wrong, or an input, or every output, has a type that the protocol lacks.
     """
     try:
         spec, path = find_model(model)
         inputs, outputs = read_tensors(spec, path)
-    except ConfigError as exc:  # not the fault of whoever asks
+    except ConfigError as exc:  # the fault of the file, not of the request
         raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
     except OSError as exc:
         raise ModelLoadError(f"{model} cannot be read: {exc.strerror}") from exc
-    tensors = [
-        tensor for tensor in outputs if tensor.element in _WORDS
-    ] or outputs  # sequences and maps stay with the model
-    return ModelMetadata(
-        spec, tuple(_to_facts(tensor) for tensor in inputs), tuple(_to_facts(tensor) for tensor in tensors)
-    )
+    # Sequences and maps are not offered, unless there is nothing else: then the first of them is the error.
+    tensors = [tensor for tensor in outputs if tensor.element in _DATATYPES] or outputs
+    return ModelMetadata(spec, tuple(map(_to_metadata, inputs)), tuple(map(_to_metadata, tensors)))
 
 
-def check_feeds(request: InferRequest, facts: ModelMetadata) -> dict[str, Array]:
-    """Hold a request for the model's own tensors against the model.
+class _Broken(NamedTuple):
+    """A file that could not be read as a model."""
+
+    stamp: str
+    """State of the file at that time."""
+    why: tuple[str, str, str]
+    """The fields of the error; the error itself would keep, by its traceback, what was read."""
+    until_s: float
+    """When this is forgotten, on the monotonic clock."""
+
+
+class ModelMetadataCache:
+    """Reads each state of a file once, for all requests that ask; used from one event loop.
 
     Args:
-        request: What came.
-        facts: The model.
+        call: Calls a function on a thread.
+        on_read: Called on that thread with the source and the metadata of each state of a file that is read.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Callable[[str], ModelMetadata], str], Awaitable[ModelMetadata]],
+        on_read: Callable[[str, ModelMetadata], object] | None = None,
+    ) -> None:
+        self._call = call
+        self._on_read = on_read
+        self._known: dict[tuple[str, str], ModelMetadata] = {}
+        self._reading: dict[tuple[str, str], asyncio.Task[ModelMetadata]] = {}
+        self._broken: dict[str, _Broken] = {}
+
+    async def get(self, source: str, stamp: str, within_s: float) -> ModelMetadata:
+        """Return what a file says; it may have to be fetched and read.
+
+        Args:
+            source: Id of the catalog, path or URI.
+            stamp: Changes whenever the file does.
+            within_s: Most seconds to wait.
+
+        Returns:
+            The metadata.
+
+        Raises:
+            ModelLoadError: If the file is corrupt; that is remembered for a minute, or until the file changes.
+            ResourceExhaustedError: If the file was not read in time.
+        """
+        key = source, stamp
+        if key in self._known:
+            return self._known[key]
+        broken = self._broken.get(source)
+        if broken is not None and broken.stamp == stamp and broken.until_s > time.monotonic():
+            raise ModelLoadError(*broken.why)
+        task = self._reading.get(key)
+        if task is None:
+            task = self._reading[key] = asyncio.ensure_future(self._call(self._read, source))
+            task.add_done_callback(functools.partial(self._note_result, key))
+        done, _ = await asyncio.wait([task], timeout=within_s)
+        if not done:
+            name = source.rpartition("/")[2]
+            raise ResourceExhaustedError(f"{name} was not read within {within_s:g} s", do=RETRY_LATER)
+        return task.result()
+
+    def broken(self) -> dict[str, str]:
+        """Return the files that could not be read as models.
+
+        Returns:
+            Error texts by source.
+        """
+        return {source: str(ModelLoadError(*found.why)) for source, found in self._still_broken().items()}
+
+    def keep_broken(self, stamps: Mapping[str, str | None]) -> None:
+        """Forget broken files that have changed or are gone.
+
+        Args:
+            stamps: Present stamps by source; None for a file whose state is unknown.
+        """
+        self._broken = {
+            source: found
+            for source, found in self._broken.items()
+            if source in stamps and stamps[source] in (None, found.stamp)
+        }
+
+    def forget_broken(self) -> None:
+        """Forget all broken files: the next request reads them again."""
+        self._broken.clear()
+        forget_failures()
+
+    def _still_broken(self) -> dict[str, _Broken]:
+        return {source: found for source, found in self._broken.items() if found.until_s > time.monotonic()}
+
+    def _read(self, source: str) -> ModelMetadata:
+        metadata = read_metadata(source)
+        if self._on_read is not None:
+            self._on_read(source, metadata)
+        return metadata
+
+    def _note_result(self, key: tuple[str, str], task: asyncio.Task[ModelMetadata]) -> None:
+        del self._reading[key]
+        if task.cancelled():
+            return
+        source, stamp = key
+        error = task.exception()
+        if isinstance(error, ModelLoadError) and not isinstance(
+            error.__cause__, VideoError
+        ):  # a store's failure passes
+            why = (error.got, error.allowed, error.do)
+            self._broken = self._still_broken() | {source: _Broken(stamp, why, time.monotonic() + BROKEN_FOR_S)}
+        elif error is None:
+            self._broken.pop(source, None)
+            others = {other: metadata for other, metadata in self._known.items() if other[0] != source}
+            self._known = others | {key: task.result()}
+
+
+def check_feeds(request: InferRequest, metadata: ModelMetadata) -> dict[str, Array]:
+    """Check a request for the model's own tensors against the model.
+
+    Args:
+        request: The request.
+        metadata: Of the model.
 
     Returns:
         Arrays by name, as ``InferenceSession.run`` takes them.
 
     Raises:
-        InvalidInputError: If an input is missing, unknown, or of a wrong datatype or shape, or an output is unknown.
+        InvalidInputError: If an input is missing, unknown, or has a wrong datatype or shape, or an output is unknown.
     """
-    _check_outputs(request, [output.name for output in facts.outputs])
-    wanted = {tensor.name: tensor for tensor in facts.inputs}
+    _check_outputs(request, [output.name for output in metadata.outputs])
+    wanted = {tensor.name: tensor for tensor in metadata.inputs}
     unknown = [tensor.name for tensor in request.inputs if tensor.name not in wanted]
     missing = sorted(set(wanted) - {tensor.name for tensor in request.inputs})
     if unknown or missing:
-        words = f"unexpected inputs {_some(unknown)}, missing inputs {_some(missing)}"
+        words = f"unexpected inputs {_list_some(unknown)}, missing inputs {_list_some(missing)}"
         raise InvalidInputError(words, f"exactly {sorted(wanted)}")
     feeds = {}
     for tensor in request.inputs:
-        fact = wanted[tensor.name]
-        if tensor.datatype != fact.datatype:
-            raise InvalidInputError(f"input {tensor.name!r} of datatype {tensor.datatype}", fact.datatype)
-        shape = tensor.array.shape
-        if fact.is_rank_known and (
-            len(shape) != len(fact.shape) or not all(b in (-1, a) for a, b in zip(shape, fact.shape, strict=True))
-        ):
+        known = wanted[tensor.name]
+        if tensor.datatype != known.datatype:
+            raise InvalidInputError(f"input {tensor.name!r} of datatype {tensor.datatype}", known.datatype)
+        if known.is_rank_known and not _fits(tensor.array.shape, known.shape):
             raise InvalidInputError(
-                f"unexpected shape for input {tensor.name!r}: {list(shape)}",
-                f"{list(fact.shape)}, where -1 is any size",
+                f"unexpected shape for input {tensor.name!r}: {list(tensor.array.shape)}",
+                f"{list(known.shape)}, where -1 is any size",
             )
         feeds[tensor.name] = _to_text(tensor) if tensor.datatype == "BYTES" else tensor.array
     return feeds
 
 
-def check_frame_request(request: InferRequest, facts: ModelMetadata) -> tuple[Array, dict[str, float]]:
-    """Hold a request for frames against the frame contract and the model's extra inputs.
+def check_frame_request(request: InferRequest, metadata: ModelMetadata) -> tuple[Array, dict[str, float]]:
+    """Check a request for frames against the frame contract and the model's extra inputs.
 
     Args:
-        request: What came, with the parameter ``frames``.
-        facts: The model.
+        request: The request, with the parameter ``frames``.
+        metadata: Of the model.
 
     Returns:
         (frames (N, H, W, 3), extra inputs by name).
@@ -145,11 +290,11 @@ def check_frame_request(request: InferRequest, facts: ModelMetadata) -> tuple[Ar
     Raises:
         InvalidInputError: If the model takes no frames, or frames or parameters are wrong.
     """
-    spec = facts.spec
+    spec = metadata.spec
     if not spec.is_image_model:
         raise InvalidInputError(
             f"frames for {spec.model_id}, which is not an image model",
-            f"its own inputs, {[fact.name for fact in facts.inputs]}",
+            f"its own inputs, {[tensor.name for tensor in metadata.inputs]}",
         )
     _check_outputs(request, [OUTPUT])
     if len(request.inputs) != 1 or request.inputs[0].datatype not in _FRAME_TYPES:
@@ -178,45 +323,52 @@ def check_frame_request(request: InferRequest, facts: ModelMetadata) -> tuple[Ar
     return frames, params
 
 
-def to_outputs(arrays: dict[str, Array], facts: Sequence[TensorMetadata], request: InferRequest) -> tuple[Tensor, ...]:
-    """Give what was computed the protocol's form.
+def to_outputs(
+    arrays: dict[str, Array], tensors: Sequence[TensorMetadata], request: InferRequest
+) -> tuple[Tensor, ...]:
+    """Turn results into the outputs of a response.
 
     Args:
-        arrays: Outputs by name.
-        facts: What the model says of them; none for frames, whose datatype is that of what came.
-        request: Which of them were asked for.
+        arrays: Results by name.
+        tensors: Outputs of the model; none for frames, whose datatype is that of the request.
+        request: Which results it asks for.
 
     Returns:
-        The tensors, in the order in which they were asked for.
+        The outputs, in the order of the request.
     """
-    words = {fact.name: fact.datatype for fact in facts}
+    datatypes = {tensor.name: tensor.datatype for tensor in tensors}
     names = list(arrays) if request.outputs is None else [output.name for output in request.outputs]
-    return tuple(Tensor(name, words.get(name) or datatype_of(arrays[name]), arrays[name]) for name in names)
+    return tuple(Tensor(name, datatypes.get(name) or datatype_of(arrays[name]), arrays[name]) for name in names)
 
 
-def _check_outputs(request: InferRequest, there: list[str]) -> None:
-    unknown = [output.name for output in request.outputs or () if output.name not in there]
+def _check_outputs(request: InferRequest, known: list[str]) -> None:
+    unknown = [output.name for output in request.outputs or () if output.name not in known]
     if unknown:
-        raise InvalidInputError(f"unexpected outputs {_some(unknown)}", f"{there}")
+        raise InvalidInputError(f"unexpected outputs {_list_some(unknown)}", f"{known}")
 
 
-def _some(names: list[str]) -> str:
-    """Return names for an error, but not a thousand, nor long ones."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{[name[:_LETTERS] for name in names[:_NAMED]] or 'none'}{more}"
+def _fits(shape: tuple[int, ...], known: tuple[int, ...]) -> bool:
+    return len(shape) == len(known) and all(wanted in (-1, size) for size, wanted in zip(shape, known, strict=True))
 
 
-def _to_facts(tensor: GraphTensor) -> TensorMetadata:
-    word = _WORDS.get(tensor.element)
-    if word is None:
+def _list_some(names: list[str]) -> str:
+    """Return names for an error text; a client may have sent a thousand, and long ones."""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{[name[:_MAX_NAME_LETTERS] for name in names[:_MAX_NAMES]] or 'none'}{more}"
+
+
+def _to_metadata(tensor: GraphTensor) -> TensorMetadata:
+    datatype = _DATATYPES.get(tensor.element)
+    if datatype is None:
         raise ModelLoadError(
             f"{tensor.name!r} is of type {tensor.element or 'sequence or map'}", f"tensors of {', '.join(DATATYPES)}"
         )
-    return TensorMetadata(tensor.name, word, (-1,) if tensor.shape is None else tensor.shape, tensor.shape is not None)
+    is_rank_known = tensor.shape is not None
+    return TensorMetadata(tensor.name, datatype, (-1,) if tensor.shape is None else tensor.shape, is_rank_known)
 
 
 def _to_text(tensor: Tensor) -> Array:
-    """ONNX Runtime's strings are text."""
+    """Decode strings: ONNX Runtime takes only text."""
     array = np.empty(tensor.array.size, object)
     try:
         array[:] = [item.decode() for item in tensor.array.reshape(-1).tolist()]

@@ -103,7 +103,7 @@ class Middleware:
             else:
                 await self._app(scope, receive, watched)
         finally:
-            self._engine.tally.note_response("http", str(seen["status"]))
+            self._engine.statistics.note_response("http", str(seen["status"]))
             if self._log is not None:
                 self._log.write(
                     {

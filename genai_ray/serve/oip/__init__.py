@@ -2,8 +2,10 @@
 
 In the order of a request:
 
-* ``rest``: the HTTP routes of the protocol. ``grpc``: the gRPC methods; ``grpc_health``: health and reflection; ``messages``: the protobuf messages.
-* ``requests``: JSON and binary bodies to requests, and responses back. ``tensors``: numpy as JSON, as bytes and as lists.
+* ``rest``: the HTTP routes of the protocol. ``requests``: JSON and binary bodies to requests, and responses back.
+* ``grpc``: the gRPC methods. ``messages``: protobuf messages to requests, and responses back; ``inference.proto`` defines the messages.
+* ``grpc_health``: who may call over gRPC, health and reflection.
+* ``tensors``: numpy arrays as JSON, as bytes and as lists of gRPC.
 * ``metadata``: what the server says of itself, its models and its statistics. ``schemas``: the JSON Schemas of all bodies.
 """
 

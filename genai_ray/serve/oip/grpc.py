@@ -134,7 +134,7 @@ def _method(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, byt
         except (DecodeError, GenAIRayError) as exc:
             self.refuse(grpc_context, *_status_and_text(exc))
             return Reply(b"")
-        self.engine.tally.note_response("grpc", "OK")
+        self.engine.statistics.note_response("grpc", "OK")
         if isinstance(content, dict):
             content = json_format.ParseDict(content, response_class(), ignore_unknown_fields=True).SerializeToString()
         return Reply(content)
@@ -294,7 +294,7 @@ class InferenceServicer(HealthServicer):
             answer = await self._infer(data, request, place)
         except (DecodeError, GenAIRayError) as exc:
             code, text = _status_and_text(exc)
-            self.engine.tally.note_response("grpc", code.name)
+            self.engine.statistics.note_response("grpc", code.name)
             refusal = message_class("ModelStreamInferResponse")(
                 error_message=f"[{code.name}] {text}", infer_response={"id": request.id}
             )
@@ -302,7 +302,7 @@ class InferenceServicer(HealthServicer):
             return Reply(refusal.SerializeToString())
         finally:
             place.has_room.set()  # the next request waits for it
-        self.engine.tally.note_response("grpc", "OK")
+        self.engine.statistics.note_response("grpc", "OK")
         return Reply(answer)
 
     async def _infer(self, data: bytes, request: Any, in_stream: _InStream | None = None) -> bytes:
@@ -327,7 +327,7 @@ class InferenceServicer(HealthServicer):
             is_large = typed_bytes > LARGE_JSON_BYTES or is_long(len(data), is_plain=True)
             await self._run(is_large, functools.partial(request.ParseFromString, data))
             target = await self.engine.find(request.model_name, request.model_version)
-            strings = max_strings(target.facts.inputs, profile)
+            strings = max_strings(target.metadata.inputs, profile)
             is_large = is_large or is_long(len(data), is_plain=not strings)
             asked = await self._run(is_large, functools.partial(read_request, request, max_strings=strings))
             response = await self.engine.infer(target, asked, share)

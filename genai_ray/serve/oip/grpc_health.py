@@ -90,7 +90,7 @@ class HealthServicer:
             code: The status.
             text: Why.
         """
-        self.engine.tally.note_response("grpc", code.name)
+        self.engine.statistics.note_response("grpc", code.name)
         # A trailer carries the text, percent-encoded; clients take 8 KiB of trailers by default.
         while len(quote(text)) > _MAX_DETAILS_BYTES:
             text = text[: len(text) * 3 // 4]

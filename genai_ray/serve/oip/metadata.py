@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from genai_ray.errors import ModelLoadError
-from genai_ray.serve.engine.engine import FRAMES_TOGETHER, Target
+from genai_ray.serve.engine.batching import FRAMES_TOGETHER
 from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.inference import TensorMetadata
+from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.engine.repository import Repository, ServedModel, key_of_entry
 from genai_ray.serve.engine.statistics import ModelCounts, Statistics
 
@@ -50,7 +51,7 @@ def describe_model(target: Target) -> dict[str, Any]:
     Returns:
         Fit for JSON.
     """
-    facts, spec = target.facts, target.facts.spec
+    facts, spec = target.metadata, target.metadata.spec
     properties = {"task": spec.task.value, "description": spec.description}
     if spec.is_image_model:
         properties |= {"frames": "UINT8, UINT16 or FP32 [N,H,W,3]", "scale": str(spec.scale)}
@@ -84,8 +85,8 @@ def describe_config(target: Target) -> dict[str, Any]:
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
         "max_batch_size": 0,
-        "input": [_config_tensor(fact) for fact in target.facts.inputs],
-        "output": [_config_tensor(fact) for fact in target.facts.outputs],
+        "input": [_config_tensor(fact) for fact in target.metadata.inputs],
+        "output": [_config_tensor(fact) for fact in target.metadata.outputs],
         "dynamic_batching": {"max_queue_delay_microseconds": round(serving.batch_wait_timeout_s * 1e6)},
         "parameters": {
             name: {"string_value": str(value)}

@@ -32,9 +32,10 @@ from genai_ray.errors import (
     ResourceExhaustedError,
     TooManyRequestsError,
 )
-from genai_ray.serve.engine.engine import Engine, Target
+from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.limits import LARGE_JSON_BYTES, Share, bytes_of, check_json_result, is_long, max_strings
+from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.http.bodies import hold_place, read_body
 from genai_ray.serve.http.metrics import CONTENT_TYPE, write_metrics
 from genai_ray.serve.http.openapi import describe_api
@@ -345,10 +346,10 @@ class _Api:
         header = request.headers.get(HEADER_LENGTH)
         json_bytes, strings = (
             parse_header_length(header, len(body)),
-            max_strings(target.facts.inputs, self._engine.profile),
+            max_strings(target.metadata.inputs, self._engine.profile),
         )
         self._check_json(json_bytes)
-        decode = functools.partial(decode_request, body, header, target.facts.inputs, max_strings=strings)
+        decode = functools.partial(decode_request, body, header, target.metadata.inputs, max_strings=strings)
         asked = (
             await self._engine.call(decode)
             if json_bytes > LARGE_JSON_BYTES or is_long(len(body), is_plain=not strings)

@@ -17,11 +17,11 @@ from starlette.responses import JSONResponse, Response
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InvalidInputError
-from genai_ray.serve.engine.engine import Engine, Target
+from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.inference import InferRequest, Tensor, datatype_of
-from genai_ray.serve.engine.limits import Room, Share
-from genai_ray.serve.engine.model_metadata import FRAMES
+from genai_ray.serve.engine.limits import ByteBudget, Share
+from genai_ray.serve.engine.model_metadata import FRAMES, Target
 from genai_ray.serve.engine.repository import ServedModel
 from genai_ray.serve.http.bodies import Query, hold_place, read_file
 from genai_ray.serve.http.routes import BINARY, JSON, Operation, Schema, ref
@@ -142,7 +142,7 @@ class _Api:
 
     def __init__(self, engine: Engine) -> None:
         self._engine, profile = engine, engine.profile
-        self._room = Room(_MOST_BYTES_A_PIXEL * profile.people.max_image_pixels + profile.max_output_bytes)
+        self._room = ByteBudget(_MOST_BYTES_A_PIXEL * profile.people.max_image_pixels + profile.max_output_bytes)
         """As much as the largest picture takes, and its result."""
 
     async def models(self, request: Request) -> Response:
@@ -165,7 +165,7 @@ class _Api:
         )
         body, _ = await read_file(request, profile.max_body_bytes, share)
         target = await engine.find(name)
-        spec = target.facts.spec
+        spec = target.metadata.spec
         _check_task(spec)
         max_pixels, within_s = profile.people.max_image_pixels, profile.request_timeout_s
         deadline = asyncio.get_running_loop().time() + within_s
@@ -226,7 +226,7 @@ class _Api:
 
     async def _describe(self, model: ServedModel) -> dict[str, Any]:
         try:
-            spec = (await self._engine.find(model.name, within_s=_LISTED_WITHIN_S)).facts.spec
+            spec = (await self._engine.find(model.name, within_s=_LISTED_WITHIN_S)).metadata.spec
         except GenAIRayError as exc:
             return {"name": model.name, "error": without_folders(exc)}
         return {

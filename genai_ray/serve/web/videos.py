@@ -27,7 +27,8 @@ from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.errors import ConfigError, DeadlineExceededError, GenAIRayError, InvalidInputError, VideoError
 from genai_ray.files import is_of_this_machine, open_below
-from genai_ray.serve.engine.engine import Engine, Target
+from genai_ray.serve.engine.engine import Engine
+from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.http.bodies import Query, hold_place, on_disk, save_file
 from genai_ray.serve.http.routes import BINARY, JSON, Operation, Schema, ref
 from genai_ray.serve.web.pictures import FILE, PARAMS

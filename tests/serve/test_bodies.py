@@ -18,13 +18,13 @@ from PIL import Image
 from genai_ray import errors
 from genai_ray.catalog import ServeProfile
 from genai_ray.inspection import find_model
+from genai_ray.serve.deployment.app import build_app, list_operations
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.model_metadata import FRAMES, OUTPUT
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.http import bodies
 from genai_ray.serve.oip.grpc import InferenceServicer, _InStream
 from genai_ray.serve.oip.messages import count_typed_bytes, message_class
-from genai_ray.serve.oip.rest import build_app, list_operations
 from tests.serve.models import identity
 from tests.serve.test_images import saved
 

@@ -8,10 +8,10 @@ import jsonschema
 import pytest
 
 from genai_ray.catalog import ServeProfile
+from genai_ray.serve.deployment.app import SCHEMAS, list_operations
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.repository import Repository
-from genai_ray.serve.http.openapi import describe_api
-from genai_ray.serve.oip.rest import list_operations
+from genai_ray.serve.http.routes import describe_api
 from tests.serve.contract import document_of
 from tests.serve.test_http import GOOD, post, send
 
@@ -68,7 +68,7 @@ def test_a_table_with_a_token_says_so(tmp_path):
         async def none():
             raise NotImplementedError
 
-        return describe_api(list_operations(Engine(profile, None, Repository(None, ())), none), "1", profile)
+        return describe_api(list_operations(Engine(profile, None, Repository(None, ())), none), SCHEMAS, "1", profile)
 
     told = described(token_sha256="0" * 64, max_body_bytes=1234)
     closed = {

@@ -30,13 +30,13 @@ from starlette.requests import Request
 from genai_ray import EnhanceOptions, InferenceSession, ModelCache, enhance_videos
 from genai_ray.catalog import PeopleServing, ServeProfile
 from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.serve.deployment.app import build_app, list_operations
 from genai_ray.serve.deployment.ports import find_free_ports
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.http.bodies import on_disk, save_file
-from genai_ray.serve.oip.rest import build_app, list_operations
-from genai_ray.serve.web.operations import resume_videos
-from genai_ray.serve.web.videos import VideoDesk, check_uri
+from genai_ray.serve.web.video_jobs import VideoDesk, resume_videos
+from genai_ray.serve.web.videos import check_uri
 from genai_ray.video import encode_png16
 from tests.processes import DEADLINE_S, descendants, is_alive, kill, title, wait_until
 from tests.serve.conftest import serve
@@ -73,7 +73,7 @@ def application(folder, repository=None, limits=(), **people):
     thread = threading.Thread(target=functools.partial(asyncio.run, server.serve()))
     thread.start()
     wait_until(lambda: server.started)
-    desk = VideoDesk(folder, profile.people)
+    desk = VideoDesk(profile.people)
     try:
         yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, desk=desk, profile=profile, engine=engine)
     finally:
@@ -220,8 +220,8 @@ PICTURE = saved(Image.fromarray(PIXELS))
         ("model=websr-x2-s&params=sigma=nan", PICTURE, 400, "NAME=NUMBER"),
         ("model=websr-x2-s&params=sigma=1", PICTURE, 400, "'sigma' for websr-x2-s"),
         ("model=ffdnet&params=sigma=7", PICTURE, 400, "a number from 0"),
-        ("model=websr-x2-s&format=gif", PICTURE, 400, "format 'gif'"),
-        ("model=websr-x2-s&format=jpeg&quality=high", PICTURE, 400, "a whole number"),
+        ("model=websr-x2-s&format=gif", PICTURE, 400, "format='gif'; allowed: 'png', 'jpeg' or 'webp'"),
+        ("model=websr-x2-s&format=jpeg&quality=high", PICTURE, 400, "a valid integer"),
         ("model=websr-x2-s&quality=50", PICTURE, 400, "quality for png"),
         ("model=rife", PICTURE, 400, "rife (interpolation) for one picture"),
         ("model=../../etc/passwd", PICTURE, 404, "no model"),
@@ -421,7 +421,7 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
         ("model=websr-x2-s", b"ffconcat version 1.0\nfile /etc/hostname\n", 400, "no video that is taken here"),
         ("model=websr-x2-s", b"", 400, "an empty body"),
         ("model=websr-x2-s", bytes(3_000_001), 413, "3000001 bytes; allowed: 3000000"),
-        ("model=websr-x2-s&format=exe", b"x", 400, "format 'exe'; allowed: mp4, mkv, mov, webm"),
+        ("model=websr-x2-s&format=exe", b"x", 400, "format='exe'; allowed: 'mp4', 'mkv', 'mov' or 'webm'"),
         ("model=websr-x2-z", b"x", 404, "no model 'websr-x2-z'"),
         ("model=websr-x2-s&params=sigma=1", b"x", 400, "param 'sigma'"),
         ("", b"x", 400, "a query without model"),

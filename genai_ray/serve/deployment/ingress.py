@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from genai_ray.catalog import ServeProfile, load_serve_profile
 from genai_ray.cluster import ModelCache
 from genai_ray.errors import CacheClosedError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
+from genai_ray.serve.deployment.app import build_app, list_operations
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.limits import RETRY_LATER
 from genai_ray.serve.engine.preload import Preload
@@ -28,8 +29,7 @@ from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.http.middleware import Middleware
 from genai_ray.serve.http.routes import open_paths
 from genai_ray.serve.oip.grpc import InferenceServicer
-from genai_ray.serve.oip.rest import build_app, list_operations
-from genai_ray.serve.web.operations import resume_videos
+from genai_ray.serve.web.video_jobs import resume_videos
 
 _log = logging.getLogger(__name__)
 

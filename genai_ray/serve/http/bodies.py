@@ -1,16 +1,14 @@
-"""What requests carry: queries of which nothing is ignored, bodies, and files, raw or as a form; never larger than is allowed."""
+"""Bodies of requests and the files that they carry, raw or as a form, within the limits of size and time."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
-import math
 import zlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ray.exceptions import RayTaskError
 from starlette.datastructures import UploadFile
@@ -22,7 +20,7 @@ from genai_ray.errors import DeadlineExceededError, InvalidInputError, TooManyRe
 from genai_ray.serve.engine.limits import Admission, Share
 from genai_ray.serve.http.sending import UNTIL_SENT
 
-__all__ = ["Query", "hold_place", "on_disk", "read_body", "read_file", "save_file"]
+__all__ = ["hold_place", "on_disk", "read_body", "read_file", "save_file"]
 
 _TOO_LARGE, _UNSUPPORTED, _FULL = 413, 415, 507
 _WRITE_BYTES = 4 * 1024**2
@@ -34,110 +32,6 @@ _LEAST_BYTES = 240_000
 _MAX_FIELDS = 16
 _UNPACK_BYTES = 4 * 1024**2
 """What is unpacked before it is asked for whether there is room for more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The query of a request, of which every name is known."""
-
-    values: dict[str, list[str]]
-    """Values by name, in the order in which they came."""
-
-    @staticmethod
-    def of(request: Request, *, once: Collection[str], often: Collection[str] = ()) -> Query:
-        """Read a query.
-
-        Args:
-            request: The request.
-            once: Names that may come once.
-            often: Names that may come several times.
-
-        Returns:
-            The query.
-
-        Raises:
-            InvalidInputError: If a name is not known, or comes too often.
-        """
-        values: dict[str, list[str]] = {}
-        for name, value in request.query_params.multi_items():
-            if name not in once and name not in often:
-                raise InvalidInputError(f"{name[:40]!r} in the query", ", ".join(sorted({*once, *often})))
-            if name in once and name in values:
-                raise InvalidInputError(f"{name!r} twice in the query", "once")
-            values.setdefault(name, []).append(value)
-        return Query(values)
-
-    def text(self, name: str) -> str | None:
-        """Return a value.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The value; None where it was left out.
-        """
-        return self.values[name][0] if name in self.values else None
-
-    def needed(self, name: str) -> str:
-        """Return a value that must be there.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The value.
-
-        Raises:
-            InvalidInputError: If it was left out.
-        """
-        value = self.text(name)
-        if not value:
-            raise InvalidInputError(f"a query without {name}", f"{name}=...")
-        return value
-
-    def whole(self, name: str) -> int | None:
-        """Return a whole number.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The number; None where it was left out.
-
-        Raises:
-            InvalidInputError: If it is none.
-        """
-        value = self.text(name)
-        if value is None:
-            return None
-        if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise InvalidInputError(f"{name}={value[:40]!r}", "a whole number")
-        return int(value)
-
-    def params(self) -> dict[str, float]:
-        """Return the extra inputs of models: ``params=sigma=0.1,other=2``.
-
-        Returns:
-            Numbers by name.
-
-        Raises:
-            InvalidInputError: If it is not of this form, or a name comes twice.
-        """
-        params: dict[str, float] = {}
-        for part in (self.text("params") or "").split(","):
-            name, sign, number = part.strip().partition("=")
-            if not part.strip():
-                continue
-            try:
-                value = float(number)
-            except ValueError:
-                value = math.nan
-            if not name or not sign or math.isnan(value) or name in params:
-                raise InvalidInputError(
-                    f"params {part[:40]!r}", "NAME=NUMBER, each name once", "Separate them by commas: params=sigma=0.1."
-                )
-            params[name] = value
-        return params
 
 
 @contextlib.asynccontextmanager
@@ -379,12 +273,8 @@ async def _drain(request: Request, chunks: AsyncIterator[bytes] | None = None) -
 async def _parse_form(
     request: Request, max_bytes: int, patience: asyncio.Timeout, share: Share | None = None
 ) -> UploadFile:
-    parser = MultiPartParser(
-        request.headers,
-        _limited(request, max_bytes, patience, share),  # type: ignore[arg-type]
-        max_files=_MAX_FIELDS,
-        max_fields=_MAX_FIELDS,
-    )
+    chunks: Any = _limited(request, max_bytes, patience, share)
+    parser = MultiPartParser(request.headers, chunks, max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)
     try:
         form = await parser.parse()
     except MultiPartException as exc:

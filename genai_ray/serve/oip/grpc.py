@@ -21,6 +21,7 @@ from genai_ray.errors import GenAIRayError, InvalidInputError
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.limits import LARGE_JSON_BYTES, bytes_of, is_long, max_strings
+from genai_ray.serve.http.errors import status_of
 from genai_ray.serve.oip.grpc_health import REFLECTION, HealthServicer, Reply
 from genai_ray.serve.oip.messages import (
     HEALTH,
@@ -41,7 +42,6 @@ from genai_ray.serve.oip.metadata import (
     describe_server,
     describe_statistics,
 )
-from genai_ray.serve.oip.rest import status_of
 
 __all__ = ["InferenceServicer", "Reply", "add_inference_service"]
 

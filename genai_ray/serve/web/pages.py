@@ -1,4 +1,4 @@
-"""The web page at ``/``, three files of ``page/`` beside this module, and ``GET /v1/cache``, what its second view shows."""
+"""The web page at ``/``, which is three files in ``page/``, and ``GET /v1/cache``, which its second view shows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from genai_ray.serve.engine.engine import Engine
-from genai_ray.serve.http.bodies import Query
-from genai_ray.serve.http.routes import JSON, Operation, ref
+from genai_ray.serve.http.queries import Query, parse_query
+from genai_ray.serve.http.routes import COUNT, JSON, NAME, TEXT, Handler, Operation, Schema, list_of, record, ref
 
-__all__ = ["page_operations"]
+__all__ = ["SCHEMAS", "page_operations"]
 
 _FOLDER = Path(__file__).parent / "page"
 _FILES = {
@@ -23,10 +23,13 @@ _FILES = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-_POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
+_POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
+)
 
 _FRESH_S = 0.8
-"""A state of the cache is told again to whoever asks within this: it takes a question to every session."""
+"""Seconds for which one state of the cache is reused: to read it, every session is asked."""
 
 _DEVICE = ("device", "kind", "used_bytes", "free_bytes", "budget_bytes")
 _SESSION = (
@@ -43,31 +46,65 @@ _SESSION = (
     "load_s",
 )
 
+_FLAG: Schema = {"type": "boolean"}
+_OR_NONE: Schema = {"type": ["number", "null"], "minimum": 0}
+SCHEMAS: dict[str, Schema] = {
+    "Cache": record(
+        used_bytes=COUNT,
+        budget_bytes=COUNT,
+        policy=NAME,
+        loads=COUNT,
+        evictions=COUNT,
+        failures=COUNT,
+        hits=COUNT,
+        devices=list_of(
+            record(device=NAME, kind=TEXT, used_bytes=COUNT, free_bytes={"type": "integer"}, budget_bytes=COUNT)
+        ),
+        sessions=list_of(
+            record(
+                model=NAME,
+                backend=NAME,
+                precision=NAME,
+                placed_on={"type": ["string", "null"]},
+                state=NAME,
+                bytes=COUNT,
+                pinned=_FLAG,
+                leased=_FLAG,
+                hits=COUNT,
+                queue=COUNT,
+                idle_s={"type": "number"},
+                load_s=_OR_NONE,
+                avg_latency_ms=_OR_NONE,
+            )
+        ),
+    ),
+}
+"""Schema of ``GET /v1/cache``."""
+
 
 def page_operations(engine: Engine) -> list[Operation]:
-    """Return the page's part of the table of routes.
+    """Return the rows of the route table for the page.
 
     Args:
-        engine: What knows the cache.
+        engine: Knows the cache.
 
     Returns:
         The rows.
     """
-    summary = "What the cluster's cache has: devices, sessions, bytes, hits."
-    operations = [
-        Operation("GET", "/v1/cache", _Cache(engine).tell, "cache", summary, {JSON: ref("Cache")}, errors=(400, 504))
-    ]
-    for path, (name, media_type) in _FILES.items():
-        answer = {media_type: {"type": "string"}}
-        operations.append(
-            Operation(
-                "GET", path, _file(_FOLDER / name, media_type), name, "A file of the web page.", answer, is_open=True
-            )
-        )
-    return operations
+    summary = "Devices, sessions, bytes and hits of the cluster's model cache."
+    cache = Operation(
+        "GET", "/v1/cache", _Cache(engine).describe, "cache", summary, {JSON: ref("Cache")}, errors=(400, 504)
+    )
+    return [cache, *(_file_operation(path, name, media_type) for path, (name, media_type) in _FILES.items())]
 
 
-def _file(path: Path, media_type: str) -> Any:
+def _file_operation(path: str, name: str, media_type: str) -> Operation:
+    handler = _file_handler(_FOLDER / name, media_type)
+    answers = {media_type: {"type": "string"}}
+    return Operation("GET", path, handler, name, "A file of the web page.", answers, is_open=True)
+
+
+def _file_handler(path: Path, media_type: str) -> Handler:
     content = path.read_bytes()
     headers = {
         "Content-Security-Policy": _POLICY,
@@ -83,21 +120,21 @@ def _file(path: Path, media_type: str) -> Any:
 
 
 class _Cache:
-    """Tells the state of the cluster's cache in the names of the endpoint, whose files' paths are nobody's business."""
+    """Describes the cache with the endpoint's names of models, never with the paths of their files."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = asyncio.Lock()
-        self._told: dict[str, Any] = {}
-        self._told_s = float("-inf")
+        self._known: dict[str, Any] = {}
+        self._known_s = float("-inf")
 
-    async def tell(self, request: Request) -> Response:
-        Query.of(request, once=())
+    async def describe(self, request: Request) -> Response:
+        parse_query(request, Query)
         async with self._lock:
-            if time.monotonic() - self._told_s > _FRESH_S:
-                self._told = self._describe(await self._engine.status())
-                self._told_s = time.monotonic()
-        return JSONResponse(self._told, headers={"Cache-Control": "no-store"})
+            if time.monotonic() - self._known_s > _FRESH_S:
+                self._known = self._describe(await self._engine.status())
+                self._known_s = time.monotonic()
+        return JSONResponse(self._known, headers={"Cache-Control": "no-store"})
 
     def _describe(self, status: Mapping[str, Any]) -> dict[str, Any]:
         names = {source: model.name for model in self._engine.repository.models() for source in model.versions.values()}

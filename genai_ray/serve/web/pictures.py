@@ -1,4 +1,4 @@
-"""``POST /v1/enhance`` and ``GET /v1/models``: a picture in, a picture out, and which models there are for that."""
+"""``POST /v1/enhance``: a picture in, a picture out; ``GET /v1/models``: which models there are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -23,8 +25,9 @@ from genai_ray.serve.engine.inference import InferRequest, Tensor, datatype_of
 from genai_ray.serve.engine.limits import ByteBudget, Share
 from genai_ray.serve.engine.model_metadata import FRAMES, Target
 from genai_ray.serve.engine.repository import ServedModel
-from genai_ray.serve.http.bodies import Query, hold_place, read_file
-from genai_ray.serve.http.routes import BINARY, JSON, Operation, Schema, ref
+from genai_ray.serve.http.bodies import hold_place, read_file
+from genai_ray.serve.http.queries import Params, Query, parse_query
+from genai_ray.serve.http.routes import BINARY, FILE, JSON, NAME, TEXT, Operation, Schema, list_of, map_of, record, ref
 from genai_ray.serve.web.images import (
     FORMATS,
     Picture,
@@ -34,32 +37,53 @@ from genai_ray.serve.web.images import (
     encode_picture,
     measure_picture,
 )
-from genai_ray.types import ModelTask, full_range
+from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, full_range
 
-__all__ = ["apply_output", "picture_operations", "to_frames"]
+__all__ = ["SCHEMAS", "apply_output", "picture_operations", "to_frames"]
 
 Array = npt.NDArray[Any]
 
-FILE: Schema = {"type": "string", "format": "binary"}
-PARAMS: Schema = {"type": "string", "description": "Extra inputs of the model: NAME=NUMBER, separated by commas."}
-_MOST_BYTES_A_PIXEL = 12
-"""Of 16 bits, with alpha as a picture of its own."""
+_MAX_BYTES_PER_PIXEL = 12
+"""16 bits, with alpha as a second picture."""
+_LISTED_WITHIN_S = 5.0
+"""Most seconds that a list of models waits for the metadata of new files."""
 
-_QUERY: dict[str, Schema] = {
-    "model": {"type": "string", "minLength": 1},
-    "params": PARAMS,
-    "format": {"enum": list(FORMATS), "description": "The picture's own where it is left out."},
-    "quality": {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": 100,
-        "description": "Of JPEG and WebP, 92 where it is left out.",
-    },
+SCHEMAS: dict[str, Schema] = {
+    "UploadForm": {"type": "object", "required": ["file"], "properties": {"file": FILE}},
+    "Models": record(
+        models=list_of(
+            {
+                "oneOf": [
+                    record(name=NAME, error=NAME),
+                    record(
+                        name=NAME,
+                        task={"enum": [task.value for task in ModelTask]},
+                        description=TEXT,
+                        scale={"type": "integer", "minimum": 1},
+                        takes_pictures={"type": "boolean"},
+                        backend={"enum": [backend.value for backend in ModelBackend]},
+                        precision={"enum": [precision.value for precision in ModelPrecision]},
+                        params=map_of({"type": "object"}),
+                    ),
+                ]
+            }
+        )
+    ),
 }
+"""Schemas of these routes by name."""
+
+
+class _PictureQuery(Query):
+    model: Annotated[str, Field(min_length=1)]
+    params: Params = Field(default_factory=dict)
+    format: Literal["png", "jpeg", "webp"] | SkipJsonSchema[None] = None
+    """Format of the result; that of the picture by default."""
+    quality: Annotated[int, Field(ge=1, le=100)] | SkipJsonSchema[None] = None
+    """Quality of JPEG and WebP; 92 by default."""
 
 
 def to_frames(picture: Picture, spec: ModelSpec) -> Array:
-    """Return what a model is given for a picture; alpha that is scaled passes as a frame of its own.
+    """Return the model's input for a picture. Alpha that must be scaled becomes a second frame.
 
     Args:
         picture: The picture.
@@ -74,15 +98,15 @@ def to_frames(picture: Picture, spec: ModelSpec) -> Array:
 
 
 def apply_output(picture: Picture, spec: ModelSpec, output: Array) -> Picture:
-    """Make a picture of what a model gave for ``to_frames``.
+    """Make a picture of the model's output for ``to_frames``.
 
     Args:
-        picture: What went in.
+        picture: The picture that went in.
         spec: The model.
         output: Frames (1 or 2, s*H, s*W, 3), or a mask (1, H, W, 1).
 
     Returns:
-        The picture; a mask becomes alpha, within what was seen before.
+        The picture; a mask becomes alpha, multiplied by the alpha before.
     """
     alpha = picture.alpha
     if spec.task is ModelTask.BACKGROUND_REMOVAL:
@@ -96,17 +120,17 @@ def apply_output(picture: Picture, spec: ModelSpec, output: Array) -> Picture:
 
 
 def picture_operations(engine: Engine) -> list[Operation]:
-    """Return the part of the table of routes that is for pictures.
+    """Return the rows of the route table for pictures.
 
     Args:
-        engine: What computes.
+        engine: Computes.
 
     Returns:
         The rows.
     """
     api = _Api(engine)
-    told: dict[str, Schema] = {name: {"type": "string"} for name in ("Server-Timing", "X-Backend", "X-Precision")}
-    told["X-Model"] = {"type": "string", "description": "Name of the model, as UTF-8, percent-encoded."}
+    headers: dict[str, Schema] = {name: {"type": "string"} for name in ("Server-Timing", "X-Backend", "X-Precision")}
+    headers["X-Model"] = {"type": "string", "description": "Name of the model, as UTF-8, percent-encoded."}
     return [
         Operation(
             "POST",
@@ -116,9 +140,8 @@ def picture_operations(engine: Engine) -> list[Operation]:
             "Enhance a picture: PNG, JPEG or WebP.",
             dict.fromkeys(FORMATS.values(), FILE),
             errors=(400, 404, 413, 429, 504),
-            query=_QUERY,
-            needed=("model",),
-            answer_headers=told,
+            query=_PictureQuery,
+            answer_headers=headers,
             body={BINARY: FILE, "multipart/form-data": ref("UploadForm")},
         ),
         Operation(
@@ -126,27 +149,24 @@ def picture_operations(engine: Engine) -> list[Operation]:
             "/v1/models",
             api.models,
             "models",
-            "Which models there are, and what they take.",
+            "All models, and what they take.",
             {JSON: ref("Models")},
             errors=(400, 504),
         ),
     ]
 
 
-_LISTED_WITHIN_S = 5.0
-"""Most seconds that a list of models waits for files that nobody has looked at yet."""
-
-
 class _Api:
     """The handlers."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, profile = engine, engine.profile
-        self._room = ByteBudget(_MOST_BYTES_A_PIXEL * profile.people.max_image_pixels + profile.max_output_bytes)
-        """As much as the largest picture takes, and its result."""
+        self._engine = engine
+        profile = engine.profile
+        self._room = ByteBudget(_MAX_BYTES_PER_PIXEL * profile.people.max_image_pixels + profile.max_output_bytes)
+        """Bytes of the largest picture and its result."""
 
     async def models(self, request: Request) -> Response:
-        Query.of(request, once=())
+        parse_query(request, Query)
         models = self._engine.repository.models()
         return JSONResponse({"models": await asyncio.gather(*(self._describe(model) for model in models))})
 
@@ -155,19 +175,14 @@ class _Api:
             return await self._enhance(request, share)
 
     async def _enhance(self, request: Request, share: Share) -> Response:
-        engine, profile = self._engine, self._engine.profile
-        query = Query.of(request, once=_QUERY)
-        name, params, quality, format_name = (
-            query.needed("model"),
-            query.params(),
-            query.whole("quality"),
-            query.text("format"),
-        )
-        body, _ = await read_file(request, profile.max_body_bytes, share)
-        target = await engine.find(name)
+        engine = self._engine
+        query = parse_query(request, _PictureQuery)
+        body, _ = await read_file(request, engine.profile.max_body_bytes, share)
+        target = await engine.find(query.model)
         spec = target.metadata.spec
         _check_task(spec)
-        max_pixels, within_s = profile.people.max_image_pixels, profile.request_timeout_s
+        max_pixels = engine.profile.people.max_image_pixels
+        within_s = engine.profile.request_timeout_s
         deadline = asyncio.get_running_loop().time() + within_s
         size = await engine.call(lambda: measure_picture(body, max_pixels=max_pixels))
         self._check_result(size, spec)
@@ -176,44 +191,45 @@ class _Api:
                 await stack.enter_async_context(self._room.hold(size.num_bytes * (1 + spec.scale**2)))
                 began = time.perf_counter()
                 picture = await engine.call(lambda: decode_picture(body, max_pixels=max_pixels))
-            format_name = format_name or _usual_format(picture, spec)
-            picture = _fit(picture, spec, format_name, quality)
+            format_name = query.format or _usual_format(picture, spec)
+            picture = _fit(picture, spec, format_name, query.quality)
             frames = to_frames(picture, spec)
             self._check_bytes(frames, spec)
             decoded = time.perf_counter()
-            output = await self._infer(target, frames, params, deadline)
+            output = await self._infer(target, frames, query.params, deadline)
             inferred = time.perf_counter()
             async with _until(deadline, f"encoded within {within_s:g} s"):
                 result = await engine.call(
-                    lambda: encode_picture(apply_output(picture, spec, output), format_name, quality)
+                    lambda: encode_picture(apply_output(picture, spec, output), format_name, query.quality)
                 )
             ended = time.perf_counter()
             await share.wait_for_result(len(result), max(0.0, deadline - asyncio.get_running_loop().time()))
             share.keep_result(len(result), is_written=True)
         parts = {"decode": decoded - began, "infer": inferred - decoded, "encode": ended - inferred}
+        serving = target.model.serving
         headers = {
             "Server-Timing": ", ".join(f"{part};dur={1000 * seconds:.1f}" for part, seconds in parts.items()),
             "X-Model": quote(target.model.name),
-            "X-Backend": target.model.serving.backend.value,
-            "X-Precision": target.model.serving.precision.value,
+            "X-Backend": serving.backend.value,
+            "X-Precision": serving.precision.value,
             "Cache-Control": "no-store",
         }
         return Response(result, headers=headers, media_type=FORMATS[format_name])
 
     def _check_result(self, size: PictureSize, spec: ModelSpec) -> None:
-        width, height, most = (
-            size.width * spec.scale,
-            size.height * spec.scale,
-            self._engine.profile.people.max_result_pixels,
-        )
+        width = size.width * spec.scale
+        height = size.height * spec.scale
+        most = self._engine.profile.people.max_result_pixels
         if height * width > most:
             raise InvalidInputError(f"a result of {width}x{height}", f"{most} pixels", "Send a smaller picture.")
 
     def _check_bytes(self, frames: Array, spec: ModelSpec) -> None:
-        num_bytes, most = frames.nbytes * spec.scale**2, self._engine.profile.max_output_bytes
+        num_bytes = frames.nbytes * spec.scale**2
+        most = self._engine.profile.max_output_bytes
         if num_bytes > most:
             height, width = (side * spec.scale for side in frames.shape[1:3])
-            what = f"a result of {width}x{height} with {8 * frames.itemsize} bits{' and alpha' if len(frames) > 1 else ''}, {num_bytes} bytes"
+            depth = f"{8 * frames.itemsize} bits{' and alpha' if len(frames) > 1 else ''}"
+            what = f"a result of {width}x{height} with {depth}, {num_bytes} bytes"
             raise InvalidInputError(what, f"{most} bytes", "Send a smaller picture, or one of 8 bits without alpha.")
 
     async def _infer(self, target: Target, frames: Array, params: dict[str, float], deadline: float) -> Array:
@@ -243,7 +259,7 @@ class _Api:
 
 @contextlib.asynccontextmanager
 async def _until(deadline: float, what: str) -> AsyncIterator[None]:
-    """Give up on a picture at its deadline, by the loop's clock."""
+    """Bound a step of a picture by its deadline, in the loop's time."""
     try:
         async with asyncio.timeout_at(deadline):
             yield
@@ -252,16 +268,13 @@ async def _until(deadline: float, what: str) -> AsyncIterator[None]:
 
 
 def _fit(picture: Picture, spec: ModelSpec, format_name: str, quality: int | None) -> Picture:
-    """Refuse a format that cannot hold the result; alpha that hides nothing is no reason to."""
+    """Refuse a format that cannot hold the result. Alpha that is opaque everywhere is dropped for JPEG."""
     height, width = (side * spec.scale for side in picture.rgb.shape[:2])
     if spec.task is ModelTask.BACKGROUND_REMOVAL:
         check_encoding(replace(picture, alpha=picture.rgb[..., 0]), (width, height), format_name, quality)
         return picture
-    if (
-        format_name == "jpeg"
-        and picture.alpha is not None
-        and bool((picture.alpha == full_range(picture.alpha.dtype)).all())
-    ):
+    alpha = picture.alpha
+    if format_name == "jpeg" and alpha is not None and bool((alpha == full_range(alpha.dtype)).all()):
         picture = replace(picture, alpha=None)
     check_encoding(picture, (width, height), format_name, quality)
     return picture
@@ -281,12 +294,12 @@ def _check_task(spec: ModelSpec) -> None:
 
 
 def _usual_format(picture: Picture, spec: ModelSpec) -> str:
-    """Return the format that the picture came in; PNG where the result has alpha and that format has none."""
+    """Return the format of the upload; PNG if the result has alpha and that format has none."""
     is_cut = spec.task is ModelTask.BACKGROUND_REMOVAL
     return "png" if is_cut and picture.format == "jpeg" else picture.format
 
 
 def _scales_alpha(picture: Picture, spec: ModelSpec) -> bool:
-    """Tell whether alpha passes the model: where it is scaled, and not the same everywhere."""
+    """Tell whether alpha passes through the model: if it is scaled, and not the same everywhere."""
     alpha = picture.alpha
     return spec.scale > 1 and alpha is not None and bool((alpha != alpha.flat[0]).any())

@@ -1,17 +1,37 @@
-"""What is known of a video job, and what a client is told of it."""
+"""One video job: the request, the state that its folder keeps, and the actor that runs it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-__all__ = ["STATES", "VideoJob", "VideoRequest", "read_job"]
+from ray.exceptions import RayError, RayTaskError
 
-STATES = ("queued", "running", "done", "failed", "cancelled")
-"""States of a job; the last three are for good."""
+from genai_ray.catalog import PeopleServing
+from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
+from genai_ray.errors import GenAIRayError
+from genai_ray.files import fetch_untrusted
+from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
+from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.video import check_container
+
+__all__ = ["SCHEMAS", "SOURCE", "TRIES", "VideoJob", "VideoRequest", "VideoRunner", "explain_failure", "read_job"]
+
+_log = logging.getLogger(__name__)
+
+SOURCE = "source"
+"""Name, without its suffix, of the video in a job's folder."""
+
+TRIES = 3
+"""How often a job is started if its process dies."""
+
+_FINAL = ("done", "failed", "cancelled")
+_STATES = ("queued", "running", *_FINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +39,9 @@ class VideoRequest:
     """What a job is to do."""
 
     models: tuple[str, ...]
-    """Names of the models, as they were asked for."""
+    """Names of the models, as in the request."""
     sources: tuple[str, ...]
-    """What the cache is asked for: ids or paths, one a model."""
+    """Model ids or paths that the cache loads, one for each model."""
     backend: str = "onnx"
     """The runtime."""
     precision: str = "fp32"
@@ -33,76 +53,186 @@ class VideoRequest:
     params: Mapping[str, float] = field(default_factory=dict)
     """Extra inputs of the models."""
     name: str = "video"
-    """What the client calls the video."""
+    """The client's name for the video."""
     suffix: str = ".mp4"
-    """Of the result."""
+    """Suffix of the result."""
     uri: str | None = None
-    """Where the video is fetched from; None where it was sent."""
+    """Where to fetch the video from; None if it was uploaded."""
     cache_name: str = "default"
     """Name of the model cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoJob:
-    """One job, as its folder has it."""
+    """One job, as its folder keeps it."""
 
     job_id: str
-    """Unique, and not to be guessed."""
+    """Unique, and hard to guess."""
     request: VideoRequest
     """What it is to do."""
     created_s: float
-    """When it came, in seconds of the epoch."""
+    """When it was submitted, in seconds of the epoch."""
     state: str = "queued"
-    """A word of ``STATES``."""
+    """``queued``, ``running``, ``done``, ``failed`` or ``cancelled``."""
     stage: str = ""
-    """What it is doing while it runs."""
+    """What a running job is doing."""
     frames_done: int = 0
     """Frames enhanced so far."""
     frames_total: int | None = None
-    """Frames of the video, once they are counted."""
+    """Frames of the video; None until they are counted."""
     ended_s: float | None = None
     """When it ended, in seconds of the epoch."""
     error: str | None = None
     """Why it failed."""
     report: Mapping[str, Any] | None = None
-    """What it says of itself at the end."""
+    """Figures of a job that is done."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens to it."""
-        return self.state in STATES[2:]
+        """Whether its state is final."""
+        return self.state in _FINAL
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a client is told.
+        """Return the job as clients see it.
 
         Returns:
-            Fit for JSON; no path of this machine is in it.
+            The fields of the schema ``VideoJob``, without paths of this machine.
         """
-        facts = {name: value for name, value in asdict(self).items() if name not in ("request", "job_id")}
+        fields = {name: value for name, value in asdict(self).items() if name not in ("request", "job_id")}
         here = f"/v1/videos/{self.job_id}"
         links = {"self": here} | ({"result": f"{here}/result"} if self.state == "done" else {})
-        return {
-            "id": self.job_id,
-            "name": self.request.name,
-            "models": list(self.request.models),
-            **facts,
-            "links": links,
-        }
+        names = {"name": self.request.name, "models": list(self.request.models)}
+        return {"id": self.job_id, **names, **fields, "links": links}
+
+
+_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+
+SCHEMAS: dict[str, Schema] = {
+    "VideoJob": record(
+        id=_ID,
+        name=NAME,
+        models=list_of(NAME, minItems=1),
+        created_s={"type": "number", "minimum": 0},
+        state={"enum": list(_STATES)},
+        stage=TEXT,
+        frames_done=COUNT,
+        frames_total={"type": ["integer", "null"], "minimum": 0},
+        ended_s={"type": ["number", "null"], "minimum": 0},
+        error={"type": ["string", "null"]},
+        report={"type": ["object", "null"]},
+        links=record({"result": NAME}, self=NAME),
+    ),
+    "VideoJobRemoved": record(id=_ID, state={"const": "removed"}),
+}
+"""Schemas of the responses about jobs, by name."""
 
 
 def read_job(path: Path) -> VideoJob:
-    """Read what is known of a job.
+    """Read a job from its folder.
 
     Args:
-        path: A file with the job as JSON.
+        path: The file with the job as JSON.
 
     Returns:
         The job.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError: If it cannot be read, or is something else.
+        OSError, ValueError, TypeError, KeyError: If the file cannot be read, or holds something else.
     """
-    facts: dict[str, Any] = json.loads(path.read_text())
-    request: dict[str, Any] = facts.pop("request")
+    fields: dict[str, Any] = json.loads(path.read_text())
+    request: dict[str, Any] = fields.pop("request")
     request |= {name: tuple(request[name]) for name in ("models", "sources", "device_kinds")}
-    return VideoJob(request=VideoRequest(**request), **facts)
+    return VideoJob(request=VideoRequest(**request), **fields)
+
+
+class VideoRunner:
+    """Runs one job. It is an actor, not a task: ``ray.cancel`` of a task that is just ending aborts the caller's process.
+
+    Args:
+        folder: The job's folder.
+        job_id: The job.
+        request: What it is to do.
+    """
+
+    def __init__(self, folder: str, job_id: str, request: VideoRequest) -> None:
+        self._folder = Path(folder)
+        self._job_id = job_id
+        self._request = request
+
+    def run(self, jobs: Any, limits: PeopleServing) -> dict[str, Any]:
+        """Run the job, or resume it from the finished segments in its folder.
+
+        Args:
+            jobs: Handle of the ``VideoJobs`` actor, which is told of the progress.
+            limits: How large a fetched video may be, and where it may come from.
+
+        Returns:
+            Figures for the job's ``report``.
+
+        Raises:
+            GenAIRayError: If the video cannot be fetched or enhanced.
+        """
+        request = self._request
+        source = next(self._folder.glob(f"{SOURCE}.*"), None) or self._fetch(request.uri or "", limits)
+        check_container(source)
+        options = EnhanceOptions(
+            backend=ModelBackend(request.backend),
+            precision=ModelPrecision(request.precision),
+            device=request.device,
+            device_kinds=request.device_kinds,
+            params=request.params,
+            overwrite=True,  # the process may have died just after it published the result
+            cache_name=request.cache_name,
+        )
+        report = enhance_videos(
+            source,
+            self._folder / f"result{request.suffix}",
+            models=request.sources,
+            options=options,
+            on_progress=lambda progress: jobs.report.remote(self._job_id, progress),
+        )
+        return _summarize(report, request.models)
+
+    def _fetch(self, uri: str, limits: PeopleServing) -> Path:
+        """Copy the video of a URI into the job's folder; it appears there whole or not at all."""
+        partial = self._folder / "fetched.partial"
+        fetch_untrusted(uri, partial, limits.max_video_bytes, limits.allowed_uris)
+        return partial.rename(self._folder / f"{SOURCE}{Path(urlsplit(uri).path).suffix[:6] or '.bin'}")
+
+
+def _summarize(report: EnhanceReport, names: Sequence[str]) -> dict[str, Any]:
+    (video,) = report.videos
+    return {
+        "frames": report.frames,
+        "fps": round(report.fps, 3),
+        "elapsed_s": round(report.elapsed_s, 3),
+        "segments": report.segments,
+        "segments_reused": report.segments_reused,
+        "size_in": list(video.size_in),
+        "size_out": list(video.size_out),
+        "notes": list(video.notes),
+        "models": [asdict(use) | {"model_id": name} for use, name in zip(report.models, names, strict=True)],
+    }
+
+
+def explain_failure(exc: RayError, folder: Path, name: str) -> str:
+    """Say why a job failed, without paths of this machine.
+
+    Args:
+        exc: What its runner raised.
+        folder: The job's folder.
+        name: The client's name for the video.
+
+    Returns:
+        The text.
+    """
+    cause = exc.cause if isinstance(exc, RayTaskError) else exc
+    if isinstance(cause, GenAIRayError):
+        text = str(cause)
+        for path in (*folder.glob(f"{SOURCE}.*"), folder):
+            text = text.replace(str(path), name)
+        return text
+    _log.error("video job %s failed", folder.name, exc_info=exc)
+    if isinstance(exc, RayTaskError):
+        return f"the server failed: {cause.strerror if isinstance(cause, OSError) else type(cause).__name__}"
+    return f"its process died {TRIES} times: {type(exc).__name__}"

@@ -1,7 +1,7 @@
-"""Video jobs of the endpoint: an actor that looks after a folder of them, and one a job that runs ``enhance_videos``.
+"""All video jobs: the actor that keeps them in a folder, and each replica's connection to it.
 
-Neither lives in a replica that takes requests. A job's folder says everything of it, so that after the death of either, or of
-the whole server, what was not finished goes on from its finished segments. The folder of all jobs is one server's at a time.
+Jobs do not run in the replicas that take requests. A job's folder holds its whole state, so that after the death of its process, of
+this actor or of the server it resumes from its finished segments. Only one server at a time uses a folder.
 """
 
 from __future__ import annotations
@@ -9,82 +9,159 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 from genai_ray.catalog import PeopleServing
-from genai_ray.enhance import EnhanceOptions, EnhanceReport, Progress, enhance_videos
-from genai_ray.errors import GenAIRayError, ResourceExhaustedError, TooManyRequestsError
-from genai_ray.files import fetch_untrusted
-from genai_ray.serve.web.video_job import VideoJob, VideoRequest, read_job
-from genai_ray.types import ModelBackend, ModelPrecision
-from genai_ray.video import check_container
+from genai_ray.cluster.client.connection import start_on_head
+from genai_ray.cluster.runtime.replies import wait_for
+from genai_ray.enhance import Progress
+from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError, TooManyRequestsError
+from genai_ray.files import cache_folder
+from genai_ray.serve.web.video_job import (
+    SOURCE,
+    TRIES,
+    VideoJob,
+    VideoRequest,
+    VideoRunner,
+    explain_failure,
+    read_job,
+)
 
-__all__ = ["SOURCE", "VideoJobs"]
+__all__ = ["VideoDesk", "VideoJobs", "resume_videos"]
 
 _log = logging.getLogger(__name__)
 
-SOURCE = "source"
-"""Name, without its suffix, of the video in a job's folder."""
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _STATE_FILE = "job.json"
 _LOCK_FILE = ".lock"
-_OTHER_WITHIN_S, _LOOK_S = 5.0, 0.1
-"""A server that was killed lets go of the folder well within this."""
-
-_UPKEEP_WITHIN_S = 30.0
-_ORPHANS_AFTER_S = 3600.0
-_HEARD_WITHIN_S = 60.0
-"""A replica says that a video still comes far more often."""
+_LOCK_WITHIN_S = 5.0
+"""A server that was killed releases its lock sooner than this."""
+_RETRY_S = 0.1
+_CALL_WITHIN_S = 20.0
+_MAINTENANCE_S = 30.0
+_ORPHAN_AFTER_S = 3600.0
+_SILENT_AFTER_S = 60.0
+"""Replicas renew an upload far more often than this."""
 _IDLE_EXIT_S = 60.0
-"""An actor whose folder is empty goes after this."""
+"""The actor of an empty folder exits after this."""
 
 RESUME_AFTER_S = 2.0
-"""Work of an actor that died ends within a second of it; jobs that are taken over wait for that."""
+"""The work of a dead actor ends within a second; jobs that are taken over wait for that."""
 
-_TRIES = 3
+
+class VideoDesk:
+    """A replica's connection to the video jobs; starts their actor if there is none.
+
+    Args:
+        options: Where jobs are kept, how many, how large, how long.
+    """
+
+    def __init__(self, options: PeopleServing) -> None:
+        self.folder = Path(options.videos_folder or cache_folder() / "videos").absolute()
+        self.actor_name = f"videos:{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
+        self._options = options
+        self._actor: Any = None
+
+    def call(
+        self,
+        method: Callable[Concatenate[VideoJobs, Arguments], Awaitable[Result]],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Call the actor, again if it died. It blocks: call it on a thread.
+
+        Args:
+            method: A method of ``VideoJobs``.
+            args: Its arguments.
+            kwargs: Its arguments by name.
+
+        Returns:
+            Its result.
+
+        Raises:
+            DeadlineExceededError: If it does not answer in time.
+            GenAIRayError: What it raised.
+        """
+        deadline = time.monotonic() + _CALL_WITHIN_S
+        late = DeadlineExceededError(f"video jobs did not answer within {_CALL_WITHIN_S:g} s")
+        while True:
+            try:
+                if self._actor is None:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self._actor = start_on_head(VideoJobs, self.actor_name, str(self.folder), self._options)
+                ref = getattr(self._actor, method.__name__).remote(*args, **kwargs)
+                result: Result = wait_for(ref, max(deadline - time.monotonic(), 0.0))
+                return result
+            except ActorDiedError:
+                self._actor = None  # it exited because it was idle
+            except ActorUnavailableError:
+                pass  # Ray restarts it
+            except GetTimeoutError as exc:
+                raise late from exc
+            if time.monotonic() > deadline:
+                raise late
+            time.sleep(_RETRY_S)
+
+
+def resume_videos(options: PeopleServing) -> None:
+    """Resume the jobs that an earlier server left. It blocks: call it on a thread.
+
+    Args:
+        options: Where they are kept.
+    """
+    desk = VideoDesk(options)
+    try:
+        if any(desk.folder.glob("*/")):
+            desk.call(VideoJobs.open)
+    except GenAIRayError as exc:
+        _log.warning("video jobs resume only when a client asks for one: %s", exc)
 
 
 class VideoJobs:
-    """Looks after the jobs of one folder; an async actor, so that everything here runs on one thread.
+    """Keeps the jobs of one folder. It is an async actor: everything here runs on one thread.
 
     Args:
-        folder: The folder of all jobs; each has one of its own in it.
+        folder: Folder of all jobs; each has a folder of its own in it.
         options: How many, how large, how long.
     """
 
     def __init__(self, folder: str, options: PeopleServing) -> None:
-        self._folder, self._options = Path(folder), options
+        self._folder = Path(folder)
+        self._options = options
         self._jobs: dict[str, VideoJob] = {}
-        self._coming: dict[str, tuple[int, float]] = {}
-        """Videos that are being sent: their bytes, and when something was heard of them."""
+        self._uploads: dict[str, tuple[int, float]] = {}
+        """(bytes, time of the last sign of life) of each video that is being uploaded."""
         self._bytes: dict[str, int] = {}
-        """Of the videos of jobs that are not over, and of the results of those that are."""
+        """Bytes of each unfinished job's video, and of each finished job's result."""
         self._running: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(options.videos_at_once)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._began_s = self._used_s = time.monotonic()
+        self._began_s = time.monotonic()
+        self._used_s = self._began_s
         self._opening = asyncio.Lock()
         self._lock: int | None = None
         self._self: Any = ray.get_runtime_context().current_actor
-        self._self.open.remote()  # after a restart nobody else may ask for a while
+        self._self.open.remote()  # after a restart, jobs resume before anybody asks
 
     async def open(self) -> None:
-        """Take over what the folder has; a second call does nothing.
+        """Take over the jobs in the folder; a second call does nothing.
 
         Raises:
-            ResourceExhaustedError: If another server looks after it.
+            ResourceExhaustedError: If another server uses the folder.
         """
         async with self._opening:
             if self._lock is None:
@@ -92,7 +169,7 @@ class VideoJobs:
                 self._take_over()
 
     async def submit(self, job_id: str, request: VideoRequest) -> VideoJob:
-        """Take a job whose video is in its folder, or is to be fetched.
+        """Queue a job whose video is in its folder, or will be fetched.
 
         Args:
             job_id: Unique; the name of its folder.
@@ -102,48 +179,49 @@ class VideoJobs:
             The job.
 
         Raises:
-            TooManyRequestsError: If too many wait or run.
+            TooManyRequestsError: If too many jobs wait or run.
         """
-        if job_id not in self._coming:
+        if job_id not in self._uploads:
             await self.begin(job_id, 0)
         if job_id not in self._jobs:  # else the call came twice
             folder = self._folder / job_id
             folder.mkdir(parents=True, exist_ok=True)
             job = VideoJob(job_id, request, time.time())
-            self._put(job)  # raises where the disk is full, and nothing was taken
+            self._put(job)  # raises if the disk is full; then there is no job
             self._bytes[job_id] = self._bytes_of(job)
             self._spawn(self._work(job_id, 0.0))
-        self._coming.pop(job_id, None)
+        self._uploads.pop(job_id, None)
         return self._jobs[job_id]
 
     async def begin(self, job_id: str, num_bytes: int) -> None:
-        """Count a video from before its first byte, until its job is submitted or abandoned, or nothing is heard of it.
+        """Count an upload before its first byte, until its job is submitted or abandoned, or its replica falls silent.
 
         Args:
-            job_id: Of the job that it will be.
-            num_bytes: Most bytes that it has.
+            job_id: The job that it will become.
+            num_bytes: Most bytes that it may have.
 
         Raises:
-            TooManyRequestsError: If too many are being sent, wait or run, or too many bytes.
+            TooManyRequestsError: If too many videos, or too many bytes, are being sent, wait or run.
         """
         await self.open()
         self._used_s = time.monotonic()
         if job_id in self._jobs:  # the call came twice
             return
-        self._coming.pop(job_id, None)
-        self._forget_silent()
+        self._uploads.pop(job_id, None)
+        self._forget_silent_uploads()
         unfinished = [one for one, job in self._jobs.items() if not job.is_over]
-        count, most = len(unfinished) + len(self._coming), self._options.max_videos
+        count = len(unfinished) + len(self._uploads)
+        most = self._options.max_videos
         if count >= most:
             raise TooManyRequestsError(f"{count} videos are being sent, wait or run", f"{most}", "Send it again later.")
-        held = sum(self._bytes[one] for one in unfinished) + sum(size for size, _ in self._coming.values())
+        held = sum(self._bytes[one] for one in unfinished) + sum(size for size, _ in self._uploads.values())
         if held + num_bytes > self._options.max_videos_bytes:
             what = f"a video of up to {num_bytes} bytes beside {held} of those that are being sent, wait or run"
             raise TooManyRequestsError(what, f"{self._options.max_videos_bytes} together", "Send it again later.")
-        self._coming[job_id] = num_bytes, time.monotonic()
+        self._uploads[job_id] = num_bytes, time.monotonic()
 
     async def renew(self, job_id: str, num_bytes: int) -> None:
-        """Note that a video still comes, also after this actor was started again.
+        """Note that an upload goes on; this actor may have been restarted since ``begin``.
 
         Args:
             job_id: As for ``begin``.
@@ -151,15 +229,15 @@ class VideoJobs:
         """
         await self.open()
         if job_id not in self._jobs:
-            self._coming[job_id] = num_bytes, time.monotonic()
+            self._uploads[job_id] = num_bytes, time.monotonic()
 
     async def abandon(self, job_id: str) -> None:
-        """Note that a video does not come any more.
+        """Forget an upload that failed.
 
         Args:
             job_id: As for ``begin``.
         """
-        self._coming.pop(job_id, None)
+        self._uploads.pop(job_id, None)
 
     async def describe(self, job_id: str) -> VideoJob | None:
         """Return a job.
@@ -168,19 +246,19 @@ class VideoJobs:
             job_id: Which.
 
         Returns:
-            The job as it is now; None where there is none.
+            The job as it is now; None if it is unknown.
         """
         await self.open()
         return self._jobs.get(job_id)
 
     async def remove(self, job_id: str) -> VideoJob | None:
-        """Cancel a job that is not over, and remove its files; one that is over is forgotten.
+        """Cancel an unfinished job and remove its files, or forget a finished one.
 
         Args:
             job_id: Which.
 
         Returns:
-            The cancelled job; None for one that was over or is not there.
+            The cancelled job; None if the job was over or unknown.
         """
         job = await self.describe(job_id)
         if job is None or job.is_over:
@@ -197,27 +275,25 @@ class VideoJobs:
         return self._jobs[job_id]
 
     async def report(self, job_id: str, progress: Progress) -> None:
-        """Note how far a job is.
+        """Note the progress of a job.
 
         Args:
             job_id: Which.
-            progress: What its runner says.
+            progress: From its runner.
         """
         job = self._jobs.get(job_id)
         if job is not None and job.state == "running":
-            done = replace(
-                job, stage=progress.stage, frames_done=progress.frames_done, frames_total=progress.frames_total
-            )
-            self._jobs[job_id] = done  # not worth a file: the runner says it again
+            job = replace(job, stage=progress.stage, frames_done=progress.frames_done)
+            self._jobs[job_id] = replace(job, frames_total=progress.frames_total)  # not written: the runner repeats it
 
     async def _hold_folder(self) -> int:
-        """Keep other servers off the folder as long as this process lives: two at one job would remove each other's files."""
+        """Lock the folder as long as this process lives: two servers would remove each other's files."""
         while (handle := _try_lock(self._folder / _LOCK_FILE)) is None:
-            if time.monotonic() - self._began_s > _OTHER_WITHIN_S:
-                _log.warning("another server looks after %s", self._folder)
-                do = "Send it to that one, or give one of them a people.videos_folder of its own."
-                raise ResourceExhaustedError("video jobs of a folder that another server looks after", do=do)
-            await asyncio.sleep(_LOOK_S)
+            if time.monotonic() - self._began_s > _LOCK_WITHIN_S:
+                _log.warning("another server uses %s", self._folder)
+                do = "Send the request to that server, or set another people.videos_folder in one of the two."
+                raise ResourceExhaustedError("another server looks after the folder of video jobs", do=do)
+            await asyncio.sleep(_RETRY_S)
         return handle
 
     def _take_over(self) -> None:
@@ -225,13 +301,13 @@ class VideoJobs:
             try:
                 job = read_job(path)
             except (OSError, ValueError, TypeError, KeyError) as exc:
-                _log.warning("%s is not understood and left alone: %s", path, exc)
+                _log.warning("%s is no video job and is left alone: %s", path, exc)
                 continue
             self._jobs[job.job_id] = job
             self._bytes[job.job_id] = self._bytes_of(job)
             if not job.is_over:
                 self._spawn(self._work(job.job_id, RESUME_AFTER_S))
-        self._spawn(self._upkeep())
+        self._spawn(self._maintain())
 
     async def _work(self, job_id: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -241,43 +317,37 @@ class VideoJobs:
                 return
             self._put(replace(job, state="running", stage="starting"))
             folder = self._folder / job_id
-            kind: Any = ray.remote(_Runner).options(num_cpus=0, max_restarts=_TRIES - 1, max_task_retries=_TRIES - 1)
+            kind: Any = ray.remote(VideoRunner).options(num_cpus=0, max_restarts=TRIES - 1, max_task_retries=TRIES - 1)
             self._running[job_id] = runner = kind.remote(str(folder), job_id, job.request)
-            report, error = None, None
+            report = None
+            error = None
             try:
                 report = await runner.run.remote(self._self, self._options)
             except RayError as exc:
-                error = _reason(exc, folder, job.request.name)
+                error = explain_failure(exc, folder, job.request.name)
             del self._running[job_id]
             job = self._jobs.get(job_id)
             if job is None or job.state == "cancelled":  # None: cancelled, and then removed
                 await asyncio.to_thread(_remove_files, folder)
                 return
             frames = report["frames"] if report else job.frames_done
-            self._put(
-                replace(
-                    job,
-                    state="failed" if error else "done",
-                    stage="",
-                    frames_done=frames,
-                    ended_s=time.time(),
-                    error=error,
-                    report=report,
-                )
-            )
+            job = replace(job, stage="", frames_done=frames, ended_s=time.time(), error=error, report=report)
+            self._put(replace(job, state="failed" if error else "done"))
             await asyncio.to_thread(_remove_files, folder, keep="result" if report else "")
             if job_id in self._jobs:
                 self._bytes[job_id] = self._bytes_of(self._jobs[job_id])
-            with contextlib.suppress(OSError):  # the upkeep tries it again, and says so
+            with contextlib.suppress(OSError):  # maintenance tries it again, and logs it
                 await self._keep_few()
 
-    def _forget_silent(self) -> None:
-        """Forget videos of which nothing is heard any more: their replica died."""
+    def _forget_silent_uploads(self) -> None:
+        """Forget uploads whose replica died."""
         now_s = time.monotonic()
-        self._coming = {one: what for one, what in self._coming.items() if now_s - what[1] < _HEARD_WITHIN_S}
+        self._uploads = {
+            one: (size, heard_s) for one, (size, heard_s) in self._uploads.items() if now_s - heard_s < _SILENT_AFTER_S
+        }
 
     def _bytes_of(self, job: VideoJob) -> int:
-        """Return the bytes of a job's video, or of its result; what is not fetched yet counts as the largest."""
+        """Return the bytes of a job's video, or of its result. A video that is not fetched yet counts as the largest."""
         name = "result" if job.is_over else SOURCE
         path = next((self._folder / job.job_id).glob(f"{name}.*"), None)
         if path is not None:
@@ -285,10 +355,9 @@ class VideoJobs:
         return self._options.max_video_bytes if job.request.uri and not job.is_over else 0
 
     async def _keep_few(self) -> None:
-        """Keep no more jobs that are over, and no more bytes of their results, than is allowed."""
-        over = sorted(
-            (job for job in self._jobs.values() if job.is_over), key=lambda job: job.ended_s or 0.0, reverse=True
-        )
+        """Remove the oldest finished jobs beyond the allowed number and bytes of results."""
+        over = [job for job in self._jobs.values() if job.is_over]
+        over.sort(key=lambda job: job.ended_s or 0.0, reverse=True)
         num_bytes = 0
         for index, job in enumerate(over):
             num_bytes += self._bytes.get(job.job_id, 0)
@@ -297,8 +366,8 @@ class VideoJobs:
                 self._jobs.pop(job.job_id, None)
                 self._bytes.pop(job.job_id, None)
 
-    async def _upkeep(self) -> None:
-        """Forget what was kept long enough; end this actor when nothing is left to look after. A disk that fails is tried again the next time."""
+    async def _maintain(self) -> None:
+        """Forget jobs that were kept long enough, and exit when none is left. What a failing disk refuses is tried again."""
         keep_s = self._options.keep_videos_s
         while True:
             now_s = time.time()
@@ -306,18 +375,18 @@ class VideoJobs:
                 await self._forget_old(now_s, keep_s)
                 await self._keep_few()
             except OSError as exc:
-                _log.warning("video jobs that are over cannot be removed now: %s", exc)
-            self._forget_silent()
-            if not self._jobs and not self._coming and time.monotonic() - self._used_s > min(_IDLE_EXIT_S, keep_s):
+                _log.warning("finished video jobs cannot be removed now: %s", exc)
+            self._forget_silent_uploads()
+            if not self._jobs and not self._uploads and time.monotonic() - self._used_s > min(_IDLE_EXIT_S, keep_s):
                 ray.kill(self._self)
-            await asyncio.sleep(min(_UPKEEP_WITHIN_S, keep_s))
+            await asyncio.sleep(min(_MAINTENANCE_S, keep_s))
 
     async def _forget_old(self, now_s: float, keep_s: float) -> None:
         for job in [job for job in self._jobs.values() if job.ended_s is not None and now_s - job.ended_s > keep_s]:
             try:
                 await asyncio.to_thread(_remove, self._folder / job.job_id)
-            except OSError as exc:  # it stays known, and is removed later
-                _log.warning("video job %s is over and cannot be removed now: %s", job.job_id, exc)
+            except OSError as exc:  # the job stays, and is removed later
+                _log.warning("finished video job %s cannot be removed now: %s", job.job_id, exc)
             else:
                 self._jobs.pop(job.job_id, None)
                 self._bytes.pop(job.job_id, None)
@@ -327,7 +396,7 @@ class VideoJobs:
             await asyncio.to_thread(_remove, folder)
 
     def _put(self, job: VideoJob) -> None:
-        """Note a job, in its folder first; where the disk is full a job that is known already is noted here alone."""
+        """Write a job to its folder, then keep it here. If the disk is full, a known job is kept here only."""
         path = self._folder / job.job_id / _STATE_FILE
         partial = path.with_suffix(".partial")
         try:
@@ -346,75 +415,8 @@ class VideoJobs:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Runner:
-    """Runs one job; an actor and no task, since ``ray.cancel`` of a task that ends at that moment aborts the process that calls it."""
-
-    def __init__(self, folder: str, job_id: str, request: VideoRequest) -> None:
-        self._folder, self._job_id, self._request = Path(folder), job_id, request
-
-    def run(self, jobs: Any, limits: PeopleServing) -> dict[str, Any]:
-        """Run it; the same folder again goes on from its finished segments."""
-        request = self._request
-        source = next(self._folder.glob(f"{SOURCE}.*"), None) or _fetch(request, self._folder, limits)
-        check_container(source)
-        options = EnhanceOptions(
-            backend=ModelBackend(request.backend),
-            precision=ModelPrecision(request.precision),
-            device=request.device,
-            device_kinds=request.device_kinds,
-            params=request.params,
-            overwrite=True,  # a result that was published just before a death
-            cache_name=request.cache_name,
-        )
-        report = enhance_videos(
-            source,
-            self._folder / f"result{request.suffix}",
-            models=request.sources,
-            options=options,
-            on_progress=lambda progress: jobs.report.remote(self._job_id, progress),
-        )
-        return _facts(report, request.models)
-
-
-def _fetch(request: VideoRequest, place: Path, limits: PeopleServing) -> Path:
-    """Copy the video of a URI into the job's folder; it appears there whole or not at all."""
-    uri = request.uri or ""
-    partial = place / "fetched.partial"
-    fetch_untrusted(uri, partial, limits.max_video_bytes, limits.allowed_uris)
-    return partial.rename(place / f"{SOURCE}{Path(urlsplit(uri).path).suffix[:6] or '.bin'}")
-
-
-def _facts(report: EnhanceReport, names: Sequence[str]) -> dict[str, Any]:
-    (video,) = report.videos
-    return {
-        "frames": report.frames,
-        "fps": round(report.fps, 3),
-        "elapsed_s": round(report.elapsed_s, 3),
-        "segments": report.segments,
-        "segments_reused": report.segments_reused,
-        "size_in": list(video.size_in),
-        "size_out": list(video.size_out),
-        "notes": list(video.notes),
-        "models": [asdict(use) | {"model_id": name} for use, name in zip(report.models, names, strict=True)],
-    }
-
-
-def _reason(exc: RayError, folder: Path, name: str) -> str:
-    """Say why a job failed, in words that name no path of this machine."""
-    cause = exc.cause if isinstance(exc, RayTaskError) else exc
-    if isinstance(cause, GenAIRayError):
-        text = str(cause)
-        for path in (*folder.glob(f"{SOURCE}.*"), folder):
-            text = text.replace(str(path), name)
-        return text
-    _log.error("video job %s failed", folder.name, exc_info=exc)
-    if isinstance(exc, RayTaskError):
-        return f"the server failed: {cause.strerror if isinstance(cause, OSError) else type(cause).__name__}"
-    return f"its process died {_TRIES} times: {type(exc).__name__}"
-
-
 def _try_lock(path: Path) -> int | None:
-    """Lock a file for as long as this process lives; None where another one has it."""
+    """Lock a file as long as this process lives; None if another process has it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -422,21 +424,21 @@ def _try_lock(path: Path) -> int | None:
         os.close(handle)
         return None
     except OSError as exc:
-        _log.warning("%s cannot be locked (%s): only one server may have this folder", path, exc)
+        _log.warning("%s cannot be locked (%s): make sure that only one server uses this folder", path, exc)
     return handle
 
 
 def _is_orphan(folder: Path, now_s: float) -> bool:
-    """Tell whether a folder is what an upload left whose replica died: nothing is known of it, and nothing has come for a while."""
+    """Tell whether a folder was left by an upload whose replica died: it has no job, and is not written to any more."""
     try:
         changed_s = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-        return not (folder / _STATE_FILE).exists() and now_s - changed_s > _ORPHANS_AFTER_S
-    except OSError:  # it has just gone
+        return not (folder / _STATE_FILE).exists() and now_s - changed_s > _ORPHAN_AFTER_S
+    except OSError:  # somebody removed it just now
         return False
 
 
 def _remove_files(folder: Path, keep: str = "") -> None:
-    """Remove everything of a job but what is known of it, and its result where that is to stay."""
+    """Remove the files of a job but its state, and but its result if that is to be kept."""
     for path in list(folder.glob("*")):
         if path.name != _STATE_FILE and not (keep and path.stem == keep and path.is_file()):
             _remove(path)

@@ -11,21 +11,25 @@ from genai_ray.types import InferenceResult, ModelBackend, ModelPrecision, Model
 if TYPE_CHECKING:
     from genai_ray.batch import BatchInference
     from genai_ray.catalog import ModelCatalog, ModelSpec
-    from genai_ray.cluster import CacheOptions, ModelCache, SessionRequest
+    from genai_ray.cluster import CacheOptions, Lease, ModelCache, SessionRequest
     from genai_ray.datasets import FrameSelection, read_videos
-    from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
+    from genai_ray.enhance import Background, EnhanceOptions, EnhanceReport, enhance_videos, forecast_videos
     from genai_ray.quality import Comparison, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
+    from genai_ray.video import Encoding
 
 __all__ = [
+    "Background",
     "BatchInference",
     "CacheOptions",
     "Comparison",
+    "Encoding",
     "EnhanceOptions",
     "EnhanceReport",
     "FrameSelection",
     "InferenceResult",
     "InferenceSession",
+    "Lease",
     "ModelBackend",
     "ModelCache",
     "ModelCatalog",
@@ -40,6 +44,7 @@ __all__ = [
     "compare",
     "enhance_videos",
     "errors",
+    "forecast_videos",
     "ms_ssim",
     "psnr",
     "read_videos",
@@ -50,13 +55,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Background": "genai_ray.enhance",
     "BatchInference": "genai_ray.batch",
     "CacheOptions": "genai_ray.cluster",
     "Comparison": "genai_ray.quality",
     "EnhanceOptions": "genai_ray.enhance",
     "EnhanceReport": "genai_ray.enhance",
+    "Encoding": "genai_ray.video",
     "FrameSelection": "genai_ray.datasets",
     "InferenceSession": "genai_ray.session",
+    "Lease": "genai_ray.cluster",
     "ModelCache": "genai_ray.cluster",
     "ModelCatalog": "genai_ray.catalog",
     "ModelSpec": "genai_ray.catalog",
@@ -65,6 +73,7 @@ _HOMES = {
     "SessionRequest": "genai_ray.cluster",
     "compare": "genai_ray.quality",
     "enhance_videos": "genai_ray.enhance",
+    "forecast_videos": "genai_ray.enhance",
     "ms_ssim": "genai_ray.quality",
     "psnr": "genai_ray.quality",
     "read_videos": "genai_ray.datasets",

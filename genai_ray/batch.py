@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.cluster import CachedSession, ModelCache, PendingCall, SessionRequest, Span
+from genai_ray.cluster import CachedSession, ModelCache, PendingCall, SessionRequest, Span, open_session
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.frames import append_results, check_is_new, iter_frames
 from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames
@@ -58,15 +58,12 @@ class BatchInference:
         self._session: CachedSession | None = None
         self._cache: ModelCache | None = None
 
-    def open(
-        self, cache: ModelCache, *, request: SessionRequest | None = None, tag: str | None = None
-    ) -> CachedSession:
+    def open(self, cache: ModelCache, *, request: SessionRequest | None = None) -> CachedSession:
         """Get the session, and keep it.
 
         Args:
             cache: Where it is.
             request: Which session exactly; None for what backend and precision of this object say.
-            tag: Whose progress its frames count as.
 
         Returns:
             The session.
@@ -75,9 +72,9 @@ class BatchInference:
             GenAIRayError: As ``ModelCache.get_session``.
         """
         if request is not None:
-            self._session = cache.session_of(request, tag=tag)
+            self._session = open_session(cache, request)
         else:
-            self._session = cache.get_session(self.model, self.backend, self.precision, tag=tag)
+            self._session = cache.get_session(self.model, self.backend, self.precision)
         self._cache = cache
         return self._session
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -177,10 +178,10 @@ def enhance(
         return
     console = Console(stderr=True)
     shown = _Bar(console) if console.is_terminal else _Lines()
-    with shown, redirect_stdout(sys.stderr):  # where Ray tells what befell its processes, it prints it
-        report = enhance_videos(
-            inputs, output, models=model, options=options, on_progress=shown, started_at=_process_start()
-        )
+    before_s = time.process_time()  # imports: the start of a shell that became this process would not count
+    with shown, redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
+        report = enhance_videos(inputs, output, models=model, options=options, on_progress=shown)
+    report = replace(report, elapsed_s=report.elapsed_s + before_s, startup_s=report.startup_s + before_s)
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
@@ -354,8 +355,3 @@ def _print_table(report: Any) -> None:
         table.add_row("model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")
     table.add_row("seconds", f"{report.elapsed_s:.1f}, of which {report.startup_s:.1f} to start")
     Console(soft_wrap=True).print(table)
-
-
-def _process_start() -> float:
-    """Return about what ``time.time()`` was at the start: the kernel's own time is that of a shell which became this program in the end."""
-    return time.time() - time.process_time()

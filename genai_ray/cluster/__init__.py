@@ -5,7 +5,7 @@ session; ``calls`` sends frames straight to the session's ``actor``. ``placement
 """
 
 from genai_ray.cluster.cache import CacheOptions
-from genai_ray.cluster.client.cache import ModelCache
+from genai_ray.cluster.client.cache import ModelCache, open_session, router_of
 from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.client.lease import Lease
 from genai_ray.cluster.client.session import CachedSession, PendingCall, Span
@@ -30,7 +30,9 @@ __all__ = [
     "disconnect",
     "has_own_node_died",
     "key_of",
+    "open_session",
     "own_folders",
+    "router_of",
     "say_if_node_dies",
     "uses_gpu",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from genai_ray.cluster.devices import Started
@@ -21,6 +22,7 @@ __all__ = [
     "RetentionInfo",
     "Retired",
     "SessionRequest",
+    "isolate",
     "key_of",
 ]
 
@@ -54,8 +56,8 @@ class SessionRequest:
     """Shapes of the model's own tensors that it is warmed with."""
     max_replicas: int | None = None
     """On how many devices it is at the most when the cache makes replicas of it by itself; None for wherever memory is free."""
-    alone: str = ""
-    """Set for a session of a single request that is suspected of ending its process."""
+    _alone: str = ""
+    """Not empty if the session is for one call only, which is suspected of ending its process; see ``isolate``."""
 
     def limits(self, max_bytes: int | None = None) -> SessionLimits:
         """Return what the session may take.
@@ -131,7 +133,19 @@ def key_of(request: SessionRequest) -> Key:
         Its key.
     """
     device = f"{request.device} {','.join(request.device_kinds)}".strip() if request.device_kinds else request.device
-    return Key(request.model, request.backend.value, request.precision.value, device, request.alone)
+    return Key(request.model, request.backend.value, request.precision.value, device, request._alone)
+
+
+def isolate(request: SessionRequest) -> SessionRequest:
+    """Return the same request, for a session that no other call uses.
+
+    Args:
+        request: Any request.
+
+    Returns:
+        A request with an entry of its own.
+    """
+    return replace(request, _alone=uuid.uuid4().hex)
 
 
 @dataclass(frozen=True, slots=True)

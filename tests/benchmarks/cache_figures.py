@@ -22,7 +22,7 @@ from common import ROOT, keep, median
 from onnx import helper, numpy_helper
 
 from genai_ray import InferenceSession, ModelCache
-from genai_ray.cluster import CachedSession, CacheOptions, SessionRequest, connect, disconnect
+from genai_ray.cluster import CachedSession, CacheOptions, SessionRequest, connect, disconnect, open_session, router_of
 from genai_ray.errors import GenAIRayError
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -50,7 +50,7 @@ class OwnPart(CachedSession):
 
 def hit_us() -> float:
     with ending(ModelCache(2_000_000_000, name="hit")) as cache:
-        session = OwnPart(cache, of(A), cache.session_of(of(A)).spec)
+        session = OwnPart(router_of(cache), of(A), open_session(cache, of(A)).spec)
         session.touch()
         frames, times = np.zeros((4, 144, 176, 3), np.uint8), []
         for _ in range(20_000):
@@ -107,7 +107,7 @@ def under_load(cache: ModelCache, expected: Any, frames: Any) -> Iterator[tuple[
     over, times, lost = threading.Event(), [], []
 
     def ask() -> None:
-        session = cache.session_of(of(A))
+        session = open_session(cache, of(A))
         while not over.is_set():
             began_s = time.perf_counter()
             try:
@@ -215,7 +215,7 @@ def resident(count: int) -> dict[str, float]:
     ):
         feeds = {"x": np.ones((1, 512), np.float32)}
         for path in write_models(Path(folder), count):
-            assert cache.session_of(of(path)).run(feeds)["y"].shape == (1, 1024)
+            assert open_session(cache, of(path)).run(feeds)["y"].shape == (1, 1024)
         status = cache.status()
         sizes = [entry["bytes"] for entry in status["models"]]
         return {
@@ -235,7 +235,7 @@ def fits() -> dict[str, dict[str, float]]:
     ):
         for weight_mb in (2, 50, 500):
             (path,) = write_models(Path(folder), 1, weight_mb)
-            cache.session_of(of(path)).run({"x": np.ones((1, 512), np.float32)})
+            open_session(cache, of(path)).run({"x": np.ones((1, 512), np.float32)})
             taken = next(entry["bytes"] for entry in cache.status()["models"] if entry["model_id"] == str(path))
             counts = {f"on {gb} GB": int(0.9 * gb * 1e9 / taken) for gb in (16, 24, 80)}
             found[f"{weight_mb} MB"] = {"session_mb": taken / 1e6, **counts}

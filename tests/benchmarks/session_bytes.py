@@ -10,7 +10,7 @@ import numpy as np
 from common import keep, rss_anon
 
 from genai_ray import ModelCache
-from genai_ray.cluster import CacheOptions, SessionRequest, disconnect
+from genai_ray.cluster import CacheOptions, SessionRequest, disconnect, open_session
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.processes import rss_watched
@@ -21,7 +21,7 @@ SIZES = ((144, 176), (480, 640))
 
 def measure(model: str, size: tuple[int, int]) -> dict[str, float]:
     with ending(ModelCache(8_000_000_000, name=f"{model} {size}", options=CacheOptions(min_stay_s=0))) as cache:
-        session = cache.session_of(SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
+        session = open_session(cache, SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
         session.touch()
         (at_load,) = cache.status()["models"]
         frames = np.random.default_rng(0).integers(0, 256, (8 if size[0] < 300 else 4, *size, 3), np.uint8)

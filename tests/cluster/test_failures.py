@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.cluster import SessionRequest, cache_names, connect, disconnect, session_actor
+from genai_ray.cluster import SessionRequest, cache_names, connect, disconnect, open_session, session_actor
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.cluster.truth import is_reported, report, wait_until_true
@@ -109,7 +109,7 @@ def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cac
         client = ModelCache(name=cache.name, deadline_s=60.0)
         with ThreadPoolExecutor(2) as pool:
             loading, knowing = pool.submit(client.load_model, THIRD), pool.submit(client.memory_usage)
-            session = client.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
+            session = open_session(client, SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
             assert np.array_equal(session.infer(frames), expected)
             assert not knowing.done()  # while not all is known
             assert not loading.done()

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from genai_ray import ModelCache, errors
-from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.cluster import CacheOptions, SessionRequest, open_session
 from genai_ray.cluster.client.lease import RELEASE_WITHIN_S
 from genai_ray.cluster.client.requests import build_load_request, to_request
 from genai_ray.cluster.messages import LeaseRequest
@@ -119,7 +119,7 @@ def test_a_lease_that_waits_keeps_nobody_from_what_fits(make_cache):
         waiting = pool.submit(cache.lease, [of(A), of(B)])
         wait_until(lambda: cache.status()["waiting"])
         hasty = ModelCache(name=cache.name, deadline_s=60.0)
-        hasty.session_of(of(A)).touch()
+        open_session(hasty, of(A)).touch()
         assert not waiting.done()
         other.release()
         waiting.result(120).release()
@@ -136,7 +136,7 @@ def test_a_client_that_is_closed_waits_for_nothing_and_leaves_nothing(make_cache
         with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
             waiting.result(60)
     with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
-        client.session_of(of(A)).touch()
+        open_session(client, of(A)).touch()
     wait_until(lambda: not cache.status()["waiting"])
     other.release()
     with cache.lease([of(D)]):
@@ -261,7 +261,7 @@ def test_what_is_prefetched_is_ready_when_the_first_model_ends(make_cache, frame
 def test_models_used_in_turn_do_not_thrash_and_the_caller_is_told(make_cache, frames):
     """Three models in room for two, as the cache is when nothing is said: at most 25 loads a minute beside the first two."""
     cache = make_cache(2 * SHARE)
-    sessions = [cache.session_of(of(model)) for model in (A, B, C)]
+    sessions = [open_session(cache, of(model)) for model in (A, B, C)]
     began_s = time.monotonic()
     for session in itertools.cycle(sessions):
         session.infer(frames)
@@ -282,12 +282,12 @@ def test_models_used_in_turn_do_not_thrash_and_the_caller_is_told(make_cache, fr
     )  # an explicit load waits for nothing, and only what it brought may go now
     hasty = ModelCache(name=cache.name, deadline_s=1.5)
     with pytest.raises(errors.ResourceExhaustedError, match=r"less than 5 s ago.*larger budget"):
-        hasty.session_of(of(B if other == C else C)).infer(frames)
+        open_session(hasty, of(B if other == C else C)).infer(frames)
 
 
 def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames):
     cache = make_cache(2 * SHARE, options=CacheOptions(min_stay_s=0))
-    for session in itertools.islice(itertools.cycle([cache.session_of(of(model)) for model in (A, B, C)]), 6):
+    for session in itertools.islice(itertools.cycle([open_session(cache, of(model)) for model in (A, B, C)]), 6):
         session.infer(frames)
     assert cache.status()["loads"] == 6
     with pytest.raises(errors.ConfigError, match=r"min_stay_s=5.*min_stay_s=0"):
@@ -306,11 +306,11 @@ def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames)
 
 def test_gdsf_keeps_the_model_that_is_dear_to_load(make_cache, frames):
     cache = make_cache(2 * SHARE, options=CacheOptions(policy="gdsf", min_stay_s=0))
-    dear = cache.session_of(
-        SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, tile_size_px=128)
+    dear = open_session(
+        cache, SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, tile_size_px=128)
     )
     dear.infer(frames)
-    for session in itertools.islice(itertools.cycle([cache.session_of(of(model)) for model in (A, B)]), 4):
+    for session in itertools.islice(itertools.cycle([open_session(cache, of(model)) for model in (A, B)]), 4):
         session.infer(frames)
     assert cache.status()["policy"] == "gdsf"
     assert "waifu2x-x2" in cache.loaded_models()
@@ -349,7 +349,9 @@ def test_idle_sessions_are_released_where_that_is_asked_for(make_cache, frames):
 
 def test_evict_waits_for_what_is_computed_and_gives_up_at_its_deadline(make_cache):
     cache = make_cache(2_000_000_000)
-    session = cache.session_of(SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, tile_size_px=128))
+    session = open_session(
+        cache, SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, tile_size_px=128)
+    )
     session.touch()
     pending = [session.submit(np.zeros((6, 240, 320, 3), np.uint8)) for _ in range(4)]
     wait_until(lambda: cache.status()["models"][0]["queue"] == len(pending))
@@ -365,7 +367,7 @@ def test_evict_waits_for_what_is_computed_and_gives_up_at_its_deadline(make_cach
 
 def test_evictions_of_one_model_at_the_same_time_end_together(make_cache):
     cache = make_cache(2_000_000_000)
-    session = cache.session_of(SessionRequest("websr-x2-l", ModelBackend.ONNX, ModelPrecision.FP32))
+    session = open_session(cache, SessionRequest("websr-x2-l", ModelBackend.ONNX, ModelPrecision.FP32))
     session.touch()
     pending = session.submit(np.zeros((3, 240, 320, 3), np.uint8))
     wait_until(lambda: cache.status()["models"][0]["queue"] == 1)

@@ -160,7 +160,7 @@ def test_an_input_that_ends_the_runtime_is_found_and_nobody_else_suffers(make_ca
         assert all(one.result(120) > 0 for one in asking)
     assert np.array_equal(session.run({"x": numbers, "d": np.ones(8, np.int64)})["y"], numbers)
     wait_until(lambda: len(cache.status()["models"]) == 1)
-    assert [key.alone for key in cache._routes] == [""]
+    assert [key.alone for key in cache._router._routes] == [""]
     assert cache.status()["failing"] == []
 
 

@@ -19,7 +19,7 @@ from ray._private import ray_constants
 from ray.experimental import internal_kv
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.cluster import CacheOptions, SessionRequest, open_session
 from genai_ray.cluster.cache.loading import MAX_TRIES
 from genai_ray.cluster.cache.session_actors import start_session
 from genai_ray.cluster.cache.session_table import Entry
@@ -260,7 +260,7 @@ def keeping_busy(cache, request):
     clients = [ModelCache(name=cache.name) for _ in range(16)]
 
     def ask(client):
-        session = client.session_of(request)
+        session = open_session(client, request)
         while not over.is_set():
             session.infer(big)
         return session
@@ -509,7 +509,7 @@ def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes,
             with pytest.raises(errors.ResourceExhaustedError):
                 asking.result(60)
         wait_until(lambda: demands() == [])
-        session = cache.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32, device="cuda"))
+        session = open_session(cache, SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32, device="cuda"))
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(session.infer, frames)
             wait_until(lambda: demands() == [{"GPU": 1.0}])
@@ -528,7 +528,7 @@ def test_a_cluster_that_shrinks_and_grows_again(nodes, cache, frames, expected):
     assert cache.memory_usage()[1] == int(0.6 * NODE_BYTES)
     node = nodes.add(num_gpus=1)
     wait_until(lambda: cache.memory_usage()[1] == 2 * int(0.6 * NODE_BYTES) + int(0.95 * GPU_BYTES))
-    session = cache.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32, device="cuda"))
+    session = open_session(cache, SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32, device="cuda"))
     assert np.array_equal(session.infer(frames), expected)
     nodes.remove(node)
     wait_until(lambda: cache.memory_usage() == (0, int(0.6 * NODE_BYTES)))

@@ -11,7 +11,7 @@ import pytest
 
 from genai_ray import SessionLimits, errors
 from genai_ray.cluster.cache.measured_sizes import SizeMemory, shape_bucket, sizes_file
-from genai_ray.cluster.client.routes import REFRESH_S, Route
+from genai_ray.cluster.client.router import REFRESH_S, Route
 from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Acquired, Replica, SessionRequest, key_of
 from genai_ray.cluster.placement import Device
@@ -89,7 +89,7 @@ def test_clients_prefer_their_own_node_and_the_shorter_queue():
 
 def test_a_route_is_asked_for_anew_once_in_a_while(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("genai_ray.cluster.client.routes.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("genai_ray.cluster.client.router.time.monotonic", lambda: clock[0])
     route = Route(Acquired((Replica("a", 1, "here"),), 0, None), "here")
     assert not route.is_due()
     clock[0] += REFRESH_S
@@ -121,7 +121,7 @@ def test_gpus_are_meant_wherever_there_is_one():
 
 def test_requests_that_name_kinds_or_stand_alone_are_entries_of_their_own():
     keys = {
-        key_of(one) for one in (request(), request(device_kinds=("L4",)), request(device="cpu"), request(alone="x"))
+        key_of(one) for one in (request(), request(device_kinds=("L4",)), request(device="cpu"), request(_alone="x"))
     }
     assert len(keys) == 4
     assert key_of(request(max_frame=(4, 4))) == key_of(request())

@@ -9,7 +9,7 @@ import ray
 from onnx import helper, numpy_helper
 
 from genai_ray import ModelCache
-from genai_ray.cluster import SessionRequest
+from genai_ray.cluster import SessionRequest, open_session
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.processes import rss_anon, rss_watched, wait_until
@@ -84,7 +84,7 @@ def test_status_and_metrics_say_the_same(cache, frames):
 @pytest.mark.parametrize("model", ["websr-x2-s", "websr-x2-l", "waifu2x-x2", "esrgan-2x", "rife"])
 def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
     """What is recorded is a peak, of the moments at which the cache looked: a batch and its result count while they are there."""
-    session = cache.session_of(SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
+    session = open_session(cache, SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
     session.touch()
     (loaded,) = cache.status()["models"]
     pid = loaded["session"]["pid"]
@@ -101,7 +101,7 @@ def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
 
 def test_a_hundred_requests_take_no_more_than_was_reserved(cache):
     """A process grows with its first calls; that is reserved when it has loaded, so no device stands over its budget until somebody looks."""
-    session = cache.session_of(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
+    session = open_session(cache, SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
     session.touch()
     (loaded,) = cache.status()["models"]
     frame = np.zeros((32, 32, 3), np.uint8)

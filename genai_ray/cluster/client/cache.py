@@ -1,47 +1,29 @@
-"""``ModelCache``: what callers hold; cheap, picklable, and a hit costs no call to the cache."""
+"""``ModelCache``: the client of a cache; cheap and picklable."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from ray.exceptions import RayError
-
-from genai_ray.catalog import ModelSpec
 from genai_ray.cluster.cache.options import CacheOptions
 from genai_ray.cluster.client.connection import Connection
 from genai_ray.cluster.client.lease import Lease, take_lease
-from genai_ray.cluster.client.requests import (
-    CACHE_SHARE,
-    build_load_request,
-    check_client,
-    check_positive,
-    own_node,
-    to_request,
-)
-from genai_ray.cluster.client.routes import Route
-from genai_ray.cluster.client.session import CachedSession, Handle
-from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest, SessionRequest, key_of
+from genai_ray.cluster.client.requests import CACHE_SHARE, is_text, to_request
+from genai_ray.cluster.client.router import Router
+from genai_ray.cluster.client.session import CachedSession
+from genai_ray.cluster.messages import LeaseRequest, SessionRequest, key_of
 from genai_ray.cluster.runtime.connect import connect
-from genai_ray.cluster.runtime.replies import wait_for
-from genai_ray.errors import CacheClosedError, ConfigError, ResourceExhaustedError
+from genai_ray.errors import ConfigError
 from genai_ray.inspection import canonical_id
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["ModelCache"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["ModelCache", "open_session", "router_of"]
 
 DEADLINE_S = 3600.0
 """Longer than a load may take in the worst case, and than a batch of large frames takes on a slow CPU."""
-
-PROGRESS_WITHIN_S = 2.0
-"""A session that does not say within this how far it is counts as nothing."""
 
 EVICT_WITHIN_S = 60.0
 """Most seconds that ``evict`` waits until a model is idle."""
@@ -81,12 +63,18 @@ class ModelCache:
         is_online: bool = False,
         options: CacheOptions | None = None,
     ) -> None:
-        check_client(name, max_memory_bytes, deadline_s)
-        self.name, self.deadline_s, self.is_online = name, deadline_s, is_online
+        if not deadline_s > 0:
+            raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
+        if max_memory_bytes is not None and max_memory_bytes <= 0:
+            raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
+        if not is_text(name):
+            raise ConfigError(f"a cache named {name}", "UTF-8 text, which Ray can carry")
+        self.name = name
+        self.deadline_s = deadline_s
+        self.is_online = is_online
         self.is_embedded = connect(address)
         self._connection = Connection(name, max_memory_bytes, options, deadline_s)
-        self._routes: dict[Key, Route] = {}
-        self._warned: set[Key] = set()
+        self._router = Router(self._connection, deadline_s, is_online=is_online)
 
     def load_model(  # noqa: PLR0913 - the design's own signature
         self,
@@ -120,21 +108,24 @@ class ModelCache:
             ResourceExhaustedError: If it is larger than the budget, or nothing may go for it.
             CacheClosedError: If the cache was shut down.
         """
-        check_positive(memory_bytes=memory_bytes, max_batch=max_batch, max_frame=min(max_frame) if max_frame else None)
-        sizes: dict[str, Any] = {
-            "floor_bytes": memory_bytes,
-            "max_frame": max_frame,
-            "max_batch": max_batch,
-            "tile_size_px": tile_size_px,
-        }
-        is_whole = isinstance(model, SessionRequest)
-        request, spec = to_request(
-            model
-            if is_whole
-            else SessionRequest(str(model), ModelBackend(backend), ModelPrecision(precision), device, **sizes)
-        )
-        self._routes.pop(key_of(request), None)  # it may have been evicted since: the cache knows
-        self._fetch(request, spec, is_explicit=True)
+        largest_px = None if max_frame is None else min(max_frame)
+        for name, value in (("memory_bytes", memory_bytes), ("max_batch", max_batch), ("max_frame", largest_px)):
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}={value}", "more than 0")
+        if not isinstance(model, SessionRequest):
+            model = SessionRequest(
+                str(model),
+                ModelBackend(backend),
+                ModelPrecision(precision),
+                device,
+                floor_bytes=memory_bytes,
+                max_frame=max_frame,
+                max_batch=max_batch,
+                tile_size_px=tile_size_px,
+            )
+        request, spec = to_request(model)
+        self._router.forget(key_of(request))  # it may have been evicted since
+        self._router.fetch(request, spec, is_explicit=True)
 
     def get_session(
         self,
@@ -143,16 +134,14 @@ class ModelCache:
         precision: ModelPrecision | None = None,
         *,
         device: str = "auto",
-        tag: str | None = None,
     ) -> CachedSession:
-        """Return a session; loaded where it is not there.
+        """Return a session; the cache loads the model if necessary.
 
         Args:
             model: Id, alias, or path of an .onnx file.
             backend: The runtime; None for the entry of this model used last, else ONNX.
             precision: The number format; None likewise, else FP32.
             device: ``auto``, ``cpu`` or ``cuda``.
-            tag: Whose progress its frames count as.
 
         Returns:
             The session; it stays usable when the cache evicts and loads the model again.
@@ -171,25 +160,9 @@ class ModelCache:
         known: SessionRequest | None = (
             self._connection.call("find", spec.model_id) if backend is None and precision is None else None
         )
-        session = CachedSession(self, known or asked, spec, tag)
+        session = CachedSession(self._router, known or asked, spec)
         session.touch()
         return session
-
-    def session_of(self, request: SessionRequest, *, tag: str | None = None) -> CachedSession:
-        """Return the session that a request means; it is loaded when it is first used.
-
-        Args:
-            request: Which session, with everything that is to be said of it.
-            tag: Whose progress its frames count as.
-
-        Returns:
-            The session.
-
-        Raises:
-            GenAIRayError: If its model is not known, or its path is no text.
-        """
-        request, spec = to_request(request)
-        return CachedSession(self, request, spec, tag)
 
     def memory_usage(self) -> tuple[int, int]:
         """Return (bytes used, budget in bytes).
@@ -221,7 +194,7 @@ class ModelCache:
         """
         model_id = canonical_id(model)
         self._connection.call("evict", model_id, min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S), is_replaced)
-        self._routes = {key: route for key, route in list(self._routes.items()) if key.model != model_id}
+        self._router.forget_model(model_id)
 
     @property
     def is_open(self) -> bool:
@@ -267,25 +240,6 @@ class ModelCache:
         """
         return dict(self._connection.call("status"))
 
-    def progress(self, tag: str) -> dict[str, int]:
-        """Ask the sessions that this client knows how many frames they computed for somebody.
-
-        Args:
-            tag: Whose.
-
-        Returns:
-            Frames by model id; sessions that are gone count as nothing.
-        """
-        counts: dict[str, int] = {}
-        for key, route in list(self._routes.items()):
-            if key.alone:
-                continue
-            counts.setdefault(key.model, 0)
-            for replica in route.replicas:
-                with contextlib.suppress(RayError):  # dead or silent
-                    counts[key.model] += int(wait_for(replica.handle.progress.remote(tag), PROGRESS_WITHIN_S))
-        return counts
-
     def close(self) -> None:
         """End this client: what other threads wait for through it ends soon after with ``CacheClosedError``. The cache stays, its leases end."""
         self._connection.close()
@@ -293,7 +247,7 @@ class ModelCache:
     def shutdown(self) -> None:
         """End every session and the cache itself, for all its clients; a second call does nothing. What is used afterwards raises ``CacheClosedError``."""
         self._connection.shutdown()
-        self._routes.clear()
+        self._router.forget_all()
 
     def __enter__(self) -> Self:
         return self
@@ -304,7 +258,7 @@ class ModelCache:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_routes": {}, "is_embedded": False}
+        return self.__dict__ | {"is_embedded": False}
 
     def lease(
         self,
@@ -312,7 +266,6 @@ class ModelCache:
         *,
         replicas: int | None = 1,
         device_kinds: Sequence[str] = (),
-        tag: str | None = None,
         follows_file: bool = False,
     ) -> Lease:
         """Load the models of a chain, all of them or none, and keep them until the lease is given back.
@@ -325,7 +278,6 @@ class ModelCache:
             replicas: On how many devices each is to be in the end; None for every device, those that come later as well. The lease is
                 there with the first replica.
             device_kinds: Words of which the kind of a device must have one, such as ``L4``; empty for any.
-            tag: Whose progress the frames of its sessions count as.
             follows_file: Whether it gives way when a model's file has been replaced, and is taken again of the new file some seconds later.
 
         Returns:
@@ -351,13 +303,13 @@ class ModelCache:
             found = [to_request(request) for request in requests]
             return LeaseRequest(
                 lease_id,
-                tuple(self._want(request, spec, is_explicit=False) for request, spec in found),
+                tuple(self._router.load_request(request, spec) for request, spec in found),
                 replicas,
                 follows_file,
             )
 
         sessions = tuple(
-            CachedSession(self, request, spec, tag) for request, (_, spec) in zip(requests, chosen, strict=True)
+            CachedSession(self._router, request, spec) for request, (_, spec) in zip(requests, chosen, strict=True)
         )
         return take_lease(self._connection, build, sessions, self.deadline_s * CACHE_SHARE)
 
@@ -372,110 +324,33 @@ class ModelCache:
         """
         for model in models:
             request, spec = to_request(model)
-            self._connection.send("acquire", self._want(request, spec, is_explicit=False), None)
+            self._connection.send("acquire", self._router.load_request(request, spec), None)
 
-    def acquire(
-        self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
-    ) -> tuple[str, Handle]:
-        """Return the actor of a session, from what this client knows or from the cache.
 
-        Args:
-            request: Which session.
-            spec: Its model.
-            lost: Name of a session that the caller saw dead or retired.
-            within_s: Most seconds to wait; None for the client's deadline.
+def open_session(cache: ModelCache, request: SessionRequest) -> CachedSession:
+    """Return exactly the session that a request means; the cache loads it when it is first used. Internal.
 
-        Returns:
-            Name and handle.
+    Args:
+        cache: The client.
+        request: Which session.
 
-        Raises:
-            GenAIRayError: Why it cannot be loaded.
-        """
-        return self.pick(request, lost) or self._fetch(request, spec, lost=lost, within_s=within_s)
+    Returns:
+        The session.
 
-    def pick(self, request: SessionRequest, lost: str | None = None) -> tuple[str, Handle] | None:
-        """Return the actor of a session from what this client knows; nothing is waited for.
+    Raises:
+        GenAIRayError: If its model is not known, or its path is no text.
+    """
+    request, spec = to_request(request)
+    return CachedSession(router_of(cache), request, spec)
 
-        Args:
-            request: Which session.
-            lost: Name of a session that the caller saw dead or retired.
 
-        Returns:
-            Name and handle; None where the cache must be asked.
-        """
-        key = key_of(request)
-        route = self._routes.get(key)
-        if route is None:
-            return None
-        self._connection.check_open()
-        if route.is_due():  # other replicas, for later calls
-            self._connection.send("replicas", key).future().add_done_callback(
-                lambda done: None if done.exception() else route.update(done.result())
-            )
-        return route.choose(lost)
+def router_of(cache: ModelCache) -> Router:
+    """Return what a client knows of sessions. Internal.
 
-    def knows(self, request: SessionRequest, name: str | None = None) -> bool:
-        """Tell whether a session is among those of a request, as this client knows.
+    Args:
+        cache: The client.
 
-        Args:
-            request: The request.
-            name: Name of the session; None for any.
-
-        Returns:
-            Whether it is.
-        """
-        route = self._routes.get(key_of(request))
-        return route is not None and (bool(route.replicas) if name is None else route.knows(name))
-
-    def dismiss(self, request: SessionRequest, name: str) -> None:
-        """End a session of a single request, and forget it.
-
-        Args:
-            request: The request.
-            name: Name of the session.
-        """
-        self._routes.pop(key_of(request), None)
-        with contextlib.suppress(CacheClosedError):  # and the session with it
-            self._connection.send("dismiss", name)
-
-    def _want(
-        self, request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, within_s: float | None = None
-    ) -> LoadRequest:
-        self._connection.check_open()  # before Ray is asked for this node
-        return build_load_request(
-            request,
-            spec,
-            is_explicit=is_explicit,
-            is_online=self.is_online,
-            within_s=self.deadline_s if within_s is None else within_s,
-        )
-
-    def _fetch(
-        self,
-        request: SessionRequest,
-        spec: ModelSpec,
-        *,
-        lost: str | None = None,
-        is_explicit: bool = False,
-        within_s: float | None = None,
-    ) -> tuple[str, Handle]:
-        key = key_of(request)
-        acquired: Acquired = self._connection.call(
-            "acquire", self._want(request, spec, is_explicit=is_explicit, within_s=within_s), lost, within_s=within_s
-        )
-        route = self._routes[key] = Route(acquired, own_node())
-        floor = acquired.floor_bytes
-        if floor is not None and acquired.num_bytes > floor and key not in self._warned:
-            self._warned.add(key)
-            _log.warning(
-                "%s takes %d bytes, more than the %d given for it: the truth is reserved",
-                key.model,
-                acquired.num_bytes,
-                floor,
-            )
-        chosen = route.pick()
-        if chosen is None:
-            raise ResourceExhaustedError(
-                f"{key.model} was evicted as soon as it was loaded", do="Give the cache a larger budget."
-            )
-        return chosen
+    Returns:
+        Its router, which all of its sessions share.
+    """
+    return cache._router

@@ -11,12 +11,12 @@ import ray
 
 from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.cluster.messages import LoadRequest, SessionRequest
-from genai_ray.errors import ConfigError, ModelLoadError
+from genai_ray.errors import ModelLoadError
 from genai_ray.inspection import find_model
 from genai_ray.session import predict_bytes
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["CACHE_SHARE", "build_load_request", "check_client", "check_positive", "own_node", "to_request"]
+__all__ = ["CACHE_SHARE", "build_load_request", "is_text", "own_node", "to_request"]
 
 CACHE_SHARE = 0.8
 """Of the seconds that a client waits, at the least those that the cache has to answer."""
@@ -41,46 +41,13 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
         else SessionRequest(str(model), ModelBackend.ONNX, ModelPrecision.FP32)
     )
     spec, _ = find_model(request.model)
-    if not _is_text(spec.model_id):
+    if not is_text(spec.model_id):
         raise ModelLoadError(
             f"{spec.model_id}: a path of bytes that are no text",
             "UTF-8, which Ray can carry",
             "Rename the file or its folder.",
         )
     return replace(request, model=spec.model_id), spec
-
-
-def check_client(name: str, max_memory_bytes: int | None, deadline_s: float) -> None:
-    """Refuse what no cache or client can have.
-
-    Args:
-        name: Name of the cache.
-        max_memory_bytes: Its budget; None for any.
-        deadline_s: Most seconds that a call may take.
-
-    Raises:
-        ConfigError: If a number is not positive, or the name is no text.
-    """
-    if not deadline_s > 0:
-        raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
-    if max_memory_bytes is not None and max_memory_bytes <= 0:
-        raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
-    if not _is_text(name):
-        raise ConfigError(f"a cache named {name}", "UTF-8 text, which Ray can carry")
-
-
-def check_positive(**sizes: int | None) -> None:
-    """Refuse sizes that nothing can have.
-
-    Args:
-        sizes: Numbers by name; None for one that was left out.
-
-    Raises:
-        ConfigError: If one is not positive.
-    """
-    for name, value in sizes.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{name}={value}", "more than 0")
 
 
 def build_load_request(
@@ -110,7 +77,7 @@ def build_load_request(
     )
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Tell whether a name is Unicode text; a file's name of other bytes is not, and a worker of Ray that meets it dies."""
     try:
         name.encode()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
@@ -25,14 +23,14 @@ from ray.exceptions import (
 
 from genai_ray.backends import Tensors
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster.messages import Retired, SessionRequest
+from genai_ray.cluster.client.router import Handle
+from genai_ray.cluster.messages import Retired, SessionRequest, isolate
 from genai_ray.cluster.runtime.replies import is_crash, wait_for
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
 from genai_ray.types import Frames, ModelTask, check_frames
 
 __all__ = ["CachedSession", "PendingCall", "Span"]
 
-Handle: TypeAlias = "ActorHandle[Any]"
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 MAX_DEATHS = 3
@@ -66,21 +64,23 @@ class Sent:
 
 
 class SessionSource(Protocol):
-    """Where sessions come from: the part of ``ModelCache`` that a call needs."""
+    """Where session actors come from: the part of ``Router`` that a call needs."""
 
     deadline_s: float
     """Most seconds that a request may take."""
     is_online: bool
     """Whether somebody waits for its requests."""
+    tag: str | None
+    """Name under which sessions count the frames; None if nobody asks."""
 
     def acquire(
         self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
     ) -> tuple[str, Handle]:
-        """Return name and actor of a session; see ``ModelCache.acquire``."""
+        """Return name and actor of a session; see ``Router.acquire``."""
         ...
 
     def pick(self, request: SessionRequest, lost: str | None = None) -> tuple[str, Handle] | None:
-        """Return what is known of a session without waiting; see ``ModelCache.pick``."""
+        """Return what is known of a session without waiting; see ``Router.pick``."""
         ...
 
     def knows(self, request: SessionRequest, name: str) -> bool:
@@ -88,7 +88,7 @@ class SessionSource(Protocol):
         ...
 
     def dismiss(self, request: SessionRequest, name: str) -> None:
-        """End a session of a single request; see ``ModelCache.dismiss``."""
+        """End a session of a single request; see ``Router.dismiss``."""
         ...
 
 
@@ -98,19 +98,19 @@ class CachedSession:
     A session that was evicted or died is acquired again without the caller noticing.
 
     Args:
-        cache: The client it was asked from.
+        source: Where its actors come from.
         request: Which session.
         spec: The model.
-        tag: Whose progress its frames count as.
     """
 
-    def __init__(self, cache: SessionSource, request: SessionRequest, spec: ModelSpec, tag: str | None = None) -> None:
+    def __init__(self, source: SessionSource, request: SessionRequest, spec: ModelSpec) -> None:
         self.spec = spec
-        self._cache, self._request, self._tag = cache, request, tag
+        self._source = source
+        self._request = request
 
     def touch(self) -> None:
         """Make sure that the session is loaded, and count this as a use."""
-        is_online = self._cache.is_online
+        is_online = self._source.is_online
         self._ask(lambda handle: handle.touch.remote(is_online))
 
     def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
@@ -242,13 +242,13 @@ class CachedSession:
     @property
     def deadline_s(self) -> float:
         """Most seconds that a request may take."""
-        return self._cache.deadline_s
+        return self._source.deadline_s
 
     def _in_class(self, method: Any) -> Any:
-        return method.options(concurrency_group="online") if self._cache.is_online else method
+        return method.options(concurrency_group="online") if self._source.is_online else method
 
     def _send(self, call: Callable[[Handle], Ref], request: SessionRequest, lost: str | None, deadline: float) -> Sent:
-        name, handle = self._cache.acquire(request, self.spec, lost, max(deadline - time.monotonic(), 0.0))
+        name, handle = self._source.acquire(request, self.spec, lost, max(deadline - time.monotonic(), 0.0))
         return Sent(name, handle, call(handle))
 
     def _infer(self, handle: Handle, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None) -> Ref:
@@ -258,7 +258,7 @@ class CachedSession:
         )  # references travel as arguments of their own
         window = (frames.start, frames.stop) if isinstance(frames, Span) else None
         ref: Ref = self._in_class(handle.infer).remote(
-            first, params, self._tag, self._cache.is_online, window, *following
+            first, params, self._source.tag, self._source.is_online, window, *following
         )
         return ref
 
@@ -276,14 +276,14 @@ class CachedSession:
             try:
                 wait_for(sent.handle.recency.remote(), PING_S)
             except (GetTimeoutError, RayActorError):
-                self._cache.acquire(
+                self._source.acquire(
                     request, self.spec, sent.name, max(deadline - time.monotonic(), 0.0)
                 )  # the cache asks it once more
-                if not self._cache.knows(request, sent.name):
+                if not self._source.knows(request, sent.name):
                     raise ActorUnavailableError(f"session {sent.name} is silent", None) from None
 
     def _run_call(self, feeds: Tensors) -> Callable[[Handle], Ref]:
-        arrays, is_online = {name: np.asarray(array) for name, array in feeds.items()}, self._cache.is_online
+        arrays, is_online = {name: np.asarray(array) for name, array in feeds.items()}, self._source.is_online
         return lambda handle: self._in_class(handle.run).remote(arrays, is_online)
 
     def _ask(self, call: Callable[[Handle], Ref]) -> Any:
@@ -292,7 +292,7 @@ class CachedSession:
     async def _ask_async(self, call: Callable[[Handle], Ref], num_bytes: int, threads: Executor) -> Any:
         """Ask on the event loop as long as all goes well: two changes of thread for a request cost more than a small model's run."""
         deadline, sent = time.monotonic() + self.deadline_s, None
-        known = self._cache.pick(self._request) if num_bytes <= SMALL_BYTES else None
+        known = self._source.pick(self._request) if num_bytes <= SMALL_BYTES else None
         if known is not None:
             sent = Sent(*known, call(known[1]))
             with contextlib.suppress(
@@ -318,16 +318,16 @@ class CachedSession:
                     deaths += is_crash(exc)
                     if deaths == MAX_DEATHS:
                         raise self._ends_sessions(exc) from exc
-                    if deaths == MAX_DEATHS - 1 and not request.alone:
-                        request = replace(self._request, alone=uuid.uuid4().hex)
+                    if deaths == MAX_DEATHS - 1 and request is self._request:
+                        request = isolate(self._request)
                     time.sleep(_RETRY_S)  # what is not there for a moment only is asked for until the deadline
                 else:
                     if not isinstance(answer, Retired):
                         return answer, sent
                 sent = self._send(call, request, sent.name, deadline)
         finally:
-            if request.alone:
-                self._cache.dismiss(request, sent.name)
+            if request is not self._request:
+                self._source.dismiss(request, sent.name)
 
     def _ends_sessions(self, exc: RayError) -> GenAIRayError:
         model = self.spec.model_id

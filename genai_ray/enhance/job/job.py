@@ -23,6 +23,7 @@ from genai_ray.cluster import (
     SessionRequest,
     disconnect,
     has_own_node_died,
+    router_of,
     say_if_node_dies,
     uses_gpu,
 )
@@ -74,7 +75,6 @@ def enhance_videos(
     models: str | Path | Sequence[str | Path],
     options: EnhanceOptions | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    started_at: float | None = None,
 ) -> EnhanceReport:
     """Enhance one video or many with a model or a chain of them; frames, timestamps, colour tags, audio and subtitles are kept.
 
@@ -89,7 +89,6 @@ def enhance_videos(
         models: Model ids, aliases or paths of .onnx files, in the order in which frames pass them.
         options: Everything else; defaults are ONNX Runtime, FP32, and of the encoder what suits the output (libx264, preset medium, CRF 18).
         on_progress: Called about twice a second from a thread of the job.
-        started_at: ``time.time()`` that ``elapsed_s`` counts from; now, when left out.
 
     Returns:
         What was done, with counts and speeds. Of several videos those that failed are in it; a job of one raises its error.
@@ -101,7 +100,7 @@ def enhance_videos(
         ModelLoadError: If a model cannot be loaded.
         GenAIRayError: Whatever else a session raises; of several videos with ``fail_fast`` the first error of any.
     """
-    job = _Job(options or EnhanceOptions(), time.time() if started_at is None else started_at)
+    job = _Job(options or EnhanceOptions(), time.time())
     chain = [models] if isinstance(models, str | Path) else list(models)
     specs = check_models(chain, job.options)
     targets = resolve_targets([inputs] if isinstance(inputs, str | Path) else list(inputs), output, job.options)
@@ -191,7 +190,9 @@ class _Job:
             )
         say_if_node_dies(DO_AGAIN)
         is_own = cache.is_embedded
-        loading = _Loading(cache, options, tag)
+        router = router_of(cache)
+        router.tag = tag
+        loading = _Loading(cache, options)
         recorded = results.recorded if results is not None else lambda _: None
         left: list[ClipTarget] = []
         scheduler: Scheduler | None = None
@@ -211,7 +212,7 @@ class _Job:
             if examined is not None:
                 scheduler.adopt(examined.target, *open_clip(examined, specs, kind))
             factor = options.factor or DEFAULT_FACTOR
-            with _watch(meter, lambda: count_results(specs, cache.progress(tag), factor=factor), on_progress):
+            with _watch(meter, lambda: count_results(specs, router.count_frames(), factor=factor), on_progress):
                 for ended in scheduler.run():
                     self._note(ended, meter.clips)
                     if ended.error is not None and self.claims.has(ended.target):
@@ -291,8 +292,9 @@ class _Job:
 class _Loading:
     """The lease of the chain: asked for beside the job when the first video is planned, given back at the end."""
 
-    def __init__(self, cache: ModelCache, options: EnhanceOptions, tag: str) -> None:
-        self._cache, self._options, self._tag = cache, options, tag
+    def __init__(self, cache: ModelCache, options: EnhanceOptions) -> None:
+        self._cache = cache
+        self._options = options
         self._lease: Future[Lease] | None = None
         self._uses: tuple[ModelUse, ...] = ()
         self._asked_at = float("-inf")
@@ -375,9 +377,7 @@ class _Loading:
     def _load(self, requests: Sequence[SessionRequest], lease: Future[Lease]) -> None:
         options = self._options
         try:
-            lease.set_result(
-                self._cache.lease(requests, replicas=options.replicas, device_kinds=options.device_kinds, tag=self._tag)
-            )
+            lease.set_result(self._cache.lease(requests, replicas=options.replicas, device_kinds=options.device_kinds))
         except BaseException as exc:  # noqa: BLE001 - it is the job's, which asks for the result
             lease.set_exception(exc)
 

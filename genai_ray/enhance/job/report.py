@@ -68,7 +68,7 @@ class EnhanceReport:
     fps: float
     """``frames`` over the seconds from the first decoded frame to the last closed file; 0 where every segment was reused."""
     elapsed_s: float
-    """Seconds from the start of the process (or of the call) to the last published file."""
+    """Seconds from the call to the last published file; the command line adds the time that its process took to start."""
     startup_s: float
     """The part of ``elapsed_s`` before the first decoded frame."""
     outputs: tuple[str, ...]

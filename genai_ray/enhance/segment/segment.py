@@ -236,7 +236,7 @@ def _open_stages(job: SegmentJob) -> list[BatchInference]:
     for spec, request in zip(job.specs, job.requests, strict=True):
         params = {name: value for name, value in job.options.params.items() if name in spec.params}
         stage = BatchInference(spec.model_id, batch_size=job.options.batch_size, params=params)
-        stage.open(job.cache, request=request, tag=job.tag)
+        stage.open(job.cache, request=request)
         stages.append(stage)
     return stages
 

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec, ServeProfile
-from genai_ray.cluster import CachedSession, ModelCache, SessionRequest
+from genai_ray.cluster import CachedSession, ModelCache, SessionRequest, router_of
+from genai_ray.cluster.client.router import Router
 from genai_ray.errors import (
     DeadlineExceededError,
     InferenceError,
@@ -205,7 +206,7 @@ class SessionCalls:
 
     def __init__(self, profile: ServeProfile, cache: ModelCache, statistics: Statistics) -> None:
         self._profile = profile
-        self._cache = cache
+        self._router = router_of(cache)
         self._statistics = statistics
         self._batchers: dict[tuple[Any, ...], Batcher[_Request, Any]] = {}
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
@@ -335,7 +336,7 @@ class SessionCalls:
         if others took its place.
         """
         source = _SessionSource(
-            self._cache, self._profile.request_timeout_s, target.model.serving.request_class == "online"
+            self._router, self._profile.request_timeout_s, target.model.serving.request_class == "online"
         )
         started = time.perf_counter_ns()
         result = await compute(CachedSession(source, target.request, target.metadata.spec))
@@ -349,21 +350,22 @@ class SessionCalls:
 
 
 class _SessionSource:
-    """A cache with a deadline and a class of requests of its own, for a ``CachedSession``."""
+    """A router with a deadline and a class of requests of its own, for a ``CachedSession``."""
 
-    def __init__(self, cache: ModelCache, deadline_s: float, is_online: bool) -> None:
+    def __init__(self, router: Router, deadline_s: float, is_online: bool) -> None:
         self.deadline_s = deadline_s
         self.is_online = is_online
-        self.pick = cache.pick
-        self.knows = cache.knows
-        self.dismiss = cache.dismiss
-        self._cache = cache
+        self.tag: str | None = None
+        self.pick = router.pick
+        self.knows = router.knows
+        self.dismiss = router.dismiss
+        self._router = router
 
     def acquire(
         self, request: SessionRequest, spec: ModelSpec, lost: str | None = None, within_s: float | None = None
     ) -> tuple[str, Any]:
         try:
-            return self._cache.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
+            return self._router.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
         except DeadlineExceededError as exc:
             raise ResourceExhaustedError(f"{request.model} was not loaded in time", do=RETRY_LATER) from exc
 

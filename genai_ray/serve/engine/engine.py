@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from genai_ray.catalog import ServeProfile, hash_file
-from genai_ray.cluster import ModelCache
+from genai_ray.cluster import ModelCache, router_of
 from genai_ray.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -356,7 +356,7 @@ class Engine:
                 return await self._calls.run(target, feeds, deadline)
         except TimeoutError as exc:
             name = target.model.name
-            if not self.cache.knows(target.request):
+            if not router_of(self.cache).knows(target.request):
                 raise ResourceExhaustedError(f"{name} was not loaded within {within_s:g} s", do=RETRY_LATER) from exc
             if isinstance(exc, DeadlineExceededError):
                 raise

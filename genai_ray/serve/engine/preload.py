@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 
-from genai_ray.cluster import Lease, ModelCache
+from genai_ray.cluster import Lease, ModelCache, open_session
 from genai_ray.errors import GenAIRayError
 from genai_ray.serve.engine.repository import ServedModel
 
@@ -62,7 +62,7 @@ class Preload:
     def _bring(self, model: ServedModel) -> None:
         serving, request = model.serving, model.request()
         if serving.preload or serving.pin:
-            self._cache.session_of(request).touch()
+            open_session(self._cache, request).touch()
         if serving.pin:
             self._cache.pin(model.source())
         if serving.min_replicas:

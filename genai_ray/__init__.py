@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from genai_ray.enhance import Background, EnhanceOptions, EnhanceReport, enhance_videos, forecast_videos
     from genai_ray.quality import Comparison, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
-    from genai_ray.video import Encoding
+    from genai_ray.video import Encoding, VideoReader
 
 __all__ = [
     "Background",
@@ -40,6 +40,7 @@ __all__ = [
     "SessionLimits",
     "SessionRequest",
     "ValidationResult",
+    "VideoReader",
     "__version__",
     "compare",
     "enhance_videos",
@@ -71,6 +72,7 @@ _HOMES = {
     "QualityValidator": "genai_ray.quality",
     "SessionLimits": "genai_ray.session",
     "SessionRequest": "genai_ray.cluster",
+    "VideoReader": "genai_ray.video",
     "compare": "genai_ray.quality",
     "enhance_videos": "genai_ray.enhance",
     "forecast_videos": "genai_ray.enhance",

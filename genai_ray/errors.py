@@ -7,6 +7,7 @@
       ModelNotFoundError(LookupError)        no such model id, alias or file
       ModelLoadError(RuntimeError)           corrupt, wrong sha256, unsupported operator
       BackendUnavailableError(RuntimeError)  asked for a runtime or device that is not there
+      FrameNotFoundError(IndexError)         a video has no frame of this index or at this time
       InvalidInputError(ValueError)          frames of a wrong shape, dtype or range, or none
       InferenceError(RuntimeError)           the runtime failed on this input
       ResourceExhaustedError(MemoryError)    larger than any device, or no room
@@ -28,6 +29,7 @@ __all__ = [
     "CacheClosedError",
     "ConfigError",
     "DeadlineExceededError",
+    "FrameNotFoundError",
     "GenAIRayError",
     "InferenceError",
     "InvalidInputError",
@@ -81,6 +83,10 @@ class ModelLoadError(GenAIRayError, RuntimeError):
 
 class BackendUnavailableError(GenAIRayError, RuntimeError):
     """A runtime, provider or device was asked for by name and is not there; there is never a silent fallback."""
+
+
+class FrameNotFoundError(GenAIRayError, IndexError):
+    """A video has no frame of this index, or shows none at this time."""
 
 
 class InvalidInputError(GenAIRayError, ValueError):

@@ -20,6 +20,7 @@ from genai_ray.video.info import Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.pictures import describe_leftovers, folder_of_pictures, read_pictures, write_pictures
 from genai_ray.video.plan import Segment, VideoPlan, plan_video
+from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
 from genai_ray.video.still import decode_png16, encode_png16
 from genai_ray.video.tracks import check_result
 
@@ -35,8 +36,11 @@ __all__ = [
     "HdrMetadata",
     "Segment",
     "SegmentWriter",
+    "VideoFrame",
+    "VideoFrames",
     "VideoInfo",
     "VideoPlan",
+    "VideoReader",
     "check_container",
     "check_result",
     "choose_pixel_format",

@@ -155,7 +155,7 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
         if not runs or near > last + SEEK_BEYOND_FRAMES:
             runs.append([])
         runs[-1].append(index)
-    keys_only = not plan.is_counted and set(indices) <= set(plan.keys)
+    keys_only = bool(runs) and not plan.is_counted and set(indices) <= set(plan.keys)
     for run in [list(indices)] if keys_only else runs:
         waiting = deque(run)
         for frame in _decode_from(plan, run[0], keys_only=keys_only):

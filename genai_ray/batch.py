@@ -6,7 +6,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from genai_ray.cluster import CachedSession, ModelCache, PendingCall, SessionReq
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.frames import append_results, check_is_new, iter_frames
 from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames
+
+if TYPE_CHECKING:
+    import ray.data
 
 __all__ = ["BatchInference"]
 
@@ -25,8 +28,8 @@ BATCHES_IN_FLIGHT = 2
 class BatchInference:
     """Frames through one model, ``batch_size`` at a time; results in order, whatever the batch size.
 
-    An object of this class is also what ``Dataset.map_batches`` calls: a batch of frames in, the same with the columns
-    ``output`` and ``latency_ms`` out. Any batch format will do; ``batch_format="pyarrow"`` with ``batch_size=None`` copies nothing.
+    ``map`` sends a dataset of frames through the model. ``Dataset.map_batches`` takes this class as well, with any batch format;
+    ``batch_format="pyarrow"`` with ``batch_size=None`` copies nothing.
 
     Args:
         model: Id, alias, or path of an .onnx file.
@@ -34,10 +37,15 @@ class BatchInference:
         backend: The runtime; None for the entry of the cache used last, else ONNX.
         precision: The number format; None likewise, else FP32.
         params: Extra inputs of the model by name.
-        cache_name: Cache to use where tables are mapped.
+        cache_name: Cache that ``map`` and ``map_batches`` use.
 
     Raises:
         ConfigError: If ``batch_size`` is less than 1.
+
+    Example:
+        >>> frames = read_videos("samples/bigbuckbunny-360p.mp4", selection=FrameSelection(every=60))
+        >>> BatchInference("websr-x2-s").map(frames, concurrency=2).count()
+        3
     """
 
     def __init__(
@@ -52,8 +60,12 @@ class BatchInference:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}", "1 or more")
-        self.model, self.batch_size, self.params = model, batch_size, params
-        self.backend, self.precision, self.cache_name = backend, precision, cache_name
+        self.model = model
+        self.batch_size = batch_size
+        self.backend = backend
+        self.precision = precision
+        self.params = params
+        self.cache_name = cache_name
         self.frames_done = 0
         self._session: CachedSession | None = None
         self._cache: ModelCache | None = None
@@ -165,6 +177,42 @@ class BatchInference:
         if not outputs:
             raise InvalidInputError("a table without rows", "at least one frame")
         return append_results(batch, outputs, np.array(latencies))
+
+    def map(self, dataset: ray.data.Dataset, *, concurrency: int | tuple[int, int] = 1) -> ray.data.Dataset:
+        """Send a dataset of frames through the model, by a pool of actors that send to the sessions of the cache.
+
+        Args:
+            dataset: Rows with the column ``frame``, such as those of ``read_videos``: (H, W, 3) of any sizes.
+            concurrency: Actors that send frames, or the fewest and the most of them. They take no CPU: the sessions compute.
+
+        Returns:
+            The dataset with the columns ``output``, frames by the model's shape law, and ``latency_ms``; evaluated lazily.
+
+        Raises:
+            ConfigError: If ``concurrency`` is less than 1, or the second number is less than the first.
+        """
+        import ray.data  # noqa: PLC0415 - each worker of a job imports this module, and none needs Ray Data
+
+        fewest, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
+        if not 1 <= fewest <= most:
+            raise ConfigError(f"concurrency={concurrency}", "1 or more, or two such numbers that do not fall")
+        arguments = {
+            "model": self.model,
+            "batch_size": self.batch_size,
+            "backend": self.backend,
+            "precision": self.precision,
+            "params": self.params,
+            "cache_name": self.cache_name,
+        }
+        mapped: ray.data.Dataset = dataset.map_batches(
+            BatchInference,
+            fn_constructor_kwargs=arguments,
+            batch_format="pyarrow",
+            batch_size=None,  # whole blocks, as they lie in memory
+            num_cpus=0,
+            compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
+        )
+        return mapped
 
     def _starts(self, count: int) -> range:
         return range(0, count, self.batch_size)

@@ -63,6 +63,31 @@ def test_a_dataset_is_mapped_in_order(cache, clip, expected):
     assert status["runtime_calls"] - calls == sum(math.ceil(n / status["run_batch"]) for n in (3, 1, 3, 1, 2))
 
 
+@pytest.mark.parametrize("concurrency", [1, (1, 4), 4])
+def test_map_sets_what_ray_data_needs(cache, clip, expected, concurrency):
+    tables = [table_of(clip[start : start + 4], start) for start in range(0, 10, 4)]
+    batch = BatchInference(MODEL, batch_size=3, cache_name=cache.name)
+    mapped = batch.map(ray.data.from_arrow(tables), concurrency=concurrency)
+    result = pa.concat_tables(ray.get(mapped.to_arrow_refs())).sort_by("frame_index")
+    assert result.column_names == ["video", "frame_index", "pts", "time_base", "frame", "output", "latency_ms"]
+    assert result.column("output").type == pa.fixed_shape_tensor(pa.uint8(), [80, 104, 3])
+    assert np.array_equal(np.concatenate(from_column(result.column("output"))), expected)
+
+
+def test_map_passes_on_every_option(cache, clip):
+    noisy = ray.data.from_arrow(table_of(clip[:2], 0))
+    found = []
+    for sigma in (0.01, 0.2):
+        batch = BatchInference("ffdnet", params={"sigma": sigma}, cache_name=cache.name)
+        found.append(np.stack([row["output"] for row in batch.map(noisy).take_all()]))
+        with InferenceSession("ffdnet") as session:
+            assert np.array_equal(found[-1], session.infer(clip[:2], {"sigma": sigma}))
+    assert not np.array_equal(*found)
+    for concurrency in (0, (0, 2), (3, 2)):
+        with pytest.raises(errors.ConfigError, match="concurrency="):
+            BatchInference(MODEL).map(noisy, concurrency=concurrency)
+
+
 def test_a_table_passes_without_a_copy_in_this_process(cache, clip, expected):
     table = table_of(clip, 0)
     result = BatchInference(MODEL, batch_size=10, cache_name=cache.name)(table)

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from genai_ray.cli.choices import Backend, Precision
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -51,8 +52,8 @@ def status(name: Name = "default", address: Address = None, as_json: Json = Fals
 @app.command("load")
 def load(
     model: str,
-    backend: Annotated[ModelBackend, typer.Option(help="Runtime.")] = ModelBackend.ONNX,
-    precision: Annotated[ModelPrecision, typer.Option(help="Number format.")] = ModelPrecision.FP32,
+    backend: Annotated[Backend, typer.Option(help="Runtime.")] = Backend.ONNX,
+    precision: Annotated[Precision, typer.Option(help="Number format.")] = Precision.FP32,
     memory_bytes: Annotated[int | None, typer.Option(help="Bytes to reserve at the least.", show_default=False)] = None,
     name: Name = "default",
     address: Address = None,
@@ -60,7 +61,7 @@ def load(
 ) -> None:
     """Load a model, into a cache that is made where there is none."""
     cache = _join(name, address, make=True)
-    cache.load_model(model, backend, precision, memory_bytes)
+    cache.load_model(model, ModelBackend(backend), ModelPrecision(precision), memory_bytes)
     _show(cache.status(), as_json)
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from genai_ray.cli.choices import Backend, Precision
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -44,9 +45,9 @@ def enhance(
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="Model id or .onnx file; again for a chain.", show_default=False)
     ],
-    backend: Annotated[ModelBackend | None, typer.Option(help="Runtime. [default: onnx]", show_default=False)] = None,
+    backend: Annotated[Backend | None, typer.Option(help="Runtime. [default: onnx]", show_default=False)] = None,
     precision: Annotated[
-        ModelPrecision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)
+        Precision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[str, typer.Option(help="all, or on how many devices the models are to be.")] = "1",
@@ -143,8 +144,8 @@ def enhance(
 
     base = load_profile(profile) if profile else EngineProfile(name="default")
     options = EnhanceOptions(
-        backend=backend or base.backend,
-        precision=precision or base.precision,
+        backend=ModelBackend(backend) if backend else base.backend,
+        precision=ModelPrecision(precision) if precision else base.precision,
         device=device,
         replicas=_parse_devices(devices),
         device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),

@@ -56,6 +56,17 @@ def test_wrong_use_is_exit_code_2_and_says_what_to_do(arguments, words):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", [("enhance",), ("cache", "load")])
+def test_help_and_errors_offer_what_works(command):
+    told = run(*command, "--help").stdout
+    assert "onnx" in told
+    assert "fp16" in told
+    refused = [run(*command, "a", *option) for option in (("--backend", "openvino"), ("--precision", "int8"))]
+    assert [done.returncode for done in refused] == [2, 2]
+    offered = "".join([told, *(done.stderr.replace("'openvino'", "").replace("'int8'", "") for done in refused)])
+    assert not any(word in offered for word in ("openvino", "bf16", "int8", "|auto"))
+
+
 @pytest.mark.cluster
 def test_the_cache_of_a_running_cluster():
     cluster = ray.cluster_utils.Cluster(

@@ -16,7 +16,7 @@ import ray
 from onnx import helper
 
 from genai_ray import ModelCache, errors
-from genai_ray.cluster import CacheOptions, SessionRequest
+from genai_ray.cluster import CacheOptions, SessionRequest, open_session
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.processes import wait_until
 
@@ -72,7 +72,7 @@ def signalling(number, most):
 
 def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache, frames):
     cache = make_cache()
-    session = cache.session_of(SLOW_TO_LOAD)
+    session = open_session(cache, SLOW_TO_LOAD)
     with (
         signalling(signal.SIGKILL, 3) as hit,
         pytest.raises(errors.ResourceExhaustedError, match=f"{MODEL} ended while it loaded"),
@@ -95,7 +95,7 @@ def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache,
 def test_a_load_that_hangs_is_ended_and_tried_again(make_cache, frames):
     cache = make_cache(options=CacheOptions(load_within_s=4.0))
     with signalling(signal.SIGSTOP, 1) as hit:
-        assert cache.session_of(SLOW_TO_LOAD).infer(frames).shape == (3, 98, 122, 3)
+        assert open_session(cache, SLOW_TO_LOAD).infer(frames).shape == (3, 98, 122, 3)
     assert len(hit) == 1
     assert cache.get_session(MODEL).status()["pid"] not in hit
 

@@ -1,7 +1,12 @@
 """Sessions in processes of their own on Ray, and the one cache that places and evicts them.
 
-From the caller down: ``client`` (``ModelCache``) asks ``cache`` (``CacheActor``) over a ``connection`` where it does not know a
-session; ``calls`` sends frames straight to the session's ``actor``. ``placement`` decides where a session goes and what goes for it.
+From the caller down:
+
+* ``client``: ``ModelCache``, and ``CachedSession``, which sends frames directly to the process of a session.
+* ``cache``: ``CacheActor``, which a client asks if it does not know a session: it loads, evicts, and keeps count.
+* ``session_actor``: ``SessionActor``, the process that runs one model; the path of a frame ends there, in ``InferenceSession``.
+* ``placement``: decides on which device a session starts, and which sessions are evicted for it. Pure, without Ray.
+* ``messages``: what travels between these. ``devices``: what a node has. ``runtime``: starts or joins Ray.
 """
 
 from genai_ray.cluster.cache import CacheOptions
@@ -13,7 +18,7 @@ from genai_ray.cluster.devices import uses_gpu
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.cluster.runtime.connect import connect, disconnect, has_own_node_died, own_folders, say_if_node_dies
-from genai_ray.cluster.runtime.last_word import NODE_DIED
+from genai_ray.cluster.runtime.driver import NODE_DIED
 
 __all__ = [
     "NODE_DIED",

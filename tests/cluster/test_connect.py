@@ -116,7 +116,7 @@ def test_a_named_cluster_takes_this_users_token(cluster, place):
 
 
 @pytest.mark.parametrize(
-    ("token", "words"), [(None, "wants a token, and this user has none"), ("f" * 64, "refuses this user's token")]
+    ("token", "words"), [(None, "requires a token, and this user has none"), ("f" * 64, "refuses this user's token")]
 )
 def test_a_cluster_that_wants_another_token_is_one_sentence_at_once(cluster, place, token, words):
     _, address = cluster
@@ -169,7 +169,7 @@ def test_a_token_that_another_user_wrote_is_not_this_users(place, caplog, theirs
     os.chown(path.parents[1] / theirs, 54321, 54321)
     with pytest.raises(PermissionError):
         _keep_token(path)
-    assert f"Ray's token in {path} is another user's" in caplog.text
+    assert f"Ray's token in {path} belongs to another user" in caplog.text
 
 
 _COMPUTE = f"""

@@ -30,21 +30,22 @@ EVICT_WITHIN_S = 60.0
 
 
 class ModelCache:
-    """Client of one cache of the cluster, which holds models in processes of their own within a budget of bytes.
+    """Client of one cache of the cluster. The cache runs each model in a process of its own, within a budget of bytes.
 
-    Leaving its ``with`` block closes this client, and ends the cache only if this client started Ray for itself; ``shutdown`` ends it for all.
+    Leaving the ``with`` block closes this client. It ends the cache only if this client started Ray for itself; ``shutdown`` ends
+    the cache for everybody.
 
     Args:
-        max_memory_bytes: Budget of a new cache; None to join one, or for what the devices have: 60 % of Ray's memory on a CPU node,
-            95 % of a GPU.
+        max_memory_bytes: Budget of a new cache; None to join one, or for the default: 60 % of Ray's memory on a CPU node, 95 % of
+            a GPU.
         name: Name of the cache.
-        address: Ray cluster to join; None for the one around, or one of this process's own.
+        address: Ray cluster to join; None for the one that runs on this machine, else a new one for this process alone.
         deadline_s: Most seconds that a call of this client or of its sessions may take.
-        is_online: Whether somebody waits for its requests: they overtake those of batch jobs, and their models outlive others.
+        is_online: Whether a person waits for the results: these requests overtake those of batch jobs, and their models stay longer.
         options: How a new cache behaves; None for the defaults, or to join one.
 
     Raises:
-        ConfigError: If budget or deadline is not positive, the name is no text, or the cache has another budget or other options.
+        ConfigError: If budget or deadline is not positive, the name is not text, or the cache has another budget or other options.
 
     Example:
         >>> with ModelCache(max_memory_bytes=10**9, name="example") as cache:
@@ -66,9 +67,9 @@ class ModelCache:
         if not deadline_s > 0:
             raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
         if max_memory_bytes is not None and max_memory_bytes <= 0:
-            raise ConfigError(f"a budget of {max_memory_bytes} bytes", "more than 0")
+            raise ConfigError(f"max_memory_bytes={max_memory_bytes}", "more than 0")
         if not is_text(name):
-            raise ConfigError(f"a cache named {name}", "UTF-8 text, which Ray can carry")
+            raise ConfigError(f"cache name {name}", "UTF-8 text")
         self.name = name
         self.deadline_s = deadline_s
         self.is_online = is_online
@@ -88,24 +89,24 @@ class ModelCache:
         max_batch: int | None = None,
         tile_size_px: int | None = None,
     ) -> None:
-        """Load a model, evicting idle ones in LRU order where bytes are short; does nothing where it is loaded already.
+        """Load a model, and evict idle ones if memory is short; does nothing if the model is loaded already.
 
         Args:
-            model: Id, alias, or path of an .onnx file; or a request, which says everything else as well.
+            model: Id, alias, or path of an .onnx file; or a request, which replaces the other arguments.
             backend: The runtime.
             precision: The number format.
-            memory_bytes: Bytes to reserve at the least; measured when left out.
+            memory_bytes: Fewest bytes to reserve; None to measure.
             device: ``auto``, ``cpu`` or ``cuda``.
-            max_frame: (height, width) in pixels of the largest frame that will come; larger ones are tiled.
+            max_frame: (height, width) in pixels of the largest frame to expect; larger ones are tiled.
             max_batch: Most frames in one runtime call; None for automatic.
             tile_size_px: Longest side of a tile, halo included; 0 for never; None for automatic.
 
         Raises:
-            ConfigError: If a number is not positive, or tiles are asked for that the model cannot have.
-            ModelNotFoundError: If it is not known.
-            ModelLoadError: If it cannot be loaded, or its path is no text.
-            BackendUnavailableError: If runtime or device is not there.
-            ResourceExhaustedError: If it is larger than the budget, or nothing may go for it.
+            ConfigError: If a number is not positive, or the model does not allow such tiles.
+            ModelNotFoundError: If the model is not known.
+            ModelLoadError: If the model cannot be loaded, or its path is not text.
+            BackendUnavailableError: If runtime or device is missing.
+            ResourceExhaustedError: If the model is larger than the budget, or no loaded model may be evicted for it.
             CacheClosedError: If the cache was shut down.
         """
         largest_px = None if max_frame is None else min(max_frame)
@@ -139,8 +140,8 @@ class ModelCache:
 
         Args:
             model: Id, alias, or path of an .onnx file.
-            backend: The runtime; None for the entry of this model used last, else ONNX.
-            precision: The number format; None likewise, else FP32.
+            backend: The runtime; None for that of the loaded entry used last, else ONNX.
+            precision: The number format; None for that of the loaded entry used last, else FP32.
             device: ``auto``, ``cpu`` or ``cuda``.
 
         Returns:
@@ -149,18 +150,12 @@ class ModelCache:
         Raises:
             GenAIRayError: As ``load_model``.
         """
-        asked, spec = to_request(
-            SessionRequest(
-                str(model),
-                ModelBackend(backend or ModelBackend.ONNX),
-                ModelPrecision(precision or ModelPrecision.FP32),
-                device,
-            )
-        )
-        known: SessionRequest | None = (
-            self._connection.call("find", spec.model_id) if backend is None and precision is None else None
-        )
-        session = CachedSession(self._router, known or asked, spec)
+        wanted_backend = ModelBackend(backend or ModelBackend.ONNX)
+        wanted_precision = ModelPrecision(precision or ModelPrecision.FP32)
+        request, spec = to_request(SessionRequest(str(model), wanted_backend, wanted_precision, device))
+        if backend is None and precision is None:
+            request = self._connection.call("find", spec.model_id) or request
+        session = CachedSession(self._router, request, spec)
         session.touch()
         return session
 
@@ -168,7 +163,7 @@ class ModelCache:
         """Return (bytes used, budget in bytes).
 
         Returns:
-            Both; loading and retiring sessions count as used.
+            Both; sessions that load or retire count as used.
         """
         used, budget = self._connection.call("memory")
         return used, budget
@@ -182,15 +177,15 @@ class ModelCache:
         return list(self._connection.call("loaded"))
 
     def evict(self, model: str | Path, *, is_replaced: bool = False) -> None:
-        """Evict every entry of a model, when what it computes is done.
+        """Evict every entry of a model, as soon as it is idle.
 
         Args:
             model: Id, alias or path.
-            is_replaced: Whether its file has been replaced: leases that follow the file give way then.
+            is_replaced: Whether its file was replaced: leases that follow the file then do not keep it.
 
         Raises:
             ModelNotFoundError: If it is not loaded.
-            ResourceExhaustedError: If it is pinned or stays at work.
+            ResourceExhaustedError: If it is pinned, leased or stays busy.
         """
         model_id = canonical_id(model)
         self._connection.call("evict", model_id, min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S), is_replaced)
@@ -198,20 +193,20 @@ class ModelCache:
 
     @property
     def is_open(self) -> bool:
-        """Whether the cache was there when it was last asked, and this client was not closed."""
+        """Whether the cache answered last time, and this client is not closed."""
         return self._connection.is_open
 
     def evict_lru(self) -> str | None:
-        """Evict the model that was not used for the longest time.
+        """Evict the least recently used model.
 
         Returns:
-            Its id, or None where nothing may go.
+            Its id; None if no model may be evicted.
         """
         evicted: str | None = self._connection.call("evict_lru")
         return evicted
 
     def pin(self, model: str | Path) -> None:
-        """Keep a model from being evicted.
+        """Keep a loaded model until it is unpinned.
 
         Args:
             model: Id, alias or path.
@@ -222,7 +217,7 @@ class ModelCache:
         self._connection.call("pin", canonical_id(model), True)
 
     def unpin(self, model: str | Path) -> None:
-        """Let a pinned model go again.
+        """Allow a pinned model to be evicted again.
 
         Args:
             model: Id, alias or path.
@@ -241,11 +236,11 @@ class ModelCache:
         return dict(self._connection.call("status"))
 
     def close(self) -> None:
-        """End this client: what other threads wait for through it ends soon after with ``CacheClosedError``. The cache stays, its leases end."""
+        """Close this client and end its leases; the cache goes on. Calls of other threads soon raise ``CacheClosedError``."""
         self._connection.close()
 
     def shutdown(self) -> None:
-        """End every session and the cache itself, for all its clients; a second call does nothing. What is used afterwards raises ``CacheClosedError``."""
+        """End the cache and its sessions, for all clients: later calls raise ``CacheClosedError``. A second call does nothing."""
         self._connection.shutdown()
         self._router.forget_all()
 
@@ -253,7 +248,7 @@ class ModelCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.is_embedded:  # nobody else will use it, and Ray goes on until this process ends
+        if self.is_embedded:  # Ray goes on until this process ends, and so would the sessions
             self.shutdown()
         self.close()
 
@@ -268,24 +263,23 @@ class ModelCache:
         device_kinds: Sequence[str] = (),
         follows_file: bool = False,
     ) -> Lease:
-        """Load the models of a chain, all of them or none, and keep them until the lease is given back.
+        """Load the models of a chain, all of them or none, and keep them loaded until the lease is released.
 
-        While it cannot be had, nothing is kept: two chains never hold what the other one waits for. A holder that dies is noticed
-        within 15 s.
+        A lease that still waits holds nothing, so two chains never wait for each other. If the holder dies, its lease ends within 15 s.
 
         Args:
-            models: Ids, aliases, paths; or requests, where more is to be said of one.
-            replicas: On how many devices each is to be in the end; None for every device, those that come later as well. The lease is
-                there with the first replica.
-            device_kinds: Words of which the kind of a device must have one, such as ``L4``; empty for any.
-            follows_file: Whether it gives way when a model's file has been replaced, and is taken again of the new file some seconds later.
+            models: Ids, aliases, paths or requests.
+            replicas: Devices that each model comes to; None for every device, also those that join later. The call returns when
+                each model has its first replica.
+            device_kinds: Words such as ``L4``; the kind of a device must contain one of them. Empty for any device.
+            follows_file: Whether the lease lets go of a model whose file was replaced, and takes the new file some seconds later.
 
         Returns:
             The lease, with one session a model; a context manager.
 
         Raises:
             ConfigError: If there are no models, or ``replicas`` is less than 1.
-            ResourceExhaustedError: If they can never be there together, or not by the deadline.
+            ResourceExhaustedError: If the models do not fit together, or not by the deadline.
             GenAIRayError: As ``load_model``.
         """
         if not models:
@@ -299,7 +293,7 @@ class ModelCache:
         lease_id = f"lease:{uuid.uuid4().hex[:12]}"
 
         def build() -> LeaseRequest:
-            """Say what is asked for, of the files as they are now."""
+            """Describe the models by their files as they are now."""
             found = [to_request(request) for request in requests]
             return LeaseRequest(
                 lease_id,
@@ -314,13 +308,13 @@ class ModelCache:
         return take_lease(self._connection, build, sessions, self.deadline_s * CACHE_SHARE)
 
     def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
-        """Begin to load models that will be needed soon, without waiting; nothing in use goes for them.
+        """Begin to load models that will be needed soon, without waiting. It evicts nothing that is in use.
 
         Args:
-            models: Ids, aliases, paths; or requests, where more is to be said of one. One that fails tells so when it is used.
+            models: Ids, aliases, paths or requests. A model that fails to load raises when it is used.
 
         Raises:
-            GenAIRayError: If one is not known, or its path is no text.
+            GenAIRayError: If a model is not known, or its path is not text.
         """
         for model in models:
             request, spec = to_request(model)
@@ -328,7 +322,7 @@ class ModelCache:
 
 
 def open_session(cache: ModelCache, request: SessionRequest) -> CachedSession:
-    """Return exactly the session that a request means; the cache loads it when it is first used. Internal.
+    """Return the session of a request; the cache loads it when it is first used. Internal.
 
     Args:
         cache: The client.
@@ -338,19 +332,19 @@ def open_session(cache: ModelCache, request: SessionRequest) -> CachedSession:
         The session.
 
     Raises:
-        GenAIRayError: If its model is not known, or its path is no text.
+        GenAIRayError: If its model is not known, or its path is not text.
     """
     request, spec = to_request(request)
     return CachedSession(router_of(cache), request, spec)
 
 
 def router_of(cache: ModelCache) -> Router:
-    """Return what a client knows of sessions. Internal.
+    """Return the router of a client. Internal.
 
     Args:
         cache: The client.
 
     Returns:
-        Its router, which all of its sessions share.
+        The router that all sessions of the client share.
     """
     return cache._router

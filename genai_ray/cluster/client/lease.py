@@ -1,11 +1,10 @@
-"""``Lease``: what the holder of a lease keeps in its hand; a thread of its own tells the cache that it is there."""
+"""``Lease``: models that stay loaded for its holder. A thread renews it, so that the cache notices if the holder dies."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from genai_ray.cluster.client.connection import Connection
@@ -18,7 +17,7 @@ __all__ = ["Lease", "take_lease"]
 _log = logging.getLogger(__name__)
 
 RELEASE_WITHIN_S = 5.0
-"""A cache that does not take a lease back within this is left to end it by its time to live."""
+"""A lease that the cache does not release within this time ends by its time to live."""
 
 
 class Lease:
@@ -27,8 +26,8 @@ class Lease:
     Args:
         connection: Line to the cache.
         request: What is leased.
-        sessions: One session a model, in the order asked for.
-        build: Says what is leased of the files as they are now.
+        sessions: One session a model, in the order of the request.
+        build: Makes the request again, of the files as they are then.
     """
 
     def __init__(
@@ -45,18 +44,18 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the models back, within some seconds also where the cache is silent; a second call does nothing."""
+        """Let the models be evicted again; takes some seconds at most. A second call does nothing."""
         if not self._over.is_set():
             self._over.set()
             self._give_back()
-            self._thread.join(RELEASE_WITHIN_S)  # it is in no call of Ray any more, which may be shut down next
+            self._thread.join(RELEASE_WITHIN_S)  # the caller may shut down Ray next
 
     def _give_back(self) -> None:
         try:
             self._connection.call("release", self._request.lease_id, within_s=RELEASE_WITHIN_S)
-        except GenAIRayError as exc:  # the cache was shut down, and the lease with it; or this client was closed; or it ends by its time to live
+        except GenAIRayError as exc:  # cache or client is closed, or the cache is silent
             self._connection.withdraw(self._request.lease_id)
-            _log.debug("lease %s was not given back: %s", self._request.lease_id, exc)
+            _log.debug("lease %s was not released: %s", self._request.lease_id, exc)
 
     def _beat(self) -> None:
         while not self._over.wait(LEASE_TTL_S / 3):
@@ -65,32 +64,29 @@ class Lease:
                     if self._request.follows_file:
                         self._request = self._build()
                     self._connection.call("lease", self._request, LEASE_TTL_S)
-                    if self._over.is_set():  # given back meanwhile, and perhaps before it was taken again
+                    if self._over.is_set():  # released meanwhile, and perhaps before it was taken again
                         self._give_back()
             except CacheClosedError:
-                return  # and the lease with it
+                return  # the lease has ended with the cache
             except (GenAIRayError, OSError) as exc:
-                _log.warning(
-                    "a lease of %s could not be renewed: %s", [session.spec.model_id for session in self.sessions], exc
-                )
+                models = [session.spec.model_id for session in self.sessions]
+                _log.warning("a lease of %s could not be renewed: %s", models, exc)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
 def take_lease(
     connection: Connection, build: Callable[[], LeaseRequest], sessions: tuple[CachedSession, ...], within_s: float
 ) -> Lease:
-    """Wait for room and for the models; a lease that is not had, or waited for no more, is not kept.
+    """Wait for room and for the models; if that fails or is interrupted, nothing stays leased.
 
     Args:
         connection: Line to the cache.
-        build: Says what is leased.
+        build: Makes the request, of the files as they are then.
         sessions: One session a model.
         within_s: Most seconds to wait for room.
 
@@ -100,7 +96,8 @@ def take_lease(
     Raises:
         GenAIRayError: As ``ModelCache.lease``.
     """
-    request, lease = build(), None
+    request = build()
+    lease: Lease | None = None
     try:
         connection.call("lease", request, within_s)
         lease = Lease(connection, request, sessions, build)

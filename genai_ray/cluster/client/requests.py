@@ -1,4 +1,4 @@
-"""What a client tells the cache of a model before it is loaded: its hash, and the bytes that its graph promises."""
+"""What a client tells the cache of a model before it is loaded: its hash, and its predicted bytes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from genai_ray.types import ModelBackend, ModelPrecision
 __all__ = ["CACHE_SHARE", "build_load_request", "is_text", "own_node", "to_request"]
 
 CACHE_SHARE = 0.8
-"""Of the seconds that a client waits, at the least those that the cache has to answer."""
+"""Least share of the client's deadline that the cache may use: the reason of a failure must still arrive."""
 
 
 def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, ModelSpec]:
-    """Return the request that a word for a model means.
+    """Turn a model's id, alias or path into a request.
 
     Args:
-        model: Id, alias or path, for ONNX Runtime and FP32; or a request, where more is to be said.
+        model: Id, alias or path, for ONNX Runtime and FP32; or a request.
 
     Returns:
         The request with the canonical id, and the model's spec.
 
     Raises:
-        ModelNotFoundError: If it is not known.
-        ModelLoadError: If Ray cannot carry its name.
+        ModelNotFoundError: If the model is not known.
+        ModelLoadError: If Ray cannot carry its path.
     """
     request = (
         model
@@ -43,7 +43,7 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
     spec, _ = find_model(request.model)
     if not is_text(spec.model_id):
         raise ModelLoadError(
-            f"{spec.model_id}: a path of bytes that are no text",
+            f"{spec.model_id}: the path is not UTF-8 text",
             "UTF-8, which Ray can carry",
             "Rename the file or its folder.",
         )
@@ -53,32 +53,39 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
 def build_load_request(
     request: SessionRequest, spec: ModelSpec, *, is_explicit: bool, is_online: bool, within_s: float
 ) -> LoadRequest:
-    """Return what is asked of the cache.
+    """Complete a request with what the cache needs.
 
     Args:
         request: Which session.
         spec: Its model.
-        is_explicit: Whether somebody asked for the model to be loaded.
-        is_online: Whether somebody waits.
-        within_s: When the client gives up.
+        is_explicit: Whether a caller asked to load the model, rather than for a result.
+        is_online: Whether a person waits for the result.
+        within_s: Seconds after which the client gives up.
 
     Returns:
-        The request with hash and predicted bytes; the cache answers a little before the client gives up, so that the reason arrives.
+        The request for the cache, which answers a little before the client gives up, so that the reason arrives.
 
     Raises:
         ModelNotFoundError: If the model's file is not there.
         ModelLoadError: If it is corrupt.
     """
-    digest, predicted = _facts(request, spec)
+    digest, predicted = _hash_and_predict(request, spec)
     if request.floor_bytes is not None:
-        predicted = 0  # the session keeps to the bytes that were given where it can, by smaller tiles
+        predicted = 0  # the session tries to keep to the given bytes, by smaller tiles
     return LoadRequest(
         request, digest, predicted, own_node(), is_explicit, is_online, max(within_s * CACHE_SHARE, within_s - 1.0)
     )
 
 
 def is_text(name: str) -> bool:
-    """Tell whether a name is Unicode text; a file's name of other bytes is not, and a worker of Ray that meets it dies."""
+    """Tell whether a name is Unicode text: a path may be other bytes, of which Ray's workers die.
+
+    Args:
+        name: Any name.
+
+    Returns:
+        Whether UTF-8 can encode it.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -86,8 +93,8 @@ def is_text(name: str) -> bool:
     return True
 
 
-def _facts(request: SessionRequest, spec: ModelSpec) -> tuple[str, int]:
-    """Return the hash of a model's file, and what ``session.predict_bytes`` says of it."""
+def _hash_and_predict(request: SessionRequest, spec: ModelSpec) -> tuple[str, int]:
+    """Return the hash of a model's file, and the bytes that a session of it is expected to take."""
     _, path = find_model(request.model)
     facts = path.stat()
     return spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns), _predict(path, facts.st_mtime_ns, request)

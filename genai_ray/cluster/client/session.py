@@ -34,33 +34,33 @@ __all__ = ["CachedSession", "PendingCall", "Span"]
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 MAX_DEATHS = 3
-"""A request in flight in this many sessions that ended by themselves is what ends them."""
+"""A request that was in flight in this many sessions when they crashed is taken for the cause."""
 
 _RETRY_S = 0.05
 
 SILENT_S = 3.0
-"""A request unanswered for this long asks whether its session is there at all."""
+"""A client pings the session of a request that is unanswered for this long."""
 
 SOON_S = 1.0
-"""An answer that is later than this is waited for on a thread, also by who asked on an event loop."""
+"""A caller on an event loop waits for a slower answer on a thread."""
 
 SMALL_BYTES = 1_000_000
-"""Arguments of more bytes than this go through the object store; that takes a while, and longer where it is full."""
+"""Larger arguments go through the object store, which takes a while, and longer if the store is full."""
 
 PING_S = 2.0
-"""A session that does not answer a ping for this long is taken for lost; the cache asks it once more before it believes that."""
+"""A session that does not answer a ping for this long is taken for lost, unless it answers the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request on its way."""
+    """A request in flight."""
 
     name: str
     """Name of the session that it was sent to."""
     handle: Handle
     """Its actor."""
     ref: Ref
-    """The answer to come."""
+    """Its answer."""
 
 
 class SessionSource(Protocol):
@@ -69,7 +69,7 @@ class SessionSource(Protocol):
     deadline_s: float
     """Most seconds that a request may take."""
     is_online: bool
-    """Whether somebody waits for its requests."""
+    """Whether a person waits for the results."""
     tag: str | None
     """Name under which sessions count the frames; None if nobody asks."""
 
@@ -84,7 +84,7 @@ class SessionSource(Protocol):
         ...
 
     def knows(self, request: SessionRequest, name: str) -> bool:
-        """Tell whether a session is among those of a request."""
+        """Tell whether a session is among those of a request; see ``Router.knows``."""
         ...
 
     def dismiss(self, request: SessionRequest, name: str) -> None:
@@ -95,7 +95,7 @@ class SessionSource(Protocol):
 class CachedSession:
     """A session in the cache: the methods of ``InferenceSession``, computed in its process.
 
-    A session that was evicted or died is acquired again without the caller noticing.
+    If its process is evicted or dies, the call goes to another one; the caller does not notice.
 
     Args:
         source: Where its actors come from.
@@ -109,7 +109,7 @@ class CachedSession:
         self._request = request
 
     def touch(self) -> None:
-        """Make sure that the session is loaded, and count this as a use."""
+        """Load the session if necessary, and count this as a use."""
         is_online = self._source.is_online
         self._ask(lambda handle: handle.touch.remote(is_online))
 
@@ -132,11 +132,11 @@ class CachedSession:
         """Send frames without waiting for the result.
 
         Args:
-            frames: Frames; or the pending result of another session, or some frames of it: these go from process to process.
+            frames: Frames; or the pending result of another session, or some frames of it, which go directly from process to process.
             params: Extra inputs by name.
 
         Returns:
-            The result to come.
+            The pending result.
 
         Raises:
             InvalidInputError: If frames break the contract.
@@ -166,7 +166,7 @@ class CachedSession:
         Args:
             frames: As ``infer``.
             params: As ``infer``.
-            threads: Where is waited for what takes long: a model that is loaded, large frames, a session that was evicted or died.
+            threads: Threads for slow waits: for a load, for large frames, for a session in place of one that was evicted or died.
 
         Returns:
             As ``infer``.
@@ -185,7 +185,7 @@ class CachedSession:
 
         Args:
             feeds: As ``run``.
-            threads: As ``infer_async``.
+            threads: As for ``infer_async``.
 
         Returns:
             As ``run``.
@@ -200,7 +200,7 @@ class CachedSession:
         )
 
     def warmup(self) -> None:
-        """Do nothing more: a session of the cache is warm when it is ready."""
+        """Load the session if necessary: the cache warms sessions itself."""
         self.touch()
 
     def status(self) -> dict[str, Any]:
@@ -253,17 +253,15 @@ class CachedSession:
 
     def _infer(self, handle: Handle, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None) -> Ref:
         parts = frames.parts if isinstance(frames, Span) else (frames,)
-        first, *following = (
-            part.ref if isinstance(part, PendingCall) else part for part in parts
-        )  # references travel as arguments of their own
+        # Ray resolves references only if each is an argument of its own.
+        first, *following = (part.ref if isinstance(part, PendingCall) else part for part in parts)
         window = (frames.start, frames.stop) if isinstance(frames, Span) else None
-        ref: Ref = self._in_class(handle.infer).remote(
-            first, params, self._source.tag, self._source.is_online, window, *following
-        )
+        infer = self._in_class(handle.infer)
+        ref: Ref = infer.remote(first, params, self._source.tag, self._source.is_online, window, *following)
         return ref
 
     def _wait(self, sent: Sent, request: SessionRequest, deadline: float) -> Any:
-        """Wait for an answer of a session; one that is silent, also to the cache, counts as dead."""
+        """Wait for an answer of a session. A session that answers neither this client nor the cache counts as dead."""
         while True:
             left_s = deadline - time.monotonic()
             try:
@@ -271,33 +269,32 @@ class CachedSession:
             except GetTimeoutError as exc:
                 if left_s <= SILENT_S:
                     raise DeadlineExceededError(
-                        f"a request to {self.spec.model_id} was not done within {self.deadline_s:g} s"
+                        f"a request to {self.spec.model_id} took more than {self.deadline_s:g} s"
                     ) from exc
             try:
                 wait_for(sent.handle.recency.remote(), PING_S)
             except (GetTimeoutError, RayActorError):
-                self._source.acquire(
-                    request, self.spec, sent.name, max(deadline - time.monotonic(), 0.0)
-                )  # the cache asks it once more
+                # The cache pings it once more.
+                self._source.acquire(request, self.spec, sent.name, max(deadline - time.monotonic(), 0.0))
                 if not self._source.knows(request, sent.name):
                     raise ActorUnavailableError(f"session {sent.name} is silent", None) from None
 
     def _run_call(self, feeds: Tensors) -> Callable[[Handle], Ref]:
-        arrays, is_online = {name: np.asarray(array) for name, array in feeds.items()}, self._source.is_online
+        arrays = {name: np.asarray(array) for name, array in feeds.items()}
+        is_online = self._source.is_online
         return lambda handle: self._in_class(handle.run).remote(arrays, is_online)
 
     def _ask(self, call: Callable[[Handle], Ref]) -> Any:
         return self._finish(None, call, time.monotonic() + self.deadline_s)
 
     async def _ask_async(self, call: Callable[[Handle], Ref], num_bytes: int, threads: Executor) -> Any:
-        """Ask on the event loop as long as all goes well: two changes of thread for a request cost more than a small model's run."""
-        deadline, sent = time.monotonic() + self.deadline_s, None
+        """Ask on the event loop as long as all goes well: to change threads twice costs more than a run of a small model."""
+        deadline = time.monotonic() + self.deadline_s
+        sent: Sent | None = None
         known = self._source.pick(self._request) if num_bytes <= SMALL_BYTES else None
         if known is not None:
             sent = Sent(*known, call(known[1]))
-            with contextlib.suppress(
-                RayError, TimeoutError
-            ):  # the thread asks for the same answer, and does what is to be done
+            with contextlib.suppress(RayError, TimeoutError):  # the thread waits for the same answer, and handles both
                 async with asyncio.timeout(min(self.deadline_s, SOON_S)):
                     answer = await sent.ref
                 if not isinstance(answer, Retired):
@@ -308,8 +305,9 @@ class CachedSession:
         return self._settle(sent or self._send(call, self._request, None, deadline), call, deadline)[0]
 
     def _settle(self, sent: Sent, call: Callable[[Handle], Ref], deadline: float) -> tuple[Any, Sent]:
-        """Wait for an answer; if the session was retired or died meanwhile, send again, after two crashes to a session of its own."""
-        deaths, request = 0, self._request
+        """Wait for an answer. If the session retires or dies, send again; after two crashes, to a session that nobody else uses."""
+        deaths = 0
+        request = self._request
         try:
             while True:
                 try:
@@ -320,7 +318,7 @@ class CachedSession:
                         raise self._ends_sessions(exc) from exc
                     if deaths == MAX_DEATHS - 1 and request is self._request:
                         request = isolate(self._request)
-                    time.sleep(_RETRY_S)  # what is not there for a moment only is asked for until the deadline
+                    time.sleep(_RETRY_S)
                 else:
                     if not isinstance(answer, Retired):
                         return answer, sent
@@ -334,7 +332,7 @@ class CachedSession:
         if isinstance(exc, OutOfMemoryError):
             return ResourceExhaustedError(
                 f"{MAX_DEATHS} sessions of {model} ran out of memory under one request",
-                do="Send less at a time, or give nodes more.",
+                do="Send fewer or smaller frames at a time, or use nodes with more memory.",
             )
         return InferenceError(
             f"{MAX_DEATHS} sessions of {model} died of one request", do="This input ends the runtime."
@@ -343,7 +341,7 @@ class CachedSession:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Some frames of batches that lie end to end: less than a batch, or across the border of two."""
+    """Some frames of one batch, or of two batches that follow each other."""
 
     parts: tuple[Frames | PendingCall, ...]
     """One batch or two, (N, H, W, 3) each, or pending results."""
@@ -359,11 +357,11 @@ class Span:
 
 
 class PendingCall:
-    """A result to come of ``CachedSession.submit``.
+    """The pending result of ``CachedSession.submit``.
 
     Args:
-        session: Where the frames were sent.
-        source: The frames, or the pending result that they are, or some of it.
+        session: The session that computes it.
+        source: Frames, the pending result of another session, or some frames of it.
         params: Extra inputs by name.
     """
 
@@ -378,18 +376,18 @@ class PendingCall:
 
     @property
     def ref(self) -> Ref:
-        """The answer to come, as an argument for another session."""
+        """Ray's reference to the result, as an argument for another session."""
         return self._sent.ref
 
     def result(self) -> Frames:
-        """Wait for the result; where the session was retired or died meanwhile, the frames are sent again.
+        """Wait for the result; if the session retires or dies, the frames are sent again.
 
         Returns:
             Frames by the model's shape law.
 
         Raises:
             GenAIRayError: What the session raised.
-            DeadlineExceededError: If it is not there ``deadline_s`` after it was sent.
+            DeadlineExceededError: If the result is not there ``deadline_s`` after the frames were sent.
             InferenceError: If the third session in a row died of this request.
         """
         answer, self._sent = self._session._settle(self._sent, self._call_again, self._deadline)
@@ -402,5 +400,5 @@ class PendingCall:
     def _call_again(self, handle: Handle) -> Ref:
         for part in self.source.parts if isinstance(self.source, Span) else (self.source,):
             if isinstance(part, PendingCall):
-                part.result()  # what was retired may be the session before this one
+                part.result()  # the session before this one may have retired as well
         return self._call(handle)

@@ -1,7 +1,8 @@
 """Ray itself: start it or join it, and leave this process as it was.
 
-* ``connect``: start or join. ``token``: Ray's authentication token. ``driver``: signals, output and import paths of this process.
-* ``last_word``: what a process says when Ray ends it. ``replies``: wait for an actor's reply, with our own errors.
+* ``connect``: start or join. ``token``: Ray's authentication token.
+* ``driver``: signals, output and import paths of this process, and what it says if Ray ends it.
+* ``replies``: wait for an actor's reply, with our own errors.
 """
 
 __all__: list[str] = []

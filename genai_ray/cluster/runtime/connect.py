@@ -17,8 +17,7 @@ import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
-from genai_ray.cluster.runtime.driver import Job, hush, undisturbed
-from genai_ray.cluster.runtime.last_word import Guard
+from genai_ray.cluster.runtime.driver import Guard, Job, hush, undisturbed
 from genai_ray.cluster.runtime.token import check_token, forget_token, make_token, use_token
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
@@ -28,14 +27,14 @@ __all__ = ["check_process", "connect", "disconnect", "has_own_node_died", "own_f
 _log = logging.getLogger(__name__)
 
 _ANY = "auto"
-"""Ray's word for a cluster that runs on this machine. Ray itself would also join one that a process started for itself alone, which ends with it."""
+"""Ray's word for a cluster on this machine. Ray itself would also join one that another process started for itself, and that ends with it."""
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.1
 _ENVIRONMENT = {
-    # How fast a dead node is noticed stays as Ray has it: nothing can take the place of the only one, and one that was held up for some seconds goes on.
-    "ORT_DISABLE_TELEMETRY": "1",  # also in processes that import ONNX Runtime before this package
-    # An actor that asks for no GPU hides them by itself; without this Ray warns of a change to come.
+    # Ray's time-outs for dead nodes stay: nothing can replace the only node, and one that was held up for some seconds goes on.
+    "ORT_DISABLE_TELEMETRY": "1",  # for processes that import ONNX Runtime before this package
+    # Our actors hide the GPUs that they do not use; without this Ray warns of a future change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_usage_stats_enabled": "0",
@@ -45,11 +44,11 @@ _SHORT = "/tmp"
 _MAX_ADDRESS = 300
 """Letters of ``host:port``."""
 _MAX_PATH_BYTES = 43
-"""Paths of sockets have 107 bytes at the most, of which Ray takes 64 for the session and the socket."""
+"""A socket's path has at most 107 bytes, and Ray needs 64 of them for the session and the socket."""
 _own_folders: list[Path] = []
 _guards: list[Guard] = []
 _connected_by = 0
-"""The process that is connected to Ray, of which this one may be a fork."""
+"""Process id of the process that connected to Ray; this one may be a fork of it."""
 
 
 def connect(address: str | None = None, *, start: bool = True) -> bool:
@@ -57,13 +56,13 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
 
     Args:
         address: A cluster's address; ``auto`` for one running on this machine; None for ``RAY_ADDRESS``, one running on this machine, or one of our own.
-        start: Whether one may be started.
+        start: Whether a cluster may be started.
 
     Returns:
-        Whether this call started a cluster of this process's own, which ``disconnect`` ends.
+        Whether this call started a cluster for this process, which ``disconnect`` ends.
 
     Raises:
-        ConfigError: If the named cluster does not answer, or there is none and none may be started.
+        ConfigError: If the named cluster does not answer, or none runs and none may be started.
         ResourceExhaustedError: If Ray cannot be started on this machine.
     """
     if ray.is_initialized():
@@ -96,7 +95,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
 
 
 def check_process() -> None:
-    """Refuse to use Ray's connection in a fork of the process that has it, where every call would wait for ever.
+    """Refuse to use Ray's connection in a fork of the process that made it: there every call would wait for ever.
 
     Raises:
         ConfigError: If this process is such a fork.
@@ -111,7 +110,7 @@ def check_process() -> None:
 
 
 def disconnect() -> None:
-    """End a cluster that ``connect`` started, and remove its temporary folders; does nothing in a cluster that was joined, or in a fork."""
+    """End a cluster that ``connect`` started, and remove its temporary folders; does nothing if a cluster was joined, or in a fork."""
     if not _own_folders or _connected_by != os.getpid():
         return
     atexit.unregister(disconnect)
@@ -124,9 +123,7 @@ def disconnect() -> None:
         folder = _own_folders.pop()
         deadline = time.monotonic() + _GONE_WITHIN_S
         remove_folder(folder)
-        while (
-            folder.exists() and time.monotonic() < deadline
-        ):  # processes that have lost their raylet still write there
+        while folder.exists() and time.monotonic() < deadline:  # processes without a raylet still write there
             time.sleep(_LOOK_EVERY_S)
             remove_folder(folder)
 
@@ -135,20 +132,20 @@ def own_folders() -> tuple[str, ...]:
     """Return the temporary folders of a cluster that ``connect`` started.
 
     Returns:
-        Their paths; none in a cluster that was joined.
+        Their paths; none if a cluster was joined.
     """
     return tuple(map(str, _own_folders))
 
 
 def has_own_node_died() -> bool:
-    """Tell whether a cluster that ``connect`` started has lost its one node.
+    """Tell whether a cluster that ``connect`` started has lost its only node.
 
-    Nothing that is asked of Ray after that is answered, and about 15 s later Ray ends this process without a word to Python.
+    Ray answers no call after that, and ends this process about 15 s later, without an exception.
 
     Returns:
-        False too in a cluster that was joined.
+        Whether it has; false if a cluster was joined.
     """
-    node: Any = ray._private.worker._global_node  # Ray has no public word for the processes that it started
+    node: Any = ray._private.worker._global_node  # Ray has no public name for the processes that it started
     return (
         bool(_own_folders)
         and node is not None
@@ -157,24 +154,24 @@ def has_own_node_died() -> bool:
 
 
 def say_if_node_dies(do: str) -> None:
-    """Set what a person reads besides if a cluster that ``connect`` started loses its node, and Ray ends this process at once.
+    """Set the advice that is printed if Ray ends this process because the node that ``connect`` started has died.
 
     Args:
-        do: What can be done then.
+        do: What a person can do.
     """
     for guard in _guards:
         guard.say(do)
 
 
 def _note_process() -> None:
-    global _connected_by  # noqa: PLW0603 - a fork has a copy of all else that says that there is a connection
+    global _connected_by  # noqa: PLW0603 - a fork has a copy of every other sign of a connection
     _connected_by = os.getpid()
 
 
 def _start() -> None:
     base = os.environ.get("RAY_TMPDIR") or temporary_base()
     sweep_folders(base, _SHORT)
-    cache_folder()  # if it cannot be written, that is said here: what Ray's processes log is not seen
+    cache_folder()  # warns here if it cannot be written: nobody sees the log of Ray's processes
     _note_process()
     atexit.register(disconnect)
     try:
@@ -197,20 +194,20 @@ def _start() -> None:
     except GenAIRayError:
         disconnect()
         raise
-    except Exception as exc:  # if its node does not answer in time, Ray raises just that
+    except Exception as exc:  # Ray raises a plain Exception if its node does not answer in time
         disconnect()
         raise ResourceExhaustedError(
-            f"Ray did not start: {str(exc).strip(' .')}", do="If the machine has too much to do, try again."
+            f"Ray did not start: {str(exc).strip(' .')}", do="If the machine is busy, try again later."
         ) from exc
 
 
 def _make_folder(base: str) -> Path:
-    """Make the folder that Ray is given, in one of this user's alone: Ray opens its own to everybody."""
+    """Make Ray's folder inside one that only this user can enter: Ray opens its own to everybody."""
     try:
         os.makedirs(base, exist_ok=True)
     except OSError as exc:
         raise ConfigError(
-            f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a folder that can be written."
+            f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a writable folder."
         ) from exc
     outer = make_folder(base=base)
     _own_folders.append(outer)
@@ -226,7 +223,7 @@ def _make_folder(base: str) -> Path:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Let the node that Ray starts have the address of the loopback, which all its processes then listen on, as Ray does by itself on macOS and Windows."""
+    """Give Ray's node the loopback address, so that its processes listen only there, as they do by default on macOS and Windows."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = before and ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in os.environ
     try:
@@ -236,9 +233,9 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _find_running() -> str | None:
-    """Return the address of a cluster on this machine whose GCS port answers; a stale address file makes Ray hang.
+    """Return the address of a cluster on this machine whose GCS port answers: a stale address file makes Ray hang.
 
-    A cluster gets this user's token and code: one that another user wrote of, in a folder that all can write, is not joined unasked.
+    A cluster gets this user's token and code, so one that another user started is joined only if the caller names it.
     """
     path = get_ray_address_file(None)
     try:
@@ -250,19 +247,19 @@ def _find_running() -> str | None:
     if not (_is_port(address) and address.isprintable()):
         return None
     if found.st_uid not in (0, os.geteuid()):
-        _log.warning("the Ray cluster at %s is another user's (%s): it is joined only by its address", address, path)
+        _log.warning("the Ray cluster at %s is another user's (%s): pass its address to join it", address, path)
         return None
     return address if _answers(address) else None
 
 
 def _is_port(address: str) -> bool:
-    """Tell whether an address is ``host:port``; other words are Ray's to judge."""
+    """Tell whether an address is ``host:port``; Ray checks other forms itself."""
     host, _, port = address.rpartition(":")
     return port.isdigit() and "/" not in host
 
 
 def _is_on_loopback_alone(address: str) -> bool:
-    """Tell whether a cluster is one that ``connect`` started in another process; Ray takes every address of the loopback for this node's other one."""
+    """Tell whether another process's ``connect`` started a cluster: it listens on the loopback but not on this node's other address."""
     host, _, port = address.rpartition(":")
     if not _is_port(address) or host.strip("[]") not in ("localhost", "127.0.0.1", "::1"):
         return False
@@ -271,7 +268,7 @@ def _is_on_loopback_alone(address: str) -> bool:
 
 
 def _answers(address: str) -> bool:
-    """Tell whether the port of ``host:port`` can be reached; Ray itself would try for minutes."""
+    """Tell whether ``host:port`` can be reached; Ray itself would try for minutes."""
     if not _is_port(address):
         return True
     host, _, port = address.rpartition(":")

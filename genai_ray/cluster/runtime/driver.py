@@ -1,30 +1,51 @@
-"""What Ray changes in the process that starts or joins it, and is not to change: its signals, its output, and where workers import from."""
+"""This process beside Ray: its signals, output and import paths stay its own, and it has a last word if Ray ends it.
+
+Without its node Ray ends a process from below Python, by ``_exit``, as soon as it asks the object store for something. No handler runs
+then, so ``Guard``, a small process beside this one, says what happened.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import ray
 from ray.job_config import JobConfig
 
-__all__ = ["TERMINATED", "Job", "hush", "undisturbed"]
+__all__ = ["NODE_DIED", "TERMINATED", "Guard", "Job", "hush", "undisturbed"]
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a process that was asked to end."""
 
 
-class Job(JobConfig):
-    """Workers import from where this process does.
+NODE_DIED = "the Ray node that this process started has died"
 
-    Ray puts the working folder before everything else in every worker, also if this process does not import from it: a script of a user that lies
-    there, such as ``av.py``, would take the place of an installed package.
+_OVER = "over"
+
+_SCRIPT = """
+while read -r line; do words=$line; done
+[ "$words" = over ] && exit
+for pid do
+    if [ -d /proc/self ]; then grep -qs '^State:.[^ZX]' "/proc/$pid/status" && continue; else kill -0 "$pid" 2>/dev/null && continue; fi
+    echo "$words" >&2
+    exit
+done
+"""
+"""Reads lines until this process is gone. Prints the last one, unless that is ``over`` or the processes of the node still live."""
+
+
+class Job(JobConfig):
+    """Workers import from the same folders as this process.
+
+    By itself Ray puts the working folder first in every worker, even if this process does not import from it: a user's script there,
+    such as ``av.py``, would replace an installed package.
     """
 
     def __init__(self) -> None:
@@ -36,21 +57,22 @@ class Job(JobConfig):
         )
 
     def _runtime_env_has_working_dir(self) -> bool:
-        return True  # the question that decides whether Ray adds both by itself
+        return True  # if this is false, Ray adds both folders itself
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Start or join Ray, and keep this process's own handler of SIGTERM: Ray's aborts the process, with a crash dump.
+    """Keep this process's handler of SIGTERM while Ray starts: Ray's own aborts the process, with a crash dump.
 
-    A process that has none ends as by ``sys.exit(143)``, so that what it holds is given back. What Ray notes of the command line is text, also if an
-    argument is none.
+    If there is no handler, SIGTERM raises ``SystemExit(143)``, so that cleanup runs. Arguments of the command line that are not text do not
+    harm Ray, which records them.
 
     Yields:
         Nothing.
     """
     utils: Any = ray._private.utils
-    set_handler, name_entrypoint = utils.set_sigterm_handler, utils.get_entrypoint_name
+    set_handler = utils.set_sigterm_handler
+    name_entrypoint = utils.get_entrypoint_name
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     own = _exit if before in (signal.SIG_DFL, None) else before
@@ -61,23 +83,59 @@ def undisturbed() -> Iterator[None]:
     try:
         yield
     finally:
-        utils.set_sigterm_handler, utils.get_entrypoint_name = set_handler, name_entrypoint
+        utils.set_sigterm_handler = set_handler
+        utils.get_entrypoint_name = name_entrypoint
         if is_main:
-            signal.signal(signal.SIGTERM, own)  # what aborts was put there from below Python
+            signal.signal(signal.SIGTERM, own)  # Ray's was installed from below Python
 
 
 def hush(*, is_quiet: bool) -> None:
-    """Let Ray print what befell its processes, or not: of its own cluster this process tells that itself, in one sentence.
+    """Silence Ray's messages about its processes, or let it print them again: of its own cluster this process reports failures itself.
 
     Args:
-        is_quiet: Whether it is to be silent.
+        is_quiet: Whether Ray is silent.
     """
     worker: Any = ray._private.worker
     worker._worker_logs_enabled = not is_quiet
 
 
+class Guard:
+    """Says on standard error that the node has died, if this process ends with it.
+
+    Args:
+        pids: The processes that the node consists of.
+    """
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        command = ["/bin/sh", "-c", _SCRIPT, "genai-ray-guard", *map(str, pids)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True
+        )
+        self.say("")
+
+    def say(self, do: str) -> None:
+        """Change the advice that follows the message.
+
+        Args:
+            do: What a person can do; empty for none.
+        """
+        self._write(f"error: {NODE_DIED}{'. ' if do else ''}{do}")
+
+    def stop(self) -> None:
+        """End the guard; it prints nothing."""
+        self._write(_OVER)
+        with suppress(OSError):
+            self._process.communicate()
+
+    def _write(self, line: str) -> None:
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with suppress(OSError):  # the guard was killed
+                self._process.stdin.write(f"{line}\n")
+                self._process.stdin.flush()
+
+
 def _is_text(path: str) -> bool:
-    """Tell whether Ray can send a path to its workers: bytes that are no UTF-8 it cannot."""
+    """Tell whether Ray can send a path to its workers: it must be UTF-8."""
     return path.encode(errors="replace").decode() == path
 
 

@@ -1,4 +1,4 @@
-"""Answers of actors: waited for, with errors of ours as themselves, and what the death of one says."""
+"""Replies of actors: our errors come out as themselves, and deaths say whether they were crashes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["ArgumentLostError", "is_crash", "wait_for"]
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 
 _ENDED_BY_OTHERS = ("it was killed by `ray.kill`", "its node has died")
-"""What Ray says of a session that the cache ended, or that died with its node; it has no other way to say so."""
+"""How Ray's text describes a session that the cache ended, or that died with its node; nothing else tells."""
 
 
 class ArgumentLostError(RayActorError):
-    """The session that computed what a request was to be given is lost, which says nothing of the session that was asked."""
+    """The argument of a request is lost with the session that computed it; the session that was asked is not at fault."""
 
 
 def is_crash(exc: RayError) -> bool:
-    """Tell whether the session that was asked ended by itself, perhaps of what it computed.
+    """Tell whether the session that was asked crashed, perhaps because of its input.
 
     Args:
-        exc: What Ray raised instead of its answer.
+        exc: What Ray raised instead of a reply.
 
     Returns:
-        False where the cache ended it, its node died, or it only cannot be reached, and where what it was to be given is lost.
+        False if the cache ended it, its node died, it cannot be reached, or the argument of the request is lost.
     """
     return isinstance(exc, OutOfMemoryError) or (
         isinstance(exc, ActorDiedError) and not any(words in str(exc) for words in _ENDED_BY_OTHERS)
@@ -36,19 +36,19 @@ def is_crash(exc: RayError) -> bool:
 
 
 def wait_for(ref: Ref, timeout_s: float | None = None) -> Any:
-    """Wait for an answer; an error of ours comes out as itself, with its fields.
+    """Wait for a reply; our errors come out as themselves, with their fields.
 
     Args:
-        ref: What was called.
-        timeout_s: Most seconds to wait; None for as long as it takes. Ray's ``GetTimeoutError`` tells that they are over.
+        ref: The pending reply.
+        timeout_s: Most seconds to wait; None for no limit. Ray raises ``GetTimeoutError`` after that.
 
     Returns:
-        The answer.
+        The reply.
 
     Raises:
-        GenAIRayError: What was raised on the other side, as its own class.
-        ResourceExhaustedError: If the other side ran out of memory.
-        ArgumentLostError: If what the other side was to be given is lost.
+        GenAIRayError: What the actor raised, as its own class.
+        ResourceExhaustedError: If the actor ran out of memory.
+        ArgumentLostError: If an argument of the call is lost.
     """
     try:
         return ray.get(ref, timeout=timeout_s)

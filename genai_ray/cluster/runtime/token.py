@@ -1,4 +1,4 @@
-"""Ray's token: whoever holds it may run code in the cluster, so that only this user may read it."""
+"""Ray's authentication token: its holder may run code in the cluster, so only this user may read it."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ _forgotten: list[str] = []
 
 
 def use_token() -> None:
-    """Send this user's token to the cluster that is joined, if there is one; a cluster that wants none takes any.
+    """Send this user's token, if there is one, to the cluster that is joined; a cluster without authentication accepts any token.
 
-    Ray by itself does so only for a cluster that it found without an address. ``RAY_AUTH_MODE`` is left as it is if it is set.
+    Ray itself does so only if it found the cluster without an address. ``RAY_AUTH_MODE`` is respected.
     """
     if _MODE not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
-        ray_tokens._enable_token_auth()  # its public caller warns of it
+        ray_tokens._enable_token_auth()  # its public caller logs a warning
 
 
 def make_token(folder: Path) -> None:
-    """Make sure that there is a token for a cluster of our own, which nobody else can read; Ray by itself lets all users of the machine read it.
+    """Make a token for our own cluster, unless there is one. Only this user can read it; Ray's own would be readable for all users.
 
     Args:
-        folder: Where to keep one if it cannot be kept in this user's home; a folder that only this user can enter.
+        folder: Folder for the token if this user's home is not writable; only this user can enter it.
     """
     if os.environ.get(_MODE, "token").lower() != "token" or any(os.environ.get(name) for name in (_TOKEN, _PATH)):
         return
     try:
         path = home_folder() / ".ray" / "auth_token"
         _keep_token(path)
-    except OSError:  # a home that cannot be written, or none
+    except OSError:  # no home, or not writable
         os.environ[_PATH] = str(folder / "token")
         _keep_token(folder / "token")
         _forgotten.append(_PATH)
     if _MODE not in os.environ:
         _forgotten.append(_MODE)
-    ray_tokens._enable_token_auth()  # Ray warns of it if it does so by itself
+    ray_tokens._enable_token_auth()  # Ray would log a warning
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def forget_token() -> None:
-    """Take back what ``make_token`` said in the environment."""
+    """Remove the environment variables that ``make_token`` set."""
     if not _forgotten:
         return
     while _forgotten:
@@ -67,16 +67,15 @@ def forget_token() -> None:
 
 
 def _keep_token(path: Path) -> None:
-    """Make a token if there is none, whole and for this user alone at every moment; else let nobody else read the one that there is."""
+    """Make a token if there is none; it is complete, and readable for this user alone, at every moment. Protect one that is there."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists() or not path.stat().st_size:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f"{path.name}.", delete=False
-        ) as file:  # of mode 0600
+        # Such a file has mode 0600.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
             part = Path(file.name)
             file.write(generate_new_authentication_token())
         try:
-            os.link(part, path)  # else another process was faster, and both must have the same
+            os.link(part, path)  # fails if another process was faster: both must use the same token
         except FileExistsError:
             if not path.stat().st_size:
                 part.replace(path)
@@ -84,38 +83,36 @@ def _keep_token(path: Path) -> None:
             part.unlink(missing_ok=True)
     with path.open("rb") as opened:
         found = os.fstat(opened.fileno())
-    mode, strangers = found.st_mode, {found.st_uid, path.parent.stat().st_uid} - {0, os.geteuid()}
-    if strangers:  # who wrote it, or may do so, could run code as this user
-        _log.warning(
-            "Ray's token in %s is another user's (uid %d): this cluster gets one of its own", path, min(strangers)
-        )
+    others = {found.st_uid, path.parent.stat().st_uid} - {0, os.geteuid()}
+    if others:  # they know the token, so they could run code as this user
+        _log.warning("Ray's token in %s belongs to another user (uid %d): this cluster gets its own", path, min(others))
         raise PermissionError(path)
-    if mode & 0o077:
+    if found.st_mode & 0o077:
         try:
             path.chmod(0o600)
         except OSError as exc:
             _log.warning(
-                "other users can read Ray's token in %s (mode %03o), and run code in this user's clusters with it: %s",
+                "other users can read Ray's token in %s (mode %03o) and use it to run code in this user's clusters: %s",
                 path,
-                mode & 0o777,
+                found.st_mode & 0o777,
                 exc,
             )
 
 
 def check_token(address: str) -> None:
-    """Ask a cluster once whether it takes this user's token; Ray itself would ask for 20 s, and print every refusal.
+    """Ask a cluster once whether it accepts this user's token; Ray itself would ask for 20 s and print every refusal.
 
     Args:
         address: ``host:port`` of its GCS.
 
     Raises:
-        ConfigError: If the cluster wants a token, and this user has none, or another one.
+        ConfigError: If the cluster requires a token, and this user has none or another one.
     """
     try:
         GcsClient(address=address)
     except AuthenticationError as exc:
         has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
-        whose = "refuses this user's token" if has_token else "wants a token, and this user has none"
-        raise ConfigError(f"the Ray cluster at {address} {whose}", "the token that it was started with", _DO) from exc
-    except (RayError, OSError, RuntimeError):  # all else is for ray.init to judge, which tries more than once
+        answer = "refuses this user's token" if has_token else "requires a token, and this user has none"
+        raise ConfigError(f"the Ray cluster at {address} {answer}", "the token that it was started with", _DO) from exc
+    except (RayError, OSError, RuntimeError):  # ray.init tries more than once, and reports other errors
         return

@@ -236,11 +236,11 @@ class ModelCache:
         return dict(self._connection.call("status"))
 
     def close(self) -> None:
-        """Close this client and end its leases; the cache goes on. Calls of other threads soon raise ``CacheClosedError``."""
+        """Close this client and end its leases; the cache goes on. Calls of other threads soon end with ``CacheClosedError``."""
         self._connection.close()
 
     def shutdown(self) -> None:
-        """End the cache and its sessions, for all clients: later calls raise ``CacheClosedError``. A second call does nothing."""
+        """End the cache and its sessions, for all clients: later calls end with ``CacheClosedError``. A second call does nothing."""
         self._connection.shutdown()
         self._router.forget_all()
 

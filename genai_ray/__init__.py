@@ -11,7 +11,7 @@ from genai_ray.types import InferenceResult, ModelBackend, ModelPrecision, Model
 if TYPE_CHECKING:
     from genai_ray.batch import BatchInference
     from genai_ray.catalog import ModelCatalog, ModelSpec
-    from genai_ray.cluster import CacheOptions, Lease, ModelCache, SessionRequest
+    from genai_ray.cluster import CacheOptions, CacheStatus, Lease, ModelCache, SessionRequest
     from genai_ray.datasets import FrameSelection, read_videos
     from genai_ray.enhance import Background, EnhanceOptions, EnhanceReport, enhance_videos, forecast_videos
     from genai_ray.quality import Comparison, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
@@ -22,6 +22,7 @@ __all__ = [
     "Background",
     "BatchInference",
     "CacheOptions",
+    "CacheStatus",
     "Comparison",
     "Encoding",
     "EnhanceOptions",
@@ -59,6 +60,7 @@ _HOMES = {
     "Background": "genai_ray.enhance",
     "BatchInference": "genai_ray.batch",
     "CacheOptions": "genai_ray.cluster",
+    "CacheStatus": "genai_ray.cluster",
     "Comparison": "genai_ray.quality",
     "EnhanceOptions": "genai_ray.enhance",
     "EnhanceReport": "genai_ray.enhance",

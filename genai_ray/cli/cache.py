@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
@@ -16,6 +17,9 @@ from rich.table import Table
 from genai_ray.cli.choices import Backend, Precision
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
+
+if TYPE_CHECKING:
+    from genai_ray.cluster import CacheStatus
 
 __all__ = ["app"]
 
@@ -90,9 +94,9 @@ def watch(
             time.sleep(every)
 
 
-def _show(status: dict[str, Any], as_json: bool) -> None:
+def _show(status: CacheStatus, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(status))
+        print(json.dumps(status.to_dict()))
     else:
         _console().print(_draw(status))
 
@@ -103,18 +107,20 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=200)
 
 
-def _draw(status: dict[str, Any]) -> Group:
+def _draw(status: CacheStatus) -> Group:
     """Lay out budget and counts, then devices, sessions, and what waits or fails."""
     head = (
-        f"cache {status['name']}: {_mb(status['used_bytes'])} of {_mb(status['budget_bytes'])} MB, {status['policy']}, "
-        f"{status['loads']} loads, {status['evictions']} evictions, {status['failures']} failures, {status['leases']} leases"
+        f"cache {status.name}: {_mb(status.used_bytes)} of {_mb(status.budget_bytes)} MB, {status.policy}, "
+        f"{status.loads} loads, {status.evictions} evictions, {status.failures} failures, {status.leases} leases"
     )
     devices = Table("device", "kind", "used MB", "free MB", "budget MB", box=None)
-    for device in status["devices"]:
+    for device in status.devices:
         devices.add_row(
-            device["device"],
-            device["kind"],
-            *(_mb(device[key]) for key in ("used_bytes", "free_bytes", "budget_bytes")),
+            device.device,
+            device.kind,
+            _mb(device.used_bytes),
+            _mb(device.free_bytes),
+            _mb(device.budget_bytes),
         )
     models = Table("model", box=None)
     for column in (
@@ -133,28 +139,31 @@ def _draw(status: dict[str, Any]) -> Group:
     ):
         models.add_column(column, overflow="fold")
     models.columns[0].no_wrap = True
-    for entry in status["models"]:
-        history = status["history"].get(entry["model_id"], {})
+    for entry in status.models:
+        history = status.history.get(entry.model_id, {})
         models.add_row(
-            entry["model_id"],
-            f"{entry['backend']} {entry['precision']}",
-            entry["placed_on"],
-            entry["state"],
-            _mb(entry["bytes"]),
-            _mb(entry["predicted_bytes"]),
-            *(str(entry[key]) for key in ("replicas", "hits", "queue")),
-            f"{entry['idle_s']:.0f}",
-            f"{entry['load_s']:.1f}",
+            entry.model_id,
+            f"{entry.backend} {entry.precision}",
+            entry.placed_on,
+            entry.state,
+            _mb(entry.bytes),
+            _mb(entry.predicted_bytes),
+            str(entry.replicas),
+            str(entry.hits),
+            str(entry.queue),
+            f"{entry.idle_s:.0f}",
+            f"{entry.load_s:.1f}",
             _evicted(history),
-            " ".join(word for word in ("pinned", "leased") if entry[word]),
+            " ".join(word for word, is_so in (("pinned", entry.pinned), ("leased", entry.leased)) if is_so),
         )
     troubles = [
-        f"{entry['model_id']} {state}: {entry['reason']}" for state in ("waiting", "failing") for entry in status[state]
+        *(f"{entry.model_id} waiting: {entry.reason}" for entry in status.waiting),
+        *(f"{entry.model_id} failing: {entry.reason}" for entry in status.failing),
     ]
     return Group(head, devices, models, *troubles)
 
 
-def _evicted(history: dict[str, float]) -> str:
+def _evicted(history: Mapping[str, float]) -> str:
     return f"{history['evictions']:.0f} (at {history['age_at_eviction_s']:.0f} s)" if history.get("evictions") else ""
 
 

@@ -9,7 +9,7 @@ From the caller down:
 * ``messages``: what travels between these. ``devices``: what a node has. ``runtime``: starts or joins Ray.
 """
 
-from genai_ray.cluster.cache import CacheOptions
+from genai_ray.cluster.cache import CacheOptions, CacheStatus
 from genai_ray.cluster.client.cache import ModelCache, open_session, router_of
 from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.client.lease import Lease
@@ -23,6 +23,7 @@ from genai_ray.cluster.runtime.driver import NODE_DIED
 __all__ = [
     "NODE_DIED",
     "CacheOptions",
+    "CacheStatus",
     "CachedSession",
     "EvictionPolicy",
     "Lease",

@@ -72,7 +72,7 @@ def loads_of_fifty() -> int:
 
         with ThreadPoolExecutor(50) as pool:
             list(pool.map(ask, clients))
-        return int(cache.status()["loads"])
+        return int(cache.status().loads)
 
 
 class Bare:
@@ -97,7 +97,7 @@ def evict_and_load(runs: int) -> tuple[float, float]:
             ray.get(actor.load.remote(model))
             bare.append(time.perf_counter() - began_s)
             ray.kill(actor)
-        assert cache.status()["evictions"] == runs
+        assert cache.status().evictions == runs
     return median(ours), median(bare)
 
 
@@ -152,15 +152,15 @@ def recovery(runs: int) -> dict[str, float]:
             for what in ("session", "cache actor"):
                 until(lambda: is_whole(cache, 0))
                 status = cache.status()
-                pid = status["pid"] if what == "cache actor" else status["models"][0]["session"]["pid"]
+                pid = status.pid if what == "cache actor" else status.models[0]["session"]["pid"]
                 os.kill(pid, signal.SIGKILL)
                 took[what].append(until(lambda pid=pid: is_whole(cache, pid)))
             node = nodes.add(num_gpus=1)
-            until(lambda node=node: node.node_id in {device["node"] for device in cache.status()["devices"]})
+            until(lambda node=node: node.node_id in {device.node for device in cache.status().devices})
             cache.evict(A)
             until(
                 lambda node=node: (
-                    [entry["placed_on"][:12] for entry in cache.status()["models"] if entry["state"] == "ready"]
+                    [entry.placed_on[:12] for entry in cache.status().models if entry.state == "ready"]
                     == [node.node_id[:12]]
                 )
             )
@@ -178,14 +178,14 @@ def recovery(runs: int) -> dict[str, float]:
 
 def is_whole(cache: ModelCache, killed_pid: int) -> bool:
     status = cache.status()
-    ready = [entry for entry in status["models"] if entry["state"] == "ready"]
+    ready = [entry for entry in status.models if entry.state == "ready"]
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    pids = [status["pid"], *(entry["session"].get("pid") for entry in ready)]
+    pids = [status.pid, *(entry.session.get("pid") for entry in ready)]
     return (
-        len(ready) == len(status["models"]) == 1
+        len(ready) == len(status.models) == 1
         and None not in pids
         and killed_pid not in pids
-        and {device["node"] for device in status["devices"]} == alive
+        and {device.node for device in status.devices} == alive
     )
 
 
@@ -217,12 +217,12 @@ def resident(count: int) -> dict[str, float]:
         for path in write_models(Path(folder), count):
             assert open_session(cache, of(path)).run(feeds)["y"].shape == (1, 1024)
         status = cache.status()
-        sizes = [entry["bytes"] for entry in status["models"]]
+        sizes = [entry.bytes for entry in status.models]
         return {
             "resident": len(sizes),
             "mb_a_model": median(sizes) / 1e6,
-            "process_mb": status["process_bytes"]["cpu"] / 1e6,
-            "evictions": status["evictions"],
+            "process_mb": status.process_bytes["cpu"] / 1e6,
+            "evictions": status.evictions,
         }
 
 
@@ -236,7 +236,7 @@ def fits() -> dict[str, dict[str, float]]:
         for weight_mb in (2, 50, 500):
             (path,) = write_models(Path(folder), 1, weight_mb)
             open_session(cache, of(path)).run({"x": np.ones((1, 512), np.float32)})
-            taken = next(entry["bytes"] for entry in cache.status()["models"] if entry["model_id"] == str(path))
+            taken = next(entry.bytes for entry in cache.status().models if entry.model_id == str(path))
             counts = {f"on {gb} GB": int(0.9 * gb * 1e9 / taken) for gb in (16, 24, 80)}
             found[f"{weight_mb} MB"] = {"session_mb": taken / 1e6, **counts}
     return found

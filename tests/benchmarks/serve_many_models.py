@@ -76,12 +76,10 @@ class Watch:
         while not self._over.wait(0.25):
             status = self._cache.status()
             self.looks += 1
-            self.fullest = max(
-                self.fullest, *(device["used_bytes"] / device["budget_bytes"] for device in status["devices"])
-            )
-            for entry in status["models"]:
-                if entry["state"] == "ready":
-                    self.bytes_of[int(Path(entry["model_id"]).stem[1:])] = entry["bytes"]
+            self.fullest = max(self.fullest, *(device.used_bytes / device.budget_bytes for device in status.devices))
+            for entry in status.models:
+                if entry.state == "ready":
+                    self.bytes_of[int(Path(entry.model_id).stem[1:])] = entry.bytes
 
 
 def simulated(sizes: list[int], order: list[int], seen: dict[int, int], nodes: int, budget_bytes: int) -> int:
@@ -148,10 +146,10 @@ def measure(profile, address, order, sizes, options, budget_bytes) -> dict[str, 
         "requests": len(done.latencies_s),
         "seconds": seconds,
         "refused": done.refused,
-        "failures": status["failures"],
-        "cold_starts": status["loads"],
+        "failures": status.failures,
+        "cold_starts": status.loads,
         "cold_starts_simulated": expected,
-        "over_simulated_goal_1.1": status["loads"] / expected,
+        "over_simulated_goal_1.1": status.loads / expected,
         "fullest_device_goal_1.0": watch.fullest,
         "looks": watch.looks,
     }

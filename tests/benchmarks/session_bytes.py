@@ -23,18 +23,18 @@ def measure(model: str, size: tuple[int, int]) -> dict[str, float]:
     with ending(ModelCache(8_000_000_000, name=f"{model} {size}", options=CacheOptions(min_stay_s=0))) as cache:
         session = open_session(cache, SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
         session.touch()
-        (at_load,) = cache.status()["models"]
+        (at_load,) = cache.status().models
         frames = np.random.default_rng(0).integers(0, 256, (8 if size[0] < 300 else 4, *size, 3), np.uint8)
-        pid = at_load["session"]["pid"]
+        pid = at_load.session["pid"]
         with rss_watched(pid) as most:
             for _ in range(4):
                 session.infer(frames)
-            (after,) = cache.status()["models"]
-        recorded, seen = after["bytes"], rss_anon(pid)
+            (after,) = cache.status().models
+        recorded, seen = after.bytes, rss_anon(pid)
         error = max(0.0, 1 - recorded / seen, recorded / most[0] - 1)
         return {
-            "predicted": at_load["predicted_bytes"],
-            "at_load": at_load["bytes"],
+            "predicted": at_load.predicted_bytes,
+            "at_load": at_load.bytes,
             "recorded": recorded,
             "seen": seen,
             "most": most[0],

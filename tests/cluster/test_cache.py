@@ -42,7 +42,7 @@ def test_least_recently_used_goes_first(cache, frames):
 def test_concurrent_first_requests_load_once(cache, frames):
     with ThreadPoolExecutor(8) as pool:
         outputs = list(pool.map(lambda _: cache.get_session("websr-x2-s").infer(frames), range(8)))
-    assert cache.status()["loads"] == 1
+    assert cache.status().loads == 1
     with InferenceSession("websr-x2-s") as local:
         expected = local.infer(frames)
     assert all(np.array_equal(output, expected) for output in outputs)
@@ -144,7 +144,7 @@ def test_batches_of_several_shapes_come_back_in_order(cache, frames):
 
 def test_a_batch_for_a_model_that_is_there_needs_no_answer_of_the_cache(cache, frames):
     client, batch = ModelCache(name=cache.name, deadline_s=20.0), BatchInference("websr-x2-s", batch_size=2)
-    first, pid = batch.process_batch(client, list(frames)), cache.status()["pid"]
+    first, pid = batch.process_batch(client, list(frames)), cache.status().pid
     os.kill(pid, signal.SIGSTOP)
     try:
         again = batch.process_batch(client, list(frames))

@@ -56,8 +56,8 @@ def test_the_cache_reserves_every_copy_and_makes_room_for_it(tmp_path, ray_sessi
         one, _ = cache.memory_usage()
         for name, call in calls_of(session).items():
             assert np.array_equal(call(), expected[name])
-            (entry,) = cache.status()["models"]
-            assert entry["session"]["memory_bytes"] <= entry["bytes"] <= 1.1 * entry["session"]["memory_bytes"], name
+            (entry,) = cache.status().models
+            assert entry.session["memory_bytes"] <= entry.bytes <= 1.1 * entry.session["memory_bytes"], name
         four, _ = cache.memory_usage()
     with ending(ModelCache((one + four) // 2, name="few copies")) as cache:
         cache.load_model("websr-x2-s")
@@ -67,5 +67,5 @@ def test_the_cache_reserves_every_copy_and_makes_room_for_it(tmp_path, ray_sessi
             assert np.array_equal(call(), expected[name])
             used, budget = cache.memory_usage()
             assert used <= budget
-            entry = next(entry for entry in cache.status()["models"] if entry["model_id"] == str(path))
-            assert entry["session"]["memory_bytes"] <= entry["bytes"], name
+            entry = next(entry for entry in cache.status().models if entry.model_id == str(path))
+            assert entry.session["memory_bytes"] <= entry.bytes, name

@@ -49,7 +49,7 @@ def kill_cache(cache):
     """Kill the cache actor's process, and wait until the one that takes its place has the truth; returns what was known before."""
     before, name = cache.status(), f"cache:{cache.name}"
     restarts = report(name)["NumRestarts"]
-    os.kill(before["pid"], signal.SIGKILL)
+    os.kill(before.pid, signal.SIGKILL)
     wait_until_true(cache, lambda: is_reported(name, restarts))
     return before
 
@@ -62,19 +62,17 @@ def test_a_killed_cache_comes_back_with_its_sessions(cache, frames, expected):
     names = session_names()
     before = kill_cache(cache)
     after = cache.status()
-    assert after["pid"] != before["pid"]
+    assert after.pid != before.pid
     assert session_names() == names
-    assert [entry["state"] for entry in after["models"]] == ["ready", "ready"]
-    assert after["budget_bytes"] == before["budget_bytes"] == 2_000_000_000
-    by_id = {entry["model_id"]: entry for entry in after["models"]}
-    for entry in before["models"]:
-        found = by_id[entry["model_id"]]
-        assert found["bytes"] == pytest.approx(
-            entry["bytes"], rel=0.05
-        )  # a process takes a little more with every call
-        assert [found[name] for name in KEPT] == [entry[name] for name in KEPT]
-        assert found["session"]["pid"] == entry["session"]["pid"]
-    assert (after["loads"], after["adoptions"]) == (0, 2)
+    assert [entry.state for entry in after.models] == ["ready", "ready"]
+    assert after.budget_bytes == before.budget_bytes == 2_000_000_000
+    by_id = {entry.model_id: entry for entry in after.models}
+    for entry in before.models:
+        found = by_id[entry.model_id]
+        assert found.bytes == pytest.approx(entry.bytes, rel=0.05)  # a process takes a little more with every call
+        assert [getattr(found, name) for name in KEPT] == [getattr(entry, name) for name in KEPT]
+        assert found.session["pid"] == entry.session["pid"]
+    assert (after.loads, after.adoptions) == (0, 2)
     assert np.array_equal(session.infer(frames), expected)
     with pytest.raises(errors.ResourceExhaustedError, match="pinned"):
         cache.evict(OTHER)
@@ -89,7 +87,7 @@ def test_a_load_survives_the_cache_that_began_it(cache, frames, expected):
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(cache.load_model, MODEL)
         wait_until(lambda: len(session_names()) == 1)
-        os.kill(cache.status()["pid"], signal.SIGKILL)
+        os.kill(cache.status().pid, signal.SIGKILL)
         loading.result(60)
     assert cache.loaded_models() == [MODEL]
     assert len(session_names()) == 1
@@ -100,7 +98,7 @@ def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cac
     """Whose it is, and what it takes, only the silent one can tell: what is to be loaded waits for that, what is loaded does not."""
     cache.load_model(MODEL)
     cache.load_model(OTHER)
-    silent = next(entry for entry in cache.status()["models"] if entry["model_id"] == OTHER)["session"]["pid"]
+    silent = next(entry for entry in cache.status().models if entry.model_id == OTHER).session["pid"]
     restarts = report(f"cache:{cache.name}")["NumRestarts"]
     os.kill(silent, signal.SIGSTOP)
     try:
@@ -120,18 +118,18 @@ def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cac
     finally:
         os.kill(silent, signal.SIGCONT)
     wait_until(lambda: set(cache.loaded_models()) == {MODEL, OTHER, THIRD})
-    assert cache.status()["adoptions"] == 2
+    assert cache.status().adoptions == 2
 
 
 def test_what_retires_while_the_cache_dies_holds_its_bytes_until_it_is_gone(cache):
     cache.load_model(MODEL, memory_bytes=300_000_000)
-    (entry,) = cache.status()["models"]
-    assert ray.get(ray.get_actor(entry["name"], namespace="genai_ray").try_retire.remote(None))
-    os.kill(cache.status()["pid"], signal.SIGKILL)
+    (entry,) = cache.status().models
+    assert ray.get(ray.get_actor(entry.name, namespace="genai_ray").try_retire.remote(None))
+    os.kill(cache.status().pid, signal.SIGKILL)
     wait_until(lambda: cache.memory_usage()[0] == 0)
-    assert not is_alive(entry["session"]["pid"])
+    assert not is_alive(entry.session["pid"])
     assert session_names() == []
-    assert cache.status()["adoptions"] == 0
+    assert cache.status().adoptions == 0
 
 
 def test_a_retirement_that_was_taken_back_ends_no_later_one(ray_session):
@@ -155,7 +153,7 @@ def test_a_retirement_that_was_taken_back_ends_no_later_one(ray_session):
 def test_the_death_of_an_idle_session_is_noticed(cache):
     cache.load_model(MODEL)
     (name,) = session_names()
-    os.kill(cache.status()["models"][0]["session"]["pid"], signal.SIGKILL)
+    os.kill(cache.status().models[0].session["pid"], signal.SIGKILL)
     wait_until_true(cache, lambda: is_reported(name, 0))
     assert cache.memory_usage()[0] == 0
     assert cache.loaded_models() == []
@@ -176,7 +174,7 @@ def test_no_request_is_lost_while_cache_and_session_are_killed(cache, frames, ex
         asking = [pool.submit(ask) for _ in range(4)]
         try:
             for _ in range(2):
-                os.kill(cache.status()["pid"], signal.SIGKILL)
+                os.kill(cache.status().pid, signal.SIGKILL)
                 os.kill(cache.get_session(MODEL).status()["pid"], signal.SIGKILL)
                 cache.get_session(MODEL).infer(frames)
         finally:
@@ -201,7 +199,7 @@ def test_a_request_ends_at_its_deadline(cache, frames, expected):
 def test_a_silent_cache_is_told_and_shut_down(ray_session):
     cache = ModelCache(1_000_000_000, name="silent", deadline_s=60)
     cache.load_model(MODEL)
-    os.kill(cache.status()["pid"], signal.SIGSTOP)
+    os.kill(cache.status().pid, signal.SIGSTOP)
     with pytest.raises(errors.DeadlineExceededError, match=r"silent.*open.*1 s"):
         ModelCache(name="silent", deadline_s=1.0)
     cache.shutdown()
@@ -239,8 +237,8 @@ def test_the_ledger_holds_while_a_model_in_use_is_evicted(cache, frames, expecte
             over.set()
         asking.result(60)
     session.infer(frames)
-    (entry,) = cache.status()["models"]
-    assert cache.memory_usage()[0] == entry["bytes"] > 0
+    (entry,) = cache.status().models
+    assert cache.memory_usage()[0] == entry.bytes > 0
     wait_until(lambda: len(session_names()) == 1)
 
 
@@ -249,12 +247,12 @@ def test_what_is_pinned_is_pinned_again_when_its_process_has_died(cache, frames,
     cache.pin(MODEL)
     os.kill(session.status()["pid"], signal.SIGKILL)
     assert np.array_equal(session.infer(frames), expected)
-    (entry,) = cache.status()["models"]
-    assert entry["pinned"]
+    (entry,) = cache.status().models
+    assert entry.pinned
     cache.unpin(MODEL)
     os.kill(session.status()["pid"], signal.SIGKILL)
     assert np.array_equal(session.infer(frames), expected)
-    assert not cache.status()["models"][0]["pinned"]
+    assert not cache.status().models[0].pinned
 
 
 def test_a_pin_of_a_dead_session_leaves_the_cache_open(cache):

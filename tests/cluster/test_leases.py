@@ -15,6 +15,7 @@ import ray
 
 from genai_ray import ModelCache, errors
 from genai_ray.cluster import CacheOptions, SessionRequest, open_session
+from genai_ray.cluster.cache import CacheCalls
 from genai_ray.cluster.client.lease import RELEASE_WITHIN_S
 from genai_ray.cluster.client.requests import build_load_request, to_request
 from genai_ray.cluster.messages import LeaseRequest
@@ -46,7 +47,7 @@ def of(model, num_bytes=SHARE):
 
 
 def ready(cache):
-    return {entry["model_id"] for entry in cache.status()["models"] if entry["state"] == "ready"}
+    return {entry.model_id for entry in cache.status().models if entry.state == "ready"}
 
 
 def test_two_chains_in_room_for_three_models_take_turns(make_cache, frames):
@@ -65,7 +66,7 @@ def test_two_chains_in_room_for_three_models_take_turns(make_cache, frames):
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(work, chain) for chain in ((A, B), (C, D))]:
             job.result(240)
-    loads = {model: counts["loads"] for model, counts in cache.status()["history"].items()}
+    loads = {model: counts["loads"] for model, counts in cache.status().history.items()}
     assert set(loads) == {A, B, C, D}
     assert max(loads.values()) <= rounds
 
@@ -83,13 +84,13 @@ def test_chains_that_run_once_load_nothing_more_than_twice(make_cache, frames):
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(work, chain) for chain in ((A, B), (C, D))]:
             job.result(240)
-    assert all(counts["loads"] <= 2 for counts in cache.status()["history"].values())
+    assert all(counts["loads"] <= 2 for counts in cache.status().history.values())
 
 
 def test_what_is_leased_stays_and_what_cannot_be_leased_says_so(make_cache):
     cache = make_cache(2 * SHARE)
     with cache.lease([of(A), of(B)]):
-        assert all(entry["leased"] for entry in cache.status()["models"])
+        assert all(entry.leased for entry in cache.status().models)
         with pytest.raises(errors.ResourceExhaustedError, match="leased by a job"):
             cache.evict(A)
         assert cache.evict_lru() is None
@@ -117,7 +118,7 @@ def test_a_lease_that_waits_keeps_nobody_from_what_fits(make_cache):
     other = cache.lease([of(C)])
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(cache.lease, [of(A), of(B)])
-        wait_until(lambda: cache.status()["waiting"])
+        wait_until(lambda: cache.status().waiting)
         hasty = ModelCache(name=cache.name, deadline_s=60.0)
         open_session(hasty, of(A)).touch()
         assert not waiting.done()
@@ -131,17 +132,17 @@ def test_a_client_that_is_closed_waits_for_nothing_and_leaves_nothing(make_cache
     other, client = cache.lease([of(C)]), ModelCache(name=cache.name)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.lease, [of(A), of(B)])
-        wait_until(lambda: cache.status()["waiting"])
+        wait_until(lambda: cache.status().waiting)
         client.close()
         with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
             waiting.result(60)
     with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
         open_session(client, of(A)).touch()
-    wait_until(lambda: not cache.status()["waiting"])
+    wait_until(lambda: not cache.status().waiting)
     other.release()
     with cache.lease([of(D)]):
         assert ready(cache) == {C, D}
-    assert cache.status()["leases"] == 0
+    assert cache.status().leases == 0
 
 
 def test_a_lease_whose_models_are_still_loaded_ends_with_its_client(make_cache):
@@ -149,11 +150,11 @@ def test_a_lease_whose_models_are_still_loaded_ends_with_its_client(make_cache):
     client = ModelCache(name=cache.name)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.lease, [of(A)])
-        wait_until(lambda: cache.status()["leases"])
+        wait_until(lambda: cache.status().leases)
         client.close()
         with pytest.raises(errors.CacheClosedError, match=r"this client of cache .* was closed"):
             waiting.result(60)
-    wait_until(lambda: not cache.status()["leases"])
+    wait_until(lambda: not cache.status().leases)
 
 
 def test_a_call_for_a_lease_that_is_repeated_while_the_first_one_waits_is_no_second_lease(make_cache):
@@ -162,11 +163,11 @@ def test_a_call_for_a_lease_that_is_repeated_while_the_first_one_waits_is_no_sec
     asked = LeaseRequest(
         "lease:repeated", (build_load_request(request, spec, is_explicit=False, is_online=False, within_s=60.0),)
     )
-    answers = [cache._connection.send("lease", asked, 60.0) for _ in range(2)]
-    wait_until(lambda: cache.status()["waiting"])
+    answers = [cache._connection.send(CacheCalls.lease, asked, 60.0) for _ in range(2)]
+    wait_until(lambda: cache.status().waiting)
     other.release()
     assert ray.get(answers) == [None, None]
-    assert cache.status()["leases"] == 1
+    assert cache.status().leases == 1
 
 
 HOLDER = """
@@ -187,17 +188,17 @@ def test_the_lease_of_a_dead_holder_ends(make_cache):
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        assert cache.status()["models"][0]["leased"]
+        assert cache.status().models[0].leased
     finally:
         holder.kill()
         holder.communicate()
-    wait_until(lambda: not cache.status()["models"][0]["leased"])
+    wait_until(lambda: not cache.status().models[0].leased)
     cache.evict(A)
 
 
 def test_a_lease_is_given_back_at_once_also_to_a_silent_cache(make_cache):
     cache = make_cache(2 * SHARE, deadline_s=60.0)
-    lease, pid = cache.lease([of(A)]), cache.status()["pid"]
+    lease, pid = cache.lease([of(A)]), cache.status().pid
     os.kill(pid, signal.SIGSTOP)
     try:
         began_s = time.monotonic()
@@ -208,15 +209,15 @@ def test_a_lease_is_given_back_at_once_also_to_a_silent_cache(make_cache):
         lease.release()
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: not cache.status()["models"][0]["leased"])
-    assert cache.status()["leases"] == 0
+    wait_until(lambda: not cache.status().models[0].leased)
+    assert cache.status().leases == 0
 
 
 def test_a_lease_survives_the_cache(make_cache):
     cache = make_cache(2 * SHARE)
     with cache.lease([of(A), of(B)]):
-        os.kill(cache.status()["pid"], signal.SIGKILL)
-        wait_until(lambda: {entry["model_id"] for entry in cache.status()["models"] if entry["leased"]} == {A, B})
+        os.kill(cache.status().pid, signal.SIGKILL)
+        wait_until(lambda: {entry.model_id for entry in cache.status().models if entry.leased} == {A, B})
         assert cache.evict_lru() is None
     assert cache.evict_lru() in (A, B)
 
@@ -228,12 +229,12 @@ def test_what_is_prefetched_is_ready_when_the_first_model_ends(make_cache, frame
 
     def work():
         while not over.is_set():
-            states = {entry["model_id"]: entry["state"] for entry in cache.status()["models"]}
+            states = {entry.model_id: entry.state for entry in cache.status().models}
             first.infer(frames)
             began.append(states.get(B))
 
     def of_second():
-        return next((entry for entry in cache.status()["models"] if entry["model_id"] == B), None)
+        return next((entry for entry in cache.status().models if entry.model_id == B), None)
 
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
@@ -245,14 +246,14 @@ def test_what_is_prefetched_is_ready_when_the_first_model_ends(make_cache, frame
         working.result(60)
     assert began.count("loading") > 1  # of these the last one but one began and ended while the second model was loaded
     before = of_second()
-    assert (before["state"], before["hits"], before["queue"]) == ("ready", 0, 0)
-    assert cache.status()["loads"] == 2
+    assert (before.state, before.hits, before.queue) == ("ready", 0, 0)
+    assert cache.status().loads == 2
     cache.get_session(B).infer(frames)
     after = of_second()
-    assert (after["name"], after["session"]["pid"]) == (before["name"], before["session"]["pid"])
-    assert after["hits"] > 0
-    assert cache.status()["loads"] == 2
-    assert cache.status()["waiting"] == []
+    assert (after.name, after.session["pid"]) == (before.name, before.session["pid"])
+    assert after.hits > 0
+    assert cache.status().loads == 2
+    assert cache.status().waiting == ()
     with pytest.raises(errors.ModelNotFoundError):
         cache.prefetch(["no-such-model"])
 
@@ -268,9 +269,9 @@ def test_models_used_in_turn_do_not_thrash_and_the_caller_is_told(make_cache, fr
         if (took_s := time.monotonic() - began_s) > 27:
             break
     status = cache.status()
-    assert 3 <= status["loads"] <= 2 + 25 * took_s / 60
+    assert 3 <= status.loads <= 2 + 25 * took_s / 60
     assert (
-        min(counts["age_at_eviction_s"] for counts in status["history"].values() if counts.get("evictions"))
+        min(counts["age_at_eviction_s"] for counts in status.history.values() if counts.get("evictions"))
         >= CacheOptions().min_stay_s
         == 5.0
     )
@@ -289,7 +290,7 @@ def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames)
     cache = make_cache(2 * SHARE, options=CacheOptions(min_stay_s=0))
     for session in itertools.islice(itertools.cycle([open_session(cache, of(model)) for model in (A, B, C)]), 6):
         session.infer(frames)
-    assert cache.status()["loads"] == 6
+    assert cache.status().loads == 6
     with pytest.raises(errors.ConfigError, match=r"min_stay_s=5.*min_stay_s=0"):
         ModelCache(name=cache.name, options=CacheOptions())
     for wrong in (
@@ -312,9 +313,9 @@ def test_gdsf_keeps_the_model_that_is_dear_to_load(make_cache, frames):
     dear.infer(frames)
     for session in itertools.islice(itertools.cycle([open_session(cache, of(model)) for model in (A, B)]), 4):
         session.infer(frames)
-    assert cache.status()["policy"] == "gdsf"
+    assert cache.status().policy == "gdsf"
     assert "waifu2x-x2" in cache.loaded_models()
-    assert cache.status()["history"]["waifu2x-x2"]["loads"] == 1
+    assert cache.status().history["waifu2x-x2"]["loads"] == 1
 
 
 def test_an_online_request_overtakes_a_queue_of_batches(make_cache, frames):
@@ -354,15 +355,15 @@ def test_evict_waits_for_what_is_computed_and_gives_up_at_its_deadline(make_cach
     )
     session.touch()
     pending = [session.submit(np.zeros((6, 240, 320, 3), np.uint8)) for _ in range(4)]
-    wait_until(lambda: cache.status()["models"][0]["queue"] == len(pending))
+    wait_until(lambda: cache.status().models[0].queue == len(pending))
     with pytest.raises(errors.ResourceExhaustedError, match="at work"):
         cache._connection.call(
-            "evict", "waifu2x-x2", 0.5
+            CacheCalls.evict, "waifu2x-x2", 0.5
         )  # by the deadline of the cache: a client's may end before it hears of that
     cache.evict("waifu2x-x2")
     assert cache.loaded_models() == []
     assert all(one.result().shape == (6, 480, 640, 3) for one in pending)
-    assert cache.status()["loads"] == 1
+    assert cache.status().loads == 1
 
 
 def test_evictions_of_one_model_at_the_same_time_end_together(make_cache):
@@ -370,13 +371,13 @@ def test_evictions_of_one_model_at_the_same_time_end_together(make_cache):
     session = open_session(cache, SessionRequest("websr-x2-l", ModelBackend.ONNX, ModelPrecision.FP32))
     session.touch()
     pending = session.submit(np.zeros((3, 240, 320, 3), np.uint8))
-    wait_until(lambda: cache.status()["models"][0]["queue"] == 1)
+    wait_until(lambda: cache.status().models[0].queue == 1)
     with ThreadPoolExecutor(3) as pool:
         for gone in [pool.submit(ModelCache(name=cache.name).evict, "websr-x2-l") for _ in range(3)]:
             gone.result(60)
     assert cache.loaded_models() == []
     assert pending.result().shape == (3, 480, 640, 3)
-    assert cache.status()["evictions"] == 1
+    assert cache.status().evictions == 1
 
 
 @pytest.mark.longest
@@ -386,11 +387,11 @@ def test_a_silent_session_that_must_go_keeps_nobody_else_waiting(make_cache, fra
     for model in (A, B):
         cache.load_model(model, memory_bytes=350_000_000)
     cache.get_session(B).infer(frames)
-    pid = next(entry["session"]["pid"] for entry in cache.status()["models"] if entry["model_id"] == A)
+    pid = next(entry.session["pid"] for entry in cache.status().models if entry.model_id == A)
     os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         large = pool.submit(ModelCache(name=cache.name).load_model, C, memory_bytes=500_000_000)
-        wait_until(lambda: cache._connection.call("find", C) is not None)
+        wait_until(lambda: cache._connection.call(CacheCalls.find, C) is not None)
         cache.load_model("ffdnet", memory_bytes=130_000_000)
         with cache.lease([B]) as lease:
             assert lease.sessions[0].infer(frames).shape == (3, 98, 122, 3)

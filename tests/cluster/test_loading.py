@@ -83,12 +83,12 @@ def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache,
     with pytest.raises(errors.ResourceExhaustedError, match=r"ended while it loaded.*failed before.*load_model"):
         session.touch()
     assert time.monotonic() - began_s < 3
-    assert [entry["model_id"] for entry in cache.status()["failing"]] == [MODEL]
+    assert [entry.model_id for entry in cache.status().failing] == [MODEL]
     assert cache.memory_usage()[0] == 0
     cache.get_session(OTHER).infer(frames)
     cache.load_model(SLOW_TO_LOAD)
     assert cache.get_session(MODEL).infer(frames).shape == (3, 98, 122, 3)
-    assert cache.status()["failing"] == []
+    assert cache.status().failing == ()
 
 
 @pytest.mark.longest
@@ -105,11 +105,11 @@ def test_bytes_that_are_too_few_are_corrected_and_said_once(make_cache, caplog):
     with caplog.at_level(logging.WARNING, logger="genai_ray"):
         for _ in range(2):
             cache.load_model(MODEL, memory_bytes=5_000_000)
-    (entry,) = cache.status()["models"]
-    assert entry["floor_bytes"] == 5_000_000
-    assert entry["bytes"] > 60_000_000
+    (entry,) = cache.status().models
+    assert entry.floor_bytes == 5_000_000
+    assert entry.bytes > 60_000_000
     (record,) = [record for record in caplog.records if "more than the 5000000 given" in record.getMessage()]
-    assert int(record.getMessage().split()[2]) == pytest.approx(entry["bytes"], rel=0.05)
+    assert int(record.getMessage().split()[2]) == pytest.approx(entry.bytes, rel=0.05)
 
 
 def test_more_bytes_than_any_budget_and_budgets_that_make_no_sense(make_cache):
@@ -159,9 +159,9 @@ def test_an_input_that_ends_the_runtime_is_found_and_nobody_else_suffers(make_ca
             over.set()
         assert all(one.result(120) > 0 for one in asking)
     assert np.array_equal(session.run({"x": numbers, "d": np.ones(8, np.int64)})["y"], numbers)
-    wait_until(lambda: len(cache.status()["models"]) == 1)
+    wait_until(lambda: len(cache.status().models) == 1)
     assert [key.alone for key in cache._router._routes] == [""]
-    assert cache.status()["failing"] == []
+    assert cache.status().failing == ()
 
 
 def test_a_session_that_the_cache_ends_says_nothing_of_the_request_in_it(make_cache):
@@ -171,9 +171,9 @@ def test_a_session_that_the_cache_ends_says_nothing_of_the_request_in_it(make_ca
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(session.infer, frames)
         for _ in range(4):
-            wait_until(lambda: asking.done() or [entry["queue"] for entry in cache.status()["models"]] == [1])
+            wait_until(lambda: asking.done() or [entry.queue for entry in cache.status().models] == [1])
             assert not asking.done(), asking.result()
-            name = cache.status()["models"][0]["name"]
+            name = cache.status().models[0].name
             ray.kill(ray.get_actor(name, namespace="genai_ray"))
-            wait_until(lambda name=name: name not in [entry["name"] for entry in cache.status()["models"]])
+            wait_until(lambda name=name: name not in [entry.name for entry in cache.status().models])
         assert asking.result(120).shape == (4, 480, 640, 3)

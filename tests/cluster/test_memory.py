@@ -47,7 +47,7 @@ def test_no_request_is_lost_when_ray_kills_for_memory(monkeypatch, frames):
     with Nodes(), ending(ModelCache(name="short of memory", deadline_s=120)) as cache, ThreadPoolExecutor(2) as pool:
         for model in MODELS:
             cache.load_model(model)
-        pids = [entry["session"]["pid"] for entry in cache.status()["models"]]
+        pids = [entry.session["pid"] for entry in cache.status().models]
         asking = [pool.submit(ask, cache.get_session(MODELS[0])) for _ in range(2)]
         code = BALLAST.format(num_bytes=int((SHARE + 0.02) * info["MemTotal"]))
         ballast = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -59,7 +59,7 @@ def test_no_request_is_lost_when_ray_kills_for_memory(monkeypatch, frames):
             ballast.communicate()
         try:
             wait_until(lambda: cache.get_session(MODELS[0]).status()["pid"] > 0)
-            wait_until(lambda: cache.memory_usage()[0] == sum(entry["bytes"] for entry in cache.status()["models"]))
+            wait_until(lambda: cache.memory_usage()[0] == sum(entry.bytes for entry in cache.status().models))
             assert time.monotonic() - killed_s < 60
         finally:
             over.set()

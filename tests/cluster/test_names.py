@@ -49,7 +49,7 @@ def test_a_name_that_ray_cannot_carry_is_refused_and_the_cache_stays(cache, tmp_
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.onnx")
     add_number(tmp_path / "one.onnx", 1)
     os.rename(tmp_path / "one.onnx", path)
-    pid = cache.status()["pid"]
+    pid = cache.status().pid
     for call in (
         cache.load_model,
         cache.get_session,
@@ -61,7 +61,7 @@ def test_a_name_that_ray_cannot_carry_is_refused_and_the_cache_stays(cache, tmp_
     for call in (cache.evict, cache.pin, cache.unpin):
         with pytest.raises(errors.ModelNotFoundError, match=r"caf\\udce9\.onnx is not loaded"):
             call(path)
-    assert cache.status()["pid"] == pid
+    assert cache.status().pid == pid
     with pytest.raises(errors.ConfigError, match=r"caf\\udce9.*UTF-8"):
         ModelCache(name="caf\udce9")
 

@@ -65,11 +65,11 @@ def expected(frames):
 
 
 def devices(cache):
-    return {device["device"]: device for device in cache.status()["devices"]}
+    return {device.device: device for device in cache.status().devices}
 
 
 def replicas(cache, model=MODEL):
-    return [entry for entry in cache.status()["models"] if entry["model_id"] == model and entry["state"] == "ready"]
+    return [entry for entry in cache.status().models if entry.model_id == model and entry.state == "ready"]
 
 
 def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cache, frames, expected):
@@ -80,17 +80,17 @@ def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cac
     (entry,) = replicas(cache)
     wait_until(lambda: before["GPU"] - ray.available_resources().get("GPU", 0) == pytest.approx(0.3001))
     assert ray.available_resources()["memory"] == before["memory"]
-    device = devices(cache)[entry["placed_on"]]
-    assert (device["kind"], device["used_bytes"], device["budget_bytes"]) == (
+    device = devices(cache)[entry.placed_on]
+    assert (device.kind, device.used_bytes, device.budget_bytes) == (
         "logical-gpu",
         300_000_001,
         int(0.95 * GPU_BYTES),
     )
-    assert entry["session"]["gpu_ids"] == [entry["placed_on"].rpartition("gpu")[2]]
+    assert entry.session["gpu_ids"] == [entry.placed_on.rpartition("gpu")[2]]
     assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
     cache.load_model(OTHER, memory_bytes=500_000_000, device="cpu")
     (entry,) = replicas(cache, OTHER)
-    assert devices(cache)[entry["placed_on"]]["kind"] == "cpu"
+    assert devices(cache)[entry.placed_on].kind == "cpu"
     wait_until(lambda: before["memory"] - ray.available_resources()["memory"] == 500_000_000)
     with pytest.raises(errors.ResourceExhaustedError, match=r"2000000000 bytes.*950000000"):
         cache.load_model(THIRD, memory_bytes=2_000_000_000)
@@ -101,7 +101,7 @@ def test_a_nodes_sessions_take_at_most_nine_tenths_of_rays_memory(nodes):
     with ending(ModelCache(100 * NODE_BYTES, name="large")) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
         (device,) = devices(cache).values()
-        assert device["budget_bytes"] == most < ray.cluster_resources()["memory"] == NODE_BYTES
+        assert device.budget_bytes == most < ray.cluster_resources()["memory"] == NODE_BYTES
         with pytest.raises(errors.ResourceExhaustedError, match=f"{most + 1} bytes.*{most} bytes, the most"):
             cache.load_model(MODEL, memory_bytes=most + 1)
         for model in (MODEL, OTHER, THIRD):
@@ -123,7 +123,7 @@ def test_a_gpu_that_has_less_left_than_the_cache_knows_delays_a_load_and_fails_n
     names = set()
 
     def num_tries():
-        names.update(entry["name"] for entry in cache.status()["models"] if entry["model_id"] == OTHER)
+        names.update(entry.name for entry in cache.status().models if entry.model_id == OTHER)
         return len(names)
 
     with ThreadPoolExecutor(1) as pool:
@@ -131,7 +131,7 @@ def test_a_gpu_that_has_less_left_than_the_cache_knows_delays_a_load_and_fails_n
         wait_until(lambda: num_tries() > MAX_TRIES + 1)
         ray.kill(holder)
         load.result(timeout=120)
-    places = {entry["model_id"]: entry["placed_on"].rpartition("/")[2] for entry in cache.status()["models"]}
+    places = {entry.model_id: entry.placed_on.rpartition("/")[2] for entry in cache.status().models}
     assert places == {MODEL: "gpu0", OTHER: "gpu1"}
 
 
@@ -164,9 +164,9 @@ class Holder:
 def loads_at_once(status):
     """Return the most loads that a device had at the same time, by device: each from its start to its end."""
     steps = defaultdict(list)
-    for entry in status["models"]:
-        end_s = -entry["age_s"]
-        steps[entry["placed_on"]] += [(end_s - entry["load_s"] + 0.005, 1), (end_s, -1)]  # both are rounded to 1 ms
+    for entry in status.models:
+        end_s = -entry.age_s
+        steps[entry.placed_on] += [(end_s - entry.load_s + 0.005, 1), (end_s, -1)]  # both are rounded to 1 ms
     return {device: max(itertools.accumulate(step for _, step in sorted(found))) for device, found in steps.items()}
 
 
@@ -196,9 +196,9 @@ def test_few_sessions_are_loaded_at_once_and_the_others_wait(nodes, cache, kind,
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(cache.load_model, wants))
     status = cache.status()
-    assert len(status["models"]) == status["loads"] == 6
-    kinds = {name: device["kind"] for name, device in devices(cache).items()}
-    assert {kinds[entry["placed_on"]] for entry in status["models"]} == {kind}
+    assert len(status.models) == status.loads == 6
+    kinds = {name: device.kind for name, device in devices(cache).items()}
+    assert {kinds[entry.placed_on] for entry in status.models} == {kind}
     assert max(loads_at_once(status).values()) <= most
 
 
@@ -218,8 +218,7 @@ def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache,
     cache.load_model(MODEL)
     cache.load_model(OTHER, device="cpu")
     seen = {
-        entry["model_id"]: (entry["session"]["gpu_ids"], entry["session"]["visible_gpus"])
-        for entry in cache.status()["models"]
+        entry.model_id: (entry.session["gpu_ids"], entry.session["visible_gpus"]) for entry in cache.status().models
     }
     assert seen == {
         MODEL: (["0"], ""),
@@ -245,12 +244,12 @@ def test_models_go_where_there_is_room_and_the_oldest_victim_is(nodes, cache, fr
     wait_until(lambda: len(devices(cache)) == 4)
     for model in (MODEL, OTHER):
         cache.load_model(model, memory_bytes=600_000_000)
-    places = {entry["model_id"]: entry["placed_on"] for entry in cache.status()["models"]}
+    places = {entry.model_id: entry.placed_on for entry in cache.status().models}
     assert places[MODEL] != places[OTHER]
     cache.get_session(MODEL).infer(frames)
     cache.load_model(THIRD, memory_bytes=600_000_000)
     assert cache.loaded_models() == [MODEL, THIRD]
-    assert replicas(cache, THIRD)[0]["placed_on"] == places[OTHER]
+    assert replicas(cache, THIRD)[0].placed_on == places[OTHER]
 
 
 @contextlib.contextmanager
@@ -278,11 +277,11 @@ def test_a_hot_model_gets_a_replica_and_loses_it_when_idle(nodes, cache, frames,
     wait_until(lambda: len(devices(cache)) == 4)
     with keeping_busy(cache, REQUEST) as asking:
         wait_until(lambda: len(replicas(cache)) == 2)
-        wait_until(lambda: all(entry["queue"] > 0 for entry in replicas(cache)))
-        assert len({entry["placed_on"] for entry in replicas(cache)}) == 2
+        wait_until(lambda: all(entry.queue > 0 for entry in replicas(cache)))
+        assert len({entry.placed_on for entry in replicas(cache)}) == 2
     for one in asking:
         assert np.array_equal(one.result().infer(frames), expected)
-    wait_until(lambda: cache.status()["evictions"] == 1)
+    wait_until(lambda: cache.status().evictions == 1)
     assert len(replicas(cache)) == 1
 
 
@@ -314,21 +313,21 @@ def test_a_replica_that_fails_says_nothing_of_its_model_and_is_not_tried_there_a
     nodes, cache, frames, expected
 ):
     cache.load_model(REQUEST)
-    (home,) = {device["node"] for device in devices(cache).values()}
+    (home,) = {device.node for device in devices(cache).values()}
     bad = nodes.add().node_id
     with killing(bad) as hit, cache.lease([REQUEST], replicas=None) as lease:
-        wait_until(lambda: cache.status()["failures"])
-        assert cache.status()["failing"] == []
+        wait_until(lambda: cache.status().failures)
+        assert cache.status().failing == ()
         good = nodes.add().node_id
         wait_until(
             lambda: (
-                {devices(cache)[entry["placed_on"]]["node"] for entry in replicas(cache) if entry["state"] == "ready"}
+                {devices(cache)[entry.placed_on].node for entry in replicas(cache) if entry.state == "ready"}
                 == {home, good}
             )
         )
         assert len(hit) == 1
         for entry in replicas(cache):
-            os.kill(entry["session"]["pid"], signal.SIGKILL)
+            os.kill(entry.session["pid"], signal.SIGKILL)
         assert np.array_equal(lease.sessions[0].infer(frames), expected)
 
 
@@ -338,9 +337,9 @@ def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
     seen = []
 
     def has_been_hot():
-        entries = cache.status()["models"]
+        entries = cache.status().models
         assert len(entries) <= 1, "a replica"
-        if entries and entries[0]["queue"] >= HOT_QUEUE:
+        if entries and entries[0].queue >= HOT_QUEUE:
             seen.append(time.monotonic())
         else:
             seen.clear()
@@ -359,11 +358,11 @@ def test_one_device_has_as_many_sessions_of_a_hot_model_as_it_may_where_no_other
         request = replace(REQUEST, device_kinds=("logical",))
         with keeping_busy(cache, request) as asking:
             wait_until(lambda: len(replicas(cache)) == 2)
-            wait_until(lambda: all(entry["queue"] > 0 for entry in replicas(cache)))
-            assert len({entry["placed_on"] for entry in replicas(cache)}) == 1
+            wait_until(lambda: all(entry.queue > 0 for entry in replicas(cache)))
+            assert len({entry.placed_on for entry in replicas(cache)}) == 1
             nodes.add(num_gpus=1)
             wait_until(lambda: len(replicas(cache)) == 3)
-            assert len({entry["placed_on"] for entry in replicas(cache)}) == 2
+            assert len({entry.placed_on for entry in replicas(cache)}) == 2
         for one in asking:
             assert np.array_equal(one.result().infer(frames), expected)
         wait_until(lambda: len(replicas(cache)) == 1)
@@ -377,10 +376,10 @@ def test_a_job_is_on_every_device_and_takes_those_that_come(nodes, cache):
         wait_until(lambda: len(replicas(cache)) == 1)
         nodes.add(num_gpus=2)
         wait_until(lambda: len(replicas(cache)) == 3)
-        assert len({entry["placed_on"] for entry in replicas(cache)}) == 3
-        assert all(entry["leased"] for entry in replicas(cache))
+        assert len({entry.placed_on for entry in replicas(cache)}) == 3
+        assert all(entry.leased for entry in replicas(cache))
         assert lease.sessions[0].infer(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 64, 64, 3)
-    assert not any(entry["leased"] for entry in replicas(cache))
+    assert not any(entry.leased for entry in replicas(cache))
 
 
 def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
@@ -397,8 +396,8 @@ def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
                 report = enhance_videos(source, tmp_path / f"{name}.mp4", models=MODEL, options=options)
             results.append((report.frames, (tmp_path / f"{name}.mp4").read_bytes()))
         assert results[0] == results[1]
-        assert len({entry["placed_on"] for entry in replicas(cache)}) == 2
-        assert all(entry["hits"] > 0 for entry in replicas(cache))
+        assert len({entry.placed_on for entry in replicas(cache)}) == 2
+        assert all(entry.hits > 0 for entry in replicas(cache))
     nodes.clear()
 
 
@@ -419,7 +418,7 @@ def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes,
             with cache.lease([MODEL], replicas=count, device_kinds=words):
                 wait_until(
                     lambda words=words: (
-                        len({devices(cache)[entry["placed_on"]]["kind"] for entry in replicas(cache)}) >= len(words)
+                        len({devices(cache)[entry.placed_on].kind for entry in replicas(cache)}) >= len(words)
                     )
                 )
                 report = enhance_videos(clips, out, models=MODEL, options=options)
@@ -460,19 +459,19 @@ def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, f
     first, second = nodes.add(num_gpus=1), nodes.add(num_gpus=1)
     wait_until(lambda: len(devices(cache)) == 5)
     cache.get_session(MODEL)
-    node = devices(cache)[replicas(cache)[0]["placed_on"]]["node"]
+    node = devices(cache)[replicas(cache)[0].placed_on].node
     doomed = first if first.node_id == node else second
-    actor = ray.get_actor(replicas(cache)[0]["name"], namespace="genai_ray")
+    actor = ray.get_actor(replicas(cache)[0].name, namespace="genai_ray")
     with in_use(cache, frames, expected, 4):
         nodes.remove(doomed)
         wait_until_true(cache, lambda: node not in {found["NodeID"] for found in ray.nodes() if found["Alive"]})
         cache.get_session(MODEL).infer(frames)
-    assert node not in {device["node"] for device in cache.status()["devices"]}
+    assert node not in {device.node for device in cache.status().devices}
     with pytest.raises(ray.exceptions.ActorDiedError) as told:
         ray.get(actor.status.remote())
     assert not is_crash(told.value)
-    crashing = ray.get_actor(replicas(cache)[0]["name"], namespace="genai_ray")
-    os.kill(replicas(cache)[0]["session"]["pid"], signal.SIGKILL)
+    crashing = ray.get_actor(replicas(cache)[0].name, namespace="genai_ray")
+    os.kill(replicas(cache)[0].session["pid"], signal.SIGKILL)
     with pytest.raises(ray.exceptions.ActorDiedError) as told:
         wait_until(lambda: ray.get(crashing.status.remote()) is None)
     assert is_crash(told.value)
@@ -484,7 +483,7 @@ def test_sessions_and_cache_that_die_while_they_are_used_are_known_within_second
     cache.load_model(OTHER, device="cpu", memory_bytes=300_000_000)
     with in_use(cache, frames, expected, 2):
         wait_until(lambda: replicas(cache))
-        for name in (replicas(cache)[0]["name"], replicas(cache, OTHER)[0]["name"], f"cache:{cache.name}"):
+        for name in (replicas(cache)[0].name, replicas(cache, OTHER)[0].name, f"cache:{cache.name}"):
             before = report(name)
             os.kill(before["Pid"], signal.SIGKILL)
             wait_until_true(cache, lambda name=name, before=before: is_reported(name, before["NumRestarts"]))
@@ -513,7 +512,7 @@ def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes,
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(session.infer, frames)
             wait_until(lambda: demands() == [{"GPU": 1.0}])
-            assert "no node of this cluster has an NVIDIA GPU" in cache.status()["waiting"][0]["reason"]
+            assert "no node of this cluster has an NVIDIA GPU" in cache.status().waiting[0].reason
             nodes.add(num_gpus=1)
             assert np.array_equal(asking.result(60), expected)
         wait_until(lambda: demands() == [])

@@ -53,29 +53,29 @@ def test_status_and_metrics_say_the_same(cache, frames):
     cache.load_model(OTHER)
     cache.evict(OTHER)
     status = cache.status()
-    (entry,) = status["models"]
-    assert (entry["model_id"], entry["state"], entry["replicas"], entry["queue"], status["evictions"]) == (
+    (entry,) = status.models
+    assert (entry.model_id, entry.state, entry.replicas, entry.queue, status.evictions) == (
         MODEL,
         "ready",
         1,
         0,
         1,
     )
-    assert entry["hits"] >= 6
-    assert entry["load_s"] > 0
-    assert entry["age_s"] >= entry["idle_s"] >= 0
-    assert set(status["history"]) == {MODEL, OTHER}
-    assert status["history"][OTHER]["evictions"] == 1
-    assert 0 < status["history"][OTHER]["age_at_eviction_s"] < 60
-    (device,) = status["devices"]
-    assert device["used_bytes"] == status["used_bytes"] == entry["bytes"]
-    assert 40_000_000 < status["process_bytes"]["cpu"] < 120_000_000
-    wait_until(lambda: metrics(cache).get(("hits_total", MODEL), 0) >= entry["hits"])
-    wait_until(lambda: metrics(cache).get(("used_bytes", "")) == pytest.approx(device["used_bytes"], rel=0.05))
+    assert entry.hits >= 6
+    assert entry.load_s > 0
+    assert entry.age_s >= entry.idle_s >= 0
+    assert set(status.history) == {MODEL, OTHER}
+    assert status.history[OTHER]["evictions"] == 1
+    assert 0 < status.history[OTHER]["age_at_eviction_s"] < 60
+    (device,) = status.devices
+    assert device.used_bytes == status.used_bytes == entry.bytes
+    assert 40_000_000 < status.process_bytes["cpu"] < 120_000_000
+    wait_until(lambda: metrics(cache).get(("hits_total", MODEL), 0) >= entry.hits)
+    wait_until(lambda: metrics(cache).get(("used_bytes", "")) == pytest.approx(device.used_bytes, rel=0.05))
     seen = metrics(cache)
     assert seen["loads_total", MODEL] == seen["loads_total", OTHER] == 1
     assert seen["evictions_total", OTHER] == 1
-    assert seen["budget_bytes", ""] == device["budget_bytes"]
+    assert seen["budget_bytes", ""] == device.budget_bytes
     assert seen["load_seconds_count", MODEL] == 1
     assert seen["age_at_eviction_seconds_count", OTHER] == 1
 
@@ -86,29 +86,29 @@ def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
     """What is recorded is a peak, of the moments at which the cache looked: a batch and its result count while they are there."""
     session = open_session(cache, SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
     session.touch()
-    (loaded,) = cache.status()["models"]
-    pid = loaded["session"]["pid"]
-    assert loaded["bytes"] == pytest.approx(rss_anon(pid), rel=0.1)
+    (loaded,) = cache.status().models
+    pid = loaded.session["pid"]
+    assert loaded.bytes == pytest.approx(rss_anon(pid), rel=0.1)
     frames = np.random.default_rng(0).integers(0, 256, (4, *size, 3), np.uint8)
     with rss_watched(pid) as most:
         for _ in range(3):
             session.infer(frames)
-        (after,) = cache.status()["models"]
-    assert 0.9 * rss_anon(pid) < after["bytes"] < 1.1 * most[0]
-    assert loaded["bytes"] > 0.8 * after["bytes"]
-    assert loaded["predicted_bytes"] == pytest.approx(after["bytes"], rel=0.25)
+        (after,) = cache.status().models
+    assert 0.9 * rss_anon(pid) < after.bytes < 1.1 * most[0]
+    assert loaded.bytes > 0.8 * after.bytes
+    assert loaded.predicted_bytes == pytest.approx(after.bytes, rel=0.25)
 
 
 def test_a_hundred_requests_take_no_more_than_was_reserved(cache):
     """A process grows with its first calls; that is reserved when it has loaded, so no device stands over its budget until somebody looks."""
     session = open_session(cache, SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
     session.touch()
-    (loaded,) = cache.status()["models"]
+    (loaded,) = cache.status().models
     frame = np.zeros((32, 32, 3), np.uint8)
     with ThreadPoolExecutor(8) as clients:
         for _ in clients.map(lambda _: session.infer(frame), range(100)):
             pass
-    assert rss_anon(loaded["session"]["pid"]) <= loaded["bytes"]
+    assert rss_anon(loaded.session["pid"]) <= loaded.bytes
 
 
 def test_every_load_of_a_model_takes_the_same_bytes(cache, tmp_path):

@@ -37,25 +37,25 @@ def held_by_ray():
 def is_true(cache):
     """Tell whether devices, sessions and their bytes are those that are there: by Ray's actors, nodes and resources, and by processes."""
     status = cache.status()
-    kinds = {device["device"]: device["kind"] for device in status["devices"]}
+    kinds = {device.device: device.kind for device in status.devices}
     actors = {
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
         if actor["name"].startswith("session:")
     }
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    pids = [entry["session"].get("pid") for entry in status["models"] if entry["state"] == "ready"]
+    pids = [entry.session.get("pid") for entry in status.models if entry.state == "ready"]
     held = [
-        sum(entry["predicted_bytes"] for entry in status["models"] if (kinds[entry["placed_on"]] == CPU) == is_cpu)
+        sum(entry.predicted_bytes for entry in status.models if (kinds[entry.placed_on] == CPU) == is_cpu)
         for is_cpu in (True, False)
     ]
     return (
-        {entry["name"] for entry in status["models"]} == actors
-        and {device["node"] for device in status["devices"]} == alive
+        {entry.name for entry in status.models} == actors
+        and {device.node for device in status.devices} == alive
         and all(pid is not None and Path(f"/proc/{pid}").exists() for pid in pids)
-        and sum(entry["bytes"] for entry in status["models"])
-        == sum(device["used_bytes"] for device in status["devices"])
-        == status["used_bytes"]
+        and sum(entry.bytes for entry in status.models)
+        == sum(device.used_bytes for device in status.devices)
+        == status.used_bytes
         and list(held_by_ray()) == pytest.approx(held, abs=1e5)
     )
 

@@ -141,7 +141,7 @@ def test_models_of_a_manifest_are_loaded_while_its_first_video_is_still_read(ray
     with ending(ModelCache(2_000_000_000, name="ahead")) as cache:
 
         def is_loaded():
-            return any(entry["model_id"] == MODEL and entry["state"] == "ready" for entry in cache.status()["models"])
+            return any(entry.model_id == MODEL and entry.state == "ready" for entry in cache.status().models)
 
         with serving(clips, waits_within=(5_000_000, size - 3_000_000, is_loaded)) as (address, _):
             options = replace(OPTIONS, cache_name="ahead", max_memory_bytes=2_000_000_000)

@@ -206,9 +206,7 @@ def test_a_model_that_is_replaced_is_served_anew(models, ray_session):  # noqa: 
             add_number(models / f"{name}.onnx", 20)
             load(name)
             assert infer(app, name) == [21]
-        assert {entry["pinned"] for entry in cache.status()["models"] if entry["model_id"].endswith("kept.onnx")} == {
-            True
-        }
+        assert {entry.pinned for entry in cache.status().models if entry.model_id.endswith("kept.onnx")} == {True}
         write(
             models / "one.onnx",
             [helper.make_node("Neg", ["other"], ["y"])],
@@ -231,9 +229,7 @@ def test_a_model_that_is_replaced_is_served_anew(models, ray_session):  # noqa: 
 def test_a_model_that_is_kept_is_replaced_and_kept_on(models, ray_session):  # noqa: F811
     def kept():
         return [
-            entry["digest"]
-            for entry in cache.status()["models"]
-            if entry["model_id"].endswith("kept.onnx") and entry["leased"]
+            entry.digest for entry in cache.status().models if entry.model_id.endswith("kept.onnx") and entry.leased
         ]
 
     add_number(models / "kept.onnx", 1)
@@ -250,14 +246,14 @@ def test_a_model_that_is_kept_is_replaced_and_kept_on(models, ray_session):  # n
         assert infer(app, "kept") == [21]
         add_number(models / "kept.onnx", 30)
         assert infer(app, "kept") == [31]  # without a load
-        wait_until(lambda: len(kept()) == 1 and cache.status()["leases"] == len(standing))
+        wait_until(lambda: len(kept()) == 1 and cache.status().leases == len(standing))
         assert kept() != [before]
         with cache.lease([models / "kept.onnx"]):
             add_number(models / "kept.onnx", 40)
             status, told = infer(app, "kept")
             assert (status, "leased by a job" in told) == (503, True)
         assert infer(app, "kept") == [41]
-        wait_until(lambda: cache.status()["leases"] == len(standing))
+        wait_until(lambda: cache.status().leases == len(standing))
         for each in standing:
             each.release()
         assert kept() == []

@@ -214,7 +214,7 @@ def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
 
         assert [load("one"), load("small")] == [(200, "")] * 2
         large, small = (
-            {Path(entry["model_id"]).stem: entry["bytes"] for entry in cache.status()["models"]}[name]
+            {Path(entry.model_id).stem: entry.bytes for entry in cache.status().models}[name]
             for name in ("one", "small")
         )
         assert large - small > 0.9 * 4 * rows**2
@@ -332,7 +332,7 @@ def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypat
 @pytest.mark.slow
 def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
     def stays():
-        return {Path(entry["model_id"]).name: (entry["pinned"], entry["leased"]) for entry in cache.status()["models"]}
+        return {Path(entry.model_id).name: (entry.pinned, entry.leased) for entry in cache.status().models}
 
     (models / "broken.onnx").write_bytes(b"no model")
     for name, options in (("broken", "preload: true"), ("one", "pin: true"), ("many", "min_replicas: 1")):

@@ -65,7 +65,7 @@ def infer(endpoint, name, **arrays):
 
 
 def sessions(cache, path):
-    return [entry for entry in cache.status()["models"] if entry["model_id"] == str(path)]
+    return [entry for entry in cache.status().models if entry.model_id == str(path)]
 
 
 def wait_for_queue(cache, path, least, asking):
@@ -75,7 +75,7 @@ def wait_for_queue(cache, path, least, asking):
     def is_long():
         ended = [one.result() for one in asking if one.done()]
         assert len(ended) < len(asking), (ended, seen)
-        queue = sum(entry["queue"] for entry in sessions(cache, path))
+        queue = sum(entry.queue for entry in sessions(cache, path))
         seen.append((round(time.monotonic() - since, 2), queue))
         return queue >= least
 
@@ -85,8 +85,8 @@ def wait_for_queue(cache, path, least, asking):
 def used_bytes(cache):
     """Bytes in use, which are those of the sessions that are there."""
     status = cache.status()
-    assert status["used_bytes"] == sum(entry["bytes"] for entry in status["models"])
-    return status["used_bytes"]
+    assert status.used_bytes == sum(entry.bytes for entry in status.models)
+    return status.used_bytes
 
 
 def test_a_model_that_is_leased_or_pinned_is_not_unloaded(shared):
@@ -104,7 +104,7 @@ def test_a_model_that_is_leased_or_pinned_is_not_unloaded(shared):
     assert told["error"].startswith("one.onnx is pinned")
     cache.unpin(path)
     (kept,) = sessions(cache, path)
-    assert kept["name"] == leased["name"]
+    assert kept.name == leased.name
     assert infer(endpoint, "one", x=np.ones(1, np.float32)) == [2.0]
     assert unload(endpoint, "one") == (200, None)
     assert not sessions(cache, path)
@@ -115,28 +115,28 @@ def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(sha
     path = folder / "slow.onnx"
     x, shift = np.ones(LONG, np.float32), np.ones(1, np.float32)
     wait_until(
-        lambda: [entry["state"] for entry in sessions(cache, folder / "several.onnx")] == ["ready"] * 2
+        lambda: [entry.state for entry in sessions(cache, folder / "several.onnx")] == ["ready"] * 2
     )  # it is loaded unasked
     unload(endpoint, "slow")
-    before, loads, pids = used_bytes(cache), cache.status()["loads"], []
+    before, loads, pids = used_bytes(cache), cache.status().loads, []
     for _ in range(2):
         assert infer(endpoint, "slow", x=x[:1], shift=shift) == [10_001.0]
         (entry,) = sessions(cache, path)
-        pids.append(entry["session"]["pid"])
-        assert entry["bytes"] > 50_000_000
-        assert used_bytes(cache) - before > entry["bytes"] / 2  # others grow a little meanwhile
+        pids.append(entry.session["pid"])
+        assert entry.bytes > 50_000_000
+        assert used_bytes(cache) - before > entry.bytes / 2  # others grow a little meanwhile
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(infer, endpoint, "slow", x=x, shift=shift)
             wait_for_queue(cache, path, 1, [asking])
             assert unload(endpoint, "slow") == (200, None)  # when what is computed is done
             assert not sessions(cache, path)
-            assert used_bytes(cache) - before < entry["bytes"] / 2
+            assert used_bytes(cache) - before < entry.bytes / 2
             wait_until(
                 lambda: not is_alive(pids[-1])
             )  # on a node other than the cache's it is told dead some ms before it is
             assert asking.result() == [LONG * 10_000 + 1]
     assert pids[0] != pids[1]
-    assert cache.status()["loads"] == loads + 2
+    assert cache.status().loads == loads + 2
 
 
 def test_a_model_is_on_as_many_devices_as_its_options_say(shared):
@@ -147,12 +147,12 @@ def test_a_model_is_on_as_many_devices_as_its_options_say(shared):
             lambda: len(client.get_inference_statistics("several")["model_stats"][0]["memory_usage"]) == 2,
             endpoint.process,
         )
-        wait_until(lambda: all(entry["state"] == "ready" for entry in sessions(cache, path)), endpoint.process)
+        wait_until(lambda: all(entry.state == "ready" for entry in sessions(cache, path)), endpoint.process)
         assert client.is_model_ready("several")
         assert (
             client.get_inference_statistics("several")["model_stats"][0]["inference_count"] == 0
         )  # nobody has asked for it
-    assert len({entry["placed_on"] for entry in sessions(cache, path)}) == 2
+    assert len({entry.placed_on for entry in sessions(cache, path)}) == 2
     status, told = unload(endpoint, "several")
     assert (status, "leased" in told["error"]) == (409, True)
     assert infer(endpoint, "several", x=np.ones(1, np.float32)) == [3.0]
@@ -160,12 +160,12 @@ def test_a_model_is_on_as_many_devices_as_its_options_say(shared):
 
 def test_a_model_on_several_devices_is_replaced_on_all_of_them(shared):
     def states():
-        return [(entry["state"], entry["leased"], entry["digest"] in old) for entry in sessions(cache, path)]
+        return [(entry.state, entry.leased, entry.digest in old) for entry in sessions(cache, path)]
 
     endpoint, cache, folder = shared
     path, x = folder / "several.onnx", np.ones(1, np.float32)
-    wait_until(lambda: [entry["state"] for entry in sessions(cache, path)] == ["ready"] * 2)
-    old = {entry["digest"] for entry in sessions(cache, path)}
+    wait_until(lambda: [entry.state for entry in sessions(cache, path)] == ["ready"] * 2)
+    old = {entry.digest for entry in sessions(cache, path)}
     add_number(path, 20)
     assert infer(endpoint, "several", x=x) == [21.0]
     wait_until(lambda: states() == [("ready", True, False)] * 2)

@@ -11,8 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ray.exceptions import RayError
+from typing_extensions import override
 
 from genai_ray.cluster.cache.adoption import adopt
+from genai_ray.cluster.cache.calls import CacheCalls, CacheOptions
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.flight import join_flight
 from genai_ray.cluster.cache.leases import Leases
@@ -20,10 +22,9 @@ from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.maintenance import Maintenance
 from genai_ray.cluster.cache.measured_sizes import SizeMemory, sizes_file
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.cache.options import CacheOptions
 from genai_ray.cluster.cache.session_actors import end_session, is_there, session_names, to_load_error
 from genai_ray.cluster.cache.session_table import Entry, SessionTable
-from genai_ray.cluster.cache.status import describe, describe_key
+from genai_ray.cluster.cache.status import CacheStatus, PendingStatus, describe_devices, describe_sessions
 from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest, Replica, SessionRequest, key_of
 from genai_ray.cluster.placement import Ledger, Slot
 from genai_ray.errors import CacheClosedError, ConfigError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
@@ -35,7 +36,7 @@ _RETRY_S = 0.05
 _LOOK_EVERY_S = 1.0
 
 
-class CacheActor:
+class CacheActor(CacheCalls):
     """One cache of the cluster; async, so that everything here runs on one thread.
 
     Where its process dies Ray starts it again with the same arguments, and it adopts the sessions that are there.
@@ -62,16 +63,8 @@ class CacheActor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone: dict[Key, asyncio.Lock] = {}
 
+    @override
     async def open(self, budget_bytes: int | None, options: CacheOptions | None) -> None:
-        """Join the cache.
-
-        Args:
-            budget_bytes: The budget that the caller means it to have; None for any.
-            options: How the caller means it to behave; None for any.
-
-        Raises:
-            ConfigError: If the cache has another budget, or behaves otherwise.
-        """
         self._opened()  # whoever needs all that is there waits for it
         if budget_bytes not in (None, self._book.ledger.total_bytes):
             await self._open()
@@ -86,39 +79,21 @@ class CacheActor:
                 f"cache {self._name!r} with {options}", f"{self._options}, which it has", "Use another name."
             )
 
-    async def acquire(self, want: LoadRequest, lost: str | None = None) -> Acquired:
-        """Return the ready sessions of an entry, loaded where it is not there; concurrent calls for one entry load it once.
-
-        Args:
-            want: Which session.
-            lost: Name of a session that the caller saw dead or retired.
-
-        Returns:
-            Names and handles of its actors.
-
-        Raises:
-            GenAIRayError: Why it cannot be loaded.
-        """
-        deadline = time.monotonic() + want.within_s
-        await self._open_for(key_of(want.request))
+    @override
+    async def acquire(self, load_request: LoadRequest, lost: str | None = None) -> Acquired:
+        deadline = time.monotonic() + load_request.within_s
+        await self._open_for(key_of(load_request.request))
         if lost is not None:
             await self._settle_lost(lost, deadline)
-            await self._open_for(key_of(want.request))  # to load is for when all that is there is known
-        if want.is_explicit:
-            self._loader.failures.pop(key_of(want.request), None)
-        entries = await join_flight(want, deadline, self._book, self._loader.check_failing, self._begin)
-        self._book.bound(want.request)
+            await self._open_for(key_of(load_request.request))  # to load is for when all that is there is known
+        if load_request.is_explicit:
+            self._loader.failures.pop(key_of(load_request.request), None)
+        entries = await join_flight(load_request, deadline, self._book, self._loader.check_failing, self._begin)
+        self._book.bound(load_request.request)
         return self._acquired(entries)
 
+    @override
     async def replicas(self, key: Key) -> Acquired | None:
-        """Return the sessions of an entry without loading it.
-
-        Args:
-            key: Which.
-
-        Returns:
-            As ``acquire``, with their queues where there are several; None where it is not ready.
-        """
         await self._open()
         usable, queues = [entry for entry in self._book.of_key(key) if self._book.is_usable(entry)], dict[str, int]()
         if len(usable) > 1:
@@ -131,71 +106,36 @@ class CacheActor:
             usable = [entry for entry in usable if self._book.is_usable(entry)]
         return self._acquired(usable, queues) if usable else None
 
+    @override
     async def lease(self, request: LeaseRequest, within_s: float) -> None:
-        """Lease the models of a chain, all of them or none; see ``Leases.take``.
-
-        Args:
-            request: Which.
-            within_s: Most seconds to wait for room.
-        """
         await self._open()
         await self._leases.take(request, within_s)
         self._spawn(self._upkeep.spread())
 
+    @override
     async def renew(self, request: LeaseRequest) -> bool:
-        """Hear of the holder of a lease; see ``Leases.renew``.
-
-        Args:
-            request: What it holds.
-
-        Returns:
-            Whether the lease is in force.
-        """
         await self._open()
         return self._leases.renew(request)
 
+    @override
     async def release(self, lease_id: str) -> None:
-        """Give a lease back; see ``Leases.release``.
-
-        Args:
-            lease_id: Which.
-        """
         await self._open()
         await self._leases.release(lease_id)
 
+    @override
     async def grow(self, name: str, num_bytes: int) -> bool:
-        """Reserve more bytes for a session before it takes them; see ``Evictor.grow``.
-
-        Args:
-            name: The session.
-            num_bytes: What it will take in all.
-
-        Returns:
-            Whether it may.
-        """
         await self._open()
         return await self._evictor.grow(name, num_bytes)
 
+    @override
     async def dismiss(self, name: str) -> None:
-        """End a session of a single request.
-
-        Args:
-            name: The session; unknown ones, and those of an entry that others use, are left alone.
-        """
         entry = self._book.entries.get(name)
         if entry is not None and entry.key.alone:
             await end_session(self._book, entry)
             self._book.drop(entry)
 
+    @override
     async def find(self, model: str) -> SessionRequest | None:
-        """Return the entry of a model that was used last.
-
-        Args:
-            model: Canonical id.
-
-        Returns:
-            Its request, or None where no entry of it is loaded.
-        """
         await self._open()
         entries = [entry for entry in self._book.of_model(model) if not entry.key.alone]
         await asyncio.gather(*(self._evictor.ask(entry.name) for entry in entries if self._book.is_usable(entry)))
@@ -203,41 +143,20 @@ class CacheActor:
         ready = [entry for name in slots if (entry := self._book.entries.get(name)) in entries and entry is not None]
         return ready[-1].want.request if ready else entries[-1].want.request if entries else None
 
+    @override
     async def memory(self) -> tuple[int, int]:
-        """Return bytes used and the budget.
-
-        Returns:
-            Both in bytes.
-        """
         await self._open()
         return self._book.ledger.used_bytes, self._book.ledger.budget_bytes
 
+    @override
     async def loaded(self) -> list[str]:
-        """Return the ids of ready entries, least recently used first.
-
-        Returns:
-            The ids; a model with several sessions once, at its latest.
-        """
         await self._open()
         await self._evictor.refresh()
         ids = [slot.key.model for slot in self._book.ledger.by_recency()]
         return list(dict.fromkeys(reversed(ids)))[::-1]
 
+    @override
     async def evict(self, model: str, within_s: float, is_replaced: bool = False) -> int:
-        """Evict every session of a model.
-
-        Args:
-            model: Canonical id.
-            within_s: Most seconds to wait until it is idle.
-            is_replaced: Whether its file has been replaced: leases that follow the file give way then.
-
-        Returns:
-            The number of sessions that went.
-
-        Raises:
-            ModelNotFoundError: If it is not loaded.
-            ResourceExhaustedError: If one is pinned, leased, or at work until the deadline.
-        """
         await self._open()
         entries, deadline = (
             [entry for entry in self._book.of_model(model) if entry.is_begun],
@@ -251,25 +170,13 @@ class CacheActor:
             await self._evictor.evict(entry, deadline)
         return len(entries)
 
+    @override
     async def evict_lru(self) -> str | None:
-        """Evict the session that goes next.
-
-        Returns:
-            Its model's id, or None where none may go.
-        """
         await self._open()
         return await self._evictor.evict_stalest()
 
+    @override
     async def pin(self, model: str, pinned: bool) -> None:
-        """Keep every session of a model, or let it go again; where the process of a pinned one dies, the next one in its place is pinned.
-
-        Args:
-            model: Canonical id.
-            pinned: Which.
-
-        Raises:
-            ModelNotFoundError: If it is not loaded.
-        """
         await self._open()
         entries = [
             entry
@@ -287,31 +194,35 @@ class CacheActor:
         for entry in entries:
             await self._leases.tell(entry)
 
-    async def status(self) -> dict[str, Any]:
-        """Return the whole state, fit for JSON.
-
-        Returns:
-            Budget, bytes, counts, devices, and one entry a session, first to go first.
-        """
+    @override
+    async def status(self) -> CacheStatus:
         await self._open()
         await self._evictor.refresh()
-        figures = await describe(self._book, self._sizes)
-        waiting = [entry for entry in self._book.entries.values() if entry.name not in self._book.ledger.slots]
-        return {
-            "name": self._name,
-            "pid": os.getpid(),
-            **figures,
-            "leases": len(self._leases),
-            "waiting": [
-                describe_key(entry.key) | {"reason": str(entry.blocked or "about to load")} for entry in waiting
-            ],
-            "failing": [
-                describe_key(key) | {"reason": str(failure.error)} for key, failure in self._loader.failing().items()
-            ],
-        }
+        table, ledger = self._book, self._book.ledger
+        kinds = sorted({device.kind for device in ledger.devices.values()})
+        waiting = [entry for entry in table.entries.values() if entry.name not in ledger.slots]
+        return CacheStatus(
+            name=self._name,
+            pid=os.getpid(),
+            policy=ledger.policy.value,
+            used_bytes=ledger.used_bytes,
+            budget_bytes=ledger.budget_bytes,
+            **table.counts,
+            process_bytes={kind: self._sizes.process_bytes(kind) for kind in kinds},
+            devices=describe_devices(table),
+            models=await describe_sessions(table),
+            history={model: dict(counts) for model, counts in table.history.items()},
+            leases=len(self._leases),
+            waiting=tuple(
+                PendingStatus(*entry.key[:4], reason=str(entry.blocked or "about to load")) for entry in waiting
+            ),
+            failing=tuple(
+                PendingStatus(*key[:4], reason=str(failure.error)) for key, failure in self._loader.failing().items()
+            ),
+        )
 
+    @override
     async def shutdown(self) -> None:
-        """End every session, those of an earlier life of this cache as well, and load none any more."""
         with contextlib.suppress(RayError, GenAIRayError, TimeoutError):
             await self._open()
         self._book.is_closed = True

@@ -1,98 +1,214 @@
-"""What ``ModelCache.status`` shows: devices, sessions and counts, fit for JSON."""
+"""What ``ModelCache.status`` returns: ``CacheStatus``, with the state of every device and every session."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray.exceptions import RayError
 
-from genai_ray.cluster.cache.measured_sizes import SizeMemory
 from genai_ray.cluster.cache.session_table import SessionTable
 from genai_ray.cluster.messages import Key
 from genai_ray.cluster.placement import Slot, SlotState
 
-__all__ = ["describe", "describe_key"]
+__all__ = ["CacheStatus", "DeviceStatus", "PendingStatus", "SessionStatus", "describe_devices", "describe_sessions"]
 
 _ANSWER_WITHIN_S = 10.0
 
 
-async def describe(book: SessionTable, sizes: SizeMemory) -> dict[str, Any]:
-    """Return budgets, counts, devices and sessions.
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One GPU, or the memory of one node."""
+
+    device: str
+    """Its id, unique in the cluster."""
+    kind: str
+    """``cpu``, or the name of the GPU."""
+    node: str
+    """The node that it belongs to."""
+    used_bytes: int
+    """Bytes of the sessions on it."""
+    held_bytes: int
+    """Bytes that Ray holds for them."""
+    free_bytes: int
+    """Bytes that a new session may take."""
+    budget_bytes: int
+    """Most bytes of all sessions on it together."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OfKey:
+    model_id: str
+    """Canonical id, or an absolute path."""
+    backend: str
+    """The runtime."""
+    precision: str
+    """The number format."""
+    device: str
+    """``auto``, ``cpu`` or ``cuda``, as it was asked for."""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """(model, backend, precision, device): sessions of one key are replicas of each other."""
+        return self.model_id, self.backend, self.precision, self.device
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStatus(_OfKey):
+    """A model that waits for room, or whose load failed a short while ago."""
+
+    reason: str
+    """Why it is not loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus(_OfKey):
+    """One session."""
+
+    placed_on: str
+    """Id of its device."""
+    name: str
+    """Name of its actor."""
+    digest: str
+    """Hash of the model's file."""
+    state: str
+    """``loading``, ``ready`` or ``retiring``."""
+    bytes: int
+    """Bytes that count against the budgets."""
+    predicted_bytes: int
+    """Bytes that Ray holds for it: what it was expected to take."""
+    floor_bytes: int
+    """Bytes that the caller reserved at the least; 0 for none."""
+    pinned: bool
+    """Whether it is never evicted."""
+    leased: bool
+    """Whether a lease keeps it."""
+    replicas: int
+    """Sessions of its key."""
+    hits: int
+    """Its uses."""
+    queue: int
+    """Requests in it."""
+    idle_s: float
+    """Seconds since its last use."""
+    age_s: float
+    """Seconds since it became ready, or since it started to load."""
+    load_s: float
+    """Seconds that loading and warming took."""
+    session: Mapping[str, Any]
+    """What the session says of itself; empty while it loads or retires, ``{"dead": True}`` if it does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """The state of a cache at one moment."""
+
+    name: str
+    """Name of the cache."""
+    pid: int
+    """Process of its actor."""
+    policy: str
+    """Which idle session it evicts first: ``lru`` or ``gdsf``."""
+    used_bytes: int
+    """Bytes of all sessions."""
+    budget_bytes: int
+    """Most bytes of all sessions together."""
+    loads: int
+    """Sessions that were loaded."""
+    adoptions: int
+    """Sessions that the cache found when its process started again."""
+    evictions: int
+    """Sessions that were evicted."""
+    failures: int
+    """Sessions that did not load."""
+    process_bytes: Mapping[str, int]
+    """Bytes of a process without a model, by kind of device."""
+    devices: tuple[DeviceStatus, ...]
+    """Every device."""
+    models: tuple[SessionStatus, ...]
+    """Every session, least recently used first."""
+    history: Mapping[str, Mapping[str, float]]
+    """Loads, evictions, hits and age at the last eviction, by model."""
+    leases: int
+    """Leases in force."""
+    waiting: tuple[PendingStatus, ...]
+    """Models that wait for room."""
+    failing: tuple[PendingStatus, ...]
+    """Models whose load failed a short while ago."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, fit for JSON.
+
+        Returns:
+            A dict with the names of the fields, at every level.
+        """
+        return asdict(self)
+
+
+def describe_devices(table: SessionTable) -> tuple[DeviceStatus, ...]:
+    """Return the state of the devices.
 
     Args:
-        book: Sessions and bytes.
-        sizes: What processes take.
+        table: Sessions and bytes.
 
     Returns:
-        The state; sessions first to go first.
+        One entry a device.
     """
-    ledger = book.ledger
+    return tuple(
+        DeviceStatus(
+            device=device.device_id,
+            kind=device.kind,
+            node=device.node,
+            used_bytes=device.used_bytes,
+            held_bytes=device.held_bytes,
+            free_bytes=device.free_bytes,
+            budget_bytes=device.budget_bytes,
+        )
+        for device in table.ledger.devices.values()
+    )
+
+
+async def describe_sessions(table: SessionTable) -> tuple[SessionStatus, ...]:
+    """Return the state of the sessions, as they say themselves.
+
+    Args:
+        table: Sessions and bytes.
+
+    Returns:
+        One entry a session, least recently used first.
+    """
+    slots = sorted(table.ledger.slots.values(), key=lambda slot: slot.last_used_s)
     now_s = time.monotonic()
-    slots = sorted(ledger.slots.values(), key=lambda slot: slot.last_used_s)
-    return {
-        "policy": ledger.policy.value,
-        "used_bytes": ledger.used_bytes,
-        "budget_bytes": ledger.budget_bytes,
-        **book.counts,
-        "process_bytes": {
-            kind: sizes.process_bytes(kind) for kind in sorted({device.kind for device in ledger.devices.values()})
-        },
-        "devices": [
-            {
-                "device": device.device_id,
-                "kind": device.kind,
-                "node": device.node,
-                "used_bytes": device.used_bytes,
-                "held_bytes": device.held_bytes,
-                "free_bytes": device.free_bytes,
-                "budget_bytes": device.budget_bytes,
-            }
-            for device in ledger.devices.values()
-        ],
-        "models": list(await asyncio.gather(*(_describe_slot(book, slot, now_s) for slot in slots))),
-        "history": {model: dict(counts) for model, counts in book.history.items()},
-    }
+    return tuple(await asyncio.gather(*(_describe_session(table, slot, now_s) for slot in slots)))
 
 
-def describe_key(key: Key) -> dict[str, str]:
-    """Return which entry of the cache something is said of.
-
-    Args:
-        key: The entry.
-
-    Returns:
-        Its model, backend, precision and device.
-    """
-    return {"model_id": key.model, "backend": key.backend, "precision": key.precision, "device": key.device}
-
-
-async def _describe_slot(book: SessionTable, slot: Slot[Key], now_s: float) -> dict[str, Any]:
-    session: dict[str, Any] = {}
-    entry = book.entries.get(slot.name)
+async def _describe_session(table: SessionTable, slot: Slot[Key], now_s: float) -> SessionStatus:
+    told: dict[str, Any] = {}
+    entry = table.entries.get(slot.name)
     if entry is not None and slot.state is SlotState.READY:
         try:
-            session = await asyncio.wait_for(entry.handle.status.remote(), _ANSWER_WITHIN_S)
+            told = await asyncio.wait_for(entry.handle.status.remote(), _ANSWER_WITHIN_S)
         except (RayError, TimeoutError):
-            session = {"dead": True}
-    key = slot.key
-    return {
-        **describe_key(key),
-        "placed_on": slot.device_id,
-        "name": slot.name,
-        "digest": "" if entry is None else entry.want.digest,
-        "state": slot.state.value,
-        "bytes": slot.reserved_bytes,
-        "predicted_bytes": slot.held_bytes,
-        "floor_bytes": slot.floor_bytes,
-        "pinned": slot.is_pinned,
-        "leased": book.ledger.is_leased(key),
-        "replicas": len(book.ledger.of_key(key)),
-        "hits": slot.uses,
-        "queue": session.get("in_flight", 0),
-        "idle_s": round(max(now_s - slot.last_used_s, 0.0), 3),
-        "age_s": round(max(now_s - slot.arrived_s, 0.0), 3),
-        "load_s": round(slot.load_s, 3),
-        "session": session,
-    }
+            told = {"dead": True}
+    return SessionStatus(
+        *slot.key[:4],
+        placed_on=slot.device_id,
+        name=slot.name,
+        digest="" if entry is None else entry.want.digest,
+        state=slot.state.value,
+        bytes=slot.reserved_bytes,
+        predicted_bytes=slot.held_bytes,
+        floor_bytes=slot.floor_bytes,
+        pinned=slot.is_pinned,
+        leased=table.ledger.is_leased(slot.key),
+        replicas=len(table.ledger.of_key(slot.key)),
+        hits=slot.uses,
+        queue=told.get("in_flight", 0),
+        idle_s=round(max(now_s - slot.last_used_s, 0.0), 3),
+        age_s=round(max(now_s - slot.arrived_s, 0.0), 3),
+        load_s=round(slot.load_s, 3),
+        session=told,
+    )

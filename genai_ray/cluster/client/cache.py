@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from genai_ray.cluster.cache.options import CacheOptions
+from genai_ray.cluster.cache import CacheCalls, CacheOptions, CacheStatus
 from genai_ray.cluster.client.connection import Connection
 from genai_ray.cluster.client.lease import Lease, take_lease
 from genai_ray.cluster.client.requests import CACHE_SHARE, is_text, to_request
@@ -154,7 +154,7 @@ class ModelCache:
         wanted_precision = ModelPrecision(precision or ModelPrecision.FP32)
         request, spec = to_request(SessionRequest(str(model), wanted_backend, wanted_precision, device))
         if backend is None and precision is None:
-            request = self._connection.call("find", spec.model_id) or request
+            request = self._connection.call(CacheCalls.find, spec.model_id) or request
         session = CachedSession(self._router, request, spec)
         session.touch()
         return session
@@ -165,8 +165,7 @@ class ModelCache:
         Returns:
             Both; sessions that load or retire count as used.
         """
-        used, budget = self._connection.call("memory")
-        return used, budget
+        return self._connection.call(CacheCalls.memory)
 
     def loaded_models(self) -> list[str]:
         """Return the canonical ids of loaded models, least recently used first.
@@ -174,7 +173,7 @@ class ModelCache:
         Returns:
             The ids.
         """
-        return list(self._connection.call("loaded"))
+        return self._connection.call(CacheCalls.loaded)
 
     def evict(self, model: str | Path, *, is_replaced: bool = False) -> None:
         """Evict every entry of a model, as soon as it is idle.
@@ -188,7 +187,8 @@ class ModelCache:
             ResourceExhaustedError: If it is pinned, leased or stays busy.
         """
         model_id = canonical_id(model)
-        self._connection.call("evict", model_id, min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S), is_replaced)
+        within_s = min(self.deadline_s * CACHE_SHARE, EVICT_WITHIN_S)
+        self._connection.call(CacheCalls.evict, model_id, within_s, is_replaced)
         self._router.forget_model(model_id)
 
     @property
@@ -202,8 +202,7 @@ class ModelCache:
         Returns:
             Its id; None if no model may be evicted.
         """
-        evicted: str | None = self._connection.call("evict_lru")
-        return evicted
+        return self._connection.call(CacheCalls.evict_lru)
 
     def pin(self, model: str | Path) -> None:
         """Keep a loaded model until it is unpinned.
@@ -214,7 +213,7 @@ class ModelCache:
         Raises:
             ModelNotFoundError: If it is not loaded.
         """
-        self._connection.call("pin", canonical_id(model), True)
+        self._connection.call(CacheCalls.pin, canonical_id(model), True)
 
     def unpin(self, model: str | Path) -> None:
         """Allow a pinned model to be evicted again.
@@ -225,15 +224,15 @@ class ModelCache:
         Raises:
             ModelNotFoundError: If it is not loaded.
         """
-        self._connection.call("pin", canonical_id(model), False)
+        self._connection.call(CacheCalls.pin, canonical_id(model), False)
 
-    def status(self) -> dict[str, Any]:
-        """Return budget, bytes, counts and every session, fit for JSON.
+    def status(self) -> CacheStatus:
+        """Return budget, bytes, counts and every session.
 
         Returns:
-            The state.
+            The state; ``to_dict`` makes it fit for JSON.
         """
-        return dict(self._connection.call("status"))
+        return self._connection.call(CacheCalls.status)
 
     def close(self) -> None:
         """Close this client and end its leases; the cache goes on. Calls of other threads soon end with ``CacheClosedError``."""
@@ -318,7 +317,7 @@ class ModelCache:
         """
         for model in models:
             request, spec = to_request(model)
-            self._connection.send("acquire", self._router.load_request(request, spec), None)
+            self._connection.send(CacheCalls.acquire, self._router.load_request(request, spec), None)
 
 
 def open_session(cache: ModelCache, request: SessionRequest) -> CachedSession:

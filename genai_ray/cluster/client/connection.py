@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError
 
-from genai_ray.cluster.cache import CacheActor
-from genai_ray.cluster.cache.options import CacheOptions
+from genai_ray.cluster.cache import CacheActor, CacheCalls, CacheOptions
 from genai_ray.cluster.cache.session_actors import NAMESPACE, end_sessions
 from genai_ray.cluster.runtime.connect import check_process
 from genai_ray.cluster.runtime.replies import ArgumentLostError, wait_for
 from genai_ray.errors import CacheClosedError, DeadlineExceededError
 
 __all__ = ["Connection", "cache_names", "start_on_head"]
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 _CACHE = "cache:"
 _RETRY_S = 0.1
@@ -83,14 +86,20 @@ class Connection:
         self.name, self._deadline_s = name, deadline_s
         self._is_closed = self._is_left = False
         self._actor: Any = start_on_head(CacheActor, f"{_CACHE}{name}", name, budget_bytes, options or CacheOptions())
-        self.call("open", budget_bytes, options)
+        self.call(CacheCalls.open, budget_bytes, options)
 
-    def send(self, method: str, *args: Any) -> Any:
+    def send(
+        self,
+        call: Callable[Concatenate[CacheCalls, Arguments], Awaitable[Answer]],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Any:
         """Call the cache actor without waiting.
 
         Args:
-            method: One of ``CacheActor``.
+            call: One of ``CacheCalls``.
             args: Its arguments.
+            kwargs: Its arguments by name.
 
         Returns:
             The answer to come.
@@ -99,7 +108,7 @@ class Connection:
             CacheClosedError: If the cache was shut down, or this client closed.
         """
         self.check_open()
-        return getattr(self._actor, method).remote(*args)
+        return getattr(self._actor, call.__name__).remote(*args, **kwargs)
 
     @property
     def is_open(self) -> bool:
@@ -123,13 +132,43 @@ class Connection:
                 f"cache {self.name!r} is gone: Ray is not running any more", do="Make a new ModelCache."
             )
 
-    def call(self, method: str, *args: Any, within_s: float | None = None) -> Any:
-        """Call the cache actor, again where its process died meanwhile.
+    def call(
+        self,
+        call: Callable[Concatenate[CacheCalls, Arguments], Awaitable[Answer]],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Answer:
+        """Call the cache actor, again if its process died meanwhile; wait as long as this client does.
 
         Args:
-            method: One of ``CacheActor``.
+            call: One of ``CacheCalls``.
             args: Its arguments.
+            kwargs: Its arguments by name.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            CacheClosedError: If the cache was shut down, or this client closed.
+            DeadlineExceededError: If it does not answer in time.
+            GenAIRayError: What it raised.
+        """
+        return self.call_within(None, call, *args, **kwargs)
+
+    def call_within(
+        self,
+        within_s: float | None,
+        call: Callable[Concatenate[CacheCalls, Arguments], Awaitable[Answer]],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Answer:
+        """Call the cache actor, again if its process died meanwhile.
+
+        Args:
             within_s: Most seconds to wait; None for the client's deadline.
+            call: One of ``CacheCalls``.
+            args: Its arguments.
+            kwargs: Its arguments by name.
 
         Returns:
             Its answer.
@@ -144,14 +183,16 @@ class Connection:
         try:
             while True:
                 try:
-                    return self._wait(self.send(method, *args), deadline)
+                    answer: Answer = self._wait(self.send(call, *args, **kwargs), deadline)
+                    return answer
                 except (ActorUnavailableError, ArgumentLostError):
                     time.sleep(
                         _RETRY_S
                     )  # its process died, and Ray starts it again within 2 s; or a session died under it
         except GetTimeoutError as exc:
             raise DeadlineExceededError(
-                f"cache {self.name!r}: {method} was not done within {within_s:g} s", do="Give the client more time."
+                f"cache {self.name!r}: {call.__name__} was not done within {within_s:g} s",
+                do="Give the client more time.",
             ) from exc
         except ActorDiedError as exc:
             self._is_closed = True

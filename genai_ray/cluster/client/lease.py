@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
+from genai_ray.cluster.cache import CacheCalls
 from genai_ray.cluster.client.connection import Connection
 from genai_ray.cluster.client.session import CachedSession
 from genai_ray.cluster.messages import LEASE_TTL_S, LeaseRequest
@@ -52,7 +53,7 @@ class Lease:
 
     def _give_back(self) -> None:
         try:
-            self._connection.call("release", self._request.lease_id, within_s=RELEASE_WITHIN_S)
+            self._connection.call_within(RELEASE_WITHIN_S, CacheCalls.release, self._request.lease_id)
         except GenAIRayError as exc:  # cache or client is closed, or the cache is silent
             self._connection.withdraw(self._request.lease_id)
             _log.debug("lease %s was not released: %s", self._request.lease_id, exc)
@@ -60,10 +61,10 @@ class Lease:
     def _beat(self) -> None:
         while not self._over.wait(LEASE_TTL_S / 3):
             try:
-                if not self._connection.call("renew", self._request) and not self._over.is_set():
+                if not self._connection.call(CacheCalls.renew, self._request) and not self._over.is_set():
                     if self._request.follows_file:
                         self._request = self._build()
-                    self._connection.call("lease", self._request, LEASE_TTL_S)
+                    self._connection.call(CacheCalls.lease, self._request, LEASE_TTL_S)
                     if self._over.is_set():  # released meanwhile, and perhaps before it was taken again
                         self._give_back()
             except CacheClosedError:
@@ -99,7 +100,7 @@ def take_lease(
     request = build()
     lease: Lease | None = None
     try:
-        connection.call("lease", request, within_s)
+        connection.call(CacheCalls.lease, request, within_s)
         lease = Lease(connection, request, sessions, build)
         for session in sessions:
             session.touch()

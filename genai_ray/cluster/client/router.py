@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelSpec
+from genai_ray.cluster.cache import CacheCalls
 from genai_ray.cluster.client.connection import Connection
 from genai_ray.cluster.client.requests import build_load_request, own_node
 from genai_ray.cluster.messages import Acquired, Key, LoadRequest, Replica, SessionRequest, key_of
@@ -176,7 +177,7 @@ class Router:
             return None
         self._connection.check_open()
         if route.is_due():  # the answer is for later calls
-            self._connection.send("replicas", key).future().add_done_callback(
+            self._connection.send(CacheCalls.replicas, key).future().add_done_callback(
                 lambda done: None if done.exception() else route.update(done.result())
             )
         return route.choose(lost)
@@ -207,7 +208,7 @@ class Router:
         """
         key = key_of(request)
         asked = self.load_request(request, spec, is_explicit=is_explicit, within_s=within_s)
-        acquired: Acquired = self._connection.call("acquire", asked, lost, within_s=within_s)
+        acquired = self._connection.call_within(within_s, CacheCalls.acquire, asked, lost)
         route = Route(acquired, own_node())
         self._routes[key] = route
         floor_bytes = acquired.floor_bytes
@@ -276,7 +277,7 @@ class Router:
         """
         self._routes.pop(key_of(request), None)
         with contextlib.suppress(CacheClosedError):  # a cache that was shut down has ended the session
-            self._connection.send("dismiss", name)
+            self._connection.send(CacheCalls.dismiss, name)
 
     def forget(self, key: Key) -> None:
         """Forget the sessions of an entry: the next call asks the cache.

@@ -343,11 +343,11 @@ class _Loading:
     def _kinds(self) -> dict[str, str]:
         """Return the kinds of the devices that have each model, joined."""
         status = self._cache.status()
-        kinds = {device["device"]: device["kind"] for device in status["devices"]}
+        kinds = {device.device: device.kind for device in status.devices}
         found: dict[str, set[str]] = defaultdict(set)
-        for entry in status["models"]:
-            if entry["leased"] and entry["placed_on"] in kinds:
-                found[entry["model_id"]].add(kinds[entry["placed_on"]])
+        for entry in status.models:
+            if entry.leased and entry.placed_on in kinds:
+                found[entry.model_id].add(kinds[entry.placed_on])
         return {model_id: "+".join(sorted(names)) for model_id, names in found.items()}
 
     def release(self) -> None:

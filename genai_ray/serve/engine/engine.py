@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from genai_ray.catalog import ServeProfile, hash_file
-from genai_ray.cluster import ModelCache, router_of
+from genai_ray.cluster import CacheStatus, ModelCache, router_of
 from genai_ray.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -48,8 +48,9 @@ from genai_ray.serve.engine.model_metadata import (
     check_frame_request,
     to_outputs,
 )
-from genai_ray.serve.engine.repository import Repository, ServedModel, key_of_entry
+from genai_ray.serve.engine.repository import Repository, ServedModel
 from genai_ray.serve.engine.statistics import Statistics
+from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["Engine"]
 
@@ -204,9 +205,9 @@ class Engine:
         """
         wanted = target.model.key(target.version)
         status = await self.status()
-        return any(entry["state"] == "ready" and key_of_entry(entry) == wanted for entry in status["models"])
+        return any(entry.state == "ready" and entry.key == wanted for entry in status.models)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> CacheStatus:
         """Return the state of the cache.
 
         Returns:
@@ -273,19 +274,20 @@ class Engine:
         digest = hash_file(path, state.st_size, state.st_mtime_ns) if spec.sha256 is None else spec.sha256
         outdated = [
             entry
-            for entry in self.cache.status()["models"]
-            if entry["model_id"] == spec.model_id and entry["digest"] not in (digest, "")
+            for entry in self.cache.status().models
+            if entry.model_id == spec.model_id and entry.digest not in (digest, "")
         ]
         if not outdated:
             return
-        pinned = [entry for entry in outdated if entry["pinned"]]
+        pinned = [entry for entry in outdated if entry.pinned]
         if pinned:
             self.cache.unpin(source)
         try:
             with contextlib.suppress(ModelNotFoundError):  # another replica was faster
                 self.cache.evict(source, is_replaced=True)
             for entry in pinned:
-                self.cache.load_model(source, entry["backend"], entry["precision"], device=entry["device"])
+                backend = ModelBackend(entry.backend)
+                self.cache.load_model(source, backend, ModelPrecision(entry.precision), device=entry.device)
         finally:
             if pinned:
                 with contextlib.suppress(ModelNotFoundError):

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from genai_ray.catalog import SERVING_SUFFIX, ModelCatalog, ModelServing, load_model_serving
@@ -18,10 +17,9 @@ from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError, Vi
 from genai_ray.files import find_facts, is_remote, list_files, to_place
 from genai_ray.inspection import canonical_id
 
-__all__ = ["Repository", "ServedModel", "key_of_entry"]
+__all__ = ["Repository", "ServedModel"]
 
 _MODEL = ".onnx"
-_KEY = ("model_id", "backend", "precision", "device")
 _NOTES = {
     "stats": "what it takes and gives is told at /v2/models/stats/versions/VERSION: /v2/models/stats has the statistics of all models"
 }
@@ -134,24 +132,12 @@ class ServedModel:
             version: A version; empty for the highest.
 
         Returns:
-            As ``key_of_entry``.
+            As ``SessionStatus.key``.
 
         Raises:
             ModelNotFoundError: If there is no such version.
         """
-        return tuple(key_of(self.request(version)))[: len(_KEY)]
-
-
-def key_of_entry(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return of which sessions something in the cache's status is said.
-
-    Args:
-        entry: Of its ``models``, ``waiting`` or ``failing``.
-
-    Returns:
-        (model, backend, precision, device).
-    """
-    return tuple(entry[name] for name in _KEY)
+        return tuple(key_of(self.request(version)))[:4]
 
 
 class Repository:

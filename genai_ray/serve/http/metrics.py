@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from genai_ray.cluster import CacheStatus
 from genai_ray.serve.engine.statistics import BOUNDS_S, Statistics
 
 __all__ = ["CONTENT_TYPE", "write_metrics"]
@@ -18,7 +18,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL = ["model", "version"]
 
 
-def write_metrics(tally: Statistics, status: Mapping[str, Any]) -> bytes:
+def write_metrics(tally: Statistics, status: CacheStatus) -> bytes:
     """Write all figures.
 
     Args:
@@ -34,7 +34,7 @@ def write_metrics(tally: Statistics, status: Mapping[str, Any]) -> bytes:
 
 
 class _Figures(Collector):
-    def __init__(self, tally: Statistics, status: Mapping[str, Any]) -> None:
+    def __init__(self, tally: Statistics, status: CacheStatus) -> None:
         self._tally, self._status = tally, status
 
     def collect(self) -> Iterator[Metric]:
@@ -82,14 +82,14 @@ class _Figures(Collector):
     def _collect_cache(self) -> Iterator[Metric]:
         status = self._status
         for name in ("used_bytes", "budget_bytes", "leases"):
-            yield GaugeMetricFamily(f"genai_ray_cache_{name}", f"{name} of the model cache.", status[name])
+            yield GaugeMetricFamily(f"genai_ray_cache_{name}", f"{name} of the model cache.", getattr(status, name))
         for name in ("loads", "evictions", "failures"):
-            yield CounterMetricFamily(f"genai_ray_cache_{name}", f"{name} of the model cache.", status[name])
+            yield CounterMetricFamily(f"genai_ray_cache_{name}", f"{name} of the model cache.", getattr(status, name))
         labels = ["model_id", "session", "state"]
         taken = GaugeMetricFamily("genai_ray_session_bytes", "Bytes that are reserved for a session.", labels=labels)
         queues = GaugeMetricFamily("genai_ray_session_queue", "Requests in a session.", labels=labels)
-        for entry in status["models"]:
-            values = [entry["model_id"], entry["name"], entry["state"]]
-            taken.add_metric(values, entry["bytes"])
-            queues.add_metric(values, entry["queue"])
+        for entry in status.models:
+            values = [entry.model_id, entry.name, entry.state]
+            taken.add_metric(values, entry.bytes)
+            queues.add_metric(values, entry.queue)
         yield from (taken, queues)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from genai_ray.cluster import CacheStatus
 from genai_ray.errors import ModelLoadError
 from genai_ray.serve.engine.batching import FRAMES_TOGETHER
 from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.inference import TensorMetadata
 from genai_ray.serve.engine.model_metadata import Target
-from genai_ray.serve.engine.repository import Repository, ServedModel, key_of_entry
+from genai_ray.serve.engine.repository import Repository, ServedModel
 from genai_ray.serve.engine.statistics import ModelCounts, Statistics
 
 __all__ = [
@@ -102,7 +103,7 @@ def describe_config(target: Target) -> dict[str, Any]:
 
 
 def describe_index(
-    repository: Repository, status: Mapping[str, Any], broken: Mapping[str, str], *, only_ready: bool = False
+    repository: Repository, status: CacheStatus, broken: Mapping[str, str], *, only_ready: bool = False
 ) -> list[dict[str, str]]:
     """Return every model with its state, loaded or not.
 
@@ -115,14 +116,10 @@ def describe_index(
     Returns:
         One entry a version.
     """
-    states = {
-        key_of_entry(entry): _STATES.get(entry["state"], "UNKNOWN")
-        for entry in status["models"]
-        if entry["state"] != "ready"
-    }
-    states |= {key_of_entry(entry): "READY" for entry in status["models"] if entry["state"] == "ready"}
-    waiting = {key_of_entry(entry): entry["reason"] for entry in status["waiting"]}
-    failing = {key_of_entry(entry): entry["reason"] for entry in status["failing"]}
+    states = {entry.key: _STATES.get(entry.state, "UNKNOWN") for entry in status.models if entry.state != "ready"}
+    states |= {entry.key: "READY" for entry in status.models if entry.state == "ready"}
+    waiting = {entry.key: entry.reason for entry in status.waiting}
+    failing = {entry.key: entry.reason for entry in status.failing}
     entries = []
     for model in repository.models():
         for version, source in sorted(model.versions.items(), key=lambda item: int(item[0])):
@@ -147,7 +144,7 @@ def describe_index(
 
 
 def describe_statistics(
-    repository: Repository, tally: Statistics, status: Mapping[str, Any], target: Target | None
+    repository: Repository, tally: Statistics, status: CacheStatus, target: Target | None
 ) -> dict[str, Any]:
     """Return the statistics of one model, or of all.
 
@@ -179,12 +176,12 @@ def describe_statistics(
     }
 
 
-def _memory(model: ServedModel, version: str, status: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _memory(model: ServedModel, version: str, status: CacheStatus) -> list[dict[str, Any]]:
     usage, key = [], model.key(version)
-    for entry in status["models"]:
-        if key_of_entry(entry) == key:
-            gpus = entry["session"].get("gpu_ids") or []
-            taken = entry["session"].get("memory_bytes", entry["bytes"])
+    for entry in status.models:
+        if entry.key == key:
+            gpus = entry.session.get("gpu_ids") or []
+            taken = entry.session.get("memory_bytes", entry.bytes)
             usage.append(
                 {
                     "type": "GPU" if gpus else "CPU",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from genai_ray.cluster import CacheStatus
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.http.queries import Query, parse_query
 from genai_ray.serve.http.routes import COUNT, JSON, NAME, TEXT, Handler, Operation, Schema, list_of, record, ref
@@ -136,24 +136,24 @@ class _Cache:
                 self._known_s = time.monotonic()
         return JSONResponse(self._known, headers={"Cache-Control": "no-store"})
 
-    def _describe(self, status: Mapping[str, Any]) -> dict[str, Any]:
+    def _describe(self, status: CacheStatus) -> dict[str, Any]:
         names = {source: model.name for model in self._engine.repository.models() for source in model.versions.values()}
         sessions = [
             {
-                "model": names.get(entry["model_id"], PurePath(entry["model_id"]).name),
-                **{name: entry[name] for name in _SESSION},
-                "avg_latency_ms": entry["session"].get("avg_latency_ms"),
+                "model": names.get(entry.model_id, PurePath(entry.model_id).name),
+                **{name: getattr(entry, name) for name in _SESSION},
+                "avg_latency_ms": entry.session.get("avg_latency_ms"),
             }
-            for entry in status["models"]
+            for entry in status.models
         ]
-        counts = {name: status.get(name, 0) for name in ("loads", "evictions", "failures")}
-        past = sum(int(figures.get("hits", 0)) for figures in status["history"].values())
+        counts = {name: getattr(status, name) for name in ("loads", "evictions", "failures")}
+        past = sum(int(figures.get("hits", 0)) for figures in status.history.values())
         return {
-            "used_bytes": status["used_bytes"],
-            "budget_bytes": status["budget_bytes"],
-            "policy": status["policy"],
+            "used_bytes": status.used_bytes,
+            "budget_bytes": status.budget_bytes,
+            "policy": status.policy,
             **counts,
-            "hits": past + sum(int(entry["hits"]) for entry in status["models"]),
-            "devices": [{name: device[name] for name in _DEVICE} for device in status["devices"]],
+            "hits": past + sum(entry.hits for entry in status.models),
+            "devices": [{name: getattr(device, name) for name in _DEVICE} for device in status.devices],
             "sessions": sessions,
         }

@@ -5,7 +5,8 @@ from fractions import Fraction
 import pytest
 
 from genai_ray import EnhanceOptions, ModelCatalog
-from genai_ray.enhance.job.steps import _notes, examine_clip
+from genai_ray.enhance.job.clip_plan import examine_clip
+from genai_ray.enhance.job.steps import _notes
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.timeline import check_chain, check_rate, count_results, split_chain
 from genai_ray.errors import ConfigError
@@ -52,7 +53,7 @@ def test_chains_that_make_none(models, words):
 
 def test_a_model_that_takes_no_frames_is_refused():
     other = ModelCatalog.default().get("websr-x2-s").model_copy(update={"inputs": ()})
-    with pytest.raises(ConfigError, match="frames of frames"):
+    with pytest.raises(ConfigError, match="input and output are images"):
         check_chain([other])
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from genai_ray import EnhanceOptions, ModelCache, enhance_videos
 from genai_ray.catalog import ModelCatalog
-from genai_ray.enhance.job.records import MARKER, read_marker
+from genai_ray.enhance.job.clip_outcome import MARKER, read_marker
+from genai_ray.enhance.job.clip_plan import examine_clip, open_clip
 from genai_ray.enhance.job.segment_store import node_kind
-from genai_ray.enhance.job.steps import examine_clip, open_clip, run_segment
+from genai_ray.enhance.job.steps import run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.segment.segment import SegmentJob
 from genai_ray.video import Encoding
@@ -40,7 +41,7 @@ def finish_segments(source, output, options):
     """Finish all segments of a job, as one that was killed before it joined them; returns their files in order."""
     (target,) = resolve_targets([source], output, options)
     specs = (ModelCatalog.default().get(MODEL),)
-    _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
+    planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     with ModelCache(2_000_000_000, name="damage") as cache:
         job = SegmentJob(specs, (), options, cache, "damage", KIND)
         for segment in planned.timeline.plan.segments:

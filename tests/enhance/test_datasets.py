@@ -17,7 +17,7 @@ import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance.job import job
-from genai_ray.enhance.job.records import MARKER
+from genai_ray.enhance.job.clip_outcome import MARKER
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.files import sweep_folders
 from genai_ray.tables import ResultTable

@@ -13,7 +13,6 @@ import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_shared_folders
-from genai_ray.enhance.job import scheduler
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.files import identify_folder
 from genai_ray.video import Encoding
@@ -122,7 +121,6 @@ def test_the_death_of_such_a_node_changes_no_byte(clips, tmp_path):
 def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch):
     """As of a video of many hours: plans of these clips are no small values where Ray counts what takes 100 bytes as large."""
     monkeypatch.setenv("RAY_max_direct_call_object_size", "100")
-    monkeypatch.setattr(scheduler, "SMALL_BYTES", 100)
     out, options = tmp_path / "out", replace(OPTIONS, segment_frames=2)
     out.mkdir()
     with Nodes(head_cpus=0) as nodes, ThreadPoolExecutor(1) as thread:

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors, read_videos
-from genai_ray.enhance.job.records import forget
+from genai_ray.enhance.job.clip_outcome import ClipOutcome, forget
 from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.job.steps import begin_clip
 from genai_ray.enhance.plan.clip_target import resolve_targets
@@ -122,15 +122,15 @@ def test_a_single_video_goes_into_memory_whole_or_not_at_all(ray_session, clips,
     with ending(ModelCache(2_000_000_000, name="remote")) as cache:
         whole_job = EnhanceOptions(encoding=OPTIONS.encoding)
         job = SegmentJob(specs, (), whole_job, cache, "remote", node_kind(is_gpu=False))
-        begun, planned = begin_clip(target, job, at_once=True)
-        assert planned is None
-        assert begun.record.report.frames == NUM_FRAMES
-        assert find_facts("memory://out/b.mp4").size == begun.record.size
-        assert begin_clip(target, job, at_once=True)[0].record.report.status == "skipped"  # the marker says so
+        outcome = begin_clip(target, job, at_once=True)
+        assert isinstance(outcome, ClipOutcome)
+        assert outcome.frames == NUM_FRAMES
+        assert find_facts("memory://out/b.mp4").size == outcome.size_bytes
+        assert begin_clip(target, job, at_once=True).status == "skipped"  # the marker says so
         forget([target])
     assert sorted(store.find("/")) == ["/in/a.mp4", "/out/b.mp4"]
     with open_to_read("memory://out/b.mp4") as file:
-        assert len(file.read()) == begun.record.size
+        assert len(file.read()) == outcome.size_bytes
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What a finished segment's name depends on, and finished segments of a file that ends too early."""
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
@@ -11,10 +12,10 @@ import ray
 from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors
 from genai_ray.catalog import ModelCatalog
 from genai_ray.enhance import Background
-from genai_ray.enhance.job.clip_plan import ClipPlan, pack, unpack
-from genai_ray.enhance.job.records import MARKER
+from genai_ray.enhance.job.clip_outcome import MARKER
+from genai_ray.enhance.job.clip_plan import ClipPlan, Packed, examine_clip, open_clip
 from genai_ray.enhance.job.segment_store import SegmentStore, hash_segment, key_segments, node_kind
-from genai_ray.enhance.job.steps import examine_clip, finish_clip, open_clip, run_segment
+from genai_ray.enhance.job.steps import finish_clip, run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult
@@ -92,8 +93,8 @@ def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=8, allow_truncated=True)
     (target,) = resolve_targets([source], output, options)
     specs = [ModelCatalog.default().get("websr-x2-s")]
-    begun, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
-    assert (begun.segments, len(begun.todo)) == (len(planned.timeline.plan.segments), begun.segments)
+    planned = open_clip(examine_clip(target, specs, options), specs, KIND)
+    assert (planned.segments, len(planned.todo)) == (len(planned.timeline.plan.segments), planned.segments)
     written = []
     for segment in planned.timeline.plan.segments:
         frames = list(decode_segment(planned.timeline.plan, segment, allow_truncated=True))
@@ -106,14 +107,14 @@ def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
                 for frame in frames:
                     writer.write(frame.frame, frame.pts)
             partial.rename(planned.store.place(segment.index, hash_segment(str(partial))))
-    again, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
-    assert again.todo == tuple(index for index, count in enumerate(written) if not count)
+    planned = open_clip(examine_clip(target, specs, options), specs, KIND)
+    assert planned.todo == [index for index, count in enumerate(written) if not count]
     planned.store.partial(0).touch()  # as of a worker that was killed
-    record = finish_clip(planned, dict.fromkeys(again.todo, SegmentResult(0, 0, 0.0)), 0.0)
-    assert record.report.frames == len(plan_video(output).pts) == sum(written) < NUM_FRAMES
+    outcome = finish_clip(planned, dict.fromkeys(planned.todo, SegmentResult(0, 0, 0.0)), 0.0)
+    assert outcome.frames == len(plan_video(output).pts) == sum(written) < NUM_FRAMES
     assert list(plan_video(output).pts) == list(planned.timeline.plan.pts[: sum(written)])
     assert [path.name for path in Path(planned.store.folder).iterdir()] == [MARKER]
-    assert finish_clip(planned, {}, 0.0) == record  # as after the death of a worker that had published
+    assert finish_clip(planned, {}, 0.0) == outcome  # as after the death of a worker that had published
 
 
 def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
@@ -121,20 +122,20 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     source, options = write(tmp_path / "a.mkv", tracks=0), EnhanceOptions(encoding=Encoding(preset="ultrafast"))
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
-    _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
+    planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     with ending(ModelCache(2_000_000_000, name="twice")) as cache:
         task, job = ray.remote(max_retries=0)(run_segment), SegmentJob(specs, (), options, cache, "twice", KIND)
         results = ray.get([task.remote(planned, 0, job) for _ in range(2)])
     assert [result.frames for result, _ in results] == [NUM_FRAMES] * 2
     assert [path.suffix for path in Path(planned.store.folder).iterdir()] == [".nut"]
-    assert finish_clip(planned, {0: results[0][0]}, 0.0).report.frames == NUM_FRAMES
+    assert finish_clip(planned, {0: results[0][0]}, 0.0).frames == NUM_FRAMES
 
 
 def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, tmp_path):
     source, options = write(tmp_path / "a.mkv", tracks=0), EnhanceOptions(encoding=Encoding(preset="ultrafast"))
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
-    _, planned = open_clip(examine_clip(target, specs, options), specs, KIND)
+    planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     source.write_bytes(source.read_bytes() + b"more")
     with (
         ending(ModelCache(2_000_000_000, name="changed")) as cache,
@@ -179,9 +180,9 @@ def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_
     frames = 10 * 3600 * 25
     long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
     store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])
-    planned = ClipPlan(None, Timeline(long, long), store, BASE, (), {}, "", (96, 64), None)
-    packed = pack(planned)
+    planned = ClipPlan(None, BASE, (), "", (96, 64), None, Packed((Timeline(long, long), store)))
+    packed = pickle.dumps(planned)
     assert len(packed) < 100_000
-    again = unpack(packed)
+    again = pickle.loads(packed)
     assert again.timeline == planned.timeline
     assert again.timeline.result.pts is again.timeline.plan.pts

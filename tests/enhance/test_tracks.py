@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genai_ray import EnhanceOptions, errors
-from genai_ray.enhance.job.steps import examine_clip
+from genai_ray.enhance.job.clip_plan import examine_clip
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video, write_pictures

@@ -96,7 +96,7 @@ def test_a_cluster_without_cpus_is_an_error_and_not_a_wait_for_ever(source, tmp_
 @pytest.fixture
 def loading():
     """The lease of a job that has not come yet."""
-    loading = job._Loading(None, EnhanceOptions(), "tag")
+    loading = job._ChainLease(None, EnhanceOptions())
     loading._lease = Future()
     return loading
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genai_ray import errors
-from genai_ray.enhance.job.publish import publish
+from genai_ray.enhance.job.steps import write_result
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, join_segments, plan_video, validate_encoding
 from genai_ray.video.codecs import CODECS
 from tests.video.clips import NUM_FRAMES, write
@@ -72,10 +72,10 @@ def test_frames_that_are_missing_in_the_middle_are_never_closed_up(tmp_path):
     with pytest.raises(
         errors.VideoError, match=r"a\.mkv: frames 17 to 26, from 0\.680 s, do not decode, and later ones do"
     ):
-        publish(plan, parts, counts, tmp_path / "b.mkv")
+        write_result(plan, parts, counts, tmp_path / "b.mkv")
     assert not (tmp_path / "b.mkv").exists()
     ends = [*counts[:2], 0]
-    publish(plan, parts, ends, tmp_path / "b.mkv")
+    write_result(plan, parts, ends, tmp_path / "b.mkv")
     assert list(plan_video(tmp_path / "b.mkv").pts) == list(plan.pts[: sum(ends)])
 
 
@@ -235,5 +235,5 @@ def test_a_full_disk_leaves_no_half_file(small_disk, tmp_path):
             writer.write(noise.integers(0, 256, (240, 320, 3), np.uint8), pts)
     for output in (small_disk / "frames" / "%d.png", small_disk / "b.parquet"):
         with pytest.raises(errors.VideoError, match=r"No space left"):
-            publish(plan, [encoded], [NUM_FRAMES], output)
+            write_result(plan, [encoded], [NUM_FRAMES], output)
         assert list(small_disk.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from av.stream import Disposition
 
 from genai_ray import errors
-from genai_ray.enhance.job.publish import publish
+from genai_ray.enhance.job.steps import write_result
 from genai_ray.video import (
     Encoding,
     SegmentWriter,
@@ -266,7 +266,7 @@ def test_a_part_that_lacks_frames_is_refused_and_nothing_appears(tmp_path):
     for act in (
         lambda: write_pictures(plan, [part], [6], tmp_path / "frames" / "%d.png"),
         lambda: list(read_pictures(plan, part, 6)),
-        lambda: publish(plan, [part], [6], tmp_path / "b.parquet"),
+        lambda: write_result(plan, [part], [6], tmp_path / "b.parquet"),
     ):
         with pytest.raises(errors.VideoError, match="holds 4 frames; allowed: 6"):
             act()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from genai_ray import errors
-from genai_ray.enhance.job.publish import publish
+from genai_ray.enhance.job.steps import write_result
 from genai_ray.video import Encoding, SegmentWriter, decode_frames, decode_segment, plan_video
 from genai_ray.video.colour import to_rgb
 from genai_ray.video.shown import Kind, PacketReader, decode_times
@@ -223,7 +223,7 @@ def test_frames_of_one_time_keep_their_order(bf, tmp_path):
             for frame in decode_segment(plan, segment):
                 writer.write(frame.frame, frame.pts)
     for suffix, step in ((".mp4", Fraction(1, 3000)), (".mkv", Fraction(1, 1000))):
-        publish(plan, parts, [segment.stop - segment.start for segment in plan.segments], tmp_path / f"c{suffix}")
+        write_result(plan, parts, [segment.stop - segment.start for segment in plan.segments], tmp_path / f"c{suffix}")
         result = plan_video(tmp_path / f"c{suffix}")
         shown = [pts * result.info.time_base for pts in result.pts]
         assert shown == [frame // 3 * Fraction(3, 25) + frame % 3 * step for frame in range(NUM_FRAMES)]

@@ -1,30 +1,46 @@
-"""Where the folders of a job are: on the machine that it was started on, and on those that share them with it."""
+"""What a job needs only if its nodes do not share its folders.
+
+The job's own machine has the folders of results and segments. If a step starts on a node without them, it returns
+``AWAY`` and runs again at home, on the job's own node; from then on videos are planned and joined at home. A segment
+may still be made anywhere: its bytes are brought home.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.errors import VideoError
 from genai_ray.files import identify_folder, is_remote
 
-__all__ = ["SharedFolders", "check_there", "find_shared_folders"]
+__all__ = ["AWAY", "HomeNode", "SharedFolders", "check_there", "find_shared_folders"]
+
+_log = logging.getLogger(__name__)
+
+AWAY = "away"
+"""What a step returns, having done nothing, on a node that lacks the folders of its video."""
 
 _ALLOWED = "a folder that all nodes share, or a URI"
 
 
 @dataclass(frozen=True, slots=True)
 class SharedFolders:
-    """The folders that a video's result and its segments go to, as the machine has them that the job was started on.
+    """The folders of a video's result and segments, as the job's own machine has them.
 
-    Each is a path and its identity: a node may have another folder of the same name. Of a URI there is none: every node reaches it.
+    Each is a path and its identity, because a node may have another folder of the same name. None for a URI: every node
+    reaches it.
     """
 
     output: tuple[str, str] | None = None
-    """Where the result goes."""
+    """Folder of the result."""
     work: tuple[str, str] | None = None
-    """Where segments go."""
+    """Folder of the segments."""
 
     def has_work(self) -> bool:
         """Tell whether this machine has the same folder of segments.
@@ -42,22 +58,76 @@ class SharedFolders:
         """
         return _is_here(self.output) and _is_here(self.work)
 
-    def check(self) -> None:
-        """Say which node lacks a folder that it must have.
+    def is_away(self, *, at_home: bool) -> bool:
+        """Tell whether a step must run at home instead.
+
+        Args:
+            at_home: Whether this is the job's own node.
+
+        Returns:
+            Whether this is another node, and lacks a folder.
 
         Raises:
-            VideoError: If this one does.
+            VideoError: If this is the job's own node, and lacks a folder.
+        """
+        if not at_home:
+            return not self.is_here()
+        self.check()
+        return False
+
+    def check(self) -> None:
+        """Refuse to go on without the folders.
+
+        Raises:
+            VideoError: If this machine lacks one; names the node.
         """
         for folder in (self.output, self.work):
-            if folder is not None and not _is_here(folder):
-                got = (
-                    f"{folder[0]}: this folder of the job's machine is not there for Ray on node {os.uname().nodename}"
+            if not _is_here(folder) and folder is not None:
+                raise VideoError(
+                    f"{folder[0]}: this folder of the job's machine is not there for Ray on node {os.uname().nodename}",
+                    _ALLOWED,
+                    "Choose one that is the same for this process and Ray's.",
                 )
-                raise VideoError(got, _ALLOWED, "Choose one that is the same for this process and Ray's.")
+
+
+class HomeNode:
+    """The node that the job was started on, and the steps that run there because another node lacks the folders."""
+
+    def __init__(self) -> None:
+        node_id = ray.get_runtime_context().get_node_id()
+        nodes: Any = ray.nodes
+        cpus = next((int(node["Resources"].get("CPU", 0)) for node in nodes() if node["NodeID"] == node_id), 0)
+        self.is_needed = False
+        """Whether some node lacks the folders, so that videos are planned and joined at home."""
+        self.num_steps = 0
+        """Steps that run at home now."""
+        self.options = {
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
+            "num_cpus": min(1, cpus),
+        }
+        """Options of a Ray task that runs at home."""
+        self._max_steps = 2 * cpus + 2
+
+    def has_room(self) -> bool:
+        """Tell whether one more step may run at home.
+
+        Returns:
+            Whether there are not more of them than it has CPUs for.
+        """
+        return self.num_steps < self._max_steps
+
+    def require(self) -> None:
+        """Note that some node lacks the folders, and say so once."""
+        if not self.is_needed:
+            _log.warning(
+                "not every node has the folders of this job: videos are planned and joined on this one, "
+                "and segments are brought to it"
+            )
+        self.is_needed = True
 
 
 def find_shared_folders(target: ClipTarget) -> SharedFolders:
-    """Find the folders that a video's result and its segments go to, as far as they are there already.
+    """Find the folders of a video's result and segments, or the nearest of their parents that exist.
 
     Args:
         target: The video.
@@ -72,13 +142,13 @@ def find_shared_folders(target: ClipTarget) -> SharedFolders:
 
 
 def check_there(source: str) -> None:
-    """Say which node lacks an input.
+    """Refuse an input that this node lacks.
 
     Args:
-        source: Path or URI; of a URI that is not asked.
+        source: Path or URI; a URI is not checked.
 
     Raises:
-        VideoError: If this one does.
+        VideoError: If this node lacks it; names the node.
     """
     if not is_remote(source) and not os.path.exists(source):
         raise VideoError(
@@ -97,7 +167,6 @@ def _is_here(folder: tuple[str, str] | None) -> bool:
         return True
     path, identity = folder
     if not identify_folder(path) and os.path.isdir(parent := os.path.dirname(path)):
-        os.listdir(
-            parent
-        )  # NFS believes for half a minute that a folder is not there which another node has made since, but for this
+        # NFS remembers for half a minute that a folder is missing, even if another node has made it since.
+        os.listdir(parent)
     return bool(identity) and identify_folder(path) == identity

@@ -1,7 +1,8 @@
-"""What one job alone may write: its outputs and their work folders, locked while it is at them; a second job is refused at once.
+"""The outputs and work folders that one job alone may write: locked while it works on them; a second job is refused.
 
-A job of one output locks it before anything else. A job of a folder enters the outputs of all its videos there, so that a second job with one of
-them is refused at its start, and one with others goes on; each video of the local disk is locked besides while it is on its way.
+A job of one output locks it before anything else. A job of a folder lists its outputs in a file there: a second job
+with one of them is refused at its start, and one with other outputs runs. A video on the local disk is also locked by
+itself while its steps run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 
@@ -25,19 +26,19 @@ from genai_ray.files.locks import DEAD_AFTER_S, RENEW_EVERY_S
 __all__ = ["LOCK", "Claims"]
 
 LOCK = "job.lock"
-"""In a work folder: who has it."""
+"""Name of the lock file in a work folder."""
 
 _ENTRY_SUFFIX = ".job"
-"""Of the files in which jobs of a folder enter their outputs."""
+"""Suffix of the files in which jobs of a folder list their outputs."""
 
 _ENTER_WITHIN_S = 10.0
-"""Jobs enter their outputs one after another; each takes well below a second."""
+"""Jobs list their outputs one after another; each takes well below a second."""
 
-_AGAIN_S = 0.05
+_RETRY_EVERY_S = 0.05
 
 
 class Claims:
-    """The outputs that this process has, renewed by a thread until they are given back."""
+    """The outputs that this process has claimed; a thread renews the locks until they are released."""
 
     def __init__(self) -> None:
         self._locks: dict[str, list[Lock]] = {}
@@ -56,7 +57,7 @@ class Claims:
         self.close()
 
     def take_all(self, targets: Targets) -> None:
-        """Enter all outputs of a job of several videos; of one video nothing is to be entered.
+        """List all outputs of a job of several videos; a job of one video needs no list.
 
         Args:
             targets: The videos.
@@ -69,34 +70,19 @@ class Claims:
             return
         self._folder = join_place(targets.folder, f"{RESULTS_NAME}{WORK_SUFFIX}")
         mine = {_digest(target): target.output for target in targets}
-        gate = _enter(join_place(self._folder, LOCK), targets.folder)
+        turn = _enter(join_place(self._folder, LOCK), targets.folder)
         try:
-            for entry in [
-                join_place(self._folder, name) for name in list_names(self._folder) if name.endswith(_ENTRY_SUFFIX)
-            ]:
-                found = read_lock(entry)
-                if found is not None and not found.is_alive:
-                    remove([entry])
-                elif found is not None and (
-                    shared := sorted(mine[digest] for digest in found.facts.get("outputs", ()) if digest in mine)
-                ):
-                    what = (
-                        f"{len(shared)} outputs, such as {shared[0]}, are"
-                        if len(shared) > 1
-                        else f"output {shared[0]} is"
-                    )
-                    raise ConfigError(
-                        f"{what} in use by another job: {found.describe()}",
-                        do="Wait until it has ended, or choose another folder.",
-                    )
+            for name in list_names(self._folder):
+                if name.endswith(_ENTRY_SUFFIX):
+                    _check_entry(join_place(self._folder, name), mine)
             place = join_place(self._folder, f"{uuid.uuid4().hex[:16]}{_ENTRY_SUFFIX}")
             self._common.append(Lock(place, f"folder {targets.folder}", {"outputs": sorted(mine)}))
         finally:
-            gate.release()
+            turn.release()
         self._watch()
 
     def take(self, target: ClipTarget) -> None:
-        """Lock the output and the work folder of a video, as far as its job has not entered it in a store.
+        """Lock the output and the work folder of a video, unless they are in a store where its job has listed it.
 
         Args:
             target: The video.
@@ -108,9 +94,8 @@ class Claims:
         target.check_below()
         target.check_name()
         taken = self._locks[target.output] = []
-        wanted = {target.aside: f"output {target.output}", target.work_dir: f"work folder {target.work_dir}"}
-        if target.work_dir == target.aside:
-            wanted = {target.aside: f"output {target.output}"}
+        wanted = {target.aside: f"output {target.output}"}
+        wanted.setdefault(target.work_dir, f"work folder {target.work_dir}")
         try:
             for folder, what in wanted.items():
                 if self._folder is None or not is_remote(folder):
@@ -121,17 +106,15 @@ class Claims:
         self._watch()
 
     def release(self, target: ClipTarget) -> None:
-        """Give a video back, and its folders where nothing is left in them.
+        """Release a video, and remove its folders if they are empty.
 
         Args:
             target: The video.
         """
-        for lock in self._locks.pop(target.output, ()):
-            lock.release()
-            remove_folder(os.path.dirname(lock.place))
+        _release(self._locks.pop(target.output, ()))
 
     def has(self, target: ClipTarget) -> bool:
-        """Tell whether a video was taken and not given back.
+        """Tell whether a video was taken and not released.
 
         Args:
             target: The video.
@@ -142,7 +125,7 @@ class Claims:
         return target.output in self._locks
 
     def check(self) -> None:
-        """Go on only while every claim holds.
+        """Raise if a claim was lost.
 
         Raises:
             VideoError: If another job has taken one, because this process was silent for too long.
@@ -151,14 +134,13 @@ class Claims:
             raise self._lost
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        for lock in [*self._common, *(lock for locks in self._locks.values() for lock in locks)]:
-            lock.release()
-            remove_folder(os.path.dirname(lock.place))
-        self._common, self._locks = [], {}
+        _release(self._held())
+        self._common = []
+        self._locks = {}
 
     def _watch(self) -> None:
         if self._thread is None:
@@ -168,19 +150,41 @@ class Claims:
     def _renew(self) -> None:
         while not self._over.wait(RENEW_EVERY_S):
             for lock in self._held():
-                with suppress(VideoError):  # its store fails: the next time will tell
+                with suppress(VideoError):  # its store fails: the next round tries again
                     if not lock.renew() and lock in self._held() and not self._over.is_set():
-                        got = f"{lock.what} is not this job's any more: its lock {lock.place} was removed or taken"
                         self._lost = VideoError(
-                            got, do=f"A job that is silent for {DEAD_AFTER_S:.0f} s counts as dead. Run the same again."
+                            f"{lock.what} is not this job's any more: its lock {lock.place} was removed or taken",
+                            do=f"A job that is silent for {DEAD_AFTER_S:.0f} s counts as dead. Run the same again.",
                         )
 
     def _held(self) -> Iterable[Lock]:
         return [*self._common, *(lock for locks in list(self._locks.values()) for lock in list(locks))]
 
 
+def _check_entry(entry: str, mine: Mapping[str, str]) -> None:
+    """Refuse outputs that another job of this folder has listed; remove the list of a dead job."""
+    found = read_lock(entry)
+    if found is None:
+        return
+    if not found.is_alive:
+        remove([entry])
+        return
+    shared = sorted(mine[digest] for digest in found.facts.get("outputs", ()) if digest in mine)
+    if shared:
+        what = f"{len(shared)} outputs, such as {shared[0]}, are" if len(shared) > 1 else f"output {shared[0]} is"
+        raise ConfigError(
+            f"{what} in use by another job: {found.describe()}", do="Wait until it has ended, or choose another folder."
+        )
+
+
+def _release(locks: Iterable[Lock]) -> None:
+    for lock in locks:
+        lock.release()
+        remove_folder(os.path.dirname(lock.place))
+
+
 def _enter(place: str, folder: str) -> Lock:
-    """Wait for the turn to enter outputs in a folder."""
+    """Wait for the turn to list outputs in a folder."""
     deadline = time.monotonic() + _ENTER_WITHIN_S
     while True:
         try:
@@ -188,7 +192,7 @@ def _enter(place: str, folder: str) -> Lock:
         except ConfigError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(_AGAIN_S)
+            time.sleep(_RETRY_EVERY_S)
 
 
 def _digest(target: ClipTarget) -> str:

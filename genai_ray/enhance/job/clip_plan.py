@@ -1,102 +1,280 @@
-"""What is known of one video while it is on its way: its plan, and what the scheduler has to know of it."""
+"""``ClipPlan``: what is planned for one video; how it is planned, and how the work of an earlier job is found."""
 
 from __future__ import annotations
 
 import lzma
+import math
+import os
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
-from genai_ray.enhance.distribution.shared_folders import SharedFolders
-from genai_ray.enhance.job.records import Record
-from genai_ray.enhance.job.segment_store import SegmentStore
+from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_shared_folders
+from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
+from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.plan.options import EnhanceOptions
-from genai_ray.enhance.plan.timeline import Timeline
-from genai_ray.enhance.segment.segment import SegmentResult
-from genai_ray.files import FileFacts
+from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options
+from genai_ray.enhance.plan.timeline import Timeline, plan_result
+from genai_ray.enhance.segment.segment import find_requests, predict_segment_bytes
+from genai_ray.errors import ConfigError, GenAIRayError, VideoError
+from genai_ray.files import FileFacts, file_errors, find_facts, is_remote
+from genai_ray.session import describe_seams
+from genai_ray.video import check_result, choose_pixel_format, plan_video
 
-__all__ = ["Begun", "ClipPlan", "pack", "unpack"]
+__all__ = ["ClipPlan", "Packed", "examine_clip", "find_done_clip", "name_segments", "open_clip"]
 
 _FILTERS = ({"id": lzma.FILTER_DELTA, "dist": 5}, {"id": lzma.FILTER_LZMA2, "preset": 0})
 """Times take five bytes each in a pickle, and most differ from the one before by the same."""
 
 
+class Packed:
+    """The large part of a plan: compressed on its way between processes, and unpacked only where it is asked for.
+
+    The process that starts the job keeps plans without reading them: one of ten hours takes less than 100 KB there.
+
+    Args:
+        value: Timeline and store; None if ``data`` is given.
+        data: Both, compressed.
+    """
+
+    __slots__ = ("_data", "_value")
+
+    def __init__(self, value: tuple[Timeline, SegmentStore] | None, data: bytes = b"") -> None:
+        self._value = value
+        self._data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = self._data or lzma.compress(pickle.dumps(self._value, pickle.HIGHEST_PROTOCOL), filters=_FILTERS)
+        return Packed, (None, data)
+
+    def get(self) -> tuple[Timeline, SegmentStore]:
+        """Return timeline and store.
+
+        Returns:
+            Both.
+        """
+        if self._value is None:
+            self._value = pickle.loads(lzma.decompress(self._data))
+        return self._value
+
+
 @dataclass(frozen=True, slots=True)
 class ClipPlan:
-    """A video that has been begun; what its segments and its end need."""
+    """What is planned for one video: all that its segments, its end and the scheduler need."""
 
     target: ClipTarget
     """Input and output."""
-    timeline: Timeline
-    """Every frame of the source, and every frame of the result."""
-    store: SegmentStore
-    """Where finished segments are."""
     options: EnhanceOptions
     """The options of this video."""
     requests: tuple[SessionRequest, ...]
-    """Which sessions it needs, each for the largest frame that comes to it."""
-    reused: Mapping[int, str]
-    """Segments that were finished before: their hashes by index."""
+    """The sessions that it needs, each for the largest frame that it will get."""
     key: str
-    """Input, models and options."""
+    """Hash of input, models and options."""
     size_out: tuple[int, int]
     """(width, height) of the result in pixels."""
     source: FileFacts | None
-    """Size and version of the input as it was planned."""
-    damaged: int = 0
-    """Finished segments that were not what was written, and are computed again."""
-    notes: tuple[str, ...] = ()
-    """What is to be said of the chain at frames of this size."""
-    home: SharedFolders = field(default_factory=SharedFolders)
-    """The folders that result and segments go to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What the scheduler has to know of a video that has been begun."""
-
+    """Size and version of the input when it was planned."""
+    packed: Packed
+    """``timeline`` and ``store``."""
     frames: int = 0
-    """Frames of its plan."""
-    frames_reused: int = 0
-    """Of them in segments that were finished before."""
+    """Frames of the result."""
     segments: int = 0
-    """Segments of its plan."""
-    todo: tuple[int, ...] = ()
-    """Segments that are to be done."""
+    """Number of segments."""
     segment_bytes: int = 0
-    """What the task of one of them is predicted to take."""
-    requests: tuple[SessionRequest, ...] = ()
-    """Which sessions it needs."""
-    record: Record | None = None
-    """Set where it is finished already."""
-    plan_bytes: int = 0
-    """Size of its packed plan."""
-    results: tuple[SegmentResult, ...] = ()
-    """What came of segments that were done with it."""
+    """Predicted memory of the task of one segment."""
+    reused: Mapping[int, str] = field(default_factory=dict)
+    """Hashes of finished segments of an earlier job, by index."""
+    frames_reused: int = 0
+    """Frames of the result in those segments."""
+    damaged: int = 0
+    """Finished segments that are not what was written, and are computed again."""
+    notes: tuple[str, ...] = ()
+    """What the report should say about the chain at frames of this size."""
+    home: SharedFolders = field(default_factory=SharedFolders)
+    """The folders of result and segments."""
+
+    @property
+    def timeline(self) -> Timeline:
+        """Every frame of the source, and every frame of the result."""
+        return self.packed.get()[0]
+
+    @property
+    def store(self) -> SegmentStore:
+        """Where finished segments are."""
+        return self.packed.get()[1]
+
+    @property
+    def todo(self) -> list[int]:
+        """Indices of the segments that are still to be made."""
+        return [index for index in range(self.segments) if index not in self.reused]
 
 
-def pack(planned: ClipPlan) -> bytes:
-    """Make a plan small, to be kept with the driver: it outlives the node that made it. A plan of ten hours takes less than 100 KB.
+def examine_clip(
+    target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: ClipOutcome | None = None
+) -> ClipPlan | ClipOutcome:
+    """Plan a video; nothing is written.
 
     Args:
-        planned: The plan.
+        target: Input and output.
+        specs: The chain.
+        common: The options of the whole job.
+        recorded: What an earlier job has recorded for this output.
 
     Returns:
-        Its bytes.
+        The plan, its segments still without names; or the outcome, if an earlier job has done this video.
+
+    Raises:
+        ConfigError: If the output exists and no job has made it, or an option does not fit this video.
+        VideoError: If the input is missing, is no video, or is truncated and that is not allowed.
     """
-    return lzma.compress(pickle.dumps(planned, pickle.HIGHEST_PROTOCOL), filters=_FILTERS)
+    options = _own_options(target, specs, common)
+    source = find_facts(target.source)
+    key = key_clip(source, specs, options)
+    if done := _find_done(target, key, recorded, options):
+        return done
+    plan = plan_video(target.source, segment_frames=options.segment_frames, any_format=options.any_format)
+    if plan.truncated and not options.allow_truncated:
+        raise VideoError(
+            f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there."
+        )
+    timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
+    scale = math.prod(spec.scale for spec in specs)
+    size_out = (plan.info.width * scale, plan.info.height * scale)
+    has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
+    choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=has_alpha)
+    check_result(timeline.result, size_out, options.encoding, target.suffix, has_alpha=has_alpha)
+    requests = find_requests(plan.info, specs, options)
+    seams = (describe_seams(spec, request.max_frame) for spec, request in zip(specs, requests, strict=True))
+    return ClipPlan(
+        target,
+        options,
+        requests,
+        key,
+        size_out,
+        source,
+        Packed((timeline, SegmentStore(target.work_dir, ()))),
+        frames=len(timeline.result.pts),
+        segments=len(plan.segments),
+        segment_bytes=predict_segment_bytes(size_out, timeline.result.info.bit_depth),
+        notes=tuple(dict.fromkeys(note for note in seams if note is not None)),
+    )
 
 
-def unpack(packed: bytes) -> ClipPlan:
-    """Return the plan that ``pack`` made small.
+def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> ClipPlan:
+    """Name the segments of a plan, and find those that an earlier job has finished; nothing is written.
 
     Args:
-        packed: Its bytes.
+        plan: From ``examine_clip``.
+        specs: The chain.
+        kind: ``node_kind`` of the node that the job was started on.
 
     Returns:
-        The plan.
+        The plan with names.
+
+    Raises:
+        VideoError: If the work folder cannot be read.
     """
-    planned: ClipPlan = pickle.loads(lzma.decompress(packed))
-    return planned
+    timeline = plan.timeline
+    store = SegmentStore(plan.target.work_dir, key_segments(timeline.plan, specs, plan.options, kind))
+    reused, damaged = store.finished()
+    frames_reused = sum(timeline.count_frames(index) for index in reused)
+    return replace(plan, packed=Packed((timeline, store)), reused=reused, frames_reused=frames_reused, damaged=damaged)
+
+
+def open_clip(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> ClipPlan:
+    """Name the segments of a plan, and make its folders.
+
+    Args:
+        plan: From ``examine_clip``.
+        specs: The chain.
+        kind: ``node_kind`` of the node that the job was started on.
+
+    Returns:
+        The plan, ready for its segments.
+
+    Raises:
+        VideoError: If a folder cannot be made or read.
+    """
+    plan = name_segments(plan, specs, kind)
+    place = plan.target.place
+    if not is_remote(place):
+        with file_errors(place, "making its folder"):
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+    plan.store.open(plan.reused)
+    return replace(plan, home=find_shared_folders(plan.target))
+
+
+def find_done_clip(
+    target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions, recorded: ClipOutcome
+) -> ClipOutcome | None:
+    """Tell whether an earlier job has done a video, without opening it.
+
+    Args:
+        target: Input and output.
+        specs: The chain.
+        common: The options of the whole job.
+        recorded: What an earlier job has recorded for this output.
+
+    Returns:
+        The outcome; None if the video is not done, or nobody can tell without opening it.
+    """
+    try:
+        options = _own_options(target, specs, common)
+        return _find_done(target, key_clip(find_facts(target.source), specs, options), recorded, options)
+    except (GenAIRayError, OSError):  # the step that plans this video raises it again
+        return None
+
+
+def _own_options(target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions) -> EnhanceOptions:
+    """Return the options of one video."""
+    options = target.options(common)
+    options = replace(options, encoding=options.encoding.fit(target.suffix))
+    if target.changes:
+        check_chain_options(specs, options)
+    return options
+
+
+def _find_done(
+    target: ClipTarget, key: str, recorded: ClipOutcome | None, options: EnhanceOptions
+) -> ClipOutcome | None:
+    """Return what an earlier job has published under the same key; refuse to replace a file that no job has made."""
+    there = find_facts(target.place)
+    if there is None:
+        return None
+    known = [outcome for outcome in (recorded, read_marker(target)) if outcome is not None and outcome.is_of(there)]
+    for outcome in known:
+        if outcome.key == key:
+            return replace(outcome, status="skipped")
+    if not known:
+        _check_replaceable(target, options)
+    return None
+
+
+def _check_replaceable(target: ClipTarget, options: EnhanceOptions) -> None:
+    """Refuse to replace what no job has made; with ``overwrite`` still refuse folders with other files than frames."""
+    folder = Path(target.place)
+    pattern = os.path.basename(target.output)
+    if target.place == target.output:
+        if folder.is_dir():
+            raise ConfigError(f"output {target.output} is a folder", "the name of a file")
+        if not options.overwrite:
+            raise ConfigError(f"output {target.output} exists", do="Choose another name, or pass --overwrite.")
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", f"a folder for {pattern}")
+    there = list(folder.iterdir())
+    if there and not options.overwrite:
+        raise ConfigError(f"output folder {folder} is not empty", do="Choose another name, or pass --overwrite.")
+    frame_name = re.compile(re.sub(r"%(0\d+)?d", r"\\d+", re.escape(pattern)))
+    strange = [path.name for path in there if not frame_name.fullmatch(path.name)]
+    if strange:
+        raise ConfigError(
+            f"output folder {folder} holds {strange[0]}",
+            f"nothing but {pattern}",
+            "Choose another folder: this one would be replaced.",
+        )

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.enhance.job.clip_plan import ClipPlan
-from genai_ray.enhance.job.records import Record
+from genai_ray.cluster import SessionRequest
+from genai_ray.enhance.job.clip_outcome import ClipOutcome
+from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, name_segments
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.segment_store import node_kind
-from genai_ray.enhance.job.steps import examine_clip, name_segments
 from genai_ray.enhance.plan.clip_target import ClipTarget, resolve_targets
-from genai_ray.enhance.plan.options import EnhanceOptions, check_models
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import find_facts, temporary_folder
 from genai_ray.inspection import find_model
@@ -31,7 +31,7 @@ from genai_ray.video import SegmentWriter, decode_segment
 __all__ = ["ClipForecast", "JobForecast", "forecast_videos"]
 
 TRIAL_FRAMES = 6
-"""Frames of one video that are really enhanced, to know how long the others will take."""
+"""Frames of one video that are really enhanced, to predict how long the others will take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +65,17 @@ class JobForecast:
     """A job that is not run; ``to_dict`` is what ``--dry-run --json`` prints."""
 
     clips: tuple[ClipForecast, ...]
-    """One entry a video, in order."""
+    """One entry for each video, in order."""
     frames: int
-    """Frames to be made, finished segments left out."""
+    """Frames to be made, without those of finished segments."""
     segments: int
-    """Segments to be done."""
+    """Segments to be made."""
     input_bytes: int
     """Bytes of the inputs of videos that are to be done."""
     models: dict[str, int]
-    """Bytes that a session of each model is predicted to take, its process left out."""
+    """Predicted bytes of a session of each model, without its process."""
     expected_s: float | None
-    """Seconds for the frames on this machine alone, by a trial on a few of them; None where nothing is to be done."""
+    """Seconds for the frames on this machine alone, by a trial on a few of them; None if nothing is to be done."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as plain values, fit for JSON.
@@ -87,13 +87,13 @@ class JobForecast:
 
 
 def forecast_videos(
-    inputs: str | Path | Sequence[str | Path],
+    inputs: Paths,
     output: str | Path,
     *,
-    models: str | Path | Sequence[str | Path],
+    models: Paths,
     options: EnhanceOptions | None = None,
 ) -> JobForecast:
-    """Plan a job as ``enhance_videos`` would, write nothing, and enhance only a few frames to know how long it takes.
+    """Plan a job as ``enhance_videos`` would, write nothing, and enhance a few frames to predict how long it takes.
 
     Args:
         inputs: As ``enhance_videos``.
@@ -110,37 +110,36 @@ def forecast_videos(
         GenAIRayError: As ``enhance_videos`` before anything is started.
     """
     options = options or EnhanceOptions()
-    specs = check_models([models] if isinstance(models, str | Path) else list(models), options)
-    targets = resolve_targets([inputs] if isinstance(inputs, str | Path) else list(inputs), output, options)
+    specs = check_models(models, options)
+    targets = resolve_targets(inputs, output, options)
     results = Results(targets.folder) if targets.folder is not None else None
-    kinds = [
-        node_kind(is_gpu=is_gpu) for is_gpu in (False, True)
-    ]  # which of them the cluster is, nobody knows before the job has begun
+    kinds = [node_kind(is_gpu=is_gpu) for is_gpu in (False, True)]  # nobody knows the cluster's before the job begins
 
-    def examine(target: ClipTarget) -> ClipPlan | Record | GenAIRayError:
+    def examine(target: ClipTarget) -> ClipPlan | ClipOutcome | GenAIRayError:
+        recorded = results.recorded(target.output) if results is not None else None
         try:
-            found = examine_clip(
-                target, specs, options, results.recorded(target.output) if results is not None else None
-            )
-            if isinstance(found, Record):
+            found = examine_clip(target, specs, options, recorded)
+            if isinstance(found, ClipOutcome):
                 return found
-            return max((name_segments(found, specs, kind) for kind in kinds), key=lambda planned: len(planned.reused))
+            return max((name_segments(found, specs, kind) for kind in kinds), key=lambda plan: len(plan.reused))
         except GenAIRayError as exc:
             if results is None:
                 raise
             return exc
 
     largest: ClipPlan | None = None
-    clips, seconds_per_px, expected_s = [], None, 0.0
+    clips: list[ClipForecast] = []
+    seconds_per_px = 0.0
+    expected_s = 0.0
     with ThreadPoolExecutor(max_workers=_cores()) as pool:
         for target, found in zip(targets, pool.map(examine, targets), strict=True):
             clips.append(_describe(target, found))
             if not isinstance(found, ClipPlan):
                 continue
-            if largest is None or _pixels(found.timeline.plan.info) > _pixels(largest.timeline.plan.info):
+            if largest is None or _pixels(found) > _pixels(largest):
                 largest = found
             seconds_per_px = seconds_per_px or _try_chain(found, specs)
-            expected_s += seconds_per_px * _pixels(found.timeline.plan.info) * _frames_todo(found)
+            expected_s += seconds_per_px * _pixels(found) * (found.frames - found.frames_reused)
     todo = [clip for clip in clips if clip.status == "todo"]
     return JobForecast(
         clips=tuple(clips),
@@ -152,18 +151,19 @@ def forecast_videos(
     )
 
 
-def _describe(target: ClipTarget, found: ClipPlan | Record | GenAIRayError) -> ClipForecast:
+def _describe(target: ClipTarget, found: ClipPlan | ClipOutcome | GenAIRayError) -> ClipForecast:
     if isinstance(found, GenAIRayError):
         return ClipForecast(target.source, target.output, "failed", error=str(found))
-    if isinstance(found, Record):
-        return ClipForecast(target.source, target.output, "done", found.report.frames)
-    info, facts = found.timeline.plan.info, find_facts(target.source)
+    if isinstance(found, ClipOutcome):
+        return ClipForecast(target.source, target.output, "done", found.frames)
+    info = found.timeline.plan.info
+    facts = find_facts(target.source)
     return ClipForecast(
         source=target.source,
         output=target.output,
         status="todo",
-        frames=_frames_todo(found),
-        segments=len(found.timeline.plan.segments),
+        frames=found.frames - found.frames_reused,
+        segments=found.segments,
         segments_done=len(found.reused),
         size_in=(info.width, info.height),
         size_out=found.size_out,
@@ -171,65 +171,63 @@ def _describe(target: ClipTarget, found: ClipPlan | Record | GenAIRayError) -> C
     )
 
 
-def _frames_todo(planned: ClipPlan) -> int:
-    return sum(
-        segment.stop - segment.start
-        for segment in planned.timeline.result.segments
-        if segment.index not in planned.reused
-    )
+def _pixels(plan: ClipPlan) -> int:
+    info = plan.timeline.plan.info
+    return info.width * info.height
 
 
-def _pixels(info: Any) -> int:
-    return int(info.width * info.height)
+def _limits(request: SessionRequest) -> SessionLimits:
+    return SessionLimits(max_frame=request.max_frame, tile_size_px=request.tile_size_px)
 
 
-def _predict(planned: ClipPlan, specs: Sequence[ModelSpec]) -> dict[str, int]:
+def _predict(plan: ClipPlan, specs: Sequence[ModelSpec]) -> dict[str, int]:
     found = {}
-    for spec, request in zip(specs, planned.requests, strict=True):
-        limits = SessionLimits(max_frame=request.max_frame, tile_size_px=request.tile_size_px)
-        is_cpu = not request.device.startswith("cuda")
-        path = find_model(spec.model_id)[1]
+    for spec, request in zip(specs, plan.requests, strict=True):
         found[spec.model_id] = predict_bytes(
-            path, spec, limits, precision=request.precision, threads=_cores(), is_cpu=is_cpu
+            find_model(spec.model_id)[1],
+            spec,
+            _limits(request),
+            precision=request.precision,
+            threads=_cores(),
+            is_cpu=not request.device.startswith("cuda"),
         )
     return found
 
 
 def _try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> float:
-    """Enhance a few frames and return seconds per frame and input pixel, were all cores at work as in a job."""
-    plan, options = planned.timeline.plan, planned.options
+    """Enhance a few frames; return seconds for each frame and input pixel, if all cores were at work as in a job."""
+    plan = planned.timeline.plan
+    options = planned.options
     started = time.perf_counter()
-    decoded = [
-        frame.frame
-        for frame in itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), TRIAL_FRAMES)
-    ]
-    alone_s, frames = time.perf_counter() - started, np.stack(decoded)
-    inferred_s, given = 0.0, len(frames)
+    decoded = itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), TRIAL_FRAMES)
+    frames = np.stack([frame.frame for frame in decoded])
+    alone_s = time.perf_counter() - started
+    inferred_s = 0.0
+    num_frames = len(frames)
     for spec, request in zip(specs, planned.requests, strict=True):
-        limits = SessionLimits(max_frame=request.max_frame, tile_size_px=request.tile_size_px)
         params = {name: value for name, value in options.params.items() if name in spec.params}
+        needs_pair = len(frames) == 1 and spec.task is ModelTask.INTERPOLATION
+        batch = np.concatenate([frames, frames]) if needs_pair else frames
         with InferenceSession(
-            spec.model_id, backend=options.backend, precision=options.precision, device=options.device, limits=limits
+            spec.model_id,
+            backend=options.backend,
+            precision=options.precision,
+            device=options.device,
+            limits=_limits(request),
         ) as session:
             session.warmup()
-            batch = (
-                frames
-                if len(frames) > 1 or spec.task is not ModelTask.INTERPOLATION
-                else np.concatenate([frames, frames])
-            )
             started = time.perf_counter()
             result = session.infer(batch, params)
             inferred_s += time.perf_counter() - started
         frames = frames if spec.task is ModelTask.BACKGROUND_REMOVAL else np.ascontiguousarray(result)
     with temporary_folder("trial") as folder:
+        path = folder / "trial.nut"
         started = time.perf_counter()
-        with SegmentWriter(
-            folder / "trial.nut", info=plan.info, size=planned.size_out, encoding=options.encoding
-        ) as writer:
+        with SegmentWriter(path, info=plan.info, size=planned.size_out, encoding=options.encoding) as writer:
             for frame, pts in zip(frames, plan.pts, strict=False):
                 writer.write(frame, pts)
         alone_s += time.perf_counter() - started
-    return (inferred_s + alone_s / _cores()) / given / _pixels(plan.info)
+    return (inferred_s + alone_s / _cores()) / num_frames / _pixels(planned)
 
 
 def _cores() -> int:

@@ -1,11 +1,16 @@
-"""What a finished ``enhance`` job says of itself."""
+"""What an ``enhance`` job says of itself: how far it is while it runs, and its report at the end."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-__all__ = ["EnhanceReport", "ModelUse", "Progress", "VideoReport"]
+from genai_ray.enhance.job.clip_outcome import ClipOutcome
+from genai_ray.enhance.job.clip_plan import ClipPlan
+
+__all__ = ["EnhanceReport", "ModelUse", "Progress", "ProgressMeter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,50 +18,16 @@ class ModelUse:
     """One model of the chain, as it really ran."""
 
     model_id: str
-    """Canonical id, or the path it was given by."""
+    """Canonical id, or the path that it was given by."""
     backend: str
     """The runtime."""
     precision: str
     """The number format of the weights."""
     device: str
-    """Where it computed; ``none`` where everything was done before."""
+    """Where it computed; ``none`` if everything was done before."""
     device_kind: str = ""
-    """Kinds of the devices that have it at the end: ``cpu``, or the name of the accelerator, such as ``NVIDIA L4``; several are joined by ``+``."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoReport:
-    """One video of the job."""
-
-    source: str
-    """Path of the input."""
-    output: str
-    """Path of the result."""
-    frames: int
-    """Frames in the result."""
-    frames_expected: int
-    """Frames that the input's own index promises; larger than ``frames`` only for a truncated input that was allowed."""
-    size_in: tuple[int, int]
-    """(width, height) of the input in pixels."""
-    size_out: tuple[int, int]
-    """(width, height) of the result in pixels."""
-    notes: tuple[str, ...] = ()
-    """What a person should know: assumed colour, streams that the container could not take, a truncated input."""
-    status: str = "done"
-    """``done``, ``skipped`` (an earlier job of the same kind had done it) or ``failed``."""
-    error: str = ""
-    """Why it failed."""
-    error_class: str = ""
-    """Class of that error."""
-    seconds: float = 0.0
-    """From the start of planning to the published file."""
-    segments: int = 0
-    """Segments of its plan."""
-    segments_reused: int = 0
-    """Segments that an earlier, interrupted job had finished."""
-    share_outside_rgb: float | None = None
-    """Share of the source's pixels, from 0 to 1, that are no colour of RGB and cannot stay as they are; by one frame of 32 of the segments
-    that were done now. None where there was none."""
+    """Kinds of the devices that have it at the end, joined by ``+``: ``cpu``, or the name of the accelerator, such as
+    ``NVIDIA L4``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +37,9 @@ class EnhanceReport:
     frames: int
     """Frames in all results."""
     fps: float
-    """``frames`` over the seconds from the first decoded frame to the last closed file; 0 where every segment was reused."""
+    """``frames`` per second from the first decoded frame to the last closed file; 0 if every segment was reused."""
     elapsed_s: float
-    """Seconds from the call to the last published file; the command line adds the time that its process took to start."""
+    """Seconds from the call to the last published file; the command line adds the time in which its process started."""
     startup_s: float
     """The part of ``elapsed_s`` before the first decoded frame."""
     outputs: tuple[str, ...]
@@ -81,8 +52,8 @@ class EnhanceReport:
     """Frames that went through ``BatchInference``, once for each model of the chain."""
     models: tuple[ModelUse, ...]
     """The chain."""
-    videos: tuple[VideoReport, ...]
-    """One entry an input, in order; of jobs of more than 1,000 videos those that failed (``results`` has all)."""
+    videos: tuple[ClipOutcome, ...]
+    """One entry for each input, in order; of jobs of more than 1,000 videos those that failed (``results`` has all)."""
     clips: int = 1
     """Videos of the job."""
     clips_skipped: int = 0
@@ -98,17 +69,17 @@ class EnhanceReport:
         Returns:
             The fields by name, nested dataclasses as dictionaries.
         """
-        return asdict(self)
+        return asdict(replace(self, videos=())) | {"videos": tuple(video.to_dict() for video in self.videos)}
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is, as a progress bar wants it."""
+    """How far a job is, as a progress bar needs it."""
 
     frames_done: int
     """Frames enhanced or reused so far."""
     frames_total: int
-    """Frames of the whole job; of videos that are not planned yet as many as of the others, on average."""
+    """Frames of the whole job; a video that is not planned yet counts as much as the others on average."""
     stage: str
     """What it is doing: ``starting``, ``enhancing`` or ``joining``."""
     clips_done: int = 0
@@ -118,4 +89,96 @@ class Progress:
     clips_failed: int = 0
     """Videos that failed."""
     seconds_left: float | None = None
-    """To the end of the whole job at the speed so far; None while that is not known."""
+    """To the end of the whole job at the speed so far; None while it is not known."""
+
+
+class ProgressMeter:
+    """Counts of one job, written by the scheduler's thread and read by another one.
+
+    Args:
+        clips: Videos of the job.
+    """
+
+    def __init__(self, clips: int) -> None:
+        self.first_plan: ClipPlan | None = None
+        """The first video that has segments to make."""
+        self._clips = clips
+        self._lock = threading.Lock()
+        self._num_planned = 0
+        self._num_unplanned = 0
+        self._num_ended = 0
+        self._num_failed = 0
+        self._frames_planned = 0
+        self._frames_reused = 0
+        self._frames_made = 0
+        self._first_at: float | None = None
+
+    def add_plan(self, plan: ClipPlan) -> None:
+        """Count a video that is planned.
+
+        Args:
+            plan: Its plan.
+        """
+        with self._lock:
+            self._num_planned += 1
+            self._frames_planned += plan.frames
+            self._frames_reused += plan.frames_reused
+            if self.first_plan is None and plan.todo:
+                self.first_plan = plan
+
+    def add_outcome(self, outcome: ClipOutcome) -> None:
+        """Count a video that was done or skipped in the same step in which it was planned.
+
+        Args:
+            outcome: What became of it.
+        """
+        made = sum(result.frames for result in outcome.results)
+        with self._lock:
+            self._num_planned += 1
+            self._frames_planned += outcome.frames
+            self._frames_made += made
+            self._frames_reused += outcome.frames - made
+
+    def add_frames(self, frames: int) -> None:
+        """Count a segment that is done.
+
+        Args:
+            frames: Its frames.
+        """
+        with self._lock:
+            self._frames_made += frames
+
+    def end(self, *, is_failed: bool, was_planned: bool) -> None:
+        """Count a video that has ended.
+
+        Args:
+            is_failed: Whether it failed.
+            was_planned: Whether it was counted before.
+        """
+        with self._lock:
+            self._num_ended += 1
+            self._num_failed += is_failed
+            self._num_unplanned += not was_planned
+
+    def read(self, computed: int) -> Progress:
+        """Return how far the job is.
+
+        Args:
+            computed: Frames that the sessions have computed for it, with those of unfinished segments.
+
+        Returns:
+            The counts; the time left assumes the speed since the first frame.
+        """
+        with self._lock:
+            now = time.monotonic()
+            made = max(self._frames_made, computed)
+            left = self._clips - self._num_planned - self._num_unplanned
+            expected = self._frames_planned / self._num_planned * left if self._num_planned else 0
+            total = self._frames_planned + round(expected)
+            done = min(self._frames_reused + made, total)
+            if made and self._first_at is None:
+                self._first_at = now
+            seconds = now - self._first_at if self._first_at is not None else 0.0
+            seconds_left = (total - done) * seconds / made if made and seconds > 1.0 and self._num_planned else None
+            stage = "joining" if total and done >= total else "enhancing" if done else "starting"
+            return Progress(done, total, stage, self._num_ended, self._clips, self._num_failed, seconds_left)

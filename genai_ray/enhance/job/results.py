@@ -1,15 +1,14 @@
-"""``results.parquet``: one row a video, written as videos end, and read by the same command when it is run again."""
+"""``results.parquet``: one row for each video, written as videos end; the same job run again reads it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from genai_ray.enhance.job.records import Record, forget
-from genai_ray.enhance.job.report import ModelUse, VideoReport
-from genai_ray.enhance.job.scheduler import Ended
+from genai_ray.enhance.job.clip_outcome import ClipOutcome, forget
+from genai_ray.enhance.job.report import ModelUse
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.errors import VideoError
 from genai_ray.files import join_place
@@ -24,7 +23,7 @@ RESULTS_NAME = "results.parquet"
 FLUSH_EVERY_S = 2.0
 
 FLUSH_SHARE = 20
-"""Writing takes at the most about one in this many seconds, however long the table."""
+"""Writing takes at most about one in this many seconds, however long the table is."""
 
 _COLUMNS = {
     **dict.fromkeys(("uri", "output", "status", "error_class", "error"), "string"),
@@ -48,7 +47,7 @@ class Results:
         folder: Path or URI of the folder.
 
     Raises:
-        ConfigError: If there is another file of that name.
+        ConfigError: If a file of that name is no such table.
     """
 
     def __init__(self, folder: str) -> None:
@@ -58,63 +57,65 @@ class Results:
         self._known = {row[0]: row[1:] for row in self._table.earlier(names) if row[3] is not None}
         self._rows: list[dict[str, Any]] = []
         self._done: list[ClipTarget] = []
-        self._flushed_at, self._flush_s = time.monotonic(), 0.0
+        self._flushed_at = time.monotonic()
+        self._flush_s = 0.0
 
-    def recorded(self, output: str) -> Record | None:
-        """Return what an earlier job has recorded of an output.
+    def recorded(self, output: str) -> ClipOutcome | None:
+        """Return what an earlier job has recorded for an output.
 
         Args:
             output: Its place.
 
         Returns:
-            The record; its key is empty where a later try failed and left the older file. None where nothing is known.
+            The outcome, or None; its key is empty if a later try failed and left the older file.
         """
-        if _text(output) not in self._known:
+        row = self._known.get(_text(output))
+        if row is None:
             return None
-        status, key, size, stamp, frames, uri = self._known[_text(output)]
-        report = VideoReport(uri, output, frames or 0, frames or 0, (0, 0), (0, 0))
-        return Record(report, key if status == "done" else "", size, stamp)
+        status, key, size, stamp, frames, uri = row
+        key = key if status == "done" else ""
+        return ClipOutcome(uri, output, frames or 0, frames or 0, key=key, size_bytes=size, stamp=stamp)
 
-    def add(self, ended: Ended, uses: Sequence[ModelUse], precision_db: float | None) -> None:
-        """Note the end of a video; the file follows with this or one of the next ones, at the latest with the end of the job.
+    def add(
+        self, target: ClipTarget, outcome: ClipOutcome, uses: Sequence[ModelUse], precision_db: float | None
+    ) -> None:
+        """Record a video; the file follows with this or one of the next calls, at the latest at the end of the job.
 
         Args:
-            ended: The video.
-            uses: The chain, as it ran; empty where it did not.
-            precision_db: PSNR of its precision from FP32, where that was measured.
+            target: The video.
+            outcome: What became of it.
+            uses: The chain, as it ran; empty if it did not.
+            precision_db: PSNR of its precision from FP32, if that was measured.
         """
-        record, known = ended.record, self.recorded(ended.target.output)
-        if record is not None and record.report.status == "skipped" and known is not None and known.key == record.key:
+        known = self.recorded(target.output)
+        if outcome.status == "skipped" and known is not None and known.key == outcome.key:
             return
-        row: dict[str, Any] = {"uri": _text(ended.target.source), "output": _text(ended.target.output)}
-        if record is None:
-            row |= {
-                "status": "failed",
-                "error_class": type(ended.error).__name__,
-                "error": _text(str(ended.error)),
-                "segments": ended.segments,
-                "key": "",
-            }
-            if known is not None:  # the older result is still there, and still ours
-                row |= {"size": known.size, "stamp": known.stamp}
+        row: dict[str, Any] = {
+            "uri": _text(target.source),
+            "output": _text(target.output),
+            "segments": outcome.segments,
+            "key": outcome.key,
+        }
+        if outcome.status == "failed":
+            row |= {"status": "failed", "error_class": outcome.error_class, "error": _text(outcome.error)}
+            if known is not None:  # the older result still exists, and is still the job's
+                row |= {"size": known.size_bytes, "stamp": known.stamp}
         else:
-            report = record.report
             row |= {
                 "status": "done",
-                "frames": report.frames,
-                "seconds": report.seconds,
-                "notes": [_text(note) for note in report.notes],
+                "frames": outcome.frames,
+                "seconds": outcome.seconds,
+                "notes": [_text(note) for note in outcome.notes],
+                "segments_reused": outcome.segments_reused,
+                "share_outside_rgb": outcome.share_outside_rgb,
+                "size": outcome.size_bytes,
+                "stamp": outcome.stamp,
             }
-            row |= {
-                "segments": report.segments,
-                "segments_reused": report.segments_reused,
-                "share_outside_rgb": report.share_outside_rgb,
-            }
-            row |= {"key": record.key, "size": record.size, "stamp": record.stamp}
-            self._done.append(ended.target)
+            self._done.append(target)
         if uses:
-            row |= {"backend": _join(use.backend for use in uses), "precision": _join(use.precision for use in uses)}
             row |= {
+                "backend": _join(use.backend for use in uses),
+                "precision": _join(use.precision for use in uses),
                 "device_kind": _join(kind for use in uses for kind in use.device_kind.split("+")),
                 "precision_db": precision_db,
             }
@@ -126,7 +127,7 @@ class Results:
                 _log.warning("%s; the rows follow with the next ones", exc)
 
     def flush(self) -> None:
-        """Bring the file up to date, then remove the marks by which unrecorded results are known.
+        """Bring the file up to date, then remove the markers of results that were not recorded before.
 
         Raises:
             VideoError: If it cannot be written.
@@ -146,5 +147,5 @@ def _text(words: str) -> str:
     return words.encode("utf-8", "backslashreplace").decode()
 
 
-def _join(words: Any) -> str:
+def _join(words: Iterable[str]) -> str:
     return "+".join(dict.fromkeys(words))

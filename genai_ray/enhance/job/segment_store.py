@@ -1,8 +1,9 @@
 """The folder of a job's finished segments: what makes one reusable, and what is left when a job ends.
 
-A segment is published under a key that says everything its bytes depend on: the packets of the input, the range, models, options, the kind of
-node that the job was started on, whether the cluster had GPUs for it then, and the versions of what computes. A job that was killed finds its
-finished segments by these keys. A hash of its bytes is part of a segment's name too: one that is not what was written is computed again.
+The name of a segment's file has a key, a hash of everything that its bytes depend on: the packets of the input, the
+range, models, options, the kind of node that the job was started on, whether the cluster had GPUs for it then, and the
+versions of the libraries that compute. A job that was killed finds its finished segments by these keys. The name also
+has a hash of the bytes: a damaged segment is computed again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +43,13 @@ __all__ = [
 SEGMENT_SUFFIX = ".nut"
 
 PARTIAL_SUFFIX = ".partial"
-"""Of a segment that is being written."""
+"""Suffix of a segment that is being written."""
 
 DIGITS = 32
-"""Of every name that is a hash."""
+"""Length of every hash in a name."""
 
 READ_BYTES = 1024**2
-"""Of a segment at a time, to hash it."""
+"""Bytes of a segment that are hashed at a time."""
 
 _VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
 
@@ -56,16 +57,16 @@ _VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
 def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, kind: str) -> tuple[str, ...]:
     """Name every segment of a plan after all that its bytes depend on.
 
-    Of unlike nodes any may plan a video and any may compute a segment: the kind that counts is that of the node that the job was started on.
+    If nodes differ, any of them may plan a video or compute a segment; the kind of the job's own node counts.
 
     Args:
         plan: The planned video.
         specs: The chain.
         options: The job's options.
-        kind: What ``node_kind`` says where the job was started.
+        kind: ``node_kind`` of the node that the job was started on.
 
     Returns:
-        One hexadecimal key a segment, 32 digits.
+        One hexadecimal key for each segment, 32 digits.
     """
     common = _common(specs, options) | {"packets": plan.content_hash, "node": kind, "versions": _versions()}
     return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
@@ -74,7 +75,7 @@ def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOp
 def key_clip(source: FileFacts | None, specs: Sequence[ModelSpec], options: EnhanceOptions) -> str:
     """Name a whole video after its version, the models and the options, without reading it.
 
-    A result stays done when a version of what computes changes, unlike a segment, which must fit those beside it.
+    A result stays done if a library is updated; a segment does not, because it must fit those beside it.
 
     Args:
         source: Size and version of the input.
@@ -92,7 +93,7 @@ class SegmentStore:
 
     Args:
         folder: The work folder.
-        keys: One key a segment, from ``key_segments``.
+        keys: One key for each segment, from ``key_segments``.
     """
 
     def __init__(self, folder: str, keys: Sequence[str]) -> None:
@@ -108,8 +109,8 @@ class SegmentStore:
         """Return where a finished segment is.
 
         Args:
-            index: Which.
-            digest: What ``hash_segment`` says of it.
+            index: Index of the segment.
+            digest: Its hash, from ``hash_segment``.
 
         Returns:
             Path or URI.
@@ -117,10 +118,10 @@ class SegmentStore:
         return join_place(self.folder, f"{self._names[index]}-{digest}{SEGMENT_SUFFIX}")
 
     def partial(self, index: int) -> Path:
-        """Return where a segment is written before it is finished, another place every time: two tasks may be at one segment.
+        """Return where a segment is written; each call gives another path, because two tasks may write one segment.
 
         Args:
-            index: Which.
+            index: Index of the segment.
 
         Returns:
             A path in the folder.
@@ -128,21 +129,22 @@ class SegmentStore:
         return Path(self.folder, f"{index:06d}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
     def finished(self) -> tuple[dict[int, str], int]:
-        """Look which segments are finished already, and read them: what is not what was written does not count.
+        """Find the segments that are finished, and read them: a damaged one does not count.
 
         Returns:
-            Hashes by index; and how many segments are there of which no copy is whole.
+            Hashes by index; and the number of segments of which every file is damaged.
 
         Raises:
             VideoError: If the folder cannot be read.
         """
-        indices, whole, damaged = {name: index for index, name in enumerate(self._names)}, {}, set()
+        indices = {name: index for index, name in enumerate(self._names)}
+        whole: dict[int, str] = {}
+        damaged = set()
         for name in list_names(self.folder):
-            found, digest = name.removesuffix(SEGMENT_SUFFIX).rpartition("-")[::2]
-            index = indices.get(
-                found if len(digest) == DIGITS and found in indices else name.removesuffix(SEGMENT_SUFFIX)
-            )
-            if index is None or not name.endswith(SEGMENT_SUFFIX) or index in whole:
+            stem = name.removesuffix(SEGMENT_SUFFIX)
+            found, _, digest = stem.rpartition("-")
+            index = indices.get(found if len(digest) == DIGITS and found in indices else stem)
+            if index is None or stem == name or index in whole:
                 continue
             if found in indices and _is_whole(join_place(self.folder, name), digest):
                 whole[index] = digest
@@ -151,10 +153,10 @@ class SegmentStore:
         return whole, len(damaged - whole.keys())
 
     def put(self, index: int, data: memoryview) -> None:
-        """Write a segment that was made where this folder is not.
+        """Write a segment that was made on a machine without this folder.
 
         Args:
-            index: Which.
+            index: Index of the segment.
             data: Its bytes.
 
         Raises:
@@ -167,10 +169,10 @@ class SegmentStore:
         publish(partial, self.place(index, hash_segment(str(partial))))
 
     def open(self, reused: Mapping[int, str]) -> None:
-        """Make the folder and remove what an earlier job left that is of no use to this one.
+        """Make the folder, and remove what an earlier job left and this one cannot use.
 
         Args:
-            reused: What ``finished`` gives.
+            reused: From ``finished``.
 
         Raises:
             VideoError: If the folder cannot be made or read.
@@ -178,25 +180,19 @@ class SegmentStore:
         if not self.is_remote:
             with file_errors(self.folder, "making the work folder"):
                 os.makedirs(self.folder, exist_ok=True)
-        wanted = {os.path.basename(self.place(index, digest)) for index, digest in reused.items()}
-        _remove(
-            self.folder,
-            (
-                name
-                for name in list_names(self.folder)
-                if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)) and name not in wanted
-            ),
-        )
+        self._clear(except_for={os.path.basename(self.place(index, digest)) for index, digest in reused.items()})
 
     def clear(self) -> None:
-        """Remove every segment, and what a worker that was killed left of one: the result is published."""
-        _remove(
-            self.folder, (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)))
-        )
+        """Remove every segment, finished or not: the result is published."""
+        self._clear(except_for=())
+
+    def _clear(self, *, except_for: Collection[str]) -> None:
+        names = (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)))
+        _remove(self.folder, (name for name in names if name not in except_for))
 
 
 def hash_segment(place: str) -> str:
-    """Name a finished segment after its bytes.
+    """Hash a finished segment.
 
     Args:
         place: Path or URI of its file.
@@ -215,10 +211,10 @@ def hash_segment(place: str) -> str:
 
 
 def discard_partials(folder: str) -> int:
-    """Remove half-written segments of a work folder, and the folder where nothing finished is left in it.
+    """Remove half-written segments of a work folder, and the folder if no finished one is left in it.
 
     Args:
-        folder: The work folder; it need not be there.
+        folder: The work folder; it need not exist.
 
     Returns:
         The number of finished segments that were kept.
@@ -233,10 +229,10 @@ def discard_partials(folder: str) -> int:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove an empty work folder; one in which somebody else's files are stays.
+    """Remove an empty work folder; one with other files stays.
 
     Args:
-        folder: The work folder; it need not be there.
+        folder: The work folder; it need not exist.
     """
     if not is_remote(folder):
         with suppress(OSError):
@@ -256,13 +252,13 @@ def _remove(folder: str, names: Iterable[str]) -> None:
 def _is_whole(place: str, digest: str) -> bool:
     if is_remote(place):
         return hash_segment(place) == digest
-    with suppress(VideoError):  # what cannot be read is computed again
+    with suppress(VideoError):  # a segment that cannot be read is computed again
         return os.path.isfile(place) and not os.path.islink(place) and hash_segment(place) == digest
     return False
 
 
 def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, Any]:
-    """Return everything but the input that results depend on."""
+    """Return everything that results depend on, except for the input."""
     return {
         "models": [_hash_model(spec) for spec in specs],
         "options": {
@@ -295,10 +291,10 @@ def _digest(value: dict[str, Any]) -> str:
 
 @functools.cache
 def node_kind(*, is_gpu: bool) -> str:
-    """Name the kind of this node: its system and processor, and what its models are to run on.
+    """Name the kind of this node: its system and processor, and what its models run on.
 
     Args:
-        is_gpu: Whether a GPU is meant: it rounds otherwise than a processor.
+        is_gpu: Whether models run on a GPU, which rounds in another way.
 
     Returns:
         A hexadecimal digest.
@@ -308,9 +304,8 @@ def node_kind(*, is_gpu: bool) -> str:
     facts = sorted(
         {line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))}
     )
-    return hashlib.sha256(
-        "\n".join([platform.system(), platform.machine(), "gpu" if is_gpu else "cpu", *facts]).encode()
-    ).hexdigest()
+    kind = "\n".join([platform.system(), platform.machine(), "gpu" if is_gpu else "cpu", *facts])
+    return hashlib.sha256(kind.encode()).hexdigest()
 
 
 @functools.cache

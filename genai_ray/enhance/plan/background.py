@@ -1,6 +1,6 @@
-"""What becomes of the background: clear, plain, blurred, or the mask itself as a picture.
+"""What replaces the background: alpha, a colour, a blur; or the mask itself as a picture.
 
-Alpha is straight: colours are not multiplied by it. Does not find the subject; a model of the chain does.
+Alpha is straight: colours are not multiplied by it. A model of the chain finds the subject, not this module.
 """
 
 from __future__ import annotations
@@ -19,47 +19,46 @@ __all__ = ["Background", "compose", "parse_background"]
 Array: TypeAlias = npt.NDArray[Any]
 
 KEY_GREEN = (0, 177, 64)
-"""Chroma-key green, which most encoders' lack of alpha makes the usual background."""
+"""Chroma-key green, the default because most encoders have no alpha."""
 
 MAX_RADIUS_PX = 500
 LINES_PER_RADIUS_PX = 36
-"""Lines of a picture for each pixel of blur, where no radius is asked for."""
+"""Lines of a picture for each pixel of the default radius of a blur."""
 
 _FLOOR = 1e-3
-"""Weight of the subject itself in the blur around it, so that there is something to blur everywhere."""
+"""Weight of the subject in the blur around it, so that no sum of weights is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
-    """What is put behind a subject."""
+    """What is behind the subject."""
 
     kind: Literal["alpha", "blur", "colour", "mask"] = "colour"
-    """Clear; the background out of focus; one colour; or instead of the picture the mask, white where the subject is."""
+    """Transparent; the background out of focus; one colour; or the mask as a picture: the subject is white."""
     colour: tuple[int, int, int] = KEY_GREEN
-    """RGB in [0, 255], of the kind ``colour``."""
+    """RGB in [0, 255], for the kind ``colour``."""
     radius_px: int | None = None
-    """Of the blur, in pixels of the result; None for a 36th of its height."""
+    """Radius of the blur in pixels of the result; None for a 36th of its height."""
+
+
+_PLAIN_WORDS = {"alpha": Background(kind="alpha"), "blur": Background(kind="blur"), "mask": Background(kind="mask")}
 
 
 def parse_background(word: str) -> Background:
-    """Read what the command line says.
+    """Read a background from the command line.
 
     Args:
         word: ``alpha``, ``blur``, ``blur:RADIUS``, ``mask`` or ``#RRGGBB``.
 
     Returns:
-        What it means.
+        The background.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If ``word`` is none of these.
     """
     name, _, number = word.partition(":")
-    if word == "alpha":
-        return Background(kind="alpha")
-    if word == "mask":
-        return Background(kind="mask")
-    if word == "blur":
-        return Background(kind="blur")
+    if word in _PLAIN_WORDS:
+        return _PLAIN_WORDS[word]
     if name == "blur" and number.isdecimal() and 1 <= int(number) <= MAX_RADIUS_PX:
         return Background(kind="blur", radius_px=int(number))
     try:
@@ -73,12 +72,12 @@ def parse_background(word: str) -> Background:
 
 
 def compose(frame: Array, mask: Array, background: Background) -> Array:
-    """Put a subject before a background; with the kind ``alpha`` the frame stays as it is, and the mask is its alpha.
+    """Put a subject in front of a background; the kind ``alpha`` leaves the frame as it is, and the mask is its alpha.
 
     Args:
         frame: RGB (H, W, 3), uint8 or uint16; not written to.
         mask: (H, W, 1) of the same dtype, 0 for the background.
-        background: What to do.
+        background: What replaces the background.
 
     Returns:
         RGB (H, W, 3) of the same dtype, rounded to nearest.
@@ -89,7 +88,6 @@ def compose(frame: Array, mask: Array, background: Background) -> Array:
         return np.repeat(mask, 3, axis=-1)
     peak = full_range(frame.dtype)
     share = mask.astype(np.float32) / np.float32(peak)
-    behind: Array
     if background.kind == "blur":
         behind = _blur(frame, share, background.radius_px or max(frame.shape[0] // LINES_PER_RADIUS_PX, 1))
     else:
@@ -99,9 +97,10 @@ def compose(frame: Array, mask: Array, background: Background) -> Array:
 
 
 def _blur(frame: Array, share: Array, radius_px: int) -> Array:
-    """Blur what is not the subject, and only that: no light of the subject gets into it.
+    """Blur the background alone: no light of the subject gets into it.
 
-    Three box blurs come near a Gaussian one. They run on a picture reduced by a quarter of the radius, which no eye sees.
+    Three box blurs approximate a Gaussian one. They run on a picture reduced by a quarter of the radius, which nobody
+    can see.
     """
     weight = 1 - share + np.float32(_FLOOR)
     step = max(radius_px // 4, 1)
@@ -124,14 +123,13 @@ def _sum_around(values: Array, radius: int, axis: int) -> Array:
     length = values.shape[axis]
     sums = np.insert(np.cumsum(values, axis=axis), 0, 0, axis=axis)
     places = np.arange(length)
-    around: Array = np.take(sums, np.minimum(places + radius + 1, length), axis) - np.take(
-        sums, np.maximum(places - radius, 0), axis
-    )
+    upper = np.take(sums, np.minimum(places + radius + 1, length), axis)
+    around: Array = upper - np.take(sums, np.maximum(places - radius, 0), axis)
     return around
 
 
 def _enlarge(values: Array, length: int, step: int, axis: int) -> Array:
-    """Go linearly from the middle of each square to that of the next one."""
+    """Interpolate linearly from the middle of each square to that of the next one."""
     places = np.clip((np.arange(length) + 0.5) / step - 0.5, 0, values.shape[axis] - 1)
     low = places.astype(int)
     share = np.expand_dims((places - low).astype(np.float32), [other for other in range(3) if other != axis])

@@ -1,21 +1,23 @@
-"""What a job is to do: files, folders, patterns, URIs or a manifest, each paired with its output before anything is started."""
+"""``ClipTarget``: what is asked: one input with its output.
+
+Inputs are files, folders, patterns, URIs or a manifest; each is paired with its output before anything is started.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import os
 import posixpath
 import string
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from genai_ray.enhance.plan.background import parse_background
-from genai_ray.enhance.plan.options import EnhanceOptions
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths
 from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files import check_writable, expand, find_facts, is_folder, is_remote, join_place, to_place
@@ -25,7 +27,6 @@ from genai_ray.video import (
     PICTURE_SUFFIXES,
     SOURCE_SUFFIXES,
     SUFFIXES,
-    Encoding,
     folder_of_pictures,
     validate_encoding,
 )
@@ -33,17 +34,17 @@ from genai_ray.video import (
 __all__ = ["WORK_SUFFIX", "ClipTarget", "Targets", "resolve_targets"]
 
 WORK_SUFFIX = ".genai-ray"
-"""Added to an output's name, it is the folder of its finished segments."""
+"""Suffix of the folder of finished segments: it is named after the output."""
 
 MAX_NAME_BYTES = 255
-"""Of one file's name, on the file systems that are in use."""
+"""Longest name of a file on common file systems."""
 
 NAME_FIELDS = ("folder", "stem", "suffix", "index")
-"""What a name template may use."""
+"""Fields of a name template."""
 
 _ENCODING_COLUMNS = ("codec", "preset", "crf", "bit_depth", "threads")
 _WORD_COLUMNS = ("codec", "preset")
-"""Of these, those that are words also where they look like numbers: the presets of AV1."""
+"""Of these, columns that stay strings even if they look like numbers, such as the presets of AV1."""
 _OPTION_COLUMNS = (
     "allow_truncated",
     "overwrite",
@@ -55,7 +56,7 @@ _OPTION_COLUMNS = (
     "background",
 )
 _WORDS: Mapping[str, Callable[[str], Any]] = {"fps": parse_rate, "background": parse_background}
-"""Columns whose words are read as the command line's are."""
+"""Columns that are read as on the command line."""
 
 _PARAM_PREFIX = "param."
 
@@ -79,32 +80,37 @@ class ClipTarget:
 
     @property
     def place(self) -> str:
-        """What appears when the result is published: the file, or the folder of frames."""
+        """The result that is published: a file, or a folder of frames."""
         return _place_of(self.output)
 
     @property
+    def suffix(self) -> str:
+        """Suffix of the output, in lower case."""
+        return os.path.splitext(self.output)[1].lower()
+
+    @property
     def aside(self) -> str:
-        """The folder beside the result for what is there while it is made; without ``--work-dir`` the work folder."""
+        """The folder beside the result in which it is made; without ``--work-dir`` this is the work folder."""
         return _beside(self.place)
 
     def check_below(self) -> None:
-        """Refuse a result outside of the output folder: names come from listings, keys and manifests of strangers.
+        """Refuse a result outside the output folder: names come from listings, keys and manifests of strangers.
 
         Raises:
-            ConfigError: If it would be there.
+            ConfigError: If the result would be outside.
         """
-        folder, output = self.folder.rstrip("/"), self.output
+        folder = self.folder.rstrip("/")
+        output = self.output
         if not folder or (output.startswith(f"{folder}/") and "\0" not in output and _is_below(folder, output)):
             return
-        got = f"the result of {self.source!r} would be {output!r}, outside of {folder}"
         raise ConfigError(
-            got,
+            f"the result of {self.source!r} would be {output!r}, outside of {folder}",
             "names below the output folder",
             "Pass --name with {stem} or {index} and without {folder}, or rename it.",
         )
 
     def check_name(self) -> None:
-        """Refuse a name that no file can have.
+        """Refuse a name that is too long for a file.
 
         Raises:
             ConfigError: If it is too long.
@@ -121,37 +127,32 @@ class ClipTarget:
         """Return the options of this video.
 
         Args:
-            common: Those of the job.
+            common: The options of the job.
 
         Returns:
-            The job's, with what the manifest says of this video.
+            The options of the job, changed by this video's row of the manifest.
         """
         if not self.changes:
             return common
-        encoding: dict[str, Any] = {
-            name: str(value) if name in _WORD_COLUMNS else value
-            for name, value in self.changes.items()
-            if name in _ENCODING_COLUMNS
-        }
-        params = {
-            name.removeprefix(_PARAM_PREFIX): float(value)
-            for name, value in self.changes.items()
-            if name.startswith(_PARAM_PREFIX)
-        }
-        own = {
-            name: _WORDS[name](str(value)) if name in _WORDS else value
-            for name, value in self.changes.items()
-            if name in _OPTION_COLUMNS
-        }
-        return replace(common, encoding=replace(common.encoding, **encoding), params={**common.params, **params}, **own)
+        encoding: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        params = dict(common.params)
+        for name, value in self.changes.items():
+            if name in _ENCODING_COLUMNS:
+                encoding[name] = str(value) if name in _WORD_COLUMNS else value
+            elif name in _OPTION_COLUMNS:
+                own[name] = _WORDS[name](str(value)) if name in _WORDS else value
+            elif name.startswith(_PARAM_PREFIX):
+                params[name.removeprefix(_PARAM_PREFIX)] = float(value)
+        return replace(common, encoding=replace(common.encoding, **encoding), params=params, **own)
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """All videos of a job; a manifest of any length is read again and again rather than kept."""
+    """All videos of a job; a manifest is read again each time rather than kept, because it may be of any length."""
 
     count: int
-    """How many."""
+    """Number of videos."""
     folder: str | None
     """Folder of the results, where ``results.parquet`` goes; None for a job of one file."""
     walk: Callable[[], Iterator[ClipTarget]]
@@ -164,11 +165,12 @@ class Targets:
         return self.walk()
 
 
-def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: EnhanceOptions) -> Targets:
-    """Pair every input with its output, and check what can be checked of both without opening a video.
+def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) -> Targets:
+    """Pair every input with its output, and check both as far as possible without opening a video.
 
     Args:
-        inputs: Video files, folders, patterns or URIs; or one manifest, a .csv or .parquet file with the column ``uri``.
+        inputs: Video files, folders, patterns or URIs; or one manifest, a .csv or .parquet file with the column
+            ``uri``.
         output: A file for one input file; else a folder, where results have the names that ``options.name`` makes.
         options: The job's options.
 
@@ -177,13 +179,16 @@ def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: E
 
     Raises:
         VideoError: If nothing matches a folder or pattern.
-        ConfigError: If outputs collide, equal an input, have a suffix that is not written, or their folder is missing or not
-            writable; a manifest has columns that are none; or the encoder is not there.
+        ConfigError: If outputs collide, equal an input, have an unsupported suffix, or their folder is missing or not
+            writable; if a manifest has an unknown column; or if the encoder is missing.
     """
+    if isinstance(inputs, str | Path):
+        inputs = [inputs]
     if not inputs:
         raise ConfigError("no input", "at least one video file")
     _check_template(options.name)
-    result, places = to_place(output), [to_place(place) for place in inputs]
+    result = to_place(output)
+    places = [to_place(place) for place in inputs]
     check_writable(result)
     if len(places) == 1 and places[0].lower().endswith(TABLE_SUFFIXES):
         _check_folder(result, options)
@@ -192,27 +197,24 @@ def resolve_targets(inputs: Sequence[str | Path], output: str | Path, options: E
         return Targets(_check_all(walk, options), result.rstrip("/"), walk)
     listed = [(place, _expand(place, result)) for place in places]
     to_folder = len(places) > 1 or listed[0][1] is not None
-    if to_folder or is_folder(result):
-        _check_folder(result, options)
-        pairs = [pair for place, below in listed for pair in (below if below is not None else [(place, "")])]
-        named = [
-            to_place(join_place(result, _name(source, folder, index, options)))
-            for index, (source, folder) in enumerate(pairs)
-        ]
-        several = [
-            replace(_target(index, source, named[index], options), folder=result)
-            for index, (source, _) in enumerate(pairs)
-        ]
-        _check_all(lambda: iter(several), options)
-        return Targets(len(several), result.rstrip("/") if to_folder else None, lambda: iter(several))
-    target = _target(0, places[0], result, options)
-    _check_all(lambda: iter([target]), options)
-    _check_folder(os.path.dirname(target.place), options)
-    return Targets(1, None, lambda: iter([target]))
+    if not to_folder and not is_folder(result):
+        target = _target(0, places[0], result, options)
+        _check_all(lambda: iter([target]), options)
+        _check_folder(os.path.dirname(target.place), options)
+        return Targets(1, None, lambda: iter([target]))
+    _check_folder(result, options)
+    targets: list[ClipTarget] = []
+    for place, below in listed:
+        for source, folder in [(place, "")] if below is None else below:
+            index = len(targets)
+            named = to_place(join_place(result, _name(source, folder, index, options)))
+            targets.append(_target(index, source, named, options, folder=result))
+    _check_all(lambda: iter(targets), options)
+    return Targets(len(targets), result.rstrip("/") if to_folder else None, lambda: iter(targets))
 
 
 def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
-    """List the videos of a folder or pattern; results and finished segments of an earlier job, where its output is below the folder, are none."""
+    """List the videos of a folder or pattern, without results and segments of an earlier job that wrote below it."""
     pairs = expand(place, SOURCE_SUFFIXES)
     if pairs is None:
         return None
@@ -233,38 +235,34 @@ def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
     return kept
 
 
-def _target(
-    index: int, source: str, output: str, options: EnhanceOptions, changes: Mapping[str, Any] | None = None
-) -> ClipTarget:
+def _target(index: int, source: str, output: str, options: EnhanceOptions, **others: Any) -> ClipTarget:
+    """Name the work folder of a video; ``others`` are fields of ``ClipTarget``."""
     place = _place_of(output)
     work_dir = _beside(place)
-    if options.work_dir is not None:  # where results of several folders meet
+    if options.work_dir is not None:  # results of several folders may have the same name
         digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
         work_dir = join_place(to_place(options.work_dir), f"{_cut(os.path.basename(place))}-{digest}{WORK_SUFFIX}")
-    return ClipTarget(source, output, work_dir, index, changes or {})
+    return ClipTarget(source, output, work_dir, index, **others)
 
 
 def _is_below(folder: str, output: str) -> bool:
-    """Tell whether a place is below a folder, links followed; a store has none."""
+    """Tell whether a place is below a folder after following links; a store has no links."""
     if is_remote(folder):
         return not f"{posixpath.normpath(output.removeprefix(f'{folder}/'))}/".startswith(("../", "/"))
     return f"{os.path.realpath(os.path.dirname(output))}/".startswith(f"{os.path.realpath(folder).rstrip('/')}/")
 
 
 def _beside(place: str) -> str:
-    """Name a result's work folder after it; a name that would be too long is cut, and told from others by a hash."""
+    """Name a result's work folder after it; a name that would be too long is cut and gets a hash."""
     folder, _, name = place.rpartition("/")
     cut = _cut(name)
-    return join_place(
-        folder,
-        name + WORK_SUFFIX
-        if cut == name
-        else f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{WORK_SUFFIX}",
-    )
+    if cut != name:
+        cut += f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    return join_place(folder, cut + WORK_SUFFIX)
 
 
 def _cut(name: str) -> str:
-    """Cut a name so that a work folder's suffix and a hash fit into the longest one that file systems have."""
+    """Cut a name so that a work folder's suffix and a hash fit into the longest name of a file."""
     most = MAX_NAME_BYTES - len(f"-{'0' * 8}{WORK_SUFFIX}")
     return name if len(os.fsencode(name)) <= most else os.fsencode(name)[:most].decode(errors="ignore")
 
@@ -280,14 +278,12 @@ def _place_of(output: str) -> str:
 
 
 def _name(source: str, folder: str, index: int, options: EnhanceOptions) -> str:
-    """Name a result after its input: in the same container where that can be, a folder of frames for encoders of pictures."""
+    """Name a result after its input: in the same container if possible; a folder of frames for encoders of pictures."""
     stem, suffix = os.path.splitext(os.path.basename(source.partition("?")[0] if is_remote(source) else source))
     encoding = options.encoding
     if encoding.codec is not None and encoding.encoder in PICTURE_SUFFIXES:
-        return (
-            options.name.format(folder=folder, stem=stem, suffix="", index=index)
-            + f"/%06d{PICTURE_SUFFIXES[encoding.encoder]}"
-        )
+        name = options.name.format(folder=folder, stem=stem, suffix="", index=index)
+        return f"{name}/%06d{PICTURE_SUFFIXES[encoding.encoder]}"
     suffix = suffix.lower() if suffix.lower() in SUFFIXES else SUFFIXES[0]
     return options.name.format(folder=folder, stem=stem, suffix=suffix, index=index)
 
@@ -319,10 +315,8 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
         else:
             own = ClipTarget(source, "", "", index, changes).options(options)
             output = to_place(join_place(folder, str(given) if given else _name(source, "", index, own)))
-        yield replace(
-            _target(index, source, output, options, changes),
-            folder="" if is_own and not is_remote(manifest) else folder,
-        )
+        allowed = "" if is_own and not is_remote(manifest) else folder
+        yield _target(index, source, output, options, changes=changes, folder=allowed)
 
 
 def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
@@ -337,8 +331,9 @@ def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
 
 
 def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions) -> int:
-    """Check every pair, and count them; what is remembered of each is two numbers."""
-    count, encodings = 0, set()
+    """Check every pair, and count them; two numbers are kept of each."""
+    count = 0
+    encodings = set()
     sources: set[int] = set()
     outputs: set[int] = set()
     for target in walk():
@@ -353,11 +348,11 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
             )
         sources.add(hash(target.source))
         outputs.add(hash(target.output))
-        own, suffix = target.options(options), os.path.splitext(target.output)[1].lower()
+        own = target.options(options)
         has_alpha = own.background is not None and own.background.kind == "alpha"
-        known = (*_plain(own.encoding), suffix, has_alpha)
+        known = (repr(own.encoding), target.suffix, has_alpha)
         if known not in encodings:
-            validate_encoding(own.encoding, suffix, has_alpha=has_alpha)
+            validate_encoding(own.encoding, target.suffix, has_alpha=has_alpha)
             encodings.add(known)
     if sources & outputs:
         clash = next(target.output for target in walk() if hash(target.output) in sources)
@@ -365,10 +360,6 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
     if not count:
         raise ConfigError("a manifest without rows", "at least one video")
     return count
-
-
-def _plain(encoding: Encoding) -> tuple[Any, ...]:
-    return tuple(str(getattr(encoding, item.name)) for item in dataclasses.fields(encoding))
 
 
 def _is_same(target: ClipTarget) -> bool:
@@ -393,7 +384,7 @@ def _check_folder(folder: str, options: EnhanceOptions) -> None:
 
 def _check_writable(folder: Path) -> None:
     try:
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a read-only file system
+        with tempfile.TemporaryFile(dir=folder):  # permissions do not show a read-only file system
             pass
     except OSError as exc:
         raise ConfigError(

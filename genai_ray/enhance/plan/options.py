@@ -1,4 +1,4 @@
-"""What an ``enhance`` job may be told, and the checks of models and numbers that need nothing but the options."""
+"""The options of an ``enhance`` job, and the checks of models and numbers that need nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeAlias
 
 from genai_ray.backends import resolve_device
 from genai_ray.catalog import ModelSpec
@@ -16,12 +17,15 @@ from genai_ray.inspection import find_model
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
 from genai_ray.video import Encoding
 
-__all__ = ["EnhanceOptions", "check_chain_options", "check_models"]
+__all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models"]
+
+Paths: TypeAlias = str | Path | Sequence[str | Path]
+"""One or several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnhanceOptions:
-    """Everything an ``enhance`` job may be told beside inputs, output and models."""
+    """The options of an ``enhance`` job: everything except inputs, output and models."""
 
     backend: ModelBackend = ModelBackend.ONNX
     """The runtime."""
@@ -30,31 +34,31 @@ class EnhanceOptions:
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     params: Mapping[str, float] = field(default_factory=dict)
-    """Extra inputs by name, given to every model of the chain that has one of that name."""
+    """Extra inputs by name, for every model of the chain that has one of that name."""
     encoding: Encoding = field(default_factory=Encoding)
     """Video encoder and its settings."""
     tile_size_px: int | None = None
     """Longest side of a tile, halo included; 0 for never; None for automatic."""
     factor: int | None = None
-    """Frames of the result for one of the source, where a model of the chain adds frames; None for 2."""
+    """Frames of the result for one of the source, if a model of the chain adds frames; None for 2."""
     fps: Fraction | None = None
     """Frames per second of the result instead."""
     scene_threshold: float = SCENE_THRESHOLD
-    """Similarity of neighbours in [0, 1] below which no frame is made between them; 0 for never."""
+    """Similarity of neighbours in [0, 1] below which a cut lies between them, and no frame is added; 0 for never."""
     background: Background | None = None
-    """What a model that removes the background puts in its place; None for chroma-key green, since most encoders have no alpha."""
+    """What replaces a background that is removed; None for chroma-key green, since most encoders have no alpha."""
     address: str | None = None
-    """Ray cluster to join; None for the one around, or one of this process's own."""
+    """Ray cluster to join; None for a running one, or else one of this process alone."""
     overwrite: bool = False
     """Whether an existing output may be replaced."""
     allow_truncated: bool = False
     """Whether a file that ends too early is enhanced as far as it goes."""
     any_format: bool = False
-    """Whether inputs may be files that name other files and hosts, such as playlists; those are opened then."""
+    """Whether inputs may be files that name other files and hosts, such as playlists, which are then opened."""
     work_dir: str | Path | None = None
     """Folder (path or URI) of finished segments; None for ``<output>.genai-ray`` beside the output."""
     batch_size: int = 8
-    """Frames handed to a session at a time; fewer where frames are large."""
+    """Frames in one call of a session; fewer if frames are large."""
     segment_frames: int = 128
     """Most frames in a segment, the unit of work and of resuming."""
     max_memory_bytes: int | None = None
@@ -62,17 +66,18 @@ class EnhanceOptions:
     cache_name: str = "default"
     """Name of the model cache."""
     replicas: int | None = 1
-    """On how many devices the models are to be; None for every device, those that come while the job runs as well."""
+    """Devices that each model is loaded on; None for every device, also those that join while the job runs."""
     device_kinds: tuple[str, ...] = ()
-    """Words of which the kind of a device must have one, such as ``L4``; empty for any."""
+    """Words such as ``L4``: the kind of a device must have one of them; empty for any."""
     name: str = "{folder}{stem}{suffix}"
-    """Names of results in an output folder: ``{folder}`` below the listed one, ``{stem}`` and ``{suffix}`` of the input, ``{index}`` in the job."""
+    """Names of results in an output folder: ``{folder}`` below the listed one, ``{stem}`` and ``{suffix}`` of the
+    input, ``{index}`` in the job."""
     fail_fast: bool = False
-    """Whether the first video that fails ends the job; otherwise the others are done and it is reported at the end."""
+    """Whether the first video that fails ends the job; otherwise the report lists it at the end."""
 
 
-def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple[ModelSpec, ...]:
-    """Find the models of a chain and hold the options against them, before anything is started.
+def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...]:
+    """Find the models of a chain and check the options against them, before anything is started.
 
     Args:
         models: Ids, aliases or paths, in the order in which frames pass them.
@@ -82,15 +87,15 @@ def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple
         Their specs in the same order.
 
     Raises:
-        ConfigError: If there is no model, a task cannot be done by ``enhance``, or an option or param fits none of them.
+        ConfigError: If there is no model, ``enhance`` cannot use one, or an option or param fits none of them.
         InvalidInputError: If a param is out of its range.
-        ModelNotFoundError: If a model is not known or its file is not there.
+        ModelNotFoundError: If a model is not known or its file is missing.
         ModelLoadError: If a model's file is corrupt or has a wrong sha256.
     """
+    if isinstance(models, str | Path):
+        models = [models]
     if not models:
-        raise ConfigError(
-            "no model", "at least one model id or path", "Pass --model; `genai-ray models list` shows them."
-        )
+        raise ConfigError("no model", "at least one model", "Pass --model; `genai-ray models list` shows them.")
     if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
     resolve_device(options.device, options.backend)
@@ -105,14 +110,14 @@ def check_models(models: Sequence[str | Path], options: EnhanceOptions) -> tuple
 
 
 def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
-    """Hold what is asked of the models of a chain against them.
+    """Check options against the models of a chain.
 
     Args:
         specs: The chain.
-        options: Those of the job, or of one video.
+        options: The options of the job, or of one video.
 
     Raises:
-        ConfigError: If no model has a param of a name, or has a use for an option, or one is out of its range.
+        ConfigError: If no model has a param of that name, no model uses an option, or one is out of its range.
         InvalidInputError: If a param is out of its range.
     """
     if not 0 <= options.scene_threshold <= 1:
@@ -124,14 +129,13 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
             "a chain with one",
             "Add --model selfie-segmentation.",
         )
-    params = options.params
     known = {
         name: param
         for spec in specs
         for name, param in spec.params.items()
         if (spec.task, name) != (ModelTask.INTERPOLATION, TIMESTEP)
     }
-    for name, value in params.items():
+    for name, value in options.params.items():
         if name not in known:
             raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")
         if not known[name].minimum <= value <= known[name].maximum:

@@ -58,11 +58,12 @@ RATE_TOLERANCE = Fraction(1, 1000)
 """A source this much faster than the rate that is asked for counts as equal: its container rounds times."""
 
 SCENE_THRESHOLD = 0.3
-"""Two frames less similar than this are a cut apart. In real footage cuts lie below 0.25, a fast pan of a street at 0.5."""
+"""Two frames less similar than this are a cut apart. In real footage cuts lie below 0.25, a fast pan at 0.5."""
 
 _MAX_TIME_BASE = 2**31 - 1
 
-_SIDE, _WINDOW = 32, 7
+_SIDE = 32
+_WINDOW = 7
 _GREY = np.array([0.299, 0.587, 0.114])
 
 Stage = TypeVar("Stage")
@@ -162,7 +163,9 @@ def check_chain(specs: Sequence[ModelSpec]) -> None:
     for position, spec in enumerate(specs):
         earlier = {other.task: other.model_id for other in specs[:position]}
         if not spec.is_image_model or spec.task is ModelTask.OTHER:
-            raise ConfigError(f"{spec.model_id} ({spec.task.value}) in enhance", "models that make frames of frames")
+            raise ConfigError(
+                f"{spec.model_id} ({spec.task.value}) in enhance", "models whose input and output are images"
+            )
         if ModelTask.BACKGROUND_REMOVAL in earlier:
             raise ConfigError(
                 f"{spec.model_id} after {earlier[ModelTask.BACKGROUND_REMOVAL]}",
@@ -309,7 +312,8 @@ def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> 
     """Plan a result of more frames; it starts and ends with the source.
 
     ``factor`` m cuts the time of each frame into m equal parts, whatever the length of the frame, so a variable frame
-    rate stays variable; the last frame has no successor and is held. ``fps`` gives a constant rate from the first frame.
+    rate stays variable; the last frame has no successor and is held. ``fps`` gives a constant rate from the first
+    frame on.
 
     Args:
         plan: The source.
@@ -320,7 +324,7 @@ def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> 
         Both plans.
 
     Raises:
-        ConfigError: If ``fps`` is less than the source has, or the result's times need a time base of more than 32 bits.
+        ConfigError: If ``fps`` is less than the source has, or times need a time base of more than 32 bits.
     """
     if fps is None and factor == 1:
         return Timeline(plan, plan)

@@ -1,7 +1,8 @@
-"""One segment of one video: decode, models, encode, with a bounded number of frames in flight; runs inside one Ray task.
+"""One segment of one video: decode, models, encode, with a bounded number of frames in flight, in one Ray task.
 
 The pipeline in order: ``decode_segment`` gives frames, ``_batches`` gathers different ones, ``_place`` sends each batch
-through the chain of sessions by reference, ``_finish`` waits for results and composes frames, ``SegmentWriter`` encodes.
+through the chain of sessions by reference, ``_finish`` waits for results and composes frames, ``SegmentWriter``
+encodes.
 """
 
 from __future__ import annotations
@@ -197,7 +198,8 @@ def find_requests(info: VideoInfo, specs: Sequence[ModelSpec], options: EnhanceO
     Returns:
         One request for each model.
     """
-    height, width = info.height, info.width
+    height = info.height
+    width = info.width
     requests = []
     for spec in specs:
         request = SessionRequest(
@@ -292,7 +294,7 @@ def _is_equal(a: DecodedFrame, b: DecodedFrame) -> bool:
 def _pass_chain(
     batches: Iterator[_Batch], chain: Chain[BatchInference], ahead: int
 ) -> Iterator[list[tuple[int, _Piece]]]:
-    """Send batches through a chain, ``ahead`` of them before the first is waited for; give pts and place of each frame."""
+    """Send batches through a chain, ``ahead`` of them before waiting for one; give pts and place of each frame."""
     waiting: deque[list[tuple[int, _Piece]]] = deque()
     sent = ((batch, _send(np.stack(batch.frames), chain.before)) for batch in batches)
     # Only pairs need to know what follows; for others it would be one more batch in flight.
@@ -361,10 +363,12 @@ def _span(first: Frames, second: Frames | None, start: int, stop: int) -> Frames
     if start == 0 and stop == length:
         return first
     parts = (first,) if second is None or stop <= length else (first, second)
-    if not any(isinstance(part, PendingCall) for part in parts):
-        slices = [part[max(start - at, 0) : stop - at] for part, at in zip(parts, (0, length), strict=False)]  # type: ignore[index]
-        return np.concatenate(slices)
-    return Span(parts, start, stop)
+    arrays = [part for part in parts if not isinstance(part, PendingCall)]
+    if len(arrays) < len(parts):
+        return Span(parts, start, stop)
+    return np.concatenate(
+        [array[max(start - at, 0) : stop - at] for array, at in zip(arrays, (0, length), strict=False)]
+    )
 
 
 def _blend(alphas: tuple[Array | None, Array | None], step: Fraction) -> Array | None:
@@ -395,8 +399,8 @@ def _finish(pieces: list[tuple[int, _Piece]], background: Background, has_alpha:
 
 
 # Cancellation. Not ``ray.cancel``: if a task ends by itself at that moment, Ray 2.60 aborts the process that cancels it
-# (``TaskManager::CompletePendingTask``, "Tried to complete task that was not pending"): 7 of 64 jobs that failed at their
-# start did so. Instead a job sets a key in Ray's key-value store, and its tasks look for the key between frames.
+# (``TaskManager::CompletePendingTask``, "Tried to complete task that was not pending"): 7 of 64 jobs that failed at
+# their start did so. Instead a job sets a key in Ray's key-value store, and its tasks look for it between frames.
 
 _kv: Any = internal_kv
 """Ray has no public key-value store."""

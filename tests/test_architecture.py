@@ -55,6 +55,7 @@ GATEWAYS = {
     "PIL": {"serve"},
     "grpc": {"serve"},
     "prometheus_client": {"serve"},
+    "psutil": {"serve"},
     "skimage": {"quality"},
     "scipy": {"quality"},
     "imageio_ffmpeg": {"quality"},

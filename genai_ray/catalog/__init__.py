@@ -2,11 +2,11 @@
 
 from genai_ray.catalog.catalog import ModelCatalog, hash_file, models_folder
 from genai_ray.catalog.files import SERVING_SUFFIX, dump_spec, load_spec, read_content
-from genai_ray.catalog.people import PeopleServing
 from genai_ray.catalog.profile import EngineProfile, load_profile
 from genai_ray.catalog.pull import pull_model
 from genai_ray.catalog.serving import ModelServing, ServeProfile, load_model_serving, load_serve_profile
 from genai_ray.catalog.spec import ModelSpec, ParamSpec, TensorSpec
+from genai_ray.catalog.web_options import WebOptions
 
 __all__ = [
     "SERVING_SUFFIX",
@@ -15,9 +15,9 @@ __all__ = [
     "ModelServing",
     "ModelSpec",
     "ParamSpec",
-    "PeopleServing",
     "ServeProfile",
     "TensorSpec",
+    "WebOptions",
     "dump_spec",
     "hash_file",
     "load_model_serving",

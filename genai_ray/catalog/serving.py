@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genai_ray.catalog.files import read_profile, read_yaml
-from genai_ray.catalog.people import PeopleServing
+from genai_ray.catalog.web_options import WebOptions
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -123,8 +123,8 @@ class ServeProfile(_Frozen):
     """Of these for one model, so that a slow one leaves room for others; None for three quarters."""
     serving: ModelServing = ModelServing()
     """How models are served that have no file of their own."""
-    people: PeopleServing = PeopleServing()
-    """Pictures and videos of people: what may be sent, and where video jobs are kept."""
+    people: WebOptions = WebOptions()
+    """The routes for pictures and videos."""
 
     @model_validator(mode="after")
     def _check(self) -> ServeProfile:

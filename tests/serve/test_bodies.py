@@ -292,7 +292,7 @@ def test_a_body_that_stops_coming_gives_its_place_back(tmp_path, monkeypatch):
             status, body = await call.answer()
             assert (status, json.loads(body)["error"]) == (
                 504,
-                "the body came too slowly: less than 40 bytes of it in 4 s",
+                "the body arrived too slowly: less than 40 bytes in 4 s",
             )
         call = served.call("/v2/models/fp32/infer", SMALL_HEADERS)  # slow, but it comes
         for start in range(0, len(SMALL), 20):

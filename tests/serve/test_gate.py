@@ -12,6 +12,7 @@ import tritonclient.http
 from genai_ray.catalog import ServeProfile, load_serve_profile
 from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.http.middleware import Middleware
+from genai_ray.serve.http.routes import Operation
 from tests.serve.test_http import feed, send
 
 HEALTH = "/v2/health/ready"
@@ -37,7 +38,7 @@ def ask(method="GET", path="/v2", *, headers=(), **profile):
             )
         told.body += message.get("body", b"")
 
-    engine = SimpleNamespace(profile=ServeProfile(name="a", **profile), tally=Statistics())
+    engine = SimpleNamespace(profile=ServeProfile(name="a", **profile), statistics=Statistics())
     lines = [(name.lower().encode(), value.encode()) for name, value in headers]
     scope = {
         "type": "http",
@@ -47,7 +48,9 @@ def ask(method="GET", path="/v2", *, headers=(), **profile):
         "headers": lines,
         "client": ("127.0.0.1", 1),
     }
-    asyncio.run(Middleware(app, engine, {HEALTH})(scope, receive, send))
+    asyncio.run(
+        Middleware(app, engine, [Operation("GET", HEALTH, app, "health", "", is_open=True)])(scope, receive, send)
+    )
     return told.status, json.loads(told.body or b"{}"), bool(reached), told.headers
 
 

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from genai_ray import EnhanceOptions, InferenceSession, ModelCache, enhance_videos
-from genai_ray.catalog import PeopleServing, ServeProfile
+from genai_ray.catalog import ServeProfile, WebOptions
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.serve.deployment.app import build_app, list_operations
 from genai_ray.serve.deployment.ports import find_free_ports
@@ -56,7 +56,7 @@ def application(folder, repository=None, limits=(), **people):
     profile = ServeProfile(
         name="test",
         cache="people",
-        people=PeopleServing(videos_folder=str(folder), **people),
+        people=WebOptions(videos_folder=str(folder), **people),
         max_body_bytes=4_000_000,
         **dict(limits),
     )
@@ -681,7 +681,7 @@ def test_videos_count_from_their_first_byte_and_finished_ones_up_to_a_number_and
         jobs = [submit(app, "model=websr-x2-s&format=mkv", video) for _ in range(2)]
         wait_until(lambda: sorted(ask(app, "GET", f"/v1/videos/{job_id}")[0] for job_id in jobs) == [200, 404])
     with pytest.raises(ValueError, match="max_videos_bytes=1 is less than max_video_bytes=2"):
-        PeopleServing(max_video_bytes=2, max_videos_bytes=1)
+        WebOptions(max_video_bytes=2, max_videos_bytes=1)
 
 
 def killed(words, most=99):
@@ -762,5 +762,5 @@ def answers(app, job_id):
 
 
 def test_nothing_is_started_where_no_job_was(ray_session, tmp_path):
-    resume_videos(PeopleServing(videos_folder=str(tmp_path / "none")))
+    resume_videos(WebOptions(videos_folder=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()

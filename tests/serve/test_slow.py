@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 from genai_ray.catalog import ServeProfile
 from genai_ray.errors import TooManyRequestsError
 from genai_ray.serve.engine.limits import Admission
-from genai_ray.serve.http import sending
-from genai_ray.serve.http.sending import PIECE_BYTES, UntilSent
+from genai_ray.serve.http import middleware
+from genai_ray.serve.http.middleware import PIECE_BYTES, UntilSent
 from genai_ray.serve.oip.grpc import _until_sent
 from genai_ray.serve.oip.messages import message_class
 from tests.processes import DEADLINE_S, descendants, rss_watched, title, wait_until
@@ -84,7 +84,7 @@ def test_an_answer_counts_until_its_last_piece_has_gone(tmp_path):
 
 
 def test_a_client_that_does_not_read_loses_its_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(sending, "PIECE_WITHIN_S", 0.2)
+    monkeypatch.setattr(middleware, "PIECE_WITHIN_S", 0.2)
     engine = Echo(tmp_path, **profile())
 
     async def story(served):
@@ -228,7 +228,7 @@ def test_requests_of_a_stream_get_room_in_the_order_in_which_they_are_answered(t
 
 def test_a_real_server_waits_for_a_reader_and_lets_go_of_one_that_stops(monkeypatch):
     """uvicorn takes a piece when it is rid of the one before; nothing of a large answer is buffered."""
-    monkeypatch.setattr(sending, "PIECE_WITHIN_S", 1.0)
+    monkeypatch.setattr(middleware, "PIECE_WITHIN_S", 1.0)
     told_of, body = SimpleNamespace(pieces=0, over=0), bytes(200 * PIECE_BYTES)
 
     async def app(scope, receive, send):

@@ -1,11 +1,12 @@
-"""What starts the endpoint and ends it: the top of ``serve``, the only room that knows all others.
+"""What starts and stops the endpoint: the top room of ``serve``, the only one that knows all others.
 
 In the order of a start:
 
-* ``endpoint``: ``Endpoint`` starts Ray Serve with its HAProxy ingress, and ends both.
-* ``ports``: which ports are free, who has one, and what a killed endpoint left behind.
+* ``endpoint``: ``Endpoint`` starts Ray Serve with its HAProxy ingress, and stops both.
+* ``ports``: which ports are free, which process has one, and what a killed endpoint left behind.
 * ``haproxy``: the launcher that rewrites HAProxy's configuration and ties its life to Ray's.
-* ``ingress``: the Ray Serve deployment: replicas that answer requests, and one that adds up their statistics.
+* ``ingress``: the Ray Serve deployments: replicas that answer requests, and one that adds up their statistics.
+* ``app``: the route table of all rooms, and the ASGI application of one replica.
 """
 
 __all__: list[str] = []

@@ -15,8 +15,8 @@ from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.http.errors import EXCEPTION_HANDLERS
 from genai_ray.serve.http.metrics import CONTENT_TYPE, write_metrics
+from genai_ray.serve.http.middleware import UntilSent
 from genai_ray.serve.http.routes import JSON, Operation, describe_api, to_routes
-from genai_ray.serve.http.sending import UntilSent
 from genai_ray.serve.oip import rest
 from genai_ray.serve.oip import schemas as protocol
 from genai_ray.serve.web import pages, pictures, video_job, videos

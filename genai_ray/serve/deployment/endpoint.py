@@ -1,4 +1,4 @@
-"""``Endpoint``: starts Ray Serve with its HAProxy ingress, and ends it without anything left."""
+"""``Endpoint``: starts Ray Serve with its HAProxy ingress, and leaves nothing behind when it stops."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import psutil
 
 from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import ModelCache, connect, disconnect, has_own_node_died, own_folders
@@ -36,64 +37,67 @@ APPLICATION = "genai_ray"
 _DELETE_WITHIN_S = 7.0
 
 CHECK_EVERY_S = 0.5
-"""How often Ray's node is looked at."""
+"""How often Ray's node is checked."""
 
 RECORD_EVERY_S = 2.0
-"""How often the processes that were started are looked at."""
+"""How often the started processes are recorded."""
 
 _SERVICER = "genai_ray.serve.oip.grpc.add_inference_service"
 
 _INLINE_BYTES = 1_000_000
-"""Results up to this travel with the answer; beyond it the object store is faster. Ray's own limit, 100 KB, costs 1.4 x the throughput."""
+"""Results up to this size travel inline; larger ones are faster through the object store. With Ray's default, 100 KB,
+throughput is 1.4 times lower."""
 
 _MESSAGE_BYTES = 256 * 1024**2
 """Largest message over gRPC."""
 
 _PORTS_OF_REPLICAS = 50
-"""Ports for replicas, for HTTP and as many for gRPC. With Ray's own ones two endpoints on a machine would share their gRPC ports, and requests:
-Ray asks gRPC not to share them by a word where gRPC wants a number."""
+"""Ports for replicas: these for HTTP, and as many for gRPC. On Ray's default ports two endpoints on one machine would
+get each other's gRPC requests, since Ray's option against sharing ports has a value that gRPC ignores."""
 
 _SENDING_S = 60
-"""What is added to the longest request for its sending: a HAProxy that another has taken the place of, since replicas came or went, ends so long after."""
+"""Added to the longest request for its transfer. When replicas come or go, Ray replaces HAProxy; the old process ends
+after this time."""
 
 _CLIENT_IDLE_S = 60
-"""Most seconds in which a client sends nothing of its request, or reads nothing of its answer."""
+"""Most seconds in which a client sends nothing of its request, or reads nothing of its response."""
 
-_LOOK_AT_HAPROXY_S = 1.0
-"""Ray starts HAProxy anew when it has not answered three times in a row; with Ray's own 10 s nobody is answered for half a minute."""
+_HAPROXY_HEALTH_S = 1.0
+"""Ray restarts HAProxy after three failed health checks. With Ray's default of 10 s that would be half a minute without
+responses."""
 
 _OTHER_FILES = 1024
-"""Files that HAProxy has open beside its connections."""
+"""Files that HAProxy opens beside its connections."""
 
 _MAX_BASE = 10
 
 _LOOPBACK = "127.0.0.1"
-"""What replicas of a cluster of our own listen on: HAProxy asks those of its own node there, whatever address it listens on itself."""
+"""Address of replicas in a cluster of our own: HAProxy connects to those of its node only."""
 
 _BUFFER_BYTES = 1_000_000
-"""Requests up to this are sent to another replica when theirs dies."""
+"""HAProxy sends requests up to this size to another replica if theirs dies."""
 
 
 class Endpoint:
-    """Serves models over HTTP and gRPC, from one ``start`` to ``stop``; a context manager.
+    """Serves models over HTTP and gRPC from ``start`` to ``stop``; a context manager.
 
     Args:
         profile: Options.
-        address: Ray cluster to join; None for the one around, or one of this process's own.
+        address: Ray cluster to join; None for the surrounding one, or a new one of this process.
 
     Raises:
-        ConfigError: If a port is taken or the model repository is not there.
-        GenAIRayError: If a model that is to be there from the start cannot be loaded.
+        ConfigError: If a port is taken or the model repository does not exist.
+        GenAIRayError: If a model that is preloaded or pinned cannot be loaded.
     """
 
     def __init__(self, profile: ServeProfile, *, address: str | None = None) -> None:
         self.profile = profile
         self.notes: list[str] = []
-        """What was done about what a dead endpoint had left."""
+        """What was cleaned up after killed endpoints."""
         self.model_names: list[str] = []
-        """Names of the models that are offered."""
+        """Names of the served models."""
         self._address = address
-        self._standing: Preload | None = None
+        self._preload: Preload | None = None
         self._is_serving = False
         self._folder: Path | None = None
         self._record: Record | None = None
@@ -102,33 +106,31 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Where HTTP is served."""
+        """Base URL of HTTP."""
         return f"http://{bracketed(self.profile.host)}:{self.profile.port}"
 
     @property
     def grpc_address(self) -> str | None:
-        """Where gRPC is served; None for nowhere."""
+        """Address of gRPC; None if it is off."""
         return None if self.profile.grpc_port is None else f"{bracketed(self.profile.host)}:{self.profile.grpc_port}"
 
     @property
     def warnings(self) -> list[str]:
-        """What whoever starts it should know."""
+        """Sentences for the person who starts it."""
         try:
             is_own = self.profile.host == "localhost" or ipaddress.ip_address(self.profile.host).is_loopback
         except ValueError:
             is_own = False
         if is_own or self.profile.token_sha256 is not None:
             return []
-        return [
-            f"{self.profile.host} is open to the network, to everybody who reaches it: give a token file, or listen on 127.0.0.1"
-        ]
+        return [f"everybody in the network can reach {self.profile.host}: set a token file, or listen on 127.0.0.1"]
 
     def start(self) -> None:
-        """Start, and return when requests are taken.
+        """Start, and return when requests are accepted.
 
         Raises:
-            ConfigError: If a port is taken, Ray Serve runs in the cluster already, or something is wrong in the options.
-            GenAIRayError: If a model that is to be there from the start cannot be loaded.
+            ConfigError: If a port is taken, Ray Serve runs in the cluster already, or an option is wrong.
+            GenAIRayError: If a model that is preloaded or pinned cannot be loaded.
         """
         profile = self.profile
         ports = [port for port in (profile.port, profile.grpc_port) if port is not None]
@@ -144,8 +146,8 @@ class Endpoint:
         try:
             self._start_ray(self._folder)
             self._start_serve()
-            self._standing = Preload(ModelCache(name=profile.cache))
-            self._standing.bring(repository.models())
+            self._preload = Preload(ModelCache(name=profile.cache))
+            self._preload.bring(repository.models())
         except BaseException:
             self.stop()
             raise
@@ -154,7 +156,7 @@ class Endpoint:
         """Wait until ``stop`` is called.
 
         Raises:
-            ResourceExhaustedError: If the Ray node that this process started has died; ``stop`` is still to be called.
+            ResourceExhaustedError: If the Ray node that this process started has died; call ``stop`` all the same.
         """
         while not self._over.wait(CHECK_EVERY_S):
             if has_own_node_died():
@@ -163,7 +165,7 @@ class Endpoint:
                 )
 
     def stop(self) -> None:
-        """Take no more requests, finish what is being computed, and end everything that was started; a second call does nothing."""
+        """Refuse new requests, finish the running ones, and end all that was started; a second call does nothing."""
         import ray  # noqa: PLC0415
 
         self._over.set()
@@ -171,11 +173,11 @@ class Endpoint:
             self._watcher.join()
             self._watcher = None
         if ray.is_initialized() and not has_own_node_died():
-            if self._standing is not None:
-                self._standing.release()
+            if self._preload is not None:
+                self._preload.release()
             if self._is_serving:
                 _end_serve(is_all=not own_folders())
-        self._standing, self._is_serving = None, False
+        self._preload, self._is_serving = None, False
         disconnect()
         if self._record is not None:
             self._record.remove()
@@ -200,7 +202,7 @@ class Endpoint:
         before = signal.getsignal(signal.SIGTERM)
         is_embedded = connect(self._address)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray has put its own in its place, which aborts
+            signal.signal(signal.SIGTERM, before)  # Ray replaced it by its own handler, which aborts
         if is_embedded and self._record is not None:
             self._record.folders += own_folders()
             self._watcher = threading.Thread(target=self._keep_record, name="genai-ray-serve-record", daemon=True)
@@ -215,7 +217,7 @@ class Endpoint:
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         profile = self.profile
-        if serve.status().proxies:  # it would keep to its ports, and never say so
+        if serve.status().proxies:  # Ray Serve would silently keep its own ports
             do = "Deploy to it with `serve deploy deployments/serve.yaml`, or end it with `serve shutdown`."
             raise ConfigError("Ray Serve runs in this cluster already, on ports of its own", "a cluster without it", do)
         self._is_serving = True
@@ -232,7 +234,7 @@ class Endpoint:
             serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc, logging_config=logs)
             serve.run(build_application(profile), name=APPLICATION, route_prefix="/", logging_config=logs)
         except (RayError, RuntimeError, TimeoutError) as exc:
-            *_, reason = ["", *str(exc).strip().splitlines()]  # of an error in another process, after its traceback
+            *_, reason = ["", *str(exc).strip().splitlines()]  # the last line, after another process's traceback
             raise ResourceExhaustedError(
                 f"Ray Serve did not start: {reason.strip(' .')}", do="If the machine has too much to do, try again."
             ) from exc
@@ -240,18 +242,20 @@ class Endpoint:
     def _keep_record(self) -> None:
         while not self._over.wait(RECORD_EVERY_S):
             if self._record is not None:
-                self._record.processes = tuple(_descendants(os.getpid()))
+                children = psutil.Process().children(recursive=True)
+                started = ((child.pid, process_started(child.pid)) for child in children)
+                self._record.processes = tuple((pid, when) for pid, when in started if when is not None)
                 self._record.write()
 
 
 def _short_folder() -> Path:
-    """Make a folder for HAProxy's socket, whose path, with the 56 letters of Ray's node in it, must stay below 98."""
+    """Make a folder for HAProxy's socket. Its path, with the 56 letters of Ray's node id, must be shorter than 98."""
     base = temporary_base()
     return make_folder(base=base if len(base) <= _MAX_BASE else "/tmp")
 
 
 def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
-    """Return what Ray's processes are told: most of Ray Serve's own switches can be set in no other way."""
+    """Return the environment of Ray's processes: most of Ray Serve's options can be set in no other way."""
     fallback = find_free_ports(2)
     block = find_port_block(2 * _PORTS_OF_REPLICAS)
     state = str(folder)
@@ -273,7 +277,7 @@ def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_MAXCONN": str(_max_connections()),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_IDLE_S),
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(_LOOK_AT_HAPROXY_S),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(_HAPROXY_HEALTH_S),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(request_timeout_s) + _SENDING_S),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[0]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback[1]),
@@ -286,12 +290,12 @@ def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_max_direct_call_object_size": str(_INLINE_BYTES),
         "RAY_task_rpc_inlined_bytes_limit": str(40 * _INLINE_BYTES),
-        "RAY_task_events_report_interval_ms": "0",  # else Ray's head remembers the last 100,000 calls of sessions, some hundred bytes each
+        "RAY_task_events_report_interval_ms": "0",  # else Ray's head keeps the last 100,000 calls
     }
 
 
 def _max_connections() -> int:
-    """Return how many clients HAProxy may have: each takes two files, and every second one half of a pipe."""
+    """Return how many clients HAProxy may serve: each takes two files, and pipes take half a file more."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = MAX_CONNECTIONS if files == resource.RLIM_INFINITY else (files - _OTHER_FILES) * 2 // 5
     return max(_OTHER_FILES // 4, min(MAX_CONNECTIONS, most))
@@ -306,7 +310,7 @@ def _haproxy_binary() -> str | None:
 
 
 def _end_serve(*, is_all: bool) -> None:
-    """Take the application down; replicas finish what they have, and new requests are told to come again. Then, in a cluster that stays, all of Ray Serve."""
+    """Delete the application; replicas finish their requests. In a cluster that goes on, end all of Ray Serve too."""
     from ray import serve  # noqa: PLC0415
     from ray.exceptions import RayError  # noqa: PLC0415
     from ray.serve.exceptions import RayServeException  # noqa: PLC0415
@@ -320,11 +324,11 @@ def _end_serve(*, is_all: bool) -> None:
             shutdown: Any = serve.shutdown
             shutdown()
     except (RayError, RayServeException, TimeoutError) as exc:
-        _log.warning("Ray Serve did not end by itself: %s", exc)
+        _log.warning("Ray Serve did not end cleanly: %s", exc)
 
 
 def read_token(path: Path) -> str:
-    """Read a token from a file; only its hash goes further.
+    """Read a token from a file, and return its hash only.
 
     Args:
         path: The file: one line.
@@ -333,7 +337,7 @@ def read_token(path: Path) -> str:
         sha256 of the token, hexadecimal.
 
     Raises:
-        ConfigError: If it cannot be read, or holds no token.
+        ConfigError: If the file cannot be read, or holds no token.
     """
     try:
         token = path.read_text(encoding="utf-8").strip()
@@ -342,26 +346,5 @@ def read_token(path: Path) -> str:
     if not token or len(token.split()) != 1:
         raise ConfigError(f"token file {path} with {len(token.split())} words", "one word")
     if not token.isascii():
-        raise ConfigError(
-            f"token file {path} with a word beyond ASCII, which headers cannot carry",
-            "letters, digits and signs of ASCII",
-        )
+        raise ConfigError(f"token file {path} with a word that is not ASCII", "ASCII, since headers carry nothing else")
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _descendants(root: int) -> Iterator[tuple[int, int]]:
-    """Yield (id, beginning) of every process that a process started, and of those that they started."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    mine = {root}
-    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    for pid in sorted(mine - {root}):
-        started = process_started(pid)
-        if started is not None:
-            yield pid, started

@@ -1,22 +1,22 @@
-"""What stands between Ray Serve and the HAProxy binary: it makes HAProxy end with Ray, stay on its ports, and speak JSON.
+"""The launcher between Ray Serve and the HAProxy binary: HAProxy ends with Ray, stays on its ports, and speaks JSON.
 
-Ray Serve starts the program that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names. ``write_launcher`` makes one that runs this file, which
-rewrites the configuration that Ray wrote and then becomes HAProxy:
+Ray Serve starts the program that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names. ``write_launcher`` writes one that runs this
+file, which rewrites Ray's configuration and then becomes HAProxy:
 
-* the process ends when Ray's manager of it ends, however that is; HAProxy by itself outlives its cluster and answers 500;
-* its ports for statistics and metrics, which Ray opens to every network, are left out (Ray reads them over a socket);
-* a request is passed on when all of it is there, or its buffer is full: HAProxy sends again only what it had whole when it began to send
-  (but a stream of requests at once: who sends it may wait for the first answer);
-* requests of one path go to one replica while it has at most twice its share of all, so that those for one model wait in one place, and are merged:
-  7 % more requests a second of a small model than from two replicas that have half of them each;
-* freed buffers are kept for the next request: those of a size that requests can be sent again from are above what HAProxy keeps by itself, and
-  were fetched from the operating system and cleared by it anew for every request, which took 1 ms of each;
-* replicas are told who the client is, which they believe HAProxy alone: whatever a client says of that itself is replaced;
-* clients that send headers or a body, or read an answer, too slowly lose their connection, and one address may not have them all;
-* where no replica takes requests it says so: Ray's own proxy, which would step in, says 404 of an application that is ending;
-* its own answers to requests are ``{"error": text}``, with 503 and Retry-After for 502 to 504, not plain text.
+* The process ends when its manager in Ray ends in any way. HAProxy alone would outlive its cluster and answer 500.
+* Its ports for statistics and metrics, which Ray opens to every network, are removed. Ray reads them over a socket.
+* A request is forwarded when it is complete, or its buffer is full, since HAProxy can resend only what it had complete
+  before it sent the first byte. A stream of requests is forwarded at once: its client may wait for the first response.
+* Requests of one path go to one replica while it has at most twice its share of all. Those for one model meet there and
+  are batched: 7 % more requests a second of a small model than from two replicas with half of them each.
+* Freed buffers are kept for the next request. Buffers that are large enough to resend from are above HAProxy's default
+  for that; the operating system provided and cleared them for each request, which took 1 ms.
+* Replicas learn the client's address from HAProxy alone: the client's own headers about it are replaced.
+* Clients that send, or read, too slowly lose their connection, and one address cannot have all connections.
+* If no replica accepts requests, HAProxy says so. Ray's fallback proxy answers 404 while an application is ending.
+* HAProxy's own responses are ``{"error": text}``, with 503 and Retry-After for 502 to 504, not plain text.
 
-The file imports nothing but the standard library, since it is run as a script at every reload.
+The file imports the standard library only, since it runs as a script at every reload.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from pathlib import Path
 __all__ = ["HOST", "MAX_CONNECTIONS", "bracketed", "launch", "rewrite", "write_launcher"]
 
 MAX_CONNECTIONS = 16_384
-"""Connections of clients that HAProxy has at the most, where as many files may be open."""
+"""Most connections of clients, if enough files may be open."""
 
 ANSWER = '{"error": "no replica takes requests at the moment; send it again"}'
-"""What HAProxy says by itself: no replica, or one that died without an answer to a request that cannot be sent again."""
+"""HAProxy's response if there is no replica, or if one died over a request that cannot be resent."""
 
 SLOW = '{"error": "the body came too slowly; allowed: 60 s for all of it, or for its first megabyte"}'
 
 _ERROR_FILES = {408: ("408 Request Timeout", SLOW), 503: ("503 Service Unavailable", ANSWER)}
-"""Status line and body by the status for which HAProxy sends it; 503 for 502 and 504 as well."""
+"""Status line and body by status; 503 is used for 502 and 504 as well."""
 
 _REAL = "GENAI_RAY_HAPROXY"
 HOST = "GENAI_RAY_HAPROXY_HOST"
-"""Variable of the environment with the address that HAProxy is to listen on."""
+"""Environment variable with the address that HAProxy shall listen on."""
 
 _PR_SET_PDEATHSIG = 1
 _UNWANTED = re.compile(r"^(frontend prometheus|listen stats)\b")
@@ -73,11 +73,10 @@ _ADDED = {
     http-request wait-for-body time 60s unless {{ path_end /ModelStreamInfer /ServerReflectionInfo }}
 """,
 }
-"""Lines by the section that they are added to.
+"""Lines to add to each section.
 
-4 MiB are 4 buffers for each of HAProxy's 4 threads: it keeps 16 MiB. One address has a quarter of all connections, and
-this machine itself, where all clients share an address, three fifths over HTTP. A stream over gRPC may pause for longer
-than a request over HTTP.
+4 MiB are 4 buffers for each of HAProxy's 4 threads: it keeps 16 MiB. One address may have a quarter of all connections;
+this machine, whose clients share an address, three fifths over HTTP. Streams over gRPC may pause for longer.
 """
 _BY_PATH = r"\g<1>balance uri\n\g<1>hash-type consistent\n\g<1>hash-balance-factor 200"
 _UNAVAILABLE = 'hdr grpc-status 14 hdr grpc-message "no replica takes requests at the moment; send it again"'
@@ -85,10 +84,10 @@ _REFUSAL = rf"\g<1> status 503 content-type application/json string '{ANSWER}' h
 
 
 def write_launcher(folder: Path) -> Path:
-    """Write the program that Ray Serve is to start.
+    """Write the program that Ray Serve starts.
 
     Args:
-        folder: Where; it must stay as long as HAProxy runs.
+        folder: Its folder, which must exist as long as HAProxy runs.
 
     Returns:
         The program.
@@ -100,15 +99,15 @@ def write_launcher(folder: Path) -> Path:
 
 
 def rewrite(config: str, folder: str, host: str | None = None) -> str:
-    """Rewrite a configuration of Ray's.
+    """Rewrite Ray's configuration of HAProxy.
 
     Args:
         config: What Ray wrote.
-        folder: Where the files with HAProxy's own answers are: ``408.http`` and ``503.http``.
-        host: Address to listen on; None for the one that Ray wrote, which replicas then listen on too.
+        folder: Folder of HAProxy's own responses, ``408.http`` and ``503.http``.
+        host: Address to listen on; None for the one in the configuration, on which replicas listen too.
 
     Returns:
-        The configuration for HAProxy.
+        The new configuration.
     """
     found = _MAXCONN.search(config)
     most = int(found[1]) if found else MAX_CONNECTIONS
@@ -118,7 +117,8 @@ def rewrite(config: str, folder: str, host: str | None = None) -> str:
         (_NOT_FOUND, _REFUSAL),
         (_NO_GRPC, _UNAVAILABLE),
     )
-    lines, is_wanted = [], True
+    lines = []
+    is_wanted = True
     for line in config.splitlines():
         if _SECTION.match(line):
             is_wanted = not _UNWANTED.match(line)
@@ -135,13 +135,13 @@ def rewrite(config: str, folder: str, host: str | None = None) -> str:
 
 
 def bracketed(host: str) -> str:
-    """Write an address as it stands before a port.
+    """Write an address as it is written before a port.
 
     Args:
         host: A name or an address.
 
     Returns:
-        The same; an address of IPv6 in brackets.
+        The address; in brackets if it is IPv6.
     """
     return f"[{host}]" if ":" in host else host
 
@@ -150,12 +150,12 @@ def launch(arguments: list[str]) -> None:
     """Become HAProxy.
 
     Args:
-        arguments: HAProxy's; ``-f`` names the configuration that Ray wrote.
+        arguments: Those of HAProxy; ``-f`` names Ray's configuration.
     """
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before it could be noticed
+        if os.getppid() != parent:  # the parent ended before prctl
             return
     config = Path(arguments[arguments.index("-f") + 1])
     files = {config.with_name(f"{status}.http"): _answer(*words) for status, words in _ERROR_FILES.items()}

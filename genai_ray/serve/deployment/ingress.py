@@ -1,4 +1,4 @@
-"""The deployment: replicas that take requests, and the one that adds up what they counted."""
+"""The Ray Serve deployments: ``Ingress``, whose replicas answer requests; ``Total``, which adds up their statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from genai_ray.serve.engine.preload import Preload
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.http.middleware import Middleware
-from genai_ray.serve.http.routes import open_paths
 from genai_ray.serve.oip.grpc import InferenceServicer
 from genai_ray.serve.web.video_jobs import resume_videos
 
@@ -35,38 +34,38 @@ _log = logging.getLogger(__name__)
 
 __all__ = ["Ingress", "Total", "build_application", "main"]
 
-TELL_EVERY_S = 0.5
-"""How often a replica tells what it counted."""
+REPORT_EVERY_S = 0.5
+"""How often a replica reports its statistics."""
 
 TOTAL_WITHIN_S = 10.0
 
 HEALTH_EVERY_S = 2.0
-"""Ray Serve replaces a replica that is not well three times in a row."""
+"""Ray Serve replaces a replica after three failed health checks."""
 
 DRAIN_WITHIN_S = 5.0
-"""Most seconds that a replica which leaves works on what it has."""
+"""Most seconds that a stopping replica works on its requests."""
 
 _UNLIMITED = 100_000
-"""Replicas refuse by themselves what is too much: Ray's own refusal is plain text."""
+"""Replicas refuse excess requests themselves, since Ray would do it in plain text."""
 
 
 class Total:
-    """Adds up the figures of all replicas."""
+    """Adds up the statistics of all replicas."""
 
     def __init__(self) -> None:
-        self._tally = Statistics()
+        self._statistics = Statistics()
 
-    async def merge(self, more: Statistics) -> Statistics:  # not a plain function: Ray would run several at a time
-        """Add what a replica counted.
+    async def merge(self, more: Statistics) -> Statistics:  # async, so that Ray runs one call at a time
+        """Add what one replica counted.
 
         Args:
-            more: Its figures.
+            more: Its statistics since the last call.
 
         Returns:
-            All figures.
+            The statistics of all replicas.
         """
-        self._tally.merge(more)
-        return self._tally
+        self._statistics.merge(more)
+        return self._statistics
 
 
 class Ingress(InferenceServicer):
@@ -84,103 +83,101 @@ class Ingress(InferenceServicer):
         engine = Engine(profile, cache, Repository(profile.model_repository, profile.models, profile.serving))
         super().__init__(engine, self._statistics, _peers_allowed(profile.host))
         self._total = total
-        self._standing, self._scans = Preload(cache), 0
-        self._looking: asyncio.Task[None] | None = None
-        self._bringing: set[asyncio.Task[None]] = set()
+        self._preload = Preload(cache)
+        self._scans = 0
+        """Scans of the model repository, by all replicas, that this one knows of."""
+        self._rescanning: asyncio.Task[None] | None = None
+        self._preloading: set[asyncio.Task[None]] = set()
         engine.catch_up = self._catch_up
 
     def __serve_build_asgi_app__(self) -> Any:
         operations = list_operations(self.engine, self._statistics)
-        return Middleware(build_app(operations, self._lifespan), self.engine, open_paths(operations))
+        return Middleware(build_app(operations, self._lifespan), self.engine, operations)
 
     async def check_health(self) -> None:
-        """Let Ray Serve replace a replica whose cache was shut down, by a notebook in the same cluster for one: the next one makes another.
+        """Fail if the cache was shut down, for example by a notebook, so that Ray Serve replaces this replica.
 
         Raises:
-            CacheClosedError: If it was.
+            CacheClosedError: If the cache was shut down.
         """
         if not self.engine.cache.is_open:
-            raise CacheClosedError(
-                f"cache {self.engine.cache.name!r} was shut down", do="Another replica makes another one."
-            )
+            do = "A new replica starts a new one."
+            raise CacheClosedError(f"cache {self.engine.cache.name!r} was shut down", do=do)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
-        telling = asyncio.create_task(self._tell())
+        reporting = asyncio.create_task(self._report())
         resuming = asyncio.create_task(self.engine.call(resume_videos, self.engine.profile.people))
-        self._start_bringing()
+        self._start_preload()
         yield
-        for bringing in self._bringing:
-            bringing.cancel()
+        for task in self._preloading:
+            task.cancel()
         resuming.cancel()
-        telling.cancel()
+        reporting.cancel()
 
     async def _statistics(self) -> Statistics:
-        """Return the figures of all replicas, of others up to half a second old; what another one found in the model repository is known after it."""
+        """Return the statistics of all replicas, at most half a second old; rescan if another replica did."""
         taken = self.engine.statistics.take()
         self._scans += taken.scans
         try:
             async with asyncio.timeout(TOTAL_WITHIN_S):
                 figures: Statistics = await self._total.merge.remote(taken)
-        except TimeoutError as exc:  # they may have been counted; to look once more does no harm
+        except TimeoutError as exc:  # they may have been counted, but a second rescan does no harm
             self._scans -= taken.scans
             self.engine.statistics.scans += taken.scans
             raise DeadlineExceededError(
-                f"the figures of all replicas did not come within {TOTAL_WITHIN_S:g} s"
+                f"the statistics of all replicas did not arrive within {TOTAL_WITHIN_S:g} s"
             ) from exc
         except (RayError, RayServeException) as exc:
             self._scans -= taken.scans
             self.engine.statistics.merge(taken)
-            raise ResourceExhaustedError("the figures of all replicas are not there", do=RETRY_LATER) from exc
+            raise ResourceExhaustedError("the statistics of all replicas are not available", do=RETRY_LATER) from exc
         if figures.scans != self._scans:
             self._scans = figures.scans
-            self._looking = asyncio.create_task(self._look_again())
-        if self._looking is not None:
-            await asyncio.shield(self._looking)
+            self._rescanning = asyncio.create_task(self._rescan())
+        if self._rescanning is not None:
+            await asyncio.shield(self._rescanning)
         if taken.scans:
-            self._start_bringing()
+            self._start_preload()
         return figures
 
     async def _catch_up(self) -> None:
-        """Know what other replicas found; goes on where who asked has gone."""
+        """Learn of the rescans of other replicas, even if the request that asked is cancelled."""
         await asyncio.shield(asyncio.create_task(self._statistics()))
 
-    async def _look_again(self) -> None:
+    async def _rescan(self) -> None:
         try:
             await self.engine.rescan_here()
         except GenAIRayError as exc:
-            _log.warning("another replica was told to look at the model repository, and here that failed: %s", exc)
-        self._start_bringing()
+            _log.warning("another replica rescanned the model repository, but this one failed to: %s", exc)
+        self._start_preload()
 
-    def _start_bringing(self) -> None:
-        """Begin to load and pin what is to be there; nobody waits for it."""
-        task = asyncio.create_task(self._bring())
-        self._bringing.add(task)
-        task.add_done_callback(self._bringing.discard)
+    def _start_preload(self) -> None:
+        """Preload in the background."""
+        task = asyncio.create_task(self._preload_models())
+        self._preloading.add(task)
+        task.add_done_callback(self._preloading.discard)
 
-    async def _bring(self) -> None:
-        """Load and pin what is to be there without being asked for; also after the model repository has changed."""
+    async def _preload_models(self) -> None:
+        """Load and pin the models that are to be preloaded, also after the model repository has changed."""
         try:
-            await self.engine.call(self._standing.bring, self.engine.repository.models())
+            await self.engine.call(self._preload.bring, self.engine.repository.models())
         except GenAIRayError as exc:
-            _log.warning("a model that is to be there is not: %s", exc)
+            _log.warning("a model was not preloaded: %s", exc)
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         while True:
-            await asyncio.sleep(TELL_EVERY_S)
-            if (
-                self.engine.profile.model_repository
-                or self.engine.statistics.counts
-                or self.engine.statistics.responses
-            ):
+            await asyncio.sleep(REPORT_EVERY_S)
+            own = self.engine.statistics
+            if self.engine.profile.model_repository or own.counts or own.responses:
                 try:
                     await self._statistics()
                 except GenAIRayError as exc:
-                    _log.warning("%s; they follow with the next ones", exc)
+                    _log.warning("%s; the next report includes them", exc)
 
 
 def _peers_allowed(host: str) -> Callable[[str], bool]:
-    """Return who may call over gRPC: Ray's replicas listen on every network for it, whatever the endpoint's own address is."""
+    """Return who may call over gRPC: Ray's replicas listen on every network, whatever the address of the endpoint."""
     if not ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0]).is_loopback:
         return lambda _: True
     own = {"127.0.0.1", "[::1]", ray.util.get_node_ip_address()}  # type: ignore[no-untyped-call]
@@ -207,10 +204,8 @@ def build_application(profile: ServeProfile) -> serve.Application:
     )(Total)
     scaling: dict[str, Any] = {"num_replicas": profile.num_replicas}
     if profile.max_replicas > profile.num_replicas:
-        target = {"target_ongoing_requests": profile.requests_per_replica}
-        scaling = {
-            "autoscaling_config": {"min_replicas": profile.num_replicas, "max_replicas": profile.max_replicas, **target}
-        }
+        bounds = {"min_replicas": profile.num_replicas, "max_replicas": profile.max_replicas}
+        scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": profile.requests_per_replica}}
     ingress = serve.deployment(
         name="Ingress",
         **scaling,
@@ -225,7 +220,7 @@ def build_application(profile: ServeProfile) -> serve.Application:
 
 
 def main(args: dict[str, str]) -> serve.Application:
-    """Build the application as ``serve run`` and a cluster's configuration name it: ``genai_ray.serve.deployment.ingress:main``.
+    """Build the application, for ``serve run`` and configuration files: ``genai_ray.serve.deployment.ingress:main``.
 
     Args:
         args: ``profile``: name of a packaged profile or the path of a YAML file.

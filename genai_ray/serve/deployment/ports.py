@@ -1,4 +1,4 @@
-"""Ports: whether one is free, who has it, and what an endpoint that was killed left behind."""
+"""Ports: which ones are free, which process has one, and what a killed endpoint left behind."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from genai_ray.errors import ConfigError
 from genai_ray.files import cache_folder, name_process_space
 
-__all__ = ["Record", "check_ports", "find_free_ports", "find_port_block", "process_started", "records_folder"]
+__all__ = ["Record", "check_ports", "find_free_ports", "find_port_block", "process_started"]
 
 _log = logging.getLogger(__name__)
 
 _END_WITHIN_S = 10.0
-_BLOCKS_FROM, _BLOCKS_TO = 20_000, 30_000
-_LISTENING = "0A"
+_BLOCKS_FROM = 20_000
+_BLOCKS_TO = 30_000
 
 
 @dataclass(slots=True)
 class Record:
-    """What an endpoint leaves behind where it is killed; kept in a file for as long as it runs."""
+    """What a running endpoint would leave behind if it were killed; kept in a file as long as it runs."""
 
     pid: int
     """The process that started it."""
     started: int
-    """When that process began, in ticks since the machine did: a number that is used again has another."""
+    """When that process started: a later process of the same id has another value. 0 if unknown."""
     ports: tuple[int, ...]
-    """Ports that it listens on."""
+    """Ports that the endpoint listens on."""
     folders: tuple[str, ...]
     """Its temporary folders."""
     processes: tuple[tuple[int, int], ...] = ()
-    """(id, beginning) of every process that it started."""
+    """(id, start) of each process that the endpoint started."""
 
     @property
     def path(self) -> Path:
-        """Where the record is kept."""
-        return records_folder() / f"{self.ports[0]}.json"
+        """The file."""
+        return _records_folder() / f"{self.ports[0]}.json"
 
     def write(self) -> None:
-        """Keep it, as far as that can be done: without it the next start does not find what a killed endpoint left."""
+        """Write the file. If that fails, it is logged: the next start then cannot clean up after this endpoint."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_suffix(".part")
@@ -59,29 +61,25 @@ class Record:
             _log.info("%s cannot be written: %s", self.path, exc)
 
     def remove(self) -> None:
-        """Forget it."""
+        """Remove the file."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
             self.path.parent.rmdir()
 
 
-def records_folder() -> Path:
-    """Return where running endpoints of this user are recorded: those that are seen from here, as containers and machines may share a home.
-
-    Returns:
-        The folder; it may not exist yet.
-    """
+def _records_folder() -> Path:
+    """Return the folder for endpoints whose processes are visible here: containers and machines may share a home."""
     return cache_folder() / "serve" / name_process_space()
 
 
 def process_started(pid: int) -> int | None:
-    """Return when a process began.
+    """Return when a process started. psutil's time moves with the clock of the machine, and would not find it again.
 
     Args:
         pid: Its id.
 
     Returns:
-        Ticks since the machine began; None where there is no such process, or it has ended.
+        Ticks since the machine booted; None if there is no such process, or it has ended.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -91,19 +89,19 @@ def process_started(pid: int) -> int | None:
 
 
 def check_ports(host: str, ports: Iterable[int]) -> list[str]:
-    """Make sure that ports can be listened on; what a dead endpoint of this user left on them is ended.
+    """Check that ports are free, after ending what killed endpoints of this user left.
 
     Args:
         host: Address to listen on.
         ports: The ports.
 
     Returns:
-        What was ended, one sentence each.
+        One sentence for each endpoint that was cleaned up after.
 
     Raises:
-        ConfigError: If a port is taken; the text names the process where the system tells it, and what it is.
+        ConfigError: If a port is taken; the text names the process, if the system shows it.
     """
-    told = _end_leftovers()
+    notes = _end_leftovers()
     for port in ports:
         if not _is_free(host, port):
             raise ConfigError(
@@ -111,7 +109,7 @@ def check_ports(host: str, ports: Iterable[int]) -> list[str]:
                 "a free port",
                 "Choose another one, or end that process.",
             )
-    return told
+    return notes
 
 
 def find_free_ports(count: int) -> list[int]:
@@ -121,7 +119,7 @@ def find_free_ports(count: int) -> list[int]:
         count: How many.
 
     Returns:
-        Different ports of the loopback address.
+        Different ports on the loopback address.
     """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -131,16 +129,16 @@ def find_free_ports(count: int) -> list[int]:
 
 
 def find_port_block(count: int) -> int:
-    """Find ports in a row that nobody listens on, chosen by chance: two that look at the same time hardly meet.
+    """Find consecutive free ports, chosen at random, so that two endpoints that start together get different ones.
 
     Args:
         count: How many.
 
     Returns:
-        The first of them, below those that the system gives out by itself.
+        The first of them, below the range of ports that the system assigns.
 
     Raises:
-        ConfigError: If there is no such block.
+        ConfigError: If there is none.
     """
     starts = list(range(_BLOCKS_FROM, _BLOCKS_TO - count, count))
     random.shuffle(starts)
@@ -164,7 +162,7 @@ def _is_free(host: str, port: int) -> bool:
         if exc.errno == errno.EADDRINUSE:
             return False
         raise ConfigError(
-            f"host {host!r} cannot be listened on: {exc.strerror}", "a name or an address of this machine"
+            f"cannot listen on host {host!r}: {exc.strerror}", "a name or an address of this machine"
         ) from exc
     return True
 
@@ -173,47 +171,30 @@ def _describe_owner(port: int) -> str:
     for record in _records():
         if port in record.ports and process_started(record.pid) == record.started:
             return f"the endpoint that process {record.pid} started"
-    pid = _owner_of(port)
-    if pid is None:
-        return "a process that this user cannot see"
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    return f"process {pid} ({command[:100]})"
-
-
-def _owner_of(port: int) -> int | None:
-    """Return the process that listens on a port, as far as this user may see."""
-    sockets = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-                    sockets.add(f"socket:[{fields[9]}]")
-    for entry in Path("/proc").iterdir() if sockets else ():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if any(os.readlink(file) in sockets for file in (entry / "fd").iterdir()):
-                    return int(entry.name)
-    return None
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            with contextlib.suppress(psutil.Error):
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f"process {connection.pid} ({command[:100]})"
+    return "a process that this user cannot see"
 
 
 def _records() -> list[Record]:
     records = []
-    for path in sorted(records_folder().glob("*.json")):
+    for path in sorted(_records_folder().glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):
             fields = json.loads(path.read_text())
-            lists = {name: tuple(fields[name]) for name in ("ports", "folders")}
-            records.append(
-                Record(**fields | lists | {"processes": tuple((pid, started) for pid, started in fields["processes"])})
-            )
+            processes = tuple((pid, started) for pid, started in fields["processes"])
+            lists = {"ports": tuple(fields["ports"]), "folders": tuple(fields["folders"]), "processes": processes}
+            records.append(Record(**fields | lists))
     return records
 
 
 def _end_leftovers() -> list[str]:
-    """End what endpoints left whose own process is gone: by the ids that they recorded, and only where nobody else has got them since."""
-    told = []
+    """End what killed endpoints left: only recorded processes whose start shows that their id was not reused."""
+    notes = []
     for record in _records():
-        if not record.started or process_started(record.pid) == record.started:  # 0 if the system did not tell
+        if not record.started or process_started(record.pid) == record.started:
             continue
         alive = [pid for pid, started in record.processes if process_started(pid) == started]
         for pid in alive:
@@ -226,7 +207,6 @@ def _end_leftovers() -> list[str]:
             if Path(folder).name.startswith("genai-ray-"):
                 shutil.rmtree(folder, ignore_errors=True)
         record.remove()
-        told.append(
-            f"an endpoint that was killed (process {record.pid}) had left {len(alive)} processes, which were ended"
-        )
-    return told
+        killed = f"an endpoint that was killed (process {record.pid})"
+        notes.append(f"{killed} had left {len(alive)} processes, which were ended")
+    return notes

@@ -18,35 +18,37 @@ from starlette.requests import Request
 
 from genai_ray.errors import DeadlineExceededError, InvalidInputError, TooManyRequestsError
 from genai_ray.serve.engine.limits import Admission, Share
-from genai_ray.serve.http.sending import UNTIL_SENT
+from genai_ray.serve.http.middleware import UNTIL_SENT
 
 __all__ = ["hold_place", "on_disk", "read_body", "read_file", "save_file"]
 
-_TOO_LARGE, _UNSUPPORTED, _FULL = 413, 415, 507
+_TOO_LARGE = 413
+_UNSUPPORTED = 415
+_FULL = 507
 _WRITE_BYTES = 4 * 1024**2
 _DRAIN_BYTES = 64 * 1024**2
 _DRAIN_IDLE_S = 1.0
 _IDLE_S = 30.0
-"""Most seconds for each ``_LEAST_BYTES`` of a body, and for what is left of it: who sends slower would keep a place for hours."""
+"""Most seconds for each ``_LEAST_BYTES`` of a body, and for its rest. A slower client would keep a place for hours."""
 _LEAST_BYTES = 240_000
 _MAX_FIELDS = 16
 _UNPACK_BYTES = 4 * 1024**2
-"""What is unpacked before it is asked for whether there is room for more."""
+"""How much is unpacked at once, before the limits are checked again."""
 
 
 @contextlib.asynccontextmanager
 async def hold_place(request: Request, admission: Admission) -> AsyncIterator[Share]:
-    """Let a request in for as long as the context lasts, before its body is read; its answer counts until it is sent.
+    """Admit a request, before its body is read, as long as the context lasts. Its response counts until it is sent.
 
     Args:
-        request: The request; where it is refused, its body is read to be thrown away.
+        request: The request; if it is refused, its body is read and dropped.
         admission: Counts requests.
 
     Yields:
-        What the bytes of its body are taken from.
+        The request's share of the bytes that all requests may hold.
 
     Raises:
-        TooManyRequestsError: If so many are there already.
+        TooManyRequestsError: If there are too many requests.
     """
     with contextlib.ExitStack() as place:
         try:
@@ -64,15 +66,15 @@ async def read_body(request: Request, max_bytes: int, share: Share | None = None
     Args:
         request: Its ``Content-Encoding`` may be gzip or deflate.
         max_bytes: Most bytes of the body, and of what it unpacks to.
-        share: What its bytes are taken from as they come; None for a body that is small anyway.
+        share: Counts the bytes as they arrive; None for a small body.
 
     Returns:
         The body, unpacked.
 
     Raises:
-        InvalidInputError: If it is not packed as it says.
+        InvalidInputError: If it is not packed as ``Content-Encoding`` says.
         TooManyRequestsError: If all requests together hold too many bytes.
-        DeadlineExceededError: If it stops coming.
+        DeadlineExceededError: If it arrives too slowly.
         HTTPException: 413 if it is larger, 415 if it is packed in another way.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -91,15 +93,15 @@ async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[byt
     Args:
         request: A request whose body is the file, or a form with one file.
         max_bytes: Most bytes of the body.
-        share: What its bytes are taken from.
+        share: Counts the bytes as they arrive.
 
     Returns:
-        (the file, its name as the client has it; empty where it has none).
+        (the file, the client's name for it, which may be empty).
 
     Raises:
-        InvalidInputError: If it is a form without a file, with several, or a broken one.
+        InvalidInputError: If it is a broken form, or one with no or several files.
         TooManyRequestsError: If all requests together hold too many bytes.
-        DeadlineExceededError: If it stops coming.
+        DeadlineExceededError: If it arrives too slowly.
         HTTPException: 413 if it is larger.
     """
     async with _patient() as patience:
@@ -113,20 +115,20 @@ async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[byt
 
 
 async def save_file(request: Request, max_bytes: int, path: Path) -> str:
-    """Write a file to disk as it comes.
+    """Write a file to disk as it arrives.
 
     Args:
         request: A request whose body is the file, or a form with one file.
         max_bytes: Most bytes of the body.
-        path: Where it goes; the caller removes it if this fails.
+        path: Where to write it; if this fails, the caller removes it.
 
     Returns:
-        Its name as the client has it; empty where it has none.
+        The client's name for it, which may be empty.
 
     Raises:
-        InvalidInputError: If it is empty, a form without a file, with several, or a broken one.
-        DeadlineExceededError: If it stops coming.
-        HTTPException: 413 if it is larger, 507 if there is no room for it.
+        InvalidInputError: If it is empty, a broken form, or one with no or several files.
+        DeadlineExceededError: If it arrives too slowly.
+        HTTPException: 413 if it is larger, 507 if the disk is full.
     """
     name = ""
     with on_disk():
@@ -150,13 +152,13 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
 
 @contextlib.contextmanager
 def on_disk() -> Iterator[None]:
-    """Say where a disk is full, of this process or of an actor that was called.
+    """Map the error of a full disk, in this process or in an actor that it calls.
 
     Yields:
         Nothing.
 
     Raises:
-        HTTPException: 507 if it is.
+        HTTPException: 507 if a disk is full.
     """
     try:
         yield
@@ -172,16 +174,18 @@ async def _unpack(body: bytes, encoding: str, max_bytes: int, share: Share | Non
     # 15 + 32 reads the header of gzip or of zlib; -15 reads deflate without one, which some clients send.
     for bits in (15 + 32, -15) if encoding == "deflate" else (15 + 32,):
         reader = zlib.decompressobj(bits)
-        parts, size, start = [], 0, 0
+        parts = []
+        size = 0
+        start = 0
         try:
             while not reader.eof:
                 left: bytes | memoryview = reader.unconsumed_tail
-                if not left:  # by pieces: what is left over is copied each time
+                if not left:  # in pieces, since zlib copies the rest each time
                     left = packed[start : start + _UNPACK_BYTES]
                     start += len(left)
                 part = await asyncio.to_thread(reader.decompress, left, min(_UNPACK_BYTES, max_bytes + 1 - size))
                 if not part and not left:
-                    break  # it ends too early
+                    break  # truncated
                 size += len(part)
                 if size > max_bytes:
                     raise HTTPException(_TOO_LARGE, f"a body that unpacks to more than {max_bytes} bytes")
@@ -198,13 +202,15 @@ async def _unpack(body: bytes, encoding: str, max_bytes: int, share: Share | Non
 
 
 async def _write(file: BinaryIO, chunks: AsyncIterator[bytes]) -> None:
-    waiting, size = [], 0
+    waiting = []
+    size = 0
     async for chunk in chunks:
         waiting.append(chunk)
         size += len(chunk)
         if size >= _WRITE_BYTES:
             await asyncio.to_thread(file.write, b"".join(waiting))
-            waiting, size = [], 0
+            waiting = []
+            size = 0
     await asyncio.to_thread(file.write, b"".join(waiting))
 
 
@@ -214,13 +220,13 @@ def _is_form(request: Request) -> bool:
 
 @contextlib.asynccontextmanager
 async def _patient() -> AsyncIterator[asyncio.Timeout]:
-    """Give up on a body that comes too slowly."""
+    """Give up on a body that arrives too slowly."""
     try:
         async with asyncio.timeout(_IDLE_S) as patience:
             yield patience
     except TimeoutError as exc:
         raise DeadlineExceededError(
-            f"the body came too slowly: less than {_LEAST_BYTES} bytes of it in {_IDLE_S:g} s"
+            f"the body arrived too slowly: less than {_LEAST_BYTES} bytes in {_IDLE_S:g} s"
         ) from exc
 
 
@@ -232,7 +238,10 @@ async def _limited(
     if declared > max_bytes:
         await _drain(request)
         raise HTTPException(_TOO_LARGE, f"a body of {declared} bytes; allowed: {max_bytes}")
-    size, counted, loop, chunks = 0, 0, asyncio.get_running_loop(), request.stream()
+    size = 0
+    counted = 0
+    loop = asyncio.get_running_loop()
+    chunks = request.stream()
     if share is not None:
         await _hold(request, chunks, share.check, declared)
     async for chunk in chunks:
@@ -256,10 +265,11 @@ async def _hold(request: Request, chunks: AsyncIterator[bytes], take: Callable[[
 
 
 async def _drain(request: Request, chunks: AsyncIterator[bytes] | None = None) -> None:
-    """Read some of a body, or of the rest of one, that is not wanted: a client that sends without waiting sees no answer before it has sent."""
+    """Read and drop some of an unwanted body: most clients read no response before they have sent all of it."""
     if "expect" in request.headers:
         return
-    size, loop = 0, asyncio.get_running_loop()
+    size = 0
+    loop = asyncio.get_running_loop()
     end_s = loop.time() + _IDLE_S
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_IDLE_S) as patience:
@@ -278,14 +288,14 @@ async def _parse_form(
     try:
         form = await parser.parse()
     except MultiPartException as exc:
-        raise InvalidInputError(f"a form that is broken: {exc.message}", "multipart/form-data with one file") from exc
+        raise InvalidInputError(f"a broken form: {exc.message}", "multipart/form-data with one file") from exc
     except (KeyError, ValueError) as exc:
-        raise InvalidInputError("a form that is broken", "multipart/form-data with a boundary and one file") from exc
+        raise InvalidInputError("a broken form", "multipart/form-data with a boundary and one file") from exc
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if len(files) != 1 or len(form.multi_items()) != 1:
         await form.close()
+        fields = len(form.multi_items()) - len(files)
         raise InvalidInputError(
-            f"a form with {len(files)} files and {len(form.multi_items()) - len(files)} fields",
-            "one file, and everything else in the query",
+            f"a form with {len(files)} files and {fields} fields", "one file, and everything else in the query"
         )
     return files[0]

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, of all replicas and of the cache, as they are when asked for."""
+"""``GET /metrics``: the statistics of all replicas, and the state of the cache at that moment, for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,30 +18,33 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL = ["model", "version"]
 
 
-def write_metrics(tally: Statistics, status: CacheStatus) -> bytes:
-    """Write all figures.
+def write_metrics(statistics: Statistics, status: CacheStatus) -> bytes:
+    """Write all metrics.
 
     Args:
-        tally: What the replicas counted.
+        statistics: Of all replicas.
         status: State of the cache.
 
     Returns:
         Prometheus's text format.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(tally, status))
+    registry.register(_Figures(statistics, status))
     return bytes(generate_latest(registry))
 
 
 class _Figures(Collector):
-    def __init__(self, tally: Statistics, status: CacheStatus) -> None:
-        self._tally, self._status = tally, status
+    """Both counts are made elsewhere (in all replicas, and in the cache), so each scrape collects them anew."""
+
+    def __init__(self, statistics: Statistics, status: CacheStatus) -> None:
+        self._statistics = statistics
+        self._status = status
 
     def collect(self) -> Iterator[Metric]:
         responses = CounterMetricFamily(
             "genai_ray_responses", "Answers by protocol and status.", labels=["protocol", "status"]
         )
-        for (protocol, code), count in sorted(self._tally.responses.items()):
+        for (protocol, code), count in sorted(self._statistics.responses.items()):
             responses.add_metric([protocol, code], count)
         yield responses
         yield from self._collect_models()
@@ -63,8 +66,10 @@ class _Figures(Collector):
         sizes = HistogramMetricFamily(
             "genai_ray_batch_size", "Frames or requests in one call of a session.", labels=_MODEL
         )
-        for (model, version), counts in sorted(self._tally.counts.items()):
-            labels, total, buckets = [model, version], 0, []
+        for (model, version), counts in sorted(self._statistics.counts.items()):
+            labels = [model, version]
+            total = 0
+            buckets = []
             for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), counts.buckets, strict=True):
                 total += count
                 buckets.append((bound, float(total)))

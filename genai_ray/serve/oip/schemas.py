@@ -45,7 +45,7 @@ _REQUESTS: dict[str, Schema] = {
                 "type": ["number", "null"],
                 "minimum": 0,
                 "exclusiveMaximum": 2**63,
-                "description": "Microseconds; 0 for the server's limit. When it is over: 504, or 503 if the model is still loading.",
+                "description": "Microseconds; 0 for the server's limit. Then 504, or 503 while the model loads.",
             },
             "frames": {
                 "type": ["boolean", "null"],

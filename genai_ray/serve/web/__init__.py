@@ -1,8 +1,7 @@
-"""What the endpoint offers to people: pictures, videos, and the web page. It knows nothing of the Open Inference Protocol.
+"""The endpoint for people: pictures, videos, and the web page.
 
-* ``operations``: the rows of the route table that belong to this room.
-* ``pictures``: ``POST /v1/enhance``; ``images`` decodes and encodes PNG, JPEG and WebP.
-* ``videos``: ``/v1/videos``; ``video_jobs`` holds the actors that run the jobs, ``video_job`` what is known of one.
+* ``pictures``: ``POST /v1/enhance`` and ``GET /v1/models``; ``images`` decodes and encodes PNG, JPEG and WebP.
+* ``videos``: ``/v1/videos``; ``video_jobs`` is the actor that keeps all jobs, ``video_job`` one job and its actor.
 * ``pages``: the web page (the files of ``page/``) and ``GET /v1/cache``.
 """
 

@@ -1,6 +1,6 @@
-"""Pictures of people: PNG, JPEG and WebP to frames of the contract and back; the only importer of Pillow.
+"""PNG, JPEG and WebP files to pixels and back; the only importer of Pillow.
 
-What is kept: orientation (turned upright), alpha, 16 bits of a PNG, greyness, the colour profile. What is not: other metadata.
+Kept: orientation (turned upright), alpha, 16 bits of a PNG, greyness, the colour profile. Dropped: other metadata.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 """Formats by name, with their media types."""
 
 DEFAULT_QUALITY = 92
-"""Of JPEG and WebP, from 1 to 100."""
+"""Quality of JPEG and WebP, from 1 to 100."""
 
 _MAX_SIDE_PX = {"png": 2**31 - 1, "jpeg": 65500, "webp": 16383}
 _READ = ("PNG", "JPEG", "WEBP")
@@ -37,7 +37,7 @@ _ORIENTATION = 0x0112
 _PNG_DEPTH_AT = 24
 _DEEP_BITS = 16
 _GREY_PEAKS = {2: 3, 4: 15}
-"""Largest values of grey PNGs of few bits; Pillow spreads pixels over 8 bits, but not the value that is transparent."""
+"""Largest values of grey PNGs of 2 and 4 bits. Pillow scales pixels to 8 bits, but not the transparent value."""
 
 _WHAT = "a PNG, JPEG or WebP file"
 
@@ -53,7 +53,7 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-"""What Pillow raises over damaged files."""
+"""Errors that Pillow raises over damaged files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,29 +63,29 @@ class Picture:
     rgb: Array
     """(H, W, 3), uint8 or uint16; a grey picture has three equal channels."""
     alpha: Array | None = None
-    """(H, W) of the same dtype, 0 where nothing is seen; None where there is none."""
+    """(H, W) of the same dtype, 0 for transparent; None if the picture has no alpha."""
     is_grey: bool = False
-    """Whether it is to be grey when it is written."""
+    """Whether it is written as grey."""
     format: str = "png"
-    """Format that it came in, a word of ``FORMATS``."""
+    """Format of the file, a key of ``FORMATS``."""
     icc_profile: bytes | None = None
-    """What its numbers mean; None where that was not said."""
+    """Colour profile; None if the file has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureSize:
-    """What the header of a picture says."""
+    """Size of a picture, from its header."""
 
     width: int
     """In pixels, before it is turned upright."""
     height: int
     """In pixels, before it is turned upright."""
     num_bytes: int
-    """Most bytes of what a model is given for it, alpha included."""
+    """Most bytes of the model's input for it, alpha included."""
 
 
 def measure_picture(body: bytes, *, max_pixels: int) -> PictureSize:
-    """Read how large a picture is; nothing is decoded.
+    """Read the size of a picture without decoding it.
 
     Args:
         body: The whole file.
@@ -95,7 +95,7 @@ def measure_picture(body: bytes, *, max_pixels: int) -> PictureSize:
         Its size.
 
     Raises:
-        InvalidInputError: If it is empty, no picture, an animation, or has more pixels.
+        InvalidInputError: If the file is empty, no picture or an animation, or has more pixels.
     """
     with _opened(body, max_pixels) as image:
         frames = 2 if image.has_transparency_data else 1
@@ -103,7 +103,7 @@ def measure_picture(body: bytes, *, max_pixels: int) -> PictureSize:
 
 
 def decode_picture(body: bytes, *, max_pixels: int) -> Picture:
-    """Decode a picture; its size is read and checked before anything is allocated for it.
+    """Decode a picture, after its size is checked.
 
     Args:
         body: The whole file.
@@ -113,10 +113,11 @@ def decode_picture(body: bytes, *, max_pixels: int) -> Picture:
         The picture, turned upright.
 
     Raises:
-        InvalidInputError: If it is empty, no picture, damaged, an animation, or has more pixels.
+        InvalidInputError: If the file is empty, no picture, damaged or an animation, or has more pixels.
     """
     with _opened(body, max_pixels) as image:
-        orientation, profile = _orientation(image), image.info.get("icc_profile")
+        orientation = _orientation(image)
+        profile = image.info.get("icc_profile")
         name = "jpeg" if image.format == "MPO" else str(image.format).lower()
         if _is_deep(image, body):
             pixels: Array = decode_png16(body, max_pixels)
@@ -125,30 +126,30 @@ def decode_picture(body: bytes, *, max_pixels: int) -> Picture:
                 image.info["transparency"] = value * 255 // _GREY_PEAKS.get(body[_PNG_DEPTH_AT], 255)
             pixels, profile = _plain(image, profile)
     pixels = _turn(pixels, orientation)
-    channels = pixels.shape[2]
-    has_alpha, is_grey = channels in (2, 4), channels <= 2
+    has_alpha = pixels.shape[2] in (2, 4)
+    is_grey = pixels.shape[2] <= 2
     rgb = np.repeat(pixels[..., :1], 3, axis=2) if is_grey else np.ascontiguousarray(pixels[..., :3])
     return Picture(rgb, np.ascontiguousarray(pixels[..., -1]) if has_alpha else None, is_grey, name, profile)
 
 
 def check_encoding(picture: Picture, size: tuple[int, int], format_name: str, quality: int | None) -> None:
-    """Check before anything is computed that a result can be written.
+    """Check, before anything is computed, that a result can be written.
 
     Args:
-        picture: What will be written, as far as it is known.
+        picture: The picture; its pixels do not matter.
         size: (width, height) of the result in pixels.
-        format_name: A word of ``FORMATS``.
-        quality: From 1 to 100; None for the usual one.
+        format_name: A key of ``FORMATS``.
+        quality: From 1 to 100; None for the default.
 
     Raises:
-        InvalidInputError: If the format is unknown, or cannot hold the size, alpha or colour profile; or the quality makes no sense.
+        InvalidInputError: If the format is unknown or cannot hold the size, alpha or profile, or the quality is wrong.
     """
     if format_name not in FORMATS:
         raise InvalidInputError(f"format {format_name[:20]!r}", ", ".join(FORMATS))
     if quality is not None and not 1 <= quality <= 100:
         raise InvalidInputError(f"quality {quality}", "from 1 to 100")
     if quality is not None and format_name == "png":
-        raise InvalidInputError("quality for png, which loses nothing", "jpeg or webp", "Leave it out.")
+        raise InvalidInputError("quality for png, which is lossless", "jpeg or webp", "Leave it out.")
     if max(size) > _MAX_SIDE_PX[format_name]:
         raise InvalidInputError(
             f"a result of {size[0]}x{size[1]} as {format_name}",
@@ -169,9 +170,9 @@ def encode_picture(picture: Picture, format_name: str, quality: int | None = Non
     """Encode a picture.
 
     Args:
-        picture: What to write; 16 bits stay in a PNG, and are rounded to 8 elsewhere.
-        format_name: A word of ``FORMATS``.
-        quality: Of JPEG and WebP, from 1 to 100; None for 92.
+        picture: The picture; 16 bits stay in a PNG, and are rounded to 8 in other formats.
+        format_name: A key of ``FORMATS``.
+        quality: Quality of JPEG and WebP, from 1 to 100; None for 92.
 
     Returns:
         The whole file.
@@ -194,13 +195,13 @@ def encode_picture(picture: Picture, format_name: str, quality: int | None = Non
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     options: dict[str, Any] = {"icc_profile": profile} if profile else {}
     if format_name == "png":
-        options["compress_level"] = 3  # a third of the time of 6, for a few hundredths more bytes
+        options["compress_level"] = 3  # a third of the time of level 6, for a few percent more bytes
     else:
         options["quality"] = quality or DEFAULT_QUALITY
     if format_name == "jpeg":
         options["subsampling"] = 0
     if format_name == "webp" and picture.alpha is not None:
-        options["exact"] = True  # colours stay where nothing is seen
+        options["exact"] = True  # keep the colours of transparent pixels
     buffer = io.BytesIO()
     image.save(buffer, format_name.upper(), **options)
     return buffer.getvalue()
@@ -208,7 +209,7 @@ def encode_picture(picture: Picture, format_name: str, quality: int | None = Non
 
 @contextlib.contextmanager
 def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a picture of which no more than its header is read, and say what is wrong with it, also later within."""
+    """Open a picture, reading only its header. Errors of Pillow within the context become ours."""
     if not body:
         raise InvalidInputError("an empty body", _WHAT)
     try:
@@ -263,12 +264,12 @@ def _plain(image: Image.Image, profile: bytes | None) -> tuple[Array, bytes | No
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except _BROKEN:  # its EXIF is damaged; the picture need not be
+    except _BROKEN:  # damaged EXIF; the picture itself may be fine
         return 1
 
 
 def _turn(pixels: Array, orientation: int) -> Array:
-    """Turn a picture upright, by EXIF's numbers."""
+    """Turn a picture upright, by its EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -290,7 +291,7 @@ def _space(profile: bytes | None) -> bytes:
 
 
 def _add_profile(png: bytes, profile: bytes | None) -> bytes:
-    """Put a colour profile behind the header of a PNG."""
+    """Insert a colour profile after the header of a PNG."""
     if profile is None:
         return png
     data = b"iCCP" + b"icc\0\0" + zlib.compress(profile)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from ray.exceptions import RayError, RayTaskError
 
-from genai_ray.catalog import PeopleServing
+from genai_ray.catalog import WebOptions
 from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
@@ -146,7 +146,7 @@ def read_job(path: Path) -> VideoJob:
 
 
 class VideoRunner:
-    """Runs one job. It is an actor, not a task: ``ray.cancel`` of a task that is just ending aborts the caller's process.
+    """Runs one job. An actor, not a task: ``ray.cancel`` of a task that is just ending aborts the caller's process.
 
     Args:
         folder: The job's folder.
@@ -159,7 +159,7 @@ class VideoRunner:
         self._job_id = job_id
         self._request = request
 
-    def run(self, jobs: Any, limits: PeopleServing) -> dict[str, Any]:
+    def run(self, jobs: Any, limits: WebOptions) -> dict[str, Any]:
         """Run the job, or resume it from the finished segments in its folder.
 
         Args:
@@ -193,7 +193,7 @@ class VideoRunner:
         )
         return _summarize(report, request.models)
 
-    def _fetch(self, uri: str, limits: PeopleServing) -> Path:
+    def _fetch(self, uri: str, limits: WebOptions) -> Path:
         """Copy the video of a URI into the job's folder; it appears there whole or not at all."""
         partial = self._folder / "fetched.partial"
         fetch_untrusted(uri, partial, limits.max_video_bytes, limits.allowed_uris)

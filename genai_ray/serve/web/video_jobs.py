@@ -1,7 +1,7 @@
 """All video jobs: the actor that keeps them in a folder, and each replica's connection to it.
 
-Jobs do not run in the replicas that take requests. A job's folder holds its whole state, so that after the death of its process, of
-this actor or of the server it resumes from its finished segments. Only one server at a time uses a folder.
+Jobs do not run in the replicas that take requests. A job's folder holds its whole state: after the death of its
+process, of this actor or of the server it resumes from its finished segments. Only one server at a time uses a folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
-from genai_ray.catalog import PeopleServing
+from genai_ray.catalog import WebOptions
 from genai_ray.cluster.client.connection import start_on_head
 from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.enhance import Progress
@@ -70,7 +70,7 @@ class VideoDesk:
         options: Where jobs are kept, how many, how large, how long.
     """
 
-    def __init__(self, options: PeopleServing) -> None:
+    def __init__(self, options: WebOptions) -> None:
         self.folder = Path(options.videos_folder or cache_folder() / "videos").absolute()
         self.actor_name = f"videos:{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
         self._options = options
@@ -117,7 +117,7 @@ class VideoDesk:
             time.sleep(_RETRY_S)
 
 
-def resume_videos(options: PeopleServing) -> None:
+def resume_videos(options: WebOptions) -> None:
     """Resume the jobs that an earlier server left. It blocks: call it on a thread.
 
     Args:
@@ -139,7 +139,7 @@ class VideoJobs:
         options: How many, how large, how long.
     """
 
-    def __init__(self, folder: str, options: PeopleServing) -> None:
+    def __init__(self, folder: str, options: WebOptions) -> None:
         self._folder = Path(folder)
         self._options = options
         self._jobs: dict[str, VideoJob] = {}
@@ -347,7 +347,7 @@ class VideoJobs:
         }
 
     def _bytes_of(self, job: VideoJob) -> int:
-        """Return the bytes of a job's video, or of its result. A video that is not fetched yet counts as the largest."""
+        """Return the bytes of a job's video, or of its result. A video that is not fetched yet counts in full."""
         name = "result" if job.is_over else SOURCE
         path = next((self._folder / job.job_id).glob(f"{name}.*"), None)
         if path is not None:
@@ -367,7 +367,7 @@ class VideoJobs:
                 self._bytes.pop(job.job_id, None)
 
     async def _maintain(self) -> None:
-        """Forget jobs that were kept long enough, and exit when none is left. What a failing disk refuses is tried again."""
+        """Forget jobs that were kept long enough, and exit when none is left. Retry what a failing disk refuses."""
         keep_s = self._options.keep_videos_s
         while True:
             now_s = time.time()

@@ -1,4 +1,4 @@
-"""``/v1/videos``: submit a video, look at its job, fetch the result, cancel. ``video_jobs`` keeps the jobs themselves."""
+"""``/v1/videos``: submit a video, look at its job, download the result, cancel it. ``video_jobs`` keeps the jobs."""
 
 from __future__ import annotations
 

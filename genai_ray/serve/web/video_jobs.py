@@ -29,15 +29,7 @@ from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.enhance import Progress
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError, TooManyRequestsError
 from genai_ray.files import cache_folder
-from genai_ray.serve.web.video_job import (
-    SOURCE,
-    TRIES,
-    VideoJob,
-    VideoRequest,
-    VideoRunner,
-    explain_failure,
-    read_job,
-)
+from genai_ray.serve.web.video_job import SOURCE, TRIES, VideoJob, VideoRequest, VideoRunner, explain_failure, read_job
 
 __all__ = ["VideoDesk", "VideoJobs", "resume_videos"]
 

@@ -291,8 +291,7 @@ def _check_chain(targets: Sequence[Target], params: dict[str, float]) -> None:
     if len(ways) > 1:
         names = [target.model.name for target in targets]
         raise ConfigError(
-            f"{names} in one chain, which are served in {len(ways)} ways",
-            "one backend, precision and device for all",
+            f"{names} in one chain, which are served in {len(ways)} ways", "one backend, precision and device for all"
         )
     ((backend, precision, device, _),) = ways
     options = EnhanceOptions(

@@ -584,6 +584,7 @@ def test_no_history_of_requests_breaks_an_invariant(own_clock):
 
 
 @pytest.mark.slow
+@pytest.mark.longest  # a hundred shorter histories run every time
 def test_no_long_history_of_requests_breaks_an_invariant(own_clock):
     run(1000, 80)
 

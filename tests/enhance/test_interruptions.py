@@ -66,7 +66,7 @@ def environment(temporary):
     return {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"} | {"TMPDIR": str(temporary)}
 
 
-@pytest.mark.parametrize("after", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("after", [1, pytest.param(8, marks=[pytest.mark.slow, pytest.mark.longest])])
 def test_a_killed_job_goes_on_where_it_stopped(source, undisturbed, tmp_path, after):
     output = tmp_path / "b.mkv"
     job = start("enhance", source, "-o", output, *MODEL)
@@ -230,7 +230,7 @@ def test_a_machine_that_is_held_up_for_seconds_loses_nothing(source, undisturbed
     [
         lambda job, output: len(segments(output)) >= 2,
         pytest.param(lambda job, output: find(job, "ray::CacheActor"), marks=[pytest.mark.slow, pytest.mark.longest]),
-        pytest.param(lambda job, output: find(job, "ray::SessionActor"), marks=pytest.mark.slow),
+        pytest.param(lambda job, output: find(job, "ray::SessionActor"), marks=[pytest.mark.slow, pytest.mark.longest]),
         pytest.param(lambda job, output: len(segments(output)) >= 19, marks=[pytest.mark.slow, pytest.mark.longest]),
     ],
     ids=["segments", "cache", "session", "end"],

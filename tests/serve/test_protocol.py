@@ -233,6 +233,7 @@ def test_nothing_sent_does_worse_than_a_typed_error(content, tail, length):
 
 
 @pytest.mark.slow
+@pytest.mark.longest  # 300 requests of the same kinds are sent in every run
 @given(*FUZZ)
 @settings(max_examples=6000, deadline=None)
 def test_nothing_sent_does_worse_than_a_typed_error_in_the_long_run(content, tail, length):

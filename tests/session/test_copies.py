@@ -37,9 +37,13 @@ def test_a_copy_is_asked_for_before_it_is_loaded(heavy):
             assert after - before < 1.1 * wanted
 
 
-@pytest.mark.slow
-def test_copies_take_turns_where_there_is_no_room(heavy):
-    path, expected = heavy
+def run_alone(function, *args):
+    """Call a function in a process of its own: what other tests left in this one, or free meanwhile, would be counted."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(function, *args).result()
+
+
+def use_copies_in_turn(path, expected):
     with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE), reserve=lambda _: False)) as session:
         session.warmup()
         warm = session.memory_bytes
@@ -54,8 +58,12 @@ def test_copies_take_turns_where_there_is_no_room(heavy):
         assert session.memory_bytes - warm < WEIGHT_BYTES / 2
 
 
-def call_within_half_a_copy_more(path, expected):
-    """Measure a session, then give another one half a copy more, and use every kind of tensors."""
+@pytest.mark.slow
+def test_copies_take_turns_where_there_is_no_room(heavy):
+    run_alone(use_copies_in_turn, *heavy)
+
+
+def use_copies_within_a_limit(path, expected):
     with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE))) as session:
         session.warmup()
         limit = session.memory_bytes + WEIGHT_BYTES // 2
@@ -68,9 +76,7 @@ def call_within_half_a_copy_more(path, expected):
 
 @pytest.mark.slow
 def test_the_limit_of_a_session_alone_is_kept_to(heavy):
-    # In a process of its own: what other tests left in this one, and free meanwhile, would count.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(call_within_half_a_copy_more, *heavy).result()
+    run_alone(use_copies_within_a_limit, *heavy)
 
 
 class Runtime:

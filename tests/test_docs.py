@@ -1,0 +1,104 @@
+"""The paths and links of the documents are true: each step of a path exists, and its caller names it."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+MAX_FILES = {"The path of a frame": 20, "The path of a request": 10}
+STEP = re.compile(r"^(\d+)\. `([\w/]+\.py)::([\w.]+)`(?:, called by step (\d+))?", re.MULTILINE)
+
+
+def section(title):
+    return PAGE.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def steps_of(title):
+    """Return (number, file, name, number of the caller) of each step."""
+    found = STEP.findall(section(title))
+    return [(int(number), file, name, int(caller or int(number) - 1)) for number, file, name, caller in found]
+
+
+@cache
+def parse(file):
+    return ast.parse((ROOT / "genai_ray" / file).read_text())
+
+
+def find(file, name):
+    """Return the node of a function or class of a file; None if there is none."""
+    node = parse(file)
+    for part in name.split("."):
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        found = [child for child in getattr(node, "body", ()) if isinstance(child, kinds) and child.name == part]
+        if not found:
+            return None
+        node = found[-1]
+    return node
+
+
+def names_in(node):
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name):
+            yield child.id
+        elif isinstance(child, ast.Attribute):
+            yield child.attr
+
+
+def names_of(file, name):
+    """Return what a function names, itself or by a constant of its module."""
+    names = set(names_in(find(file, name)))
+    for node in parse(file).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if (
+            isinstance(node, ast.Assign | ast.AnnAssign)
+            and node.value is not None
+            and names & {getattr(target, "id", "") for target in targets}
+        ):
+            names |= set(names_in(node.value))
+    return names
+
+
+@pytest.mark.parametrize("title", MAX_FILES)
+def test_each_step_of_a_path_is_named_by_its_caller(title):
+    steps = steps_of(title)
+    assert [number for number, *_ in steps] == list(range(1, len(steps) + 1))
+    assert len(steps) == len(re.findall(r"^\d+\. ", section(title), re.MULTILINE)) > 5
+    places = {number: (file, name) for number, file, name, _ in steps}
+    for number, file, name, caller in steps:
+        assert find(file, name) is not None, f"step {number}: no {name} in {file}"
+        if number > 1:
+            assert name.rpartition(".")[2] in names_of(*places[caller]), (
+                f"step {caller} does not name step {number}, {name}"
+            )
+
+
+@pytest.mark.parametrize(("title", "most"), MAX_FILES.items())
+def test_a_path_passes_few_files(title, most):
+    assert len({file for _, file, _, _ in steps_of(title)}) <= most
+
+
+def test_every_room_of_the_table_exists():
+    for place in re.findall(r"^\| `((?:serve|cluster|enhance)/\w+)` \|", PAGE, re.MULTILINE):
+        assert (ROOT / "genai_ray" / place).is_dir(), place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page):
+    for place in re.findall(r"`((?:genai_ray|tests|docs|configs|deployments)/[\w/.*]+)`", page.read_text()):
+        assert any(ROOT.glob(place.rstrip("/"))) or "NAME" in place, place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page):
+    for place, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", page.read_text())):
+        target = (page.parent / place) if place else page
+        assert target.exists(), place
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings], (
+            anchor
+        )

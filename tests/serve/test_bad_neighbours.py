@@ -239,7 +239,7 @@ def test_a_model_that_is_kept_is_replaced_and_kept_on(models, ray_session):  # n
             Preload(ModelCache(name="people")) for _ in range(2)
         ]  # the endpoint's own process has one, and each replica
         for each in standing:
-            each.bring(Repository(models, ()).models())
+            each.update(Repository(models, ()).models())
         (before,) = kept()
         add_number(models / "kept.onnx", 20)
         assert ask(app, "POST", "/v2/repository/models/kept/load", b"{}")[0] == 200

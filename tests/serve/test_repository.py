@@ -340,11 +340,11 @@ def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
     with ending(ModelCache(2_000_000_000, name="standing")) as cache:
         standing = Preload(cache)
         with pytest.raises(errors.ModelLoadError, match="broken"):  # it keeps the others from nothing
-            standing.bring(Repository(models, ()).models())
+            standing.update(Repository(models, ()).models())
         assert stays() == {"one.onnx": (True, False), "model.onnx": (False, True)}
         for name in ("broken", "one", "many"):
             (models / f"{name}.serve.yaml").unlink()
-        standing.bring(Repository(models, ()).models())
+        standing.update(Repository(models, ()).models())
         assert stays() == {"one.onnx": (False, False), "model.onnx": (False, False)}
 
 

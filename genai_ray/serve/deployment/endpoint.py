@@ -147,7 +147,7 @@ class Endpoint:
             self._start_ray(self._folder)
             self._start_serve()
             self._preload = Preload(ModelCache(name=profile.cache))
-            self._preload.bring(repository.models())
+            self._preload.update(repository.models())
         except BaseException:
             self.stop()
             raise

@@ -161,7 +161,7 @@ class Ingress(InferenceServicer):
     async def _preload_models(self) -> None:
         """Load and pin the models that are to be preloaded, also after the model repository has changed."""
         try:
-            await self.engine.call(self._preload.bring, self.engine.repository.models())
+            await self.engine.call(self._preload.update, self.engine.repository.models())
         except GenAIRayError as exc:
             _log.warning("a model was not preloaded: %s", exc)
 

@@ -8,7 +8,6 @@ In the order of a request:
 * ``limits``: how many requests and bytes one replica takes.
 * ``batching``: waiting requests of one model go to its session in one call.
 * ``statistics``: what was computed. ``preload``: models that are loaded before a request asks for them.
-* ``error_text``: error texts without local folders.
 """
 
 __all__: list[str] = []

@@ -42,23 +42,23 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "BYTES": np.dtype(object),
 }
-"""The protocol's datatypes and what numpy holds them in; ``BYTES`` is an object array of ``bytes`` or ``str``."""
+"""Datatypes and the numpy types that hold them; ``BYTES`` is an object array of ``bytes`` or ``str``."""
 
 _NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorMetadata:
-    """What a model says of one of its inputs or outputs."""
+    """What a model says about one of its inputs or outputs."""
 
     name: str
     """Name in the graph."""
     datatype: str
-    """A word of ``DATATYPES``."""
+    """A key of ``DATATYPES``."""
     shape: tuple[int, ...]
-    """Sizes of the axes; -1 where free."""
+    """Sizes of the axes; -1 for a free one."""
     is_rank_known: bool = True
-    """Whether the model says how many axes there are; if not, ``shape`` is a single -1 and tensors of any rank are taken."""
+    """Whether the model says how many axes there are; if not, ``shape`` is (-1,) and tensors of any rank fit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,11 +66,11 @@ class Tensor:
     """One named tensor of a request or a response."""
 
     name: str
-    """Its name."""
+    """Name of the input or output."""
     datatype: str
-    """A word of ``DATATYPES``."""
+    """A key of ``DATATYPES``."""
     array: Array
-    """Its values, in its shape; may be read-only."""
+    """The values, in their shape; may be read-only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class RequestedOutput:
     """One output that a request asks for."""
 
     name: str
-    """Its name."""
+    """Name of the output."""
     binary: bool
-    """Whether it shall come as binary data."""
+    """Whether it goes out as binary data."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,51 +90,51 @@ class InferRequest:
     inputs: tuple[Tensor, ...]
     """The inputs, in the order of the request."""
     outputs: tuple[RequestedOutput, ...] | None = None
-    """What is asked for; None for every output."""
+    """The outputs to return; None for every output."""
     id: str | None = None
-    """The caller's name for the request, given back unchanged."""
+    """The client's name for the request; the response repeats it."""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     """Parameters of the request."""
     binary_default: bool = False
-    """Whether outputs are binary that the request does not name."""
+    """Whether outputs that the request does not name go out as binary data."""
 
     def wants_binary(self, output: str) -> bool:
-        """Tell how an output shall come.
+        """Tell whether an output goes out as binary data, not as JSON.
 
         Args:
-            output: Its name.
+            output: Name of the output.
 
         Returns:
-            Whether as binary data, not as JSON.
+            Whether it does.
         """
         return next((asked.binary for asked in self.outputs or () if asked.name == output), self.binary_default)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferResponse:
-    """The answer to a request."""
+    """The response to a request."""
 
     model_name: str
-    """The model's name, as it was asked for."""
+    """Name of the model."""
     outputs: tuple[Tensor, ...]
-    """The outputs, in the order they were asked for."""
+    """The outputs, in the order of the request."""
     model_version: str = "1"
-    """The model's version."""
+    """Version of the model."""
     id: str | None = None
     """The request's ``id``."""
 
 
 def datatype_of(array: Array) -> str:
-    """Return the protocol's word for a numpy array's type.
+    """Return the datatype of a numpy array.
 
     Args:
         array: Any array.
 
     Returns:
-        A word of ``DATATYPES``; ``BYTES`` for strings.
+        A key of ``DATATYPES``; ``BYTES`` for strings.
 
     Raises:
-        InvalidInputError: If the protocol has none.
+        InvalidInputError: If the protocol has no such datatype.
     """
     if array.dtype.kind in "OSU":
         return "BYTES"

@@ -35,7 +35,6 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 RETRY_LATER = "Send it again later."
-_SMALLER = "Send fewer or smaller ones."
 
 LARGE_JSON_BYTES = 1 << 16
 """More bytes than this are read and written on a thread, if each value is converted, as in JSON."""
@@ -319,12 +318,8 @@ def check_frame_sizes(frames: Array, scale: int, profile: ServeProfile) -> None:
             f"frames of {width}x{height}", f"{profile.max_frame_pixels} pixels each", "Send smaller ones."
         )
     size = frames.nbytes * scale**2
-    if size > profile.max_output_bytes:
-        raise InvalidInputError(
-            f"frames of {list(frames.shape)}, whose result has {size} bytes",
-            f"{profile.max_output_bytes} bytes",
-            _SMALLER,
-        )
+    got = f"frames of {list(frames.shape)}, whose result has {size} bytes"
+    _check_size(got, size, profile.max_output_bytes)
 
 
 def max_frames_together(frames: Array, scale: int, profile: ServeProfile) -> int:
@@ -354,8 +349,8 @@ def check_tensor_sizes(feeds: Mapping[str, Array], spec: ModelSpec, profile: Ser
         InvalidInputError: If the result would be too large.
     """
     size = max((array.nbytes for array in feeds.values()), default=0) * spec.scale**2
-    if spec.is_image_model and spec.task is not ModelTask.BACKGROUND_REMOVAL and size > profile.max_output_bytes:
-        raise InvalidInputError(f"inputs whose result has {size} bytes", f"{profile.max_output_bytes} bytes", _SMALLER)
+    if spec.is_image_model and spec.task is not ModelTask.BACKGROUND_REMOVAL:
+        _check_size(f"inputs whose result has {size} bytes", size, profile.max_output_bytes)
 
 
 def bytes_of(array: Array) -> int:
@@ -381,12 +376,8 @@ def check_json_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
         InvalidInputError: If it is too large.
     """
     size = sum(map(bytes_of, arrays))
-    if size > profile.max_json_bytes:
-        raise InvalidInputError(
-            f"inputs whose result has {size} bytes, as JSON",
-            f"{profile.max_json_bytes} bytes",
-            "Ask for it as binary data.",
-        )
+    do = "Ask for it as binary data."
+    _check_size(f"inputs whose result has {size} bytes, as JSON", size, profile.max_json_bytes, do)
 
 
 def check_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
@@ -400,5 +391,9 @@ def check_result(arrays: Iterable[Array], profile: ServeProfile) -> None:
         InvalidInputError: If it is too large.
     """
     size = sum(map(bytes_of, arrays))
-    if size > profile.max_output_bytes:
-        raise InvalidInputError(f"inputs whose result has {size} bytes", f"{profile.max_output_bytes} bytes", _SMALLER)
+    _check_size(f"inputs whose result has {size} bytes", size, profile.max_output_bytes)
+
+
+def _check_size(got: str, num_bytes: int, max_bytes: int, do: str = "Send fewer or smaller ones.") -> None:
+    if num_bytes > max_bytes:
+        raise InvalidInputError(got, f"{max_bytes} bytes", do)

@@ -1,4 +1,4 @@
-"""Models that are there before anybody asks for them: preloaded, pinned, or kept on several devices."""
+"""Models that are loaded before a request asks for them: preloaded, pinned, or kept on several devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Preload"]
 
 
 class Preload:
-    """What one process keeps there; where several keep the same models, nothing is loaded twice.
+    """The models that one process keeps loaded; several processes may keep the same ones, and nothing is loaded twice.
 
     Args:
         cache: The client.
@@ -23,17 +23,17 @@ class Preload:
     def __init__(self, cache: ModelCache) -> None:
         self._cache = cache
         self._lock = threading.Lock()
-        self._brought: dict[str, ServedModel] = {}
+        self._loaded: dict[str, ServedModel] = {}
         self._leases: dict[str, Lease] = {}
 
-    def bring(self, models: Sequence[ServedModel]) -> None:
-        """Load what is to be there and is not, pin what is pinned, lease what is kept on several devices, and let go what is not any more.
+    def update(self, models: Sequence[ServedModel]) -> None:
+        """Load, pin and lease models as their options say, and release those that have changed or are gone.
 
         Args:
-            models: What is offered; those that were brought already, and have not changed, are left alone.
+            models: The models on offer; those that have not changed since the last call are left alone.
 
         Raises:
-            GenAIRayError: If one cannot be loaded: the first error; the others are there.
+            GenAIRayError: The first error, if models cannot be loaded; the others are loaded.
         """
         wanted = {
             model.name: model
@@ -42,40 +42,41 @@ class Preload:
         }
         errors: list[GenAIRayError] = []
         with self._lock:
-            for name in [name for name, model in self._brought.items() if wanted.get(name) != model]:
-                self._let_go(name, wanted.get(name))
-            for name in [name for name in wanted if name not in self._brought]:
+            for name in [name for name, model in self._loaded.items() if wanted.get(name) != model]:
+                self._release(name, wanted.get(name))
+            for name in [name for name in wanted if name not in self._loaded]:
                 try:
-                    self._bring(wanted[name])
+                    self._load(wanted[name])
                 except GenAIRayError as exc:
                     errors.append(exc)
         if errors:
             raise errors[0]
 
     def release(self) -> None:
-        """Give the leases back."""
+        """Give all leases back."""
         with self._lock:
             for lease in self._leases.values():
                 lease.release()
             self._leases = {}
 
-    def _bring(self, model: ServedModel) -> None:
-        serving, request = model.serving, model.request()
+    def _load(self, model: ServedModel) -> None:
+        serving = model.serving
+        request = model.request()
         if serving.preload or serving.pin:
             open_session(self._cache, request).touch()
         if serving.pin:
             self._cache.pin(model.source())
         if serving.min_replicas:
             self._leases[model.name] = self._cache.lease([request], replicas=serving.min_replicas, follows_file=True)
-        self._brought[model.name] = model
+        self._loaded[model.name] = model
 
-    def _let_go(self, name: str, instead: ServedModel | None) -> None:
-        """Give back what is kept of a model that has changed, or is not offered any more."""
-        before, lease = self._brought.pop(name), self._leases.pop(name, None)
+    def _release(self, name: str, now: ServedModel | None) -> None:
+        """Release a model that has changed, or is no longer on offer."""
+        before = self._loaded.pop(name)
+        lease = self._leases.pop(name, None)
         if lease is not None:
             lease.release()
-        if before.serving.pin and not (
-            instead is not None and instead.serving.pin and instead.source() == before.source()
-        ):
-            with contextlib.suppress(GenAIRayError):  # it is not loaded any more
+        is_still_pinned = now is not None and now.serving.pin and now.source() == before.source()
+        if before.serving.pin and not is_still_pinned:
+            with contextlib.suppress(GenAIRayError):  # it may have been evicted
                 self._cache.unpin(before.source())

@@ -1,4 +1,4 @@
-"""What the endpoint offers: names, versions and options; the only way from a name in a request to a file."""
+"""The models on offer: names, versions and options; the only way from a name in a request to a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Repository", "ServedModel"]
 
 _MODEL = ".onnx"
 _NOTES = {
-    "stats": "what it takes and gives is told at /v2/models/stats/versions/VERSION: /v2/models/stats has the statistics of all models"
+    "stats": "its metadata is at /v2/models/stats/versions/VERSION: /v2/models/stats has the statistics of all models"
 }
 _VERSION = re.compile(r"[0-9]{1,18}")
 _log = logging.getLogger(__name__)
@@ -29,24 +29,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model that may be asked for."""
+    """One model on offer."""
 
     name: str
     """Its name in requests."""
     versions: Mapping[str, str]
-    """What the cache is asked for, an id of the catalog or the path of a file, by version; versions are decimal numbers."""
+    """What the cache is asked for, by version: an id of the catalog, a path or a URI; versions are decimal numbers."""
     serving: ModelServing = field(default_factory=ModelServing)
     """How it is served."""
     stamps: Mapping[str, str] = field(default_factory=dict)
-    """What tells one state of a file from another, by version; only of URIs, as they were when they were listed."""
+    """States of files by version, as they were listed; only for URIs."""
     fault: tuple[str, str, str] | None = None
-    """Why it cannot be served, as the fields of an error: its file of options is wrong. None if it can."""
+    """Fields of the error if its file of options is wrong, so that it cannot be served; else None."""
     note: str = ""
-    """What whoever put it there should know."""
+    """What the owner of the file should know."""
 
     @property
     def latest(self) -> str:
-        """The highest version: what a request means that names none."""
+        """The highest version: that of a request that names none."""
         return max(self.versions, key=int)
 
     def source(self, version: str = "") -> str:
@@ -56,7 +56,7 @@ class ServedModel:
             version: A version; empty for the highest.
 
         Returns:
-            Id or path.
+            Id, path or URI.
 
         Raises:
             ModelNotFoundError: If there is no such version.
@@ -69,13 +69,13 @@ class ServedModel:
         return found
 
     def stamp(self, version: str = "") -> str:
-        """Return what changes when the file of a version changes.
+        """Return a text that changes whenever the file of a version does.
 
         Args:
             version: A version; empty for the highest.
 
         Returns:
-            A text; that of a local file, and of the spec beside it, is asked for now: a call that may wait for a disk.
+            The text. For a local file and the spec beside it, this asks the disk, and may block.
 
         Raises:
             ModelNotFoundError: If there is no such version.
@@ -86,7 +86,7 @@ class ServedModel:
         return f"{_state_of(source)} {_state_of(source[: -len(_MODEL)] + '.yaml')}"
 
     def is_local(self, version: str = "") -> bool:
-        """Tell whether a version is a file that somebody may change: neither a model of the catalog nor a URI.
+        """Tell whether a version is a local file, neither a model of the catalog nor a URI.
 
         Args:
             version: A version; empty for the highest.
@@ -101,13 +101,13 @@ class ServedModel:
         return source.lower().endswith(_MODEL) and not is_remote(source)
 
     def request(self, version: str = "") -> SessionRequest:
-        """Return which session computes it.
+        """Return which session computes a version.
 
         Args:
             version: A version; empty for the highest.
 
         Returns:
-            The request for the cache.
+            The request to the cache.
 
         Raises:
             ModelNotFoundError: If there is no such version.
@@ -126,7 +126,7 @@ class ServedModel:
         )
 
     def key(self, version: str = "") -> tuple[str, ...]:
-        """Return which sessions of the cache compute it; the same model in another precision, or for another device, is somebody else's.
+        """Return the key of the sessions that compute a version: model, backend, precision and device.
 
         Args:
             version: A version; empty for the highest.
@@ -141,25 +141,26 @@ class ServedModel:
 
 
 class Repository:
-    """The models of the catalog and of a folder, which may be that of a URI.
+    """The models of the catalog and of a folder.
 
-    A folder holds ``NAME.onnx``, with a ``NAME.yaml`` beside it where its spec was saved, and ``NAME/1/model.onnx``, one folder a version;
-    ``NAME.serve.yaml`` says how a model is served. A model of the folder replaces one of the catalog of the same name.
+    A folder holds ``NAME.onnx``, perhaps with its saved spec ``NAME.yaml``, or ``NAME/1/model.onnx`` with one folder a version;
+    ``NAME.serve.yaml`` has options of serving. A model of the folder replaces one of the catalog of the same name.
 
     Args:
-        folder: The folder, as path or URI; None for the catalog alone. Of a URI nothing is fetched before it is asked for but files of options.
-        ids: Ids or aliases of the catalog that are offered; None for every one whose file is on this machine.
-        serving: Options of models that have no file of their own.
+        folder: The folder, as path or URI; None for the catalog alone. From a URI only files of options are fetched before a request needs a model.
+        ids: Ids or aliases of the catalog to offer; None for all whose file is on this machine.
+        serving: Options of models without a file of options.
 
     Raises:
-        ConfigError: If the folder is not there or cannot be listed.
-        ModelNotFoundError: If an id is not known.
+        ConfigError: If the folder does not exist or cannot be listed.
+        ModelNotFoundError: If an id is unknown.
     """
 
     def __init__(
         self, folder: str | Path | None, ids: tuple[str, ...] | None = None, serving: ModelServing | None = None
     ) -> None:
-        self._folder, self._serving = None if folder is None else to_place(folder), serving or ModelServing()
+        self._folder = None if folder is None else to_place(folder)
+        self._serving = serving or ModelServing()
         self._lock = threading.Lock()
         self._catalog = {model_id: ServedModel(model_id, {"1": model_id}, self._serving) for model_id in _offered(ids)}
         self._models: dict[str, ServedModel] = {}
@@ -169,7 +170,7 @@ class Repository:
         """Look at the folder again.
 
         Raises:
-            ConfigError: If it is not there or cannot be listed; what was offered before stays.
+            ConfigError: If it does not exist or cannot be listed; the models on offer stay the same.
         """
         models = dict(self._catalog)
         if self._folder is not None:
@@ -178,7 +179,7 @@ class Repository:
             self._models = models
 
     def models(self) -> list[ServedModel]:
-        """Return every model, sorted by name.
+        """Return all models on offer, sorted by name.
 
         Returns:
             The models.
@@ -190,18 +191,16 @@ class Repository:
         """Return a model by its name.
 
         Args:
-            name: Its name; aliases of the catalog do as well.
+            name: Name of the model, or an alias of the catalog.
 
         Returns:
             The model.
 
         Raises:
-            ModelNotFoundError: If there is none; names near it are in the text.
+            ModelNotFoundError: If there is none; its text has similar names.
         """
         with self._lock:
-            found = self._models.get(name)
-            if found is None:
-                found = self._models.get(_canonical(name))
+            found = self._models.get(name) or self._models.get(_canonical(name))
             if found is None:
                 near = difflib.get_close_matches(name[:100], self._models, n=3, cutoff=0.5)
                 hint = f"Did you mean {' or '.join(near)}?" if near else "POST /v2/repository/index lists them."
@@ -236,7 +235,7 @@ def _canonical(name: str) -> str:
 def _state_of(path: str) -> str:
     try:
         return str(find_facts(path))
-    except VideoError as exc:  # whoever reads it says so
+    except VideoError as exc:  # the error of whatever reads the file will say so
         return str(exc)
 
 
@@ -249,7 +248,7 @@ def _is_text(name: str) -> bool:
 
 
 def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
-    """Return what a folder has; of a URI nothing is fetched but the files of options."""
+    """Return the models of a folder; from a URI only the files of options are fetched."""
     found: dict[str, dict[str, str]] = {}
     options: dict[str, str] = {}
     alone: dict[str, str] = {}
@@ -257,7 +256,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
         for relative, place in list_files(folder, ("*", "*/*/*")):
             name, *version = (unquote(relative) if place.startswith(("http://", "https://")) else relative).split("/")
             if not _is_text(relative):
-                _log.warning("%r is left out: its name is no UTF-8", place)
+                _log.warning("%r is left out: its name is not UTF-8", place)
                 continue
             if len(version) == 2 and version[1] == f"model{_MODEL}" and _VERSION.fullmatch(version[0]):
                 found.setdefault(name, {})[str(int(version[0]))] = place
@@ -272,7 +271,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
     except VideoError as exc:
         raise ConfigError(
             f"model repository {folder}: {exc.got}",
-            "a folder that is there, on every node, or the URI of one that can be listed",
+            "a folder that every node can read, or the URI of one that can be listed",
         ) from exc
     notes = _NOTES | {
         name: f"{name}{_MODEL} is left out, since {name}/1/model{_MODEL} is version 1 as well" for name in doubled
@@ -282,7 +281,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
 
 
 def _stamps_of(places: Sequence[str]) -> dict[str, str]:
-    """Return the states of files of a store; if it tells one of them, another that it does not tell is that one's trouble."""
+    """Return the states of files of a store; a file without one gets the error text, but if no file has one, the store is at fault."""
     stamps: dict[str, str] = {}
     refusals: list[VideoError] = []
     for place in places:
@@ -299,7 +298,7 @@ def _stamps_of(places: Sequence[str]) -> dict[str, str]:
 def _build(
     name: str, versions: dict[str, str], options: str | None, serving: ModelServing, stamps: Mapping[str, str]
 ) -> ServedModel:
-    """Return one model; a wrong file of options is its own trouble alone."""
+    """Return one model; a wrong file of options is a fault of this model alone."""
     sources = {version: canonical_id(place) for version, place in versions.items()}
     fault = None
     if options is not None:
@@ -307,7 +306,6 @@ def _build(
             serving = load_model_serving(options)
         except ConfigError as exc:
             _log.warning("model %s is not served: %s", name, exc)
-            fault = exc.got, exc.allowed, exc.do
-    return ServedModel(
-        name, sources, serving, {version: stamps.get(place, "") for version, place in versions.items()}, fault
-    )
+            fault = (exc.got, exc.allowed, exc.do)
+    states = {version: stamps.get(place, "") for version, place in versions.items()}
+    return ServedModel(name, sources, serving, states, fault)

@@ -1,4 +1,4 @@
-"""What has been computed, in the words of the protocol's statistics; kept for all replicas together."""
+"""What was computed, as the protocol's statistics have it, and the figures of all replicas together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["BOUNDS_S", "ModelCounts", "Statistics"]
 
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper ends of the buckets that durations of requests are counted in, in seconds."""
+"""Upper bounds of the buckets for durations of requests, in seconds."""
 
 
 @dataclass(slots=True)
@@ -37,9 +37,9 @@ class ModelCounts:
     """Figures of one version of one model."""
 
     parts: dict[str, _Duration] = field(default_factory=lambda: {name: _Duration() for name in _PARTS})
-    """By the names of the protocol."""
+    """Durations by their names in the protocol."""
     batches: dict[int, _Duration] = field(default_factory=dict)
-    """Calls by the number of elements in them."""
+    """Calls of the session by the number of elements in them."""
     inferences: int = 0
     """Elements computed: frames, or requests for raw tensors."""
     executions: int = 0
@@ -47,14 +47,14 @@ class ModelCounts:
     last_ms: int = 0
     """When the last request came, in milliseconds of the epoch."""
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
-    """Successful requests by how long they took; the last is for those above all bounds."""
+    """Successful requests by duration; the last bucket is above all bounds."""
 
     def note(self, part: str, ns: int) -> None:
         """Count one duration.
 
         Args:
-            part: Which.
-            ns: Nanoseconds.
+            part: Its name in the protocol.
+            ns: The duration in nanoseconds.
         """
         self.parts[part].add(ns)
         if part == "success":
@@ -66,17 +66,17 @@ class ModelCounts:
 
         Args:
             size: Elements in it.
-            ns: Nanoseconds that it took.
+            ns: Its duration in nanoseconds.
         """
         self.executions += 1
         self.inferences += size
         self.batches.setdefault(size, _Duration()).add(ns)
 
     def merge(self, other: ModelCounts) -> None:
-        """Add the figures of another part of the time.
+        """Add other figures of the same model.
 
         Args:
-            other: They.
+            other: The other figures.
         """
         for name, duration in other.parts.items():
             self.parts[name].add(duration.ns, duration.count)
@@ -109,28 +109,28 @@ class ModelCounts:
 
 
 class Statistics:
-    """Figures of all models; a replica's since it told them last, or all of them."""
+    """Figures of all models: of one replica since it last reported, or of all replicas."""
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str], ModelCounts] = {}
         self.responses: Counter[tuple[str, str]] = Counter()
         self.scans = 0
-        """How often somebody made a replica look at the model repository: the others look when this has grown."""
+        """How often clients made a replica look at the model repository; the other replicas look when this grows."""
 
     def of(self, model: str, version: str) -> ModelCounts:
-        """Return the figures of a model.
+        """Return the figures of a model, to be added to.
 
         Args:
-            model: Its name.
-            version: Its version.
+            model: Name of the model.
+            version: Version of the model.
 
         Returns:
-            The figures, to be added to.
+            The figures.
         """
         return self.counts.setdefault((model, version), ModelCounts())
 
     def note_response(self, protocol: str, status: str) -> None:
-        """Count an answer.
+        """Count a response.
 
         Args:
             protocol: ``http`` or ``grpc``.
@@ -142,7 +142,7 @@ class Statistics:
         """Add what a replica counted.
 
         Args:
-            other: Its figures.
+            other: Figures of the replica.
         """
         for (model, version), more in other.counts.items():
             self.of(model, version).merge(more)
@@ -150,7 +150,7 @@ class Statistics:
         self.scans += other.scans
 
     def take(self) -> Statistics:
-        """Return what was counted, and begin anew.
+        """Return the figures, and start again from zero.
 
         Returns:
             The figures.

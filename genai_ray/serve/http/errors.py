@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
@@ -20,9 +21,8 @@ from genai_ray.errors import (
     ResourceExhaustedError,
     TooManyRequestsError,
 )
-from genai_ray.serve.engine.error_text import without_folders
 
-__all__ = ["EXCEPTION_HANDLERS", "STATUSES", "error_response", "status_of"]
+__all__ = ["EXCEPTION_HANDLERS", "STATUSES", "error_response", "status_of", "without_folders"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ STATUSES: tuple[tuple[type[GenAIRayError], int], ...] = (
     (GenAIRayError, 503),
 )
 """The status of each error: the first row that fits. The last row is for models that cannot be loaded."""
+
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?!v[12]/)(?:[^/\n'\":;,()]+/)+(?=[^/\s])")
+"""An absolute path without its last part; the routes of the endpoint, /v1/ and /v2/, are no paths."""
 
 _RETRY_AFTER_S = "1"
 _RETRIED = (429, 503)
@@ -70,6 +73,18 @@ def error_response(status: int, error: object, headers: Mapping[str, str] | None
     """
     retry = {"Retry-After": _RETRY_AFTER_S} if status in _RETRIED else {}
     return JSONResponse({"error": without_folders(error)}, status, {**retry, **(headers or {})})
+
+
+def without_folders(text: object) -> str:
+    """Return a text for clients, who need not know the folders of this machine.
+
+    Args:
+        text: An error, or a text that may have absolute paths.
+
+    Returns:
+        The text with only the name of each file.
+    """
+    return _FOLDERS.sub("", str(text))
 
 
 async def _handle_http(request: Request, exc: Exception) -> Response:

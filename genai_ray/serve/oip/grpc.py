@@ -19,9 +19,8 @@ from google.protobuf.message import DecodeError
 from genai_ray import __version__
 from genai_ray.errors import GenAIRayError, InvalidInputError
 from genai_ray.serve.engine.engine import Engine
-from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.limits import LARGE_JSON_BYTES, bytes_of, is_long, max_strings
-from genai_ray.serve.http.errors import status_of
+from genai_ray.serve.http.errors import status_of, without_folders
 from genai_ray.serve.oip.grpc_health import REFLECTION, HealthServicer, Reply
 from genai_ray.serve.oip.messages import (
     HEALTH,
@@ -41,6 +40,7 @@ from genai_ray.serve.oip.metadata import (
     describe_model,
     describe_server,
     describe_statistics,
+    without_folders,
 )
 
 __all__ = ["InferenceServicer", "Reply", "add_inference_service"]

@@ -13,9 +13,17 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.serve.engine.inference import DATATYPES, InferRequest, InferResponse, RequestedOutput, Tensor
-from genai_ray.serve.oip.requests import MAX_TENSORS, check_strings
-from genai_ray.serve.oip.tensors import BINARY_ONLY, check_shape, from_binary, from_contents, to_binary, to_contents
+from genai_ray.serve.engine.inference import InferRequest, InferResponse, RequestedOutput, Tensor
+from genai_ray.serve.oip.requests import MAX_TENSORS, check_strings, missing_extension
+from genai_ray.serve.oip.tensors import (
+    BINARY_ONLY,
+    check_datatype,
+    check_shape,
+    from_binary,
+    from_contents,
+    to_binary,
+    to_contents,
+)
 
 __all__ = [
     "HEALTH",
@@ -232,20 +240,14 @@ def _check_entries(message: Any) -> None:
         if len(set(names)) != len(names) or not all(names):
             raise InvalidInputError(f"{kind} {names!s:.80}", "every one with a name of its own")
         if any("shared_memory_region" in entry.parameters for entry in entries):
-            raise InvalidInputError(
-                f"{kind} in shared memory", "data in the request", "This server has no shared memory extension."
-            )
+            raise missing_extension(f"{kind} in shared memory", "data in the request", "shared memory")
     if any("classification" in output.parameters for output in message.outputs):
-        raise InvalidInputError(
-            "an output as classification", "tensors", "This server has no classification extension."
-        )
+        raise missing_extension("an output as classification", "tensors", "classification")
 
 
 def _read_tensor(entry: Any, raw: memoryview | None) -> Tensor:
     name = entry.name
-    datatype = entry.datatype
-    if datatype not in DATATYPES:
-        raise InvalidInputError(f"input {name!r}: datatype {datatype[:40]!r}", ", ".join(DATATYPES))
+    datatype = check_datatype(name, entry.datatype)
     shape = check_shape(name, list(entry.shape))
     if raw is not None:
         if entry.HasField("contents"):

@@ -1,4 +1,4 @@
-"""What the endpoint says of itself and its models, in the protocol's words; fit for JSON, and for gRPC's messages."""
+"""What the endpoint says about itself and its models, as the protocol has it; fit for JSON and for gRPC messages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from genai_ray.cluster import CacheStatus
 from genai_ray.errors import ModelLoadError
 from genai_ray.serve.engine.batching import FRAMES_TOGETHER
-from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.inference import TensorMetadata
 from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.engine.repository import Repository, ServedModel
 from genai_ray.serve.engine.statistics import ModelCounts, Statistics
+from genai_ray.serve.http.errors import without_folders
 
 __all__ = [
     "EXTENSIONS",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
-"""Extensions of the protocol that are here."""
+"""Extensions of the protocol that this server has."""
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -47,71 +47,68 @@ def describe_model(target: Target) -> dict[str, Any]:
     """Return a model's metadata.
 
     Args:
-        target: Which.
+        target: The model.
 
     Returns:
         Fit for JSON.
     """
-    facts, spec = target.metadata, target.metadata.spec
+    metadata = target.metadata
+    spec = metadata.spec
     properties = {"task": spec.task.value, "description": spec.description}
     if spec.is_image_model:
         properties |= {"frames": "UINT8, UINT16 or FP32 [N,H,W,3]", "scale": str(spec.scale)}
-        properties |= {
-            f"parameter:{name}": f"{param.minimum} to {param.maximum}, default {param.default}"
-            for name, param in spec.params.items()
-        }
+        for name, param in spec.params.items():
+            properties[f"parameter:{name}"] = f"{param.minimum} to {param.maximum}, default {param.default}"
     return {
         "name": target.model.name,
         "versions": sorted(target.model.versions, key=int),
         "platform": PLATFORM,
-        "inputs": [_tensor(fact) for fact in facts.inputs],
-        "outputs": [_tensor(fact) for fact in facts.outputs],
+        "inputs": [_describe_tensor(tensor) for tensor in metadata.inputs],
+        "outputs": [_describe_tensor(tensor) for tensor in metadata.outputs],
         "properties": properties,
     }
 
 
 def describe_config(target: Target) -> dict[str, Any]:
-    """Return a model's configuration, as the extension has it.
+    """Return a model's configuration, as the configuration extension has it.
 
     Args:
-        target: Which.
+        target: The model.
 
     Returns:
         Fit for JSON.
     """
     serving = target.model.serving
+    parameters = {
+        "backend": serving.backend.value,
+        "precision": serving.precision.value,
+        "device": serving.device,
+        "frames_together": serving.max_batch_size or FRAMES_TOGETHER,
+        "request_class": serving.request_class,
+    }
     return {
         "name": target.model.name,
         "platform": PLATFORM,
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
         "max_batch_size": 0,
-        "input": [_config_tensor(fact) for fact in target.metadata.inputs],
-        "output": [_config_tensor(fact) for fact in target.metadata.outputs],
+        "input": [_configure_tensor(tensor) for tensor in target.metadata.inputs],
+        "output": [_configure_tensor(tensor) for tensor in target.metadata.outputs],
         "dynamic_batching": {"max_queue_delay_microseconds": round(serving.batch_wait_timeout_s * 1e6)},
-        "parameters": {
-            name: {"string_value": str(value)}
-            for name, value in {
-                "backend": serving.backend.value,
-                "precision": serving.precision.value,
-                "device": serving.device,
-                "frames_together": serving.max_batch_size or FRAMES_TOGETHER,
-                "request_class": serving.request_class,
-            }.items()
-        },
+        "parameters": {name: {"string_value": str(value)} for name, value in parameters.items()},
     }
 
 
 def describe_index(
     repository: Repository, status: CacheStatus, broken: Mapping[str, str], *, only_ready: bool = False
 ) -> list[dict[str, str]]:
-    """Return every model with its state, loaded or not.
+    """Return every version of every model with its state.
 
     Args:
-        repository: What is offered.
+        repository: The models on offer.
         status: State of the cache.
-        broken: Files that are no models the server can load, and why, by source.
-        only_ready: Whether models that are not loaded are left out.
+        broken: Error texts of files that cannot be loaded, by source.
+        only_ready: Whether to leave out models that are not ready.
 
     Returns:
         One entry a version.
@@ -124,78 +121,70 @@ def describe_index(
     for model in repository.models():
         for version, source in sorted(model.versions.items(), key=lambda item: int(item[0])):
             key = model.key(version)
-            state, reason = states.get(key, "UNAVAILABLE"), ""
+            state = states.get(key, "UNAVAILABLE")
+            reason = ""
             if model.fault is not None:
-                state, reason = "UNAVAILABLE", str(ModelLoadError(*model.fault))
+                state = "UNAVAILABLE"
+                reason = str(ModelLoadError(*model.fault))
             elif key in waiting and state != "READY":
-                state, reason = "LOADING", waiting[key]
+                state = "LOADING"
+                reason = waiting[key]
             elif state == "UNAVAILABLE":
                 reason = broken.get(source) or failing.get(key, "not loaded; its first request loads it")
             if state == "READY" or not only_ready:
-                entries.append(
-                    {
-                        "name": model.name,
-                        "version": version,
-                        "state": state,
-                        "reason": without_folders("; ".join(filter(None, (reason, model.note)))),
-                    }
-                )
+                text = without_folders("; ".join(filter(None, (reason, model.note))))
+                entries.append({"name": model.name, "version": version, "state": state, "reason": text})
     return entries
 
 
 def describe_statistics(
-    repository: Repository, tally: Statistics, status: CacheStatus, target: Target | None
+    repository: Repository, statistics: Statistics, status: CacheStatus, target: Target | None
 ) -> dict[str, Any]:
     """Return the statistics of one model, or of all.
 
     Args:
-        repository: What is offered.
-        tally: Figures of all replicas.
-        status: State of the cache: bytes as the sessions themselves say.
-        target: Which model; None for all.
+        repository: The models on offer.
+        statistics: Figures of all replicas.
+        status: State of the cache; it has the bytes of each session.
+        target: The model; None for all.
 
     Returns:
         Fit for JSON.
     """
-    wanted = (
-        [(target.model, [target.version])]
-        if target
-        else [(model, sorted(model.versions, key=int)) for model in repository.models()]
-    )
-    return {
-        "model_stats": [
-            {
-                "name": model.name,
-                "version": version,
-                **tally.counts.get((model.name, version), ModelCounts()).to_json(),
-                "memory_usage": _memory(model, version, status),
-            }
-            for model, versions in wanted
-            for version in versions
-        ]
-    }
+    if target is not None:
+        wanted = [(target.model, target.version)]
+    else:
+        models = repository.models()
+        wanted = [(model, version) for model in models for version in sorted(model.versions, key=int)]
+    entries = [
+        {
+            "name": model.name,
+            "version": version,
+            **statistics.counts.get((model.name, version), ModelCounts()).to_json(),
+            "memory_usage": _describe_memory(model, version, status),
+        }
+        for model, version in wanted
+    ]
+    return {"model_stats": entries}
 
 
-def _memory(model: ServedModel, version: str, status: CacheStatus) -> list[dict[str, Any]]:
-    usage, key = [], model.key(version)
+def _describe_memory(model: ServedModel, version: str, status: CacheStatus) -> list[dict[str, Any]]:
+    key = model.key(version)
+    usage = []
     for entry in status.models:
         if entry.key == key:
             gpus = entry.session.get("gpu_ids") or []
-            taken = entry.session.get("memory_bytes", entry.bytes)
-            usage.append(
-                {
-                    "type": "GPU" if gpus else "CPU",
-                    "id": int(gpus[0]) if gpus and str(gpus[0]).isdigit() else 0,
-                    "byte_size": int(taken),
-                }
-            )
+            kind = "GPU" if gpus else "CPU"
+            device = int(gpus[0]) if gpus and str(gpus[0]).isdigit() else 0
+            num_bytes = int(entry.session.get("memory_bytes", entry.bytes))
+            usage.append({"type": kind, "id": device, "byte_size": num_bytes})
     return usage
 
 
-def _tensor(fact: TensorMetadata) -> dict[str, Any]:
-    return {"name": fact.name, "datatype": fact.datatype, "shape": list(fact.shape)}
+def _describe_tensor(tensor: TensorMetadata) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
 
 
-def _config_tensor(fact: TensorMetadata) -> dict[str, Any]:
-    word = "STRING" if fact.datatype == "BYTES" else fact.datatype
-    return {"name": fact.name, "data_type": f"TYPE_{word}", "dims": list(fact.shape)}
+def _configure_tensor(tensor: TensorMetadata) -> dict[str, Any]:
+    word = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+    return {"name": tensor.name, "data_type": f"TYPE_{word}", "dims": list(tensor.shape)}

@@ -1,7 +1,7 @@
 """Requests and responses of the Open Inference Protocol v2: JSON, and JSON followed by binary tensors.
 
-Parsing is strict: whatever is wrong in a request is an ``InvalidInputError`` that says what and where. Unknown fields are
-ignored, as the protocol says. The module is pure: bytes in, objects out; it knows neither HTTP nor Ray.
+Parsing is strict: anything wrong in a request is an ``InvalidInputError`` that names the place. Unknown fields are ignored, as the
+protocol demands. The module is pure: bytes in, objects out.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from genai_ray.serve.engine.inference import (
     TensorMetadata,
 )
 from genai_ray.serve.http.routes import HEADER_LENGTH
-from genai_ray.serve.oip.tensors import check_shape, from_binary, from_json, to_binary, to_json
+from genai_ray.serve.oip.tensors import check_datatype, check_shape, from_binary, from_json, to_binary, to_json
 
 __all__ = [
     "MAX_TENSORS",
     "check_strings",
     "decode_request",
     "encode_response",
+    "missing_extension",
     "parse_header_length",
     "parse_json",
 ]
@@ -64,14 +65,14 @@ def parse_header_length(text: str | None, body_bytes: int) -> int:
     """Return how many bytes of a body are JSON.
 
     Args:
-        text: Value of the header ``HEADER_LENGTH``; None where it was not sent.
+        text: Value of the header ``HEADER_LENGTH``; None if it was not sent.
         body_bytes: Bytes of the body.
 
     Returns:
-        Their number; all of them where the header was not sent.
+        Their number; that of the whole body if the header was not sent.
 
     Raises:
-        InvalidInputError: If it is no number of bytes, or larger than the body.
+        InvalidInputError: If it is not a whole number, or larger than the body.
     """
     if text is None:
         return body_bytes
@@ -85,10 +86,10 @@ def parse_header_length(text: str | None, body_bytes: int) -> int:
 
 
 def check_strings(count: int, most: int | None) -> None:
-    """Refuse more strings than are taken, before they are read: each takes some 60 bytes beside its own.
+    """Refuse too many strings before they are read: each takes about 60 bytes more than its own.
 
     Args:
-        count: Elements of BYTES as binary data, so far, in one request.
+        count: BYTES elements as binary data in one request, so far.
         most: Most of them; None for any number.
 
     Raises:
@@ -98,10 +99,24 @@ def check_strings(count: int, most: int | None) -> None:
         raise InvalidInputError(f"{count} elements of BYTES as binary data", f"{most} in one request to this model")
 
 
+def missing_extension(got: str, allowed: str, extension: str) -> InvalidInputError:
+    """Return the error of a request that needs an extension of the protocol that this server lacks.
+
+    Args:
+        got: What is in the request.
+        allowed: What the server takes instead.
+        extension: Name of the extension.
+
+    Returns:
+        The error.
+    """
+    return InvalidInputError(got, allowed, f"This server has no {extension} extension.")
+
+
 def decode_request(
     body: bytes,
     header_length: str | None = None,
-    facts: Sequence[TensorMetadata] = (),
+    inputs: Sequence[TensorMetadata] = (),
     *,
     max_strings: int | None = None,
 ) -> InferRequest:
@@ -109,20 +124,20 @@ def decode_request(
 
     Args:
         body: The uncompressed body.
-        header_length: Value of the header ``HEADER_LENGTH``; None where it was not sent.
-        facts: The model's inputs, for a raw request (header value 0).
-        max_strings: Most elements of BYTES as binary data; None for any number.
+        header_length: Value of the header ``HEADER_LENGTH``; None if it was not sent.
+        inputs: Inputs of the model, for a raw request (header value 0).
+        max_strings: Most BYTES elements as binary data; None for any number.
 
     Returns:
         The request; binary tensors are read-only views of the body.
 
     Raises:
-        InvalidInputError: Whatever is wrong in it.
+        InvalidInputError: If anything in the request is wrong.
     """
     view = memoryview(body)
     size = parse_header_length(header_length, len(body))
     if header_length is not None and size == 0:
-        return _decode_raw(view, facts)
+        return _decode_raw(view, inputs)
     content = parse_json(view[:size])
     if not isinstance(content, dict):
         raise InvalidInputError("a request that is not a JSON object")
@@ -131,9 +146,9 @@ def decode_request(
         raise InvalidInputError("an id that is not a string")
     parameters = _parse_parameters("the request", content)
     binary_default = _parse_flag("the request", parameters, "binary_data_output", False)
-    inputs = _decode_inputs([] if content.get("inputs") is None else content["inputs"], view[size:], max_strings)
+    tensors = _decode_inputs([] if content.get("inputs") is None else content["inputs"], view[size:], max_strings)
     outputs = _decode_outputs(content.get("outputs"), binary_default)
-    return InferRequest(inputs, outputs, request_id, parameters, binary_default)
+    return InferRequest(tensors, outputs, request_id, parameters, binary_default)
 
 
 def encode_response(response: InferResponse, request: InferRequest) -> tuple[list[bytes | memoryview], int | None]:
@@ -141,23 +156,22 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[lis
 
     Args:
         response: What was computed.
-        request: What was asked for: it says which outputs are binary.
+        request: The request; it says which outputs are binary.
 
     Returns:
-        (parts of the body, bytes of the JSON part where binary tensors follow it, else None).
+        (parts of the body, bytes of the JSON part; None if no binary tensor follows it).
 
     Raises:
-        InvalidInputError: If an output cannot be JSON and was not asked for as binary.
+        InvalidInputError: If JSON cannot hold an output that was not asked for as binary.
     """
-    outputs, tail = [], []
-    any_binary = False
+    outputs = []
+    tail = []
     for tensor in response.outputs:
         entry: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.array.shape), "datatype": tensor.datatype}
         if request.wants_binary(tensor.name):
             data = to_binary(tensor)
             entry["parameters"] = {"binary_data_size": len(data)}
             tail.append(data)
-            any_binary = True
         else:
             entry["data"] = to_json(tensor)
         outputs.append(entry)
@@ -165,7 +179,7 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[lis
     if response.id is not None:
         content["id"] = response.id
     head = json.dumps(content | {"outputs": outputs}, allow_nan=False, separators=(",", ":")).encode()
-    return [head, *tail], len(head) if any_binary else None
+    return [head, *tail], len(head) if tail else None
 
 
 def _refuse_constant(word: str) -> float:
@@ -173,7 +187,7 @@ def _refuse_constant(word: str) -> float:
 
 
 def _parse_parameters(owner: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that are there; null is none."""
+    """Return the parameters of a request or tensor, without those that are null."""
     parameters = content.get("parameters")
     if parameters is None:
         return {}
@@ -194,7 +208,7 @@ def _parse_flag(owner: str, parameters: Mapping[str, Any], name: str, default: b
 
 
 def _parse_entries(kind: str, entries: object) -> list[dict[str, Any]]:
-    """Return the entries of ``inputs`` or ``outputs`` once each is an object with a name of its own."""
+    """Check that each entry of ``inputs`` or ``outputs`` is an object with a name of its own."""
     if not isinstance(entries, list):
         raise InvalidInputError(f"{kind} is not a list", f"a list of objects, each one of the {kind}")
     if len(entries) > MAX_TENSORS:
@@ -208,18 +222,17 @@ def _parse_entries(kind: str, entries: object) -> list[dict[str, Any]]:
             raise InvalidInputError(f"{name!r} is there twice in {kind}", "every name once")
         names.add(name)
         if "shared_memory_region" in _parse_parameters(f"{name!r}", entry):
-            raise InvalidInputError(
-                f"{name!r} is in shared memory", "data in the request", "This server has no shared memory extension."
-            )
+            raise missing_extension(f"{name!r} is in shared memory", "data in the request", "shared memory")
     return entries
 
 
 def _decode_inputs(entries: object, tail: memoryview, max_strings: int | None) -> tuple[Tensor, ...]:
-    tensors, position, strings = [], 0, 0
+    tensors = []
+    position = 0
+    strings = 0
     for entry in _parse_entries("inputs", entries):
-        name, datatype = entry["name"], entry.get("datatype")
-        if not isinstance(datatype, str) or datatype not in DATATYPES:
-            raise InvalidInputError(f"input {name!r}: datatype {str(datatype)[:40]!r}", ", ".join(DATATYPES))
+        name = entry["name"]
+        datatype = check_datatype(name, entry.get("datatype"))
         shape = check_shape(name, entry.get("shape"))
         size = _parse_parameters(f"input {name!r}", entry).get("binary_data_size")
         if size is None:
@@ -240,9 +253,8 @@ def _decode_inputs(entries: object, tail: memoryview, max_strings: int | None) -
         tensors.append(Tensor(name, datatype, from_binary(name, datatype, shape, tail[position : position + size])))
         position += size
     if position != len(tail):
-        raise InvalidInputError(
-            f"unexpected additional input data for model: {len(tail) - position} bytes after the last input"
-        )
+        left = len(tail) - position
+        raise InvalidInputError(f"unexpected additional input data for model: {left} bytes after the last input")
     return tuple(tensors)
 
 
@@ -254,52 +266,38 @@ def _decode_outputs(entries: object, binary_default: bool) -> tuple[RequestedOut
         owner = f"output {entry['name']!r}"
         parameters = _parse_parameters(owner, entry)
         if parameters.get("classification"):
-            raise InvalidInputError(
-                f"{owner} as classification", "tensors", "This server has no classification extension."
-            )
+            raise missing_extension(f"{owner} as classification", "tensors", "classification")
         outputs.append(RequestedOutput(entry["name"], _parse_flag(owner, parameters, "binary_data", binary_default)))
     return tuple(outputs)
 
 
-def _decode_raw(body: memoryview, facts: Sequence[TensorMetadata]) -> InferRequest:
-    if len(facts) != 1:
+def _decode_raw(body: memoryview, inputs: Sequence[TensorMetadata]) -> InferRequest:
+    """Read a body that is one tensor without any JSON: the batch is 1, and the other free axis takes what the bytes give."""
+    if len(inputs) != 1:
         raise InvalidInputError(
-            f"a raw request for a model with {len(facts)} inputs",
+            f"a raw request for a model with {len(inputs)} inputs",
             "a model with one input",
             "Send JSON with binary tensors.",
         )
-    (fact,) = facts
-    shape, free = list(fact.shape), [axis for axis, size in enumerate(fact.shape) if size < 0]
-    if fact.datatype == "BYTES":
-        text = bytes(body)
-        return _raw(
-            Tensor(
-                fact.name,
-                "BYTES",
-                from_binary(fact.name, "BYTES", (1,) * max(len(shape), 1), memoryview(_with_length(text))),
-            )
-        )
-    if len(free) == 2 and free[0] == 0:
-        shape[0] = 1
-        free = free[1:]
-    if len(free) > 1:
-        raise InvalidInputError(
-            f"a raw request for input {fact.name!r} of shape {list(fact.shape)}",
-            "at most one free axis beside the batch",
-        )
-    item_bytes = math.prod(size for size in shape if size >= 0) * DATATYPES[fact.datatype].itemsize
-    if free:
-        if item_bytes == 0 or len(body) % item_bytes:
+    name, datatype, shape = inputs[0].name, inputs[0].datatype, list(inputs[0].shape)
+    if datatype == "BYTES":
+        shape = [1] * max(len(shape), 1)
+        body = memoryview(len(body).to_bytes(4, "little") + bytes(body))
+    else:
+        free = [axis for axis, size in enumerate(shape) if size < 0]
+        if len(free) == 2 and free[0] == 0:
+            shape[0] = 1
+            free = free[1:]
+        if len(free) > 1:
             raise InvalidInputError(
-                f"unexpected size for input {fact.name!r}: {len(body)} bytes", f"a multiple of {item_bytes}"
+                f"a raw request for input {name!r} of shape {list(inputs[0].shape)}",
+                "at most one free axis beside the batch",
             )
-        shape[free[0]] = len(body) // item_bytes
-    return _raw(Tensor(fact.name, fact.datatype, from_binary(fact.name, fact.datatype, tuple(shape), body)))
-
-
-def _with_length(text: bytes) -> bytes:
-    return len(text).to_bytes(4, "little") + text
-
-
-def _raw(tensor: Tensor) -> InferRequest:
+        item_bytes = math.prod(size for size in shape if size >= 0) * DATATYPES[datatype].itemsize
+        if free and (item_bytes == 0 or len(body) % item_bytes):
+            words = f"unexpected size for input {name!r}: {len(body)} bytes"
+            raise InvalidInputError(words, f"a multiple of {item_bytes}")
+        if free:
+            shape[free[0]] = len(body) // item_bytes
+    tensor = Tensor(name, datatype, from_binary(name, datatype, tuple(shape), body))
     return InferRequest((tensor,), binary_default=True)

@@ -20,6 +20,7 @@ __all__ = [
     "BINARY_ONLY",
     "MAX_ELEMENTS",
     "MAX_RANK",
+    "check_datatype",
     "check_shape",
     "from_binary",
     "from_contents",
@@ -35,27 +36,45 @@ MAX_RANK = 32
 """Most axes of a tensor."""
 
 MAX_ELEMENTS = 2**40
-"""Most elements of a tensor, as far as its shape says."""
+"""Most elements of a tensor, by its shape."""
 
 _TOGETHER = 1 << 14
-"""Elements of lists that are copied in one go: no other thread runs meanwhile."""
+"""Elements of a list that are copied at once: no other thread runs meanwhile."""
 
 BINARY_ONLY = ("FP16", "BF16")
 """Datatypes that neither JSON nor the typed lists of gRPC can hold."""
 
 
-def check_shape(name: str, shape: object) -> tuple[int, ...]:
-    """Check a shape that came over the wire.
+def check_datatype(name: str, datatype: object) -> str:
+    """Check the datatype of an input as the client sent it.
 
     Args:
-        name: The tensor's name, for the error.
-        shape: What was sent.
+        name: Name of the input, for the error.
+        datatype: The value that was sent.
+
+    Returns:
+        A key of ``DATATYPES``.
+
+    Raises:
+        InvalidInputError: If it is none.
+    """
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise InvalidInputError(f"input {name!r}: datatype {str(datatype)[:40]!r}", ", ".join(DATATYPES))
+    return datatype
+
+
+def check_shape(name: str, shape: object) -> tuple[int, ...]:
+    """Check the shape of an input as the client sent it.
+
+    Args:
+        name: Name of the input, for the error.
+        shape: The value that was sent.
 
     Returns:
         The shape.
 
     Raises:
-        InvalidInputError: If it is not a list of sizes, has a negative one, too many axes, or too many elements.
+        InvalidInputError: If it is not a list of integers, one is negative, or there are too many axes or elements.
     """
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise InvalidInputError(f"input {name!r}: shape is not a list of integers", do='Send "shape": [N, ...].')
@@ -65,7 +84,7 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
         )
     if len(shape) > MAX_RANK:
         raise InvalidInputError(f"input {name!r}: {len(shape)} axes", f"at most {MAX_RANK}")
-    if math.prod(size for size in shape if size) > MAX_ELEMENTS:  # zeros left out: numpy cannot hold (0, 2**62) either
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:  # without zeros: numpy cannot hold (0, 2**62) either
         raise InvalidInputError(
             f"input {name!r}: shape with more elements than any tensor has", f"at most {MAX_ELEMENTS}"
         )
@@ -73,11 +92,11 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
 
 
 def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Array:
-    """Read a tensor from JSON: a flat row-major list, or lists nested to the shape.
+    """Read a tensor from JSON: a flat row-major list, or lists nested as in the shape.
 
     Args:
-        name: The tensor's name, for errors.
-        datatype: A word of ``DATATYPES``.
+        name: Name of the input, for errors.
+        datatype: A key of ``DATATYPES``.
         shape: Its checked shape.
         data: The JSON value.
 
@@ -85,7 +104,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
         The array.
 
     Raises:
-        InvalidInputError: If the datatype is binary only, or number, nesting, type or range of the elements is wrong.
+        InvalidInputError: If JSON cannot hold the datatype, or number, nesting, type or range of the elements is wrong.
     """
     if datatype in BINARY_ONLY:
         raise InvalidInputError(
@@ -121,16 +140,16 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
     """Read a tensor from its bytes: little-endian, row-major, no padding.
 
     Args:
-        name: The tensor's name, for errors.
-        datatype: A word of ``DATATYPES``.
+        name: Name of the input, for errors.
+        datatype: A key of ``DATATYPES``.
         shape: Its checked shape.
         data: Exactly its bytes.
 
     Returns:
-        A read-only array over the same memory; for BYTES an array of ``bytes``.
+        A read-only view of the same memory; for BYTES an array of ``bytes``.
 
     Raises:
-        InvalidInputError: If the number of bytes is not what the shape needs, or a BOOL is neither 0 nor 1.
+        InvalidInputError: If the shape needs another number of bytes, or a BOOL is neither 0 nor 1.
     """
     count = math.prod(shape)
     if datatype == "BYTES":
@@ -147,11 +166,11 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
 
 
 def from_contents(name: str, datatype: str, shape: tuple[int, ...], values: Sequence[Any]) -> Array:
-    """Read a tensor from the typed lists of gRPC, whose numbers may have more bits than the datatype.
+    """Read a tensor from a typed list of gRPC, whose numbers may have more bits than the datatype.
 
     Args:
-        name: The tensor's name, for errors.
-        datatype: A word of ``DATATYPES``, not one of those that are binary only.
+        name: Name of the input, for errors.
+        datatype: A key of ``DATATYPES`` that is not in ``BINARY_ONLY``.
         shape: Its checked shape.
         values: Its elements, flat and row-major.
 
@@ -159,7 +178,7 @@ def from_contents(name: str, datatype: str, shape: tuple[int, ...], values: Sequ
         The array.
 
     Raises:
-        InvalidInputError: If their number is not what the shape needs, or one is outside the range of the datatype.
+        InvalidInputError: If the shape needs another number of elements, or one is outside the range of the datatype.
     """
     if len(values) != math.prod(shape):
         raise InvalidInputError(
@@ -175,10 +194,10 @@ def from_contents(name: str, datatype: str, shape: tuple[int, ...], values: Sequ
 
 
 def to_contents(tensor: Tensor) -> Iterator[list[Any]]:
-    """Write a tensor's values for the typed lists of gRPC, in parts.
+    """Write a tensor for a typed list of gRPC, in parts.
 
     Args:
-        tensor: Any tensor but of the datatypes that are binary only.
+        tensor: A tensor whose datatype is not in ``BINARY_ONLY``.
 
     Yields:
         Its elements, flat and row-major; ``bytes`` for BYTES.
@@ -186,15 +205,11 @@ def to_contents(tensor: Tensor) -> Iterator[list[Any]]:
     flat = tensor.array.reshape(-1)
     for start in range(0, flat.size, _TOGETHER):
         part = flat[start : start + _TOGETHER].tolist()
-        yield (
-            [item if isinstance(item, bytes) else str(item).encode() for item in part]
-            if tensor.datatype == "BYTES"
-            else part
-        )
+        yield list(map(_to_bytes, part)) if tensor.datatype == "BYTES" else part
 
 
 def to_json(tensor: Tensor) -> list[Any]:
-    """Write a tensor's values for JSON.
+    """Write a tensor for JSON.
 
     Args:
         tensor: Any tensor.
@@ -203,7 +218,7 @@ def to_json(tensor: Tensor) -> list[Any]:
         Its elements, flat and row-major.
 
     Raises:
-        InvalidInputError: If JSON cannot hold them: FP16, BF16, NaN, infinity, bytes that are not UTF-8.
+        InvalidInputError: If JSON cannot hold it: FP16, BF16, NaN, infinity, bytes that are not UTF-8.
     """
     do = 'Ask for this output with "parameters": {"binary_data": true}.'
     if tensor.datatype in BINARY_ONLY:
@@ -224,22 +239,26 @@ def to_json(tensor: Tensor) -> list[Any]:
 
 
 def to_binary(tensor: Tensor) -> bytes | memoryview:
-    """Write a tensor's bytes: little-endian, row-major, no padding.
+    """Write a tensor as bytes: little-endian, row-major, no padding.
 
     Args:
         tensor: Any tensor.
 
     Returns:
-        The bytes; a view of the array's memory where it is contiguous.
+        The bytes; a view of the array if it is contiguous.
     """
     if tensor.datatype == "BYTES":
         data = bytearray()
         for item in tensor.array.reshape(-1):
-            text = item if isinstance(item, bytes) else str(item).encode()
+            text = _to_bytes(item)
             data += struct.pack("<I", len(text)) + text
         return memoryview(data)
     array = np.ascontiguousarray(tensor.array, DATATYPES[tensor.datatype])
     return array.reshape(-1).view(np.uint8).data
+
+
+def _to_bytes(item: object) -> bytes:
+    return item if isinstance(item, bytes) else str(item).encode()
 
 
 def _flatten(name: str, shape: tuple[int, ...], data: list[Any]) -> list[Any]:
@@ -261,19 +280,18 @@ def _check_elements(name: str, datatype: str, flat: list[Any]) -> None:
     allowed = kinds.get(datatype, {int})
     wrong = set(map(type, flat)) - allowed
     if wrong:
-        words = " and ".join(
-            sorted({"NoneType": "null", "dict": "object"}.get(kind.__name__, kind.__name__) for kind in wrong)
-        )
-        raise InvalidInputError(
-            f"input {name!r}: data of {datatype} holds {words}", " or ".join(sorted(kind.__name__ for kind in allowed))
-        )
+        json_names = {"NoneType": "null", "dict": "object"}
+        words = " and ".join(sorted(json_names.get(kind.__name__, kind.__name__) for kind in wrong))
+        taken = " or ".join(sorted(kind.__name__ for kind in allowed))
+        raise InvalidInputError(f"input {name!r}: data of {datatype} holds {words}", taken)
 
 
 def _split_strings(name: str, count: int, data: memoryview) -> list[bytes]:
     wrong = f"unexpected size for input {name!r}: {len(data)} bytes of BYTES"
     if count * 4 > len(data):
         raise InvalidInputError(wrong, f"{count} elements, each a length of four bytes and that many more")
-    strings, position = [], 0
+    strings = []
+    position = 0
     for _ in range(count):
         if position + 4 > len(data):
             raise InvalidInputError(wrong, f"{count} elements; the bytes end before")

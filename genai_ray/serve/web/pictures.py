@@ -20,12 +20,12 @@ from starlette.responses import JSONResponse, Response
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InvalidInputError
 from genai_ray.serve.engine.engine import Engine
-from genai_ray.serve.engine.error_text import without_folders
 from genai_ray.serve.engine.inference import InferRequest, Tensor, datatype_of
 from genai_ray.serve.engine.limits import ByteBudget, Share
 from genai_ray.serve.engine.model_metadata import FRAMES, Target
 from genai_ray.serve.engine.repository import ServedModel
 from genai_ray.serve.http.bodies import hold_place, read_file
+from genai_ray.serve.http.errors import without_folders
 from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, NAME, TEXT, Operation, Schema, list_of, map_of, record, ref
 from genai_ray.serve.web.images import (

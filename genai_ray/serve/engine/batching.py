@@ -43,7 +43,7 @@ FRAMES_TOGETHER = 8
 """Most frames of different requests in one call, if the model's options say nothing."""
 
 LATE = 2.0
-"""An item is refused if less than this many times the duration of a call is left to it: it would be late, and so would the next ones."""
+"""An item with less time left than this many calls take is refused: it would be late, and delay the next ones."""
 
 _FIRST_CALL_S = 0.05
 _GROWTH = 1.25
@@ -64,11 +64,13 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Merges items of one kind into calls; used from one event loop.
 
-    An item that comes while no call runs goes at once. A call beside others starts when as many wait as the largest of them took, or
-    ``max_size``: a smaller one would gain little from a busy session. So a lone item waits for at most one call.
+    An item that comes while no call runs goes at once. A call beside others starts when as many wait as the largest of
+    them took, or ``max_size``: a smaller one would gain little from a busy session. So a lone item waits for at most one
+    call.
 
     Args:
-        call: Computes several items. It returns one result for each, in order, or that item's error. What it raises is raised for every item.
+        call: Computes several items; returns one result for each, in order, or the error of that item.
+            If it raises, every item gets the error.
         max_size: Most size of all items in one call; a larger item goes alone.
         max_calls: Most calls at the same time; items that come meanwhile wait, and are merged.
         wait_s: Most seconds that an item waits for others although a call could start; 0 for none.
@@ -170,7 +172,7 @@ class Batcher(Generic[Item, Result]):
             if not isinstance(exc, Exception):
                 raise
             return
-        # Follow faster calls at once, slower ones by steps: a call that waited for a load says nothing about the next ones.
+        # Follow faster calls at once, slower ones by steps: a call that waited for a load is no measure for the next.
         self._call_s = min(time.monotonic() - began_s, max(_GROWTH * self._call_s, _FIRST_CALL_S))
         for waiting, result in zip(batch, results, strict=True):
             if waiting.future.done():
@@ -332,8 +334,8 @@ class SessionCalls:
     ) -> Result:
         """Make one call of the model's session for several requests.
 
-        The call may take as long as any request, even if all these clients have gone: the session computes it anyway, and would get ever more to do
-        if others took its place.
+        The call may take as long as any request, even if its clients have gone: the session computes it anyway, and would
+        get ever more to do if other calls took its place.
         """
         source = _SessionSource(
             self._router, self._profile.request_timeout_s, target.model.serving.request_class == "online"

@@ -1,7 +1,7 @@
 """``Engine``: what the endpoint does, whatever protocol asks: find a model, infer, load, unload, tell its state.
 
-Every replica that takes requests has one engine. It holds no model, and asks the sessions of the cluster's one ``ModelCache``.
-Everything here runs on one event loop; calls that wait for Ray or for a disk run on threads.
+Every replica has one engine. It holds no model, and asks the sessions of the cluster's one ``ModelCache``. Everything here
+runs on one event loop; calls that wait for Ray or for a disk run on threads.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Engine:
 
         Raises:
             ModelNotFoundError: If there is none.
-            ModelLoadError: If its file, or its file of options, is wrong. That is remembered for a minute, until the file changes, or until a load.
+            ModelLoadError: If its file, or its file of options, is wrong; that is remembered for a minute, until the file
+                changes, or until a load.
             ResourceExhaustedError: If its file was not fetched or read in time.
         """
         within_s = self.profile.request_timeout_s if within_s is None else within_s
@@ -181,7 +182,7 @@ class Engine:
 
         Raises:
             ModelNotFoundError: If there is none.
-            ResourceExhaustedError: If a version is pinned, leased, or busy until the deadline; the other versions are evicted.
+            ResourceExhaustedError: If a version is pinned, leased, or busy until the deadline; the others are evicted.
         """
         model = await self._get_model(name)
         refusal: ResourceExhaustedError | None = None
@@ -257,7 +258,7 @@ class Engine:
             raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
 
     def evict_outdated(self, source: str, metadata: ModelMetadata) -> None:
-        """Evict sessions of a state that a file no longer has, and load pinned ones anew; this blocks, and belongs on a thread.
+        """Evict sessions of an outdated state of a file, and load pinned ones anew; blocks, so call it on a thread.
 
         Args:
             source: The file.

@@ -1,4 +1,4 @@
-"""What is asked of a model and what it answers, whatever the protocol: tensors, their datatypes, requests and responses.
+"""Requests and responses, their tensors and datatypes, whatever the protocol.
 
 BF16, for which numpy has no type, is a ``uint16`` array that holds the same bits.
 """

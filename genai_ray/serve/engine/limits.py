@@ -1,4 +1,4 @@
-"""The limits of one replica: requests at the same time, of one model and of all; the bytes that they hold; the sizes of frames and tensors."""
+"""The limits of one replica: requests at the same time, the bytes that they hold, sizes of frames and tensors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Share:
         self.result_bytes = 0
         """Bytes of the response, until it is sent."""
         self.turn: asyncio.Event | None = None
-        """Set when the response before this one in a stream has room: it is sent first, and must not wait for this one."""
+        """Set when the response before this one in a stream has room: it is sent first, and must not wait."""
         self.has_room = asyncio.Event()
         """Set when the response has room."""
         self._admission = admission
@@ -289,7 +289,7 @@ def is_long(num_bytes: int, *, is_plain: bool) -> bool:
 
 
 def max_strings(inputs: Sequence[TensorMetadata], profile: ServeProfile) -> int:
-    """Return how many BYTES elements a request may have as binary data: their lengths alone may take as many bytes as JSON.
+    """Return how many BYTES elements a request may have as binary data: their lengths may take as much as JSON.
 
     Args:
         inputs: Inputs of the model.
@@ -323,7 +323,7 @@ def check_frame_sizes(frames: Array, scale: int, profile: ServeProfile) -> None:
 
 
 def max_frames_together(frames: Array, scale: int, profile: ServeProfile) -> int:
-    """Return how many frames may go to a session in one call, so that their result is not larger than one request's may be.
+    """Return how many frames may go into one call: their result is no larger than that of one request may be.
 
     Args:
         frames: (N, H, W, 3); others of their size and dtype go with them.

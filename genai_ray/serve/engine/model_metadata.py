@@ -1,4 +1,4 @@
-"""What the endpoint knows of a model before it is loaded: its tensors, read once per state of its file; and the check of a request."""
+"""What a model's file says, read once for each state of the file; and the check of a request against it."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def read_metadata(model: str) -> ModelMetadata:
 
     Raises:
         ModelNotFoundError: If the file is not there.
-        ModelLoadError: If the file or its spec is wrong, or an input, or every output, has a type that the protocol lacks.
+        ModelLoadError: If file or spec is wrong, or the protocol lacks the type of an input or of all outputs.
     """
     try:
         spec, path = find_model(model)

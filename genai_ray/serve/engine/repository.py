@@ -143,11 +143,12 @@ class ServedModel:
 class Repository:
     """The models of the catalog and of a folder.
 
-    A folder holds ``NAME.onnx``, perhaps with its saved spec ``NAME.yaml``, or ``NAME/1/model.onnx`` with one folder a version;
-    ``NAME.serve.yaml`` has options of serving. A model of the folder replaces one of the catalog of the same name.
+    A folder holds ``NAME.onnx``, perhaps with its saved spec ``NAME.yaml``, or ``NAME/1/model.onnx`` with one folder a
+    version; ``NAME.serve.yaml`` has options of serving. A model of the folder replaces one of the catalog of its name.
 
     Args:
-        folder: The folder, as path or URI; None for the catalog alone. From a URI only files of options are fetched before a request needs a model.
+        folder: The folder, as path or URI; None for the catalog alone. Models of a URI are fetched when a request needs
+            them, files of options at once.
         ids: Ids or aliases of the catalog to offer; None for all whose file is on this machine.
         serving: Options of models without a file of options.
 
@@ -281,7 +282,7 @@ def _scan(folder: str, serving: ModelServing) -> list[ServedModel]:
 
 
 def _stamps_of(places: Sequence[str]) -> dict[str, str]:
-    """Return the states of files of a store; a file without one gets the error text, but if no file has one, the store is at fault."""
+    """Return the states of files of a store, or the error text of a file without one; raise if no file has one."""
     stamps: dict[str, str] = {}
     refusals: list[VideoError] = []
     for place in places:

@@ -40,7 +40,6 @@ from genai_ray.serve.oip.metadata import (
     describe_model,
     describe_server,
     describe_statistics,
-    without_folders,
 )
 
 __all__ = ["InferenceServicer", "Reply", "add_inference_service"]
@@ -181,66 +180,66 @@ class InferenceServicer(HealthServicer):
         self.statistics = statistics
 
     @_method
-    async def ServerLive(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def ServerLive(self, request: Any) -> dict[str, Any]:
         """Tell that the server is alive."""
         return {"live": True}
 
     @_method
-    async def ServerReady(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def ServerReady(self, request: Any) -> dict[str, Any]:
         """Tell whether requests are taken."""
         return {"ready": self.engine.cache.is_open}
 
     @_method
-    async def ModelReady(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def ModelReady(self, request: Any) -> dict[str, Any]:
         """Tell whether a model is loaded and warm."""
         return {"ready": await self.engine.is_ready(await self.engine.find(request.name, request.version))}
 
     @_method
-    async def ServerMetadata(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def ServerMetadata(self, request: Any) -> dict[str, Any]:
         """Describe the server."""
         return describe_server(__version__)
 
     @_method
-    async def ModelMetadata(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def ModelMetadata(self, request: Any) -> dict[str, Any]:
         """Describe the inputs and outputs of a model."""
         return describe_model(await self.engine.find(request.name, request.version))
 
     @_method
-    async def ModelConfig(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def ModelConfig(self, request: Any) -> dict[str, Any]:
         """Describe how a model is served."""
         return {"config": describe_config(await self.engine.find(request.name, request.version))}
 
     @_method
-    async def ModelStatistics(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def ModelStatistics(self, request: Any) -> dict[str, Any]:
         """Return the statistics of one model, or of all models."""
         target = await self.engine.find(request.name, request.version) if request.name else None
         return describe_statistics(self.engine.repository, await self.statistics(), await self.engine.status(), target)
 
     @_method
-    async def RepositoryIndex(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def RepositoryIndex(self, request: Any) -> dict[str, Any]:
         """List the models and their states, after another look at the model repository."""
         await self.engine.rescan()
         status, broken = await self.engine.status(), await self.engine.broken()
         return {"models": describe_index(self.engine.repository, status, broken, only_ready=request.ready)}
 
     @_method
-    async def RepositoryModelLoad(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def RepositoryModelLoad(self, request: Any) -> dict[str, Any]:
         """Load a model."""
         await self.engine.load(request.model_name, request.parameters)
         return {}
 
     @_method
-    async def RepositoryModelUnload(self, request: Any) -> dict[str, Any]:  # noqa: N802
+    async def RepositoryModelUnload(self, request: Any) -> dict[str, Any]:
         """Evict a model."""
         await self.engine.unload(request.model_name)
         return {}
 
     @_method
-    async def ModelInfer(self, request: bytes) -> bytes:  # noqa: N802
+    async def ModelInfer(self, request: bytes) -> bytes:
         """Run one request; the model is loaded if necessary."""
         return await self._infer(request, message_class("ModelInferRequest")())
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:  # noqa: N802
+    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:
         """Run the requests of a stream as they come, several at the same time; responses keep their order.
 
         A request that fails gets a response with its error; the stream goes on.

@@ -36,7 +36,7 @@ class Reply:
     data: bytes
     """The serialised message."""
 
-    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+    def SerializeToString(self) -> bytes:
         """Return the bytes of the message.
 
         Returns:
@@ -46,7 +46,7 @@ class Reply:
 
 
 class HealthServicer:
-    """Admission of calls, and the methods of ``grpc.health.v1.Health`` and of reflection, under the names by which Ray Serve finds them.
+    """Admission of calls, and the methods of health and reflection, under the names by which Ray Serve finds them.
 
     Args:
         engine: Computes requests; has the options, and counts responses.
@@ -97,7 +97,7 @@ class HealthServicer:
         grpc_context.set_code(code)
         grpc_context.set_details(text)
 
-    async def Check(self, request: bytes, grpc_context: Any) -> Reply:  # noqa: N802 - the protocol's name
+    async def Check(self, request: bytes, grpc_context: Any) -> Reply:
         """Tell whether a service takes requests; no token is needed.
 
         Args:
@@ -119,7 +119,7 @@ class HealthServicer:
             return Reply(b"")
         return _write_status(status)
 
-    async def Watch(self, request: bytes, grpc_context: Any) -> AsyncIterator[Reply]:  # noqa: N802 - the protocol's name
+    async def Watch(self, request: bytes, grpc_context: Any) -> AsyncIterator[Reply]:
         """Tell whether a service takes requests, and again whenever that changes.
 
         Args:
@@ -150,7 +150,7 @@ class HealthServicer:
         finally:
             self._watchers -= 1
 
-    async def ServerReflectionInfo(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:  # noqa: N802 - the protocol's name
+    async def ServerReflectionInfo(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:
         """Describe the services and their messages.
 
         Args:

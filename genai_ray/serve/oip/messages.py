@@ -1,7 +1,8 @@
 """The protobuf messages of the protocol, and requests and responses from and to them.
 
-``inference.proto`` and ``health.proto`` define the messages; ``inference.binpb`` holds their compiled descriptors. They are loaded
-into a pool of their own: generated modules would claim the package ``inference`` for the whole process, and clash with a client's.
+``inference.proto`` and ``health.proto`` define the messages; ``inference.binpb`` holds their compiled descriptors, loaded
+into a pool of their own: generated modules would claim the package ``inference`` for the whole process, and clash with
+those of a client.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def message_class(name: str) -> type[Any]:
 
 
 def count_typed_bytes(data: bytes) -> int:
-    """Count the bytes of a serialised ``ModelInferRequest`` without its raw tensors: parsed, they may take twenty times as many.
+    """Count the bytes of a serialised ``ModelInferRequest`` without raw tensors: parsing may multiply them by twenty.
 
     Args:
         data: What the client sent; it need not be such a message.

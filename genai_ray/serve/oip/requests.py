@@ -1,7 +1,7 @@
 """Requests and responses of the Open Inference Protocol v2: JSON, and JSON followed by binary tensors.
 
-Parsing is strict: anything wrong in a request is an ``InvalidInputError`` that names the place. Unknown fields are ignored, as the
-protocol demands. The module is pure: bytes in, objects out.
+Parsing is strict: anything wrong in a request is an ``InvalidInputError`` that names the place. Unknown fields are
+ignored, as the protocol demands. The module is pure: bytes in, objects out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parse_json(body: bytes | memoryview) -> Any:
         The value.
 
     Raises:
-        InvalidInputError: If it is not JSON, has NaN or Infinity, a number of thousands of digits, or is nested too deep.
+        InvalidInputError: If it is not JSON, has NaN, Infinity or a far too long number, or is nested too deep.
     """
     try:
         return json.loads(bytes(body), parse_constant=_refuse_constant)
@@ -272,7 +272,7 @@ def _decode_outputs(entries: object, binary_default: bool) -> tuple[RequestedOut
 
 
 def _decode_raw(body: memoryview, inputs: Sequence[TensorMetadata]) -> InferRequest:
-    """Read a body that is one tensor without any JSON: the batch is 1, and the other free axis takes what the bytes give."""
+    """Read a body that is one tensor without JSON: the batch is 1, and another free axis follows from the bytes."""
     if len(inputs) != 1:
         raise InvalidInputError(
             f"a raw request for a model with {len(inputs)} inputs",

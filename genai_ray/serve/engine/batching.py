@@ -65,8 +65,8 @@ class Batcher(Generic[Item, Result]):
     """Merges items of one kind into calls; used from one event loop.
 
     An item that comes while no call runs goes at once. A call beside others starts when as many wait as the largest of
-    them took, or ``max_size``: a smaller one would gain little from a busy session. So a lone item waits for at most one
-    call.
+    them took, or ``max_size``: a busy session would gain little from a smaller one. So a lone item waits for one call
+    at most.
 
     Args:
         call: Computes several items; returns one result for each, in order, or the error of that item.
@@ -208,7 +208,7 @@ class SessionCalls:
 
     def __init__(self, profile: ServeProfile, cache: ModelCache, statistics: Statistics) -> None:
         self._profile = profile
-        self._router = router_of(cache)
+        self._cache = cache
         self._statistics = statistics
         self._batchers: dict[tuple[Any, ...], Batcher[_Request, Any]] = {}
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
@@ -334,11 +334,11 @@ class SessionCalls:
     ) -> Result:
         """Make one call of the model's session for several requests.
 
-        The call may take as long as any request, even if its clients have gone: the session computes it anyway, and would
-        get ever more to do if other calls took its place.
+        The call may take as long as any request, even if its clients have gone: the session computes it anyway, and
+        would get ever more to do if other calls took its place.
         """
         source = _SessionSource(
-            self._router, self._profile.request_timeout_s, target.model.serving.request_class == "online"
+            router_of(self._cache), self._profile.request_timeout_s, target.model.serving.request_class == "online"
         )
         started = time.perf_counter_ns()
         result = await compute(CachedSession(source, target.request, target.metadata.spec))

@@ -1,7 +1,7 @@
 """``Engine``: what the endpoint does, whatever protocol asks: find a model, infer, load, unload, tell its state.
 
-Every replica has one engine. It holds no model, and asks the sessions of the cluster's one ``ModelCache``. Everything here
-runs on one event loop; calls that wait for Ray or for a disk run on threads.
+Every replica has one engine. It holds no model, and asks the sessions of the cluster's one ``ModelCache``. All of it runs
+on one event loop; calls that wait for Ray or for a disk run on threads.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Engine:
 
         Raises:
             ModelNotFoundError: If there is none.
-            ModelLoadError: If its file, or its file of options, is wrong; that is remembered for a minute, until the file
-                changes, or until a load.
+            ModelLoadError: If its file, or its file of options, is wrong; that is remembered for a minute, until the
+                file changes, or until a load.
             ResourceExhaustedError: If its file was not fetched or read in time.
         """
         within_s = self.profile.request_timeout_s if within_s is None else within_s

@@ -1,8 +1,8 @@
 """The protobuf messages of the protocol, and requests and responses from and to them.
 
-``inference.proto`` and ``health.proto`` define the messages; ``inference.binpb`` holds their compiled descriptors, loaded
-into a pool of their own: generated modules would claim the package ``inference`` for the whole process, and clash with
-those of a client.
+``inference.proto`` and ``health.proto`` define the messages; ``inference.binpb`` holds their compiled descriptors. They
+are loaded into a pool of their own: generated modules would claim the package ``inference`` for the whole process, and
+clash with those of a client.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from genai_ray.serve.engine.preload import Preload
 from genai_ray.serve.engine.repository import Repository
 from tests.processes import wait_until
 from tests.serve.models import add_number, value, write
-from tests.serve.test_people import application, ask
 from tests.serve.test_repository import models  # noqa: F401 - a fixture
+from tests.serve.test_web import application, ask
 from tests.servers import listing
 
 WRONG_OPTIONS = {

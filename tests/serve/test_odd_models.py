@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from genai_ray.serve.engine.model_metadata import read_metadata
-from tests.serve.test_people import application, ask
+from tests.serve.test_web import application, ask
 from tests.session.test_any_model import odd_graphs, run_plain
 
 ROWS = np.arange(-3, 3, dtype=np.float32).reshape(3, 2)

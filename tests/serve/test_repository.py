@@ -27,7 +27,7 @@ from tests.caches import ending
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
 from tests.serve.models import add_number, square, value
 from tests.serve.models import write as write_model
-from tests.serve.test_people import application, ask
+from tests.serve.test_web import application, ask
 from tests.servers import listing, serving
 
 WEBSR = find_model("websr-x2-s")[1]

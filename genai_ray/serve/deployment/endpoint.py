@@ -177,7 +177,8 @@ class Endpoint:
                 self._preload.release()
             if self._is_serving:
                 _end_serve(is_all=not own_folders())
-        self._preload, self._is_serving = None, False
+        self._preload = None
+        self._is_serving = False
         disconnect()
         if self._record is not None:
             self._record.remove()
@@ -310,7 +311,7 @@ def _haproxy_binary() -> str | None:
 
 
 def _end_serve(*, is_all: bool) -> None:
-    """Delete the application; replicas finish their requests. In a cluster that goes on, end all of Ray Serve too."""
+    """Delete the application; replicas finish their requests. In a cluster that we joined, end all of Ray Serve too."""
     from ray import serve  # noqa: PLC0415
     from ray.exceptions import RayError  # noqa: PLC0415
     from ray.serve.exceptions import RayServeException  # noqa: PLC0415

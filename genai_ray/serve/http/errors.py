@@ -87,32 +87,17 @@ def without_folders(text: object) -> str:
     return _FOLDERS.sub("", str(text))
 
 
-async def _handle_http(request: Request, exc: Exception) -> Response:
-    if not isinstance(exc, HTTPException):
-        raise exc
-    text = f"{request.method} {request.url.path}: {exc.detail}" if exc.status_code in _NO_ROUTE else exc.detail
-    return JSONResponse({"error": text}, exc.status_code, exc.headers)
-
-
-async def _handle_ours(request: Request, exc: Exception) -> Response:
-    if not isinstance(exc, GenAIRayError):
-        raise exc
-    return error_response(status_of(exc), exc)
-
-
-async def _handle_disconnect(request: Request, exc: Exception) -> Response:
-    return error_response(_CLIENT_GONE, "the client closed the connection")
-
-
-async def _handle_other(request: Request, exc: Exception) -> Response:
+async def _handle(request: Request, exc: Exception) -> Response:
+    if isinstance(exc, HTTPException):
+        route = f"{request.method} {request.url.path}: " if exc.status_code in _NO_ROUTE else ""
+        return JSONResponse({"error": route + exc.detail}, exc.status_code, exc.headers)
+    if isinstance(exc, GenAIRayError):
+        return error_response(status_of(exc), exc)
+    if isinstance(exc, ClientDisconnect):
+        return error_response(_CLIENT_GONE, "the client closed the connection")
     _log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
     return error_response(500, f"the server failed: {type(exc).__name__}")
 
 
-EXCEPTION_HANDLERS = {
-    HTTPException: _handle_http,
-    GenAIRayError: _handle_ours,
-    ClientDisconnect: _handle_disconnect,
-    Exception: _handle_other,
-}
+EXCEPTION_HANDLERS = dict.fromkeys((HTTPException, GenAIRayError, ClientDisconnect, Exception), _handle)
 """What Starlette calls for each exception."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from genai_ray.cluster import CacheStatus
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.http.queries import Query, parse_query
-from genai_ray.serve.http.routes import COUNT, JSON, NAME, TEXT, Handler, Operation, Schema, list_of, record, ref
+from genai_ray.serve.http.routes import COUNT, JSON, NAME, TEXT, Operation, Schema, list_of, record, ref
 
 __all__ = ["SCHEMAS", "page_operations"]
 
@@ -31,53 +32,33 @@ _POLICY = (
 _FRESH_S = 0.8
 """Seconds for which one state of the cache is reused: to read it, every session is asked."""
 
-_DEVICE = ("device", "kind", "used_bytes", "free_bytes", "budget_bytes")
-_SESSION = (
-    "backend",
-    "precision",
-    "placed_on",
-    "state",
-    "bytes",
-    "pinned",
-    "leased",
-    "hits",
-    "queue",
-    "idle_s",
-    "load_s",
-)
-
 _FLAG: Schema = {"type": "boolean"}
 _OR_NONE: Schema = {"type": ["number", "null"], "minimum": 0}
+_TOTALS = dict.fromkeys(("used_bytes", "budget_bytes", "loads", "evictions", "failures"), COUNT) | {"policy": NAME}
+_DEVICE: dict[str, Schema] = {
+    "device": NAME,
+    "kind": TEXT,
+    "used_bytes": COUNT,
+    "free_bytes": {"type": "integer"},
+    "budget_bytes": COUNT,
+}
+_SESSION: dict[str, Schema] = {
+    **dict.fromkeys(("backend", "precision", "state"), NAME),
+    "placed_on": {"type": ["string", "null"]},
+    **dict.fromkeys(("bytes", "hits", "queue"), COUNT),
+    **dict.fromkeys(("pinned", "leased"), _FLAG),
+    "idle_s": {"type": "number"},
+    "load_s": _OR_NONE,
+}
+"""What is copied from the ``CacheStatus``, from each of its devices and from each of its sessions."""
+
 SCHEMAS: dict[str, Schema] = {
     "Cache": record(
-        used_bytes=COUNT,
-        budget_bytes=COUNT,
-        policy=NAME,
-        loads=COUNT,
-        evictions=COUNT,
-        failures=COUNT,
+        **_TOTALS,
         hits=COUNT,
-        devices=list_of(
-            record(device=NAME, kind=TEXT, used_bytes=COUNT, free_bytes={"type": "integer"}, budget_bytes=COUNT)
-        ),
-        sessions=list_of(
-            record(
-                model=NAME,
-                backend=NAME,
-                precision=NAME,
-                placed_on={"type": ["string", "null"]},
-                state=NAME,
-                bytes=COUNT,
-                pinned=_FLAG,
-                leased=_FLAG,
-                hits=COUNT,
-                queue=COUNT,
-                idle_s={"type": "number"},
-                load_s=_OR_NONE,
-                avg_latency_ms=_OR_NONE,
-            )
-        ),
-    ),
+        devices=list_of(record(**_DEVICE)),
+        sessions=list_of(record(**_SESSION, model=NAME, avg_latency_ms=_OR_NONE)),
+    )
 }
 """Schema of ``GET /v1/cache``."""
 
@@ -99,13 +80,7 @@ def page_operations(engine: Engine) -> list[Operation]:
 
 
 def _file_operation(path: str, name: str, media_type: str) -> Operation:
-    handler = _file_handler(_FOLDER / name, media_type)
-    answers = {media_type: {"type": "string"}}
-    return Operation("GET", path, handler, name, "A file of the web page.", answers, is_open=True)
-
-
-def _file_handler(path: Path, media_type: str) -> Handler:
-    content = path.read_bytes()
+    content = (_FOLDER / name).read_bytes()
     headers = {
         "Content-Security-Policy": _POLICY,
         "X-Content-Type-Options": "nosniff",
@@ -116,7 +91,7 @@ def _file_handler(path: Path, media_type: str) -> Handler:
     async def answer(request: Request) -> Response:
         return Response(content, media_type=media_type, headers=headers)
 
-    return answer
+    return Operation("GET", path, answer, name, "A file of the web page.", {media_type: TEXT}, is_open=True)
 
 
 class _Cache:
@@ -141,19 +116,19 @@ class _Cache:
         sessions = [
             {
                 "model": names.get(entry.model_id, PurePath(entry.model_id).name),
-                **{name: getattr(entry, name) for name in _SESSION},
+                **_pick(entry, _SESSION),
                 "avg_latency_ms": entry.session.get("avg_latency_ms"),
             }
             for entry in status.models
         ]
-        counts = {name: getattr(status, name) for name in ("loads", "evictions", "failures")}
         past = sum(int(figures.get("hits", 0)) for figures in status.history.values())
         return {
-            "used_bytes": status.used_bytes,
-            "budget_bytes": status.budget_bytes,
-            "policy": status.policy,
-            **counts,
+            **_pick(status, _TOTALS),
             "hits": past + sum(entry.hits for entry in status.models),
-            "devices": [{name: getattr(device, name) for name in _DEVICE} for device in status.devices],
+            "devices": [_pick(device, _DEVICE) for device in status.devices],
             "sessions": sessions,
         }
+
+
+def _pick(source: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}

@@ -110,8 +110,10 @@ def apply_output(picture: Picture, spec: ModelSpec, output: Array) -> Picture:
     """
     alpha = picture.alpha
     if spec.task is ModelTask.BACKGROUND_REMOVAL:
-        mask, peak = output[0, ..., 0], full_range(output.dtype)
-        return replace(picture, alpha=mask if alpha is None else np.rint(alpha * (mask / peak)).astype(mask.dtype))
+        mask = output[0, ..., 0]
+        if alpha is not None:
+            mask = np.rint(alpha * (mask / full_range(mask.dtype))).astype(mask.dtype)
+        return replace(picture, alpha=mask)
     if _scales_alpha(picture, spec):
         alpha = np.rint(output[1].mean(axis=2, dtype=np.float64)).astype(output.dtype)
     elif alpha is not None and spec.scale > 1:

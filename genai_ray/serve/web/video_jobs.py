@@ -254,9 +254,7 @@ class VideoJobs:
         """
         job = await self.describe(job_id)
         if job is None or job.is_over:
-            self._jobs.pop(job_id, None)
-            self._bytes.pop(job_id, None)
-            await asyncio.to_thread(_remove, self._folder / job_id)
+            await self._forget(job_id)
             return None
         self._put(replace(job, state="cancelled", ended_s=time.time()))
         self._bytes[job_id] = 0
@@ -354,9 +352,7 @@ class VideoJobs:
         for index, job in enumerate(over):
             num_bytes += self._bytes.get(job.job_id, 0)
             if index and (index >= self._options.keep_videos or num_bytes > self._options.keep_videos_bytes):
-                await asyncio.to_thread(_remove, self._folder / job.job_id)
-                self._jobs.pop(job.job_id, None)
-                self._bytes.pop(job.job_id, None)
+                await self._forget(job.job_id)
 
     async def _maintain(self) -> None:
         """Forget jobs that were kept long enough, and exit when none is left. Retry what a failing disk refuses."""
@@ -376,16 +372,18 @@ class VideoJobs:
     async def _forget_old(self, now_s: float, keep_s: float) -> None:
         for job in [job for job in self._jobs.values() if job.ended_s is not None and now_s - job.ended_s > keep_s]:
             try:
-                await asyncio.to_thread(_remove, self._folder / job.job_id)
+                await self._forget(job.job_id)
             except OSError as exc:  # the job stays, and is removed later
                 _log.warning("finished video job %s cannot be removed now: %s", job.job_id, exc)
-            else:
-                self._jobs.pop(job.job_id, None)
-                self._bytes.pop(job.job_id, None)
         for folder in [
             folder for folder in self._folder.glob("*/") if folder.name not in self._jobs and _is_orphan(folder, now_s)
         ]:
             await asyncio.to_thread(_remove, folder)
+
+    async def _forget(self, job_id: str) -> None:
+        await asyncio.to_thread(_remove, self._folder / job_id)
+        self._jobs.pop(job_id, None)
+        self._bytes.pop(job_id, None)
 
     def _put(self, job: VideoJob) -> None:
         """Write a job to its folder, then keep it here. If the disk is full, a known job is kept here only."""

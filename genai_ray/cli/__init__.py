@@ -57,7 +57,7 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what is written does not depend on what a terminal can show
+            stream.reconfigure(errors="backslashreplace")  # text that the terminal cannot show
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
@@ -73,5 +73,5 @@ def main() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what was begun is given back first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second signal is ignored: cleanup finishes first
     raise SystemExit(_TERMINATED)

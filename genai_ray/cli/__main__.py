@@ -7,7 +7,6 @@ import genai_ray
 from genai_ray.cli import main
 
 if sys.path[0] == os.getcwd() and not genai_ray.__file__.startswith(os.path.join(sys.path[0], "")):
-    del sys.path[
-        0
-    ]  # Python puts the working folder first, and a script of a user that lies there may have the name of any package
+    # Python puts the working folder first, and a user's script there may have the name of any package.
+    del sys.path[0]
 main()

@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from genai_ray.cli.choices import Backend, Precision
+from genai_ray.cli.choices import Backend, Precision, option
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -27,29 +27,29 @@ app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray c
 
 Address = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]", show_default=False),
+    option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]"),
 ]
 Name = Annotated[str, typer.Option(help="Name of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 
 
 def _join(name: str, address: str | None, *, make: bool = False) -> Any:
-    """Join a cache; one that is not there is an error, unless it is to be made: one made by a look has a budget that nobody chose."""
+    """Join a cache. A missing one is an error unless ``make`` is set: only ``load`` makes a cache, with the default budget."""
     from genai_ray.cluster import ModelCache, cache_names, connect
 
     connect(address, start=False)
     if not make and name not in (names := cache_names()):
         raise ConfigError(
             f"no cache {name!r} in this cluster",
-            ", ".join(names) or "none is there",
-            "A job, an endpoint or `genai-ray cache load` makes one.",
+            ", ".join(names) or "there is none",
+            "Start one by a job, an endpoint or `genai-ray cache load`.",
         )
     return ModelCache(name=name, address=address)
 
 
 @app.command("status")
 def status(name: Name = "default", address: Address = None, as_json: Json = False) -> None:
-    """Show what is loaded, and how many bytes it takes."""
+    """Show the loaded models and their bytes."""
     _show(_join(name, address).status(), as_json)
 
 
@@ -58,12 +58,12 @@ def load(
     model: str,
     backend: Annotated[Backend, typer.Option(help="Runtime.")] = Backend.ONNX,
     precision: Annotated[Precision, typer.Option(help="Number format.")] = Precision.FP32,
-    memory_bytes: Annotated[int | None, typer.Option(help="Bytes to reserve at the least.", show_default=False)] = None,
+    memory_bytes: Annotated[int | None, option(help="Fewest bytes to reserve.")] = None,
     name: Name = "default",
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Load a model, into a cache that is made where there is none."""
+    """Load a model; makes the cache if there is none."""
     cache = _join(name, address, make=True)
     cache.load_model(model, ModelBackend(backend), ModelPrecision(precision), memory_bytes)
     _show(cache.status(), as_json)
@@ -81,8 +81,8 @@ def evict(model: str, name: Name = "default", address: Address = None, as_json: 
 def watch(
     name: Name = "default",
     address: Address = None,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
-    times: Annotated[int, typer.Option(help="End after so many looks; 0 for never.", min=0)] = 0,
+    every: Annotated[float, typer.Option(help="Seconds between two updates.", min=0.1)] = 1.0,
+    times: Annotated[int, typer.Option(help="Number of updates; 0 for no end.", min=0)] = 0,
 ) -> None:
     """Show the cache as it changes, until Ctrl-C."""
     cache = _join(name, address)
@@ -102,13 +102,13 @@ def _show(status: CacheStatus, as_json: bool) -> None:
 
 
 def _console() -> Console:
-    """Return a console that is as wide as the terminal; wide enough for every column where the text goes elsewhere."""
+    """Return a console of the terminal's width; output to a file or pipe gets room for every column."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
 
 def _draw(status: CacheStatus) -> Group:
-    """Lay out budget and counts, then devices, sessions, and what waits or fails."""
+    """Lay out budget and counts, then devices, sessions, and the loads that wait or fail."""
     head = (
         f"cache {status.name}: {_mb(status.used_bytes)} of {_mb(status.budget_bytes)} MB, {status.policy}, "
         f"{status.loads} loads, {status.evictions} evictions, {status.failures} failures, {status.leases} leases"

@@ -1,12 +1,18 @@
-"""The words of options that this version can honour; the package's enums also name what later versions will."""
+"""What the commands' options share: the backends and precisions of this version, of which the package's enums have more."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
+
+import typer
 
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["Backend", "Precision"]
+__all__ = ["Backend", "Precision", "option"]
+
+option = partial(typer.Option, show_default=False)
+"""An option whose default, None, is explained in its help."""
 
 
 class Backend(StrEnum):

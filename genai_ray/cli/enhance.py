@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,11 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
-from genai_ray.cli.choices import Backend, Precision
+from genai_ray.cli.choices import Backend, Precision, option
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
 
+if TYPE_CHECKING:
+    from genai_ray.enhance import EnhanceReport, JobForecast
+    from genai_ray.enhance import Progress as JobProgress
+
 __all__ = ["enhance"]
+
+Value = TypeVar("Value")
 
 LINE_EVERY_S = 10.0
 
@@ -35,105 +42,63 @@ def enhance(
     ],
     output: Annotated[
         str,
-        typer.Option(
-            "--output",
-            "-o",
-            help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs.",
-            show_default=False,
-        ),
+        option("--output", "-o", help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs."),
     ],
-    model: Annotated[
-        list[str], typer.Option("--model", "-m", help="Model id or .onnx file; again for a chain.", show_default=False)
-    ],
-    backend: Annotated[Backend | None, typer.Option(help="Runtime. [default: onnx]", show_default=False)] = None,
-    precision: Annotated[
-        Precision | None, typer.Option(help="Number format. [default: fp32]", show_default=False)
-    ] = None,
+    model: Annotated[list[str], option("--model", "-m", help="Model id or .onnx file; repeat it for a chain.")],
+    backend: Annotated[Backend | None, option(help="Runtime. [default: onnx]")] = None,
+    precision: Annotated[Precision | None, option(help="Number format. [default: fp32]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[str, typer.Option(help="all, or on how many devices the models are to be.")] = "1",
-    device_kind: Annotated[
-        str | None, typer.Option(help="Kinds of devices, such as L4,A10. [default: any]", show_default=False)
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE for models that have such a param.", show_default=False)
-    ] = None,
+    devices: Annotated[str, typer.Option(help="Number of devices that each model is loaded on, or all.")] = "1",
+    device_kind: Annotated[str | None, option(help="Kinds of devices, such as L4,A10. [default: any]")] = None,
+    param: Annotated[list[str] | None, option(help="NAME=VALUE, a param of the model.")] = None,
     factor: Annotated[
-        int | None, typer.Option(help="Frames for one, with a model that adds frames. [default: 2]", show_default=False)
+        int | None, option(help="Frames out for each frame in, with an interpolation model. [default: 2]")
     ] = None,
     fps: Annotated[
-        str | None, typer.Option(help="Frames per second instead, such as 60 or 60000/1001.", show_default=False)
+        str | None, option(help="Frames per second out, instead of --factor, such as 60 or 60000/1001.")
     ] = None,
     scene_threshold: Annotated[
-        float, typer.Option(help="Similarity below which neighbours are a cut apart; 0 for never.")
+        float, typer.Option(help="Neighbours less similar than this are a scene cut; 0 for never.")
     ] = 0.3,
     background: Annotated[
         str | None,
-        typer.Option(
-            help="alpha, blur, blur:RADIUS, mask or #RRGGBB, with a model that removes it. [default: #00b140]",
-            show_default=False,
-        ),
+        option(help="alpha, blur, blur:RADIUS, mask or #RRGGBB, with a background model. [default: #00b140]"),
     ] = None,
     codec: Annotated[
         str | None,
-        typer.Option(
-            help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1, prores_ks, png or mjpeg. [default: by suffix, or libx264]",
-            show_default=False,
+        option(
+            help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1, prores_ks, png or mjpeg. [default: by suffix, or libx264]"
         ),
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Encoder preset. [default: the encoder's, medium for libx264]", show_default=False),
-    ] = None,
-    crf: Annotated[
-        float | None,
-        typer.Option(help="Constant rate factor. [default: the encoder's, 18 for libx264]", show_default=False),
-    ] = None,
-    bit_depth: Annotated[int | None, typer.Option(help="8 or 10. [default: as the source]", show_default=False)] = None,
-    encoder_option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of the encoder.", show_default=False)
-    ] = None,
+    preset: Annotated[str | None, option(help="Encoder preset. [default: the encoder's, medium for libx264]")] = None,
+    crf: Annotated[float | None, option(help="Constant rate factor. [default: the encoder's, 18 for libx264]")] = None,
+    bit_depth: Annotated[int | None, option(help="8 or 10. [default: as the source]")] = None,
+    encoder_option: Annotated[list[str] | None, option(help="NAME=VALUE of the encoder.")] = None,
     tile: Annotated[
-        int | None,
-        typer.Option(help="Longest side of a tile in pixels; 0 for never. [default: automatic]", show_default=False),
+        int | None, option(help="Longest side of a tile in pixels; 0 for never. [default: automatic]")
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Frames handed to a session at a time. [default: 8]", show_default=False)
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Encoder threads of one segment. [default: 1]", show_default=False)
-    ] = None,
-    segment_frames: Annotated[
-        int | None, typer.Option(help="Most frames in a segment. [default: 128]", show_default=False)
-    ] = None,
-    max_memory: Annotated[
-        int | None, typer.Option(help="Budget of the model cache in bytes.", show_default=False)
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="laptop, cpu-server, gpu-node, cluster, or a YAML file.", show_default=False)
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default=False)] = None,
-    work_dir: Annotated[
-        str | None, typer.Option(help="Folder or URI of finished segments.", show_default=False)
-    ] = None,
+    batch_size: Annotated[int | None, option(help="Frames handed to a session at a time. [default: 8]")] = None,
+    threads: Annotated[int | None, option(help="Encoder threads of one segment. [default: 1]")] = None,
+    segment_frames: Annotated[int | None, option(help="Most frames in a segment. [default: 128]")] = None,
+    max_memory: Annotated[int | None, option(help="Budget of the model cache in bytes.")] = None,
+    profile: Annotated[str | None, option(help="laptop, cpu-server, gpu-node, cluster, or a YAML file.")] = None,
+    address: Annotated[str | None, option(help="Ray cluster to join.")] = None,
+    work_dir: Annotated[str | None, option(help="Folder or URI of finished segments.")] = None,
     name: Annotated[
-        str, typer.Option(help="Names in an output folder, of {folder}, {stem}, {suffix} and {index}.")
+        str, typer.Option(help="Pattern of names in an output folder, with {folder}, {stem}, {suffix} and {index}.")
     ] = "{folder}{stem}{suffix}",
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="End the job with the first video that fails.")
-    ] = False,
-    max_failures: Annotated[
-        int, typer.Option(min=0, help="Videos of several that may fail before the exit code is 1.")
-    ] = 0,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the job at the first video that fails.")] = False,
+    max_failures: Annotated[int, typer.Option(min=0, help="Videos that may fail before the exit code is 1.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Enhance what is there of a truncated file.")
+        bool, typer.Option("--allow-truncated", help="Enhance the part of a truncated file that is there.")
     ] = False,
     any_format: Annotated[
         bool,
-        typer.Option("--any-format", help="Read files that name other files and hosts, such as playlists, as well."),
+        typer.Option("--any-format", help="Also read files that name other files and hosts, such as playlists."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, in which time; write nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan and the expected time; write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
 ) -> None:
@@ -149,7 +114,7 @@ def enhance(
         device=device,
         replicas=_parse_devices(devices),
         device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),
-        params=_parse_params(param or []),
+        params=_parse_pairs(param, float, "--param", "NAME=VALUE with a number, such as sigma=0.06"),
         background=parse_background(background) if background is not None else None,
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,
@@ -160,7 +125,7 @@ def enhance(
             crf=crf,
             threads=threads if threads is not None else base.threads,
             bit_depth=bit_depth,
-            options=_parse_options(encoder_option or []),
+            options=_parse_pairs(encoder_option, str, "--encoder-option", "NAME=VALUE, such as tune=film"),
         ),
         tile_size_px=tile,
         address=address,
@@ -197,10 +162,10 @@ class _FramesPerSecond(ProgressColumn):
 
 
 class _Lines:
-    """One line every ten seconds, where nobody watches."""
+    """One line every ten seconds, for output that is not a terminal."""
 
     def __init__(self) -> None:
-        self._told_s = time.monotonic()
+        self._printed_s = time.monotonic()
 
     def __enter__(self) -> _Lines:
         return self
@@ -208,29 +173,27 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def __call__(self, progress: Any) -> None:
-        if time.monotonic() - self._told_s < LINE_EVERY_S:
+    def __call__(self, progress: JobProgress) -> None:
+        if time.monotonic() - self._printed_s < LINE_EVERY_S:
             return
-        self._told_s = time.monotonic()
-        print(
-            f"{progress.stage}: {_clips_of(progress)}{progress.frames_done} of {progress.frames_total} frames{_left_of(progress)}",
-            file=sys.stderr,
-        )
+        self._printed_s = time.monotonic()
+        frames = f"{progress.frames_done} of {progress.frames_total} frames"
+        print(f"{progress.stage}: {_clips_of(progress)}{frames}{_left_of(progress)}", file=sys.stderr)
 
 
-def _clips_of(progress: Any) -> str:
+def _clips_of(progress: JobProgress) -> str:
     if progress.clips_total == 1:
         return ""
     failed = f" ({progress.clips_failed} failed)" if progress.clips_failed else ""
     return f"{progress.clips_done} of {progress.clips_total} videos{failed}, "
 
 
-def _left_of(progress: Any) -> str:
+def _left_of(progress: JobProgress) -> str:
     return "" if progress.seconds_left is None else f", {timedelta(seconds=round(progress.seconds_left))} left"
 
 
 class _Bar:
-    """A progress bar on the terminal: videos where there are several, frames, frames per second, time left over the whole job."""
+    """A progress bar on the terminal: videos if there are several, frames, frames per second, time left of the whole job."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -251,48 +214,40 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, progress: Any) -> None:
-        counts = {"completed": progress.frames_done, "total": progress.frames_total}
+    def __call__(self, progress: JobProgress) -> None:
         self._progress.update(
             self._task,
+            completed=progress.frames_done,
+            total=progress.frames_total,
             description=f"{_clips_of(progress)}{progress.stage}",
             left=_left_of(progress).lstrip(", "),
-            **counts,
         )
 
 
-def _parse_params(pairs: list[str]) -> dict[str, float]:
-    params = {}
-    for pair in pairs:
-        name, found, value = pair.partition("=")
+def _parse_pairs(
+    pairs: list[str] | None, convert: Callable[[str], Value], refused: str, allowed: str
+) -> dict[str, Value]:
+    parsed = {}
+    for pair in pairs or ():
+        name, separator, value = pair.partition("=")
+        if not separator or not name.strip():
+            raise ConfigError(f"{refused} {pair}", allowed)
         try:
-            params[name.strip()] = float(value)
-        except ValueError:
-            found = ""
-        if not found or not name.strip():
-            raise ConfigError(f"--param {pair}", "NAME=VALUE with a number, such as sigma=0.06")
-    return params
+            parsed[name.strip()] = convert(value)
+        except ValueError as exc:
+            raise ConfigError(f"{refused} {pair}", allowed) from exc
+    return parsed
 
 
 def _parse_devices(word: str) -> int | None:
     if word == "all":
         return None
     if not word.isdigit() or int(word) < 1:
-        raise ConfigError(f"--devices {word}", "all, or a number from 1")
+        raise ConfigError(f"--devices {word}", "all, or a number of 1 or more")
     return int(word)
 
 
-def _parse_options(pairs: list[str]) -> dict[str, str]:
-    options = {}
-    for pair in pairs:
-        name, found, value = pair.partition("=")
-        if not found or not name.strip():
-            raise ConfigError(f"--encoder-option {pair}", "NAME=VALUE, such as tune=film")
-        options[name.strip()] = value
-    return options
-
-
-def _print_forecast(forecast: Any, as_json: bool) -> None:
+def _print_forecast(forecast: JobForecast, as_json: bool) -> None:
     if as_json:
         print(json.dumps(forecast.to_dict()))
         return
@@ -301,44 +256,42 @@ def _print_forecast(forecast: Any, as_json: bool) -> None:
         table.add_row("video", f"{clip.source} -> {clip.output}")
         if clip.status == "todo":
             (width, height), (out_width, out_height) = clip.size_in, clip.size_out
-            done = f", {clip.segments_done} of them finished" if clip.segments_done else ""
-            table.add_row(
-                "",
-                f"{width}x{height} -> {out_width}x{out_height}, {clip.frames} frames to be made, {clip.segments} segments{done}",
-            )
+            done = f" ({clip.segments_done} finished)" if clip.segments_done else ""
+            sizes = f"{width}x{height} -> {out_width}x{out_height}"
+            table.add_row("", f"{sizes}, {clip.frames} frames out, {clip.segments} segments{done}")
         else:
-            table.add_row("", clip.error or "was done before")
+            table.add_row("", clip.error or "done before")
     if len(forecast.clips) > MOST_SHOWN:
         table.add_row("", f"and {len(forecast.clips) - MOST_SHOWN} more videos (--json has all)")
     states = [clip.status for clip in forecast.clips]
     table.add_row(
         "videos",
-        f"{states.count('todo')} to be done, {states.count('done')} done before, {states.count('failed')} would fail",
+        f"{states.count('todo')} to do, {states.count('done')} done before, {states.count('failed')} would fail",
     )
     table.add_row(
-        "in all", f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB"
+        "total", f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB"
     )
     for model_id, num_bytes in forecast.models.items():
         table.add_row("model", f"{model_id}, {num_bytes / 1e6:.0f} MB")
     if forecast.expected_s is not None:
         table.add_row(
             "time",
-            f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, by a trial on a few frames",
+            f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, from a trial on a few frames",
         )
     Console(soft_wrap=True).print(table)
 
 
-def _print_table(report: Any) -> None:
+def _print_table(report: EnhanceReport) -> None:
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     for video in report.videos if report.clips <= MOST_SHOWN else ():
         table.add_row(
-            "video", f"{video.source} -> {video.output}{' (was done before)' if video.status == 'skipped' else ''}"
+            "video", f"{video.source} -> {video.output}{' (done before)' if video.status == 'skipped' else ''}"
         )
         if video.frames and video.size_in[0]:
             (width, height), (out_width, out_height) = video.size_in, video.size_out
             table.add_row("size", f"{width}x{height} -> {out_width}x{out_height}")
         if video.share_outside_rgb:
-            table.add_row("", f"{video.share_outside_rgb:.1%} of its pixels are no colours of RGB")
+            table.add_row("", f"{video.share_outside_rgb:.1%} of pixels lie outside the RGB gamut")
         for note in video.notes:
             table.add_row("note", note)
     failed = [video for video in report.videos if video.status == "failed"]
@@ -347,12 +300,12 @@ def _print_table(report: Any) -> None:
     if report.results is not None:
         table.add_row(
             "videos",
-            f"{report.clips}, of which {report.clips_skipped} were done before and {report.clips_failed} failed; {report.results}",
+            f"{report.clips}, {report.clips_skipped} done before, {report.clips_failed} failed; {report.results}",
         )
     reused = f" ({report.segments_reused} of {report.segments} segments reused)" if report.segments_reused else ""
     table.add_row("frames", f"{report.frames}{reused}")
     table.add_row("speed", f"{report.fps:.1f} frames/s")
     for use in report.models:
         table.add_row("model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")
-    table.add_row("seconds", f"{report.elapsed_s:.1f}, of which {report.startup_s:.1f} to start")
+    table.add_row("seconds", f"{report.elapsed_s:.1f}, {report.startup_s:.1f} of them to start")
     Console(soft_wrap=True).print(table)

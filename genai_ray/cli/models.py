@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Models: list, show, inspect, pull.
 
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False) -> None:
-    """List every model that may be named by id."""
+    """List every model of the catalog."""
     from genai_ray.catalog import ModelCatalog
 
     catalog = ModelCatalog.default()
@@ -35,7 +35,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="One line o
 
 @app.command("show")
 def show_model(model: str, as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False) -> None:
-    """Show everything the catalog knows of a model."""
+    """Show the catalog entry of a model."""
     from genai_ray.catalog import ModelCatalog, dump_spec
 
     spec = ModelCatalog.default().get(model)
@@ -59,7 +59,7 @@ def pull(model: str) -> None:
 
 @app.command("inspect")
 def inspect(file: Path) -> None:
-    """Find out what an .onnx file takes and gives, and print a spec that can be saved as NAME.yaml beside it."""
+    """Find out what an .onnx file takes and gives, and print a spec to save as NAME.yaml beside it."""
     from genai_ray.catalog import dump_spec
     from genai_ray.inspection import inspect_model
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from genai_ray.cli.choices import option
+
 __all__ = ["serve"]
 
 
@@ -22,63 +24,39 @@ def serve(
     profile: Annotated[
         str, typer.Option(help="A packaged profile (default, cluster), or the path of a YAML file.")
     ] = "default",
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port for HTTP. [default: 8000]", show_default=False, min=1, max=65535)
-    ] = None,
+    host: Annotated[str | None, option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, option(help="Port for HTTP. [default: 8000]", min=1, max=65535)] = None,
     grpc_port: Annotated[
-        int | None,
-        typer.Option(help="Port for gRPC, 0 for none. [default: 8001]", show_default=False, min=0, max=65535),
+        int | None, option(help="Port for gRPC, 0 for none. [default: 8001]", min=0, max=65535)
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Offer these models of the catalog only. [default: every one]", show_default=False),
-    ] = None,
+    model: Annotated[list[str] | None, option(help="Offer only these models of the catalog. [default: all]")] = None,
     model_repository: Annotated[
         str | None,
-        typer.Option(
-            help="Folder, or URI of one, with NAME.onnx and NAME/1/model.onnx, offered as well.",
-            show_default=False,
-            metavar="DIR_OR_URI",
-        ),
+        option(help="Folder or URI with more models: NAME.onnx or NAME/1/model.onnx.", metavar="DIR_OR_URI"),
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option(help="Processes that take requests. [default: 2]", show_default=False, min=1)
+        int | None, option(help="Processes that take requests (Ray Serve replicas). [default: 2]", min=1)
     ] = None,
-    max_memory_bytes: Annotated[
-        int | None, typer.Option(help="Budget of the model cache.", show_default=False, min=1)
-    ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Name of the model cache. [default: default]", show_default=False)
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Most seconds for one request. [default: 60]", show_default=False)
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that requests must bear.", show_default=False)
-    ] = None,
+    max_memory_bytes: Annotated[int | None, option(help="Budget of the model cache in bytes.", min=1)] = None,
+    cache: Annotated[str | None, option(help="Name of the model cache. [default: default]")] = None,
+    timeout: Annotated[float | None, option(help="Most seconds for one request. [default: 60]")] = None,
+    token_file: Annotated[Path | None, option(help="File with the bearer token that requests must have.")] = None,
     cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin whose pages may call; * for all.", show_default=False)
+        list[str] | None, option(help="Origin whose pages may call the endpoint; * for all.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Host that requests may name beside this machine's names and --host; .lan allows all below it.",
-            show_default=False,
-        ),
+        option(help="Further host that requests may name; .lan allows every host below it."),
     ] = None,
-    access_log: Annotated[
-        Path | None, typer.Option(help="File that gets one line of JSON for each HTTP request.", show_default=False)
-    ] = None,
+    access_log: Annotated[Path | None, option(help="File that gets one line of JSON for each HTTP request.")] = None,
     address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, or one of its own]", show_default=False),
+        str | None, option(help="Ray cluster to join. [default: RAY_ADDRESS, or one of its own]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON when requests are taken.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON when the endpoint takes requests.")
+    ] = False,
 ) -> None:
-    """Serve models over HTTP and gRPC (Open Inference Protocol v2); they are loaded by their first request, and evicted when bytes are short."""
+    """Serve models over HTTP and gRPC (Open Inference Protocol v2); the first request of a model loads it."""
     from genai_ray.catalog import load_serve_profile
     from genai_ray.serve.deployment.endpoint import Endpoint, read_token
 
@@ -104,7 +82,7 @@ def serve(
         print(f"warning: {warning}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with redirect_stdout(sys.stderr):  # where Ray tells what befell its processes, it prints it
+        with redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
             endpoint.start()
         for note in endpoint.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -121,5 +99,5 @@ def serve(
         pass
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # once is enough: what is being computed is finished first
+            signal.signal(number, signal.SIG_IGN)  # the second signal is ignored: running requests finish first
         endpoint.stop()

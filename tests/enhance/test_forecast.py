@@ -60,6 +60,6 @@ def test_the_command(folder):
     command = ["enhance", folder / "clips" / "a.mp4", "-o", folder / "b.mp4", "--model", "websr-x2-s", "--dry-run"]
     told = run(*command)
     assert told.returncode == 0, told.stderr
-    assert f"96x64 -> 192x128, {NUM_FRAMES} frames to be made" in told.stdout
+    assert f"96x64 -> 192x128, {NUM_FRAMES} frames out" in told.stdout
     assert json.loads(run(*command, "--json").stdout)["segments"] == 1
     assert sorted(path.name for path in folder.iterdir()) == ["clips", "out"]

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["BatchInference"]
 
 BATCHES_IN_FLIGHT = 2
-"""Batches that are sent before the first of them is waited for."""
+"""Batches that are in flight before the first one is waited for."""
 
 
 class BatchInference:
-    """Frames through one model, ``batch_size`` at a time; results in order, whatever the batch size.
+    """Sends frames through one model, ``batch_size`` at a time; results are in order and do not depend on the batch size.
 
     ``map`` sends a dataset of frames through the model. ``Dataset.map_batches`` takes this class as well, with any batch format;
     ``batch_format="pyarrow"`` with ``batch_size=None`` copies nothing.
@@ -34,8 +34,8 @@ class BatchInference:
     Args:
         model: Id, alias, or path of an .onnx file.
         batch_size: Frames handed to the session at a time.
-        backend: The runtime; None for the entry of the cache used last, else ONNX.
-        precision: The number format; None likewise, else FP32.
+        backend: The runtime; None for that of the loaded entry used last, else ONNX.
+        precision: The number format; None for that of the loaded entry used last, else FP32.
         params: Extra inputs of the model by name.
         cache_name: Cache that ``map`` and ``map_batches`` use.
 
@@ -74,8 +74,8 @@ class BatchInference:
         """Get the session, and keep it.
 
         Args:
-            cache: Where it is.
-            request: Which session exactly; None for what backend and precision of this object say.
+            cache: The cache that has it.
+            request: Which session exactly; None for model, backend and precision of this object.
 
         Returns:
             The session.
@@ -95,30 +95,30 @@ class BatchInference:
 
         Args:
             frames: (N, H, W, 3), or the pending result of another stage, or some frames of it.
-            params: Extra inputs of this batch by name, over those of the object.
+            params: Extra inputs of this batch by name; they replace those of the object.
 
         Returns:
-            The result to come.
+            The pending result.
 
         Raises:
             InvalidInputError: If frames break the contract.
             ConfigError: If there is no session yet.
         """
         if self._session is None:
-            raise ConfigError("submit() before open()", "open(cache) first")
+            raise ConfigError("submit() before open()", do="Call open(cache) first.")
         pending = self._session.submit(frames, {**(self.params or {}), **(params or {})})
         self.frames_done += pending.num_frames
         return pending
 
     def process_batch(self, cache: ModelCache, frames: Sequence[Frames]) -> list[InferenceResult]:
-        """Enhance single frames, batched by shape; after the first call with a cache the session is known, and the cache need not be asked.
+        """Enhance single frames, batched by shape. Only the first call with a cache asks it for the session.
 
         Args:
-            cache: Where the model is, or will be loaded.
+            cache: The cache that has the model, or loads it.
             frames: Frames (H, W, 3) of any shapes and dtypes of the contract; for interpolation all of one shape.
 
         Returns:
-            One result a frame in the order of the frames (for interpolation one a pair of neighbours).
+            One result for each frame, in order (for interpolation, one for each pair of neighbours).
 
         Raises:
             InvalidInputError: If there are no frames, or one breaks the contract.
@@ -135,7 +135,7 @@ class BatchInference:
         session = self._session if self._session is not None and self._cache is cache else self.open(cache)
         overlap = int(session.spec.task is ModelTask.INTERPOLATION)
         if overlap and len(groups) > 1:
-            raise InvalidInputError(f"frames of {len(groups)} shapes to interpolate between", "one shape")
+            raise InvalidInputError(f"interpolation between frames of {len(groups)} shapes", "one shape")
         results: dict[int, InferenceResult] = {}
         for indices in groups.values():
             arrays = (
@@ -150,7 +150,7 @@ class BatchInference:
         return [results[index] for index in sorted(results)]
 
     def __call__(self, batch: Any) -> Any:
-        """Enhance a batch of frames; those of a table go from Arrow to the session and back without a copy in this process.
+        """Enhance a batch of frames; this process does not copy those of a table.
 
         Args:
             batch: A ``pyarrow.Table``, a dict of numpy arrays or a pandas DataFrame with the column ``frame``: frames of any sizes.
@@ -159,7 +159,7 @@ class BatchInference:
             The batch, of the same type, with the columns ``output`` and ``latency_ms``.
 
         Raises:
-            InvalidInputError: If there are no frames in it, it has results already, or the model interpolates.
+            InvalidInputError: If it has no frames, has results already, or the model interpolates.
             GenAIRayError: Whatever the session raises.
         """
         check_is_new(batch)
@@ -167,9 +167,10 @@ class BatchInference:
             self.open(ModelCache(name=self.cache_name))
         if self._session is not None and self._session.spec.task is ModelTask.INTERPOLATION:
             raise InvalidInputError(
-                f"{self.model}, which interpolates, over a table", "models that give one frame for one frame"
+                f"{self.model} interpolates, so a table cannot be mapped", "models with one frame out for each frame in"
             )
-        outputs, latencies = [], []
+        outputs = []
+        latencies: list[float] = []
         batches = (array[at : at + self.batch_size] for array in iter_frames(batch) for at in self._starts(len(array)))
         for output, latency_ms in self._stream(batches):
             outputs.append(output)
@@ -218,7 +219,7 @@ class BatchInference:
         return range(0, count, self.batch_size)
 
     def _stream(self, batches: Iterator[npt.NDArray[Any]]) -> Iterator[tuple[npt.NDArray[Any], float]]:
-        """Send batches, a few ahead of what is waited for; gives (output, milliseconds) in order."""
+        """Send batches, several ahead of the one waited for; yields (output, milliseconds) in order."""
         waiting: deque[tuple[PendingCall, float]] = deque()
         for batch in batches:
             waiting.append((self.submit(batch), time.perf_counter()))

@@ -1,4 +1,4 @@
-"""``read_videos``: frames of many videos as a Ray Data dataset, parallel over the segments of each, reading only what is asked for."""
+"""``read_videos``: frames of many videos as a Ray Data dataset, read in parallel over videos and their segments."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ from genai_ray.video import SOURCE_SUFFIXES, VideoPlan, decode_frames, plan_vide
 __all__ = ["FrameSelection", "read_videos"]
 
 BLOCK_SLACK = 0.9
-"""Ray Data closes a block once it is larger than its target: the target is a little less than a batch."""
-
+"""Ray Data closes a block when it is larger than its target, so the target is a little less than a batch."""
 
 PLANS_IN_FLIGHT = 256
-"""Videos that are being planned at a time."""
+"""Most videos that are planned at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSelection:
-    """Which frames of each video are wanted; all that is said must hold of a frame."""
+    """Which frames of each video are read: those that meet every condition."""
 
     every: int = 1
-    """Every so many frames, counted from the first; 1 for all."""
+    """1 for every frame, 2 for every second one, and so on, from the first."""
     keys_only: bool = False
-    """Whether key frames alone are wanted, which need no others to be decoded."""
+    """Whether only key frames are read; no other frame is decoded for them."""
     ranges_s: tuple[tuple[float, float], ...] = ()
     """Half-open ranges of seconds since the first frame, such as ((0, 5), (60, 65)); empty for the whole video."""
 
@@ -62,8 +61,8 @@ class FrameSelection:
         )
         if not self.ranges_s:
             return wanted
-        base, first = float(plan.info.time_base), plan.pts[0]
-        times = [(plan.pts[index] - first) * base for index in wanted]
+        base = float(plan.info.time_base)
+        times = [(plan.pts[index] - plan.pts[0]) * base for index in wanted]
         chosen: set[int] = set()
         for start, stop in self.ranges_s:
             chosen.update(wanted[bisect.bisect_left(times, start) : bisect.bisect_left(times, stop)])
@@ -79,23 +78,23 @@ def read_videos(
     segment_frames: int = 128,
     any_format: bool = False,
 ) -> ray.data.Dataset:
-    """Read frames of videos as a dataset of tables (see ``genai_ray.frames``); files are planned now, frames decoded as they are asked for.
+    """Read frames of videos as a dataset of tables (see ``genai_ray.frames``). Files are planned now, frames decoded on demand.
 
-    Every block holds frames of one shape and dtype: map over it with ``batch_format="pyarrow", batch_size=None``.
+    Every block holds frames of one shape and dtype. ``BatchInference.map`` sends them through a model.
 
     Args:
         paths: Video files, folders, patterns or URIs, one or several.
         columns: Of ``genai_ray.frames.FRAME_COLUMNS``; None for all. Without ``frame`` nothing is decoded.
         selection: Which frames; None for all.
-        batch_size: Most frames in a block of the videos with the largest pictures; blocks of smaller ones have a multiple of it, in about as many bytes.
-        segment_frames: Most frames that one task reads, where key frames allow it.
+        batch_size: Most frames in a block of the largest pictures; blocks of smaller pictures have more, of about as many bytes.
+        segment_frames: Most frames that one task reads, if key frames allow it.
         any_format: Whether files may name other files and hosts, as playlists do; those are opened then.
 
     Returns:
         The dataset: rows in order within a segment.
 
     Raises:
-        ConfigError: If a column is none, or a number or a range makes no sense.
+        ConfigError: If a column is unknown, or a number or a range is not allowed.
         VideoError: If a file is missing, is not a video, or nothing matches.
 
     Example:
@@ -106,7 +105,7 @@ def read_videos(
     selection = selection or FrameSelection()
     unknown = sorted(set(columns or ()) - set(FRAME_COLUMNS))
     if unknown or (columns is not None and not columns):
-        raise ConfigError(f"columns {unknown or 'of none'}", ", ".join(FRAME_COLUMNS))
+        raise ConfigError(f"columns {unknown or '()'}", ", ".join(FRAME_COLUMNS))
     if batch_size < 1 or segment_frames < 1 or selection.every < 1:
         raise ConfigError(
             f"batch_size={batch_size}, segment_frames={segment_frames}, every={selection.every}", "1 or more each"
@@ -115,7 +114,7 @@ def read_videos(
         raise ConfigError(f"ranges {selection.ranges_s}", "pairs of seconds, 0 or more, the second above the first")
     places = [to_place(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not places:
-        raise ConfigError("no video", "at least one")
+        raise ConfigError("at least one video is required")
     files = [name for place in places for name in _list(place)]
     connect()
     parts = list(_plan_all(files, selection, {"segment_frames": segment_frames, "any_format": any_format}))
@@ -133,10 +132,10 @@ def _list(place: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The chosen frames of one segment, and what a task needs to read them."""
+    """The chosen frames of one segment, and how a task reads them."""
 
     plan: Any
-    """Reference of the video's plan; None where it is to be planned again."""
+    """Ray's reference to the video's plan; None if the task plans it again."""
     file: str
     planning: Mapping[str, Any]
     """Options of ``plan_video``."""
@@ -150,12 +149,13 @@ class _Part:
 
 
 class _Frames(Datasource):
-    """Frames of planned videos; planning is done by tasks."""
+    """Frames of planned videos."""
 
     def __init__(self, parts: Sequence[_Part], columns: tuple[str, ...], batch_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._projection_map = dict(zip(columns, columns, strict=True))
-        self._parts, self._batch_size = parts, batch_size
+        self._parts = parts
+        self._batch_size = batch_size
 
     def get_name(self) -> str:
         return "Videos"
@@ -188,7 +188,7 @@ class _Frames(Datasource):
 
 
 def _group(parts: Sequence[_Part], most: int) -> Iterator[tuple[_Part, ...]]:
-    """Put neighbours of one shape together, up to so many frames: what a task gives becomes blocks, which have one shape."""
+    """Join neighbours of one shape, up to ``most`` frames: the blocks of a task must have one shape."""
     for _, alike in itertools.groupby(parts, key=lambda part: part.shape):
         group: list[_Part] = []
         for part in alike:
@@ -211,9 +211,8 @@ def _reader(group: tuple[_Part, ...], columns: tuple[str, ...], batch_size: int)
 def _tables(plan: VideoPlan, indices: Sequence[int], columns: tuple[str, ...], batch_size: int) -> Iterator[Any]:
     base = f"{plan.info.time_base.numerator}/{plan.info.time_base.denominator}"
     if "frame" not in columns:
-        yield build_index(
-            video=plan.path, frame_index=indices, pts=[plan.pts[index] for index in indices], time_base=base
-        ).select(columns)
+        times = [plan.pts[index] for index in indices]
+        yield build_index(video=plan.path, frame_index=indices, pts=times, time_base=base).select(columns)
         return
     decoded = decode_frames(plan, indices)
     while batch := list(itertools.islice(decoded, batch_size)):
@@ -221,14 +220,18 @@ def _tables(plan: VideoPlan, indices: Sequence[int], columns: tuple[str, ...], b
             frame.frame if frame.alpha is None else np.concatenate([frame.frame, frame.alpha], axis=-1)
             for frame in batch
         ]
-        numbers, times = [frame.index for frame in batch], [frame.pts for frame in batch]
-        yield build_table(np.stack(pictures), video=plan.path, frame_index=numbers, pts=times, time_base=base).select(
-            columns
+        table = build_table(
+            np.stack(pictures),
+            video=plan.path,
+            frame_index=[frame.index for frame in batch],
+            pts=[frame.pts for frame in batch],
+            time_base=base,
         )
+        yield table.select(columns)
 
 
 def _plan_all(files: Sequence[str], selection: FrameSelection, planning: Mapping[str, Any]) -> Iterator[_Part]:
-    """Plan videos by tasks, some ahead of what is waited for; plans stay in the object store, and only what is to be read of them comes here."""
+    """Plan videos by tasks, several at a time. Plans stay in the object store; only the chosen frames come here."""
     task: Any = _plan
     waiting: deque[tuple[str, Any, Any]] = deque()
     left = iter(files)
@@ -240,7 +243,7 @@ def _plan_all(files: Sequence[str], selection: FrameSelection, planning: Mapping
         file, facts, plan = waiting.popleft()
         shape, chosen = wait_for(facts)
         for indices in chosen:
-            # A video of one segment is planned again where it is read: so small a plan is not worth keeping.
+            # The task that reads a video of one segment plans it again: so small a plan is not worth keeping.
             yield _Part(plan if len(chosen) > 1 else None, file, planning, indices, shape)
 
 
@@ -248,9 +251,10 @@ def _plan_all(files: Sequence[str], selection: FrameSelection, planning: Mapping
 def _plan(
     file: str, selection: FrameSelection, planning: Mapping[str, Any]
 ) -> tuple[tuple[tuple[int, int, int, int], list[Sequence[int]]], VideoPlan]:
-    """Plan a video: what its frames are, and which of them are wanted of each segment that has some."""
+    """Plan a video; return the shape of its frames and the chosen frames of each segment, and the plan."""
     plan = plan_video(file, **planning)
-    wanted, info = selection.indices(plan), plan.info
+    wanted = selection.indices(plan)
+    info = plan.info
     cuts = [bisect.bisect_left(wanted, segment.start) for segment in plan.segments]
     chosen = [wanted[start:stop] for start, stop in itertools.pairwise([*cuts, len(wanted)]) if start < stop]
     shape = (info.height, info.width, 4 if info.has_alpha else 3, 1 if info.bit_depth <= 8 else 2)
@@ -258,7 +262,7 @@ def _plan(
 
 
 def _shorten(indices: list[int]) -> Sequence[int]:
-    """Return the same positions as a range where they are one."""
+    """Return the same positions as a range, if they are one."""
     step = indices[1] - indices[0] if len(indices) > 1 else 1
     short = range(indices[0], indices[-1] + 1, step)
     return short if list(short) == indices else tuple(indices)

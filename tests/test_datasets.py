@@ -153,7 +153,7 @@ def test_chosen_frames_equal_those_of_a_whole_decode(clips):
         ({"batch_size": 0}, errors.ConfigError, "batch_size=0"),
         ({"selection": FrameSelection(every=0)}, errors.ConfigError, "every=0"),
         ({"selection": FrameSelection(ranges_s=((2, 1),))}, errors.ConfigError, "ranges"),
-        ({"paths": []}, errors.ConfigError, "no video"),
+        ({"paths": []}, errors.ConfigError, "at least one video is required"),
         ({"paths": "missing.mp4"}, errors.VideoError, "missing.mp4: no such file"),
         ({"paths": "*.webm"}, errors.VideoError, "no video matches"),
     ],

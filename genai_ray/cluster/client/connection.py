@@ -24,31 +24,29 @@ _CACHE = "cache:"
 _RETRY_S = 0.1
 
 _SLICE_S = 0.2
-"""A wait looks this often whether its client was closed: Ray itself cannot be told to stop waiting, and may hang where it is shut down under a thread."""
+"""How often a wait checks whether its client was closed: Ray cannot cancel a wait, and may hang if it is shut down under a thread."""
 
 _SHUTDOWN_WITHIN_S = 10.0
 
 
 def start_on_head(kind: type[Any], name: str, *args: Any) -> Any:
-    """Start an async actor on the head node that outlives who asked for it and comes back where it dies, or join the one of this name.
+    """Join the async actor of a name, or start it on the head node. It outlives this process, and Ray restarts it if it dies.
 
     Args:
-        kind: Its class, with a constructor that cannot fail: one that raises at a restart is dead for good.
+        kind: Its class. The constructor cannot fail: an actor whose constructor raises at a restart stays dead.
         name: Its name.
         args: The constructor's arguments.
 
     Returns:
         Its handle.
     """
-    actor = ray.remote(
-        kind
-    ).options(
+    actor = ray.remote(kind).options(
         name=name,
         namespace=NAMESPACE,
         get_if_exists=True,
         lifetime="detached",
         num_cpus=0,
-        max_concurrency=10_000,  # calls that wait for a load count, and must not keep out those that tell that a lease's holder lives
+        max_concurrency=10_000,  # calls that wait for a load count, and must not delay those that renew a lease
         max_restarts=-1,
         resources={"node:__internal_head__": 0.001},
     )
@@ -74,8 +72,8 @@ class Connection:
 
     Args:
         name: Name of the cache.
-        budget_bytes: Its budget, and what it must have where it is there; None for any.
-        options: How it behaves, and must behave where it is there; None for any.
+        budget_bytes: Its budget, which a cache that is joined must have; None for any.
+        options: Its options, which a cache that is joined must have; None for any.
         deadline_s: Most seconds that a call may take.
 
     Raises:
@@ -83,8 +81,10 @@ class Connection:
     """
 
     def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions | None, deadline_s: float) -> None:
-        self.name, self._deadline_s = name, deadline_s
-        self._is_closed = self._is_left = False
+        self.name = name
+        self._deadline_s = deadline_s
+        self._is_shut_down = False
+        self._is_closed = False
         self._actor: Any = start_on_head(CacheActor, f"{_CACHE}{name}", name, budget_bytes, options or CacheOptions())
         self.call(CacheCalls.open, budget_bytes, options)
 
@@ -102,7 +102,7 @@ class Connection:
             kwargs: Its arguments by name.
 
         Returns:
-            The answer to come.
+            Ray's reference to the answer.
 
         Raises:
             CacheClosedError: If the cache was shut down, or this client closed.
@@ -112,19 +112,19 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the cache was there when it was last called, and this line was not closed."""
-        return not (self._is_closed or self._is_left)
+        """Whether the cache answered last time, and this client is not closed."""
+        return not (self._is_shut_down or self._is_closed)
 
     def check_open(self) -> None:
-        """Refuse to call anything where the cache or Ray is gone: at the next call Ray would start a cluster of its own, also from a thread that is left.
+        """Refuse calls if the cache or Ray is gone: by itself Ray would start a new cluster at the next call.
 
         Raises:
             CacheClosedError: If the cache was shut down, this client closed, or Ray shut down.
             ConfigError: If this process is a fork of the one that is connected to Ray.
         """
-        if self._is_closed:
+        if self._is_shut_down:
             raise CacheClosedError(f"cache {self.name!r} was shut down", do="Make a new ModelCache.")
-        if self._is_left:
+        if self._is_closed:
             raise CacheClosedError(f"this client of cache {self.name!r} was closed", do="Make a new ModelCache.")
         check_process()
         if not ray.is_initialized():
@@ -138,7 +138,7 @@ class Connection:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Answer:
-        """Call the cache actor, again if its process died meanwhile; wait as long as this client does.
+        """Call the cache actor, again if its process died meanwhile, until the client's deadline.
 
         Args:
             call: One of ``CacheCalls``.
@@ -188,28 +188,28 @@ class Connection:
                 except (ActorUnavailableError, ArgumentLostError):
                     time.sleep(
                         _RETRY_S
-                    )  # its process died, and Ray starts it again within 2 s; or a session died under it
+                    )  # Ray restarts the cache's process within 2 s; or a session died during the call
         except GetTimeoutError as exc:
             raise DeadlineExceededError(
                 f"cache {self.name!r}: {call.__name__} was not done within {within_s:g} s",
                 do="Give the client more time.",
             ) from exc
         except ActorDiedError as exc:
-            self._is_closed = True
+            self._is_shut_down = True
             raise CacheClosedError(f"cache {self.name!r} was shut down or died", do="Make a new ModelCache.") from exc
 
     def withdraw(self, lease_id: str) -> None:
-        """Let the cache know, without waiting, that nobody waits for a lease any more; also from a client that was closed.
+        """Release a lease without waiting, even if this client is closed.
 
         Args:
-            lease_id: Which.
+            lease_id: Its id.
         """
-        if ray.is_initialized() and not self._is_closed:
+        if ray.is_initialized() and not self._is_shut_down:
             self._actor.release.remote(lease_id)
 
     def close(self) -> None:
-        """End what other threads wait for through this line, soon after; the cache goes on."""
-        self._is_left = True
+        """End the calls that other threads wait for, soon after; the cache goes on."""
+        self._is_closed = True
 
     def _wait(self, answer: Any, deadline: float) -> Any:
         while True:
@@ -223,12 +223,12 @@ class Connection:
 
     def shutdown(self) -> None:
         """End every session and the cache itself; a second call does nothing."""
-        if self._is_closed:
+        if self._is_shut_down:
             return
-        self._is_closed = True
+        self._is_shut_down = True
         if ray.is_initialized():
             try:
                 ray.get(self._actor.shutdown.remote(), timeout=_SHUTDOWN_WITHIN_S)
             except (RayActorError, GetTimeoutError):
-                end_sessions(self.name)  # the cache is dead or silent, and its sessions would outlive it
+                end_sessions(self.name)  # a dead or silent cache cannot end them
             ray.kill(self._actor)

@@ -296,10 +296,16 @@ def test_a_client_that_started_ray_for_itself_ends_its_cache_with_its_block(ray_
             with ModelCache(1_000_000_000, name="guest") as guest:
                 guest.load_model(MODEL)
             with ModelCache(name="own") as second:
-                session = second.get_session(MODEL)
+                assert not second.is_embedded
+                closed = second.get_session(MODEL)
+            session = ModelCache(name="own").get_session(MODEL)
+            endpoint = ModelCache(name="guest").get_session(MODEL)
             assert own.loaded_models() == [MODEL]
-        with pytest.raises(errors.CacheClosedError):
-            session.infer(frames)
+            expected = session.infer(frames)
+        for ended in (closed, session):
+            with pytest.raises(errors.CacheClosedError):
+                ended.infer(frames)
+        assert np.array_equal(endpoint.infer(frames), expected)
         assert cache_names() == ["guest"]
         wait_until(lambda: len(session_names()) == 1)
     finally:

@@ -50,16 +50,18 @@ def names_in(node):
 
 
 def names_of(file, name):
-    """Return what a function names, itself or by a constant of its module."""
-    names = set(names_in(find(file, name)))
+    """Return what a function names: itself, or by the functions and constants of its module that it uses."""
+    helpers = {}
     for node in parse(file).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if (
-            isinstance(node, ast.Assign | ast.AnnAssign)
-            and node.value is not None
-            and names & {getattr(target, "id", "") for target in targets}
-        ):
-            names |= set(names_in(node.value))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            helpers[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            helpers |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
+    names, new = set(), set(names_in(find(file, name)))
+    while new:
+        names |= new
+        new = {found for name in new & helpers.keys() for found in names_in(helpers[name])} - names
     return names
 
 

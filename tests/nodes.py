@@ -1,4 +1,4 @@
-"""A real cluster of several raylets on this machine, with GPUs that only Ray's books know."""
+"""A real cluster of several raylets on this machine, with GPUs that only Ray counts."""
 
 import contextlib
 import os
@@ -9,15 +9,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from genai_ray.cluster import connect, disconnect
-from genai_ray.cluster.devices import LOGICAL_GPU_BYTES
+from genai_ray.cluster import CacheOptions, connect, disconnect
 from tests.crashes import trace_crashes
 from tests.processes import descendants, kill, wait_until
 
 GPU_BYTES = 1_000_000_000
 NODE_BYTES = 3_000_000_000
+LOGICAL_GPUS = CacheOptions(logical_gpu_bytes=GPU_BYTES)
+"""How a cache behaves whose nodes have GPUs that only Ray counts."""
 ENVIRONMENT = {
-    LOGICAL_GPU_BYTES: str(GPU_BYTES),
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "15000",  # a dead raylet refuses at once; one on a busy machine is only late

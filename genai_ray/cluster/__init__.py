@@ -7,6 +7,9 @@ From the caller down:
 * ``session_actor``: ``SessionActor``, the process that runs one model; the path of a frame ends there, in ``InferenceSession``.
 * ``placement``: decides on which device a session starts, and which sessions are evicted for it. Pure, without Ray.
 * ``messages``: what travels between these. ``devices``: what a node has. ``runtime``: starts or joins Ray.
+
+One session has three nouns: what a client asks for (``SessionRequest``), the cache's record of it (``SessionRecord`` in
+``cache.session_table``, whose part for placement is a ``Slot``), and what the client holds (``CachedSession``).
 """
 
 from genai_ray.cluster.cache import CacheOptions, CacheStatus

@@ -21,7 +21,6 @@ __all__ = [
     "CPU",
     "GPU_UNITS",
     "LOGICAL_GPU",
-    "LOGICAL_GPU_BYTES",
     "Started",
     "allowed_kinds",
     "device_of",
@@ -39,10 +38,7 @@ CPU = "cpu"
 """Kind of the device that a node's memory is."""
 
 LOGICAL_GPU = "logical-gpu"
-"""Kind of a GPU that only Ray's books know: its sessions compute on the CPU. For tests of placement, by explicit choice only."""
-
-LOGICAL_GPU_BYTES = "GENAI_RAY_LOGICAL_GPU_BYTES"
-"""Environment variable of a node: every GPU that Ray counts there is a logical one of this many bytes."""
+"""Kind of a GPU that Ray only counts: its sessions compute on the CPU (``CacheOptions.logical_gpu_bytes``)."""
 
 CPU_SHARE = 0.9
 """Of Ray's ``memory`` resource of a node, the most that sessions may take."""
@@ -91,33 +87,38 @@ def memory_of(node: str, resources: dict[str, float], has_budget: bool) -> list[
         has_budget: Whether the cache was given a budget for the whole cluster.
 
     Returns:
-        The device; none where Ray has no memory there.
+        The device; none if Ray has no memory there.
     """
     memory = int(resources.get("memory", 0))
     share = CPU_SHARE if has_budget else CPU_DEFAULT_SHARE
     return [Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * share), memory)] if memory else []
 
 
-def find_gpus(node: str, resources: dict[str, float]) -> list[Device]:
-    """Ask a node for its GPUs, where Ray counts some there.
+def find_gpus(node: str, resources: dict[str, float], logical_gpu_bytes: int | None = None) -> list[Device]:
+    """Return the GPUs that Ray counts on a node; ask the node what they are.
 
     Args:
         node: Its id.
         resources: What Ray has of it.
+        logical_gpu_bytes: Every GPU is a logical one of so many bytes; None for real ones.
 
     Returns:
-        Every GPU whose bytes are known; what is wrong with others is logged there.
+        Every GPU whose bytes are known; the node logs what is wrong with others.
 
     Raises:
         RayError: If the node does not answer.
     """
     count = int(resources.get("GPU", 0))
-    if not count:
-        return []
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    probe: Any = ray.remote(_probe_gpus).options(num_cpus=0, scheduling_strategy=strategy, max_retries=2)
+    if logical_gpu_bytes is not None:
+        found = [(str(index), LOGICAL_GPU, logical_gpu_bytes) for index in range(count)]
+    elif count:
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        probe: Any = ray.remote(_probe_gpus).options(num_cpus=0, scheduling_strategy=strategy, max_retries=2)
+        found = ray.get(probe.remote(count), timeout=_PROBE_WITHIN_S)
+    else:
+        found = []
     devices = []
-    for gpu, kind, num_bytes in ray.get(probe.remote(count), timeout=_PROBE_WITHIN_S):
+    for gpu, kind, num_bytes in found:
         unit = num_bytes // GPU_UNITS
         devices.append(Device(f"{node[:12]}/gpu{gpu}", node, kind, int(num_bytes * GPU_SHARE), unit * GPU_UNITS, unit))
     return devices
@@ -127,12 +128,12 @@ def wants_gpu(device: str, backend: ModelBackend, *, has_gpus: bool) -> bool:
     """Tell whether a request means a GPU.
 
     Args:
-        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` means a GPU wherever there is one that the backend can use.
+        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` means a GPU if there is one that the backend can use.
         backend: The runtime.
         has_gpus: Whether there is one.
 
     Returns:
-        Whether it does; for ``cuda`` also where there is none.
+        Whether it does; for ``cuda`` also if there is none.
 
     Raises:
         ConfigError: If the device is none of these words.
@@ -150,7 +151,7 @@ def uses_gpu(device: str, backend: ModelBackend) -> bool:
         backend: The runtime.
 
     Returns:
-        Whether it does; for ``cuda`` also where there is none.
+        Whether it does; for ``cuda`` also if there is none.
 
     Raises:
         ConfigError: If the device is none of these words.
@@ -165,12 +166,12 @@ def allowed_kinds(
 
     Args:
         devices: What the cluster has.
-        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` means GPUs wherever the cluster has one that the backend can use.
+        device: ``auto``, ``cpu`` or ``cuda``; ``auto`` means GPUs if the cluster has one that the backend can use.
         backend: The runtime.
         names: Words of which the kind must have one (``L4``, ``A10``); none for any.
 
     Returns:
-        The kinds; empty where the cluster has none.
+        The kinds; empty if the cluster has none.
 
     Raises:
         BackendUnavailableError: If a GPU is asked for and no node has one.
@@ -199,7 +200,7 @@ def device_of(started: Started, devices: Iterable[Device]) -> str | None:
         devices: What the cluster has.
 
     Returns:
-        Its id; None where the cluster has no such device any more.
+        Its id; None if the cluster has no such device any more.
     """
     wanted = f"{started.node[:12]}/{CPU if started.gpu is None else f'gpu{started.gpu}'}"
     return wanted if any(device.device_id == wanted for device in devices) else None
@@ -213,19 +214,15 @@ def gpu_used_bytes(gpu: str, pid: int) -> int | None:
         pid: The process.
 
     Returns:
-        Bytes; None where NVML does not tell: in a container that hides process ids, or while it fails, which is logged.
+        Bytes; None if NVML does not say: in a container that hides process ids, or while it fails, which is logged.
     """
     import pynvml  # noqa: PLC0415
 
     try:
         pynvml.nvmlInit()
         try:
-            handle = (
-                pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
-            )
-            used = {
-                process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            }
+            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(_handle_of(gpu))
+            used = {process.pid: process.usedGpuMemory for process in processes}
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as exc:
@@ -236,50 +233,39 @@ def gpu_used_bytes(gpu: str, pid: int) -> int | None:
 
 @functools.cache
 def _warn_of_nvml(gpu: str, reason: str) -> None:
-    """Say once what is wrong: sessions are asked every few seconds."""
+    """Log once what is wrong: the cache asks sessions every few seconds."""
     _log.warning(
-        "NVML does not tell what this process takes of GPU %s (%s): it counts as what was reserved", gpu, reason
+        "NVML does not say what this process takes of GPU %s (%s): it counts as what was reserved", gpu, reason
     )
 
 
 def _probe_gpus(count: int) -> list[tuple[str, str, int]]:
     """Return (id, kind, bytes) of every GPU that Ray counts on this node; runs there."""
-    if logical := os.environ.get(LOGICAL_GPU_BYTES):
-        return [(str(index), LOGICAL_GPU, int(logical)) for index in range(count)]
     import pynvml  # noqa: PLC0415
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = (
-        [name.strip() for name in visible.split(",") if name.strip()]
-        if visible
-        else [str(index) for index in range(count)]
-    )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    names = [name.strip() for name in visible.split(",") if name.strip()]
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as exc:
-        _log.warning(
-            "Ray counts %d GPUs on this node and NVML finds none (%s): no session goes there; %s makes logical ones of them",
-            count,
-            exc,
-            LOGICAL_GPU_BYTES,
-        )
+        _log.warning("Ray counts %d GPUs on this node and NVML finds none (%s): no session is placed there", count, exc)
         return []
     try:
         found = []
         for name in names[:count]:
-            handle = (
-                pynvml.nvmlDeviceGetHandleByIndex(int(name))
-                if name.isdigit()
-                else pynvml.nvmlDeviceGetHandleByUUID(name)
-            )
+            handle = _handle_of(name)
             kind = pynvml.nvmlDeviceGetName(handle)
-            found.append(
-                (
-                    name,
-                    kind.decode() if isinstance(kind, bytes) else kind,
-                    int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                )
-            )
+            word = kind.decode() if isinstance(kind, bytes) else kind
+            found.append((name, word, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)))
         return found
     finally:
         pynvml.nvmlShutdown()
+
+
+def _handle_of(gpu: str) -> Any:
+    """Return NVML's handle of a GPU by index or UUID."""
+    import pynvml  # noqa: PLC0415
+
+    if gpu.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(gpu))
+    return pynvml.nvmlDeviceGetHandleByUUID(gpu)

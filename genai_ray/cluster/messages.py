@@ -32,7 +32,7 @@ LEASE_TTL_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """Everything that says which session is wanted."""
+    """Which session a client asks for."""
 
     model: str
     """Canonical id, or an absolute path."""
@@ -43,7 +43,7 @@ class SessionRequest:
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     floor_bytes: int | None = None
-    """Bytes that the caller gave: a reservation that the session keeps to where it can."""
+    """Bytes to reserve at the least; the session keeps to them if it can."""
     max_frame: tuple[int, int] | None = None
     """(height, width) of the largest frame."""
     max_batch: int | None = None
@@ -55,7 +55,7 @@ class SessionRequest:
     warmup_shapes: tuple[Shapes, ...] = ()
     """Shapes of the model's own tensors that it is warmed with."""
     max_replicas: int | None = None
-    """On how many devices it is at the most when the cache makes replicas of it by itself; None for wherever memory is free."""
+    """Most replicas when the cache makes them by itself; None for as many as memory is free for."""
     _alone: str = ""
     """Not empty if the session is for one call only, which is suspected of ending its process; see ``isolate``."""
 
@@ -78,13 +78,13 @@ class SessionRequest:
 
 
 class Key(NamedTuple):
-    """One entry of a cache; its replicas share it.
+    """What a session is a session of; replicas share it.
 
     Args:
         model: Canonical id, or an absolute path.
         backend: The runtime.
         precision: The number format.
-        device: ``auto``, ``cpu`` or ``cuda``, and the kinds where they were named.
+        device: ``auto``, ``cpu`` or ``cuda``, and the kinds of devices, if any were named.
         alone: Not empty for a session of a single request.
     """
 
@@ -95,7 +95,7 @@ class Key(NamedTuple):
     precision: str
     """The number format."""
     device: str
-    """``auto``, ``cpu`` or ``cuda``, and the kinds where they were named."""
+    """``auto``, ``cpu`` or ``cuda``, and the kinds of devices, if any were named."""
     alone: str = ""
     """Not empty for a session of a single request."""
 
@@ -114,9 +114,9 @@ class LoadRequest:
     predicted_bytes: int = 0
     """What the model adds to a process, by its graph."""
     node: str | None = None
-    """Node of the client: preferred where it has room."""
+    """Node of the client: preferred if it has room."""
     is_explicit: bool = False
-    """Whether somebody asked for this model to be loaded, rather than for a result."""
+    """Whether the client asked to load this model, rather than for a result."""
     is_online: bool = False
     """Whether somebody waits for it."""
     within_s: float = 3600.0
@@ -124,7 +124,7 @@ class LoadRequest:
 
 
 def key_of(request: SessionRequest) -> Key:
-    """Return the entry that a request means.
+    """Return the key that a request means.
 
     Args:
         request: Any request.
@@ -150,11 +150,11 @@ def isolate(request: SessionRequest) -> SessionRequest:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What a holder asks for, and repeats with every sign of life: the cache may have restarted."""
+    """What the holder of a lease asks for; it repeats it to renew the lease, since the cache may have restarted."""
 
     lease_id: str
     """Unique."""
-    wants: tuple[LoadRequest, ...]
+    load_requests: tuple[LoadRequest, ...]
     """The models of the chain."""
     replicas: int | None = 1
     """On how many devices each is to be; None for every device."""
@@ -181,7 +181,7 @@ class Acquired:
     """What a client gets."""
 
     replicas: tuple[Replica, ...]
-    """The sessions of the entry, one or more."""
+    """The sessions of the key, one or more."""
     num_bytes: int
     """Bytes that the largest of them takes."""
     floor_bytes: int | None
@@ -190,7 +190,7 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """What a session answers once it has been retired: acquire another one."""
+    """What a session answers when it has been retired: acquire another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class Recency:
 
 @dataclass(frozen=True, slots=True)
 class RetentionInfo:
-    """Why a session must not leave."""
+    """Why a session is not evicted."""
 
     is_pinned: bool = False
     """Whether somebody pinned it."""
@@ -239,7 +239,7 @@ class Description:
     """Bytes measured when it had loaded; None while it loads."""
     load_s: float
     """Seconds that it took to load and warm."""
-    stays: RetentionInfo
-    """Why it must stay."""
+    retention: RetentionInfo
+    """Why it is not evicted."""
     retired: bool
     """Whether it only waits for its end."""

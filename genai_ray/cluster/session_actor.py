@@ -15,8 +15,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from genai_ray.cluster.devices import LOGICAL_GPU_BYTES, Started, gpu_used_bytes
-from genai_ray.cluster.messages import Description, Recency, RetentionInfo, Retired, SessionRequest
+from genai_ray.cluster.devices import Started, gpu_used_bytes
+from genai_ray.cluster.messages import Description, LoadRequest, Recency, RetentionInfo, Retired
 from genai_ray.errors import ResourceExhaustedError
 from genai_ray.session import InferenceSession, anonymous_bytes
 from genai_ray.types import Frames
@@ -24,18 +24,18 @@ from genai_ray.types import Frames
 __all__ = ["SessionActor"]
 
 CONCURRENCY_GROUPS = {"infer": 16, "online": 16, "control": 2, "load": 2, "watch": 3}
-"""Questions about a session have threads of their own, so that no inference delays them; so have requests that somebody waits for."""
+"""Threads by kind of call: no inference delays questions about the session, nor do batch jobs delay online requests."""
 
 HOT_QUEUE = 6
-"""Requests in a session, those that compute included, that make it hot when they stay: three for each run of a small machine."""
+"""A session with this many requests for a while is hot: three for each run of a small machine."""
 
 HOT_FOR_S = 2.0
-"""For how long they must stay."""
+"""The while: seconds of a long queue."""
 
 _LOOK_EVERY_S = 0.5
 
 FLOOR_SHARES = (1.0, 0.75)
-"""Shares of the bytes that were given which a session tries to keep to: what runs take is known to a fifth or so before they ran."""
+"""Shares of the given bytes to which a session tries to keep: before a run its bytes are known to a fifth or so."""
 
 RETIRED_FOR_S = 30.0
 """A retired session whose cache does not end it ends itself after this."""
@@ -44,7 +44,7 @@ DRAIN_QUIET_S = 0.05
 """A retired session that nobody has called for this long may end."""
 
 RESERVE_WITHIN_S = 30.0
-"""For so long a session waits until the cache has made room for another copy of its model."""
+"""A session waits this long for the cache to make room for another copy of its model."""
 
 DRAIN_MOST_S = 1.0
 """After this it may end all the same."""
@@ -55,25 +55,37 @@ class SessionActor:
 
     Args:
         cache: Name of the cache that starts it.
-        request: Which session.
-        digest: Hash of the model's file.
+        load_request: Which session.
         reserved_bytes: Bytes that count against the budgets of the cache.
         held_bytes: Bytes that Ray holds for it: those in units of its device.
         keeper: Actor of the cache, which is asked for more bytes.
+        is_logical: Whether its GPU, if it has one, is a logical one: it computes on the CPU.
     """
 
     def __init__(
-        self, cache: str, request: SessionRequest, digest: str, reserved_bytes: int, held_bytes: int, keeper: Any
+        self,
+        cache: str,
+        load_request: LoadRequest,
+        reserved_bytes: int,
+        held_bytes: int,
+        keeper: Any,
+        is_logical: bool = False,
     ) -> None:
         gpus = ray.get_gpu_ids()
-        if not gpus or os.environ.get(LOGICAL_GPU_BYTES):
+        self._has_gpu = bool(gpus) and not is_logical
+        if not self._has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and every GPU would be seen
-        self._cache, self._request, self._digest, self._keeper = cache, request, digest, keeper
-        self._reserved_bytes, self._held_bytes = reserved_bytes, held_bytes
+        self._cache = cache
+        self._request = load_request.request
+        self._digest = load_request.digest
+        self._keeper = keeper
+        self._reserved_bytes = reserved_bytes
+        self._held_bytes = held_bytes
         self._started = Started(
             ray.get_runtime_context().get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes()
         )
-        self._lock, self._loading = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._session: InferenceSession | None = None
         self._frames_of: Counter[str] = Counter()
         self._in_flight = self._use_count = self._watchers = self._retirements = 0
@@ -82,7 +94,7 @@ class SessionActor:
         self._load_s = 0.0
         self._last_use_s = time.monotonic()
         self._retired = self._is_online = False
-        self._stays = RetentionInfo()
+        self._retention = RetentionInfo()
         self._last_refused_s = 0.0
 
     @ray.method(concurrency_group="load")
@@ -120,7 +132,7 @@ class SessionActor:
         """Return when the queue has been long for a while; the call fails within some ms of this process's death.
 
         Returns:
-            Whether another replica would be of use; false where another caller watches now: a cache that has restarted.
+            Whether another replica would be of use; false if another caller watches now: a cache that has restarted.
         """
         with self._lock:
             self._watchers += 1
@@ -151,11 +163,11 @@ class SessionActor:
             params: Extra inputs by name.
             tag: Whose progress this counts as.
             is_online: Whether somebody waits for it; then it is called in the group ``online``.
-            window: Half-open range of the frames that are meant, counted over ``frames`` and ``following``; None for all.
-            following: Frames of the batch after ``frames``, where the window reaches into it.
+            window: Half-open range of the frames to enhance, counted over ``frames`` and ``following``; None for all.
+            following: Frames of the batch after ``frames``, if the window reaches into it.
 
         Returns:
-            Frames; or ``Retired`` where this session, or the one before it, has been retired.
+            Frames; or ``Retired`` if this session, or the one before it, has been retired.
         """
         with self._use(is_online) as session:
             if session is None or isinstance(frames, Retired) or isinstance(following, Retired):
@@ -187,7 +199,7 @@ class SessionActor:
         """Return what the session is and has done.
 
         Returns:
-            ``InferenceSession.status`` with the bytes of the whole process, and the GPUs that it sees: none is an empty text.
+            ``InferenceSession.status`` with the bytes of the whole process, and the GPUs that it sees: "" for none.
         """
         status = {} if self._session is None else self._session.status()
         return status | {
@@ -215,18 +227,18 @@ class SessionActor:
             held_bytes=self._held_bytes,
             measured_bytes=self._measured_bytes,
             load_s=self._load_s,
-            stays=self._stays,
+            retention=self._retention,
             retired=self._retired,
         )
 
     @ray.method(concurrency_group="control")
-    def stay(self, stays: RetentionInfo) -> None:
-        """Remember why this session must stay, for a cache that restarts.
+    def set_retention(self, retention: RetentionInfo) -> None:
+        """Remember why this session is not evicted, for a cache that restarts.
 
         Args:
-            stays: The reasons.
+            retention: The reasons.
         """
-        self._stays = stays
+        self._retention = retention
 
     @ray.method(concurrency_group="control")
     def recency(self) -> Recency:
@@ -248,20 +260,21 @@ class SessionActor:
             is_online: Whether by somebody who waits.
 
         Returns:
-            ``Retired`` where it cannot be used any more.
+            ``Retired`` if it cannot be used any more.
         """
         with self._lock:
             self._use_count += 1
-            self._last_use_s, self._is_online = time.monotonic(), is_online
+            self._last_use_s = time.monotonic()
+            self._is_online = is_online
             return Retired() if self._retired else None
 
     @ray.method(concurrency_group="control")
     def try_retire(self, use_count: int | None) -> bool:
-        """Retire: whoever comes from now on acquires another session.
+        """Retire: new requests are told to acquire another session.
 
         Args:
-            use_count: Uses that the asker knows of: refused if there were more meanwhile, or one is in flight. None to retire all
-                the same; what is in flight is still computed.
+            use_count: Uses that the cache knows of: refused if there were more meanwhile, or one is in flight. None to
+                retire all the same; what is in flight is still computed.
 
         Returns:
             Whether it is retired now.
@@ -277,12 +290,12 @@ class SessionActor:
 
     @ray.method(concurrency_group="control")
     def revive(self) -> None:
-        """Take back a retirement: what is in flight took too long for whoever asked for it."""
+        """Take back a retirement: what is in flight takes too long."""
         self._retired = False
 
     @ray.method(concurrency_group="watch")
     def drain(self) -> None:
-        """Return when nothing is in flight and nobody has met this retired session for a while: calls on their way get an answer."""
+        """Return when nothing is in flight and no call has come for a while: calls on their way still get an answer."""
         while self._in_flight and self._retired:
             time.sleep(DRAIN_QUIET_S / 5)
         started = time.monotonic()
@@ -291,7 +304,7 @@ class SessionActor:
 
     @ray.method(concurrency_group="control")
     def progress(self, tag: str) -> int:
-        """Return how many frames were computed for somebody.
+        """Return how many frames were computed for a tag.
 
         Args:
             tag: Whose.
@@ -303,7 +316,7 @@ class SessionActor:
 
     def _open(self, room: int | None) -> InferenceSession:
         request = self._request
-        device = "cpu" if self._started.gpu is None or os.environ.get(LOGICAL_GPU_BYTES) else "cuda"
+        device = "cuda" if self._has_gpu else "cpu"
         limits = replace(request.limits(room), reserve=self._reserve)
         session = InferenceSession(
             request.model, backend=request.backend, precision=request.precision, device=device, limits=limits
@@ -316,7 +329,7 @@ class SessionActor:
         return session
 
     def _open_within(self, floor_bytes: int) -> InferenceSession:
-        """Keep to the bytes that were given by smaller tiles; they are a floor, not a ceiling: what the model needs at the least it gets."""
+        """Keep to the given bytes by smaller tiles; they are a floor, not a ceiling: the model gets what it needs."""
         for share in FLOOR_SHARES:
             try:
                 return self._open(int(share * (floor_bytes - anonymous_bytes())))
@@ -325,7 +338,7 @@ class SessionActor:
         return self._open(None)
 
     def _reserve(self, more_bytes: int) -> bool:
-        """Have bytes reserved before another copy of the model takes them; where the cache has none, or is not there, the copies take turns."""
+        """Reserve bytes before another copy of the model takes them; if the cache has none, the copies take turns."""
         if self._session is None:
             return True  # it loads: what it is warmed with has been reserved
         self._most_bytes = now_bytes = self._bytes()
@@ -338,7 +351,7 @@ class SessionActor:
         return may
 
     def _end_later(self, retirement: int) -> None:
-        """End this process in a while, unless the cache does so before or takes this retirement back: a session that nobody knows of must not stay."""
+        """End this process in a while, unless the cache ends it first or takes the retirement back."""
 
         def end() -> None:
             if not self._retired or retirement != self._retirements:
@@ -353,13 +366,12 @@ class SessionActor:
         timer.start()
 
     def _bytes(self) -> int:
-        """Return what this process takes of its device: of a real GPU what NVML says, otherwise its anonymous memory."""
-        if self._started.gpu is not None and not os.environ.get(LOGICAL_GPU_BYTES):
+        """Return what this process takes of its device: of a real GPU what NVML says, otherwise anonymous memory."""
+        if self._started.gpu is not None and self._has_gpu:
             used = gpu_used_bytes(self._started.gpu, self._started.pid)
             return self._reserved_bytes if used is None else used
-        if (
-            self._session is not None and self._session.is_loading
-        ):  # the file that is loaded goes again, as in the first load
+        if self._session is not None and self._session.is_loading:
+            # the bytes of the file that it reads are freed again, as in the first load
             return min(anonymous_bytes(), self._most_bytes or self._reserved_bytes)
         return anonymous_bytes()
 
@@ -367,7 +379,8 @@ class SessionActor:
     def _use(self, is_online: bool) -> Iterator[InferenceSession | None]:
         with self._lock:
             if self._retired or self._session is None:
-                usable, self._last_refused_s = None, time.monotonic()
+                usable = None
+                self._last_refused_s = time.monotonic()
             else:
                 usable = self._session
                 self._in_flight += 1
@@ -383,7 +396,7 @@ class SessionActor:
 
 
 def _cut(frames: Frames, following: Frames | None, start: int, stop: int) -> Frames:
-    """Take a range out of two batches laid end to end; without a copy where it lies in the first."""
+    """Take a range out of two batches laid end to end; without a copy if it lies in the first."""
     head = frames[start:stop]
     if following is None or stop <= len(frames):
         return head

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from common import keep
 
-from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, Need, SlotState, plan
+from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, Need, Slot, SlotState, plan
 
 GB = 1_000_000_000
 
@@ -65,7 +65,7 @@ class Statistics:
 
 def by_placement(trace: Trace, policy: EvictionPolicy) -> Statistics:
     """The ledger and ``plan`` of the product, one session a model."""
-    ledger: Ledger[int] = Ledger(policy=policy)
+    ledger: Ledger[Slot] = Ledger(policy=policy)
     for index in range(trace.num_devices):
         ledger.add_device(Device(f"d{index:04}", f"n{index:04}", "gpu", trace.device_bytes, trace.device_bytes))
     tally, names = Statistics(), 0
@@ -84,7 +84,7 @@ def by_placement(trace: Trace, policy: EvictionPolicy) -> Statistics:
             ledger.mark(victim, state=SlotState.RETIRING)
             ledger.release(victim)
         names += 1
-        ledger.reserve(str(names), need, found.device_id, 0, now_s)
+        ledger.reserve(Slot(name=str(names), key=wanted), need, found.device_id, now_s)
         ledger.settle(str(names), model.num_bytes, model.load_s, now_s)
         ledger.use(str(names), now_s, 1)
         tally.load(model)

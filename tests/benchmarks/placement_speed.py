@@ -5,21 +5,21 @@ import time
 
 from common import keep
 
-from genai_ray.cluster.placement import Device, Ledger, Need, SlotState, plan
+from genai_ray.cluster.placement import Device, Ledger, Need, Slot, SlotState, plan
 
 DEVICES, MODELS, DECISIONS, RUNS = 1000, 10_000, 4000, 5
 SIZES = (200, 500, 1000, 2000, 4000)
 
 
-def put(ledger: Ledger[int], number: int, need: Need[int], device_id: str, used_s: float) -> None:
+def put(ledger: Ledger[Slot], number: int, need: Need, device_id: str, used_s: float) -> None:
     name = str(number)
-    ledger.reserve(name, need, device_id, 0, used_s)
+    ledger.reserve(Slot(name=name, key=number), need, device_id, used_s)
     ledger.settle(name, need.num_bytes, 1.0, used_s)
     ledger.use(name, used_s, 1)
 
 
-def fill(chance: random.Random) -> Ledger[int]:
-    ledger: Ledger[int] = Ledger()
+def fill(chance: random.Random) -> Ledger[Slot]:
+    ledger: Ledger[Slot] = Ledger()
     for index in range(DEVICES):
         ledger.add_device(Device(f"d{index}", f"n{index}", "gpu", 15_000, 15_000))
     number = 0

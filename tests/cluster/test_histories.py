@@ -6,11 +6,13 @@ the processes: they start, load, refuse, end and die when it says so, on a clock
 """
 
 import asyncio
+import copy
 import itertools
 import tempfile
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from genai_ray import errors
-from genai_ray.cluster.cache import adoption, eviction, flight, leases, loading, maintenance, session_table
+from genai_ray.cluster.cache import CacheOptions, actor, eviction, leases, loading, maintenance, session_table
 from genai_ray.cluster.cache.measured_sizes import GROWTH_BYTES, SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started
@@ -47,6 +49,16 @@ MODELS = [
 NUMBERS = st.integers(0, len(MODELS) - 1)
 TURNS = 16
 """Turns of the event loop after which nothing happens any more before the clock moves."""
+
+
+class NoProcesses:
+    """The processes of sessions that have none."""
+
+    def kill(self, record):
+        pass
+
+    async def kill_and_wait(self, record):
+        pass
 
 
 class Clock:
@@ -104,12 +116,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     def open(self):
         """Make the parts of a cache as its actor does."""
-        self.book = session_table.SessionTable(Ledger(self.total, self.policy))
+        self.book = session_table.SessionTable(Ledger(self.total, self.policy), NoProcesses())
         self.ledger = self.book.ledger
-        self.loader = loading.Loader(self.book, "cache", 300.0, self.sizes, None)
+        self.loader = loading.Loader(self.book, 300.0, self.sizes, None)
         self.evictor = eviction.Evictor(self.book, self.loader.need_of, 0.0, lambda slot: None)
         self.leases = leases.Leases(self.book, self.evictor, self.loader.need_of, self.begin)
-        self.leases._say = self.hears
 
     def teardown(self):
         if hasattr(self, "loop"):
@@ -139,7 +150,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.book.add(entry)
 
     def entries(self, is_wanted):
-        return sorted((entry for entry in self.book.entries.values() if is_wanted(entry)), key=lambda entry: entry.name)
+        return sorted((entry for entry in self.book.records.values() if is_wanted(entry)), key=lambda entry: entry.name)
 
     def slots(self, *states):
         return [slot.name for slot in self.ledger.slots.values() if slot.state in states]
@@ -169,7 +180,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert len(new) <= (0 if before else 1)
 
     def wait(self, want, until_s):
-        work = flight.join_flight(want, until_s, self.book, self.loader.check_failing, self.begin)
+        work = self.loader.join(want, until_s, self.begin)
         self.waiters.append(Waiter(self.loop.create_task(work), want, until_s))
 
     @rule(seconds=st.floats(0.05, 8))
@@ -183,9 +194,7 @@ class CacheMachine(RuleBasedStateMachine):
     # Loads
 
     def unplaced(self):
-        return self.entries(
-            lambda entry: entry.is_begun and not entry.ready.is_set() and entry.name not in self.ledger.slots
-        )
+        return self.entries(lambda entry: entry.is_begun and not entry.ready.is_set() and not entry.is_placed)
 
     @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=20))
     def time_does_its_work(self, choices):
@@ -222,14 +231,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.ledger.mark(name, state=SlotState.RETIRING)
         self.processes[name] = replace(self.processes[name], retired=True)
 
-    @precondition(lambda self: list(self.ledger.leaving()))
+    @precondition(lambda self: list(self.ledger.evictable()))
     @rule(data=st.data())
     def somebody_evicts(self, data):
-        self.retires(self.draw(data, [slot.name for slot in self.ledger.leaving()]))
+        self.retires(self.draw(data, [slot.name for slot in self.ledger.evictable()]))
 
     def ends(self, name):
         del self.processes[name]
-        entry = self.book.entries[name]
+        entry = self.book.records[name]
         if entry.ready.is_set():
             self.book.drop(entry)
         else:
@@ -241,7 +250,7 @@ class CacheMachine(RuleBasedStateMachine):
         return [
             name
             for name in self.slots(SlotState.RETIRING)
-            if name not in self.doomed and self.book.entries[name].ready.is_set()
+            if name not in self.doomed and self.book.records[name].ready.is_set()
         ]
 
     @precondition(lambda self: self.refusing())
@@ -249,8 +258,8 @@ class CacheMachine(RuleBasedStateMachine):
     def refuses_to_retire(self, data):
         name = self.draw(data, self.refusing())
         self.processes[name] = replace(self.processes[name], retired=False)
-        entry = self.book.entries[name]
-        self.book.keep(entry)
+        entry = self.book.records[name]
+        self.book.revive(entry)
         self.drive()
         waiting = [
             waiter for waiter in self.waiters if key_of(waiter.want.request) == entry.key and not waiter.task.done()
@@ -263,13 +272,14 @@ class CacheMachine(RuleBasedStateMachine):
         return [name for name in self.slots(SlotState.LOADING) if name not in self.processes]
 
     def process_starts(self, name):
-        entry, slot = self.book.entries[name], self.ledger.slots[name]
+        entry, slot = self.book.records[name], self.ledger.slots[name]
         node, _, word = slot.device_id.partition("/")
+        entry.handle = self.hears(name)
         entry.started = Started(node, None if word == CPU else word.removeprefix("gpu"), self.count, 80 * MB)
         self.processes[name] = Description(
             "cache",
-            entry.want.request,
-            entry.want.digest,
+            entry.load_request.request,
+            entry.load_request.digest,
             entry.started,
             slot.reserved_bytes,
             slot.held_bytes,
@@ -291,11 +301,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     def enter_loaded(self, name):
         """What ``Loader.finish`` does with the answer of a session: one that took too much ends where nothing may go for it."""
-        entry, slot, found = self.book.entries[name], self.ledger.slots[name], self.processes[name]
+        entry, slot, found = self.book.records[name], self.ledger.slots[name], self.processes[name]
         measured = found.measured_bytes + GROWTH_BYTES
         self.sizes.remember(found.digest, found.request, self.ledger.devices[slot.device_id].kind, measured)
         self.ledger.settle(name, measured, found.load_s, CLOCK.now_s)
-        if self.book.is_unpinned(entry):
+        if self.book.lacks_pin(entry):
             self.ledger.mark(name, is_pinned=True)
         if self.ledger.excess_bytes(slot.device_id) > 0:
             del self.processes[name]
@@ -306,14 +316,18 @@ class CacheMachine(RuleBasedStateMachine):
             self.tell(entry)
         self.drive()
 
-    async def hears(self, entry, stays):
-        """What a process remembers, without Ray."""
-        self.processes[entry.name] = replace(self.processes[entry.name], stays=stays)
+    def hears(self, name):
+        """Return an actor's handle: its process remembers what it is told, without Ray."""
+
+        async def remember(retention):
+            self.processes[name] = replace(self.processes[name], retention=retention)
+
+        return SimpleNamespace(set_retention=SimpleNamespace(remote=remember))
 
     def tell(self, entry):
         """What ``Leases.tell`` says to a session that is ready, and a session remembers."""
-        if self.book.is_usable(entry):
-            self.processes[entry.name] = replace(self.processes[entry.name], stays=self.leases.stays(entry))
+        if entry.is_usable:
+            self.processes[entry.name] = replace(self.processes[entry.name], retention=self.leases.retention_of(entry))
 
     @precondition(lambda self: self.loads())
     @rule(data=st.data())
@@ -338,11 +352,11 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.slots(SlotState.READY))
     @rule(data=st.data())
     def hot_model_gets_a_replica(self, data):
-        entry = self.book.entries[self.draw(data, self.slots(SlotState.READY))]
+        entry = self.book.records[self.draw(data, self.slots(SlotState.READY))]
         others = self.book.of_key(entry.key)
         if all(other.ready.is_set() for other in others):
-            twin = session_table.Entry(
-                entry.want, avoid=frozenset(slot.device_id for slot in self.ledger.of_key(entry.key))
+            twin = session_table.SessionRecord(
+                entry.load_request, avoid=frozenset(slot.device_id for slot in self.ledger.of_key(entry.key))
             )
             found = plan(self.ledger, self.loader.need_of(twin))
             if found is not None and not found.victims:
@@ -355,18 +369,14 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data(), what=st.sampled_from(("use", "use", "pin", "unpin", "die")))
     def happens(self, data, what):
         name = self.draw(data, self.slots(SlotState.READY))
-        entry = self.book.entries[name]
+        entry = self.book.records[name]
         if what == "use":
             self.ledger.use(name, CLOCK.now_s, self.ledger.slots[name].uses + 1)
         elif what == "die":
             del self.processes[name]
             self.dies(entry)
         else:
-            same = [
-                other
-                for other in self.book.of_key(entry.key)
-                if other.name in self.ledger.slots and not self.book.is_retiring(other)
-            ]
+            same = [other for other in self.book.of_key(entry.key) if other.is_placed and not other.is_retiring]
             self.book.pinned = self.book.pinned | {entry.key} if what == "pin" else self.book.pinned - {entry.key}
             for other in same:
                 self.ledger.mark(other.name, is_pinned=what == "pin")
@@ -395,8 +405,8 @@ class CacheMachine(RuleBasedStateMachine):
         }
         waiting = {entry.key: entry for entry in self.unplaced()}
         needs = [
-            self.loader.need_of(waiting.get(key_of(want.request), session_table.Entry(want)))
-            for want in request.wants
+            self.loader.need_of(waiting.get(key_of(want.request), session_table.SessionRecord(want)))
+            for want in request.load_requests
             if not of_ledger[key_of(want.request)]
         ]
         trial = self.ledger.copy()
@@ -410,11 +420,7 @@ class CacheMachine(RuleBasedStateMachine):
                 self.drive(self.leases.take(request, -1.0))
             assert entries == [entry for model in models for entry in self.book.of_key(key_of(model))]
             return
-        if (
-            any(self.book.is_usable(entry) for entry in entries)
-            or plans is None
-            or any(found.victims for found in plans)
-        ):
+        if any(entry.is_usable for entry in entries) or plans is None or any(found.victims for found in plans):
             return
         self.drive(self.leases.take(request, 1.0))
         self.kept[request.lease_id] = request
@@ -425,8 +431,8 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data):
         lease_id = self.draw(data, sorted(self.kept))
-        keys = [key_of(want.request) for want in self.kept[lease_id].wants]
-        if not any(self.book.is_usable(entry) for key in keys for entry in self.book.of_key(key)):
+        keys = [key_of(want.request) for want in self.kept[lease_id].load_requests]
+        if not any(entry.is_usable for key in keys for entry in self.book.of_key(key)):
             self.drive(self.leases.release(lease_id))
             del self.kept[lease_id]
 
@@ -456,9 +462,7 @@ class CacheMachine(RuleBasedStateMachine):
         name = self.draw(data, sorted(self.nodes)[1:])  # the first one has the cache
         del self.nodes[name]
         gone = [device_id for device_id in self.ledger.devices if device_id.startswith(f"{name}/")]
-        on_it = self.entries(
-            lambda entry: entry.name in self.ledger.slots and self.ledger.slots[entry.name].device_id in gone
-        )
+        on_it = self.entries(lambda entry: entry.is_placed and self.ledger.slots[entry.name].device_id in gone)
         for entry in on_it:
             self.processes.pop(entry.name, None)
             if entry.ready.is_set():
@@ -476,7 +480,8 @@ class CacheMachine(RuleBasedStateMachine):
         for name in self.slots(SlotState.RETIRING):
             if not self.processes[name].retired:  # killed, since it did not load
                 del self.processes[name]
-        old, old_book, waiters = self.ledger, self.book, self.waiters
+        old = {name: copy.copy(slot) for name, slot in self.ledger.slots.items()}
+        old_book, waiters = self.book, self.waiters
         for waiter in waiters:
             waiter.task.cancel()
         self.drive()
@@ -485,11 +490,12 @@ class CacheMachine(RuleBasedStateMachine):
         for name in self.nodes:
             self.enter(name)
         for name in data.draw(st.permutations(sorted(self.processes))):
-            entry = adoption.enter(name, self.processes[name], self.book, self.leases)
+            entry = actor.enter(name, self.processes[name], self.book, self.leases)
             assert entry is not None, f"no place for {name}, which was there"
+            entry.handle = self.hears(name)
         assert set(self.ledger.slots) == set(self.processes)
         for name, found in list(self.processes.items()):
-            slot, was = self.ledger.slots[name], old.slots[name]
+            slot, was = self.ledger.slots[name], old[name]
             assert (slot.key, slot.device_id, slot.held_bytes, slot.floor_bytes) == (
                 was.key,
                 was.device_id,
@@ -506,7 +512,7 @@ class CacheMachine(RuleBasedStateMachine):
                 self.enter_loaded(name)
                 assert slot.is_pinned == was.is_pinned
                 assert self.ledger.is_leased(slot.key) >= any(
-                    slot.key in map(key_of, (w.request for w in r.wants)) for r in self.kept.values()
+                    slot.key in map(key_of, (w.request for w in r.load_requests)) for r in self.kept.values()
                 )
             assert (slot.state, slot.reserved_bytes) == (was.state, was.reserved_bytes)
         ready = {
@@ -547,7 +553,7 @@ class CacheMachine(RuleBasedStateMachine):
     def what_is_pinned_stays(self):
         for key in self.book.pinned:
             assert any(slot.is_pinned for slot in self.ledger.of_key(key)) or not any(
-                self.book.is_usable(entry) for entry in self.book.of_key(key)
+                entry.is_usable for entry in self.book.of_key(key)
             )
 
     @invariant()
@@ -564,7 +570,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def own_clock(monkeypatch):
-    for module in (adoption, session_table, eviction, flight, leases, loading):
+    for module in (actor, session_table, eviction, leases, loading):
         monkeypatch.setattr(module, "time", CLOCK)
     monkeypatch.setattr(session_table, "uuid", CLOCK)
 
@@ -591,12 +597,12 @@ def test_no_long_history_of_requests_breaks_an_invariant(own_clock):
 
 def books_of(replicas, **changes):
     """Books with ready sessions of one model, each on a device of its own, and one more device."""
-    several, entries = session_table.SessionTable(Ledger(None)), []
+    several, entries = session_table.SessionTable(Ledger(None), NoProcesses()), []
     for number in range(replicas + 1):
         several.ledger.add_device(Device(f"n{number}/{CPU}", f"n{number}", CPU, 1000, 1000))
     for number in range(replicas):
-        entry = session_table.Entry(LoadRequest(replace(MODELS[0], **changes)))
-        several.ledger.reserve(entry.name, Need(entry.key, 500), f"n{number}/{CPU}", 0, 0.0)
+        entry = session_table.SessionRecord(LoadRequest(replace(MODELS[0], **changes)))
+        several.ledger.reserve(entry, Need(entry.key, 500), f"n{number}/{CPU}", 0.0)
         several.ledger.settle(entry.name, 500, 1.0, 0.0)
         several.add(entry)
         entry.ready.set()
@@ -608,21 +614,22 @@ def test_the_pin_of_a_session_that_dies_passes_to_its_replica():
     several, (pinned, other) = books_of(2)
     several.pinned = {pinned.key}
     several.ledger.mark(pinned.name, is_pinned=True)
-    assert [slot.name for slot in several.ledger.leaving()] == [other.name]
+    assert [slot.name for slot in several.ledger.evictable()] == [other.name]
     several.drop(pinned)
-    assert list(several.ledger.leaving()) == []
+    assert list(several.ledger.evictable()) == []
 
 
 def test_a_session_on_its_way_out_hears_of_a_lease_since_it_may_refuse_to_go():
     several, (leaving, other) = books_of(2)
     several.ledger.mark(leaving.name, state=SlotState.RETIRING)
     told, stays = [], leases.Leases(several, None, None, None)
+    for entry in (leaving, other):
 
-    async def say(entry, what):
-        told.append((entry.name, what.leases))
+        async def hear(retention, name=entry.name):
+            told.append((name, retention.leases))
 
-    stays._say = say
-    stays.adopt("lease 1", leaving.want)
+        entry.handle = SimpleNamespace(set_retention=SimpleNamespace(remote=hear))
+    stays.adopt("lease 1", leaving.load_request)
     for entry in (leaving, other):
         asyncio.run(stays.tell(entry))
     assert told == [(leaving.name, ("lease 1",)), (other.name, ("lease 1",))]
@@ -634,8 +641,8 @@ def test_the_pin_passes_to_a_replica_that_refuses_to_leave_meanwhile():
     several.ledger.mark(pinned.name, is_pinned=True)
     several.ledger.mark(other.name, state=SlotState.RETIRING)
     several.drop(pinned)
-    several.keep(other)
-    assert list(several.ledger.leaving()) == []
+    several.revive(other)
+    assert list(several.ledger.evictable()) == []
 
 
 def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_place():
@@ -654,29 +661,29 @@ def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_pl
         retired=False,
     )
     stays = leases.Leases(several, None, None, None)
-    late = adoption.enter("late", found, several, stays)
+    late = actor.enter("late", found, several, stays)
     assert late.key == other.key
-    assert (several.is_retiring(late), len(stays)) == (True, 1)
+    assert (late.is_retiring, len(stays)) == (True, 1)
     assert several.ledger.slots[other.name].is_pinned
     assert not several.ledger.slots["late"].is_pinned
 
 
 def test_a_replica_does_not_bring_back_the_bound_that_its_model_was_loaded_with():
     several, entries = books_of(1, max_replicas=2)
-    several.bound(replace(MODELS[0], max_replicas=3))
-    twin = session_table.Entry(entries[0].want)
+    several.limit_replicas(replace(MODELS[0], max_replicas=3))
+    twin = session_table.SessionRecord(entries[0].load_request)
     several.add(twin)
-    assert several.may_grow(twin.key)
-    several.bound(MODELS[0])  # who says nothing changes nothing
-    several.add(session_table.Entry(twin.want))
-    assert not several.may_grow(twin.key)
+    assert several.may_replicate(twin.key)
+    several.limit_replicas(MODELS[0])  # who says nothing changes nothing
+    several.add(session_table.SessionRecord(twin.load_request))
+    assert not several.may_replicate(twin.key)
 
 
 def test_nothing_is_loaded_for_somebody_whose_time_is_over():
     several, _ = books_of(0)
-    begun = []
+    begun, loader = [], loading.Loader(several, 300.0, None, None)
     with pytest.raises(errors.DeadlineExceededError, match="model-0 was not ready in time"):
-        asyncio.run(flight.join_flight(LoadRequest(MODELS[0]), 0.0, several, lambda _: None, begun.append))
+        asyncio.run(loader.join(LoadRequest(MODELS[0]), 0.0, begun.append))
     assert begun == []
 
 
@@ -686,10 +693,15 @@ def test_a_replica_that_failed_is_not_made_again_on_its_device_for_a_while(tmp_p
     several, (first,) = books_of(1)
     sizes, begun = SizeMemory(tmp_path / "sizes.json"), []
     sizes.remember("", MODELS[0], CPU, 400)
-    loader = loading.Loader(several, "cache", 300.0, sizes, CacheMetrics("no cache"))
+    loader = loading.Loader(several, 300.0, sizes, CacheMetrics("no cache"))
     evictor = eviction.Evictor(several, loader.need_of, 0.0, lambda slot: None)
     keeper = maintenance.Maintenance(
-        several, evictor, loader, leases.Leases(several, evictor, loader.need_of, begun.append), begun.append, 1
+        several,
+        evictor,
+        loader,
+        leases.Leases(several, evictor, loader.need_of, begun.append),
+        begun.append,
+        CacheOptions(),
     )
     several.is_surveyed = True
 
@@ -708,14 +720,14 @@ def test_a_replica_that_failed_is_not_made_again_on_its_device_for_a_while(tmp_p
         CLOCK.now_s = until_s
         assert [asyncio.run(fail()) for _ in range(3)] == [1, 0, 0]
         assert loader.failing() == {}
-        assert [entry.name for entry in several.entries.values()] == [first.name]
+        assert [entry.name for entry in several.records.values()] == [first.name]
 
 
 class Making(eviction.Evictor):
     """Retires sessions when it is let, without Ray."""
 
     def __init__(self, several):
-        super().__init__(several, lambda entry: Need(entry.key, entry.want.predicted_bytes), 0.0, None)
+        super().__init__(several, lambda entry: Need(entry.key, entry.load_request.predicted_bytes), 0.0, None)
         self.going, self.may_go = [], asyncio.Event()
 
     async def ask(self, name):
@@ -724,17 +736,17 @@ class Making(eviction.Evictor):
     async def retire(self, name, finish_within_s=None):
         self.going.append(name)
         await self.may_go.wait()
-        self._book.drop(self._book.entries[name])
+        self._table.drop(self._table.records[name])
         return True
 
 
 def books_on_one_device(*sizes):
     """Books with sessions of these bytes on one device of 1000, stalest first."""
-    several, entries = session_table.SessionTable(Ledger(None)), []
+    several, entries = session_table.SessionTable(Ledger(None), NoProcesses()), []
     several.ledger.add_device(Device(f"n/{CPU}", "n", CPU, 1000, 1000))
     for number, size in enumerate(sizes):
-        entry = session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size))
-        several.ledger.reserve(entry.name, Need(entry.key, size), f"n/{CPU}", 0, 0.0)
+        entry = session_table.SessionRecord(LoadRequest(MODELS[number], predicted_bytes=size))
+        several.ledger.reserve(entry, Need(entry.key, size), f"n/{CPU}", 0.0)
         several.ledger.settle(entry.name, size, 1.0, 0.0)
         several.ledger.use(entry.name, float(number), 1)
         several.add(entry)
@@ -754,7 +766,7 @@ async def begun(work):
 def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_it():
     several, (first, second) = books_on_one_device(400, 300)
     large, medium, small = (
-        session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size))
+        session_table.SessionRecord(LoadRequest(MODELS[number], predicted_bytes=size))
         for number, size in ((2, 600), (3, 200), (4, 100))
     )
 
@@ -776,7 +788,7 @@ def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
     several, (first, growing) = books_on_one_device(400, 300)
     several.ledger.mark(growing.name, is_pinned=True)
     large, small, tiny = (
-        session_table.Entry(LoadRequest(MODELS[number], predicted_bytes=size))
+        session_table.SessionRecord(LoadRequest(MODELS[number], predicted_bytes=size))
         for number, size in ((2, 600), (3, 100), (4, 50))
     )
 
@@ -802,7 +814,7 @@ def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
 
 def test_a_session_that_took_too_much_waits_for_what_goes_already():
     several, (first, heavy) = books_on_one_device(400, 300)
-    large = session_table.Entry(LoadRequest(MODELS[2], predicted_bytes=350))
+    large = session_table.SessionRecord(LoadRequest(MODELS[2], predicted_bytes=350))
 
     async def history():
         evictor = Making(several)
@@ -819,7 +831,7 @@ def test_a_session_that_took_too_much_waits_for_what_goes_already():
 
 def test_no_room_is_taken_for_what_was_given_up_while_it_was_made():
     several, (first,) = books_on_one_device(800)
-    waited = session_table.Entry(LoadRequest(MODELS[1], predicted_bytes=600))
+    waited = session_table.SessionRecord(LoadRequest(MODELS[1], predicted_bytes=600))
     several.add(waited)
 
     async def history():

@@ -19,20 +19,20 @@ from ray._private import ray_constants
 from ray.experimental import internal_kv
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.cluster import CacheOptions, SessionRequest, open_session
+from genai_ray.cluster import SessionRequest, open_session
 from genai_ray.cluster.cache.loading import MAX_TRIES
 from genai_ray.cluster.cache.session_actors import start_session
-from genai_ray.cluster.cache.session_table import Entry
-from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU_BYTES
+from genai_ray.cluster.cache.session_table import SessionRecord
+from genai_ray.cluster.devices import CPU, GPU_UNITS
 from genai_ray.cluster.messages import LoadRequest
-from genai_ray.cluster.placement import Device, Slot
+from genai_ray.cluster.placement import Device
 from genai_ray.cluster.runtime.replies import is_crash
 from genai_ray.cluster.session_actor import HOT_FOR_S, HOT_QUEUE
 from genai_ray.enhance import EnhanceOptions, enhance_videos
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.cluster.truth import is_reported, report, wait_until_true
-from tests.nodes import GPU_BYTES, NODE_BYTES
+from tests.nodes import GPU_BYTES, LOGICAL_GPUS, NODE_BYTES
 from tests.processes import wait_until
 from tests.video.clips import write
 
@@ -44,7 +44,7 @@ REQUEST = SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)
 
 @pytest.fixture
 def cache(nodes, request):
-    with ending(ModelCache(name=request.node.name)) as cache:
+    with ending(ModelCache(name=request.node.name, options=LOGICAL_GPUS)) as cache:
         yield cache
     wait_until(
         lambda: (
@@ -138,7 +138,7 @@ def test_a_gpu_that_has_less_left_than_the_cache_knows_delays_a_load_and_fails_n
 @pytest.mark.slow
 def test_a_gpu_that_another_program_keeps_is_told_of(nodes):
     nodes.add(num_gpus=2)
-    with ending(ModelCache(name="told", options=CacheOptions(load_within_s=5.0))) as cache:
+    with ending(ModelCache(name="told", options=replace(LOGICAL_GPUS, load_within_s=5.0))) as cache:
         wait_until(lambda: len(devices(cache)) == 4)
         holder = Holder.options(num_gpus=0.6).remote()
         assert ray.get(holder.gpus.remote(), timeout=60) == [0]
@@ -206,13 +206,14 @@ class Starter:
     """An actor in the cache's place: sessions ask whoever started them for more."""
 
     def start(self, node, kind):
-        entry = Entry(LoadRequest(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)))
+        record = SessionRecord(LoadRequest(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32)))
+        record.reserved_bytes = record.held_bytes = GPU_BYTES
         device = Device("any", node, kind, GPU_BYTES, GPU_BYTES, GPU_BYTES // GPU_UNITS)
-        start_session(entry, "of nobody", device, Slot("", entry.key, "any", GPU_BYTES, GPU_BYTES, 0, 0.0, 0.0))
-        return entry.handle
+        start_session(record, "of nobody", device)
+        return record.handle
 
 
-def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache, monkeypatch):
+def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache):
     nodes.add(num_gpus=1)
     wait_until(lambda: len(devices(cache)) == 3)
     cache.load_model(MODEL)
@@ -223,8 +224,7 @@ def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache,
     assert seen == {
         MODEL: (["0"], ""),
         OTHER: ([], ""),
-    }  # a logical GPU is in Ray's books alone, so its sessions must not see a real one
-    monkeypatch.delenv(LOGICAL_GPU_BYTES)
+    }  # Ray only counts a logical GPU, so its sessions must not see a real one
     node = nodes.add(num_gpus=2).node_id  # what Ray calls a GPU here may be a real one
     starter = ray.remote(Starter).options(num_cpus=0).remote()
     handles, found = [], []
@@ -353,7 +353,7 @@ def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
 
 def test_one_device_has_as_many_sessions_of_a_hot_model_as_it_may_where_no_other_has_room(nodes, frames, expected):
     nodes.add(num_gpus=1)
-    with ending(ModelCache(name="dense", options=CacheOptions(replicas_per_device=2))) as cache:
+    with ending(ModelCache(name="dense", options=replace(LOGICAL_GPUS, replicas_per_device=2))) as cache:
         wait_until(lambda: len(devices(cache)) == 3)
         request = replace(REQUEST, device_kinds=("logical",))
         with keeping_busy(cache, request) as asking:
@@ -386,7 +386,7 @@ def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
     nodes.add(num_gpus=1)
     nodes.add(num_gpus=1)
     source = write(tmp_path / "source.mp4", tracks=0)
-    with ending(ModelCache()) as cache:
+    with ending(ModelCache(options=LOGICAL_GPUS)) as cache:
         wait_until(lambda: len(devices(cache)) == 5)
         results = []
         for name, count in (("one", 1), ("all", None)):
@@ -409,7 +409,7 @@ def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes,
     for number in range(12):
         write(clips / f"{number:02d}.mp4", tracks=0, pts=list(range(20 + number)))
     found = {}
-    with ending(ModelCache()) as cache:
+    with ending(ModelCache(options=LOGICAL_GPUS)) as cache:
         wait_until(lambda: len(devices(cache)) == 3)
         for name, words, count in (("cpu", ("cpu",), 1), ("all", ("cpu", "logical"), None)):
             out = tmp_path / name
@@ -498,7 +498,7 @@ def demands():
 
 
 def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes, frames, expected):
-    with ending(ModelCache(name="growing", options=CacheOptions(can_grow=True))) as cache:
+    with ending(ModelCache(name="growing", options=replace(LOGICAL_GPUS, can_grow=True))) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(

@@ -20,6 +20,7 @@ from genai_ray.cluster.placement import (
     EvictionPolicy,
     Ledger,
     Need,
+    Slot,
     SlotState,
     check_all_fit,
     check_fits,
@@ -83,7 +84,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for name in found.victims:
             self.evict(name)
         self.names += 1
-        slot = self.ledger.reserve(f"session {self.names}", need, found.device_id, floor, self.now())
+        slot = Slot(name=f"session {self.names}", key=key, floor_bytes=floor)
+        self.ledger.reserve(slot, need, found.device_id, self.now())
         assert slot.state is SlotState.LOADING
         assert self.ledger.excess_bytes(found.device_id) <= 0
 
@@ -107,7 +109,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert self.ledger.slots[name].key not in keys
                 self.evict(name)
             self.names += 1
-            self.ledger.reserve(f"session {self.names}", need, found.device_id, 0, self.now())
+            slot = Slot(name=f"session {self.names}", key=need.key)
+            self.ledger.reserve(slot, need, found.device_id, self.now())
             assert self.ledger.excess_bytes(found.device_id) <= 0
 
     def could_fit(self, need):
@@ -171,13 +174,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if roomy:  # only the total is short, or taken by sessions that grew elsewhere
             assert found.device_id in {d.device_id for d in roomy}
             return
-        places = {slot.name: place for place, slot in enumerate(self.ledger.leaving())}
+        places = {slot.name: place for place, slot in enumerate(self.ledger.evictable())}
         assert [places[name] for name in found.victims] == sorted(places[name] for name in found.victims)
         if self.ledger.total_bytes is None and found.victims:
             newest = {}
             for d in self.ledger.devices.values():
                 used, held = d.budget_bytes - d.used_bytes, d.capacity_bytes - d.held_bytes
-                for slot in self.ledger.leaving():
+                for slot in self.ledger.evictable():
                     if slot.device_id == d.device_id and slot.key != need.key and min(used, held) < need.num_bytes:
                         used, held = used + slot.reserved_bytes, held + slot.held_bytes
                         newest[d.device_id] = places[slot.name]
@@ -189,7 +192,7 @@ class LedgerMachine(RuleBasedStateMachine):
         slot = self.ledger.slots[name]
         assert self.is_free_to_go(slot)
         self.ledger.mark(name, state=SlotState.RETIRING)
-        assert slot not in list(self.ledger.leaving())
+        assert slot not in list(self.ledger.evictable())
         self.ledger.release(name)
 
     @precondition(lambda self: self.has_grown)
@@ -201,7 +204,7 @@ class LedgerMachine(RuleBasedStateMachine):
             while self.ledger.excess_bytes(device_id) > 0:
                 on_device = self.ledger.devices[device_id].used_bytes > self.ledger.devices[device_id].budget_bytes
                 victim = next(
-                    (slot for slot in self.ledger.leaving() if not on_device or slot.device_id == device_id), None
+                    (slot for slot in self.ledger.evictable() if not on_device or slot.device_id == device_id), None
                 )
                 if victim is None:
                     victim = next(
@@ -276,7 +279,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_who_is_free_leaves_and_in_order(self):
-        leaving = list(self.ledger.leaving())
+        leaving = list(self.ledger.evictable())
         assert {slot.name for slot in leaving} == {
             slot.name for slot in self.ledger.slots.values() if self.is_free_to_go(slot)
         }
@@ -306,7 +309,7 @@ def ledger_of(*budgets, policy=EvictionPolicy.LRU, total=None):
 
 
 def put(ledger, key, num_bytes, device="d0", *, used_s=0.0, load_s=1.0, uses=1):
-    ledger.reserve(key, Need(key, num_bytes), device, 0, used_s)
+    ledger.reserve(Slot(name=key, key=key), Need(key, num_bytes), device, used_s)
     ledger.settle(key, num_bytes, load_s, used_s)
     ledger.use(key, used_s, uses)
 
@@ -333,7 +336,7 @@ def test_models_that_come_together_share_devices_as_no_turn_by_turn_choice_would
     check_all_fit(ledger, needs)
     plans = plan_all(ledger, needs)
     for need, found in zip(needs, plans, strict=True):
-        ledger.reserve(need.key, need, found.device_id, 0, 0.0)
+        ledger.reserve(Slot(name=need.key, key=need.key), need, found.device_id, 0.0)
     assert [found.device_id for found in plans].count("d1") == 2
     alike = ledger_of(*[100] * 40)
     assert plan_all(alike, [Need(str(number), 60) for number in range(41)]) is None
@@ -354,20 +357,20 @@ def test_idle_replicas_and_batch_models_go_first():
     put(ledger, "b", 300, used_s=2.1)
     put(ledger, "c", 300, used_s=2.2)
     ledger.use("b", 2.1, 2, True)
-    assert [slot.name for slot in ledger.leaving()] == ["a", "c", "b"]
+    assert [slot.name for slot in ledger.evictable()] == ["a", "c", "b"]
     ledger.mark("c", is_surplus=True)
-    assert [slot.name for slot in ledger.leaving()] == ["c", "a", "b"]
+    assert [slot.name for slot in ledger.evictable()] == ["c", "a", "b"]
     ledger.use("c", 2.9, 5)
-    assert [slot.name for slot in ledger.leaving()] == ["a", "c", "b"]
+    assert [slot.name for slot in ledger.evictable()] == ["a", "c", "b"]
 
 
 def test_gdsf_keeps_what_is_dear_to_load_and_forgets_it_in_time():
     ledger = ledger_of(1000, policy=EvictionPolicy.GDSF)
     put(ledger, "dear", 300, used_s=1.0, load_s=20.0)
     put(ledger, "cheap", 300, used_s=2.0, load_s=1.0)
-    assert [slot.name for slot in ledger.leaving()] == ["cheap", "dear"]
+    assert [slot.name for slot in ledger.evictable()] == ["cheap", "dear"]
     for number in range(30):  # each that goes raises the worth that the next one starts from
-        name = next(ledger.leaving()).name
+        name = next(ledger.evictable()).name
         if name == "dear":
             break
         ledger.mark(name, state=SlotState.RETIRING)
@@ -387,15 +390,15 @@ def test_what_took_more_than_ray_holds_for_it_has_its_place_again_in_a_new_ledge
 
     first, again = ledger(), ledger()
     for name, held, taken in (("a", 300, 180), ("b", 290, 348)):
-        first.reserve(name, Need(name, held), "d0", 0, 0.0)
+        first.reserve(Slot(name=name, key=name), Need(name, held), "d0", 0.0)
         first.settle(name, taken, 1.0, 0.0)
-        again.reserve(name, Need(name, taken), "d0", 0, 0.0, held)
+        again.reserve(Slot(name=name, key=name), Need(name, taken), "d0", 0.0, held)
     assert (
         (first.used_bytes, first.devices["d0"].held_bytes)
         == (again.used_bytes, again.devices["d0"].held_bytes)
         == (528, 590)
     )
     with pytest.raises(errors.ResourceExhaustedError, match="10 bytes are free"):
-        again.reserve("c", Need("c", 11), "d0", 0, 0.0)
+        again.reserve(Slot(name="c", key="c"), Need("c", 11), "d0", 0.0)
     with pytest.raises(errors.ResourceExhaustedError, match="10 bytes are free"):
-        again.reserve("c", Need("c", 5), "d0", 0, 0.0, 11)
+        again.reserve(Slot(name="c", key="c"), Need("c", 5), "d0", 0.0, 11)

@@ -22,7 +22,7 @@ from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
 from tests.caches import ending
-from tests.nodes import Nodes
+from tests.nodes import LOGICAL_GPUS, Nodes
 from tests.processes import wait_until
 from tests.video.clips import NUM_FRAMES, write, write_cut
 
@@ -159,7 +159,7 @@ def test_the_node_that_counts_is_the_one_of_the_job_and_a_gpu_is_another_one(pla
 def test_a_cluster_with_gpus_makes_no_segment_for_one_without(tmp_path):
     source, options = write(tmp_path / "a.mkv", tracks=0), replace(BASE, segment_frames=4)
     plan = plan_video(source, segment_frames=4)
-    with Nodes() as nodes, ThreadPoolExecutor(1) as thread:
+    with Nodes() as nodes, ending(ModelCache(options=LOGICAL_GPUS)), ThreadPoolExecutor(1) as thread:
         nodes.add(num_gpus=1)
         job = thread.submit(enhance_videos, source, tmp_path / "b.mkv", models="websr-x2-s", options=options)
         found = set()

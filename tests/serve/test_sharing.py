@@ -11,7 +11,7 @@ import pytest
 import tritonclient.http as triton
 
 from genai_ray import ModelCache
-from tests.nodes import Nodes
+from tests.nodes import LOGICAL_GPUS, Nodes
 from tests.processes import DEADLINE_S, is_alive, wait_until
 from tests.serve.conftest import serve
 from tests.serve.models import add_number, count_up
@@ -37,10 +37,11 @@ def shared(tmp_path_factory):
     (folder / "later.serve.yaml").write_text("request_class: batch\n")
     with Nodes() as nodes:
         nodes.add(num_gpus=2)
-        endpoint = serve(
-            "--address", nodes.cluster.address, "--replicas", 1, "--model", "websr-x2-s", repository=folder, stays=True
-        )
-        with ModelCache(name="default", deadline_s=DEADLINE_S) as cache:
+        with ModelCache(name="default", deadline_s=DEADLINE_S, options=LOGICAL_GPUS) as cache:
+            address = nodes.cluster.address
+            endpoint = serve(
+                "--address", address, "--replicas", 1, "--model", "websr-x2-s", repository=folder, stays=True
+            )
             yield endpoint, cache, folder
         endpoint.end()
 

@@ -1,4 +1,4 @@
-"""The ``CacheActor``: the one that all clients ask; decisions are ``placement``'s, work is done by the parts that it puts together."""
+"""``CacheActor`` answers all clients: it puts the parts of the cache together, and adopts sessions when it restarts."""
 
 from __future__ import annotations
 
@@ -10,36 +10,53 @@ from collections.abc import Coroutine, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 from typing_extensions import override
 
-from genai_ray.cluster.cache.adoption import adopt
 from genai_ray.cluster.cache.calls import CacheCalls, CacheOptions
 from genai_ray.cluster.cache.eviction import Evictor
-from genai_ray.cluster.cache.flight import join_flight
 from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.maintenance import Maintenance
 from genai_ray.cluster.cache.measured_sizes import SizeMemory, sizes_file
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.cache.session_actors import end_session, is_there, session_names, to_load_error
-from genai_ray.cluster.cache.session_table import Entry, SessionTable
+from genai_ray.cluster.cache.session_actors import (
+    NAMESPACE,
+    RaySessions,
+    is_there,
+    session_names,
+    to_load_error,
+)
+from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.cache.status import CacheStatus, PendingStatus, describe_devices, describe_sessions
-from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest, Replica, SessionRequest, key_of
-from genai_ray.cluster.placement import Ledger, Slot
+from genai_ray.cluster.devices import device_of
+from genai_ray.cluster.messages import (
+    Acquired,
+    Description,
+    Key,
+    LeaseRequest,
+    LoadRequest,
+    Replica,
+    SessionRequest,
+    key_of,
+)
+from genai_ray.cluster.placement import Ledger, Need, SlotState
 from genai_ray.errors import CacheClosedError, ConfigError, GenAIRayError, ModelNotFoundError, ResourceExhaustedError
 
-__all__ = ["CacheActor"]
+__all__ = ["CacheActor", "enter"]
 
 _RETRY_S = 0.05
 
 _LOOK_EVERY_S = 1.0
 
+_DESCRIBE_WITHIN_S = 10.0
+
 
 class CacheActor(CacheCalls):
     """One cache of the cluster; async, so that everything here runs on one thread.
 
-    Where its process dies Ray starts it again with the same arguments, and it adopts the sessions that are there.
+    If its process dies, Ray starts it again with the same arguments, and it adopts the sessions that are there.
 
     Args:
         name: Name of the cache.
@@ -48,30 +65,29 @@ class CacheActor(CacheCalls):
     """
 
     def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions) -> None:
-        self._name, self._options = name, options
-        self._book = SessionTable(Ledger(budget_bytes, options.policy))
-        self._book.can_grow = options.can_grow
+        self._name = name
+        self._options = options
+        self._table = SessionTable(Ledger(budget_bytes, options.policy), RaySessions(name))
+        self._table.can_grow = options.can_grow
         self._metrics = CacheMetrics(name)
         self._sizes = SizeMemory(sizes_file())
-        self._loader = Loader(self._book, name, options.load_within_s, self._sizes, self._metrics)
-        self._evictor = Evictor(self._book, self._loader.need_of, options.min_stay_s, self._note_eviction)
-        self._leases = Leases(self._book, self._evictor, self._loader.need_of, self._begin)
-        self._upkeep = Maintenance(
-            self._book, self._evictor, self._loader, self._leases, self._begin, options.replicas_per_device
-        )
+        self._loader = Loader(self._table, options.load_within_s, self._sizes, self._metrics)
+        self._evictor = Evictor(self._table, self._loader.need_of, options.min_stay_s, self._note_eviction)
+        self._leases = Leases(self._table, self._evictor, self._loader.need_of, self._begin)
+        self._maintenance = Maintenance(self._table, self._evictor, self._loader, self._leases, self._begin, options)
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone: dict[Key, asyncio.Lock] = {}
 
     @override
     async def open(self, budget_bytes: int | None, options: CacheOptions | None) -> None:
-        self._opened()  # whoever needs all that is there waits for it
-        if budget_bytes not in (None, self._book.ledger.total_bytes):
+        self._opened()  # calls that need to know all sessions wait for it
+        if budget_bytes not in (None, self._table.ledger.total_bytes):
             await self._open()
-        if budget_bytes is not None and budget_bytes != self._book.ledger.budget_bytes:
+        if budget_bytes is not None and budget_bytes != self._table.ledger.budget_bytes:
             raise ConfigError(
                 f"cache {self._name!r} with a budget of {budget_bytes} bytes",
-                f"{self._book.ledger.budget_bytes} bytes, which it has",
+                f"{self._table.ledger.budget_bytes} bytes, which it has",
                 "Use another name.",
             )
         if options is not None and options != self._options:
@@ -85,32 +101,32 @@ class CacheActor(CacheCalls):
         await self._open_for(key_of(load_request.request))
         if lost is not None:
             await self._settle_lost(lost, deadline)
-            await self._open_for(key_of(load_request.request))  # to load is for when all that is there is known
+            await self._open_for(
+                key_of(load_request.request)
+            )  # nothing is loaded before all existing sessions are known
         if load_request.is_explicit:
             self._loader.failures.pop(key_of(load_request.request), None)
-        entries = await join_flight(load_request, deadline, self._book, self._loader.check_failing, self._begin)
-        self._book.bound(load_request.request)
-        return self._acquired(entries)
+        records = await self._loader.join(load_request, deadline, self._begin)
+        self._table.limit_replicas(load_request.request)
+        return _acquired(records)
 
     @override
     async def replicas(self, key: Key) -> Acquired | None:
         await self._open()
-        usable, queues = [entry for entry in self._book.of_key(key) if self._book.is_usable(entry)], dict[str, int]()
+        usable = [record for record in self._table.of_key(key) if record.is_usable]
+        queues: dict[str, int] = {}
         if len(usable) > 1:
-            answers = await asyncio.gather(*(self._evictor.ask(entry.name) for entry in usable))
-            queues = {
-                entry.name: answer.in_flight
-                for entry, answer in zip(usable, answers, strict=True)
-                if answer is not None
-            }
-            usable = [entry for entry in usable if self._book.is_usable(entry)]
-        return self._acquired(usable, queues) if usable else None
+            names = [record.name for record in usable]
+            answers = await asyncio.gather(*(self._evictor.ask(name) for name in names))
+            queues = {name: answer.in_flight for name, answer in zip(names, answers, strict=True) if answer is not None}
+            usable = [record for record in usable if record.is_usable]
+        return _acquired(usable, queues) if usable else None
 
     @override
     async def lease(self, request: LeaseRequest, within_s: float) -> None:
         await self._open()
         await self._leases.take(request, within_s)
-        self._spawn(self._upkeep.spread())
+        self._spawn(self._maintenance.spread())
 
     @override
     async def renew(self, request: LeaseRequest) -> bool:
@@ -129,46 +145,43 @@ class CacheActor(CacheCalls):
 
     @override
     async def dismiss(self, name: str) -> None:
-        entry = self._book.entries.get(name)
-        if entry is not None and entry.key.alone:
-            await end_session(self._book, entry)
-            self._book.drop(entry)
+        record = self._table.records.get(name)
+        if record is not None and record.key.alone:
+            await self._evictor.end(record)
 
     @override
     async def find(self, model: str) -> SessionRequest | None:
         await self._open()
-        entries = [entry for entry in self._book.of_model(model) if not entry.key.alone]
-        await asyncio.gather(*(self._evictor.ask(entry.name) for entry in entries if self._book.is_usable(entry)))
-        slots = {slot.name: slot for slot in self._book.ledger.by_recency()}
-        ready = [entry for name in slots if (entry := self._book.entries.get(name)) in entries and entry is not None]
-        return ready[-1].want.request if ready else entries[-1].want.request if entries else None
+        records = [record for record in self._table.of_model(model) if not record.key.alone]
+        await asyncio.gather(*(self._evictor.ask(record.name) for record in records if record.is_usable))
+        ready = [record for record in self._table.ledger.by_recency() if record in records]
+        latest = ready[-1:] or records[-1:]
+        return latest[0].load_request.request if latest else None
 
     @override
     async def memory(self) -> tuple[int, int]:
         await self._open()
-        return self._book.ledger.used_bytes, self._book.ledger.budget_bytes
+        return self._table.ledger.used_bytes, self._table.ledger.budget_bytes
 
     @override
     async def loaded(self) -> list[str]:
         await self._open()
         await self._evictor.refresh()
-        ids = [slot.key.model for slot in self._book.ledger.by_recency()]
+        ids = [slot.key.model for slot in self._table.ledger.by_recency()]
         return list(dict.fromkeys(reversed(ids)))[::-1]
 
     @override
     async def evict(self, model: str, within_s: float, is_replaced: bool = False) -> int:
         await self._open()
-        entries, deadline = (
-            [entry for entry in self._book.of_model(model) if entry.is_begun],
-            time.monotonic() + within_s,
-        )
-        if not entries:
+        records = [record for record in self._table.of_model(model) if record.is_begun]
+        deadline = time.monotonic() + within_s
+        if not records:
             raise await self._not_loaded(model)
-        for entry in entries:
-            if is_replaced:  # their holders may have taken them again since the session before this one went
+        for record in records:
+            if is_replaced:  # holders may have taken their leases again since the eviction before this one
                 await self._leases.give_way(model)
-            await self._evictor.evict(entry, deadline)
-        return len(entries)
+            await self._evictor.evict(record, deadline)
+        return len(records)
 
     @override
     async def evict_lru(self) -> str | None:
@@ -178,29 +191,27 @@ class CacheActor(CacheCalls):
     @override
     async def pin(self, model: str, pinned: bool) -> None:
         await self._open()
-        entries = [
-            entry
-            for entry in self._book.of_model(model)
-            if entry.name in self._book.ledger.slots and not self._book.is_retiring(entry)
-        ]
-        known = {key for key in self._book.pinned if key.model == model}
-        if not entries and (pinned or not known):
+        records = [record for record in self._table.of_model(model) if record.is_placed and not record.is_retiring]
+        known = {key for key in self._table.pinned if key.model == model}
+        if not records and (pinned or not known):
             raise await self._not_loaded(model)
-        self._book.pinned = (
-            self._book.pinned | {entry.key for entry in entries} if pinned else self._book.pinned - known
-        )
-        for entry in entries:
-            self._book.ledger.mark(entry.name, is_pinned=pinned)
-        for entry in entries:
-            await self._leases.tell(entry)
+        if pinned:
+            self._table.pinned |= {record.key for record in records}
+        else:
+            self._table.pinned -= known
+        for record in records:
+            self._table.ledger.mark(record.name, is_pinned=pinned)
+        for record in records:
+            await self._leases.tell(record)
 
     @override
     async def status(self) -> CacheStatus:
         await self._open()
         await self._evictor.refresh()
-        table, ledger = self._book, self._book.ledger
+        table = self._table
+        ledger = table.ledger
         kinds = sorted({device.kind for device in ledger.devices.values()})
-        waiting = [entry for entry in table.entries.values() if entry.name not in ledger.slots]
+        waiting = [record for record in table.records.values() if not record.is_placed]
         return CacheStatus(
             name=self._name,
             pid=os.getpid(),
@@ -214,7 +225,7 @@ class CacheActor(CacheCalls):
             history={model: dict(counts) for model, counts in table.history.items()},
             leases=len(self._leases),
             waiting=tuple(
-                PendingStatus(*entry.key[:4], reason=str(entry.blocked or "about to load")) for entry in waiting
+                PendingStatus(*record.key[:4], reason=str(record.blocked or "about to load")) for record in waiting
             ),
             failing=tuple(
                 PendingStatus(*key[:4], reason=str(failure.error)) for key, failure in self._loader.failing().items()
@@ -225,126 +236,180 @@ class CacheActor(CacheCalls):
     async def shutdown(self) -> None:
         with contextlib.suppress(RayError, GenAIRayError, TimeoutError):
             await self._open()
-        self._book.is_closed = True
+        self._table.is_closed = True
         for task in self._tasks:
             task.cancel()
-        for entry in list(self._book.entries.values()):
-            self._book.drop(entry)
-        await self._upkeep.stop()
+        for record in list(self._table.records.values()):
+            self._table.drop(record)
+        await self._maintenance.stop()
 
     async def _open(self) -> None:
-        """Look at the cluster and enter the sessions of an earlier life; every caller waits until that is done, once."""
+        """Look at the cluster and adopt the sessions that are there; every caller waits until that is done, once."""
         await asyncio.shield(self._opened())
 
     async def _open_for(self, key: Key) -> None:
-        """Wait for ``_open``, or for a session of one entry, which was there in an earlier life: others may be silent, and keep nobody from it."""
+        """Wait for ``_open``, or for an adopted session of one key: silent sessions of others delay no call for it."""
         opening = self._opened()
-        while not opening.done() and not any(self._book.is_usable(entry) for entry in self._book.of_key(key)):
-            change = asyncio.create_task(self._book.wait_for_change(_LOOK_EVERY_S))
+        while not opening.done() and not any(record.is_usable for record in self._table.of_key(key)):
+            change = asyncio.create_task(self._table.wait_for_change(_LOOK_EVERY_S))
             await asyncio.wait([opening, change], return_when=asyncio.FIRST_COMPLETED)
             change.cancel()
         if opening.done():
             await opening
 
     def _opened(self) -> asyncio.Task[None]:
-        """Return the first look at the cluster; one that failed is begun again."""
+        """Return the first look at the cluster; start it again if it failed."""
         opening = self._opening
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             opening = self._opening = asyncio.create_task(self._open_once())
         return opening
 
     async def _open_once(self) -> None:
-        await self._upkeep.look_at_nodes()
+        await self._maintenance.look_at_nodes()
         await asyncio.gather(*(self._adopt(name) for name in session_names()))
-        self._book.is_surveyed = True
-        self._spawn(self._upkeep.run(self._options.idle_release_s, self._metrics))
+        self._table.is_surveyed = True
+        self._spawn(self._maintenance.run(self._metrics))
 
     async def _adopt(self, name: str) -> None:
+        """Enter a session that runs already; end it if it has no place, leave it alone if another cache owns it."""
         try:
-            entry = await adopt(name, self._name, self._book, self._leases)
-        except TimeoutError:
+            handle = ray.get_actor(name, namespace=NAMESPACE)
+            found: Description = await asyncio.wait_for(handle.describe.remote(), _DESCRIBE_WITHIN_S)
+            record = enter(name, found, self._table, self._leases) if found.cache == self._name else None
+        except (RayError, ValueError):
+            return
+        except TimeoutError:  # it does not answer, so nobody knows whose it is; or its device is not known yet
             self._spawn(self._adopt_later(name))
             return
-        if entry is not None:
-            self._spawn(self._evictor.end(entry) if self._book.is_retiring(entry) else self._keep(entry))
+        if record is not None:
+            record.handle = handle
+            self._spawn(self._evictor.end(record) if record.is_retiring else self._keep(record))
+        elif found.cache == self._name:
+            ray.kill(handle)
 
     async def _adopt_later(self, name: str) -> None:
         await asyncio.sleep(_RETRY_S)
         await self._adopt(name)
 
-    def _begin(self, entry: Entry) -> None:
-        """Load an entry, unless it is being loaded already."""
-        if self._book.is_closed:
+    def _begin(self, record: SessionRecord) -> None:
+        """Load a session, unless it is being loaded already."""
+        if self._table.is_closed:
             raise CacheClosedError(f"cache {self._name!r} was shut down", do="Make a new ModelCache.")
-        if not entry.is_begun:
-            entry.is_begun = True
-            self._book.add(entry)
-            self._spawn(self._load_alone(entry) if entry.key.alone else self._load(entry))
+        if not record.is_begun:
+            record.is_begun = True
+            self._table.add(record)
+            self._spawn(self._load_alone(record) if record.key.alone else self._load(record))
 
-    async def _load(self, entry: Entry) -> None:
-        with self._ready_or_failed(entry):
-            await self._loader.load(entry, self._evictor)
-        await self._leases.tell(entry)
-        await self._upkeep.watch(entry)
+    async def _load(self, record: SessionRecord) -> None:
+        with self._ready_or_failed(record):
+            await self._loader.load(record, self._evictor)
+        await self._leases.tell(record)
+        await self._maintenance.watch(record)
 
     @contextlib.contextmanager
-    def _ready_or_failed(self, entry: Entry) -> Iterator[None]:
-        """Whatever goes wrong in a load, a defect of ours as well, must leave nobody waiting, and say what it was."""
+    def _ready_or_failed(self, record: SessionRecord) -> Iterator[None]:
+        """Tell all that wait for a load when anything goes wrong in it, a defect of ours as well."""
         try:
             yield
         except BaseException as exc:
-            if not entry.ready.is_set():
+            if not record.ready.is_set():
                 self._loader.fail(
-                    entry,
-                    ResourceExhaustedError(f"{entry.key.model} was not loaded: the cache was interrupted by {exc!r}"),
+                    record,
+                    ResourceExhaustedError(f"{record.key.model} was not loaded: the cache was interrupted by {exc!r}"),
                 )
             raise
 
-    async def _load_alone(self, entry: Entry) -> None:
-        """Load a session of a single request when the one before it, of the same model, is gone: one suspect at a time."""
-        async with self._alone.setdefault(entry.key._replace(alone=""), asyncio.Lock()):
-            self._spawn(self._load(entry))
-            await entry.gone.wait()
+    async def _load_alone(self, record: SessionRecord) -> None:
+        """Load a session of a single request when the one before it, of the same model, is gone: one at a time."""
+        async with self._alone.setdefault(record.key._replace(alone=""), asyncio.Lock()):
+            self._spawn(self._load(record))
+            await record.gone.wait()
 
-    async def _keep(self, entry: Entry) -> None:
+    async def _keep(self, record: SessionRecord) -> None:
         """Wait for an adopted session that may still load, then watch it."""
-        with self._ready_or_failed(entry):
+        with self._ready_or_failed(record):
             try:
-                await self._loader.finish(entry, self._evictor)
-                self._book.counts["adoptions"] += 1
+                await self._loader.finish(record, self._evictor)
+                self._table.counts["adoptions"] += 1
             except (GenAIRayError, RayError, TimeoutError) as exc:
-                self._loader.fail(entry, to_load_error(exc, entry.key.model))
+                self._loader.fail(record, to_load_error(exc, record.key.model))
                 return
-        await self._upkeep.watch(entry)
+        await self._maintenance.watch(record)
 
     async def _settle_lost(self, name: str, deadline: float) -> None:
-        entry = self._book.entries.get(name)
-        if entry is None or await is_there(entry):
+        record = self._table.records.get(name)
+        if record is None or await is_there(record):
             return
-        if self._book.is_retiring(entry):
-            await self._book.wait_for(entry.gone, entry, deadline)
+        if record.is_retiring:
+            await self._table.wait_for(record.gone, record, deadline)
         else:
-            await self._evictor.end(entry)
-
-    def _acquired(self, entries: list[Entry], queues: Mapping[str, int] = MappingProxyType({})) -> Acquired:
-        slots = [self._book.ledger.slots[entry.name] for entry in entries]
-        replicas = tuple(
-            Replica(entry.name, entry.handle, entry.started.node if entry.started else "", queues.get(entry.name, 0))
-            for entry in entries
-        )
-        return Acquired(replicas, max(slot.reserved_bytes for slot in slots), entries[0].want.request.floor_bytes)
+            await self._evictor.end(record)
 
     async def _not_loaded(self, model: str) -> ModelNotFoundError:
         return ModelNotFoundError(f"{model} is not loaded", f"{', '.join(await self.loaded()) or 'nothing is'}")
 
-    def _note_eviction(self, slot: Slot[Key]) -> None:
-        age_s = time.monotonic() - slot.arrived_s
-        self._metrics.evicted(slot, age_s)
-        self._book.history[slot.key.model]["evictions"] += 1
-        self._book.history[slot.key.model]["hits"] += slot.uses
-        self._book.history[slot.key.model]["age_at_eviction_s"] = round(age_s, 3)
+    def _note_eviction(self, record: SessionRecord) -> None:
+        age_s = time.monotonic() - record.arrived_s
+        self._metrics.evicted(record, age_s)
+        history = self._table.history[record.key.model]
+        history["evictions"] += 1
+        history["hits"] += record.uses
+        history["age_at_eviction_s"] = round(age_s, 3)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # asyncio itself keeps no more than a weak reference
         task.add_done_callback(self._tasks.discard)
+
+
+def _acquired(records: list[SessionRecord], queues: Mapping[str, int] = MappingProxyType({})) -> Acquired:
+    replicas = tuple(
+        Replica(record.name, record.handle, record.started.node if record.started else "", queues.get(record.name, 0))
+        for record in records
+    )
+    floor_bytes = records[0].load_request.request.floor_bytes
+    return Acquired(replicas, max(record.reserved_bytes for record in records), floor_bytes)
+
+
+def enter(name: str, found: Description, table: SessionTable, leases: Leases) -> SessionRecord | None:
+    """Enter a session as it describes itself, after a restart of the cache; one that is retired or doubled retires.
+
+    Args:
+        name: Name of its actor.
+        found: What it says.
+        table: Sessions and bytes.
+        leases: Leases in force.
+
+    Returns:
+        The session, which may still load, or retire: its bytes are not free before its process is gone.
+        None if it has no place.
+
+    Raises:
+        TimeoutError: If its device is not known yet.
+    """
+    ledger = table.ledger
+    device_id = device_of(found.started, ledger.devices.values())
+    if device_id is None and found.started.node in table.unprobed:
+        raise TimeoutError(f"{name} is on a node whose GPUs are not known yet")
+    if device_id is None:
+        return None
+    load_request = LoadRequest(found.request, found.digest)
+    record = SessionRecord(load_request, name=name, started=found.started, is_adopted=True, is_begun=True)
+    for lease_id in found.retention.leases:
+        leases.adopt(lease_id, load_request)
+    if found.retention.is_pinned:
+        table.pinned.add(record.key)
+    is_doubled = any(other.device_id == device_id and not other.is_retiring for other in ledger.of_key(record.key))
+    taken = found.reserved_bytes if found.measured_bytes is None else max(found.measured_bytes, record.floor_bytes)
+    try:
+        ledger.reserve(record, Need(record.key, taken), device_id, time.monotonic(), found.held_bytes)
+    except ResourceExhaustedError:
+        return None
+    table.add(record)
+    if found.retired or is_doubled:
+        ledger.mark(name, state=SlotState.RETIRING)
+        record.ready.set()
+        table.pass_pin_on(record.key)
+    else:
+        ledger.mark(name, is_pinned=found.retention.is_pinned)
+    return record

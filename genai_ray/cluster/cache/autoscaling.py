@@ -1,4 +1,4 @@
-"""A cluster that grows by itself: what finds no place is shown to Ray's autoscaler, and waits."""
+"""A cluster that grows by itself: the cache tells Ray's autoscaler which sessions wait for a place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from genai_ray.cluster.cache.session_table import Entry, SessionTable
+from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.devices import CPU, wants_gpu
 
 __all__ = ["Autoscaling"]
@@ -19,38 +19,38 @@ class Autoscaling:
     """What a cache asks of Ray's autoscaler.
 
     Args:
-        book: Sessions and bytes.
-        bytes_on: Bytes that an entry takes of a kind of device.
+        table: Sessions and bytes.
+        bytes_on: Bytes that a session takes of a kind of device.
     """
 
-    def __init__(self, book: SessionTable, bytes_on: Callable[[Entry, str], int]) -> None:
-        self._book, self._bytes_on = book, bytes_on
+    def __init__(self, table: SessionTable, bytes_on: Callable[[SessionRecord, str], int]) -> None:
+        self._table = table
+        self._bytes_on = bytes_on
         self._shown: list[dict[str, float]] | None = None
 
     async def show(self) -> None:
         """Tell the autoscaler what waits for a place, when that has changed."""
-        book = self._book
+        table = self._table
         groups = await asyncio.to_thread(_groups_that_grow)
-        book.can_grow = book.can_grow or bool(groups)
-        if not book.can_grow:
+        table.can_grow = table.can_grow or bool(groups)
+        if not table.can_grow:
             return
-        if self._shown is None and not await asyncio.to_thread(
-            _has_restarted
-        ):  # else what an earlier life asked for lasts until something else is
+        # after a restart of the cache what it asked for before lasts until it asks for something else
+        if self._shown is None and not await asyncio.to_thread(_has_restarted):
             self._shown = []
         has_gpus = any("GPU" in group for group in groups) or any(
-            device.kind != CPU for device in book.ledger.devices.values()
+            device.kind != CPU for device in table.ledger.devices.values()
         )
         waiting = [
-            self._bundle(entry, has_gpus)
-            for entry in book.entries.values()
-            if entry.blocked is not None and entry.name not in book.ledger.slots
+            self._bundle(record, has_gpus)
+            for record in table.records.values()
+            if record.blocked is not None and not record.is_placed
         ]
         await self._ask(waiting)
 
     async def stop(self) -> None:
-        """Ask for nothing any more: what is asked for lasts until it is taken back."""
-        if self._book.can_grow:
+        """Ask for nothing any more: a request lasts until it is taken back."""
+        if self._table.can_grow:
             await self._ask([])
 
     async def _ask(self, bundles: list[dict[str, float]]) -> None:
@@ -58,11 +58,11 @@ class Autoscaling:
             await asyncio.to_thread(request_resources, bundles=bundles)
             self._shown = bundles
 
-    def _bundle(self, entry: Entry, has_gpus: bool) -> dict[str, float]:
-        """Return what an entry waits for: ``auto`` is a GPU where the cluster has some or can have some."""
-        request = entry.want.request
+    def _bundle(self, record: SessionRecord, has_gpus: bool) -> dict[str, float]:
+        """Return what a session waits for: ``auto`` is a GPU if the cluster has some or can have some."""
+        request = record.load_request.request
         is_gpu = wants_gpu(request.device, request.backend, has_gpus=has_gpus)
-        return {"GPU": 1.0} if is_gpu else {"memory": float(self._bytes_on(entry, CPU))}
+        return {"GPU": 1.0} if is_gpu else {"memory": float(self._bytes_on(record, CPU))}
 
 
 def _groups_that_grow() -> list[dict[str, float]]:

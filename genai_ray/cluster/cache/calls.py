@@ -1,4 +1,4 @@
-"""What a cache offers its clients: how a new one behaves (``CacheOptions``), and what it can be asked (``CacheCalls``)."""
+"""What a cache offers its clients: ``CacheOptions``, how a new one behaves; ``CacheCalls``, what they can ask."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ class CacheOptions:
     policy: EvictionPolicy = EvictionPolicy.LRU
     """Which idle session leaves first: ``lru``, or ``gdsf``, which weighs what it costs to load it again."""
     min_stay_s: float = 5.0
-    """A load by itself (not ``load_model``) leaves alone for this long what came in, and waits; 0 for never."""
+    """A load never evicts a model younger than this; it waits. ``load_model`` does not wait. 0 for no limit."""
     idle_release_s: float | None = None
-    """Sessions idle for this long are retired; None for never, except on a cluster that grows by itself: 300 s, so that nodes can go."""
+    """Sessions idle for this long retire. None for never; on a growing cluster for 300 s, so that nodes become free."""
     can_grow: bool = False
-    """Whether nodes come by themselves when Ray's autoscaler sees a demand: what finds no place then waits for one. A cluster whose
-    autoscaler tells Ray what it may add is known without this."""
+    """Whether Ray's autoscaler adds nodes on demand: sessions without a place then wait for one. Not needed if the
+    autoscaler tells Ray what it may add."""
     load_within_s: float = 300.0
     """Most seconds that one try of a load may take."""
     replicas_per_device: int = 1
-    """Most sessions of a hot model on one device, where other devices have no room for a replica: more than 1 where several were
+    """Most sessions of a hot model on one device, if other devices have no room. More than 1 only if several were
     measured to be faster than one, which runs a frame on each core of a CPU and two on a GPU already."""
+
+    logical_gpu_bytes: int | None = None
+    """Every GPU that Ray counts is a logical one of so many bytes, and its sessions compute on the CPU: to try
+    placement without GPUs. None for real ones, as NVML describes them."""
 
     def __post_init__(self) -> None:
         if self.policy not in list(EvictionPolicy):
@@ -42,7 +46,8 @@ class CacheOptions:
         object.__setattr__(self, "policy", EvictionPolicy(self.policy))
         if self.min_stay_s < 0:
             raise ConfigError(f"min_stay_s={self.min_stay_s}", "0 or more")
-        for name, value in {"idle_release_s": self.idle_release_s, "load_within_s": self.load_within_s}.items():
+        for name in ("idle_release_s", "load_within_s", "logical_gpu_bytes"):
+            value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value}", "more than 0")
         if type(self.replicas_per_device) is not int or self.replicas_per_device < 1:
@@ -50,7 +55,7 @@ class CacheOptions:
 
 
 class CacheCalls(Protocol):
-    """Every call of a cache: ``CacheActor`` answers them, and clients send them by ``Connection.call(CacheCalls.NAME, ...)``."""
+    """Every call of a cache: ``CacheActor`` answers; clients send them by ``Connection.call(CacheCalls.NAME, ...)``."""
 
     async def open(self, budget_bytes: int | None, options: CacheOptions | None) -> None:
         """Join the cache.
@@ -64,7 +69,7 @@ class CacheCalls(Protocol):
         """
 
     async def acquire(self, load_request: LoadRequest, lost: str | None = None) -> Acquired:
-        """Return the ready sessions of an entry, loaded where it is not there; concurrent calls for one entry load it once.
+        """Return the ready sessions of a key; load one if there is none. Concurrent calls for one key load it once.
 
         Args:
             load_request: Which session.
@@ -78,13 +83,13 @@ class CacheCalls(Protocol):
         """
 
     async def replicas(self, key: Key) -> Acquired | None:
-        """Return the sessions of an entry without loading it.
+        """Return the ready sessions of a key; load nothing.
 
         Args:
             key: Which.
 
         Returns:
-            As ``acquire``, with their queues where there are several; None where it is not ready.
+            As ``acquire``, with their queues if there are several; None if none is ready.
         """
 
     async def lease(self, request: LeaseRequest, within_s: float) -> None:
@@ -96,7 +101,7 @@ class CacheCalls(Protocol):
         """
 
     async def renew(self, request: LeaseRequest) -> bool:
-        """Hear of the holder of a lease; see ``Leases.renew``.
+        """Prolong a lease; see ``Leases.renew``.
 
         Args:
             request: What it holds.
@@ -127,17 +132,17 @@ class CacheCalls(Protocol):
         """End a session of a single request.
 
         Args:
-            name: The session; unknown ones, and those of an entry that others use, are left alone.
+            name: The session; unknown ones, and those that others use, are left alone.
         """
 
     async def find(self, model: str) -> SessionRequest | None:
-        """Return the entry of a model that was used last.
+        """Return the session of a model that was used last.
 
         Args:
             model: Canonical id.
 
         Returns:
-            Its request, or None where no entry of it is loaded.
+            Its request; None if no session of it is loaded.
         """
 
     async def memory(self) -> tuple[int, int]:
@@ -148,7 +153,7 @@ class CacheCalls(Protocol):
         """
 
     async def loaded(self) -> list[str]:
-        """Return the ids of ready entries, least recently used first.
+        """Return the ids of ready models, least recently used first.
 
         Returns:
             The ids; a model with several sessions once, at its latest.
@@ -163,7 +168,7 @@ class CacheCalls(Protocol):
             is_replaced: Whether its file has been replaced: leases that follow the file give way then.
 
         Returns:
-            The number of sessions that went.
+            The number of sessions.
 
         Raises:
             ModelNotFoundError: If it is not loaded.
@@ -171,18 +176,18 @@ class CacheCalls(Protocol):
         """
 
     async def evict_lru(self) -> str | None:
-        """Evict the session that goes next.
+        """Evict the idle session that the policy chooses.
 
         Returns:
-            Its model's id, or None where none may go.
+            Its model's id; None if none may be evicted.
         """
 
     async def pin(self, model: str, pinned: bool) -> None:
-        """Keep every session of a model, or let it go again; where the process of a pinned one dies, the next one in its place is pinned.
+        """Pin or unpin every session of a model; if a pinned one dies, the next session in its place is pinned.
 
         Args:
             model: Canonical id.
-            pinned: Which.
+            pinned: Whether they are pinned from here on.
 
         Raises:
             ModelNotFoundError: If it is not loaded.
@@ -196,4 +201,4 @@ class CacheCalls(Protocol):
         """
 
     async def shutdown(self) -> None:
-        """End every session, those of an earlier life of this cache as well, and load none any more."""
+        """End every session, adopted ones as well, and load none any more."""

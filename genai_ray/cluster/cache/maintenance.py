@@ -1,4 +1,4 @@
-"""What a cache does unasked: nodes that come and go, replicas of hot models, idle sessions, figures."""
+"""What a cache does by itself: nodes that come and go, replicas of hot models, idle sessions, metrics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from dataclasses import replace
 from ray.exceptions import ActorUnavailableError, RayError
 
 from genai_ray.cluster.cache.autoscaling import Autoscaling
+from genai_ray.cluster.cache.calls import CacheOptions
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.cache.session_table import Entry, SessionTable
+from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.devices import find_gpus, memory_of, nodes_alive
 from genai_ray.cluster.messages import Key, LoadRequest, Recency, key_of
-from genai_ray.cluster.placement import Device, Slot, SlotState
+from genai_ray.cluster.placement import Device, SlotState
 from genai_ray.errors import BackendUnavailableError, ConfigError, GenAIRayError
 
 __all__ = ["Maintenance"]
@@ -31,101 +32,103 @@ IDLE_RELEASE_S = 300.0
 """On a cluster that grows by itself, sessions idle for this long are retired, so that nodes can go."""
 
 LOOK_EVERY_S = 1.0
-"""Between two looks at the nodes of the cluster."""
+"""Seconds between two looks at the nodes of the cluster."""
 
 PROBE_AGAIN_S = 60.0
-"""After this a node that did not tell what its GPUs are is asked again."""
+"""A node that did not say what its GPUs are is asked again after this."""
 
 ASK_EVERY_S = 10.0
-"""Between two rounds of questions to the sessions."""
+"""Seconds between two rounds of questions to the sessions."""
 
 SURPLUS_IDLE_S = 10.0
-"""A replica beside another that was not used for this long goes first, and by itself."""
+"""A replica beside another that was not used for this long is evicted first, and retires by itself."""
 
 _RETRY_S = 0.05
 
 _TROUBLES = (RayError, GenAIRayError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)
-"""What is logged and tried again in a second, defects of ours as well: without upkeep nodes and leases would never be looked at again."""
+"""What is logged and tried again, defects of ours as well: otherwise nobody would look at nodes and leases again."""
 
 ALONE_IDLE_S = 10.0
-"""A session of a single request whose client was not heard of goes after this."""
+"""A session of a single request that was not used for this long retires."""
 
 
 class Maintenance:
     """Looks after one cache, once a second.
 
     Args:
-        book: Sessions and bytes.
+        table: Sessions and bytes.
         evictor: Makes room.
-        loader: Loads.
-        leases: What stays.
-        begin: Starts to load an entry that has been placed.
-        replicas_per_device: Most sessions of a hot model on one device.
+        loader: Loads sessions.
+        leases: Leases in force.
+        begin: Starts to load a session that has been placed.
+        options: How the cache behaves.
     """
 
     def __init__(
         self,
-        book: SessionTable,
+        table: SessionTable,
         evictor: Evictor,
         loader: Loader,
         leases: Leases,
-        begin: Callable[[Entry], None],
-        replicas_per_device: int,
+        begin: Callable[[SessionRecord], None],
+        options: CacheOptions,
     ) -> None:
-        self._book, self._evictor, self._loader, self._leases, self._begin = book, evictor, loader, leases, begin
-        self._replicas_per_device = replicas_per_device
+        self._table = table
+        self._evictor = evictor
+        self._loader = loader
+        self._leases = leases
+        self._begin = begin
+        self._options = options
         self._asked_s = 0.0
         self._spreading = asyncio.Lock()
         self._nodes: set[str] = set()
         self._probes: dict[str, asyncio.Task[None]] = {}
-        self._growth = Autoscaling(book, loader.bytes_on)
+        self._autoscaling = Autoscaling(table, loader.bytes_on)
 
     async def look_at_nodes(self) -> None:
-        """Enter the devices of nodes that came, and strike out those of nodes that went, with their sessions."""
-        book = self._book
+        """Add the devices of new nodes, and remove those of nodes that left, with their sessions."""
+        table = self._table
         alive = await asyncio.to_thread(nodes_alive)
         for node in self._nodes - set(alive):
-            gone = [device.device_id for device in book.ledger.devices.values() if device.node == node]
             _log.warning("node %s left the cluster, and its sessions with it", node)
-            for entry in [
-                e
-                for e in book.entries.values()
-                if e.name in book.ledger.slots and book.ledger.slots[e.name].device_id in gone
-            ]:
-                if entry.ready.is_set():
-                    book.drop(entry)  # one that loads is told by its own call, and tries elsewhere
-            for device_id in gone:
-                book.ledger.remove_device(device_id)
-            self._nodes.discard(node)
-            book.unprobed.discard(node)
-            book.notify()
+            self._remove(node)
         new = set(alive) - self._nodes
-        book.unprobed |= new
+        table.unprobed |= new
         await asyncio.gather(*(self._enter(node, alive[node]) for node in new))
-        for node in book.unprobed - set(
-            self._probes
-        ):  # beside everything else: a node that is silent takes a minute each time
+        for node in table.unprobed - set(self._probes):
+            # beside everything else: a silent node takes a minute each time
             self._probes[node] = asyncio.create_task(self._probe_again(node, alive[node]))
-        await self._growth.show()
+        await self._autoscaling.show()
+
+    def _remove(self, node: str) -> None:
+        table = self._table
+        gone = [device.device_id for device in table.ledger.devices.values() if device.node == node]
+        for record in list(table.records.values()):
+            if record.device_id in gone and record.ready.is_set():
+                table.drop(record)  # the call of one that loads fails, and it tries elsewhere
+        for device_id in gone:
+            table.ledger.remove_device(device_id)
+        self._nodes.discard(node)
+        table.unprobed.discard(node)
+        table.notify()
 
     async def _enter(self, node: str, resources: dict[str, float]) -> None:
-        """Enter the memory of a new node, and its GPUs at the same time: what may go to either goes to those."""
+        """Add the memory of a new node and its GPUs at the same time: a session that may use either gets a GPU."""
         gpus = await self._probe(node, resources)
-        for device in (*memory_of(node, resources, self._book.ledger.total_bytes is not None), *gpus):
-            self._book.ledger.add_device(device)
+        has_budget = self._table.ledger.total_bytes is not None
+        for device in (*memory_of(node, resources, has_budget), *gpus):
+            self._table.ledger.add_device(device)
         self._nodes.add(node)
-        self._book.notify()
+        self._table.notify()
 
     async def _probe(self, node: str, resources: dict[str, float]) -> list[Device]:
-        """Ask a node for its GPUs; one that does not tell stays among those that are not known."""
+        """Ask a node for its GPUs; one that does not answer stays unprobed."""
         try:
-            gpus = await asyncio.to_thread(find_gpus, node, resources)
+            gpus = await asyncio.to_thread(find_gpus, node, resources, self._options.logical_gpu_bytes)
         except RayError as exc:
-            _log.warning(
-                "node %s does not tell what its GPUs are, so no session goes there until it does: %s", node, exc
-            )
+            _log.warning("node %s does not say what its GPUs are; they get no session until it does: %s", node, exc)
             return []
-        self._book.unprobed.discard(node)
+        self._table.unprobed.discard(node)
         return gpus
 
     async def _probe_again(self, node: str, resources: dict[str, float]) -> None:
@@ -133,27 +136,26 @@ class Maintenance:
             await asyncio.sleep(PROBE_AGAIN_S)
             for device in await self._probe(node, resources):
                 if node in self._nodes:
-                    self._book.ledger.add_device(device)
-            self._book.notify()
+                    self._table.ledger.add_device(device)
+            self._table.notify()
         finally:
             del self._probes[node]
 
     async def stop(self) -> None:
         """Ask Ray's autoscaler for nothing any more."""
         with contextlib.suppress(*_TROUBLES):
-            await self._growth.stop()
+            await self._autoscaling.stop()
 
-    async def run(self, idle_release_s: float | None, metrics: CacheMetrics) -> None:
+    async def run(self, metrics: CacheMetrics) -> None:
         """Look after everything until the cache ends.
 
         Args:
-            idle_release_s: Sessions idle for this long are retired; None for never.
-            metrics: Told what was seen.
+            metrics: Told of every round of questions.
         """
 
         async def ask() -> None:
             is_due = time.monotonic() - self._asked_s >= ASK_EVERY_S
-            await self._ask(None if is_due else self._replicated(), idle_release_s, metrics if is_due else None)
+            await self._ask(None if is_due else self._replicated(), metrics if is_due else None)
 
         # each by itself: a session that does not answer must not delay the news of a node that died
         await asyncio.gather(
@@ -166,146 +168,141 @@ class Maintenance:
             try:
                 await step()
             except _TROUBLES:
-                _log.exception("the upkeep of the cache met an error and goes on")
+                _log.exception("the maintenance of the cache met an error and goes on")
 
-    async def watch(self, entry: Entry) -> None:
-        """Strike a session out as soon as its process dies, whether anybody uses it or not; give a hot one a replica.
+    async def watch(self, record: SessionRecord) -> None:
+        """Remove a session as soon as its process dies, whether it is in use or not; give a hot one a replica.
 
         Args:
-            entry: The session, which is ready.
+            record: The session, which is ready.
         """
-        while self._book.entries.get(entry.name) is entry:
+        while self._table.records.get(record.name) is record:
             try:
-                if await entry.handle.watch.remote():
-                    with contextlib.suppress(
-                        BackendUnavailableError, ConfigError
-                    ):  # no device will do at the moment; it is watched all the same
-                        await self.replicate(entry)
+                if await record.handle.watch.remote():
+                    # no device may fit at the moment; the session is watched all the same
+                    with contextlib.suppress(BackendUnavailableError, ConfigError):
+                        await self.replicate(record)
             except ActorUnavailableError:
                 await asyncio.sleep(_RETRY_S)
             except RayError:
                 break
-        if self._book.is_retiring(entry):
-            await entry.gone.wait()  # whoever ends it strikes it out, and passes its pin on
+        if record.is_retiring:
+            await record.gone.wait()  # the task that ends it removes it, and passes its pin on
         else:
-            self._book.drop(entry)
-        for heir in self._book.of_key(entry.key):
+            self._table.drop(record)
+        for heir in self._table.of_key(record.key):
             await self._leases.tell(heir)
 
-    async def replicate(self, entry: Entry) -> None:
-        """Place another replica of a hot model into free memory, where there is any and it may have one more.
+    async def replicate(self, record: SessionRecord) -> None:
+        """Place another replica of a hot model into free memory, if there is some and the model may have one more.
 
         Args:
-            entry: The session whose queue is long.
+            record: The session whose queue is long.
         """
-        key = entry.key
+        key = record.key
         if not self._may_replicate(key):
             return
         resting = self._loader.resting(key)
-        most = min(self._replicas_per_device, len(self._book.ledger.of_key(key)) + 1)
+        most = min(self._options.replicas_per_device, len(self._table.ledger.of_key(key)) + 1)
         for here in range(1, most + 1):  # devices with fewer of its sessions come first
-            twin = Entry(
-                replace(entry.want, is_explicit=False, node=None),
+            twin = SessionRecord(
+                replace(record.load_request, is_explicit=False, node=None),
                 avoid=self._devices_of(key, here) | resting,
                 is_replica=True,
             )
             found = self._evictor.plan([self._loader.need_of(twin)])
             if found is None or found[0].victims:
                 continue
-            if await self._evictor.try_place([twin]):  # at once, since nothing goes for it
+            if await self._evictor.try_place([twin]):  # at once, since nothing is evicted for it
                 _log.info("%s is hot: a replica is loaded on %s", key.model, found[0].device_id)
                 self._begin(twin)
             return
 
     def _may_replicate(self, key: Key) -> bool:
-        """Tell whether a model may have another session: not beside one that loads, nor before all that is there is known."""
-        is_loading = any(not other.ready.is_set() for other in self._book.of_key(key))
+        """Tell whether a model may have another session: not while one loads, nor before all sessions are known."""
+        is_loading = any(not other.ready.is_set() for other in self._table.of_key(key))
         is_settled = not is_loading and not self._spreading.locked()
-        return not key.alone and is_settled and self._book.is_surveyed and self._book.may_grow(key)
+        return not key.alone and is_settled and self._table.is_surveyed and self._table.may_replicate(key)
 
     async def spread(self) -> None:
-        """Bring the models of batch jobs to every device that they may use."""
-        for want, replicas in self._leases.replicas():
-            with contextlib.suppress(
-                BackendUnavailableError, ConfigError
-            ):  # no device will do at the moment, which is nothing to other models
-                while await self._spread_once(want, replicas):
+        """Load the models of leases on as many devices as the leases ask for."""
+        for load_request, replicas in self._leases.replicas():
+            # no device may fit this model at the moment; other models are spread all the same
+            with contextlib.suppress(BackendUnavailableError, ConfigError):
+                while await self._spread_once(load_request, replicas):
                     pass
 
-    async def _spread_once(self, want: LoadRequest, replicas: int | None) -> bool:
-        """Begin one more session of a model; false where it is on as many devices as it may be, or can be at the moment."""
-        key = key_of(want.request)
+    async def _spread_once(self, load_request: LoadRequest, replicas: int | None) -> bool:
+        """Begin one more session of a model; false if it has as many as it may have, or can have at the moment."""
+        key = key_of(load_request.request)
         async with self._spreading:
             if key in self._loader.failing() or (replicas is not None and self._num_places(key) >= replicas):
                 return False
-            avoid = self._devices_of(key) | self._loader.resting(key)
-            twin = Entry(
-                replace(want, is_explicit=True, node=None), avoid=avoid, is_replica=bool(self._book.of_key(key))
+            twin = SessionRecord(
+                replace(load_request, is_explicit=True, node=None),
+                avoid=self._devices_of(key) | self._loader.resting(key),
+                is_replica=bool(self._table.of_key(key)),
             )
             placed = await self._evictor.try_place([twin])
             if placed:
                 self._begin(twin)
             return placed
 
-    async def _ask(self, names: list[str] | None, idle_release_s: float | None, metrics: CacheMetrics | None) -> None:
-        """Ask sessions how they are; retire idle ones, make room where some have grown, tell the metrics."""
-        book, ledger = self._book, self._book.ledger
-        slots = [slot for slot in ledger.by_recency() if names is None or slot.name in names]
-        answers: list[Recency | None] = await asyncio.gather(*(self._evictor.ask(slot.name) for slot in slots))
-        seen = {
-            slot.name: answer
-            for slot, answer in zip(slots, answers, strict=True)
-            if answer is not None and slot.name in ledger.slots
-        }
-        for slot in slots:
-            if slot.name in seen and slot.name in ledger.slots and self._is_over(slot, seen[slot.name], idle_release_s):
-                await self._evictor.retire(slot.name)
+    async def _ask(self, names: list[str] | None, metrics: CacheMetrics | None) -> None:
+        """Ask sessions how they are; retire idle ones, make room if some have grown, tell the metrics."""
+        ledger = self._table.ledger
+        asked = {record.name: record for record in ledger.by_recency() if names is None or record.name in names}
+        answers = await asyncio.gather(*(self._evictor.ask(name) for name in asked))
+        told = {name: answer for name, answer in zip(asked, answers, strict=True) if answer is not None}
+        for name, answer in told.items():
+            if name in ledger.slots and self._is_over(asked[name], answer):
+                await self._evictor.retire(name)
         if metrics is None:
             return
         self._asked_s = time.monotonic()
-        for slot in [slot for slot in slots if slot.name in ledger.slots and ledger.excess_bytes(slot.device_id) > 0]:
-            await self._evictor.shrink(slot.name)
+        for name, record in asked.items():
+            if name in ledger.slots and ledger.excess_bytes(record.device_id) > 0:
+                await self._evictor.shrink(name)
         queues: Counter[str] = Counter()
-        for name, answer in seen.items():
+        for name, answer in told.items():
             if name in ledger.slots:
-                queues[ledger.slots[name].key.model] += answer.in_flight
+                queues[asked[name].key.model] += answer.in_flight
         metrics.looked(list(ledger.devices.values()), list(ledger.slots.values()), queues)
-        book.notify()
+        self._table.notify()
 
-    def _is_over(self, slot: Slot[Key], answer: Recency, idle_release_s: float | None) -> bool:
-        """Tell whether an idle session goes by itself."""
-        if slot.is_pinned or answer.in_flight:
+    def _is_over(self, record: SessionRecord, answer: Recency) -> bool:
+        """Tell whether an idle session retires by itself."""
+        if record.is_pinned or answer.in_flight:
             return False
-        if slot.key.alone and answer.idle_s > ALONE_IDLE_S:
+        if record.key.alone and answer.idle_s > ALONE_IDLE_S:
             return True
-        limit_s = idle_release_s or (IDLE_RELEASE_S if self._book.can_grow else None)
+        limit_s = self._options.idle_release_s or (IDLE_RELEASE_S if self._table.can_grow else None)
         if limit_s is not None and answer.idle_s > limit_s:
             return True
         replicas = [
             other
-            for other in self._book.ledger.of_key(slot.key)
-            if other is not slot and other.state is SlotState.READY
+            for other in self._table.ledger.of_key(record.key)
+            if other is not record and other.state is SlotState.READY
         ]
-        is_surplus = answer.idle_s > SURPLUS_IDLE_S and any(other.last_used_s > slot.last_used_s for other in replicas)
-        if is_surplus != slot.is_surplus:
-            self._book.ledger.mark(slot.name, is_surplus=is_surplus)
+        is_surplus = answer.idle_s > SURPLUS_IDLE_S and any(
+            other.last_used_s > record.last_used_s for other in replicas
+        )
+        if is_surplus != record.is_surplus:
+            self._table.ledger.mark(record.name, is_surplus=is_surplus)
         return is_surplus
 
     def _replicated(self) -> list[str]:
         """Return the sessions that have a twin, or serve a single request."""
         names: defaultdict[Key, list[str]] = defaultdict(list)
-        for slot in self._book.ledger.slots.values():
-            names[slot.key].append(slot.name)
+        for record in self._table.ledger.slots.values():
+            names[record.key].append(record.name)
         return [name for key, found in names.items() if len(found) > 1 or key.alone for name in found]
 
     def _num_places(self, key: Key) -> int:
         """Count the devices that have a model, and its sessions that have no device yet."""
-        slots = self._book.ledger.slots
-        return len(
-            {slots[entry.name].device_id if entry.name in slots else entry.name for entry in self._book.of_key(key)}
-        )
+        return len({record.device_id or record.name for record in self._table.of_key(key)})
 
     def _devices_of(self, key: Key, at_least: int = 1) -> frozenset[str]:
-        """Return the devices that have so many sessions of a model, in any state."""
-        found = Counter(slot.device_id for slot in self._book.ledger.of_key(key))
+        """Return the devices that have at least so many sessions of a model, in any state."""
+        found = Counter(record.device_id for record in self._table.ledger.of_key(key))
         return frozenset(device_id for device_id, count in found.items() if count >= at_least)

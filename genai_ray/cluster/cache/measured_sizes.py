@@ -1,4 +1,4 @@
-"""What sessions were measured to take, remembered between loads and between runs: on the machine of the cache, in one small file."""
+"""What sessions were measured to take, remembered in one small file on the machine of the cache."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["GROWTH_BYTES", "SizeMemory", "shape_bucket", "sizes_file"]
 _log = logging.getLogger(__name__)
 
 DEFAULT_PROCESS_BYTES = 80_000_000
-"""Bytes of a process without a model, until one of that kind of device has told: 65 to 86 MB were seen."""
+"""Bytes of a process without a model, until one was measured: 65 to 86 MB were seen."""
 
 GPU_CONTEXT_BYTES = 600_000_000
 """Bytes of a CUDA context, until one was measured."""
 
 GROWTH_BYTES = 5_000_000
-"""What the process of a session grows by with use after it is warm, in heaps of Ray's threads: 2 MB in 26 requests, 5 in 500, 9 in 8,000."""
+"""By how much a warm session grows with use, in heaps of Ray's threads: 2 MB in 26 requests, 5 in 500, 9 in 8,000."""
 
 _BUCKET_PX = 64
 
 
 def sizes_file() -> Path:
-    """Return the file that remembers.
+    """Return the file of measured sizes.
 
     Returns:
         ``session_bytes.json`` in the user's cache folder (``XDG_CACHE_HOME``).
@@ -36,7 +36,7 @@ def sizes_file() -> Path:
 
 
 def shape_bucket(request: SessionRequest) -> str:
-    """Return what stands for the shapes of a request: sizes that take about the same.
+    """Return the bucket of a request's shapes: shapes of one bucket take about the same bytes.
 
     Args:
         request: Any request.
@@ -58,7 +58,7 @@ class SizeMemory:
     """Bytes by model hash, backend, precision, kind of device and bucket of shapes.
 
     Args:
-        path: The file; one that cannot be read or written is logged and done without.
+        path: The file; if it cannot be read or written, that is logged, and sizes are remembered for this run only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class SizeMemory:
             predicted_bytes: What the graph says that the model adds to its process.
 
         Returns:
-            The most that was measured, which differs by 13 % from load to load; else what is predicted, with the process.
+            The most that was measured, which differs by 13 % from load to load; else the prediction and a process.
         """
         known = self._known.get(self._name(digest, request, kind))
         return predicted_bytes + self.process_bytes(kind) if known is None else known
@@ -101,7 +101,7 @@ class SizeMemory:
         )
 
     def remember_process(self, kind: str, num_bytes: int) -> None:
-        """Enter what a process without a model takes: the most that was seen.
+        """Note what a process without a model takes; the most counts.
 
         Args:
             kind: Kind of device.
@@ -110,7 +110,7 @@ class SizeMemory:
         self._set(f"process {kind}", max(num_bytes, self._known.get(f"process {kind}", 0)))
 
     def remember(self, digest: str, request: SessionRequest, kind: str, measured_bytes: int) -> None:
-        """Enter what was measured: the most that was seen is what the next load reserves.
+        """Note what was measured; the most is what the next load reserves.
 
         Args:
             digest: Hash of the model's file.

@@ -1,4 +1,4 @@
-"""What a cache tells Prometheus, through Ray's metrics; the names are those of ``status()``."""
+"""What a cache tells Prometheus through Ray's metrics; the names are those of ``CacheStatus``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from genai_ray.cluster.messages import Key
-from genai_ray.cluster.placement import Device, Slot
+from genai_ray.cluster.cache.session_table import SessionRecord
+from genai_ray.cluster.placement import Device
 
 __all__ = ["CacheMetrics"]
 
@@ -18,7 +18,7 @@ _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0]
 
 
 class CacheMetrics:
-    """Counters, gauges and histograms of one cache; a figure that Ray does not take is logged, and never fails what it counts.
+    """Counters, gauges and histograms of one cache; a figure that Ray refuses is logged, and raises nothing.
 
     Args:
         cache: Its name, the tag ``cache`` of every series.
@@ -28,9 +28,7 @@ class CacheMetrics:
         self._tags = {"cache": cache}
         self._loads = Counter("genai_ray_loads", "Sessions loaded.", ("cache", "model"))
         self._failures = Counter("genai_ray_load_failures", "Loads that failed, each try.", ("cache", "model"))
-        self._evictions = Counter(
-            "genai_ray_evictions", "Sessions that went for others, or were told to.", ("cache", "model")
-        )
+        self._evictions = Counter("genai_ray_evictions", "Sessions that were evicted.", ("cache", "model"))
         self._hits = Counter("genai_ray_hits", "Uses of loaded sessions.", ("cache", "model"))
         self._load_s = Histogram(
             "genai_ray_load_seconds", "Loading and warming a session.", boundaries=_SECONDS, tag_keys=("cache", "model")
@@ -67,32 +65,32 @@ class CacheMetrics:
         """
         self._tell(self._failures.inc, 1, model=model)
 
-    def evicted(self, slot: Slot[Key], age_s: float) -> None:
+    def evicted(self, record: SessionRecord, age_s: float) -> None:
         """Count an eviction.
 
         Args:
-            slot: What went.
-            age_s: How long it had been there.
+            record: The session.
+            age_s: Seconds since it was ready.
         """
-        self._tell(self._evictions.inc, 1, model=slot.key.model)
-        self._tell(self._age_s.observe, max(age_s, 1e-3), model=slot.key.model)
-        self._count_hits(slot)
+        self._tell(self._evictions.inc, 1, model=record.key.model)
+        self._tell(self._age_s.observe, max(age_s, 1e-3), model=record.key.model)
+        self._count_hits(record)
 
-    def looked(self, devices: list[Device], slots: list[Slot[Key]], queues: dict[str, int]) -> None:
-        """Set what was seen on a round of questions.
+    def looked(self, devices: list[Device], records: list[SessionRecord], queues: dict[str, int]) -> None:
+        """Set what a round of questions to the sessions has shown.
 
         Args:
             devices: Every device.
-            slots: Every session, those that retire included: their uses are counted when they are gone.
+            records: Every session, those that retire included: their last uses are counted when they are gone.
             queues: Requests in the sessions of each model.
         """
         tags_of = {device.device_id: {"device": device.device_id, "kind": device.kind} for device in devices}
         self._set(self._used, [(device.used_bytes, tags_of[device.device_id]) for device in devices])
         self._set(self._budget, [(device.budget_bytes, tags_of[device.device_id]) for device in devices])
         self._set(self._queue, [(queue, {"model": model}) for model, queue in queues.items()])
-        for slot in slots:
-            self._count_hits(slot)
-        self._uses = {slot.name: slot.uses for slot in slots}
+        for record in records:
+            self._count_hits(record)
+        self._uses = {record.name: record.uses for record in records}
 
     def _tell(self, record: Callable[[float, dict[str, str]], None], value: float, **tags: str) -> None:
         """Record a figure; Ray takes ASCII alone in tags, so other letters are written as Python writes them."""
@@ -104,14 +102,14 @@ class CacheMetrics:
         except (ValueError, TypeError, RuntimeError) as exc:
             _log.warning("a figure of %s was not told to Prometheus: %s", tags, exc)
 
-    def _count_hits(self, slot: Slot[Key]) -> None:
-        new = slot.uses - self._uses.get(slot.name, 0)
+    def _count_hits(self, record: SessionRecord) -> None:
+        new = record.uses - self._uses.get(record.name, 0)
         if new > 0:
-            self._tell(self._hits.inc, new, model=slot.key.model)
-            self._uses[slot.name] = slot.uses
+            self._tell(self._hits.inc, new, model=record.key.model)
+            self._uses[record.name] = record.uses
 
     def _set(self, gauge: Gauge, values: list[tuple[int, dict[str, str]]]) -> None:
-        """Set a gauge, and to 0 what it told last time and is gone."""
+        """Set a gauge, and set to 0 the series of last time that are gone."""
         now = [tags for _, tags in values]
         for tags in [tags for tags in self._told.get(gauge, []) if tags not in now]:
             self._tell(gauge.set, 0, **tags)

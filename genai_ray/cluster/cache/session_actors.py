@@ -1,4 +1,4 @@
-"""Session actors as a cache sees them: their names, what is known of each, how one starts, how they are found again."""
+"""The processes of sessions, as actors of Ray: how one starts on the chosen device, ends, and is found again."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing_extensions import override
 
-from genai_ray.cluster.cache.session_table import Entry, SessionTable
-from genai_ray.cluster.devices import CPU, GPU_UNITS
-from genai_ray.cluster.messages import Description, Key
-from genai_ray.cluster.placement import Device, Slot, SlotState
+from genai_ray.cluster.cache.session_table import SessionProcesses, SessionRecord
+from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU, Started
+from genai_ray.cluster.messages import Description
+from genai_ray.cluster.placement import Device
 from genai_ray.cluster.session_actor import CONCURRENCY_GROUPS, SessionActor
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 
 __all__ = [
     "NAMESPACE",
     "MisplacedError",
-    "end_session",
+    "RaySessions",
     "end_sessions",
     "is_there",
-    "kill_and_wait",
     "session_names",
     "start_session",
     "steer",
@@ -38,16 +37,19 @@ NAMESPACE = "genai_ray"
 """Ray namespace of every actor of ours."""
 
 ANSWER_WITHIN_S = 3.0
-"""A session that does not say what it is within this is taken for lost: on two busy cores an answer may take over 1 s."""
+"""A session that does not answer within this is taken for lost: on two busy cores an answer may take over 1 s."""
+
+START_WITHIN_S = 60.0
+"""A process that does not report within this is killed and placed again."""
 
 GONE_WITHIN_S = 10.0
-"""A killed process is given up for gone after this: a stopped one takes Ray 5 s."""
+"""A killed process is taken for gone after this: a stopped one takes Ray 5 s."""
 
 _LOOK_EVERY_S = 0.02
 
 
 class MisplacedError(Exception):
-    """Ray put something on another device than was meant, which says nothing of the model."""
+    """Ray started something on another device than was meant, which says nothing of the model."""
 
 
 def session_names() -> list[str]:
@@ -66,7 +68,7 @@ def end_sessions(cache: str) -> None:
     """End every session of a cache that cannot do so itself.
 
     Args:
-        cache: Its name.
+        cache: Name of the cache.
     """
     for name in session_names():
         with contextlib.suppress(RayError, ValueError):  # gone meanwhile, or silent and not known to be of this cache
@@ -76,99 +78,106 @@ def end_sessions(cache: str) -> None:
                 ray.kill(handle)
 
 
-async def is_there(entry: Entry) -> bool:
-    """Tell whether a session that somebody saw dead, silent or retired is there after all.
+async def is_there(record: SessionRecord) -> bool:
+    """Tell whether a session that a client saw dead, silent or retired is there after all.
 
     Args:
-        entry: The session.
+        record: The session.
 
     Returns:
         Whether it answers and is not retired; true for one that has not started yet, since nobody can have lost it.
     """
-    if not isinstance(entry.handle, ActorHandle):
+    if record.handle is None:
         return True
     try:
-        found: Description = await asyncio.wait_for(entry.handle.describe.remote(), ANSWER_WITHIN_S)
+        found: Description = await asyncio.wait_for(record.handle.describe.remote(), ANSWER_WITHIN_S)
     except (RayError, TimeoutError):
         return False
     return not found.retired
 
 
-async def kill_and_wait(entry: Entry) -> None:
-    """Kill the process of a session, and return when it is gone: its bytes are not free before.
+class RaySessions(SessionProcesses):
+    """The processes of the sessions of one cache: actors of Ray.
 
     Args:
-        entry: The session.
+        cache: Name of the cache.
     """
-    ray.kill(entry.handle)
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while time.monotonic() < deadline:
-        try:
-            await asyncio.wait_for(entry.handle.recency.remote(), max(deadline - time.monotonic(), 0.1))
-        except ActorUnavailableError:
-            pass
-        except (RayError, TimeoutError):
-            break
-        await asyncio.sleep(_LOOK_EVERY_S)
-    is_here = entry.started is not None and entry.started.node == ray.get_runtime_context().get_node_id()
-    while is_here and entry.started is not None and _is_running(entry.started.pid) and time.monotonic() < deadline:
-        await asyncio.sleep(_LOOK_EVERY_S)  # callers are told up to 26 ms before the process is gone
+
+    def __init__(self, cache: str) -> None:
+        self._cache = cache
+
+    @override
+    async def start(self, record: SessionRecord, device: Device, free: Mapping[Device, int]) -> Started:
+        async with steer(device, record.held_bytes, free, START_WITHIN_S):
+            start_session(record, self._cache, device)
+            started: Started = await asyncio.wait_for(record.handle.start.remote(), START_WITHIN_S)
+            return started
+
+    @override
+    def kill(self, record: SessionRecord) -> None:
+        if record.handle is not None:
+            ray.kill(record.handle)
+
+    @override
+    async def kill_and_wait(self, record: SessionRecord) -> None:
+        if record.handle is None:
+            return
+        ray.kill(record.handle)
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while time.monotonic() < deadline:
+            try:
+                await asyncio.wait_for(record.handle.recency.remote(), max(deadline - time.monotonic(), 0.1))
+            except ActorUnavailableError:
+                pass
+            except (RayError, TimeoutError):
+                break
+            await asyncio.sleep(_LOOK_EVERY_S)
+        started = record.started
+        if started is None or started.node != ray.get_runtime_context().get_node_id():
+            return
+        while _is_running(started.pid) and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_EVERY_S)  # callers are told up to 26 ms before the process is gone
 
 
-async def end_session(book: SessionTable, entry: Entry) -> None:
-    """End the process of a session that failed, wait until it is gone, and strike out its bytes; the entry may try again.
-
-    Args:
-        book: Sessions and bytes.
-        entry: The session.
-    """
-    if entry.name in book.ledger.slots:
-        book.ledger.mark(entry.name, state=SlotState.RETIRING)  # from here on nobody else strikes it out
-    if isinstance(entry.handle, ActorHandle):
-        await kill_and_wait(entry)
-    book.ledger.release(entry.name)
-    book.notify()
-
-
-def start_session(entry: Entry, cache: str, device: Device, slot: Slot[Key]) -> None:
+def start_session(record: SessionRecord, cache: str, device: Device) -> None:
     """Start the process of a session on a device; it loads nothing by itself.
 
     Args:
-        entry: The session, whose handle this sets.
+        record: The session, with the bytes that are reserved for it; its handle is set.
         cache: Name of its cache.
-        device: Where.
-        slot: What is reserved for it; with Ray, of the node's memory or as a share of a GPU.
+        device: Where; Ray reserves the node's memory, or a share of a GPU.
     """
     remote: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(SessionActor)  # type: ignore[call-overload]
     # without events: what Ray notes of each call, for its list of tasks, takes 6 MB of a session in 8,000 calls
     actor = remote.options(
-        name=entry.name,
+        name=record.name,
         namespace=NAMESPACE,
         lifetime="detached",
         enable_task_events=False,
-        **_on(device, slot.held_bytes),
+        **_on(device, record.held_bytes),
     )
     keeper = ray.get_runtime_context().current_actor
-    entry.handle = actor.remote(
-        cache, entry.want.request, entry.want.digest, slot.reserved_bytes, slot.held_bytes, keeper
+    record.handle = actor.remote(
+        cache, record.load_request, record.reserved_bytes, record.held_bytes, keeper, device.kind == LOGICAL_GPU
     )
 
 
 @contextlib.asynccontextmanager
 async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], within_s: float) -> AsyncIterator[None]:
-    """Make Ray choose one GPU among those of a node: it takes the fullest that has room, so fuller ones are filled meanwhile.
+    """Make Ray choose one GPU of a node: Ray takes the fullest that has room, so fuller ones are filled meanwhile.
 
     Args:
         device: The GPU that is meant.
         held_bytes: What will be reserved of it.
-        free: Bytes that Ray has left of every GPU of its node: what is meant to go there and has no process yet is not taken.
+        free: Bytes that Ray has left of every GPU of its node; a session without a process yet takes none.
         within_s: Most seconds to wait until they are filled.
 
     Yields:
-        While what is started on the node goes there.
+        While Ray starts on that GPU what is started on the node.
 
     Raises:
-        MisplacedError: If a GPU has less left than is thought: somebody else holds some of it, or what has ended does still.
+        MisplacedError: If a GPU has less left than ``free`` says: another program holds some of it, or a session that
+            has just ended does.
     """
     # Of two that are equally full Ray takes the one that it counts first.
     mine = (free[device], device.device_id)
@@ -179,7 +188,7 @@ async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], wit
     ]
     ordered = sorted(fuller, key=lambda other: free[other])
     remote: Any = ray.remote(_Filler)
-    # One unit is left over: a share is a float on its way to Ray, and one that comes out larger than what is free goes elsewhere.
+    # One unit is left over: a share is a float on its way to Ray; if it is rounded up, Ray takes another GPU.
     fillers = [remote.options(**_on(other, free[other] - other.unit_bytes)).remote() for other in ordered]
     try:
         await _check([other.device_id for other in ordered], fillers, within_s)
@@ -196,7 +205,7 @@ async def _check(meant: list[str], fillers: list[Any], within_s: float) -> None:
     except TimeoutError:
         raise MisplacedError(f"Ray gave nothing of {meant} within {within_s:.0f} s") from None
     if given != meant:
-        raise MisplacedError(f"Ray gave {given} where {meant} were free")
+        raise MisplacedError(f"Ray gave {given} although {meant} were free")
 
 
 async def _leave(filler: Any) -> None:
@@ -216,7 +225,7 @@ class _Filler:
         return f"{ray.get_runtime_context().get_node_id()[:12]}/gpu{ray.get_gpu_ids()[0]}"
 
     def leave(self) -> None:
-        """End: Ray has back what it held before anybody is told, which is not so where it is killed."""
+        """End; unlike after a kill, Ray has its share back before the caller is told."""
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
 
@@ -232,14 +241,14 @@ def _on(device: Device, held_bytes: int) -> dict[str, Any]:
 
 
 def to_load_error(exc: Exception, model: str) -> GenAIRayError:
-    """Return the error of ours for whatever ended a load.
+    """Return our error for what ended a load.
 
     Args:
         exc: What was raised.
         model: Id of the model.
 
     Returns:
-        The error itself where it is ours, also when it came through Ray.
+        The error itself if it is ours, also when it came through Ray.
     """
     if isinstance(exc, MisplacedError):
         return ResourceExhaustedError(
@@ -248,7 +257,7 @@ def to_load_error(exc: Exception, model: str) -> GenAIRayError:
             "See whether another program holds shares of that node's GPUs.",
         )
     cause = getattr(exc, "cause", None)
-    for error in (cause, exc):  # Ray raises a class that is both, and has not the constructor of ours
+    for error in (cause, exc):  # Ray raises a class that is both, without our constructor
         if isinstance(error, GenAIRayError):
             return error
     if isinstance(exc, TimeoutError):

@@ -1,4 +1,4 @@
-"""The book of a cache: what was asked for, the ledger, and the actors behind its slots."""
+"""The sessions of a cache: ``SessionRecord``, the one record of each, and ``SessionTable``, which holds them."""
 
 from __future__ import annotations
 
@@ -7,58 +7,60 @@ import contextlib
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import ray
-from ray.actor import ActorHandle
+from typing import Any, Protocol
 
 from genai_ray.cluster.devices import Started
 from genai_ray.cluster.messages import Key, LoadRequest, SessionRequest, key_of
-from genai_ray.cluster.placement import Ledger, SlotState
+from genai_ray.cluster.placement import Device, Ledger, Slot, SlotState
 from genai_ray.errors import DeadlineExceededError, GenAIRayError
 
-__all__ = ["Entry", "SessionTable"]
+__all__ = ["SessionProcesses", "SessionRecord", "SessionTable"]
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One session of the cache."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class SessionRecord(Slot):
+    """One session of the cache: what placement knows of it, and what the cache adds."""
 
-    want: LoadRequest
+    load_request: LoadRequest = field(kw_only=False)
     """What was asked for."""
+    key: Key = field(init=False)
+    """What it is a session of; replicas share it."""
     name: str = ""
     """Name of its actor, never used twice."""
     handle: Any = None
-    """Its actor."""
+    """Its actor; None before it was started."""
     started: Started | None = None
     """Where its process is."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it has loaded or failed."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it is no longer in the book."""
+    """Set when it is no longer in the table."""
     error: GenAIRayError | None = None
     """Why it failed."""
     is_adopted: bool = False
-    """Whether an earlier life of this cache started it."""
+    """Whether it was started before the process of the cache died."""
     is_begun: bool = False
-    """Whether a task loads it; a lease enters what it may need before it has found room."""
+    """Whether a task loads it; a lease adds its sessions before it has found room for them."""
     waiters: int = 0
     """Requests that wait for it."""
     blocked: GenAIRayError | None = None
     """Why it does not start to load yet."""
     avoid: frozenset[str] = frozenset()
-    """Devices on which it is not to be."""
+    """Devices on which it is not placed."""
     is_replica: bool = False
-    """Whether there are others of its model: what becomes of it says nothing of the model."""
+    """Whether there are others of its key: its failure says nothing of the model."""
 
     def __post_init__(self) -> None:
+        self.key = key_of(self.load_request.request)
+        self.floor_bytes = self.load_request.request.floor_bytes or 0
         self.name = self.name or self.new_name()
 
     @property
-    def key(self) -> Key:
-        """What it is a session of."""
-        return key_of(self.want.request)
+    def is_usable(self) -> bool:
+        """Whether requests may be sent to it: it is loaded and not retiring."""
+        return self.ready.is_set() and self.error is None and self.state is SlotState.READY
 
     def new_name(self) -> str:
         """Return a name that was never used.
@@ -66,191 +68,230 @@ class Entry:
         Returns:
             ``session:MODEL:INCARNATION``.
         """
-        return f"session:{self.want.request.model}:{uuid.uuid4().hex[:12]}"
+        return f"session:{self.key.model}:{uuid.uuid4().hex[:12]}"
+
+
+class SessionProcesses(Protocol):
+    """All that a cache asks of Ray about the processes of its sessions, beside calls of their handles.
+
+    ``RaySessions`` is the real one; tests bring their own.
+    """
+
+    async def start(self, record: SessionRecord, device: Device, free: Mapping[Device, int]) -> Started:
+        """Start the process of a session on a device; it loads nothing by itself.
+
+        Args:
+            record: The session; its handle is set, also if the start fails.
+            device: Where.
+            free: Bytes that Ray has left of every GPU of its node, or of this device.
+
+        Returns:
+            Where it really runs.
+
+        Raises:
+            RayError: If the process ended.
+            TimeoutError: If it does not report in time.
+        """
+
+    def kill(self, record: SessionRecord) -> None:
+        """Kill the process of a session, if it has one; does not wait.
+
+        Args:
+            record: The session.
+        """
+
+    async def kill_and_wait(self, record: SessionRecord) -> None:
+        """Kill the process of a session, and return when it is gone: its bytes are not free before.
+
+        Args:
+            record: The session; one that has no process yet is left alone.
+        """
 
 
 class SessionTable:
-    """The ledger, and the actors behind its slots.
+    """All sessions of a cache, those that wait for room included, and the ledger of those that have a place.
 
     Args:
         ledger: Devices, budgets and bytes.
+        processes: Starts and kills the processes.
     """
 
-    def __init__(self, ledger: Ledger[Key]) -> None:
+    def __init__(self, ledger: Ledger[SessionRecord], processes: SessionProcesses) -> None:
         self.ledger = ledger
-        self.entries: dict[str, Entry] = {}
-        self._by_key: defaultdict[Key, dict[str, Entry]] = defaultdict(dict)
+        self.processes = processes
+        self.records: dict[str, SessionRecord] = {}
+        self._by_key: defaultdict[Key, dict[str, SessionRecord]] = defaultdict(dict)
         self._max_replicas: dict[Key, int] = {}
-        self.can_grow = self.is_closed = self.is_surveyed = False
+        self.can_grow = False
+        self.is_closed = False
+        self.is_surveyed = False
         self.pinned: set[Key] = set()
         self.unprobed: set[str] = set()
         self.history: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.counts = {"loads": 0, "adoptions": 0, "evictions": 0, "failures": 0}
         self._changed = asyncio.Event()
 
-    def of_key(self, key: Key) -> list[Entry]:
+    def of_key(self, key: Key) -> list[SessionRecord]:
         """Return the sessions of one key.
 
         Args:
             key: Which.
 
         Returns:
-            Its entries, oldest first; those that wait for room as well.
+            Its sessions, oldest first; those that wait for room as well.
         """
         return list(self._by_key[key].values()) if key in self._by_key else []
 
-    def of_model(self, model: str) -> list[Entry]:
+    def of_model(self, model: str) -> list[SessionRecord]:
         """Return the sessions of one model.
 
         Args:
             model: Canonical id.
 
         Returns:
-            Its entries of any backend, precision and device.
+            Its sessions of any backend, precision and device.
         """
-        return [entry for entry in self.entries.values() if entry.key.model == model]
+        return [record for record in self.records.values() if record.key.model == model]
 
-    def add(self, entry: Entry) -> None:
-        """Enter a session.
+    def add(self, record: SessionRecord) -> None:
+        """Add a session.
 
         Args:
-            entry: The session.
+            record: The session.
         """
-        self.entries[entry.name] = entry
-        self._by_key[entry.key][entry.name] = entry
-        if entry.want.request.max_replicas is not None:
-            self._max_replicas.setdefault(
-                entry.key, entry.want.request.max_replicas
-            )  # a replica must not bring back what was said before
+        self.records[record.name] = record
+        self._by_key[record.key][record.name] = record
+        limit = record.load_request.request.max_replicas
+        if limit is not None:  # a replica must not bring back an older limit
+            self._max_replicas.setdefault(record.key, limit)
 
-    def bound(self, request: SessionRequest) -> None:
-        """Hear how many replicas the cache may make of a model by itself; who says nothing of it changes nothing.
+    def limit_replicas(self, request: SessionRequest) -> None:
+        """Note how many replicas the cache may make of a model by itself; a request without a limit changes nothing.
 
         Args:
-            request: What somebody asks for.
+            request: What a client asks for.
         """
         if request.max_replicas is not None:
             self._max_replicas[key_of(request)] = request.max_replicas
 
-    def may_grow(self, key: Key) -> bool:
+    def may_replicate(self, key: Key) -> bool:
         """Tell whether the cache may make another replica of a model by itself.
 
         Args:
             key: Which.
 
         Returns:
-            Whether it has fewer than whoever bounded it last allows; nobody's bound outlives its last session.
+            Whether it has fewer than the last limit allows; a limit ends with the last session of its key.
         """
         return key not in self._max_replicas or len(self.of_key(key)) < self._max_replicas[key]
 
-    def rename(self, entry: Entry) -> None:
+    def rename(self, record: SessionRecord) -> None:
         """Give a session whose process is gone a new name, under which it tries again.
 
         Args:
-            entry: The session; it is not in the ledger.
+            record: The session; it has no place.
         """
-        self._remove(entry)
-        entry.name, entry.handle, entry.started = entry.new_name(), None, None
-        self.add(entry)
+        self._remove(record)
+        record.name = record.new_name()
+        record.handle = None
+        record.started = None
+        self.add(record)
 
-    def is_retiring(self, entry: Entry) -> bool:
-        """Tell whether a session is on its way out.
+    def pass_pin_on(self, key: Key) -> None:
+        """Pin a usable session of a key that is to be pinned, unless one is.
 
         Args:
-            entry: The session.
-
-        Returns:
-            Whether somebody else waits for its process to end, and strikes it out then.
+            key: The key.
         """
-        slot = self.ledger.slots.get(entry.name)
-        return slot is not None and slot.state is SlotState.RETIRING
+        heir = next((record for record in self.of_key(key) if record.is_usable), None)
+        if heir is not None and self.lacks_pin(heir):
+            self.ledger.mark(heir.name, is_pinned=True)
 
-    def is_usable(self, entry: Entry) -> bool:
-        """Tell whether requests may be sent to a session.
-
-        Args:
-            entry: The session.
-
-        Returns:
-            Whether it is ready and stays.
-        """
-        slot = self.ledger.slots.get(entry.name)
-        return entry.ready.is_set() and entry.error is None and slot is not None and slot.state is SlotState.READY
-
-    def is_unpinned(self, entry: Entry) -> bool:
+    def lacks_pin(self, record: SessionRecord) -> bool:
         """Tell whether a session takes the place of a pinned one that died.
 
         Args:
-            entry: The session.
+            record: The session.
 
         Returns:
             Whether its key is to be pinned, and no session of it is.
         """
-        return entry.key in self.pinned and not any(slot.is_pinned for slot in self.ledger.of_key(entry.key))
+        return record.key in self.pinned and not any(other.is_pinned for other in self.ledger.of_key(record.key))
 
-    def drop(self, entry: Entry) -> None:
-        """Strike out a session that is dead, and make sure that its process ends; where it was pinned, a replica of it is now.
+    def drop(self, record: SessionRecord) -> None:
+        """Remove a session that is dead, and make sure that its process ends; its pin passes to a replica.
 
         Args:
-            entry: The session; one that is struck out already is left alone.
+            record: The session; one that was removed already is left alone.
         """
-        if self.entries.get(entry.name) is not entry:
+        if self.records.get(record.name) is not record:
             return
-        self._remove(entry)
-        self.ledger.release(entry.name)
-        heir = next((other for other in self.of_key(entry.key) if self.is_usable(other)), None)
-        if heir is not None and self.is_unpinned(heir):
-            self.ledger.mark(heir.name, is_pinned=True)
-        entry.gone.set()
-        if isinstance(entry.handle, ActorHandle):
-            ray.kill(entry.handle)
+        self._remove(record)
+        self.ledger.release(record.name)
+        self.pass_pin_on(record.key)
+        record.gone.set()
+        self.processes.kill(record)
         self.notify()
 
-    def _remove(self, entry: Entry) -> None:
-        del self.entries[entry.name], self._by_key[entry.key][entry.name]
-        if not self._by_key[entry.key]:
-            del self._by_key[entry.key]
-            self._max_replicas.pop(entry.key, None)
+    def _remove(self, record: SessionRecord) -> None:
+        del self.records[record.name]
+        del self._by_key[record.key][record.name]
+        if not self._by_key[record.key]:
+            del self._by_key[record.key]
+            self._max_replicas.pop(record.key, None)
 
-    def keep(self, entry: Entry) -> None:
-        """Take a session back that was on its way out, and send those who waited for its end back to it.
+    async def end(self, record: SessionRecord) -> None:
+        """End the process of a session, wait until it is gone, and free its bytes; the record stays, and may try again.
 
         Args:
-            entry: The session.
+            record: The session.
         """
-        if entry.name in self.ledger.slots:
-            self.ledger.mark(entry.name, state=SlotState.READY)
-            if self.is_unpinned(entry):  # the pinned one died meanwhile
-                self.ledger.mark(entry.name, is_pinned=True)
-        entry.gone.set()
-        entry.gone = asyncio.Event()
+        name = record.name
+        if record.is_placed:
+            self.ledger.mark(name, state=SlotState.RETIRING)  # from here on nobody else removes it
+        await self.processes.kill_and_wait(record)
+        self.ledger.release(name)
+        self.notify()
+
+    def revive(self, record: SessionRecord) -> None:
+        """Take a retiring session back into use, and send those who waited for its end back to it.
+
+        Args:
+            record: The session.
+        """
+        if record.is_placed:
+            self.ledger.mark(record.name, state=SlotState.READY)
+            if self.lacks_pin(record):  # the pinned one died meanwhile
+                self.ledger.mark(record.name, is_pinned=True)
+        record.gone.set()
+        record.gone = asyncio.Event()
         self.notify()
 
     def notify(self) -> None:
-        """Wake whoever waits for a change."""
+        """Wake all that wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def wait_for(self, event: asyncio.Event, entry: Entry, deadline: float) -> None:
+    async def wait_for(self, event: asyncio.Event, record: SessionRecord, deadline: float) -> None:
         """Wait until a session is ready, or gone.
 
         Args:
             event: ``ready`` or ``gone`` of the session.
-            entry: The session.
+            record: The session.
             deadline: Until when, by ``time.monotonic``.
 
         Raises:
             GenAIRayError: Why it does not start to load, or ``DeadlineExceededError``, if the deadline comes first.
         """
-        entry.waiters += 1
+        record.waiters += 1
         try:
             await asyncio.wait_for(event.wait(), max(deadline - time.monotonic(), 0.0))
         except TimeoutError:
-            raise entry.blocked or DeadlineExceededError(
-                f"{entry.key.model} was not ready in time", do="Give the client more time."
+            raise record.blocked or DeadlineExceededError(
+                f"{record.key.model} was not ready in time", do="Give the client more time."
             ) from None
         finally:
-            entry.waiters -= 1
+            record.waiters -= 1
 
     async def wait_for_change(self, within_s: float) -> None:
         """Wait until something has changed.

@@ -10,9 +10,8 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from genai_ray.cluster.cache.session_table import SessionTable
-from genai_ray.cluster.messages import Key
-from genai_ray.cluster.placement import Slot, SlotState
+from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
+from genai_ray.cluster.placement import SlotState
 
 __all__ = ["CacheStatus", "DeviceStatus", "PendingStatus", "SessionStatus", "describe_devices", "describe_sessions"]
 
@@ -180,35 +179,35 @@ async def describe_sessions(table: SessionTable) -> tuple[SessionStatus, ...]:
     Returns:
         One entry a session, least recently used first.
     """
-    slots = sorted(table.ledger.slots.values(), key=lambda slot: slot.last_used_s)
+    records = sorted(table.ledger.slots.values(), key=lambda record: record.last_used_s)
     now_s = time.monotonic()
-    return tuple(await asyncio.gather(*(_describe_session(table, slot, now_s) for slot in slots)))
+    return tuple(await asyncio.gather(*(_describe_session(table, record, now_s) for record in records)))
 
 
-async def _describe_session(table: SessionTable, slot: Slot[Key], now_s: float) -> SessionStatus:
+async def _describe_session(table: SessionTable, record: SessionRecord, now_s: float) -> SessionStatus:
     told: dict[str, Any] = {}
-    entry = table.entries.get(slot.name)
-    if entry is not None and slot.state is SlotState.READY:
+    state = record.state
+    if state is SlotState.READY:
         try:
-            told = await asyncio.wait_for(entry.handle.status.remote(), _ANSWER_WITHIN_S)
+            told = await asyncio.wait_for(record.handle.status.remote(), _ANSWER_WITHIN_S)
         except (RayError, TimeoutError):
             told = {"dead": True}
     return SessionStatus(
-        *slot.key[:4],
-        placed_on=slot.device_id,
-        name=slot.name,
-        digest="" if entry is None else entry.want.digest,
-        state=slot.state.value,
-        bytes=slot.reserved_bytes,
-        predicted_bytes=slot.held_bytes,
-        floor_bytes=slot.floor_bytes,
-        pinned=slot.is_pinned,
-        leased=table.ledger.is_leased(slot.key),
-        replicas=len(table.ledger.of_key(slot.key)),
-        hits=slot.uses,
+        *record.key[:4],
+        placed_on=record.device_id,
+        name=record.name,
+        digest=record.load_request.digest,
+        state=state.value,
+        bytes=record.reserved_bytes,
+        predicted_bytes=record.held_bytes,
+        floor_bytes=record.floor_bytes,
+        pinned=record.is_pinned,
+        leased=table.ledger.is_leased(record.key),
+        replicas=len(table.ledger.of_key(record.key)),
+        hits=record.uses,
         queue=told.get("in_flight", 0),
-        idle_s=round(max(now_s - slot.last_used_s, 0.0), 3),
-        age_s=round(max(now_s - slot.arrived_s, 0.0), 3),
-        load_s=round(slot.load_s, 3),
+        idle_s=round(max(now_s - record.last_used_s, 0.0), 3),
+        age_s=round(max(now_s - record.arrived_s, 0.0), 3),
+        load_s=round(record.load_s, 3),
         session=told,
     )

@@ -1,9 +1,21 @@
-"""Where sessions go and what goes for them: plain Python, without Ray and without a clock of its own."""
+"""Where sessions are placed and what is evicted for them: plain Python, without Ray and without a clock of its own.
 
-from genai_ray.cluster.placement.ledger import Ledger
+* ``ledger``: devices, sessions and budgets; what is free, and the order of eviction.
+* ``planner``: the decisions: ``plan`` for one session, ``plan_all`` for several that are needed together.
+"""
+
+from genai_ray.cluster.placement.ledger import (
+    Device,
+    EvictionPolicy,
+    Ledger,
+    Need,
+    Plan,
+    Record,
+    Slot,
+    SlotState,
+    gdsf_worth,
+)
 from genai_ray.cluster.placement.planner import check_all_fit, check_fits, plan, plan_all
-from genai_ray.cluster.placement.policy import EvictionPolicy, gdsf_worth
-from genai_ray.cluster.placement.slots import Device, Need, Plan, Slot, SlotState
 
 __all__ = [
     "Device",
@@ -11,6 +23,7 @@ __all__ = [
     "Ledger",
     "Need",
     "Plan",
+    "Record",
     "Slot",
     "SlotState",
     "check_all_fit",

@@ -1,47 +1,198 @@
-"""The book of devices and sessions: plain Python, without Ray and without a clock of its own; ``placement`` decides by it.
+"""Devices, sessions and budgets: plain Python, without Ray and without a clock of its own; ``planner`` decides by it.
 
-The ledger keeps these at every instant: on every device, and in the cluster as a whole, the bytes of all sessions, those that load
-and those that retire included, are at most the budget; what Ray holds for them is at most what Ray has; a session that loads, is
-pinned, leased, or retires is never a victim. Whether a session is at work, only the session knows: it is asked before it goes.
+At every instant, on every device and in the cluster as a whole, the bytes of all sessions, loading and retiring ones
+included, are at most the budget, and Ray holds for them at most what it has. A session that loads, retires, is pinned
+or leased is never a victim. Only the session knows whether it is at work: the cache asks it before it evicts it.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Generic, TypeVar
 
-from genai_ray.cluster.placement.policy import EvictionPolicy, Order, gdsf_worth, order_of
-from genai_ray.cluster.placement.slots import Device, Need, Slot, SlotState
 from genai_ray.errors import ResourceExhaustedError
 
-__all__ = ["Ledger"]
+__all__ = ["Device", "EvictionPolicy", "Ledger", "Need", "Plan", "Record", "Slot", "SlotState", "gdsf_worth"]
 
-Key = TypeVar("Key", bound=Hashable)
+_Order = tuple[bool, float, bool, float]
+
+
+class EvictionPolicy(StrEnum):
+    """Which idle session the cache evicts first."""
+
+    LRU = "lru"
+    """The one that was not used for the longest time."""
+    GDSF = "gdsf"
+    """The one whose return costs least for what it takes: GreedyDual-Size with frequency."""
+
+
+class SlotState(StrEnum):
+    """Where a session is in its life."""
+
+    WAITING = "waiting"
+    """It has no place."""
+    LOADING = "loading"
+    READY = "ready"
+    RETIRING = "retiring"
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """One GPU, or the memory of one node."""
+
+    device_id: str
+    """Unique in the cluster."""
+    node: str
+    """The node that it belongs to."""
+    kind: str
+    """``cpu``, or the name of the GPU."""
+    budget_bytes: int
+    """Most bytes of all sessions on it together."""
+    capacity_bytes: int
+    """Bytes that Ray has of it: what it holds for sessions is never more."""
+    unit_bytes: int = 1
+    """What Ray holds is a multiple of this: of a GPU a ten-thousandth."""
+    used_bytes: int = 0
+    """Bytes of its sessions."""
+    held_bytes: int = 0
+    """Bytes that Ray holds for its sessions."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that a new session may take; negative if sessions took more than was reserved."""
+        return min(self.budget_bytes - self.used_bytes, self.capacity_bytes - self.held_bytes)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Slot:
+    """One session, as far as placement needs to know it; only the ledger changes it."""
+
+    name: str
+    """Name of the session, never used twice."""
+    key: Hashable
+    """What it is a session of; replicas share it."""
+    state: SlotState = SlotState.WAITING
+    """Where it is in its life."""
+    device_id: str = ""
+    """Where it is; empty while it has no place."""
+    reserved_bytes: int = 0
+    """Bytes that count against the budgets."""
+    held_bytes: int = 0
+    """Bytes that Ray holds for it: fixed when it started."""
+    floor_bytes: int = 0
+    """Bytes that the caller gave; the reservation is never less."""
+    arrived_s: float = 0.0
+    """When it started to load, and once it is ready, since when."""
+    last_used_s: float = 0.0
+    """Last known use on the owner's clock: a lower bound of the truth."""
+    is_pinned: bool = False
+    """Whether it is never evicted."""
+    is_surplus: bool = False
+    """Whether it is an idle replica beside another."""
+    is_online: bool = False
+    """Whether a request that somebody waits for used it last."""
+    uses: int = 0
+    """Known uses."""
+    load_s: float = 0.0
+    """Seconds that it took to load and warm."""
+    worth: float = 0.0
+    """What it is worth to the policy ``gdsf``."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is in the ledger, and its bytes count."""
+        return self.state is not SlotState.WAITING
+
+    @property
+    def is_retiring(self) -> bool:
+        """Whether its process is being ended."""
+        return self.state is SlotState.RETIRING
+
+    def order(self, policy: EvictionPolicy) -> _Order:
+        """Return its place in the order of eviction.
+
+        Args:
+            policy: By what.
+
+        Returns:
+            A sort key; the smallest is evicted first: idle replicas, and of two used in the same second the one that
+            nobody waited for.
+        """
+        coarse = math.floor(self.last_used_s) if policy is EvictionPolicy.LRU else self.worth
+        return not self.is_surplus, coarse, self.is_online, self.last_used_s
+
+
+Record = TypeVar("Record", bound=Slot)
+"""The owner's record of a session: a ``Slot`` with what the owner adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a new session asks for."""
+
+    key: Hashable
+    """What it is a session of."""
+    num_bytes: int
+    """Bytes that it takes."""
+    kinds: frozenset[str] | None = None
+    """Kinds of devices that will do; None for any."""
+    node: str | None = None
+    """Node that is preferred if it has free room."""
+    avoid: frozenset[str] = frozenset()
+    """Devices that will not do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a new session is placed."""
+
+    device_id: str
+    """The device."""
+    victims: tuple[str, ...] = ()
+    """Names of the sessions that are evicted for it, in this order."""
+
+
+def gdsf_worth(inflation: float, uses: int, load_s: float, num_bytes: int) -> float:
+    """Return the worth of a session: GreedyDual-Size with frequency (Cherkasova, HPL-98-69R1, 1998), L + F * C / S.
+
+    Args:
+        inflation: L, the worth of the session that was evicted last: what is not used loses against it as time goes.
+        uses: F, uses since it was loaded; at least one counts.
+        load_s: C, seconds that loading and warming it took.
+        num_bytes: S, bytes that it takes; seconds a gigabyte is the unit of worth.
+
+    Returns:
+        Its worth, on the scale of ``inflation``.
+    """
+    return inflation + max(uses, 1) * load_s / (max(num_bytes, 1) / 1e9)
 
 
 @dataclass(slots=True)
-class Ledger(Generic[Key]):
+class Ledger(Generic[Record]):
     """Every device and every session of a cache, and the budgets."""
 
     total_bytes: int | None = None
     """Most bytes of all sessions of the cluster together; None for the sum of the devices' budgets."""
     policy: EvictionPolicy = EvictionPolicy.LRU
-    """What goes first."""
+    """Which idle session is evicted first."""
     devices: dict[str, Device] = field(default_factory=dict)
     """The devices by id."""
-    slots: dict[str, Slot[Key]] = field(default_factory=dict)
+    slots: dict[str, Record] = field(default_factory=dict)
     """The sessions by name."""
     used_bytes: int = 0
     """Bytes of all sessions, loading and retiring ones included."""
     _device_bytes: int = 0
-    _leases: Counter[Key] = field(default_factory=Counter)
-    _by_key: dict[Key, dict[str, Slot[Key]]] = field(default_factory=dict)
+    _leases: Counter[Hashable] = field(default_factory=Counter)
+    _by_key: dict[Hashable, dict[str, Record]] = field(default_factory=dict)
     _free: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-    _order: list[tuple[Order, str]] = field(default_factory=list)
-    _place: dict[str, Order] = field(default_factory=dict)
+    _order: list[tuple[_Order, str]] = field(default_factory=list)
+    _places: dict[str, _Order] = field(default_factory=dict)
     _inflation: float = 0.0
 
     @property
@@ -50,7 +201,7 @@ class Ledger(Generic[Key]):
         return self._device_bytes if self.total_bytes is None else self.total_bytes
 
     def add_device(self, device: Device) -> None:
-        """Enter a device without sessions.
+        """Add a device without sessions.
 
         Args:
             device: Its id is not there yet.
@@ -60,7 +211,7 @@ class Ledger(Generic[Key]):
         insort(self._free.setdefault(device.kind, []), (device.free_bytes, device.device_id))
 
     def remove_device(self, device_id: str) -> list[str]:
-        """Strike out a device that is gone, and the sessions that went with it.
+        """Remove a device that is gone, and its sessions.
 
         Args:
             device_id: Which; unknown ones are ignored.
@@ -77,7 +228,7 @@ class Ledger(Generic[Key]):
             self._free[device.kind].remove((device.free_bytes, device_id))
         return names
 
-    def of_key(self, key: Key) -> list[Slot[Key]]:
+    def of_key(self, key: Hashable) -> list[Record]:
         """Return the sessions of one key.
 
         Args:
@@ -88,21 +239,15 @@ class Ledger(Generic[Key]):
         """
         return list(self._by_key.get(key, {}).values())
 
-    def reserve(
-        self, name: str, need: Need[Key], device_id: str, floor_bytes: int, now_s: float, held_bytes: int | None = None
-    ) -> Slot[Key]:
+    def reserve(self, slot: Record, need: Need, device_id: str, now_s: float, held_bytes: int | None = None) -> None:
         """Enter a session that starts to load.
 
         Args:
-            name: Its name.
+            slot: The session; what is known of an earlier process of it is forgotten.
             need: What it takes.
-            device_id: Where it goes.
-            floor_bytes: Bytes that the caller gave.
+            device_id: Where it is placed.
             now_s: The owner's clock.
             held_bytes: Bytes that Ray holds for it already; None for what it takes, in the device's units.
-
-        Returns:
-            The new slot.
 
         Raises:
             ResourceExhaustedError: If the bytes are not free.
@@ -115,29 +260,36 @@ class Ledger(Generic[Key]):
             raise ResourceExhaustedError(
                 f"{need.key} needs {need.num_bytes} bytes", f"{free} bytes are free on {device_id}"
             )
-        slot = Slot(name, need.key, device_id, 0, 0, floor_bytes, arrived_s=now_s, last_used_s=now_s)
-        self.slots[name] = slot
-        self._by_key.setdefault(need.key, {})[name] = slot
+        slot.state = SlotState.LOADING
+        slot.device_id = device_id
+        slot.arrived_s = now_s
+        slot.last_used_s = now_s
+        slot.is_pinned = slot.is_surplus = slot.is_online = False
+        slot.uses = 0
+        slot.load_s = slot.worth = 0.0
+        self.slots[slot.name] = slot
+        self._by_key.setdefault(slot.key, {})[slot.name] = slot
         self._count(slot, need.num_bytes, held)
-        return slot
 
     def settle(self, name: str, measured_bytes: int, load_s: float, now_s: float) -> None:
         """Replace a reservation by what was measured, never less than the floor; the session is ready from here on.
 
         Args:
             name: A session that has loaded.
-            measured_bytes: What it really takes; where that is too much, ``excess_bytes`` tells.
+            measured_bytes: What it really takes; ``excess_bytes`` tells whether that is too much.
             load_s: Seconds that it took to load and warm.
             now_s: The owner's clock.
         """
         slot = self.slots[name]
         self._count(slot, max(measured_bytes, slot.floor_bytes) - slot.reserved_bytes, 0)
-        slot.state, slot.load_s, slot.arrived_s = SlotState.READY, load_s, now_s
+        slot.state = SlotState.READY
+        slot.load_s = load_s
+        slot.arrived_s = now_s
         slot.worth = gdsf_worth(self._inflation, slot.uses, load_s, slot.reserved_bytes)
         self._arrange(slot)
 
     def grow(self, name: str, measured_bytes: int) -> None:
-        """Enter that a ready session takes more than it did; ``excess_bytes`` tells whether something must go for it.
+        """Note that a ready session takes more than it did; ``excess_bytes`` tells whether something must be evicted.
 
         Args:
             name: The session.
@@ -154,21 +306,21 @@ class Ledger(Generic[Key]):
             device_id: The device.
 
         Returns:
-            Bytes that must go; 0 or less where all is well.
+            Bytes that must be freed; 0 or less if all is well.
         """
         device = self.devices[device_id]
         return max(device.used_bytes - device.budget_bytes, self.used_bytes - self.budget_bytes)
 
-    def leaving(self) -> Iterator[Slot[Key]]:
-        """Go through the sessions that may leave.
+    def evictable(self) -> Iterator[Record]:
+        """Go through the sessions that may be evicted.
 
         Yields:
-            Ready sessions that are neither pinned nor leased, first to go first.
+            Ready sessions that are neither pinned nor leased, in the order of eviction.
         """
         return (self.slots[name] for _, name in self._order)
 
     def use(self, name: str, last_used_s: float, uses: int, is_online: bool = False) -> None:
-        """Enter what a session said of its use.
+        """Note what a session said of its use.
 
         Args:
             name: The session.
@@ -180,11 +332,9 @@ class Ledger(Generic[Key]):
         if uses > slot.uses:
             slot.worth = gdsf_worth(self._inflation, uses, slot.load_s, slot.reserved_bytes)
             slot.is_surplus = False
-        slot.last_used_s, slot.uses, slot.is_online = (
-            max(slot.last_used_s, last_used_s),
-            max(slot.uses, uses),
-            is_online,
-        )
+        slot.last_used_s = max(slot.last_used_s, last_used_s)
+        slot.uses = max(slot.uses, uses)
+        slot.is_online = is_online
         self._arrange(slot)
 
     def mark(
@@ -195,11 +345,11 @@ class Ledger(Generic[Key]):
         is_surplus: bool | None = None,
         state: SlotState | None = None,
     ) -> None:
-        """Change what keeps a session or lets it go.
+        """Change what decides whether a session may be evicted.
 
         Args:
             name: The session.
-            is_pinned: Whether it must stay; None for as it is.
+            is_pinned: Whether it is never evicted; None for as it is.
             is_surplus: Whether it is an idle replica; None for as it is.
             state: Where it is in its life; None for as it is.
         """
@@ -211,8 +361,8 @@ class Ledger(Generic[Key]):
         slot.state = state or slot.state
         self._arrange(slot)
 
-    def lease(self, keys: Iterable[Key]) -> None:
-        """Keep the sessions of some keys, those to come as well; leases of one key add up.
+    def lease(self, keys: Iterable[Hashable]) -> None:
+        """Lease some keys: their sessions, future ones as well, are not evicted; leases of one key add up.
 
         Args:
             keys: Which.
@@ -221,7 +371,7 @@ class Ledger(Generic[Key]):
             self._leases[key] += 1
             self._arrange_key(key)
 
-    def unlease(self, keys: Iterable[Key]) -> None:
+    def unlease(self, keys: Iterable[Hashable]) -> None:
         """Give back a lease.
 
         Args:
@@ -233,18 +383,18 @@ class Ledger(Generic[Key]):
                 del self._leases[key]
             self._arrange_key(key)
 
-    def is_leased(self, key: Key) -> bool:
-        """Tell whether somebody holds a lease.
+    def is_leased(self, key: Hashable) -> bool:
+        """Tell whether a key is leased.
 
         Args:
-            key: Of this.
+            key: Which.
 
         Returns:
-            Whether its sessions stay.
+            Whether it is.
         """
         return key in self._leases
 
-    def by_recency(self) -> list[Slot[Key]]:
+    def by_recency(self) -> list[Record]:
         """Return the sessions that are ready, least recently used first.
 
         Returns:
@@ -255,7 +405,7 @@ class Ledger(Generic[Key]):
         )
 
     def release(self, name: str) -> None:
-        """Strike out a session whose process is gone.
+        """Remove a session whose process is gone.
 
         Args:
             name: Its name; unknown ones are ignored.
@@ -263,9 +413,10 @@ class Ledger(Generic[Key]):
         slot = self.slots.get(name)
         if slot is None:
             return
-        slot.state = SlotState.RETIRING
+        slot.state = SlotState.WAITING
         self._arrange(slot)
         self._count(slot, -slot.reserved_bytes, -slot.held_bytes)
+        slot.device_id = ""
         del self.slots[name], self._by_key[slot.key][name]
         if not self._by_key[slot.key]:
             del self._by_key[slot.key]
@@ -275,34 +426,23 @@ class Ledger(Generic[Key]):
 
         Args:
             name: The session.
-            device_id: Where it says that it is; ``excess_bytes`` tells whether it may stay there.
+            device_id: Where it says that it is; ``excess_bytes`` tells whether that is too much there.
         """
         slot = self.slots[name]
-        used, held = slot.reserved_bytes, slot.held_bytes
+        used = slot.reserved_bytes
+        held = slot.held_bytes
         self._count(slot, -used, -held)
         slot.device_id = device_id
         self._count(slot, used, held)
 
-    def is_allowed(self, device: Device, need: Need[Key]) -> bool:
-        """Tell whether a session may go to a device at all.
-
-        Args:
-            device: The device.
-            need: What the session asks for.
-
-        Returns:
-            Whether its kind will do and it is not to be avoided.
-        """
-        return (need.kinds is None or device.kind in need.kinds) and device.device_id not in need.avoid
-
-    def best_fit(self, need: Need[Key]) -> str | None:
-        """Return where a session would go without anything leaving.
+    def best_fit(self, need: Need) -> str | None:
+        """Return where a session fits without an eviction.
 
         Args:
             need: What it asks for.
 
         Returns:
-            A device of the preferred node where one has room, else the one that is left with the least; None where none has room.
+            The device with the least free bytes that has room, one of the preferred node first; None if none has room.
         """
         best: tuple[bool, int, str] | None = None
         for kind in self._free if need.kinds is None else need.kinds:
@@ -317,7 +457,7 @@ class Ledger(Generic[Key]):
                     break
         return None if best is None else best[2]
 
-    def _count(self, slot: Slot[Key], num_bytes: int, held_bytes: int) -> None:
+    def _count(self, slot: Record, num_bytes: int, held_bytes: int) -> None:
         device = self.devices[slot.device_id]
         free = self._free[device.kind]
         del free[bisect_left(free, (device.free_bytes, device.device_id))]
@@ -328,41 +468,36 @@ class Ledger(Generic[Key]):
         self.used_bytes += num_bytes
         insort(free, (device.free_bytes, device.device_id))
 
-    def _arrange(self, slot: Slot[Key]) -> None:
-        """Put a session where it belongs in the order of leaving, or out of it."""
-        old = self._place.pop(slot.name, None)
+    def _arrange(self, slot: Record) -> None:
+        """Put a session in its place in the order of eviction, or take it out of it."""
+        old = self._places.pop(slot.name, None)
         if old is not None:
             del self._order[bisect_left(self._order, (old, slot.name))]
         if slot.state is SlotState.READY and not slot.is_pinned and slot.key not in self._leases:
-            order = order_of(
-                self.policy,
-                is_surplus=slot.is_surplus,
-                is_online=slot.is_online,
-                last_used_s=slot.last_used_s,
-                worth=slot.worth,
-            )
-            self._place[slot.name] = order
+            order = slot.order(self.policy)
+            self._places[slot.name] = order
             insort(self._order, (order, slot.name))
 
-    def _arrange_key(self, key: Key) -> None:
+    def _arrange_key(self, key: Hashable) -> None:
         for slot in self._by_key.get(key, {}).values():
             self._arrange(slot)
 
-    def copy(self) -> Ledger[Key]:
+    def copy(self) -> Ledger[Slot]:
         """Return a ledger that may be changed to see what would be.
 
         Returns:
             The same devices, sessions and leases.
         """
-        copy: Ledger[Key] = Ledger(
+        trial: Ledger[Slot] = Ledger(
             self.total_bytes, self.policy, _inflation=self._inflation, _leases=self._leases.copy()
         )
         for device in self.devices.values():
-            copy.add_device(replace(device, used_bytes=0, held_bytes=0))
+            trial.add_device(replace(device, used_bytes=0, held_bytes=0))
         for slot in self.slots.values():
-            twin = replace(slot, reserved_bytes=0, held_bytes=0)
-            copy.slots[slot.name] = twin
-            copy._by_key.setdefault(slot.key, {})[slot.name] = twin
-            copy._count(twin, slot.reserved_bytes, slot.held_bytes)
-            copy._arrange(twin)
-        return copy
+            twin: Slot = copy.copy(slot)
+            twin.reserved_bytes = twin.held_bytes = 0
+            trial.slots[slot.name] = twin
+            trial._by_key.setdefault(slot.key, {})[slot.name] = twin
+            trial._count(twin, slot.reserved_bytes, slot.held_bytes)
+            trial._arrange(twin)
+        return trial

@@ -1,35 +1,32 @@
-"""Where a session goes, and what goes for it: decisions over a ``Ledger``, without Ray and without a clock."""
+"""Where a new session is placed, and what is evicted for it: decisions over a ``Ledger``, without Ray or a clock."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any
 
-from genai_ray.cluster.placement.ledger import Ledger
-from genai_ray.cluster.placement.slots import Device, Need, Plan, Slot
+from genai_ray.cluster.placement.ledger import Device, Ledger, Need, Plan, Record, Slot
 from genai_ray.errors import ResourceExhaustedError
 
 __all__ = ["check_all_fit", "check_fits", "plan", "plan_all"]
-
-Key = TypeVar("Key", bound=Hashable)
 
 MOST_TRIES = 1000
 """Of the ways to place several sessions together, which can be as many as devices to the power of sessions."""
 
 
-def check_fits(ledger: Ledger[Key], need: Need[Key]) -> None:
-    """Refuse what can never fit, whatever goes for it.
+def check_fits(ledger: Ledger[Record], need: Need) -> None:
+    """Refuse what can never fit, whatever is evicted for it.
 
     Args:
         ledger: What is there.
         need: What is to be loaded.
 
     Raises:
-        ResourceExhaustedError: If it is larger than the whole budget or every device, or all that is in its way is pinned.
+        ResourceExhaustedError: If it is larger than the whole budget or every device, or pinned sessions leave no room.
     """
-    allowed = [device for device in ledger.devices.values() if ledger.is_allowed(device, need)]
+    allowed = [device for device in ledger.devices.values() if _is_allowed(device, need)]
     most = min(
         ledger.budget_bytes, max((min(device.budget_bytes, device.capacity_bytes) for device in allowed), default=0)
     )
@@ -54,15 +51,15 @@ def check_fits(ledger: Ledger[Key], need: Need[Key]) -> None:
         )
 
 
-def check_all_fit(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> None:
-    """Refuse what can never be there together, whatever goes for it.
+def check_all_fit(ledger: Ledger[Record], needs: Sequence[Need]) -> None:
+    """Refuse what can never be there together, whatever is evicted for it.
 
     Args:
         ledger: What is there.
         needs: What is to be loaded.
 
     Raises:
-        ResourceExhaustedError: If they do not fit beside what is pinned, or none of ``MOST_TRIES`` ways to place them does.
+        ResourceExhaustedError: If none of ``MOST_TRIES`` ways to place them fits beside what is pinned.
     """
     for need in needs:
         check_fits(ledger, need)
@@ -79,7 +76,7 @@ def check_all_fit(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> None:
         )
 
 
-def plan(ledger: Ledger[Key], need: Need[Key]) -> Plan | None:
+def plan(ledger: Ledger[Record], need: Need) -> Plan | None:
     """Choose a device: free room first (the preferred node, then best fit), else the one whose newest victim is oldest.
 
     Args:
@@ -87,16 +84,17 @@ def plan(ledger: Ledger[Key], need: Need[Key]) -> Plan | None:
         need: What is to be loaded.
 
     Returns:
-        Where it goes and what goes for it; None while nothing that may go makes enough room.
+        Where it is placed and what is evicted for it; None while no eviction makes enough room.
     """
     missing = need.num_bytes - (ledger.budget_bytes - ledger.used_bytes)
     roomy = ledger.best_fit(need)
     if roomy is not None and missing <= 0:
         return Plan(roomy)
     freed: dict[str, list[int]] = {}
-    walked: list[Slot[Key]] = []
-    chosen, total = roomy, 0
-    for slot in ledger.leaving():
+    walked: list[Slot] = []
+    chosen = roomy
+    total = 0
+    for slot in ledger.evictable():
         if slot.key == need.key:
             continue
         total += slot.reserved_bytes
@@ -109,7 +107,7 @@ def plan(ledger: Ledger[Key], need: Need[Key]) -> Plan | None:
             if (
                 device.budget_bytes - device.used_bytes + sums[0] >= need.num_bytes
                 and device.capacity_bytes - device.held_bytes + sums[1] >= need.num_bytes
-                and ledger.is_allowed(device, need)
+                and _is_allowed(device, need)
             ):
                 chosen = slot.device_id
         if chosen is not None and total >= missing:
@@ -117,15 +115,15 @@ def plan(ledger: Ledger[Key], need: Need[Key]) -> Plan | None:
     return None
 
 
-def plan_all(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | None:
-    """Plan several sessions that come together: all of them or none.
+def plan_all(ledger: Ledger[Record], needs: Sequence[Need]) -> list[Plan] | None:
+    """Plan several sessions together: all of them or none.
 
     Args:
         ledger: What is there.
         needs: What is to be loaded; sessions of these keys are no victims.
 
     Returns:
-        One plan each, to be carried out in this order; None where they do not all fit, or none of ``MOST_TRIES`` ways is one.
+        One plan each, to be carried out in this order; None if they do not all fit in any of ``MOST_TRIES`` ways.
     """
     plans = _plan_in_turn(ledger, needs)
     if plans is not None:
@@ -139,9 +137,10 @@ def plan_all(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | No
     )
 
 
-def _plan_in_turn(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan] | None:
-    """Place each where it does best by itself, which may take the only room of a later one."""
-    trial, plans = ledger.copy(), []
+def _plan_in_turn(ledger: Ledger[Record], needs: Sequence[Need]) -> list[Plan] | None:
+    """Place each as if it came alone, which may take the only room of a later one."""
+    trial = ledger.copy()
+    plans = []
     trial.lease(need.key for need in needs)
     for index, need in enumerate(needs):
         found = plan(trial, need)
@@ -149,30 +148,32 @@ def _plan_in_turn(ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> list[Plan]
             return None
         for victim in found.victims:
             trial.release(victim)
-        trial.reserve(f"trial {index}", need, found.device_id, 0, 0.0)
+        trial.reserve(Slot(name=f"trial {index}", key=need.key), need, found.device_id, 0.0)
         plans.append(found)
     return plans
 
 
-class _Places(Generic[Key]):
-    """The search for devices that hold several sessions together, whatever goes for them."""
+class _Places:
+    """The search for devices that hold several sessions together, whatever is evicted for them."""
 
-    def __init__(self, ledger: Ledger[Key], needs: Sequence[Need[Key]]) -> None:
-        self._ledger, self._needs, self._tries = ledger, needs, 0
+    def __init__(self, ledger: Ledger[Any], needs: Sequence[Need]) -> None:
+        self._ledger = ledger
+        self._needs = needs
+        self._tries = 0
         keys = {need.key for need in needs}
         self._rooms = {
             name: [device.budget_bytes - device.used_bytes, device.capacity_bytes - device.held_bytes]
             for name, device in ledger.devices.items()
         }
         self._total = ledger.budget_bytes - ledger.used_bytes
-        for slot in ledger.leaving():
+        for slot in ledger.evictable():
             if slot.key not in keys:
                 self._total += slot.reserved_bytes
                 self._rooms[slot.device_id][0] += slot.reserved_bytes
                 self._rooms[slot.device_id][1] += slot.held_bytes
 
     def find(self) -> list[str] | None:
-        """Return a device for each, in the order of the needs; None where there is none."""
+        """Return a device for each, in the order of the needs; None if there is no way."""
         if sum(need.num_bytes for need in self._needs) > self._total:
             return None
         hardest_first = sorted(
@@ -184,29 +185,32 @@ class _Places(Generic[Key]):
     def _place(self, rest: list[int], places: dict[int, str]) -> bool:
         if not rest:
             return True
-        need, alike = self._needs[rest[0]], set()
+        need = self._needs[rest[0]]
+        alike = set()
         for name in self._fitting(need):
-            device, room = self._ledger.devices[name], self._rooms[name]
+            device = self._ledger.devices[name]
+            room = self._rooms[name]
             twin = (device.kind, *room, *(name in other.avoid for other in self._needs))
             if twin in alike or self._tries >= MOST_TRIES:
                 continue
             alike.add(twin)
             self._tries += 1
             taken = need.num_bytes, -(-need.num_bytes // device.unit_bytes) * device.unit_bytes
-            places[rest[0]], self._rooms[name] = name, [room[0] - taken[0], room[1] - taken[1]]
+            places[rest[0]] = name
+            self._rooms[name] = [room[0] - taken[0], room[1] - taken[1]]
             if self._place(rest[1:], places):
                 return True
             self._rooms[name] = room
         return False
 
-    def _fitting(self, need: Need[Key]) -> list[str]:
+    def _fitting(self, need: Need) -> list[str]:
         """Return the devices with room, the one that is left with the least first."""
         fitting = [(min(room), name) for name, room in self._rooms.items() if min(room) >= need.num_bytes]
-        return [name for _, name in sorted(fitting) if self._ledger.is_allowed(self._ledger.devices[name], need)]
+        return [name for _, name in sorted(fitting) if _is_allowed(self._ledger.devices[name], need)]
 
 
-def _needed(need: Need[Key], device: Device, walked: list[Slot[Key]], missing: int) -> tuple[str, ...]:
-    """Leave out, newest first, what need not go after all."""
+def _needed(need: Need, device: Device, walked: list[Slot], missing: int) -> tuple[str, ...]:
+    """Leave out, newest first, what need not be evicted after all."""
     local = [slot for slot in walked if slot.device_id == device.device_id]
     spare = [
         device.budget_bytes - device.used_bytes + sum(slot.reserved_bytes for slot in local) - need.num_bytes,
@@ -226,3 +230,8 @@ def _needed(need: Need[Key], device: Device, walked: list[Slot[Key]], missing: i
         if is_local:
             spare = [spare[0] - slot.reserved_bytes, spare[1] - slot.held_bytes]
     return tuple(reversed(victims))
+
+
+def _is_allowed(device: Device, need: Need) -> bool:
+    """Tell whether a session may be placed on a device at all."""
+    return (need.kinds is None or device.kind in need.kinds) and device.device_id not in need.avoid

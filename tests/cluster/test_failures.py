@@ -13,6 +13,7 @@ import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.cluster import SessionRequest, cache_names, connect, disconnect, open_session, session_actor
+from genai_ray.cluster.messages import LoadRequest
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.cluster.truth import is_reported, report, wait_until_true
@@ -139,7 +140,8 @@ def test_a_retirement_that_was_taken_back_ends_no_later_one(ray_session):
             super().__init__(*given)
 
     remote = ray.remote(concurrency_groups=session_actor.CONCURRENCY_GROUPS, num_cpus=0)(Brief)
-    session = remote.remote("no cache", SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32), "", 0, 0, None)
+    asked = LoadRequest(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
+    session = remote.remote("no cache", asked, 0, 0, None)
     assert ray.get(session.try_retire.remote(None))
     time.sleep(1.5)  # so that the first one is over well before the second
     ray.get(session.revive.remote())

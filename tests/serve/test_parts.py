@@ -353,7 +353,7 @@ def test_haproxy_listens_where_it_is_told_to_while_replicas_listen_on_the_loopba
 def test_a_host_that_is_not_of_this_machine_is_said_so(host):
     with pytest.raises(
         errors.ConfigError,
-        match=f"host '{host}' cannot be listened on: .*; allowed: a name or an address of this machine",
+        match=f"cannot listen on host '{host}': .*; allowed: a name or an address of this machine",
     ):
         check_ports(host, [18_999])
 

@@ -104,14 +104,11 @@ async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[byt
         DeadlineExceededError: If it arrives too slowly.
         HTTPException: 413 if it is larger.
     """
+    async with _form_file(request, max_bytes, share) as upload:
+        if upload is not None:
+            return await upload.read(), upload.filename or ""
     async with _patient() as patience:
-        if not _is_form(request):
-            return b"".join([chunk async for chunk in _limited(request, max_bytes, patience, share)]), ""
-        upload = await _parse_form(request, max_bytes, patience, share)
-    try:
-        return await upload.read(), upload.filename or ""
-    finally:
-        await upload.close()
+        return b"".join([chunk async for chunk in _limited(request, max_bytes, patience, share)]), ""
 
 
 async def save_file(request: Request, max_bytes: int, path: Path) -> str:
@@ -131,17 +128,12 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
         HTTPException: 413 if it is larger, 507 if the disk is full.
     """
     name = ""
-    with on_disk():
-        async with _patient() as patience:
-            upload = await _parse_form(request, max_bytes, patience) if _is_form(request) else None
-        with path.open("wb") as file:
+    with on_disk(), path.open("wb") as file:
+        async with _form_file(request, max_bytes) as upload:
             if upload is not None:
-                try:
-                    name = upload.filename or ""
-                    while chunk := await upload.read(_WRITE_BYTES):
-                        await asyncio.to_thread(file.write, chunk)
-                finally:
-                    await upload.close()
+                name = upload.filename or ""
+                while chunk := await upload.read(_WRITE_BYTES):
+                    await asyncio.to_thread(file.write, chunk)
             else:
                 async with _patient() as patience:
                     await _write(file, _limited(request, max_bytes, patience))
@@ -214,10 +206,6 @@ async def _write(file: BinaryIO, chunks: AsyncIterator[bytes]) -> None:
     await asyncio.to_thread(file.write, b"".join(waiting))
 
 
-def _is_form(request: Request) -> bool:
-    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
-
-
 @contextlib.asynccontextmanager
 async def _patient() -> AsyncIterator[asyncio.Timeout]:
     """Give up on a body that arrives too slowly."""
@@ -280,22 +268,27 @@ async def _drain(request: Request, chunks: AsyncIterator[bytes] | None = None) -
                 patience.reschedule(min(end_s, loop.time() + _DRAIN_IDLE_S))
 
 
-async def _parse_form(
-    request: Request, max_bytes: int, patience: asyncio.Timeout, share: Share | None = None
-) -> UploadFile:
-    chunks: Any = _limited(request, max_bytes, patience, share)
-    parser = MultiPartParser(request.headers, chunks, max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)
+@contextlib.asynccontextmanager
+async def _form_file(request: Request, max_bytes: int, share: Share | None = None) -> AsyncIterator[UploadFile | None]:
+    """Read a form with one file; None if the body is no form."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        yield None
+        return
+    async with _patient() as patience:
+        chunks: Any = _limited(request, max_bytes, patience, share)
+        parser = MultiPartParser(request.headers, chunks, max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)
+        try:
+            form = await parser.parse()
+        except MultiPartException as exc:
+            raise InvalidInputError(f"a broken form: {exc.message}", "multipart/form-data with one file") from exc
+        except (KeyError, ValueError) as exc:
+            raise InvalidInputError("a broken form", "multipart/form-data with a boundary and one file") from exc
     try:
-        form = await parser.parse()
-    except MultiPartException as exc:
-        raise InvalidInputError(f"a broken form: {exc.message}", "multipart/form-data with one file") from exc
-    except (KeyError, ValueError) as exc:
-        raise InvalidInputError("a broken form", "multipart/form-data with a boundary and one file") from exc
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    if len(files) != 1 or len(form.multi_items()) != 1:
+        values = [value for _, value in form.multi_items()]
+        files = [value for value in values if isinstance(value, UploadFile)]
+        if len(files) != 1 or len(values) != 1:
+            got = f"a form with {len(files)} files and {len(values) - len(files)} fields"
+            raise InvalidInputError(got, "one file, and everything else in the query")
+        yield files[0]
+    finally:
         await form.close()
-        fields = len(form.multi_items()) - len(files)
-        raise InvalidInputError(
-            f"a form with {len(files)} files and {fields} fields", "one file, and everything else in the query"
-        )
-    return files[0]

@@ -171,9 +171,9 @@ def _describe_owner(port: int) -> str:
     for record in _records():
         if port in record.ports and process_started(record.pid) == record.started:
             return f"the endpoint that process {record.pid} started"
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-            with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 command = " ".join(psutil.Process(connection.pid).cmdline())
                 return f"process {connection.pid} ({command[:100]})"
     return "a process that this user cannot see"

@@ -87,7 +87,7 @@ async def read_body(request: Request, max_bytes: int, share: Share | None = None
     return body if encoding in ("", "identity") else await _unpack(body, encoding, max_bytes, share)
 
 
-async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[bytes, str]:
+async def read_file(request: Request, max_bytes: int, share: Share) -> bytes:
     """Read a file into memory.
 
     Args:
@@ -96,7 +96,7 @@ async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[byt
         share: Counts the bytes as they arrive.
 
     Returns:
-        (the file, the client's name for it, which may be empty).
+        The file.
 
     Raises:
         InvalidInputError: If it is a broken form, or one with no or several files.
@@ -106,9 +106,9 @@ async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[byt
     """
     async with _form_file(request, max_bytes, share) as upload:
         if upload is not None:
-            return await upload.read(), upload.filename or ""
+            return await upload.read()
     async with _patient() as patience:
-        return b"".join([chunk async for chunk in _limited(request, max_bytes, patience, share)]), ""
+        return b"".join([chunk async for chunk in _limited(request, max_bytes, patience, share)])
 
 
 async def save_file(request: Request, max_bytes: int, path: Path) -> str:

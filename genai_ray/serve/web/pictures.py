@@ -179,7 +179,7 @@ class _Api:
     async def _enhance(self, request: Request, share: Share) -> Response:
         engine = self._engine
         query = parse_query(request, _PictureQuery)
-        body, _ = await read_file(request, engine.profile.max_body_bytes, share)
+        body = await read_file(request, engine.profile.max_body_bytes, share)
         target = await engine.find(query.model)
         spec = target.metadata.spec
         _check_task(spec)
@@ -290,7 +290,7 @@ def _check_task(spec: ModelSpec) -> None:
     if not _takes_pictures(spec):
         raise InvalidInputError(
             f"{spec.model_id} ({spec.task.value}) for one picture",
-            "a model that makes one picture of one",
+            "a model that turns one picture into one picture",
             "GET /v1/models lists them.",
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,7 +18,7 @@ from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.http.errors import EXCEPTION_HANDLERS
 from genai_ray.serve.http.metrics import CONTENT_TYPE, write_metrics
 from genai_ray.serve.http.middleware import UntilSent
-from genai_ray.serve.http.routes import JSON, Operation, describe_api, to_routes
+from genai_ray.serve.http.routes import JSON, TEXT, Operation, describe_api, to_routes
 from genai_ray.serve.oip import rest
 from genai_ray.serve.oip import schemas as protocol
 from genai_ray.serve.web import pages, pictures, video_job, videos
@@ -38,20 +40,24 @@ def list_operations(engine: Engine, statistics: Callable[[], Awaitable[Statistic
         The rows.
     """
 
+    @functools.cache
+    def describe() -> dict[str, Any]:
+        return describe_api(operations, SCHEMAS, __version__, engine.profile)
+
     async def document(request: Request) -> Response:
-        return JSONResponse(describe_api(operations, SCHEMAS, __version__, engine.profile))
+        return JSONResponse(describe())
 
     async def metrics(request: Request) -> Response:
         text = write_metrics(await statistics(), await engine.status())
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
-    text = {"text/plain": {"type": "string"}}
+    plain = {"text/plain": TEXT}
     operations = [
         *rest.protocol_operations(engine, statistics),
         *pages.page_operations(engine),
         *pictures.picture_operations(engine),
         *videos.video_operations(engine),
-        Operation("GET", "/metrics", metrics, "metrics", "Figures for Prometheus.", text, errors=(504,)),
+        Operation("GET", "/metrics", metrics, "metrics", "Figures for Prometheus.", plain, errors=(504,)),
         Operation(
             "GET", "/openapi.json", document, "openapi", "This document.", {JSON: {"type": "object"}}, is_open=True
         ),

@@ -255,7 +255,7 @@ def test_an_open_endpoint_is_warned_of():
     assert Endpoint(ServeProfile(name="a")).warnings == []
     assert Endpoint(ServeProfile(name="a", host="0.0.0.0", token_sha256="0" * 64)).warnings == []
     (warning,) = Endpoint(ServeProfile(name="a", host="0.0.0.0")).warnings
-    assert "everybody in the network can reach" in warning
+    assert "open to the network" in warning
 
 
 @pytest.mark.cluster

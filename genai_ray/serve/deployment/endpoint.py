@@ -123,7 +123,7 @@ class Endpoint:
             is_own = False
         if is_own or self.profile.token_sha256 is not None:
             return []
-        return [f"everybody in the network can reach {self.profile.host}: set a token file, or listen on 127.0.0.1"]
+        return [f"{self.profile.host} is open to the network: set a token file, or listen on 127.0.0.1"]
 
     def start(self) -> None:
         """Start, and return when requests are accepted.

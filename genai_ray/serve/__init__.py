@@ -18,15 +18,15 @@ The path of ``POST /v2/models/NAME/infer``, from the socket to the session:
 6. ``serve/engine/engine.py::Engine.infer``: limits and deadline.
 7. ``serve/engine/model_metadata.py::check_frame_request``: the request fits the model; ``check_feeds`` for raw tensors.
 8. ``serve/engine/batching.py::SessionCalls.infer``: waiting requests go together; ``SessionCalls.run`` for raw tensors.
-9. ``cluster/client/session.py::CachedSession.infer_async``: the call of the session's actor, repeated if it was evicted.
+9. ``cluster/client/session.py::CachedSession.infer_async``: a call of the session's actor, repeated after an eviction.
 10. ``cluster/session_actor.py::SessionActor.infer``: merges calls, online ones first.
 11. ``session/session.py::InferenceSession.infer``: tiles, and runs the model in its runtime.
 
 Back: ``Engine.infer``, ``serve/oip/requests.py::encode_response``, ``serve/oip/rest.py::_Api.infer``, and
-``serve/http/sending.py::UntilSent.__call__``, which counts a response until it is sent.
+``serve/http/middleware.py::UntilSent.__call__``, which counts a response until it is sent.
 
-Over gRPC, ``serve/oip/grpc.py::InferenceServicer.ModelInfer`` and ``serve/oip/messages.py::read_request`` take the place
-of 1 to 5.
+Over gRPC, ``serve/oip/grpc.py::InferenceServicer.ModelInfer`` and ``serve/oip/messages.py::read_request`` stand for 1
+to 5.
 """
 
 from genai_ray.serve.engine.inference import InferRequest, InferResponse, Tensor, TensorMetadata

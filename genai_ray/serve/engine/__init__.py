@@ -3,7 +3,7 @@
 In the order of a request:
 
 * ``inference``: requests, responses and their tensors, as values.
-* ``engine``: ``Engine`` finds a model, infers, loads, unloads, and tells its state.
+* ``engine``: ``Engine`` finds a model, infers, loads, unloads, and reports states.
 * ``repository``: names, versions and options of the models on offer.
 * ``model_metadata``: what a model's file says, and the check of a request against it.
 * ``limits``: how many requests and bytes one replica takes.

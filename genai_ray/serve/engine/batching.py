@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from genai_ray.errors import (
     TooManyRequestsError,
 )
 from genai_ray.serve.engine.limits import RETRY_LATER, max_frames_together
-from genai_ray.serve.engine.model_metadata import FRAMES, Target
+from genai_ray.serve.engine.model_metadata import FRAMES, OUTPUT, Target
 from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.types import ModelTask
 
@@ -38,6 +39,10 @@ __all__ = ["FRAMES_TOGETHER", "Batcher", "SessionCalls"]
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Results: TypeAlias = dict[str, Array]
+"""Outputs of one request by name."""
+Compute: TypeAlias = Callable[[CachedSession, dict[str, Array]], Awaitable[Results]]
+"""Calls a session with arrays by name."""
 
 FRAMES_TOGETHER = 8
 """Most frames of different requests in one call, if the model's options say nothing."""
@@ -191,8 +196,10 @@ class Batcher(Generic[Item, Result]):
 class _Request:
     """One request in a batcher."""
 
-    data: Any
-    """Frames, or arrays by name."""
+    feeds: dict[str, Array]
+    """Arrays by name; frames are the one named ``FRAMES``."""
+    num_elements: int = 1
+    """What it counts for in the statistics: its frames, or 1 for raw tensors."""
     since_ns: int = field(default_factory=time.perf_counter_ns)
     """When it came, by the performance counter."""
 
@@ -210,7 +217,7 @@ class SessionCalls:
         self._profile = profile
         self._cache = cache
         self._statistics = statistics
-        self._batchers: dict[tuple[Any, ...], Batcher[_Request, Any]] = {}
+        self._batchers: dict[tuple[Any, ...], Batcher[_Request, Results]] = {}
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
         """For what blocks in requests to sessions: a model that loads for long may hold them all."""
 
@@ -229,17 +236,21 @@ class SessionCalls:
         Raises:
             GenAIRayError: As ``CachedSession.infer``; ``TooManyRequestsError`` if they would miss their deadline.
         """
+
+        async def compute(session: CachedSession, feeds: dict[str, Array]) -> Results:
+            return {OUTPUT: await session.infer_async(feeds[FRAMES], params, self._threads)}
+
         spec = target.metadata.spec
         together = target.model.serving.max_batch_size or FRAMES_TOGETHER
         max_size = min(together, max_frames_together(frames, spec.scale, self._profile))
         if spec.task is ModelTask.INTERPOLATION:  # it would interpolate between the frames of two requests
             max_size = 1
         kind = (FRAMES, frames.shape[1:], frames.dtype.str, tuple(sorted(params.items())))
-        batcher = self._batcher(target, kind, max_size, lambda requests: self._call_infer(target, requests, params))
-        result: Array = await batcher.submit(_Request(frames), len(frames), deadline)
-        return result
+        batcher = self._batcher(target, kind, max_size, compute)
+        results = await batcher.submit(_Request({FRAMES: frames}, len(frames)), len(frames), deadline)
+        return results[OUTPUT]
 
-    async def run(self, target: Target, feeds: dict[str, Array], deadline: float) -> dict[str, Array]:
+    async def run(self, target: Target, feeds: dict[str, Array], deadline: float) -> Results:
         """Run the model's own tensors.
 
         Args:
@@ -248,22 +259,26 @@ class SessionCalls:
             deadline: When they must be done, on the monotonic clock.
 
         Returns:
-            Outputs by name.
+            Outputs by name, without sequences and maps.
 
         Raises:
             GenAIRayError: As ``CachedSession.run``; ``TooManyRequestsError`` if they would miss their deadline.
         """
+
+        async def compute(session: CachedSession, feeds: dict[str, Array]) -> Results:
+            outputs = await session.run_async(feeds, self._threads)
+            return {tensor.name: outputs[tensor.name] for tensor in target.metadata.outputs}
+
         max_batch_size = target.model.serving.max_batch_size
         rows = _num_rows(feeds) if max_batch_size and target.metadata.has_free_first_axis else None
         shapes = tuple((name, feeds[name].shape[1:] if rows else feeds[name].shape) for name in sorted(feeds))
         max_size = (max_batch_size or 1) if rows else 1
-        batcher = self._batcher(target, ("raw", shapes), max_size, lambda requests: self._call_run(target, requests))
-        result: dict[str, Array] = await batcher.submit(_Request(feeds), rows or 1, deadline)
-        return result
+        batcher = self._batcher(target, ("raw", shapes), max_size, compute)
+        return await batcher.submit(_Request(feeds), rows or 1, deadline)
 
     def _batcher(
-        self, target: Target, kind: tuple[Any, ...], max_size: int, call: Callable[[Sequence[_Request]], Any]
-    ) -> Batcher[_Request, Any]:
+        self, target: Target, kind: tuple[Any, ...], max_size: int, compute: Compute
+    ) -> Batcher[_Request, Results]:
         """Return the batcher of one kind of request; if there are many, idle ones of other kinds are dropped."""
         serving = target.model.serving
         # All that a batcher keeps of its first request: after a change of file or options there is another batcher.
@@ -282,73 +297,51 @@ class SessionCalls:
             if len(self._batchers) >= self._profile.max_waiting:
                 self._batchers = {other: one for other, one in self._batchers.items() if not one.is_idle}
             wait_s = serving.batch_wait_timeout_s if max_size > 1 else 0.0
+            call = functools.partial(self._call, target, compute)
             batcher = self._batchers[key] = Batcher(call, max_size=max_size, wait_s=wait_s)
         return batcher
 
-    async def _call_infer(
-        self, target: Target, requests: Sequence[_Request], params: dict[str, float]
-    ) -> list[Array | Exception]:
-        batches = [request.data for request in requests]
-        frames = batches[0] if len(batches) == 1 else np.concatenate(batches)
-        try:
-            result = await self._call(
-                target, lambda session: session.infer_async(frames, params, self._threads), requests, len(frames)
-            )
-        except (InvalidInputError, InferenceError):
-            if len(requests) == 1:
-                raise
-            return await _call_one_by_one(lambda alone: self._call_infer(target, alone, params), requests)
-        if len(batches) == 1:
-            return [result]
-        return list(np.split(result, np.cumsum([len(batch) for batch in batches])[:-1]))
-
-    async def _call_run(self, target: Target, requests: Sequence[_Request]) -> list[dict[str, Array] | Exception]:
-        feeds = requests[0].data
-        if len(requests) > 1:
-            feeds = {name: np.concatenate([request.data[name] for request in requests]) for name in feeds}
-        rows = [_num_rows(request.data) or 1 for request in requests]
-        try:
-            outputs = await self._call(
-                target, lambda session: session.run_async(feeds, self._threads), requests, len(requests)
-            )
-            # Sequences and maps are left out.
-            result = {tensor.name: outputs[tensor.name] for tensor in target.metadata.outputs}
-            is_batch = len(requests) > 1 and all(np.shape(array)[:1] == (sum(rows),) for array in result.values())
-        except (InvalidInputError, InferenceError):
-            if len(requests) == 1:
-                raise
-            is_batch = False
-        if len(requests) == 1:
-            return [result]
-        if not is_batch:  # the first axis is no batch after all, or one of the requests is at fault
-            return await _call_one_by_one(lambda alone: self._call_run(target, alone), requests)
-        parts = {name: np.split(array, np.cumsum(rows)[:-1]) for name, array in result.items()}
-        return [{name: parts[name][index] for name in parts} for index in range(len(requests))]
-
     async def _call(
-        self,
-        target: Target,
-        compute: Callable[[CachedSession], Awaitable[Result]],
-        requests: Sequence[_Request],
-        size: int,
-    ) -> Result:
-        """Make one call of the model's session for several requests.
+        self, target: Target, compute: Compute, requests: Sequence[_Request]
+    ) -> Sequence[Results | Exception]:
+        """Compute requests in one call; one by one if one is at fault, or the model's first axis is no batch."""
+        if len(requests) == 1:
+            return [await self._call_session(target, compute, requests[0].feeds, requests)]
+        names = requests[0].feeds
+        feeds = {name: np.concatenate([request.feeds[name] for request in requests]) for name in names}
+        rows = [_num_rows(request.feeds) or 1 for request in requests]
+        with contextlib.suppress(InvalidInputError, InferenceError):
+            results = await self._call_session(target, compute, feeds, requests)
+            if all(np.shape(array)[:1] == (sum(rows),) for array in results.values()):
+                parts = {name: np.split(array, np.cumsum(rows)[:-1]) for name, array in results.items()}
+                return [{name: parts[name][index] for name in parts} for index in range(len(requests))]
+        alone: list[Results | Exception] = []
+        for request in requests:
+            try:
+                alone.append(await self._call_session(target, compute, request.feeds, [request]))
+            except (InvalidInputError, InferenceError) as exc:
+                alone.append(exc)
+        return alone
+
+    async def _call_session(
+        self, target: Target, compute: Compute, feeds: dict[str, Array], requests: Sequence[_Request]
+    ) -> Results:
+        """Make one call of the model's session, and count it.
 
         The call may take as long as any request, even if its clients have gone: the session computes it anyway, and
         would get ever more to do if other calls took its place.
         """
-        source = _SessionSource(
-            router_of(self._cache), self._profile.request_timeout_s, target.model.serving.request_class == "online"
-        )
+        is_online = target.model.serving.request_class == "online"
+        source = _SessionSource(router_of(self._cache), self._profile.request_timeout_s, is_online)
         started = time.perf_counter_ns()
-        result = await compute(CachedSession(source, target.request, target.metadata.spec))
+        results = await compute(CachedSession(source, target.request, target.metadata.spec), feeds)
         taken_ns = time.perf_counter_ns() - started
         counts = self._statistics.of(target.model.name, target.version)
-        counts.note_call(size, taken_ns)
+        counts.note_call(sum(request.num_elements for request in requests), taken_ns)
         for request in requests:
             counts.note("compute_infer", taken_ns)
             counts.note("queue", started - request.since_ns)
-        return result
+        return results
 
 
 class _SessionSource:
@@ -370,19 +363,6 @@ class _SessionSource:
             return self._router.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
         except DeadlineExceededError as exc:
             raise ResourceExhaustedError(f"{request.model} was not loaded in time", do=RETRY_LATER) from exc
-
-
-async def _call_one_by_one(
-    call: Callable[[Sequence[_Request]], Awaitable[list[Result | Exception]]], requests: Sequence[_Request]
-) -> list[Result | Exception]:
-    """Compute requests that cannot go together one after the other: the error of one is no other's."""
-    results: list[Result | Exception] = []
-    for request in requests:
-        try:
-            results += await call([request])
-        except (InvalidInputError, InferenceError) as exc:
-            results.append(exc)
-    return results
 
 
 def _num_rows(feeds: dict[str, Array]) -> int | None:

@@ -1,7 +1,7 @@
-"""``Engine``: what the endpoint does, whatever protocol asks: find a model, infer, load, unload, tell its state.
+"""``Engine``: what the endpoint does, whatever protocol asks: find a model, infer, load, unload, report states.
 
-Every replica has one engine. It holds no model, and asks the sessions of the cluster's one ``ModelCache``. All of it runs
-on one event loop; calls that wait for Ray or for a disk run on threads.
+Every replica has one engine. It holds no model, and asks the sessions of the cluster's one ``ModelCache``. All of it
+runs on one event loop; calls that wait for Ray or for a disk run on threads.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Engine:
         self.cache = cache
         self.repository = repository
         self.statistics = Statistics()
-        """What this replica counted since it last told."""
+        """Figures of this replica since it last reported them."""
         self.admission = Admission(profile)
         self.catch_up: Callable[[], Awaitable[object]] = _do_nothing
         """Exchanges news of the model repository with the other replicas."""
@@ -108,9 +108,8 @@ class Engine:
         model = await self._get_model(name, version)
         try:
             return await self._read(model, version, within_s)
-        except (
-            ModelNotFoundError
-        ):  # its file has gone since the last look at the repository; perhaps an older version is there
+        except ModelNotFoundError:
+            # Its file has gone since the last look at the repository; perhaps an older version is there.
             with contextlib.suppress(ModelLoadError):
                 await self.rescan_here()
             model = await self._get_model(name, version)
@@ -401,7 +400,7 @@ async def _do_nothing() -> None:
 
 
 def _result_kind(target: Target, request: InferRequest) -> tuple[Any, ...]:
-    """Return what the size of a result depends on, as far as anybody knows."""
+    """Return what the size of a result depends on, as far as is known."""
     return (target.model.name, target.version, *((tensor.name, tensor.array.shape) for tensor in request.inputs))
 
 

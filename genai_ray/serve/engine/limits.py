@@ -129,7 +129,7 @@ class Share:
         self.has_room.set()
 
     def keep_result(self, num_bytes: int, *, is_written: bool) -> None:
-        """Hold the bytes of a result that is there, in place of those expected.
+        """Hold the bytes of a computed result, in place of those expected.
 
         Args:
             num_bytes: Bytes of its arrays, or of the written response.

@@ -156,6 +156,8 @@ class Statistics:
             The figures.
         """
         taken = Statistics()
-        taken.counts, taken.responses, taken.scans = self.counts, self.responses, self.scans
-        self.counts, self.responses, self.scans = {}, Counter(), 0
+        taken.merge(self)
+        self.counts = {}
+        self.responses = Counter()
+        self.scans = 0
         return taken

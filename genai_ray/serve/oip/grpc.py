@@ -219,7 +219,8 @@ class InferenceServicer(HealthServicer):
     async def RepositoryIndex(self, request: Any) -> dict[str, Any]:
         """List the models and their states, after another look at the model repository."""
         await self.engine.rescan()
-        status, broken = await self.engine.status(), await self.engine.broken()
+        status = await self.engine.status()
+        broken = await self.engine.broken()
         return {"models": describe_index(self.engine.repository, status, broken, only_ready=request.ready)}
 
     @_method

@@ -140,12 +140,12 @@ class HealthServicer:
             return
         self._watchers += 1
         try:
-            told = None
+            sent = None
             while True:
                 status = self._status_of(request)
-                if status != told:
+                if status != sent:
                     yield _write_status(status)
-                    told = status
+                    sent = status
                 await asyncio.sleep(_WATCH_EVERY_S)
         finally:
             self._watchers -= 1

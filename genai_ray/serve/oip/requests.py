@@ -219,7 +219,7 @@ def _parse_entries(kind: str, entries: object) -> list[dict[str, Any]]:
         if not isinstance(name, str) or not name:
             raise InvalidInputError(f"one of the {kind} is not an object with a name")
         if name in names:
-            raise InvalidInputError(f"{name!r} is there twice in {kind}", "every name once")
+            raise InvalidInputError(f"{name!r} comes twice in {kind}", "every name once")
         names.add(name)
         if "shared_memory_region" in _parse_parameters(f"{name!r}", entry):
             raise missing_extension(f"{name!r} is in shared memory", "data in the request", "shared memory")
@@ -279,7 +279,9 @@ def _decode_raw(body: memoryview, inputs: Sequence[TensorMetadata]) -> InferRequ
             "a model with one input",
             "Send JSON with binary tensors.",
         )
-    name, datatype, shape = inputs[0].name, inputs[0].datatype, list(inputs[0].shape)
+    name = inputs[0].name
+    datatype = inputs[0].datatype
+    shape = list(inputs[0].shape)
     if datatype == "BYTES":
         shape = [1] * max(len(shape), 1)
         body = memoryview(len(body).to_bytes(4, "little") + bytes(body))

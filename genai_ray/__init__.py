@@ -57,39 +57,22 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Background": "genai_ray.enhance",
-    "BatchInference": "genai_ray.batch",
-    "CacheOptions": "genai_ray.cluster",
-    "CacheStatus": "genai_ray.cluster",
-    "Comparison": "genai_ray.quality",
-    "EnhanceOptions": "genai_ray.enhance",
-    "EnhanceReport": "genai_ray.enhance",
-    "Encoding": "genai_ray.video",
-    "FrameSelection": "genai_ray.datasets",
-    "InferenceSession": "genai_ray.session",
-    "Lease": "genai_ray.cluster",
-    "ModelCache": "genai_ray.cluster",
-    "ModelCatalog": "genai_ray.catalog",
-    "ModelSpec": "genai_ray.catalog",
-    "QualityValidator": "genai_ray.quality",
-    "SessionLimits": "genai_ray.session",
-    "SessionRequest": "genai_ray.cluster",
-    "VideoReader": "genai_ray.video",
-    "compare": "genai_ray.quality",
-    "enhance_videos": "genai_ray.enhance",
-    "forecast_videos": "genai_ray.enhance",
-    "ms_ssim": "genai_ray.quality",
-    "psnr": "genai_ray.quality",
-    "read_videos": "genai_ray.datasets",
-    "ssim": "genai_ray.quality",
-    "vmaf": "genai_ray.quality",
+    "genai_ray.batch": ("BatchInference",),
+    "genai_ray.catalog": ("ModelCatalog", "ModelSpec"),
+    "genai_ray.cluster": ("CacheOptions", "CacheStatus", "Lease", "ModelCache", "SessionRequest"),
+    "genai_ray.datasets": ("FrameSelection", "read_videos"),
+    "genai_ray.enhance": ("Background", "EnhanceOptions", "EnhanceReport", "enhance_videos", "forecast_videos"),
+    "genai_ray.quality": ("Comparison", "QualityValidator", "compare", "ms_ssim", "psnr", "ssim", "vmaf"),
+    "genai_ray.session": ("InferenceSession", "SessionLimits"),
+    "genai_ray.video": ("Encoding", "VideoReader"),
 }
-"""Where the names live whose libraries are loaded when they are first used."""
+"""The names whose libraries are loaded when they are first used."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -26,10 +26,10 @@ BATCHES_IN_FLIGHT = 2
 
 
 class BatchInference:
-    """Sends frames through one model, ``batch_size`` at a time; results are in order and do not depend on the batch size.
+    """Sends frames through one model, ``batch_size`` at a time; results are in order, whatever the batch size.
 
-    ``map`` sends a dataset of frames through the model. ``Dataset.map_batches`` takes this class as well, with any batch format;
-    ``batch_format="pyarrow"`` with ``batch_size=None`` copies nothing.
+    ``map`` sends a dataset of frames through the model. ``Dataset.map_batches`` takes this class as well, with any
+    batch format; ``batch_format="pyarrow"`` with ``batch_size=None`` copies nothing.
 
     Args:
         model: Id, alias, or path of an .onnx file.
@@ -153,7 +153,8 @@ class BatchInference:
         """Enhance a batch of frames; this process does not copy those of a table.
 
         Args:
-            batch: A ``pyarrow.Table``, a dict of numpy arrays or a pandas DataFrame with the column ``frame``: frames of any sizes.
+            batch: A ``pyarrow.Table``, a dict of numpy arrays or a pandas DataFrame with the column ``frame``: frames
+                of any sizes.
 
         Returns:
             The batch, of the same type, with the columns ``output`` and ``latency_ms``.
@@ -184,10 +185,12 @@ class BatchInference:
 
         Args:
             dataset: Rows with the column ``frame``, such as those of ``read_videos``: (H, W, 3) of any sizes.
-            concurrency: Actors that send frames, or the fewest and the most of them. They take no CPU: the sessions compute.
+            concurrency: Actors that send frames, or the fewest and the most of them. They take no CPU: the sessions
+                compute.
 
         Returns:
-            The dataset with the columns ``output``, frames by the model's shape law, and ``latency_ms``; evaluated lazily.
+            The dataset with the columns ``output``, frames by the model's shape law, and ``latency_ms``; evaluated
+            lazily.
 
         Raises:
             ConfigError: If ``concurrency`` is less than 1, or the second number is less than the first.

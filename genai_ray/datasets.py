@@ -78,15 +78,17 @@ def read_videos(
     segment_frames: int = 128,
     any_format: bool = False,
 ) -> ray.data.Dataset:
-    """Read frames of videos as a dataset of tables (see ``genai_ray.frames``). Files are planned now, frames decoded on demand.
+    """Read frames of videos as a dataset of tables (see ``genai_ray.frames``).
 
-    Every block holds frames of one shape and dtype. ``BatchInference.map`` sends them through a model.
+    Files are planned now, frames decoded on demand. Every block holds frames of one shape and dtype.
+    ``BatchInference.map`` sends them through a model.
 
     Args:
         paths: Video files, folders, patterns or URIs, one or several.
         columns: Of ``genai_ray.frames.FRAME_COLUMNS``; None for all. Without ``frame`` nothing is decoded.
         selection: Which frames; None for all.
-        batch_size: Most frames in a block of the largest pictures; blocks of smaller pictures have more, of about as many bytes.
+        batch_size: Most frames in a block of the largest pictures; blocks of smaller pictures have more, of about as
+            many bytes.
         segment_frames: Most frames that one task reads, if key frames allow it.
         any_format: Whether files may name other files and hosts, as playlists do; those are opened then.
 

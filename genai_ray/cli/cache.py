@@ -25,16 +25,16 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster: status, load, evict, watch.")
 
-Address = Annotated[
-    str | None,
-    option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]"),
-]
+Address = Annotated[str | None, option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]")]
 Name = Annotated[str, typer.Option(help="Name of the cache.")]
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 
 
 def _join(name: str, address: str | None, *, make: bool = False) -> Any:
-    """Join a cache. A missing one is an error unless ``make`` is set: only ``load`` makes a cache, with the default budget."""
+    """Join a cache.
+
+    A missing one is an error unless ``make`` is set: only ``load`` makes a cache, with the default budget.
+    """
     from genai_ray.cluster import ModelCache, cache_names, connect
 
     connect(address, start=False)
@@ -115,28 +115,11 @@ def _draw(status: CacheStatus) -> Group:
     )
     devices = Table("device", "kind", "used MB", "free MB", "budget MB", box=None)
     for device in status.devices:
-        devices.add_row(
-            device.device,
-            device.kind,
-            _mb(device.used_bytes),
-            _mb(device.free_bytes),
-            _mb(device.budget_bytes),
-        )
+        sizes = (device.used_bytes, device.free_bytes, device.budget_bytes)
+        devices.add_row(device.device, device.kind, *map(_mb, sizes))
     models = Table("model", box=None)
-    for column in (
-        "as",
-        "on",
-        "state",
-        "MB",
-        "predicted",
-        "replicas",
-        "hits",
-        "queue",
-        "idle s",
-        "load s",
-        "evicted",
-        "stays",
-    ):
+    figures = ("MB", "predicted", "replicas", "hits", "queue", "idle s", "load s", "evicted")
+    for column in ("as", "on", "state", *figures, "stays"):
         models.add_column(column, overflow="fold")
     models.columns[0].no_wrap = True
     for entry in status.models:
@@ -148,9 +131,7 @@ def _draw(status: CacheStatus) -> Group:
             entry.state,
             _mb(entry.bytes),
             _mb(entry.predicted_bytes),
-            str(entry.replicas),
-            str(entry.hits),
-            str(entry.queue),
+            *map(str, (entry.replicas, entry.hits, entry.queue)),
             f"{entry.idle_s:.0f}",
             f"{entry.load_s:.1f}",
             _evicted(history),

@@ -1,4 +1,7 @@
-"""What the commands' options share: the backends and precisions of this version, of which the package's enums have more."""
+"""What the options of the commands share.
+
+This version has fewer backends and precisions than the package's enums name.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ def enhance(
     codec: Annotated[
         str | None,
         option(
-            help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1, prores_ks, png or mjpeg. [default: by suffix, or libx264]"
+            help="libx264, libx265, libsvtav1, libvpx-vp9, ffv1, prores_ks, png, mjpeg. "
+            "[default: by suffix, else libx264]"
         ),
     ] = None,
     preset: Annotated[str | None, option(help="Encoder preset. [default: the encoder's, medium for libx264]")] = None,
@@ -193,7 +194,7 @@ def _left_of(progress: JobProgress) -> str:
 
 
 class _Bar:
-    """A progress bar on the terminal: videos if there are several, frames, frames per second, time left of the whole job."""
+    """A progress bar on the terminal: videos if there are several, frames, frames per second, time left."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -276,7 +277,7 @@ def _print_forecast(forecast: JobForecast, as_json: bool) -> None:
     if forecast.expected_s is not None:
         table.add_row(
             "time",
-            f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, from a trial on a few frames",
+            f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, from a trial on some frames",
         )
     Console(soft_wrap=True).print(table)
 

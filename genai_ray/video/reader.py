@@ -48,7 +48,8 @@ class VideoFrames:
     pts_seconds: npt.NDArray[np.float64]
     """(N,): the same in seconds."""
     frames: npt.NDArray[Any]
-    """(N, H, W, 3), RGB, C-contiguous: uint8 in [0, 255], or uint16 in [0, 65535] if the source has more than 8 bits."""
+    """(N, H, W, 3), RGB, C-contiguous: uint8 in [0, 255], or uint16 in [0, 65535] if the source has more than 8
+    bits."""
     alpha: npt.NDArray[Any] | None = None
     """(N, H, W, 1) of the same dtype, 0 for transparent; None if the source has no alpha."""
 
@@ -59,8 +60,8 @@ class VideoFrames:
 class VideoReader:
     """Frames of one video file, decoded when they are asked for.
 
-    Opening reads the packets of the file, so that number, order and times of the frames are exact: with a variable frame rate, B-frames
-    and edit lists as well. Frames are as they are stored: ``info.rotation`` says how a player turns them.
+    Opening reads the packets of the file, so that number, order and times of the frames are exact, also with a variable
+    frame rate, B-frames and edit lists. Frames are as they are stored: ``info.rotation`` tells how a player turns them.
     A reader is for one thread at a time; reading forward does not decode anything twice.
 
     Args:

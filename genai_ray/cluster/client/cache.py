@@ -32,20 +32,22 @@ EVICT_WITHIN_S = 60.0
 class ModelCache:
     """Client of one cache of the cluster. The cache runs each model in a process of its own, within a budget of bytes.
 
-    Leaving the ``with`` block closes this client. It ends the cache only if this client started Ray for itself; ``shutdown`` ends
-    the cache for everybody.
+    Leaving the ``with`` block closes this client. It ends the cache only if this client started Ray for itself;
+    ``shutdown`` ends the cache for everybody.
 
     Args:
-        max_memory_bytes: Budget of a new cache; None to join one, or for the default: 60 % of Ray's memory on a CPU node, 95 % of
-            a GPU.
+        max_memory_bytes: Budget of a new cache; None to join one, or for the default: 60 % of Ray's memory on a CPU
+            node, 95 % of a GPU.
         name: Name of the cache.
         address: Ray cluster to join; None for the one that runs on this machine, else a new one for this process alone.
         deadline_s: Most seconds that a call of this client or of its sessions may take.
-        is_online: Whether a person waits for the results: these requests overtake those of batch jobs, and their models stay longer.
+        is_online: Whether a person waits for the results: these requests overtake those of batch jobs, and their models
+            stay longer.
         options: How a new cache behaves; None for the defaults, or to join one.
 
     Raises:
-        ConfigError: If budget or deadline is not positive, the name is not text, or the cache has another budget or other options.
+        ConfigError: If budget or deadline is not positive, the name is not text, or the cache has another budget or
+            other options.
 
     Example:
         >>> with ModelCache(max_memory_bytes=10**9, name="example") as cache:
@@ -235,11 +237,17 @@ class ModelCache:
         return self._connection.call(CacheCalls.status)
 
     def close(self) -> None:
-        """Close this client and end its leases; the cache goes on. Calls of other threads soon end with ``CacheClosedError``."""
+        """Close this client and end its leases; the cache goes on.
+
+        Calls of other threads soon end with ``CacheClosedError``.
+        """
         self._connection.close()
 
     def shutdown(self) -> None:
-        """End the cache and its sessions, for all clients: later calls end with ``CacheClosedError``. A second call does nothing."""
+        """End the cache and its sessions, for all clients: later calls end with ``CacheClosedError``.
+
+        A second call does nothing.
+        """
         self._connection.shutdown()
         self._router.forget_all()
 
@@ -264,14 +272,16 @@ class ModelCache:
     ) -> Lease:
         """Load the models of a chain, all of them or none, and keep them loaded until the lease is released.
 
-        A lease that still waits holds nothing, so two chains never wait for each other. If the holder dies, its lease ends within 15 s.
+        A lease that still waits holds nothing, so two chains never wait for each other. If the holder dies, its lease
+        ends within 15 s.
 
         Args:
             models: Ids, aliases, paths or requests.
-            replicas: Devices that each model comes to; None for every device, also those that join later. The call returns when
-                each model has its first replica.
+            replicas: Devices that each model comes to; None for every device, also those that join later. The call
+                returns when each model has its first replica.
             device_kinds: Words such as ``L4``; the kind of a device must contain one of them. Empty for any device.
-            follows_file: Whether the lease lets go of a model whose file was replaced, and takes the new file some seconds later.
+            follows_file: Whether the lease lets go of a model whose file was replaced, and takes the new file some
+                seconds later.
 
         Returns:
             The lease, with one session a model; a context manager.

@@ -24,13 +24,16 @@ _CACHE = "cache:"
 _RETRY_S = 0.1
 
 _SLICE_S = 0.2
-"""How often a wait checks whether its client was closed: Ray cannot cancel a wait, and may hang if it is shut down under a thread."""
+"""How often a wait checks whether its client was closed: Ray cannot cancel a wait, and may hang if it is shut down
+under a thread."""
 
 _SHUTDOWN_WITHIN_S = 10.0
 
 
 def start_on_head(kind: type[Any], name: str, *args: Any) -> Any:
-    """Join the async actor of a name, or start it on the head node. It outlives this process, and Ray restarts it if it dies.
+    """Join the async actor of a name, or start it on the head node.
+
+    It outlives this process, and Ray restarts it if it dies.
 
     Args:
         kind: Its class. The constructor cannot fail: an actor whose constructor raises at a restart stays dead.

@@ -1,4 +1,7 @@
-"""``Lease``: models that stay loaded for its holder. A thread renews it, so that the cache notices if the holder dies."""
+"""``Lease``: models that stay loaded for its holder.
+
+A thread renews the lease, so that the cache notices if the holder dies.
+"""
 
 from __future__ import annotations
 

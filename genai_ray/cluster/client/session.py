@@ -132,7 +132,8 @@ class CachedSession:
         """Send frames without waiting for the result.
 
         Args:
-            frames: Frames; or the pending result of another session, or some frames of it, which go directly from process to process.
+            frames: Frames; or the pending result of another session, or some frames of it, which go directly from
+                process to process.
             params: Extra inputs by name.
 
         Returns:
@@ -166,7 +167,8 @@ class CachedSession:
         Args:
             frames: As ``infer``.
             params: As ``infer``.
-            threads: Threads for slow waits: for a load, for large frames, for a session in place of one that was evicted or died.
+            threads: Threads for slow waits: for a load, for large frames, for a session in place of one that was
+                evicted or died.
 
         Returns:
             As ``infer``.
@@ -288,7 +290,7 @@ class CachedSession:
         return self._finish(None, call, time.monotonic() + self.deadline_s)
 
     async def _ask_async(self, call: Callable[[Handle], Ref], num_bytes: int, threads: Executor) -> Any:
-        """Ask on the event loop as long as all goes well: to change threads twice costs more than a run of a small model."""
+        """Ask on the event loop while all goes well: to change threads twice costs more than a small model's run."""
         deadline = time.monotonic() + self.deadline_s
         sent: Sent | None = None
         known = self._source.pick(self._request) if num_bytes <= SMALL_BYTES else None
@@ -305,7 +307,10 @@ class CachedSession:
         return self._settle(sent or self._send(call, self._request, None, deadline), call, deadline)[0]
 
     def _settle(self, sent: Sent, call: Callable[[Handle], Ref], deadline: float) -> tuple[Any, Sent]:
-        """Wait for an answer. If the session retires or dies, send again; after two crashes, to a session that nobody else uses."""
+        """Wait for an answer.
+
+        If the session retires or dies, send again; after two crashes, to a session that nobody else uses.
+        """
         deaths = 0
         request = self._request
         try:

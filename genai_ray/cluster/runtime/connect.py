@@ -27,12 +27,14 @@ __all__ = ["check_process", "connect", "disconnect", "has_own_node_died", "own_f
 _log = logging.getLogger(__name__)
 
 _ANY = "auto"
-"""Ray's word for a cluster on this machine. Ray itself would also join one that another process started for itself, and that ends with it."""
+"""Ray's word for a cluster on this machine. Ray itself would also join one that another process started for itself, and
+that ends with it."""
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.1
 _ENVIRONMENT = {
-    # Ray's time-outs for dead nodes stay: nothing can replace the only node, and one that was held up for some seconds goes on.
+    # Ray's time-outs for dead nodes stay: nothing can replace the only node, and one that was held up for some seconds
+    # goes on.
     "ORT_DISABLE_TELEMETRY": "1",  # for processes that import ONNX Runtime before this package
     # Our actors hide the GPUs that they do not use; without this Ray warns of a future change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -55,7 +57,8 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     """Make sure that this process is connected to Ray.
 
     Args:
-        address: A cluster's address; ``auto`` for one running on this machine; None for ``RAY_ADDRESS``, one running on this machine, or one of our own.
+        address: A cluster's address; ``auto`` for one running on this machine; None for ``RAY_ADDRESS``, one running on
+            this machine, or one of our own.
         start: Whether a cluster may be started.
 
     Returns:
@@ -110,7 +113,10 @@ def check_process() -> None:
 
 
 def disconnect() -> None:
-    """End a cluster that ``connect`` started, and remove its temporary folders; does nothing if a cluster was joined, or in a fork."""
+    """End a cluster that ``connect`` started, and remove its temporary folders.
+
+    Does nothing if a cluster was joined, or in a fork.
+    """
     if not _own_folders or _connected_by != os.getpid():
         return
     atexit.unregister(disconnect)
@@ -223,7 +229,7 @@ def _make_folder(base: str) -> Path:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Give Ray's node the loopback address, so that its processes listen only there, as they do by default on macOS and Windows."""
+    """Give Ray's node the loopback address, where all its processes then listen, as by default on macOS and Windows."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = before and ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in os.environ
     try:
@@ -259,7 +265,7 @@ def _is_port(address: str) -> bool:
 
 
 def _is_on_loopback_alone(address: str) -> bool:
-    """Tell whether another process's ``connect`` started a cluster: it listens on the loopback but not on this node's other address."""
+    """Tell whether ``connect`` started a cluster in another process: it listens on the loopback alone."""
     host, _, port = address.rpartition(":")
     if not _is_port(address) or host.strip("[]") not in ("localhost", "127.0.0.1", "::1"):
         return False

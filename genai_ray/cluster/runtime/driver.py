@@ -1,6 +1,7 @@
 """This process beside Ray: its signals, output and import paths stay its own, and it has a last word if Ray ends it.
 
-Without its node Ray ends a process from below Python, by ``_exit``, as soon as it asks the object store for something. No handler runs
+Without its node Ray ends a process from below Python, by ``_exit``, as soon as it asks the object store for something.
+No handler runs
 then, so ``Guard``, a small process beside this one, says what happened.
 """
 
@@ -33,19 +34,21 @@ _SCRIPT = """
 while read -r line; do words=$line; done
 [ "$words" = over ] && exit
 for pid do
-    if [ -d /proc/self ]; then grep -qs '^State:.[^ZX]' "/proc/$pid/status" && continue; else kill -0 "$pid" 2>/dev/null && continue; fi
+    if [ -d /proc/self ]; then grep -qs '^State:.[^ZX]' "/proc/$pid/status" && continue
+    else kill -0 "$pid" 2>/dev/null && continue; fi
     echo "$words" >&2
     exit
 done
 """
-"""Reads lines until this process is gone. Prints the last one, unless that is ``over`` or the processes of the node still live."""
+"""Reads lines until this process is gone. Prints the last one, unless that is ``over`` or the processes of the node
+still live."""
 
 
 class Job(JobConfig):
     """Workers import from the same folders as this process.
 
-    By itself Ray puts the working folder first in every worker, even if this process does not import from it: a user's script there,
-    such as ``av.py``, would replace an installed package.
+    By itself Ray puts the working folder first in every worker, even if this process does not import from it: a user's
+    script there, such as ``av.py``, would replace an installed package.
     """
 
     def __init__(self) -> None:
@@ -64,8 +67,8 @@ class Job(JobConfig):
 def undisturbed() -> Iterator[None]:
     """Keep this process's handler of SIGTERM while Ray starts: Ray's own aborts the process, with a crash dump.
 
-    If there is no handler, SIGTERM raises ``SystemExit(143)``, so that cleanup runs. Arguments of the command line that are not text do not
-    harm Ray, which records them.
+    If there is no handler, SIGTERM raises ``SystemExit(143)``, so that cleanup runs. Arguments of the command line that
+    are not text do not harm Ray, which records them.
 
     Yields:
         Nothing.
@@ -90,7 +93,9 @@ def undisturbed() -> Iterator[None]:
 
 
 def hush(*, is_quiet: bool) -> None:
-    """Silence Ray's messages about its processes, or let it print them again: of its own cluster this process reports failures itself.
+    """Silence Ray's messages about its processes, or let it print them again.
+
+    Of its own cluster this process reports failures itself.
 
     Args:
         is_quiet: Whether Ray is silent.

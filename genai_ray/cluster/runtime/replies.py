@@ -18,7 +18,7 @@ _ENDED_BY_OTHERS = ("it was killed by `ray.kill`", "its node has died")
 
 
 class ArgumentLostError(RayActorError):
-    """The argument of a request is lost with the session that computed it; the session that was asked is not at fault."""
+    """An argument is lost with the session that computed it; the session that was asked is not at fault."""
 
 
 def is_crash(exc: RayError) -> bool:

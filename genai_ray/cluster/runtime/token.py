@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ray._private.authentication import authentication_token_setup as ray_tokens
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined] # an extension without a stub
+
+# An extension without a stub.
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 
 from genai_ray.errors import ConfigError
@@ -27,16 +29,19 @@ _forgotten: list[str] = []
 
 
 def use_token() -> None:
-    """Send this user's token, if there is one, to the cluster that is joined; a cluster without authentication accepts any token.
+    """Send this user's token, if there is one, to the cluster that is joined.
 
-    Ray itself does so only if it found the cluster without an address. ``RAY_AUTH_MODE`` is respected.
+    A cluster without authentication accepts any token. Ray itself sends it only if it found the cluster without an
+    address. ``RAY_AUTH_MODE`` is respected.
     """
     if _MODE not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         ray_tokens._enable_token_auth()  # its public caller logs a warning
 
 
 def make_token(folder: Path) -> None:
-    """Make a token for our own cluster, unless there is one. Only this user can read it; Ray's own would be readable for all users.
+    """Make a token for our own cluster, unless there is one.
+
+    Only this user can read it; all users could read one that Ray makes.
 
     Args:
         folder: Folder for the token if this user's home is not writable; only this user can enter it.
@@ -67,7 +72,10 @@ def forget_token() -> None:
 
 
 def _keep_token(path: Path) -> None:
-    """Make a token if there is none; it is complete, and readable for this user alone, at every moment. Protect one that is there."""
+    """Make a token if there is none; it is complete, and readable for this user alone, at every moment.
+
+    Protect one that is there.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists() or not path.stat().st_size:
         # Such a file has mode 0600.

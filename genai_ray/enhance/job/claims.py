@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from types import TracebackType
 
 from genai_ray.enhance.job.results import RESULTS_NAME
 from genai_ray.enhance.job.segment_store import remove_folder
@@ -51,9 +50,7 @@ class Claims:
     def __enter__(self) -> Claims:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def take_all(self, targets: Targets) -> None:

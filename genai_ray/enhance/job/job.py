@@ -121,7 +121,7 @@ class _Job:
     claims: Claims = field(default_factory=Claims)
     outcomes: list[tuple[int, ClipOutcome]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    first_at: float | None = None
+    first_at: float = float("inf")
     closed_at: float = 0.0
 
     def run(self) -> EnhanceReport:
@@ -260,10 +260,7 @@ class _Job:
                 "reused": outcome.segments_reused,
             }
         )
-        starts = [result.started_at for result in outcome.results]
-        if self.first_at is not None:
-            starts.append(self.first_at)
-        self.first_at = min(starts, default=None)
+        self.first_at = min([self.first_at, *(result.started_at for result in outcome.results)])
         if len(self.targets) <= MAX_LISTED or outcome.status == "failed":
             self.outcomes.append((target.index, outcome))
 
@@ -274,7 +271,7 @@ class _Job:
                 ModelUse(spec.model_id, options.backend.value, options.precision.value, "none") for spec in self.specs
             )
         counts = self.counts
-        first_at = self.closed_at if self.first_at is None else self.first_at
+        first_at = min(self.first_at, self.closed_at)
         seconds = self.closed_at - first_at
         videos = tuple(outcome for _, outcome in sorted(self.outcomes, key=lambda entry: entry[0]))
         return EnhanceReport(

@@ -272,7 +272,7 @@ def _place_of(output: str) -> str:
         return output
     if is_remote(output):
         raise ConfigError(
-            f"{output}: frames as files of their own", "a folder of this machine, or a video or .parquet file there"
+            f"{output}: frames as files in a store", "a folder of this machine, or one video or .parquet file"
         )
     return str(folder_of_pictures(Path(output)))
 
@@ -321,12 +321,12 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
 
 def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
     if "uri" not in row:
-        raise ConfigError(f"{manifest}: a table with the columns {sorted(row)}", "one with the column uri")
+        raise ConfigError(f"{manifest}: no column uri among {sorted(row)}", "a table with the column uri")
     known = ("uri", "output", *_ENCODING_COLUMNS, *_OPTION_COLUMNS)
     unknown = sorted(name for name in row if name not in known and not name.startswith(_PARAM_PREFIX))
     if unknown:
         raise ConfigError(
-            f"{manifest}: columns {unknown}", f"{', '.join(known)} and {_PARAM_PREFIX}NAME for a model's params"
+            f"{manifest}: unknown columns {unknown}", f"{', '.join(known)} and {_PARAM_PREFIX}NAME for a model's params"
         )
 
 

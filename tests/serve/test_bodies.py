@@ -161,7 +161,7 @@ def message(datatype, count, *, raw=None, contents=None, **parameters):
 SMALL, SMALL_HEADERS = binary("FP32", bytes(16), 4)
 
 
-def test_a_request_takes_its_place_before_its_body_is_read_and_gives_it_back(tmp_path):
+def test_a_request_takes_a_place_before_its_body_is_read(tmp_path):
     engine = Echo(tmp_path, max_waiting=2)
 
     async def story(served):
@@ -386,7 +386,7 @@ def test_many_strings_are_read_and_written_on_threads(tmp_path, protocol):
     told(engine, story)
 
 
-def test_strings_and_typed_contents_are_bounded_before_they_are_read(tmp_path):
+def test_strings_and_typed_contents_are_bounded_before_reading(tmp_path):
     engine = Echo(tmp_path, max_json_bytes=4000)
 
     async def story(served):
@@ -522,7 +522,7 @@ def test_a_model_of_any_name_is_told_in_a_header(tmp_path):
     told(engine, story)
 
 
-def test_what_is_typed_in_a_message_is_counted_without_parsing_it():
+def test_typed_contents_are_counted_without_parsing():
     request = message_class("ModelInferRequest")(model_name="m", id="x" * 300)
     request.inputs.add(name="x", datatype="FP32", shape=[1, 2]).parameters["p"].int64_param = 7
     bare = len(request.SerializeToString())

@@ -57,7 +57,7 @@ def as_unknown_user():
     return command if allowed else []
 
 
-def test_an_endpoint_without_a_home_for_an_unknown_user_with_few_files_listens_on_an_address_of_ipv6(bare):
+def test_an_unknown_user_without_a_home_serves_on_ipv6(bare):
     folder, environment = bare
     port, grpc_port = find_free_ports(2)
     words = ["serve", "--host", "::1", "--port", str(port), "--grpc-port", str(grpc_port), "--replicas", "1", "--json"]

@@ -136,7 +136,7 @@ def refusal(data, status):
     return json.loads(body)["error"]
 
 
-def test_headers_and_bodies_that_come_too_slowly_are_told_so_in_json(tmp_path):
+def test_slow_headers_and_bodies_are_refused_with_json(tmp_path):
     with running(tmp_path) as (ports, seen):
         began = time.monotonic()
         headers = connect(ports[0], b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n")
@@ -152,7 +152,7 @@ def test_headers_and_bodies_that_come_too_slowly_are_told_so_in_json(tmp_path):
         assert answer(ports[0], "POST", body=b"x" * 100).told == b"{}"
 
 
-def test_an_answer_that_takes_longer_than_clients_may_be_silent_arrives(tmp_path):
+def test_a_response_slower_than_the_client_timeout_arrives(tmp_path):
     with running(tmp_path, wait_s=4.0) as (ports, _):
         assert answer(ports[0], "POST", body=b"x").status == 200
 

@@ -188,7 +188,7 @@ def _ticks(pid):
 
 
 @pytest.mark.cluster
-def test_after_a_kill_nothing_listens_and_the_next_start_cleans_up():
+def test_after_a_kill_the_next_start_cleans_up():
     endpoint = serve("--replicas", 1, "--model", "websr-x2-s")
     time.sleep(2.5)  # twice a record's period is not waited for: what is not recorded ends by itself
     mine = descendants(endpoint.process.pid)
@@ -204,7 +204,7 @@ def test_after_a_kill_nothing_listens_and_the_next_start_cleans_up():
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_request_that_comes_slowly_outlives_a_change_of_replicas():
+def test_a_slow_request_outlives_a_change_of_replicas():
     """HAProxy starts anew whenever a replica comes or goes; what it has begun goes on in the old process."""
     endpoint = serve("--replicas", 2, "--model", "websr-x2-s")
     ingress = lambda: {pid for pid in descendants(endpoint.process.pid) if "/haproxy" in title(pid).split(" ")[0]}  # noqa: E731
@@ -241,7 +241,7 @@ def test_a_request_that_comes_slowly_outlives_a_change_of_replicas():
 @pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.longest
-def test_under_load_sessions_and_replicas_are_killed_and_every_request_is_answered(tmp_path):
+def test_every_request_is_answered_while_processes_are_killed(tmp_path):
     """Sixty-four clients for 60 s; right answers, or 503 with Retry-After; at most two broken connections for each replica that is killed.
 
     No process grows from the 20th second on, or from when what was killed has been replaced.
@@ -449,7 +449,7 @@ def _ask_until(port, frames, wanted, is_over, outcomes, index):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_in_a_cluster_that_is_joined_it_takes_pictures_and_videos_and_leaves_the_cluster_as_it_was(tmp_path):
+def test_an_endpoint_leaves_a_joined_cluster_as_it_was(tmp_path):
     clip = write(tmp_path / "a.mkv", tracks=0)
     profile = tmp_path / "joined.yaml"
     profile.write_text(f"name: joined\npeople: {{videos_folder: {tmp_path / 'videos'}}}\n")

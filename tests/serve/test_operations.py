@@ -92,7 +92,7 @@ def test_pages_of_an_allowed_origin_may_call(served):
     assert response.getheader("Access-Control-Allow-Origin") is None
 
 
-def test_a_result_that_would_be_too_large_is_refused_before_it_is_computed(served):
+def test_a_result_too_large_is_refused_before_computing(served):
     frames = np.zeros((1, 4000, 4000, 3), np.uint8)
     head = json.dumps(
         {
@@ -200,7 +200,7 @@ def test_results_and_waiting_requests_are_counted():
 
 
 @pytest.mark.slow
-def test_too_many_requests_for_one_model_are_told_to_come_again_and_others_are_taken(served):
+def test_too_many_requests_for_one_model_leave_room_for_others(served):
     """Sixteen wait for others to be merged with; the server lets no more wait for that model."""
     content = {
         "inputs": [{"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]} for name in ("a", "b")]
@@ -259,7 +259,7 @@ def test_an_open_endpoint_is_warned_of():
 
 
 @pytest.mark.cluster
-def test_without_the_token_only_health_is_told_and_an_empty_home_gets_no_telemetry(tmp_path):
+def test_without_the_token_only_health_is_answered(tmp_path):
     (tmp_path / "token").write_text("open-sesame")
     home = tmp_path / "home"
     said = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}

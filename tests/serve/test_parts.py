@@ -340,7 +340,7 @@ def test_haproxy_stays_on_its_ports_and_speaks_json():
 @pytest.mark.parametrize(
     ("host", "written"), [("::1", "[::1]"), ("::", "[::]"), ("192.0.2.7", "192.0.2.7"), ("localhost", "localhost")]
 )
-def test_haproxy_listens_where_it_is_told_to_while_replicas_listen_on_the_loopback(host, written):
+def test_haproxy_listens_on_the_host_and_replicas_on_loopback(host, written):
     frontends = (
         "frontend http_frontend\n    bind 127.0.0.1:8000\nfrontend grpc_frontend\n    bind 127.0.0.1:8001 proto h2\n"
     )
@@ -410,7 +410,7 @@ def test_what_a_killed_endpoint_left_is_ended_and_nothing_else(tmp_path):
     Record(os.getpid(), 0, (2,), ()).remove()
 
 
-def test_an_endpoint_in_another_container_with_this_home_is_not_taken_for_dead(tmp_path):
+def test_an_endpoint_in_another_container_is_not_taken_for_dead(tmp_path):
     """Numbers of processes say nothing there; a folder of its own namespace stands for a container."""
     apart = ["unshare", "--user", "--map-root-user", "--pid", "--mount-proc", "--fork"]
     if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:

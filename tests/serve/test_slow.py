@@ -226,7 +226,7 @@ def test_requests_of_a_stream_get_room_in_the_order_in_which_they_are_answered(t
     told(engine, story)
 
 
-def test_a_real_server_waits_for_a_reader_and_lets_go_of_one_that_stops(monkeypatch):
+def test_a_server_waits_for_a_reader_and_drops_one_that_stops(monkeypatch):
     """uvicorn takes a piece when it is rid of the one before; nothing of a large answer is buffered."""
     monkeypatch.setattr(middleware, "PIECE_WITHIN_S", 1.0)
     told_of, body = SimpleNamespace(pieces=0, over=0), bytes(200 * PIECE_BYTES)

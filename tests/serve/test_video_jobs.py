@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from genai_ray.serve.web import video_jobs
 
 
-def test_a_job_that_cannot_be_removed_is_kept_for_later_and_keeps_no_other(tmp_path, monkeypatch):
+def test_a_job_that_cannot_be_removed_does_not_keep_others(tmp_path, monkeypatch):
     def remove(path):
         removed.append(path.name)
         if path.name == "a" and is_broken:

@@ -536,7 +536,7 @@ class Redirecting(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_a_video_is_fetched_over_http_and_no_redirect_is_followed(ray_session, clip, tmp_path):
+def test_a_video_is_fetched_over_http_without_redirects(ray_session, clip, tmp_path):
     for name in ("in", "out"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.mkv").write_bytes(clip.read_bytes())
@@ -648,7 +648,7 @@ def begun(app, data, length):
 
 
 @pytest.mark.slow
-def test_videos_count_from_their_first_byte_and_finished_ones_up_to_a_number_and_bytes(ray_session, clip, tmp_path):
+def test_videos_count_from_their_first_byte_to_their_removal(ray_session, clip, tmp_path):
     video = clip.read_bytes()
     size = len(video)
     limits = {"max_video_bytes": size, "max_videos_bytes": 3 * size - 1}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import re
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path, PurePath
@@ -186,7 +187,7 @@ class _Api:
             with on_disk():
                 return await self._call(VideoJobs.submit, job_id, asked)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(_discard, folder))
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
             raise
 
     @contextlib.asynccontextmanager
@@ -298,11 +299,3 @@ def _check_chain(targets: Sequence[Target], params: dict[str, float]) -> None:
         backend=ModelBackend(backend), precision=ModelPrecision(precision), device=device, params=params
     )
     check_models([target.source for target in targets], options)
-
-
-def _discard(folder: Path) -> None:
-    """Remove the folder of a job that was not submitted."""
-    for path in folder.glob("*"):
-        path.unlink(missing_ok=True)
-    if folder.is_dir():
-        folder.rmdir()

@@ -10,7 +10,6 @@ Ray Data also gives batches as a dict of numpy arrays or as a pandas DataFrame: 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genai_ray.errors import InvalidInputError, VideoError
+from genai_ray.files import sync_file
 
 __all__ = [
     "FRAME_COLUMNS",
@@ -232,8 +232,7 @@ class TableWriter:
             if self._writer is not None:
                 self._writer.close()
                 if kind is None:
-                    with self._partial.open("rb") as file:
-                        os.fsync(file.fileno())
+                    sync_file(self._partial)
                     self._partial.replace(self.path)
         except OSError as exc:
             raise VideoError(f"{self.path}: writing failed: {exc}") from exc

@@ -1,8 +1,8 @@
 """The runtimes behind one protocol: open a model on a device and run tensors through it.
 
-``RuntimeSession`` is what every runtime looks like; ``open_runtime`` picks the file that implements it. The contract of all
-of them: a session is safe to run from several threads at once, results do not depend on how many, and a device that was
-asked for and is not there is an error, never another device. The module knows tensors only; frames are ``genai_ray.session``'s.
+``RuntimeSession`` is the protocol of every runtime; ``open_runtime`` chooses the module that implements it. Several
+threads may run a session at once, and results do not depend on their number. If the requested device is not available,
+that is an error; no other device takes its place. This package knows only tensors; ``genai_ray.session`` knows frames.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import numpy.typing as npt
 from genai_ray.errors import BackendUnavailableError, ConfigError
 from genai_ray.types import ModelBackend
 
-os.environ.setdefault(
-    "ORT_DISABLE_TELEMETRY", "1"
-)  # before it is imported: else it writes an id of this device, and asks for its maker's host
+# Set before the import of onnxruntime, which else writes an id of this device and resolves its maker's host.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["RuntimeSession", "TensorInfo", "Tensors", "open_runtime", "resolve_device"]
 
@@ -38,7 +37,7 @@ class TensorInfo:
     dtype: np.dtype[Any]
     """numpy dtype; ``object`` for strings, ``uint16`` with the same bits for bfloat16."""
     shape: tuple[int | None, ...]
-    """Sizes of the axes; None where free. Also empty if the graph does not say how many axes there are."""
+    """Sizes of the axes; None for a free axis. Also empty if the graph does not declare the number of axes."""
     is_tensor: bool = True
     """False for a sequence or a map."""
 
@@ -51,19 +50,19 @@ class RuntimeSession(Protocol):
     outputs: tuple[TensorInfo, ...]
     """The graph's outputs, in its order."""
     device: str
-    """Where it really computes: ``cpu``, ``cuda:0``, ..."""
+    """The device that really computes: ``cpu``, ``cuda:0``, ..."""
     computes_in: str
-    """The number format the device really computes in, for weights of ``fp32`` and for others."""
+    """The number format of the arithmetic: ``fp32``, or ``as the weights``."""
 
     def run(self, feeds: Tensors, into: Tensors | None = None) -> dict[str, npt.NDArray[Any]]:
         """Run once.
 
         Args:
-            feeds: One array for each input, of its dtype and shape; read-only arrays are fine.
-            into: C-contiguous writable arrays that outputs are written into without a copy; only these outputs are computed.
+            feeds: One array for each input, of its dtype and shape; may be read-only.
+            into: C-contiguous writable arrays that get the outputs without a copy; only these outputs are computed.
 
         Returns:
-            Every output by name, or just the arrays of ``into``.
+            Every output by name, or only the arrays of ``into``.
 
         Raises:
             InvalidInputError: If names, dtypes or shapes do not fit the graph.
@@ -72,7 +71,7 @@ class RuntimeSession(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the model; a second call does nothing."""
+        """Release the model; a second call does nothing."""
         ...
 
 
@@ -89,18 +88,18 @@ def open_runtime(
 
     Args:
         model: A serialised ONNX model, or the path of one.
-        backend: The runtime; ``openvino`` is a word of the interface whose runtime is not built in yet.
+        backend: The runtime; this version has no ``openvino``.
         device: ``cpu``, ``cuda`` or ``cuda:INDEX``; see ``resolve_device`` for ``auto``.
         threads: Threads that one run may use on a CPU.
-        max_bytes: Bytes that the runtime's arena may take on a GPU; None for all.
-        folder: Where external data of a serialised model lies; None for a model that has none.
+        max_bytes: Most bytes of the runtime's arena on a GPU; None for no limit.
+        folder: Folder of a serialised model's external data; None for a model without.
 
     Returns:
         The loaded session.
 
     Raises:
-        BackendUnavailableError: If runtime, provider or device is not there.
-        ModelLoadError: If the model is corrupt or uses what the runtime does not have.
+        BackendUnavailableError: If the runtime, provider or device is not available.
+        ModelLoadError: If the model is corrupt, or needs something that the runtime does not support.
     """
     if backend is ModelBackend.OPENVINO:
         raise BackendUnavailableError(
@@ -114,17 +113,17 @@ def open_runtime(
 
 
 def resolve_device(device: str, backend: ModelBackend = ModelBackend.ONNX) -> str:
-    """Turn ``auto`` into a device that is there, and say once in the log which; hand back any other device unchanged.
+    """Choose a device for ``auto``, and log it once; return any other device as it is.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
-        backend: The runtime that shall use it.
+        backend: The runtime that will use it.
 
     Returns:
-        ``cpu``, ``cuda``, ``cuda:INDEX``, or the one device of a backend that has only one.
+        ``cpu``, ``cuda``, ``cuda:INDEX``, or the only device of the backend.
 
     Raises:
-        ConfigError: If the device is none of these words.
+        ConfigError: If the device has another name.
     """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "gpu") or (index and not index.isdigit()):

@@ -1,7 +1,7 @@
-"""ONNX Runtime: the reference backend, with its CPU, CUDA, TensorRT, CoreML and DirectML providers.
+"""ONNX Runtime: the reference backend, with CPU, CUDA, TensorRT, CoreML and DirectML; and its FP16 converter.
 
-The only module that imports ``onnxruntime``'s inference side. ONNX Runtime falls back to the CPU without an exception when
-a provider's libraries are missing; here the providers it ended with are compared with what was asked for.
+Only this module imports ``onnxruntime``. ONNX Runtime falls back to the CPU without an exception if a provider's
+libraries are missing; this module compares the provider that it chose with the requested one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from genai_ray.backends import TensorInfo, Tensors
 from genai_ray.errors import BackendUnavailableError, InferenceError, InvalidInputError, ModelLoadError
 from genai_ray.files import temporary_folder
+from genai_ray.graph import Graph, sort_nodes
 from genai_ray.types import ModelBackend
 
-__all__ = ["OnnxRuntimeSession", "choose_device"]
+__all__ = ["OnnxRuntimeSession", "choose_device", "to_fp16"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ _DTYPES = {
     "tensor(bfloat16)": np.uint16,
 }
 _BFLOAT16 = 16
-"""ONNX's number for bfloat16, which numpy has no type for: arrays hold the same bits as uint16."""
+"""ONNX's number for bfloat16. numpy has no such type: arrays hold the same bits as uint16."""
 
 
 class OnnxRuntimeSession:
@@ -67,15 +70,15 @@ class OnnxRuntimeSession:
 
     Args:
         model: A serialised ONNX model, or the path of one.
-        backend: Which provider: ``onnx`` is CUDA on a CUDA device and the CPU provider otherwise.
+        backend: The provider: ``onnx`` is CUDA on a CUDA device, and the CPU provider otherwise.
         device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
-        threads: Threads of one run on the CPU provider. Several narrow runs at once are faster than one wide run
-            (1.10 to 1.16 of the plain script's speed against 1.01), so callers ask for one.
-        max_bytes: Bytes of the CUDA arena; None for all.
-        folder: Where external data of a serialised model lies; None for a model that has none.
+        threads: Threads of one run on the CPU provider. Several runs of one thread are faster than one run of several
+            threads (1.10 to 1.16 of the plain script's speed against 1.01), so callers ask for one.
+        max_bytes: Most bytes of the CUDA arena; None for no limit.
+        folder: Folder of a serialised model's external data; None for a model without.
 
     Raises:
-        BackendUnavailableError: If the provider is not there.
+        BackendUnavailableError: If the provider is not available.
         ModelLoadError: If the model cannot be loaded.
     """
 
@@ -89,16 +92,16 @@ class OnnxRuntimeSession:
         max_bytes: int | None = None,
         folder: Path | None = None,
     ) -> None:
-        providers, options = _build_providers(backend, device, max_bytes), _build_options(threads)
+        providers = _build_providers(backend, device, max_bytes)
+        options = _build_options(threads)
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session: ort.InferenceSession | None = _create(model, options, providers)
-        wanted, got = providers[0][0], self._session.get_providers()[0]
+        wanted = providers[0][0]
+        got = self._session.get_providers()[0]
         if wanted != got:
             self._session = None
-            raise BackendUnavailableError(
-                f"asked ONNX Runtime for {wanted}, it chose {got}", do=_say_what_is_missing(wanted)
-            )
+            raise BackendUnavailableError(f"ONNX Runtime chose {got}, not {wanted}", do=_say_what_is_missing(wanted))
         self._is_cpu = wanted == "CPUExecutionProvider"
         self.device = "cpu" if self._is_cpu else (device if ":" in device else f"{device}:0")
         self.computes_in = "fp32" if self._is_cpu else "as the weights"
@@ -111,11 +114,11 @@ class OnnxRuntimeSession:
         """Run once; see ``RuntimeSession.run``.
 
         Args:
-            feeds: One array for each input, of its dtype and shape; read-only arrays are fine.
-            into: C-contiguous writable arrays that outputs are written into without a copy.
+            feeds: One array for each input, of its dtype and shape; may be read-only.
+            into: C-contiguous writable arrays that get the outputs without a copy.
 
         Returns:
-            Every output by name, or just the arrays of ``into``.
+            Every output by name, or only the arrays of ``into``.
 
         Raises:
             InvalidInputError: If names, dtypes or shapes do not fit the graph.
@@ -141,7 +144,7 @@ class OnnxRuntimeSession:
             return dict(into)
 
     def close(self) -> None:
-        """Let go of the model; a second call does nothing."""
+        """Release the model; a second call does nothing."""
         self._session = None
 
     def _run_with_bfloat16(
@@ -149,13 +152,11 @@ class OnnxRuntimeSession:
     ) -> dict[str, npt.NDArray[Any]]:
         values = {}
         for name, array in feeds.items():
-            held = np.array(array, order="C")  # ONNX Runtime takes a writable one only
-            is_brain = name in self._bfloat16
-            values[name] = (
-                ort.OrtValue.ortvalue_from_numpy_with_onnx_type(held, _BFLOAT16)
-                if is_brain
-                else ort.OrtValue.ortvalue_from_numpy(held)
-            )
+            writable = np.array(array, order="C")  # ONNX Runtime takes no read-only array here
+            if name in self._bfloat16:
+                values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(writable, _BFLOAT16)
+            else:
+                values[name] = ort.OrtValue.ortvalue_from_numpy(writable)
         results = dict(zip(names, session.run_with_ort_values(names, values), strict=True))
         return {
             name: _read_bfloat16(value) if name in self._bfloat16 else value.numpy() for name, value in results.items()
@@ -168,7 +169,7 @@ class OnnxRuntimeSession:
         for name, array in feeds.items():
             info = wanted[name]
             if info.shape == () or not info.is_tensor:
-                continue  # a shape that the graph may not tell, or no tensor: the runtime judges
+                continue  # the graph may not declare the shape, or it is no tensor: the runtime checks it
             if not isinstance(array, np.ndarray):
                 raise InvalidInputError(f"input {name!r} of type {type(array).__name__}", "a numpy array")
             fits = len(array.shape) == len(info.shape) and all(
@@ -183,7 +184,7 @@ class OnnxRuntimeSession:
 
 @functools.cache
 def choose_device() -> str:
-    """Pick the device for ``auto``: the first GPU that ONNX Runtime can really use, else the CPU; logged once, with the reason.
+    """Choose the device for ``auto``: the first GPU that ONNX Runtime can use, else the CPU. It is logged once.
 
     Returns:
         ``cuda:0`` or ``cpu``.
@@ -200,13 +201,41 @@ def choose_device() -> str:
     return "cuda:0"
 
 
+def to_fp16(model: Graph) -> Graph:
+    """Convert weights and arithmetic to FP16; inputs and outputs stay in FP32.
+
+    Args:
+        model: A model in FP32; not changed.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        ModelLoadError: If the converter fails.
+    """
+    copy = type(model)()
+    copy.CopyFrom(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # it reports every weight below 1e-7, which it rounds up to 1e-7
+            # Its own list of blocked operators breaks RIFE (Resize, GridSample between casts); without it RIFE keeps 69
+            # dB.
+            converted: Graph = convert_float_to_float16(copy, keep_io_types=True, op_block_list=[])
+    except (ValueError, RuntimeError, KeyError, TypeError) as exc:
+        raise ModelLoadError(f"the model cannot be converted to fp16: {exc}", do="Use fp32.") from exc
+    sort_nodes(converted)
+    return converted
+
+
 def _build_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
-    # With the pattern the second run takes up to the same memory again, and it is no faster.
+    # With memory patterns, the second run takes up to twice the memory and is not faster.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -227,12 +256,12 @@ def _build_providers(backend: ModelBackend, device: str, max_bytes: int | None) 
     if wanted not in ort.get_available_providers():
         there = ", ".join(ort.get_available_providers())
         raise BackendUnavailableError(
-            f"asked for {wanted}", f"what this ONNX Runtime has: {there}", _say_what_is_missing(wanted)
+            f"ONNX Runtime has no {wanted}", f"the providers it has: {there}", _say_what_is_missing(wanted)
         )
     options: dict[str, Any] = {}
     if wanted in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         if _count_gpus() == 0 or _missing_library(wanted):
-            raise BackendUnavailableError(f"asked for {wanted} on {device!r}", do=_say_what_is_missing(wanted))
+            raise BackendUnavailableError(f"{wanted} cannot be used on {device!r}", do=_say_what_is_missing(wanted))
         options["device_id"] = int(index or 0)
     if wanted == "CUDAExecutionProvider":
         options |= {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -245,7 +274,7 @@ def _create(
     model: bytes | Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, Any]]]
 ) -> ort.InferenceSession:
     if isinstance(model, bytes):
-        # A session built from bytes keeps them (33 % more for a net of 32 MB); a file is read and let go.
+        # A session built from bytes keeps them (33 % more for a model of 32 MB); a file is read and released.
         with temporary_folder("model") as folder:
             path = folder / "model.onnx"
             path.write_bytes(model)
@@ -304,10 +333,10 @@ def _count_gpus() -> int:
 
 @functools.cache
 def _missing_library(provider: str) -> str | None:
-    """Return the loader's words on why a provider's library does not load, or None when it does."""
+    """Return the loader's reason why a provider's library does not load; None if it loads."""
     name = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}[provider]
     library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
-    if not library.exists():  # Windows names them otherwise; get_providers() tells there
+    if not library.exists():  # other names on Windows; the check of get_providers() finds it there
         return None
     if _count_gpus():
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot find
@@ -325,7 +354,8 @@ def _say_what_is_missing(provider: str) -> str:
     words = []
     if len(installed) > 1:
         words.append(
-            "onnxruntime and onnxruntime-gpu overwrite each other's files and are both installed: uninstall both, install one"
+            "onnxruntime and onnxruntime-gpu overwrite each other's files, and both are installed: "
+            "uninstall both, then install one"
         )
     if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         if _count_gpus() == 0:

@@ -1,12 +1,14 @@
-"""What models there are: their specs, their files, and the profiles of engine and endpoint. The only importer of yaml and pydantic."""
+"""The known models, and options from YAML files. Only this package imports yaml.
+
+``spec``: what is known of one model. ``catalog``: from an id to its spec and its checked file. ``pull``: downloads.
+``profiles``: options of jobs and of endpoints. ``files``: reads and writes the YAML.
+"""
 
 from genai_ray.catalog.catalog import ModelCatalog, hash_file, models_folder
 from genai_ray.catalog.files import SERVING_SUFFIX, dump_spec, load_spec, read_content
-from genai_ray.catalog.profile import EngineProfile, load_profile
+from genai_ray.catalog.profiles import EngineProfile, ModelServing, ServeProfile, WebOptions, load_model_serving
 from genai_ray.catalog.pull import pull_model
-from genai_ray.catalog.serving import ModelServing, ServeProfile, load_model_serving, load_serve_profile
 from genai_ray.catalog.spec import ModelSpec, ParamSpec, TensorSpec
-from genai_ray.catalog.web_options import WebOptions
 
 __all__ = [
     "SERVING_SUFFIX",
@@ -21,8 +23,6 @@ __all__ = [
     "dump_spec",
     "hash_file",
     "load_model_serving",
-    "load_profile",
-    "load_serve_profile",
     "load_spec",
     "models_folder",
     "pull_model",

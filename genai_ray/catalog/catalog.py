@@ -1,4 +1,4 @@
-"""``ModelCatalog``: ids and aliases to specs, specs to checked files."""
+"""``ModelCatalog``: from ids and aliases to specs, and from specs to checked files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 def models_folder() -> Path:
-    """Return the user's model folder, where ``models pull`` puts files: ``GENAI_RAY_MODELS``, else the platform's data folder.
+    """Return the user's model folder, where ``models pull`` puts files.
 
     Returns:
-        The folder; it may not exist yet.
+        ``GENAI_RAY_MODELS``, else a folder in the platform's data folder; it may not exist yet.
     """
     if chosen := os.environ.get("GENAI_RAY_MODELS"):
         return Path(chosen)
@@ -36,13 +36,15 @@ def models_folder() -> Path:
 
 
 class ModelCatalog:
-    """The models that may be named by id.
+    """The models that have an id.
+
+    A YAML file with an error is left out and logged; a request for its model gets the error.
 
     Args:
-        folders: Folders of YAML files; a later one extends the earlier ones and may replace a model of the same id.
+        folders: Folders of YAML files; a later folder may replace a model of an earlier one by the same id.
 
     Raises:
-        ConfigError: If two models claim one word. A file that is wrong is left out, which is logged, and told to whoever asks for its model.
+        ConfigError: If two models have the same id or alias.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -56,7 +58,7 @@ class ModelCatalog:
                 try:
                     spec = load_spec(path)
                 except ConfigError as exc:
-                    _log.warning("%s is left out: %s", path.name, exc)
+                    _log.warning("skipped the model spec %s: %s", path.name, exc)
                     self._left_out[path.stem.lower()] = exc
                     continue
                 if spec.model_id in self._specs:
@@ -70,21 +72,21 @@ class ModelCatalog:
 
     @staticmethod
     def default() -> ModelCatalog:
-        """Return the packaged models, extended by YAML files in the user's model folder; read once per folder.
+        """Return the packaged models and those of the user's model folder; the folders are read once.
 
         Returns:
             The catalog.
 
         Raises:
-            ConfigError: If two models claim one word.
+            ConfigError: If two models have the same id or alias.
         """
         return _read(models_folder())
 
     def ids(self) -> list[str]:
-        """Return every canonical id, sorted.
+        """List the models.
 
         Returns:
-            The ids.
+            Canonical ids, sorted.
         """
         return sorted(self._specs)
 
@@ -98,18 +100,19 @@ class ModelCatalog:
             The canonical id.
 
         Raises:
-            ModelNotFoundError: If nothing is called so; names near it are in the text.
+            ModelNotFoundError: If no model has this name; the error names similar ones.
         """
         found = self._words.get(name.lower())
         if found is None:
             if name.lower() in self._left_out:
-                raise ModelNotFoundError(f"no model {name!r}, since its spec is wrong: {self._left_out[name.lower()]}")
+                raise ModelNotFoundError(f"no model {name!r}: its spec is wrong: {self._left_out[name.lower()]}")
             near = difflib.get_close_matches(name.lower(), self._words, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
+            places = " and ".join(str(folder) for folder in self.folders)
             raise ModelNotFoundError(
                 f"no model {name!r}",
                 f"{', '.join(self.ids())}, or the path of an .onnx file",
-                f"{hint}Specs are read from {self._places()}.",
+                f"{hint}Specs are read from {places}.",
             )
         return found
 
@@ -123,12 +126,12 @@ class ModelCatalog:
             Its spec.
 
         Raises:
-            ModelNotFoundError: If nothing is called so.
+            ModelNotFoundError: If no model has this name.
         """
         return self._specs[self.resolve(name)]
 
     def path(self, name: str) -> Path:
-        """Return the checked weights of a model.
+        """Return the file of a model, after a check of its hash.
 
         Args:
             name: Id or alias.
@@ -137,7 +140,7 @@ class ModelCatalog:
             Path of its .onnx file.
 
         Raises:
-            ModelNotFoundError: If the model is not known, or its file is not on this machine.
+            ModelNotFoundError: If no model has this name, or its file is not on this machine.
             ModelLoadError: If the file does not have the sha256 of the spec.
         """
         spec = self.get(name)
@@ -159,9 +162,6 @@ class ModelCatalog:
             f"{spec.file} of model {spec.model_id} is not in {packaged} or {models_folder()}", do=do
         )
 
-    def _places(self) -> str:
-        return " and ".join(str(folder) for folder in self.folders)
-
 
 @functools.cache
 def _read(user_folder: Path) -> ModelCatalog:
@@ -170,16 +170,16 @@ def _read(user_folder: Path) -> ModelCatalog:
 
 @functools.lru_cache(maxsize=256)
 def hash_file(path: Path, size_bytes: int, modified_ns: int) -> str:
-    """Hash a file once for each state it was seen in.
+    """Hash a file; the result is cached by path, size and time of change.
 
     Args:
         path: The file.
-        size_bytes: Its size, part of its state.
-        modified_ns: Its time of change, part of its state.
+        size_bytes: Its size.
+        modified_ns: When it was changed last.
 
     Returns:
         sha256, hexadecimal.
     """
-    del size_bytes, modified_ns  # they are the key
+    del size_bytes, modified_ns  # only part of the cache's key
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

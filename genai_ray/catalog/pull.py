@@ -1,4 +1,7 @@
-"""Getting the weights of a model that is not packaged: with progress, resumed where it broke off, held against its hash."""
+"""Downloads of models that are not packaged: with progress, resumed, and checked against the sha256.
+
+Own code because neither fsspec's caches nor pooch continue a download that broke off.
+"""
 
 from __future__ import annotations
 
@@ -20,37 +23,40 @@ _PARTIAL, _RANGE_PAST_END = 206, 416
 
 
 def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | None], None] | None = None) -> Path:
-    """Download a model's file; what an earlier try left is continued, and the file appears only whole and with the right hash.
+    """Download a model's file, or continue its download. The file appears only when it is whole and its hash is right.
 
     Args:
         spec: A model with a ``url``.
-        folder: Where the file goes; made when it is not there.
-        progress: Called with (bytes so far, bytes in all or None) as they come.
+        folder: Folder of the file; created if missing.
+        progress: Called with (bytes so far, total bytes or None) as they arrive.
 
     Returns:
         Path of the file.
 
     Raises:
-        ConfigError: If the model is packaged, its url is not http or https, or the folder cannot be made.
+        ConfigError: If the model is packaged, its url is not http or https, or the folder cannot be created.
         ModelLoadError: If the server fails, the connection breaks, or the hash is wrong (then nothing is kept).
     """
     if spec.url is None:
-        raise ConfigError(f"model {spec.model_id} has no url", "models that are not packaged", "It is there already.")
+        raise ConfigError(
+            f"model {spec.model_id} has no url", "models that are not packaged", "Its file is part of the package."
+        )
     if not spec.url.startswith(("http://", "https://")):
         raise ConfigError(f"url {spec.url} of {spec.model_id}", "http:// or https://")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(
-            f"the folder of models cannot be made: {exc}", do="Set GENAI_RAY_MODELS to a folder that can be written."
+            f"the model folder cannot be created: {exc}", do="Set GENAI_RAY_MODELS to a writable folder."
         ) from exc
-    target, part = folder / spec.file, folder / f"{spec.file}.part"
+    target = folder / spec.file
+    part = folder / f"{spec.file}.part"
     try:
         _download(spec.url, part, progress or (lambda _done, _total: None))
     except (urllib.error.URLError, http.client.HTTPException, OSError) as exc:
         have = part.stat().st_size if part.exists() else 0
         raise ModelLoadError(
-            f"{spec.url}: {exc}", do=f"{have} bytes are kept in {part}; the same command goes on from there."
+            f"{spec.url}: {exc}", do=f"{have} bytes are kept in {part}; repeat the command to continue."
         ) from exc
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -69,7 +75,7 @@ def _download(url: str, part: Path, progress: Callable[[int, int | None], None])
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as exc:
         if have and exc.code == _RANGE_PAST_END:
-            return  # it is all there; the hash decides
+            return  # all bytes are there; the hash decides
         raise
     with response:
         resumed = response.status == _PARTIAL

@@ -1,4 +1,4 @@
-"""What the catalog knows of one model: ``ModelSpec`` and its parts, checked by pydantic as they are read."""
+"""``ModelSpec``: everything that the engine needs to know about one model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class TensorSpec(_Frozen):
-    """One image tensor of a model: how frames of the contract become it, or it becomes frames."""
+    """One image tensor of a model, and how it is converted from or to frames."""
 
     name: str | None = None
     """Name in the graph; None means the tensor at this position."""
@@ -26,45 +26,45 @@ class TensorSpec(_Frozen):
     channels: int = 3
     """Number of channels; 1 for a mask or a luma model."""
     value_range: tuple[float, float] = (0.0, 1.0)
-    """The values that black and white have in the tensor, before ``mean`` and ``std``."""
+    """Values of black and white in the tensor, before ``mean`` and ``std``."""
     mean: tuple[float, ...] | None = None
-    """Per channel, subtracted after scaling into ``value_range``; None for none."""
+    """One value per channel, subtracted after scaling into ``value_range``; None for no subtraction."""
     std: tuple[float, ...] | None = None
-    """Per channel, divided by after ``mean``; None for none."""
+    """One divisor per channel, applied after ``mean``; None for no division."""
     height: int | None = None
-    """Height in pixels where the graph fixes it; None where it is free."""
+    """Height in pixels if the graph fixes it; None for any height."""
     width: int | None = None
-    """Width in pixels where the graph fixes it; None where it is free."""
+    """Width in pixels if the graph fixes it; None for any width."""
 
 
 class ParamSpec(_Frozen):
     """One extra scalar input of a model, such as FFDNet's sigma."""
 
     default: float
-    """Value used when the caller gives none, in the model's own unit."""
+    """Value if the caller gives none, in the model's own unit."""
     minimum: float
-    """Smallest value that makes sense to the model."""
+    """Smallest sensible value."""
     maximum: float
-    """Largest value that makes sense to the model."""
+    """Largest sensible value."""
     description: str = ""
     """What it does, with its unit."""
 
 
 class ModelSpec(_Frozen):
-    """Everything the engine needs to know of one model; one YAML file of ``configs/models`` is one of these."""
+    """Everything the engine needs to know about one model; each YAML file of ``configs/models`` holds one spec."""
 
     model_id: str
-    """Canonical id, lower case; for a file given by path, that path."""
+    """Canonical id, lower case; the path, if the model was given by its path."""
     aliases: tuple[str, ...] = ()
-    """Other words that mean this model."""
+    """Other names of the model."""
     task: ModelTask = ModelTask.OTHER
-    """What it does, and with it the shape law."""
+    """What the model does; it decides on the shape of the output."""
     description: str = ""
-    """One sentence for a person choosing a model: which net this really is."""
+    """One sentence for people who choose a model: which network this is."""
     file: str
     """File name within ``genai_ray/assets`` or the user's model folder, or an absolute path."""
     url: str | None = None
-    """Where ``models pull`` gets it; None for a packaged model."""
+    """Where ``models pull`` downloads it; None for a packaged model."""
     size_bytes: int | None = None
     """Size of the file; None for a file given by path."""
     sha256: str | None = None
@@ -72,45 +72,45 @@ class ModelSpec(_Frozen):
     licence: str = ""
     """SPDX expression of the weights' licence."""
     source: str = ""
-    """Where the weights come from."""
+    """Origin of the weights."""
     inputs: tuple[TensorSpec, ...] = ()
-    """The image inputs in order: one, or two neighbours for interpolation; none for a model that takes no image."""
+    """The image inputs in order: one, or two neighbours for interpolation; empty for a model that takes no image."""
     outputs: tuple[TensorSpec, ...] = ()
-    """The image output; further outputs of the graph are left alone."""
+    """The image output; further outputs of the graph are ignored."""
     params: dict[str, ParamSpec] = {}
     """Extra scalar inputs by their name in the graph."""
     scale: Annotated[int, Field(ge=1)] = 1
     """Output pixels per input pixel along each axis."""
     size_multiple: Annotated[int, Field(ge=1)] = 1
-    """Height and width handed to the model must be multiples of this; frames are padded and cropped back."""
+    """The model's input height and width must be multiples of this; frames are padded, and results cropped."""
     min_size_px: Annotated[int, Field(ge=1)] = 1
-    """Smallest height and width the model takes; smaller frames are padded and cropped back."""
+    """Smallest input height and width; smaller frames are padded, and results cropped."""
     receptive_field_px: int | None = None
-    """Radius in input pixels that an output pixel depends on; None where it is the whole frame (no tiling)."""
+    """Radius in input pixels on which an output pixel depends; None for the whole frame (no tiling)."""
     tile_stride: Annotated[int, Field(ge=1)] = 1
-    """Tile origins must be multiples of this for tiles to equal the whole."""
+    """Origins of tiles must be multiples of this, so that tiles equal the whole frame."""
     batchable: bool = True
-    """Whether N > 1 frames in one run equal N single runs bit for bit; fixed batch axes of 1 are freed when so."""
+    """Whether N > 1 frames in one run equal N single runs bit for bit; if so, fixed batch axes of 1 are freed."""
     backends: tuple[ModelBackend, ...] = (ModelBackend.ONNX,)
-    """Backends it is known to run on."""
+    """Backends that run it."""
     memory_bytes: int | None = None
-    """Estimate of a loaded session's bytes with one 640x360 frame in flight; None where nothing is known."""
+    """Estimated bytes of a loaded session that computes one 640x360 frame; None if not known."""
     unsure: tuple[str, ...] = ()
     """What inspection could not find out for certain, one sentence each; empty for catalog models."""
 
     @property
     def is_image_model(self) -> bool:
-        """Whether frames of the contract can go through it."""
+        """Whether it takes and returns frames."""
         return bool(self.inputs and self.outputs)
 
     @property
     def is_fixed_size(self) -> bool:
-        """Whether the graph fixes the height or width of its frames: for masks frames are resized to it, for anything else they are tiled to it."""
+        """Whether the graph fixes the height or width of frames; frames are resized for masks, and tiled otherwise."""
         return bool(self.inputs) and (self.inputs[0].height is not None or self.inputs[0].width is not None)
 
     @property
     def is_resized(self) -> bool:
-        """Whether frames are resized to the graph's fixed size, and masks back."""
+        """Whether frames are resized to the graph's fixed size, and masks resized back."""
         return self.is_fixed_size and self.task is ModelTask.BACKGROUND_REMOVAL
 
     @property

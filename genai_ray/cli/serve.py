@@ -57,7 +57,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve models over HTTP and gRPC (Open Inference Protocol v2); the first request of a model loads it."""
-    from genai_ray.catalog import load_serve_profile
+    from genai_ray.catalog import ServeProfile
     from genai_ray.serve.deployment.endpoint import Endpoint, read_token
 
     given: dict[str, Any] = {
@@ -74,7 +74,7 @@ def serve(
         "allowed_hosts": tuple(allowed_host) if allowed_host else None,
         "access_log": str(access_log.resolve()) if access_log else None,
     }
-    chosen = load_serve_profile(profile).override(**{name: value for name, value in given.items() if value is not None})
+    chosen = ServeProfile.load(profile).override(**{name: value for name, value in given.items() if value is not None})
     if grpc_port is not None:
         chosen = chosen.override(grpc_port=grpc_port or None)
     endpoint = Endpoint(chosen, address=address)

@@ -27,7 +27,7 @@ from genai_ray.files.places import (
 )
 from genai_ray.files.sharing import identify_folder, name_process_space
 from genai_ray.files.store import file_errors, is_remote
-from genai_ray.files.transfer import check_writable, discard, fetch, open_to_read, publish, remove
+from genai_ray.files.transfer import check_writable, discard, fetch, open_to_read, publish, remove, sync_file
 from genai_ray.files.untrusted import fetch_untrusted, is_of_this_machine, open_below
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "remove",
     "remove_folder",
     "sweep_folders",
+    "sync_file",
     "temporary_base",
     "temporary_folder",
     "to_place",

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files.store import describe, file_errors, file_system, foreign_errors, is_remote
 
-__all__ = ["check_writable", "discard", "fetch", "open_to_read", "publish", "remove", "write_bytes"]
+__all__ = ["check_writable", "discard", "fetch", "open_to_read", "publish", "remove", "sync_file", "write_bytes"]
 
 BLOCK_BYTES = 2 * 1024**2
 """Fetched of a remote file at a time; the last 32 blocks are kept."""
@@ -87,7 +87,7 @@ def publish(source: Path, place: str) -> None:
             if source.is_dir():
                 _replace_folder(source, Path(place))
             else:
-                _sync(source)
+                sync_file(source)
                 source.replace(place)
         return
     store, scheme = file_system(place), place.partition("://")[0]
@@ -203,7 +203,15 @@ def _replace_folder(source: Path, place: Path) -> None:
     discard(old)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk.
+
+    Args:
+        path: The file, which may be closed.
+
+    Raises:
+        OSError: If the disk fails.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,21 @@
-"""One model on one device: ``InferenceSession``; works without Ray."""
+"""One model on one device: ``InferenceSession``. The package does not need Ray.
 
-from genai_ray.session.memory import anonymous_bytes
+A call of ``infer`` passes ``session`` (checks frames and params, and owns everything), ``sizing`` (how large tiles are
+and what a session takes), ``runs`` (makes the runtime calls on threads) with ``tiling`` (cuts frames into tiles), and
+``genai_ray.backends``. ``variants`` holds the model once per dtype, ``precision`` converts it to FP16, ``process``
+knows this process's cores and memory.
+"""
+
+from genai_ray.session.process import anonymous_bytes, count_cores
 from genai_ray.session.session import InferenceSession
-from genai_ray.session.sizing import SessionLimits, describe_seams, predict_bytes
-from genai_ray.session.warming import Shapes
+from genai_ray.session.sizing import SessionLimits, Shapes, describe_seams, predict_bytes
 
-__all__ = ["InferenceSession", "SessionLimits", "Shapes", "anonymous_bytes", "describe_seams", "predict_bytes"]
+__all__ = [
+    "InferenceSession",
+    "SessionLimits",
+    "Shapes",
+    "anonymous_bytes",
+    "count_cores",
+    "describe_seams",
+    "predict_bytes",
+]

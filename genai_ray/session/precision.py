@@ -1,4 +1,4 @@
-"""Getting a model into the number format that was asked for, and refusing one that no longer computes the same picture."""
+"""Converts a model to another precision, and refuses it if its results change too much."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.backends import open_runtime
-from genai_ray.backends.convert import to_fp16
+from genai_ray.backends.onnx_runtime import to_fp16
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import ConfigError, InferenceError, ModelLoadError
 from genai_ray.graph import Graph, fuse_frames
@@ -17,26 +17,26 @@ from genai_ray.types import ModelPrecision
 __all__ = ["convert_model"]
 
 MIN_AGREEMENT_DB = 40.0
-"""A converted model must agree with FP32 at least this well on the calibration frames."""
+"""PSNR that a converted model must reach against FP32 on the calibration frames."""
 
 _CALIBRATION_SIZE_PX = 96
 
 
 def convert_model(model: Graph, spec: ModelSpec, precision: ModelPrecision) -> tuple[Graph, float | None]:
-    """Bring a model into a precision and measure how well it still agrees with FP32.
+    """Convert a model to a precision, and measure how well it still agrees with FP32.
 
     Args:
-        model: The model as its file has it, in FP32.
+        model: The model of the file, in FP32.
         spec: Its spec.
-        precision: The number format asked for.
+        precision: The number format.
 
     Returns:
-        The model to load, and its agreement with FP32 in dB (PSNR of the outputs on calibration frames, CPU; ``inf`` for
-        equal outputs); the agreement is None where nothing was converted.
+        The model to load, and its agreement with FP32 in dB: PSNR of the outputs for calibration frames on the CPU,
+        ``inf`` for equal outputs, None if nothing was converted or measured.
 
     Raises:
-        ConfigError: If it is neither fp32 nor fp16.
-        ModelLoadError: If the model does not convert, or agrees with FP32 by less than 40 dB.
+        ConfigError: If the precision is neither fp32 nor fp16.
+        ModelLoadError: If the model cannot be converted, or agrees with FP32 by less than 40 dB.
     """
     if precision is ModelPrecision.FP32:
         return model, None
@@ -50,13 +50,15 @@ def convert_model(model: Graph, spec: ModelSpec, precision: ModelPrecision) -> t
         candidate = _run_calibration(converted, spec)
     except (ModelLoadError, InferenceError) as exc:
         raise ModelLoadError(
-            f"{spec.model_id} does not convert to {precision.value}: {exc.got}", do="Use fp32."
+            f"{spec.model_id} cannot be converted to {precision.value}: {exc.got}", do="Use fp32."
         ) from exc
     mse = float(np.mean((reference.astype(np.float64) - candidate) ** 2))
-    agreement_db = float("inf") if mse == 0 else 10 * float(np.log10(1 / mse)) if np.isfinite(mse) else float("-inf")
+    agreement_db = float("-inf")  # the converted model gives no numbers
+    if np.isfinite(mse):
+        agreement_db = float("inf") if mse == 0 else 10 * float(np.log10(1 / mse))
     if agreement_db < MIN_AGREEMENT_DB:
         raise ModelLoadError(
-            f"{spec.model_id} in {precision.value} agrees with fp32 by {agreement_db:.1f} dB only",
+            f"{spec.model_id} in {precision.value} agrees with fp32 by only {agreement_db:.1f} dB",
             f"at least {MIN_AGREEMENT_DB:.0f} dB",
             "Use fp32.",
         )
@@ -67,9 +69,9 @@ def _run_calibration(model: Graph, spec: ModelSpec) -> npt.NDArray[np.float32]:
     runtime = open_runtime(fuse_frames(model, spec, np.float32).SerializeToString())
     try:
         frames = calibration_frames(_CALIBRATION_SIZE_PX)
-        feeds: dict[str, npt.NDArray[Any]] = (
-            {"frames": frames[:1]} if len(spec.inputs) == 1 else {"frames0": frames[:1], "frames1": frames[1:]}
-        )
+        feeds: dict[str, npt.NDArray[Any]] = {"frames": frames[:1]}
+        if len(spec.inputs) == 2:
+            feeds = {"frames0": frames[:1], "frames1": frames[1:]}
         feeds |= {name: np.full((), param.default, np.float32) for name, param in spec.params.items()}
         return runtime.run(feeds)["output"]
     finally:
@@ -77,7 +79,7 @@ def _run_calibration(model: Graph, spec: ModelSpec) -> npt.NDArray[np.float32]:
 
 
 def calibration_frames(size_px: int) -> npt.NDArray[np.float32]:
-    """Make two neighbouring frames with smooth ramps, edges and texture; the same ones at every call.
+    """Make two neighbouring frames with smooth ramps, edges and texture; every call makes the same frames.
 
     Args:
         size_px: Height and width.

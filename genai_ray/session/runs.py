@@ -1,4 +1,4 @@
-"""Turning a batch of frames into runtime calls: whole frames, pairs or tiles, several at once, those that somebody waits for first."""
+"""Runtime calls for a batch of frames: whole frames, pairs or tiles, several at once, online calls first."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from genai_ray.session.tiling import Tile, split_exactly, split_frame
 __all__ = ["RunPlan", "RunPool", "pad_frames", "run_frames"]
 
 Array = npt.NDArray[Any]
+_Work = tuple[Future[Any], Callable[[], Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +43,19 @@ class RunPlan:
     num_runs: int
     """Calls at the same time."""
     fixed_px: tuple[int | None, int | None] = (None, None)
-    """(height, width) that every call must have; None where it is free."""
+    """(height, width) that every call must have; None for any length."""
     is_online: bool = False
-    """Whether somebody waits for it: its calls overtake others that wait."""
+    """Whether a request waits for the result: its calls overtake those of batch jobs."""
 
     def tiles(self, height_px: int, width_px: int, num_busy: int) -> tuple[Tile | None, ...]:
-        """Return the tiles of a frame, or ``(None,)`` for the frame as it is.
+        """Return the tiles of a frame, or ``(None,)`` for the whole frame.
 
-        A frame that would leave cores idle is cut into one strip a core, where halos cost at most an eighth.
+        A frame that would leave cores idle is cut into one strip per core, if halos cost at most an eighth.
 
         Args:
             height_px: Height of the frame.
             width_px: Width of the frame.
-            num_busy: Frames that are computed together with it, itself included, and calls that go or wait already.
+            num_busy: Frames that are computed together, including this one, and calls that run or wait already.
 
         Returns:
             Tiles in reading order.
@@ -81,18 +82,19 @@ class RunPlan:
 
 
 class RunPool:
-    """Threads that make runtime calls: online ones first, otherwise in the order in which they came.
+    """Threads that make runtime calls: online ones first, otherwise in the order of arrival.
 
     Args:
         num_runs: Calls at the same time.
     """
 
     def __init__(self, num_runs: int) -> None:
-        self._queue: queue.PriorityQueue[tuple[int, int, tuple[Future[Any], Callable[[], Any]] | None]] = (
-            queue.PriorityQueue()
-        )
-        self._numbers, self._process = itertools.count(), os.getpid()
-        self._lock, self._is_closed, self._num_pending = threading.Lock(), False, 0
+        self._queue: queue.PriorityQueue[tuple[int, int, _Work | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._num_pending = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"genai-ray-run-{index}", daemon=True) for index in range(num_runs)
         ]
@@ -101,22 +103,22 @@ class RunPool:
 
     @property
     def num_pending(self) -> int:
-        """Calls that go or wait."""
+        """Calls that run or wait."""
         return self._num_pending
 
     def submit(self, call: Callable[..., Any], *args: Any, is_online: bool) -> Future[Any]:
         """Make a call when a thread is free.
 
         Args:
-            call: What to call.
+            call: The function.
             args: Its arguments.
-            is_online: Whether it overtakes calls that are not.
+            is_online: Whether it overtakes calls that are not online.
 
         Returns:
-            Its result to come.
+            The future of its result.
 
         Raises:
-            InferenceError: If the pool was closed, or this process is a fork of its own, where its threads are not.
+            InferenceError: If the pool is closed, or this process is a fork, which has none of the pool's threads.
         """
         if self._process != os.getpid():
             do = "Open a session in this process, or start processes by 'spawn'."
@@ -130,7 +132,7 @@ class RunPool:
         return future
 
     def close(self) -> None:
-        """Make the calls that wait, then end the threads; a second call does nothing more, nor one in a fork."""
+        """Make the calls that wait, then end the threads; does nothing a second time, or in a fork."""
         if self._process != os.getpid():
             return
         with self._lock:
@@ -143,31 +145,32 @@ class RunPool:
     def _work(self) -> None:
         while (item := self._queue.get()[2]) is not None:
             future, call = item
-            result, error = None, None
+            result: Any = None
+            error: BaseException | None = None
             is_wanted = future.set_running_or_notify_cancel()
             try:
                 result = call() if is_wanted else None
-            except BaseException as exc:  # noqa: BLE001 - it is the caller's, who waits for the future
+            except BaseException as exc:  # noqa: BLE001 - the caller gets it from the future
                 error = exc
             with self._lock:
-                self._num_pending -= 1  # before the caller goes on, whose next frame is to find it free
+                self._num_pending -= 1  # before the caller continues, whose next frame shall find this thread free
             if error is not None:
                 future.set_exception(error)
             elif is_wanted:
                 future.set_result(result)
-            del future, call, item, result, error  # a thread that waits must not keep frames alive
+            del future, call, item, result, error  # an idle thread must not keep frames alive
 
 
 def pad_frames(frames: Array, height_px: int, width_px: int) -> Array:
-    """Extend frames at the right and at the bottom: reflected as far as that goes, then repeated.
+    """Pad frames on the right and at the bottom: reflected as far as possible, then with the edge repeated.
 
     Args:
         frames: Frames (N, H, W, C); not written to.
-        height_px: Height that they get, at least their own.
-        width_px: Width that they get, at least their own.
+        height_px: The new height, at least that of the frames.
+        width_px: The new width, at least that of the frames.
 
     Returns:
-        ``frames`` itself where it fits, else a larger copy.
+        ``frames`` itself if it has this size, else a larger copy.
     """
     for axis, target in ((1, height_px), (2, width_px)):
         length = frames.shape[axis]
@@ -183,21 +186,21 @@ def pad_frames(frames: Array, height_px: int, width_px: int) -> Array:
 def run_frames(
     runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: RunPool
 ) -> int:
-    """Run frames through a fused model and write what comes out.
+    """Run frames through a fused model.
 
     Args:
-        runtime: A model that ``graph.fuse_frames`` made.
+        runtime: A model after ``graph.fuse_frames``.
         frames: Frames (N, H, W, 3), C-contiguous, of the fused model's dtype; may be read-only.
         scalars: Extra inputs by name, shape ().
-        out: Written: (N, s*H, s*W, C), or N - 1 frames for pairs; C-contiguous.
-        plan: How to cut.
-        pool: Where calls run; its size bounds how many at once.
+        out: Gets the results: (N, s*H, s*W, C), or N - 1 frames for pairs; C-contiguous.
+        plan: How to cut the frames.
+        pool: Makes the calls; its size limits how many run at once.
 
     Returns:
-        The number of runtime calls made.
+        The number of runtime calls.
 
     Raises:
-        InferenceError: If the runtime fails; what runs beside it has ended by then.
+        InferenceError: If the runtime fails; by then the other calls have ended.
     """
     tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out) + pool.num_pending)
     calls = [
@@ -227,11 +230,9 @@ def run_frames(
 
 
 def _feeds(frames: Array, start: int, stop: int, tile: Tile | None, plan: RunPlan) -> Iterator[tuple[str, Array]]:
-    window = (
-        (slice(None), slice(None))
-        if tile is None
-        else (slice(tile.rows.start, tile.rows.stop), slice(tile.columns.start, tile.columns.stop))
-    )
+    window = (slice(None), slice(None))
+    if tile is not None:
+        window = (slice(tile.rows.start, tile.rows.stop), slice(tile.columns.start, tile.columns.stop))
     if plan.is_pairs:
         yield "frames0", frames[start:stop, *window]
         yield "frames1", frames[start + 1 : stop + 1, *window]
@@ -246,13 +247,7 @@ def _run_call(
     if tile is None:
         runtime.run(feeds, {"output": out[start:stop]})
         return
-    result = runtime.run({name: np.ascontiguousarray(array) if array.ndim else array for name, array in feeds.items()})[
-        "output"
-    ]
-    s, rows, columns = plan.scale, tile.rows, tile.columns
-    kept = result[
-        :,
-        (rows.keep_start - rows.start) * s : (rows.keep_stop - rows.start) * s,
-        (columns.keep_start - columns.start) * s : (columns.keep_stop - columns.start) * s,
-    ]
-    out[start:stop, rows.keep_start * s : rows.keep_stop * s, columns.keep_start * s : columns.keep_stop * s] = kept
+    contiguous = {name: np.ascontiguousarray(array) if array.ndim else array for name, array in feeds.items()}
+    result = runtime.run(contiguous)["output"]
+    kept = result[:, tile.rows.kept_of_tile(plan.scale), tile.columns.kept_of_tile(plan.scale)]
+    out[start:stop, tile.rows.kept_of_frame(plan.scale), tile.columns.kept_of_frame(plan.scale)] = kept

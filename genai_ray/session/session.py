@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -15,16 +14,16 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.backends import RuntimeSession, Tensors, open_runtime, resolve_device
+from genai_ray.backends import RuntimeSession, TensorInfo, Tensors, open_runtime, resolve_device
 from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError, ResourceExhaustedError
 from genai_ray.graph import Graph, fuse_frames, has_outside_weights, read_model, read_weights
 from genai_ray.inspection import find_model
-from genai_ray.session.copies import Copies
-from genai_ray.session.memory import anonymous_bytes, map_large_blocks, release_freed_memory
 from genai_ray.session.precision import convert_model
+from genai_ray.session.process import anonymous_bytes, count_cores, map_large_blocks, release_freed_memory
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames
 from genai_ray.session.sizing import (
     SessionLimits,
+    Shapes,
     bytes_per_px,
     default_tile_px,
     describe_seams,
@@ -36,7 +35,7 @@ from genai_ray.session.sizing import (
     runs_at_once,
     tile_step,
 )
-from genai_ray.session.warming import Shapes, build_feeds
+from genai_ray.session.variants import Variants
 from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames
 
 __all__ = ["InferenceSession"]
@@ -44,28 +43,28 @@ __all__ = ["InferenceSession"]
 _log = logging.getLogger(__name__)
 
 WARMUP_RUNS = 4
-"""Runs of each thread in warm-up: in one go, so that they meet at their peaks. After three that began together the truth was up to
-17 % more than measured, after these up to 12 %."""
+"""Runs of each thread in warm-up, without a pause, so that their peaks meet. After three runs the true peak was up to
+17 % above the measured one, after four up to 12 %."""
 
 
 class InferenceSession:
-    """One model on one device; safe to use from several threads, which share its bounded number of concurrent runs.
+    """One model on one device. Several threads may use it; they share its limited number of concurrent runs.
 
-    Results do not depend on tiling, on ``run_batch`` or on the number of threads: bit for bit on the CPU provider.
+    Results do not depend on tiling, ``run_batch`` or the number of threads: bit for bit on the CPU provider.
 
     Args:
         model: Catalog id, alias, or path of an .onnx file.
         backend: The runtime.
-        precision: The number format; a converted one is accepted only where it agrees with FP32 by 40 dB.
+        precision: The number format; a converted model must agree with FP32 by at least 40 dB.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
-        threads: CPU threads in all; None for every core this process may use.
+        threads: CPU threads in total; None for every core that this process may use.
         limits: Bytes, sizes and tiling.
 
     Raises:
-        ModelNotFoundError: If no such model or file is known.
-        ModelLoadError: If the model is corrupt, of a wrong sha256, or does not convert.
-        BackendUnavailableError: If the runtime or device is not there.
-        ConfigError: If an option makes no sense.
+        ModelNotFoundError: If there is no such model or file.
+        ModelLoadError: If the model is corrupt, has a wrong sha256, or cannot be converted.
+        BackendUnavailableError: If the runtime or device is not available.
+        ConfigError: If an option is not possible for the model.
         ResourceExhaustedError: If ``limits.max_bytes`` is too little for the model.
 
     Example:
@@ -85,7 +84,8 @@ class InferenceSession:
         threads: int | None = None,
         limits: SessionLimits | None = None,
     ) -> None:
-        self.backend, self.precision = ModelBackend(backend), ModelPrecision(precision)
+        self.backend = ModelBackend(backend)
+        self.precision = ModelPrecision(precision)
         if ModelBackend.AUTO is self.backend or ModelPrecision.AUTO is self.precision:
             raise ConfigError(
                 "backend or precision 'auto' for one session", "a backend and a precision by name", "Use onnx and fp32."
@@ -93,17 +93,14 @@ class InferenceSession:
         map_large_blocks()  # before the file is read
         self.spec, self._path = find_model(model)
         self.limits = limits or SessionLimits()
-        self.threads = (
-            threads or len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else threads or os.cpu_count() or 1
-        )
+        self.threads = threads or count_cores()
         self._asked_device = resolve_device(device, self.backend)
         self._bytes_before = anonymous_bytes()
         self._lock = threading.Lock()
-        self._copies = Copies(self._load, self._may_take)
+        self._variants = Variants(self._load, self._may_take)
         self._precision_db: float | None = None
-        self._frames_done = self._calls_done = 0
+        self._frames_done = 0
+        self._calls_done = 0
         self._seconds_busy = 0.0
         self._peak_bytes = 0
         self._bytes_per_px: float | None = None
@@ -113,14 +110,16 @@ class InferenceSession:
         self.num_runs = runs_at_once(self.spec, self.threads, is_cpu)
         self.run_batch = run_batch_of(self.spec, self.limits, is_cpu)
         self._pool = RunPool(self.num_runs)
-        with self._copies.use("uint8" if self.spec.is_image_model else "raw", int) as first:
-            self.device, self.computes_in = first.device, first.computes_in
+        with self._variants.use("uint8" if self.spec.is_image_model else "raw", int) as runtime:
+            self.device = runtime.device
+            self.computes_in = runtime.computes_in
         self._loaded_bytes = self.memory_bytes
         if self.precision is ModelPrecision.FP16 and self.computes_in == "fp32":
             _log.info("%s: the weights are in fp16, and this device computes in fp32", self.spec.model_id)
-        self.notes = tuple(note for note in (describe_seams(self.spec, self.limits.max_frame),) if note is not None)
-        for note in self.notes:
-            _log.warning("%s", note)
+        seams = describe_seams(self.spec, self.limits.max_frame)
+        if seams is not None:
+            _log.warning("%s", seams)
+        self.notes: tuple[str, ...] = () if seams is None else (seams,)
         self.tile_size_px = self._choose_tile_size()
 
     def infer(self, frames: Frames, params: Mapping[str, float] | None = None, *, is_online: bool = False) -> Frames:
@@ -128,15 +127,15 @@ class InferenceSession:
 
         Args:
             frames: (N, H, W, 3) or one frame (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1]; never written to.
-            params: Extra scalar inputs of the model by name, in the units of its spec; defaults where left out.
-            is_online: Whether somebody waits for it: its runs overtake those that wait and are not.
+            params: Extra scalar inputs of the model by name, in the units of its spec; others have their defaults.
+            is_online: Whether a request waits for the result: its runs overtake those of batch jobs.
 
         Returns:
             Frames of the same dtype: (N, s*H, s*W, 3) for upscaling with scale s (1 for denoising and low light),
             (N-1, H, W, 3) for interpolation, a mask (N, H, W, 1) for background removal; without N for one frame.
 
         Raises:
-            InvalidInputError: If frames or params break the contract, or the model takes no frames.
+            InvalidInputError: If frames or params are invalid, or the model takes no frames.
             ResourceExhaustedError: If the frame needs more than ``limits.max_bytes`` and the model cannot be tiled.
             InferenceError: If the runtime fails or the session is closed.
         """
@@ -146,10 +145,11 @@ class InferenceSession:
         padded = pad_frames(batch, *padded_size(self.spec, *batch.shape[1:3]))
         self._check_room(padded)
         is_pairs = self.spec.task is ModelTask.INTERPOLATION
-        count, scale = len(batch) - is_pairs, self.spec.scale
+        count = len(batch) - is_pairs
+        scale = self.spec.scale
         channels = 1 if self.spec.task is ModelTask.BACKGROUND_REMOVAL else 3
         out = np.empty((count, padded.shape[1] * scale, padded.shape[2] * scale, channels), batch.dtype)
-        with self._copies.use(batch.dtype.name, lambda: self._warm_bytes or self._loaded_bytes) as runtime:
+        with self._variants.use(batch.dtype.name, lambda: self._warm_bytes or self._loaded_bytes) as runtime:
             calls = run_frames(runtime, padded, scalars, out, plan=self._plan(is_online), pool=self._pool)
         if padded is not batch:
             out = np.ascontiguousarray(out[:, : batch.shape[1] * scale, : batch.shape[2] * scale])
@@ -160,11 +160,11 @@ class InferenceSession:
         return out if np.ndim(frames) == out.ndim else out[0]
 
     def run(self, feeds: Tensors, *, is_online: bool = False) -> dict[str, npt.NDArray[Any]]:
-        """Run the model as its file has it: its own names, layouts and ranges; for any ONNX model.
+        """Run any ONNX model with its own tensors: the names, layouts and ranges of its file.
 
         Args:
             feeds: One array for each input of the graph, of its dtype and shape.
-            is_online: Whether somebody waits for it, as in ``infer``.
+            is_online: Whether a request waits for the result, as in ``infer``.
 
         Returns:
             Every output by name.
@@ -180,55 +180,51 @@ class InferenceSession:
         return outputs
 
     def warmup(self) -> None:
-        """Make four of the largest runs on every thread, one after the other, so that speed and ``memory_bytes`` are true from then on.
+        """Make four of the largest runs on every thread; afterwards speed and ``memory_bytes`` are those of real work.
 
-        Frames are those of ``limits``, the model's own tensors those of ``limits.warmup_shapes``, if any.
+        Sizes are those of ``limits``: of frames, and of the model's own tensors in ``limits.warmup_shapes``.
 
         Raises:
             InferenceError: If the runtime fails or the session is closed.
             ModelLoadError: If the model does not take ``limits.warmup_shapes``.
-            ResourceExhaustedError: If it takes more than ``limits.max_bytes``.
+            ResourceExhaustedError: If the session takes more than ``limits.max_bytes``.
         """
         if self.spec.is_image_model:
             height, width = self._largest_run()
             count = WARMUP_RUNS * self.num_runs * self.run_batch + (self.spec.task is ModelTask.INTERPOLATION)
-            frames = np.zeros((count, *padded_size(self.spec, height, width), 3), np.uint8)
-            self.infer(frames)
+            self.infer(np.zeros((count, *padded_size(self.spec, height, width), 3), np.uint8))
             with self._lock:
-                self._frames_done = self._calls_done = 0
-                self._seconds_busy = self._seconds_busy / len(
-                    frames
-                )  # so that the average is known before the first frame
-            del frames
+                self._frames_done = 0
+                self._calls_done = 0
+                self._seconds_busy /= count  # the average latency until the first frame
         for shapes in self.limits.warmup_shapes:
             self._warm_raw(shapes)
         release_freed_memory()
         self._warm = True
-        self._warm_bytes = taken = self.memory_bytes
+        self._warm_bytes = self.memory_bytes
         allowed = self.limits.max_bytes
-        if allowed is not None and taken > allowed:
-            runs = (
-                self._largest_run()
-                if self.spec.is_image_model
-                else [dict(shapes) for shapes in self.limits.warmup_shapes]
+        if allowed is not None and self._warm_bytes > allowed:
+            runs = self._largest_run() if self.spec.is_image_model else [*map(dict, self.limits.warmup_shapes)]
+            raise ResourceExhaustedError(
+                f"{self.spec.model_id} takes {self._warm_bytes} bytes for runs of {runs}",
+                f"{allowed} bytes",
+                "Give it more bytes or smaller runs.",
             )
-            got = f"{self.spec.model_id} takes {taken} bytes at runs of {runs}"
-            raise ResourceExhaustedError(got, f"{allowed} bytes", "Give it more bytes or smaller runs.")
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that this session added to its process, at the most seen so far (other work of the process counts too)."""
+        """Most bytes that this session has added to its process so far; other work of the process counts as well."""
         self._peak_bytes = max(self._peak_bytes, anonymous_bytes() - self._bytes_before)
         return self._peak_bytes
 
     @property
     def is_loading(self) -> bool:
-        """Whether it loads another copy of its model: its file takes memory as well, and is let go afterwards."""
-        return self._copies.is_loading
+        """Whether it is loading another variant of its model; meanwhile the model's file takes memory as well."""
+        return self._variants.is_loading
 
     @property
     def warm(self) -> bool:
-        """Whether ``warmup`` has ended."""
+        """Whether ``warmup`` is done."""
         return self._warm
 
     @property
@@ -238,19 +234,19 @@ class InferenceSession:
 
     @property
     def runtime_calls(self) -> int:
-        """Calls of the runtime since warm-up."""
+        """Runtime calls since warm-up."""
         return self._calls_done
 
     @property
     def avg_latency_ms(self) -> float:
-        """Mean milliseconds a frame took within ``infer``; after warm-up and before the first frame, that of warm-up."""
+        """Mean milliseconds per frame in ``infer``; that of warm-up until the first frame."""
         return 1000 * self._seconds_busy / max(self._frames_done, 1)
 
     def status(self) -> dict[str, Any]:
-        """Return what this session is and has done, fit for JSON.
+        """Describe this session in values that JSON can hold.
 
         Returns:
-            Identity, device, precision (asked for, of the weights, of the arithmetic), sizes, counts, bytes, and notes on the results.
+            Model, device, precision (requested, of the weights, of the arithmetic), sizes, counts, bytes and notes.
         """
         agreement = self._precision_db
         return {
@@ -275,7 +271,7 @@ class InferenceSession:
 
     def close(self) -> None:
         """End the session and give its memory back to the operating system; a second call does nothing."""
-        runtimes = self._copies.close()
+        runtimes = self._variants.close()
         self._pool.close()
         for runtime in runtimes:
             runtime.close()
@@ -319,24 +315,23 @@ class InferenceSession:
     def _warm_raw(self, shapes: Shapes) -> None:
         try:
             with self._use_raw(dict(shapes)) as runtime:
-                feeds = build_feeds(runtime.inputs, shapes)
-                for run in [
-                    self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(WARMUP_RUNS * self.num_runs)
-                ]:
+                feeds = _build_feeds(runtime.inputs, shapes)
+                count = WARMUP_RUNS * self.num_runs
+                runs = [self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(count)]
+                for run in runs:
                     run.result()
         except (InvalidInputError, InferenceError) as exc:
             raise ModelLoadError(f"warmup_shapes {dict(shapes)}: {exc.got}", "shapes that the model runs with") from exc
 
     def _plan(self, is_online: bool) -> RunPlan:
-        spec = self.spec
-        fixed_px, overlap_px = fixed_tile(spec)
+        fixed_px, overlap_px = fixed_tile(self.spec)
         return RunPlan(
-            scale=spec.scale,
-            is_pairs=spec.task is ModelTask.INTERPOLATION,
+            scale=self.spec.scale,
+            is_pairs=self.spec.task is ModelTask.INTERPOLATION,
             run_batch=self.run_batch,
             tile_size_px=self.tile_size_px,
             overlap_px=overlap_px,
-            stride_px=tile_step(spec),
+            stride_px=tile_step(self.spec),
             num_runs=self.num_runs,
             fixed_px=fixed_px,
             is_online=is_online,
@@ -346,22 +341,19 @@ class InferenceSession:
         return largest_run(self.spec, self.limits, self.tile_size_px)
 
     def _choose_tile_size(self) -> int | None:
-        """Return the longest side of a run that is wanted and fits ``limits.max_bytes``; None for whole frames."""
-        asked, radius = self.limits.tile_size_px, self.spec.receptive_field_px or 0
+        """Return the longest side of a run that fits ``limits.max_bytes``; None for whole frames."""
+        asked = self.limits.tile_size_px
         side = default_tile_px(self.spec, self.limits)
         if side is None:
             if asked:
                 raise ConfigError(
                     f"tiles of {asked} px for {self.spec.model_id}, which has a fixed size or sees the whole frame",
-                    "0: none but its own",
+                    "0 (no tiles)",
                 )
             return None
-        least = 2 * radius + 16 * self.spec.tile_stride
+        least = 2 * (self.spec.receptive_field_px or 0) + 16 * self.spec.tile_stride
         if asked is not None and asked < least:
-            raise ConfigError(
-                f"tiles of {asked} px for {self.spec.model_id}",
-                f"at least {least} px: twice its receptive field and some",
-            )
+            raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}", f"{least} px or more")
         room = self._room_for_runs()
         while room is not None and self._run_bytes(side, side) * self.num_runs > room:
             side = side * 7 // 8
@@ -373,25 +365,26 @@ class InferenceSession:
         return side
 
     def _room_for_runs(self) -> int | None:
-        """Return the bytes that runs may take together: what is allowed less the loaded model and the frames that leave."""
+        """Return the bytes left for all runs together, after the loaded model and the results."""
         if self.limits.max_bytes is None:
             return None
         height, width = self.limits.max_frame or (0, 0)
-        leaving = 2 * height * width * 3 * self.spec.scale**2
-        return self.limits.max_bytes - self._loaded_bytes - leaving
+        result_bytes = 2 * height * width * 3 * self.spec.scale**2
+        return self.limits.max_bytes - self._loaded_bytes - result_bytes
 
     def _run_bytes(self, height: int, width: int) -> int:
         """Predict the bytes of one run."""
         if self._bytes_per_px is None:
-            self._bytes_per_px = bytes_per_px(self._fused("uint8"), self.spec)
+            self._bytes_per_px = bytes_per_px(self._build_graph("uint8"), self.spec)
             if self.precision is ModelPrecision.FP16 and self.computes_in == "fp32":
-                self._bytes_per_px *= 2  # the graph's tensors are of half the size of those that are computed
+                self._bytes_per_px *= 2  # the device computes tensors twice as large as those of the graph
         return int(self._bytes_per_px * height * width * self.run_batch)
 
     def _check_room(self, frames: npt.NDArray[Any]) -> None:
-        room, (height, width) = self._room_for_runs(), frames.shape[1:3]
+        room = self._room_for_runs()
         if room is None or self.tile_size_px is not None or self.spec.is_fixed_size:
             return
+        height, width = frames.shape[1:3]
         needed = self._run_bytes(height, width)
         if needed > room:
             raise ResourceExhaustedError(
@@ -399,16 +392,15 @@ class InferenceSession:
                 f"{room} bytes",
             )
 
-    def _fused(self, kind: str) -> Graph:
+    def _build_graph(self, kind: str) -> Graph:
         model = read_model(self._path)
         if self.precision is not ModelPrecision.FP32:
             read_weights(model, self._path)
-        converted, agreement = convert_model(model, self.spec, self.precision)
-        self._precision_db = agreement
+        converted, self._precision_db = convert_model(model, self.spec, self.precision)
         return converted if kind == "raw" else fuse_frames(converted, self.spec, np.dtype(kind))
 
     def _use_raw(self, shapes: Mapping[str, tuple[int, ...]]) -> AbstractContextManager[RuntimeSession]:
-        return self._copies.use("raw", lambda: self._loaded_bytes + self.num_runs * raw_run_bytes(self._path, shapes))
+        return self._variants.use("raw", lambda: self._loaded_bytes + self.num_runs * raw_run_bytes(self._path, shapes))
 
     def _may_take(self, num_bytes: int) -> bool:
         if self.limits.reserve is not None:
@@ -416,15 +408,32 @@ class InferenceSession:
         return self.limits.max_bytes is None or self.memory_bytes + num_bytes <= self.limits.max_bytes
 
     def _load(self, kind: str) -> RuntimeSession:
-        threads = max(self.threads // self.num_runs, 1) if self._asked_device == "cpu" else self.threads
-        model = self._fused(kind)
-        room = None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize()
-        folder = self._path.parent if has_outside_weights(model) else None
+        model = self._build_graph(kind)
         return open_runtime(
             model.SerializeToString(),
             backend=self.backend,
             device=self._asked_device,
-            threads=threads,
-            max_bytes=room,
-            folder=folder,
+            threads=max(self.threads // self.num_runs, 1) if self._asked_device == "cpu" else self.threads,
+            max_bytes=None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize(),
+            folder=self._path.parent if has_outside_weights(model) else None,
         )
+
+
+def _build_feeds(inputs: tuple[TensorInfo, ...], shapes: Shapes) -> dict[str, npt.NDArray[Any]]:
+    """Make zeros, or empty strings, for the inputs of one run; an input whose axes are all fixed needs no shape."""
+    wanted = {info.name: info for info in inputs}
+    given = dict(shapes)
+    unknown = sorted(set(given) - set(wanted))
+    if unknown:
+        raise ModelLoadError(f"warmup_shapes of unknown inputs {unknown}", f"{sorted(wanted)}")
+    feeds = {}
+    for name, info in wanted.items():
+        allowed = [-1 if axis is None else axis for axis in info.shape]
+        shape = given.get(name, tuple(allowed))
+        if len(shape) != len(allowed) or any(
+            size < 1 or axis not in (-1, size) for size, axis in zip(shape, allowed, strict=True)
+        ):
+            got = f"{list(shape)} for input {name!r}" if name in given else f"without input {name!r}"
+            raise ModelLoadError(f"warmup_shapes {got}", f"{allowed}, with a size of 1 or more for each -1")
+        feeds[name] = np.full(shape, "", object) if info.dtype == object else np.zeros(shape, info.dtype)
+    return feeds

@@ -1,4 +1,4 @@
-"""How large the runs of a session are, and what they take: from the spec and the graph, before anything is loaded."""
+"""How large the runs of a session are and what they take: from the spec and the graph, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
-from genai_ray.session.warming import Shapes
 from genai_ray.types import ModelPrecision, ModelTask
 
 __all__ = [
     "SessionLimits",
+    "Shapes",
     "bytes_per_px",
     "can_tile",
     "default_tile_px",
@@ -30,61 +31,65 @@ __all__ = [
     "tile_step",
 ]
 
+Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+"""The shape of each input of one run, by name."""
+
 DEFAULT_TILE_PX = 256
-"""Side of a run where nothing is known of the frames; measured: 240 to 360 cost -8 to +20 % time and a tenth of the memory."""
+"""Side of a run for frames of unknown size; measured: 240 to 360 cost -8 to +20 % time and a tenth of the memory."""
 MAX_TILE_PX = 512
-"""Largest side of a run chosen by itself."""
+"""Largest side of a run that a session chooses."""
 MAX_EXACT_RADIUS_PX = 64
 """Above this radius the halos of exact tiles cost more than the frame, so frames stay whole."""
 RUN_BYTES_FACTOR = 1.5
-"""What the runtime's arena takes over the tensors that live at the same time."""
+"""Bytes of the runtime's arena per byte of the tensors that live at the same time."""
 WEIGHT_BYTES_FACTOR = 2.0
-"""What the runtime takes over the weights as stored: it repacks them for its kernels."""
+"""Bytes of the runtime per byte of stored weights: it repacks them for its kernels."""
 MODEL_BASE_BYTES = 12_000_000
-"""What a loaded model takes whatever its size: the runtime's own structures, measured with nets of 5 KB."""
+"""Bytes of any loaded model: the runtime's own structures, measured with networks of 5 KB."""
 GPU_RUN_BATCH = 4
-"""Frames in one call on a GPU; on a CPU one, since more gain nothing and cost memory in proportion."""
+"""Frames in one call on a GPU; on a CPU it is one, since more are not faster and take more memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """What a session may take; every field None or empty by default, which means automatic."""
+    """What a session may take; every field is None or empty by default, which means automatic."""
 
     max_bytes: int | None = None
-    """Bytes it may add to its process: larger frames are tiled, and what cannot be tiled is refused."""
+    """Bytes that it may add to its process: larger frames are tiled, or refused if the model cannot be tiled."""
     max_frame: tuple[int, int] | None = None
-    """(height, width) in pixels of the largest frame that will come; warm-up prepares for it."""
+    """(height, width) in pixels of the largest expected frame; warm-up runs it."""
     max_batch: int | None = None
     """Most frames in one runtime call."""
     tile_size_px: int | None = None
-    """Longest side of a tile, halo included; 0 for never."""
+    """Longest side of a tile, halo included; 0 for no tiles."""
     warmup_shapes: tuple[Shapes, ...] = ()
-    """Shapes of the model's own tensors that warm-up runs with, one after the other; empty for none: they are not known from the graph."""
+    """Shapes of the model's own tensors that warm-up runs, one after the other; empty for no such runs."""
     reserve: Callable[[int], bool] | None = None
-    """Asked before frames of another dtype, or raw tensors beside frames, need a second copy of the model: whether so many bytes more
-    may be taken. If not, the copies take turns. None to go by ``max_bytes``."""
+    """Tells whether this many more bytes may be taken. The session asks before frames of another dtype, or raw tensors
+    beside frames, need another variant of the model; if not, the variants take turns. None for ``max_bytes`` only."""
 
 
 def can_tile(spec: ModelSpec) -> bool:
-    """Tell whether tiles equal whole frames at a halo worth its cost.
+    """Tell whether tiles equal whole frames and their halo is worth its cost.
 
     Args:
         spec: The model.
 
     Returns:
-        Whether it is tiled at all.
+        Whether frames may be tiled.
     """
     return spec.is_tileable and (spec.receptive_field_px or 0) <= MAX_EXACT_RADIUS_PX
 
 
 def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
-    """Return the size that frames are tiled to because the graph fixes it, and by how much tiles overlap.
+    """Return the size of tiles that the graph fixes, and how far they overlap.
 
     Args:
         spec: The model.
 
     Returns:
-        ((height, width), halo) in pixels; None for a free length. The halo is the receptive field, at the most a quarter of the tile.
+        ((height, width), halo) in pixels; None for a free length. The halo is the receptive field, at most a quarter of
+        the tile.
     """
     if not spec.is_fixed_size or spec.is_resized:
         return (None, None), spec.receptive_field_px or 0
@@ -94,29 +99,33 @@ def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
 
 
 def describe_seams(spec: ModelSpec, frame: tuple[int, int] | None = None) -> str | None:
-    """Say that results of tiles of a fixed size may differ from those of the whole frame.
+    """Warn if tiles of a fixed size may give other results than the whole frame.
 
     Args:
         spec: The model.
-        frame: (height, width) of the frames in pixels; None if frames of any size may come.
+        frame: (height, width) of the frames in pixels; None for frames of any size.
 
     Returns:
-        One sentence; None if tiles overlap by the receptive field, or there is one tile only.
+        One sentence; None if tiles overlap by the receptive field, or one tile is enough.
     """
     size, halo = fixed_tile(spec)
     fits = frame is not None and all(tile is None or length <= tile for tile, length in zip(size, frame, strict=True))
     if not spec.is_image_model or size == (None, None) or fits:
         return None
-    stride, field = tile_step(spec), spec.receptive_field_px
+    stride = tile_step(spec)
+    field = spec.receptive_field_px
     halo = min((tile - max((tile - 2 * halo) // stride, 1) * stride) // 2 for tile in size if tile is not None)
     if field is not None and field <= halo:
         return None
     why = "its receptive field is not known" if field is None else f"its receptive field is {field} px"
-    return f"{Path(spec.model_id).name} takes {size[1] or 'any'}x{size[0] or 'any'} only: frames go in tiles with a halo of {halo} px, {why}; seams may show"
+    return (
+        f"{Path(spec.model_id).name} takes only {size[1] or 'any'}x{size[0] or 'any'}: "
+        f"frames are tiled with a halo of {halo} px, {why}; seams may show"
+    )
 
 
 def padded_size(spec: ModelSpec, height_px: int, width_px: int) -> tuple[int, int]:
-    """Return the size to which frames are extended: one that the model takes, or that tiles of its fixed size cover.
+    """Return the size to which frames are padded: a size that the model takes, or that tiles of its fixed size cover.
 
     Args:
         spec: The model.
@@ -137,7 +146,7 @@ def padded_size(spec: ModelSpec, height_px: int, width_px: int) -> tuple[int, in
 
 
 def tile_step(spec: ModelSpec) -> int:
-    """Return what origins of tiles are multiples of.
+    """Return the number that origins of tiles must be multiples of.
 
     Args:
         spec: The model.
@@ -149,16 +158,18 @@ def tile_step(spec: ModelSpec) -> int:
 
 
 def runs_at_once(spec: ModelSpec, threads: int, is_cpu: bool) -> int:
-    """Return how many runs go at the same time.
+    """Return the number of concurrent runs.
+
+    On a CPU, many runs of one thread are faster than one run of many threads; a model that cannot be tiled needs all
+    cores for its single run. On a GPU two runs let a copy overlap with a run.
 
     Args:
         spec: The model.
-        threads: CPU threads in all.
-        is_cpu: Whether it computes on a CPU, where narrow runs side by side are faster than wide ones; a net that cannot be
-            tiled needs all cores for its single run.
+        threads: CPU threads in total.
+        is_cpu: Whether a CPU computes.
 
     Returns:
-        The number; on a GPU two, so that a copy overlaps a run.
+        The number.
     """
     return (threads if can_tile(spec) else 1) if is_cpu else 2
 
@@ -169,7 +180,7 @@ def run_batch_of(spec: ModelSpec, limits: SessionLimits, is_cpu: bool) -> int:
     Args:
         spec: The model.
         limits: What the session may take.
-        is_cpu: Whether it computes on a CPU.
+        is_cpu: Whether a CPU computes.
 
     Returns:
         The number.
@@ -178,7 +189,7 @@ def run_batch_of(spec: ModelSpec, limits: SessionLimits, is_cpu: bool) -> int:
 
 
 def default_tile_px(spec: ModelSpec, limits: SessionLimits) -> int | None:
-    """Return the longest side of a run that is wanted where bytes are no object.
+    """Return the longest side of a run if memory is no limit.
 
     Args:
         spec: The model.
@@ -195,7 +206,7 @@ def default_tile_px(spec: ModelSpec, limits: SessionLimits) -> int | None:
 
 
 def largest_run(spec: ModelSpec, limits: SessionLimits, tile_size_px: int | None) -> tuple[int, int]:
-    """Return the size of the largest run that is prepared for.
+    """Return the size of the largest run, for which warm-up prepares.
 
     Args:
         spec: The model.
@@ -212,10 +223,10 @@ def largest_run(spec: ModelSpec, limits: SessionLimits, tile_size_px: int | None
 
 
 def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
-    """Predict what one frame of a run takes; tensors grow with the area, so the graph is asked at one size only.
+    """Predict the memory of one frame of a run, from one size: tensors grow with the area.
 
     Args:
-        fused: What ``graph.fuse_frames`` made of the model.
+        fused: The model after ``graph.fuse_frames``.
         spec: The model.
 
     Returns:
@@ -229,7 +240,7 @@ def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
 
 
 def raw_run_bytes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Predict what one run with a model's own tensors takes.
+    """Predict the memory of one run with a model's own tensors.
 
     Args:
         path: The model's file.
@@ -247,18 +258,18 @@ def raw_run_bytes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
 def predict_bytes(
     path: Path, spec: ModelSpec, limits: SessionLimits, *, precision: ModelPrecision, threads: int, is_cpu: bool
 ) -> int:
-    """Predict what a warm session adds to its process, from the file alone.
+    """Predict the memory that a warm session adds to its process, from its file alone.
 
     Args:
         path: The model's file.
         spec: The model.
         limits: What the session may take.
         precision: The number format: half the bytes of weights for FP16 on a GPU, a quarter for INT8.
-        threads: CPU threads of the machine that it goes to.
-        is_cpu: Whether it computes on a CPU.
+        threads: CPU threads of its machine.
+        is_cpu: Whether a CPU computes.
 
     Returns:
-        Bytes: weights, and the activation peak of the largest runs that go at the same time.
+        Bytes of the weights, and of the activations of the largest concurrent runs at their peak.
 
     Raises:
         ModelLoadError: If the file is corrupt.

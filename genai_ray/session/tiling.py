@@ -1,8 +1,8 @@
-"""Cutting a frame into tiles that together equal the whole, bit for bit.
+"""Cuts a frame into tiles that together equal the whole frame, bit for bit.
 
-A tile is handed to the model with a halo of at least the receptive-field radius around the part that is kept; at the
-border of the frame it ends where the frame ends, so that the model's own padding is the same as untiled. Origins are
-multiples of the model's stride. Tiles of a frame have one shape (the last may be less than a stride longer).
+The model gets a tile with a halo of at least the receptive-field radius around the part that is kept. A tile ends at
+the border of the frame, so that the model's own padding is the same as without tiles. Origins are multiples of the
+model's stride. Tiles of a frame have one shape (the last may be less than a stride longer).
 """
 
 from __future__ import annotations
@@ -18,13 +18,35 @@ class Span:
     """One tile along one axis, in input pixels, half-open."""
 
     start: int
-    """First pixel handed to the model."""
+    """First pixel that the model gets."""
     stop: int
-    """One past the last pixel handed to the model."""
+    """One past the last pixel that the model gets."""
     keep_start: int
     """First pixel whose result is kept."""
     keep_stop: int
     """One past the last pixel whose result is kept."""
+
+    def kept_of_frame(self, scale: int) -> slice:
+        """Return where the kept part lies in the resulting frame.
+
+        Args:
+            scale: Output pixels per input pixel.
+
+        Returns:
+            Output pixels.
+        """
+        return slice(self.keep_start * scale, self.keep_stop * scale)
+
+    def kept_of_tile(self, scale: int) -> slice:
+        """Return where the kept part lies in the model's result for this tile.
+
+        Args:
+            scale: Output pixels per input pixel.
+
+        Returns:
+            Output pixels.
+        """
+        return slice((self.keep_start - self.start) * scale, (self.keep_stop - self.start) * scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +60,16 @@ class Tile:
 
 
 def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[Span, ...]:
-    """Cut one axis into the fewest spans of at most about ``tile_size_px``, evenly, overlapping by twice the halo or more.
+    """Cut one axis into the fewest even spans of about ``tile_size_px`` or less, which overlap by at least two halos.
 
     Args:
         length_px: Length of the axis.
-        tile_size_px: Longest span handed to the model, halo included; made long enough to keep one stride of it.
+        tile_size_px: Longest span that the model gets, halo included; longer if less than one stride would be kept.
         overlap_px: Halo on each inner side: the receptive-field radius.
         stride_px: Origins are multiples of it.
 
     Returns:
-        Spans in order; what they keep covers the axis exactly once.
+        Spans in order; their kept parts cover the axis exactly once.
     """
     halo = -(-overlap_px // stride_px) * stride_px
     longest = max(tile_size_px // stride_px * stride_px, 2 * halo + 4 * stride_px)
@@ -73,7 +95,7 @@ def split_exactly(length_px: int, tile_px: int | None, overlap_px: int, stride_p
         stride_px: Origins are multiples of it.
 
     Returns:
-        Spans in order; what they keep covers the axis exactly once.
+        Spans in order; their kept parts cover the axis exactly once.
     """
     if tile_px is None or length_px == tile_px:
         return (Span(0, length_px, 0, length_px),)
@@ -95,12 +117,12 @@ def split_frame(
     Args:
         height_px: Height of the frame.
         width_px: Width of the frame.
-        tile_size_px: Longest side handed to the model, halo included.
+        tile_size_px: Longest side that the model gets, halo included.
         overlap_px: Halo on each inner side: the receptive-field radius.
         stride_px: Origins are multiples of it.
 
     Returns:
-        The tiles; one, the whole frame, when it is small enough.
+        The tiles; a single one, the whole frame, if it is small enough.
     """
     rows = split_length(height_px, tile_size_px, overlap_px, stride_px)
     columns = split_length(width_px, tile_size_px, overlap_px, stride_px)

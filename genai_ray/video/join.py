@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
+from genai_ray.files import sync_file
 from genai_ray.video.container import av_errors, open_video
 from genai_ray.video.info import is_alpha_beside, main_stream
 from genai_ray.video.plan import VideoPlan
@@ -96,7 +96,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             notes = (*_describe(plan, sink, video, late), *moved, *left_out, *order.notes())
             sink.close()
             notes = (*notes, *describe_lost_words(source, {main_stream(source).index, *copies}, partial))
-            _sync(partial)
+            sync_file(partial)
             partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
@@ -266,11 +266,3 @@ def _copied_packets(source: InputContainer, copies: dict[int, Stream], late: Fra
         latest = max(latest, float(time * packet.time_base)) if time is not None else latest
         packet.stream = copies[packet.stream_index]
         yield latest, packet
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

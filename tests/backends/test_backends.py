@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_ray import InferenceSession, ModelBackend, ModelCatalog, ModelPrecision, errors
 from genai_ray.backends import open_runtime, resolve_device
-from genai_ray.backends.convert import to_fp16
+from genai_ray.backends.onnx_runtime import to_fp16
 from genai_ray.graph import fuse_frames, read_model
 
 CATALOG = ModelCatalog.default()

@@ -14,7 +14,7 @@ from common import keep, median
 from serve_common import Target, drive, free_port, infer_request
 
 from genai_ray import InferenceSession, ModelCache
-from genai_ray.catalog import load_serve_profile
+from genai_ray.catalog import ServeProfile
 from genai_ray.serve.deployment.endpoint import Endpoint
 
 MODEL = "websr-x2-l"
@@ -76,7 +76,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (BATCH, 256, 256, 3), np.uint8)
     body, headers = infer_request("frames", rng.integers(0, 256, (1, 144, 176, 3), np.uint8), frames=True)
-    profile = load_serve_profile("default").override(port=free_port(), grpc_port=None, models=(MODEL,))
+    profile = ServeProfile.load("default").override(port=free_port(), grpc_port=None, models=(MODEL,))
     seen: dict[str, list[dict[str, float]]] = {"idle": [], "busy": []}
 
     def ask(kind: str) -> None:

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from serve_common import Target, drive, free_port, infer_request, write_matmul
 
 from genai_ray import ModelCache
-from genai_ray.catalog import load_serve_profile
+from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import CacheOptions, EvictionPolicy
 from genai_ray.serve.deployment.endpoint import _environment
 from genai_ray.serve.deployment.ingress import build_application
@@ -107,7 +107,7 @@ def main() -> None:
         for index, size in enumerate(sizes):
             write_matmul(Path(models, f"m{index:03}.onnx"), size, seed=index)
         with raylets(options.nodes, budget_bytes, Path(state)) as address:
-            profile = load_serve_profile("default").override(
+            profile = ServeProfile.load("default").override(
                 cache="many",
                 port=free_port(),
                 grpc_port=None,

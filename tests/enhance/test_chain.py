@@ -94,6 +94,6 @@ def test_the_report_tells_of_seams_if_a_model_of_a_fixed_size_gets_larger_frames
     assert examine_clip(target, [fixed], options).notes == ()
     planned = examine_clip(target, [spec, fixed], options)
     assert planned.notes == (
-        "websr-x2-s takes 96x64 only: frames go in tiles with a halo of 16 px, its receptive field is not known; seams may show",
+        "websr-x2-s takes only 96x64: frames are tiled with a halo of 16 px, its receptive field is not known; seams may show",
     )
     assert planned.notes[0] in list(_notes(planned, 4))

@@ -9,7 +9,7 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 
-from genai_ray.catalog import ServeProfile, load_serve_profile
+from genai_ray.catalog import ServeProfile
 from genai_ray.serve.engine.statistics import Statistics
 from genai_ray.serve.http.middleware import Middleware
 from genai_ray.serve.http.routes import Operation
@@ -123,7 +123,7 @@ def test_an_open_endpoint_takes_addresses_and_dotless_names(listening):
 
 
 def test_the_cluster_profile_takes_names_of_services():
-    allowed = load_serve_profile("cluster").allowed_hosts
+    allowed = ServeProfile.load("cluster").allowed_hosts
     for host in ("serve-svc", "serve-svc.ml.svc", "serve-svc.ml.svc.cluster.local:8000", "10.4.5.6:8000"):
         assert status_for(host, host="0.0.0.0", allowed_hosts=allowed) == 200
     assert status_for("evil.example", host="0.0.0.0", allowed_hosts=allowed) == 403

@@ -18,7 +18,7 @@ from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 from ray.serve.schema import ServeDeploySchema
 
 from genai_ray import errors
-from genai_ray.catalog import ModelServing, ServeProfile, load_serve_profile
+from genai_ray.catalog import ModelServing, ServeProfile
 from genai_ray.catalog.files import configs_folder
 from genai_ray.serve.deployment.haproxy import ANSWER, rewrite, write_launcher
 from genai_ray.serve.deployment.ingress import main
@@ -256,18 +256,18 @@ def test_all_bodies_may_have_what_one_may_have():
 
 @pytest.mark.parametrize("path", sorted((configs_folder() / "serve").glob("*.yaml")), ids=lambda path: path.stem)
 def test_profiles_load(path):
-    assert load_serve_profile(path.stem).name == path.stem
-    assert load_serve_profile(str(path)).override(port=9).port == 9
+    assert ServeProfile.load(path.stem).name == path.stem
+    assert ServeProfile.load(str(path)).override(port=9).port == 9
 
 
 def test_bad_profiles(tmp_path):
     with pytest.raises(errors.ConfigError, match="cluster, default"):
-        load_serve_profile("fast")
+        ServeProfile.load("fast")
     with pytest.raises(errors.ConfigError, match="port"):
         ServeProfile(name="a").override(port=0)
     (tmp_path / "a.yaml").write_text("name: a\nserving: {precision: auto}\n")
     with pytest.raises(errors.ConfigError, match="not auto"):
-        load_serve_profile(str(tmp_path / "a.yaml"))
+        ServeProfile.load(str(tmp_path / "a.yaml"))
 
 
 def test_who_finds_no_room_waits_in_turn():
@@ -453,4 +453,4 @@ def test_the_cluster_configuration_is_one_that_ray_serve_takes():
     (application,) = schema.applications
     assert import_attr(application.import_path) is main
     assert import_attr(config["grpc_options"]["grpc_servicer_functions"][0]) is add_inference_service
-    assert load_serve_profile(application.args["profile"]).host == schema.http_options.host
+    assert ServeProfile.load(application.args["profile"]).host == schema.http_options.host

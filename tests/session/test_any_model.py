@@ -163,7 +163,7 @@ def save_mean(path, size):
 
 
 def test_tiles_that_may_differ_from_the_whole_frame_are_told_of(tmp_path, caplog):
-    note = "mean.onnx takes 64x48 only: frames go in tiles with a halo of 12 px, its receptive field is not known; seams may show"
+    note = "mean.onnx takes only 64x48: frames are tiled with a halo of 12 px, its receptive field is not known; seams may show"
     with open_session(save_mean(tmp_path / "mean.onnx", (48, 64))) as session:
         assert session.status()["notes"] == [note]
     assert [record.getMessage() for record in caplog.records if "seams" in record.getMessage()] == [note]
@@ -176,7 +176,7 @@ def test_tiles_that_may_differ_from_the_whole_frame_are_told_of(tmp_path, caplog
         wide = session.spec.model_copy(update={"receptive_field_px": 13})
     assert (
         describe_seams(wide)
-        == "near.onnx takes 64x48 only: frames go in tiles with a halo of 12 px, its receptive field is 13 px; seams may show"
+        == "near.onnx takes only 64x48: frames are tiled with a halo of 12 px, its receptive field is 13 px; seams may show"
     )
     assert describe_seams(wide.model_copy(update={"receptive_field_px": 12})) is None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.cluster.messages import LoadRequest, SessionRequest
 from genai_ray.errors import ModelLoadError
 from genai_ray.inspection import find_model
-from genai_ray.session import predict_bytes
+from genai_ray.session import count_cores, predict_bytes
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["CACHE_SHARE", "build_load_request", "is_text", "own_node", "to_request"]
@@ -104,13 +103,12 @@ def _hash_and_predict(request: SessionRequest, spec: ModelSpec) -> tuple[str, in
 def _predict(path: Path, modified_ns: int, request: SessionRequest) -> int:
     del modified_ns  # part of the key
     spec, _ = find_model(request.model)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return predict_bytes(
         path,
         spec,
         request.limits(),
         precision=request.precision,
-        threads=threads,
+        threads=count_cores(),
         is_cpu=not request.device.startswith("cuda"),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import find_facts, temporary_folder
 from genai_ray.inspection import find_model
-from genai_ray.session import InferenceSession, SessionLimits, predict_bytes
+from genai_ray.session import InferenceSession, SessionLimits, count_cores, predict_bytes
 from genai_ray.types import ModelTask
 from genai_ray.video import SegmentWriter, decode_segment
 
@@ -131,7 +130,7 @@ def forecast_videos(
     clips: list[ClipForecast] = []
     seconds_per_px = 0.0
     expected_s = 0.0
-    with ThreadPoolExecutor(max_workers=_cores()) as pool:
+    with ThreadPoolExecutor(max_workers=count_cores()) as pool:
         for target, found in zip(targets, pool.map(examine, targets), strict=True):
             clips.append(_describe(target, found))
             if not isinstance(found, ClipPlan):
@@ -188,7 +187,7 @@ def _predict(plan: ClipPlan, specs: Sequence[ModelSpec]) -> dict[str, int]:
             spec,
             _limits(request),
             precision=request.precision,
-            threads=_cores(),
+            threads=count_cores(),
             is_cpu=not request.device.startswith("cuda"),
         )
     return found
@@ -227,8 +226,4 @@ def _try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> float:
             for frame, pts in zip(frames, plan.pts, strict=False):
                 writer.write(frame, pts)
         alone_s += time.perf_counter() - started
-    return (inferred_s + alone_s / _cores()) / num_frames / _pixels(planned)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (inferred_s + alone_s / count_cores()) / num_frames / _pixels(planned)

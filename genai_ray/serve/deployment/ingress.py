@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from genai_ray.catalog import ServeProfile, load_serve_profile
+from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import ModelCache
 from genai_ray.errors import CacheClosedError, DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 from genai_ray.serve.deployment.app import build_app, list_operations
@@ -228,4 +228,4 @@ def main(args: dict[str, str]) -> serve.Application:
     Returns:
         The application.
     """
-    return build_application(load_serve_profile(args.get("profile", "cluster")))
+    return build_application(ServeProfile.load(args.get("profile", "cluster")))

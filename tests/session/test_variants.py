@@ -1,4 +1,4 @@
-"""Frames of another dtype, and raw tensors, need a copy of the model of their own: it is reserved before it is loaded, or the copies take turns."""
+"""Frames of another dtype, and raw tensors, need a variant of the model: it is reserved before it is loaded, or the variants take turns."""
 
 import multiprocessing
 import threading
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genai_ray import InferenceSession, SessionLimits, errors
-from genai_ray.session.copies import Copies
+from genai_ray.session.variants import Variants
 from tests.cluster.test_copies import SIDE, WEIGHT_BYTES, calls_of, expect
 
 
@@ -17,7 +17,7 @@ def heavy(tmp_path_factory):
     return expect(tmp_path_factory.mktemp("heavy"))
 
 
-def test_a_copy_is_asked_for_before_it_is_loaded(heavy):
+def test_a_variant_is_asked_for_before_it_is_loaded(heavy):
     path, expected = heavy
     asked, taken = [], []
 
@@ -43,14 +43,14 @@ def run_alone(function, *args):
         process.submit(function, *args).result()
 
 
-def use_copies_in_turn(path, expected):
+def use_variants_in_turn(path, expected):
     with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE), reserve=lambda _: False)) as session:
         session.warmup()
         warm = session.memory_bytes
         calls = calls_of(session)
         for name in ("uint16", "raw", "uint8"):
             assert np.array_equal(calls[name](), expected[name])
-            assert session._copies.kinds == (name,)
+            assert session._variants.kinds == (name,)
         assert session.memory_bytes - warm < WEIGHT_BYTES / 2
         with ThreadPoolExecutor(4) as pool:
             found = [(name, pool.submit(calls[name])) for name in [*calls] * 2]
@@ -59,8 +59,8 @@ def use_copies_in_turn(path, expected):
 
 
 @pytest.mark.slow
-def test_copies_take_turns_where_there_is_no_room(heavy):
-    run_alone(use_copies_in_turn, *heavy)
+def test_variants_take_turns_if_there_is_no_room(heavy):
+    run_alone(use_variants_in_turn, *heavy)
 
 
 def use_copies_within_a_limit(path, expected):
@@ -85,17 +85,17 @@ class Runtime:
 
 
 def test_nobody_uses_what_is_closed_and_whoever_waits_ends():
-    copies = Copies(lambda _: Runtime(), lambda _: False)
+    variants = Variants(lambda _: Runtime(), lambda _: False)
     entered, leave = threading.Event(), threading.Event()
 
     def hold():
-        with copies.use("uint8", int) as runtime:
+        with variants.use("uint8", int) as runtime:
             entered.set()
             leave.wait()
             return hasattr(runtime, "is_closed")
 
     def use(kind):
-        with copies.use(kind, int) as runtime:
+        with variants.use(kind, int) as runtime:
             return hasattr(runtime, "is_closed")
 
     with ThreadPoolExecutor(4) as pool:
@@ -110,7 +110,7 @@ def test_nobody_uses_what_is_closed_and_whoever_waits_ends():
         held = pool.submit(hold)
         entered.wait()
         waiting = pool.submit(use, "raw")
-        copies.close()
+        variants.close()
         with pytest.raises(errors.InferenceError, match="closed"):
             waiting.result(60)
         leave.set()

@@ -1,4 +1,4 @@
-"""The loaded forms of one model: uint8, uint16 and float32 frames and raw tensors need one each, and each has the weights."""
+"""The loaded variants of one model: uint8, uint16, float32 frames and raw tensors each need their own, with weights."""
 
 from __future__ import annotations
 
@@ -9,76 +9,79 @@ from contextlib import contextmanager
 
 from genai_ray.backends import RuntimeSession
 from genai_ray.errors import InferenceError
-from genai_ray.session.memory import release_freed_memory
+from genai_ray.session.process import release_freed_memory
 
-__all__ = ["Copies"]
+__all__ = ["Variants"]
 
 
-class Copies:
-    """Loads a form when it is first used; where there is no room for another one, those that are loaded go first.
+class Variants:
+    """Loads a variant at its first use. If there is no room for another one, it first closes those that are loaded.
 
     Args:
-        load: Loads a form.
-        may_take: Asked before a form is loaded beside others: whether so many bytes more may be taken.
+        load: Loads a variant.
+        may_take: Tells whether this many more bytes may be taken; asked before a variant is loaded beside others.
     """
 
     def __init__(self, load: Callable[[str], RuntimeSession], may_take: Callable[[int], bool]) -> None:
-        self._load, self._may_take = load, may_take
+        self._load = load
+        self._may_take = may_take
         self._lock = threading.Lock()
-        self._left = threading.Condition(self._lock)
-        self._door = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._loading = threading.Lock()
         self._runtimes: dict[str, RuntimeSession] = {}
         self._users: Counter[str] = Counter()
-        self._closed = self._is_clearing = False
+        self._is_closed = False
+        self._is_clearing = False
         self.is_loading = False
-        """Whether a form is loaded at the moment; meanwhile its file takes memory as well."""
+        """Whether a variant is loading; meanwhile the model's file takes memory as well."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The forms that are loaded."""
+        """The loaded variants."""
         return tuple(self._runtimes)
 
     @contextmanager
     def use(self, kind: str, num_bytes: Callable[[], int]) -> Iterator[RuntimeSession]:
-        """Use a form; it stays loaded until the block ends.
+        """Use a variant; it stays loaded until the block ends.
 
         Args:
             kind: A dtype of frames, or ``raw``.
-            num_bytes: Tells what it takes, if it has to be loaded.
+            num_bytes: Returns the bytes that the variant takes; called only if it must be loaded.
 
         Yields:
-            The loaded form.
+            The loaded variant.
 
         Raises:
-            InferenceError: If all were closed.
+            InferenceError: If the variants are closed.
             ModelLoadError: If it cannot be loaded.
         """
         with self._lock:
             runtime = None if self._is_clearing else self._enter(kind)
         if runtime is None:
-            with self._door:  # one at a time is loaded, and whoever waits for room is not overtaken
+            with self._loading:  # one load at a time, in the order of arrival
                 runtime = self._open(kind, num_bytes)
         try:
             yield runtime
         finally:
-            with self._left:
+            with self._changed:
                 self._users[kind] -= 1
-                self._left.notify_all()
+                self._changed.notify_all()
 
     def close(self) -> list[RuntimeSession]:
-        """Let nobody in any more.
+        """Refuse further uses.
 
         Returns:
-            What was loaded, for the caller to close when it is idle.
+            The loaded variants; the caller closes them when they are idle.
         """
-        with self._left:
-            self._closed = True
-            runtimes, self._runtimes = self._runtimes, {}
-            self._left.notify_all()
-        return list(runtimes.values())
+        with self._changed:
+            self._is_closed = True
+            runtimes = list(self._runtimes.values())
+            self._runtimes.clear()
+            self._changed.notify_all()
+        return runtimes
 
     def _enter(self, kind: str) -> RuntimeSession | None:
-        if self._closed:
+        if self._is_closed:
             raise InferenceError("a closed session was used", do="Open a new one.")
         runtime = self._runtimes.get(kind)
         if runtime is not None:
@@ -99,7 +102,7 @@ class Copies:
         finally:
             self.is_loading = False
         with self._lock:
-            if not self._closed:
+            if not self._is_closed:
                 self._runtimes[kind] = runtime
                 self._users[kind] += 1
                 return runtime
@@ -107,11 +110,12 @@ class Copies:
         raise InferenceError("a session was closed while it loaded", do="Open a new one.")
 
     def _clear(self) -> None:
-        """Close what is loaded when nobody uses it any more; whoever comes meanwhile waits at the door."""
-        with self._left:
+        """Wait until nobody uses the loaded variants, then close them; new users wait for the load."""
+        with self._changed:
             self._is_clearing = True
-            self._left.wait_for(lambda: self._closed or not any(self._users.values()))
-            runtimes, self._runtimes = self._runtimes, {}  # none, if all were closed meanwhile
+            self._changed.wait_for(lambda: self._is_closed or not any(self._users.values()))
+            runtimes = self._runtimes  # empty if close() came meanwhile
+            self._runtimes = {}
             self._is_clearing = False
         while runtimes:
             runtimes.popitem()[1].close()

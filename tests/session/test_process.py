@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc"
 
 HEAP = """
 import ctypes
-from genai_ray.session.memory import map_large_blocks
+from genai_ray.session.process import map_large_blocks
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]

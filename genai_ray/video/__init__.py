@@ -1,7 +1,14 @@
-"""Video, exactly: plan, decode, encode, join. The only importer of ``av``.
+"""Frame-exact video: plan, decode, encode, join. Only this package imports ``av``.
 
 A video is planned first, from its packets alone: every presentation time in display order. Segments are ranges of that
-plan; a worker decodes its range from the original file, and what it gets is held against the plan.
+plan; a worker decodes its range from the original file and checks the frames against the plan. In the order of data:
+
+``container`` opens files and maps PyAV's errors; ``info`` describes a stream and builds its decoder; ``plan`` makes the
+plan, with ``packets`` (which packet is which frame), ``units`` (units of H.264 and HEVC) and ``truncation`` (is the end
+of the file there). ``decode`` gives the frames of a segment, ``colour`` converts them to RGB and back. ``encode``
+writes a segment with one of ``codecs``; ``join`` writes the result, and ``tracks`` copies everything beside the
+pictures. ``pictures`` writes frames as files of their own. ``reader`` gives users the frames of a video by index or
+time.
 """
 
 from genai_ray.video.codecs import (
@@ -18,10 +25,16 @@ from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment
 from genai_ray.video.encode import Encoding, SegmentWriter, choose_pixel_format, describe_losses, validate_encoding
 from genai_ray.video.info import Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
-from genai_ray.video.pictures import describe_leftovers, folder_of_pictures, read_pictures, write_pictures
+from genai_ray.video.pictures import (
+    decode_png16,
+    describe_leftovers,
+    encode_png16,
+    folder_of_pictures,
+    read_pictures,
+    write_pictures,
+)
 from genai_ray.video.plan import Segment, VideoPlan, plan_video
 from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
-from genai_ray.video.still import decode_png16, encode_png16
 from genai_ray.video.tracks import check_result
 
 __all__ = [

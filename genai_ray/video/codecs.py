@@ -1,9 +1,9 @@
-"""The encoders that results are written with: what each of them can store, where, and how it is told so."""
+"""The encoders: what each of them can store, in which files, and its options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,25 +26,25 @@ __all__ = [
 ]
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
-"""Containers that results are written to."""
+"""Containers of results."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Kinds of picture that a folder of frames is written as."""
+"""Files of a folder of frames."""
 
 SOURCE_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob"),
     *(".flv", ".wmv", ".asf", ".ogv", ".3gp", ".mxf", ".nut", ".y4m"),
 )
-"""Of the files of a folder that are taken for videos."""
+"""Files of a folder that count as videos."""
 
 PICTURE_SUFFIXES = {"png": ".png", "mjpeg": ".jpg"}
-"""Suffix of the pictures of an encoder."""
+"""Suffix of an encoder's pictures."""
 
 TABLE_SUFFIX = ".parquet"
-"""A table of frames."""
+"""Suffix of a table of frames."""
 
 DEFAULT_CODECS = {".webm": "libvpx-vp9", ".png": "png", ".jpg": "mjpeg", ".jpeg": "mjpeg", ".parquet": "png"}
-"""Encoders by suffix of the output where none is asked for; libx264 elsewhere."""
+"""Default encoders by the suffix of the output; libx264 for others."""
 
 CODEC_ALIASES = {
     "h264": "libx264",
@@ -55,7 +55,7 @@ CODEC_ALIASES = {
     "prores": "prores_ks",
     "jpeg": "mjpeg",
 }
-"""Names of the formats for the names of their encoders."""
+"""Encoders by the name of their format."""
 
 _X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 _420, _422, _444 = (tuple(f"yuv{sampling}p{depth}" for depth in ("", "10le")) for sampling in ("420", "422", "444"))
@@ -65,35 +65,35 @@ _WEB = (".mp4", ".mkv", ".webm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """What is known of one encoder."""
+    """What is known about one encoder."""
 
     suffixes: tuple[str, ...]
     """Outputs that take its packets."""
     formats: Mapping[str, tuple[str, ...]]
-    """Pixel formats, fewest bits first, by how chroma is sampled: 420, 422, 444."""
-    alpha_formats: Mapping[str, tuple[str, ...]]
-    """The same with alpha; none where the encoder has none."""
+    """Pixel formats, fewest bits first, by chroma sampling: 420, 422, 444."""
+    alpha_formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The same with alpha; empty if the encoder cannot store alpha."""
     alpha_suffixes: tuple[str, ...] = ()
-    """Outputs that take its packets with alpha; as ``suffixes`` where empty."""
+    """Outputs that take its packets with alpha; if empty, those of ``suffixes``."""
     keeps_sampling: bool = False
-    """Whether chroma is stored as the source has it; elsewhere as players want it, which is 4:2:0 where there is such a format."""
+    """Whether it keeps the chroma sampling of the source; others prefer 4:2:0, which players support best."""
     presets: tuple[str, ...] = ()
-    """Presets from fast to slow, or qualities; none where it has none."""
+    """Presets from fast to slow, or qualities; empty if it has none."""
     preset: str | None = None
-    """Preset where none is asked for."""
+    """Default preset."""
     preset_option: str = "preset"
-    """FFmpeg's name of the option that the preset is."""
+    """FFmpeg's name of the option for the preset."""
     max_crf: int | None = None
-    """Largest constant rate factor; None where it has none."""
+    """Largest constant rate factor; None if it has none."""
     crf: float = 0.0
-    """Constant rate factor where none is asked for."""
+    """Default constant rate factor."""
 
     def options(self, preset: str | None, crf: float | None) -> dict[str, str]:
         """Return FFmpeg's options of quality and speed.
 
         Args:
-            preset: One of ``presets``; None for the usual one.
-            crf: Constant rate factor; None for the usual one.
+            preset: One of ``presets``; None for the default.
+            crf: Constant rate factor; None for the default.
 
         Returns:
             Options by name.
@@ -110,7 +110,6 @@ CODECS = {
     "libx264": Codec(
         suffixes=_MOV,
         formats={"420": _420, "444": _444},
-        alpha_formats={},
         presets=_X_PRESETS,
         preset="medium",
         max_crf=51,
@@ -119,7 +118,6 @@ CODECS = {
     "libx265": Codec(
         suffixes=_MOV,
         formats={"420": _420, "444": _444},
-        alpha_formats={},
         presets=_X_PRESETS,
         preset="medium",
         max_crf=51,
@@ -128,7 +126,6 @@ CODECS = {
     "libsvtav1": Codec(
         suffixes=_WEB,
         formats={"420": _420},
-        alpha_formats={},
         presets=tuple(str(number) for number in range(13, -1, -1)),
         preset="8",
         max_crf=63,
@@ -168,7 +165,7 @@ CODECS = {
         formats={"444": ("rgb24", "rgb48be")},
         alpha_formats={"444": ("rgba", "rgba64be")},
     ),
-    "mjpeg": Codec(suffixes=(".jpg", ".jpeg"), formats={"444": ("yuv444p",)}, alpha_formats={}),
+    "mjpeg": Codec(suffixes=(".jpg", ".jpeg"), formats={"444": ("yuv444p",)}),
 }
 """Encoders by FFmpeg's name."""
 
@@ -176,20 +173,20 @@ CODECS = {
 X265_BLOCK_PX = 64
 
 X265_DELAY_FRAMES = 2
-"""x265 4.2 takes decode times of so few frames from memory that nothing was written to."""
+"""For so few frames, x265 4.2 reads decode times from uninitialised memory."""
 
 FFV1_SLICE_PX = 3_700_000
-"""FFV1 does not open where slices are much larger."""
+"""FFV1 does not open if slices are much larger."""
 
 _FFV1_SLICES = (4, 6, 9, 12, 15, 16, 20, 24, 30, 42, 64)
 
 
 def fixed_options(codec: str, threads: int, pix_fmt: str, size: tuple[int, int]) -> dict[str, str]:
-    """Return what makes an encoder's bytes the same on every run, and what a pixel format needs.
+    """Return the options that a pixel format needs, and those that make an encoder's bytes the same on every run.
 
     Args:
         codec: FFmpeg's name of the encoder.
-        threads: Of one segment.
+        threads: Encoder threads of one segment.
         pix_fmt: FFmpeg's name of the pixel format.
         size: (width, height) in pixels.
 
@@ -197,46 +194,41 @@ def fixed_options(codec: str, threads: int, pix_fmt: str, size: tuple[int, int])
         Options by name.
     """
     if codec == "libx264":
-        return {"x264-params": "asm=avx2"} if _has_avx512() else {}  # with AVX-512 x264's bytes vary for equal frames
+        return {"x264-params": "asm=avx2"} if _has_avx512() else {}  # with AVX-512, x264's bytes vary for equal frames
     if codec == "libx265":
-        # In pictures of one row or column of its largest blocks x265 4.2 decides by memory that nothing was written to.
+        # In pictures of one row or column of its largest blocks, x265 4.2 reads uninitialised memory.
         block = ":ctu=16" if min(size) <= X265_BLOCK_PX else ""
         return {"x265-params": f"log-level=error:frame-threads=1:pools={threads if threads > 1 else 'none'}{block}"}
     if codec == "libsvtav1":
         return {"svtav1-params": f"lp={threads}"}
-    if codec == "libvpx-vp9":  # alternate references are packets of no picture, which would have no alpha beside them
+    if codec == "libvpx-vp9":  # alternate references are packets without a picture, which cannot have alpha
         return {"b": "0", "row-mt": "0"} | ({"auto-alt-ref": "0"} if pix_fmt.startswith("yuva") else {})
     if codec == "ffv1":
-        return {
-            "level": "3",
-            "slices": str(
-                next(
-                    (number for number in _FFV1_SLICES if size[0] * size[1] <= number * FFV1_SLICE_PX), _FFV1_SLICES[-1]
-                )
-            ),
-        }
+        enough = (number for number in _FFV1_SLICES if size[0] * size[1] <= number * FFV1_SLICE_PX)
+        return {"level": "3", "slices": str(next(enough, _FFV1_SLICES[-1]))}
     if codec == "png":
         return {"compression_level": "3"}
     if codec == "mjpeg":
-        return {"flags": "+qscale", "global_quality": str(2 * 118)}  # -q 2, FFmpeg's best but for 1
+        return {"flags": "+qscale", "global_quality": str(2 * 118)}  # -q 2, FFmpeg's second best
     return {"profile": "4444"} if "444" in pix_fmt else {}
 
 
 LOOKAHEAD_FRAMES = 40
-"""What x264's preset medium looks ahead over; other encoders less."""
+"""Lookahead of x264's preset medium; other encoders use less."""
 
 MAX_LOOKAHEAD_PX = LOOKAHEAD_FRAMES * 4096 * 2304
-"""Pixels that an encoder may hold to look ahead; larger pictures get fewer frames of it."""
+"""Most pixels in an encoder's lookahead; larger pictures get fewer frames."""
 
 ENCODER_BYTES_PER_PX = (60, 3)
-"""Most that x264, x265, SVT-AV1 and VP9 were measured to hold for a pixel of 8 bits, and for a pixel of each frame that they look ahead over."""
+"""Most bytes per pixel of 8 bits measured with x264, x265, SVT-AV1 and VP9: for the picture, and for each frame of the
+lookahead."""
 
 MAX_DPB_BLOCKS = 696_320
 """Blocks of 16x16 pixels that a decoder of H.264's highest level keeps (ITU-T H.264, table A-1)."""
 
 
 def bound_options(codec: str, size: tuple[int, int]) -> dict[str, str]:
-    """Return what keeps an encoder of very large pictures from holding dozens of them; nothing up to 4096x2304.
+    """Return options that keep an encoder from holding dozens of very large pictures; none up to 4096x2304.
 
     Args:
         codec: FFmpeg's name of the encoder.
@@ -261,11 +253,11 @@ def bound_options(codec: str, size: tuple[int, int]) -> dict[str, str]:
 
 
 def predict_encoder_bytes(size: tuple[int, int], bit_depth: int) -> int:
-    """Predict what an encoder holds of its pictures.
+    """Predict the memory that an encoder takes for its pictures.
 
     Args:
         size: (width, height) in pixels.
-        bit_depth: Bits of a component.
+        bit_depth: Bits per component.
 
     Returns:
         Bytes.
@@ -279,14 +271,14 @@ def _frames_ahead(size: tuple[int, int]) -> int:
 
 
 def hdr_options(codec: str, hdr: HdrMetadata) -> dict[str, str]:
-    """Return how an encoder is told HDR10's static metadata; empty for those that cannot write it.
+    """Return the options that give HDR10's static metadata to an encoder.
 
     Args:
         codec: FFmpeg's name of the encoder.
         hdr: The metadata.
 
     Returns:
-        Options by name.
+        Options by name; empty if the encoder cannot store the metadata.
     """
     names = {
         "libx264": ("x264-params", "mastering-display", "cll"),
@@ -304,7 +296,8 @@ def hdr_options(codec: str, hdr: HdrMetadata) -> dict[str, str]:
         )
         least, most = (_number(value, nits) for value in hdr.luminance)
         values.append(
-            f"{mastering}=G({green_x},{green_y})B({blue_x},{blue_y})R({red_x},{red_y})WP({white_x},{white_y})L({most},{least})"
+            f"{mastering}=G({green_x},{green_y})B({blue_x},{blue_y})R({red_x},{red_y})"
+            f"WP({white_x},{white_y})L({most},{least})"
         )
     if hdr.light_level:
         values.append(f"{light}={hdr.light_level[0]},{hdr.light_level[1]}")

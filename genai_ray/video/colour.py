@@ -1,7 +1,8 @@
-"""Pictures to RGB and back: 8 bits through swscale, more bits and results of full range through the matrix itself.
+"""Converts pictures to RGB and back: 8 bits with swscale; more bits, and results of full range, with the matrix itself.
 
-swscale's conversions of more than 8 bits neither reach full white nor are they all right (FFmpeg 8), so there it only changes how
-chroma is sampled, which keeps luma as it is, and the matrix of ITU-T H.273 is applied here. Does not cover constant luminance.
+swscale's conversions of more than 8 bits do not reach full white, and some are wrong (FFmpeg 8). There swscale only
+changes the chroma sampling, which leaves luma as it is, and this module applies the matrix of ITU-T H.273. It does not
+support constant luminance.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["JFIF", "SWS_FLAGS", "count_outside", "from_rgb", "read_alpha", "scal
 SWS_FLAGS = (
     Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
-"""How swscale converts, both ways."""
+"""swscale's flags for both directions."""
 
 _SPACES = {
     1: Colorspace.ITU709,
@@ -41,26 +42,26 @@ _BT601_WEIGHTS = (0.299, 0.114)
 """Shares of red and blue in luma (H.273, table 4)."""
 
 JFIF = Colour(5, FULL, 2, 2, False)
-"""What the numbers of a JPEG file mean: BT.601, full range."""
+"""Colour of every JPEG file: BT.601, full range."""
 
 _PEAK = 65535
 
 COUNTED_ROWS = 8
-"""Rows of chroma of which one is looked at for colours that RGB has not."""
+"""One of so many rows of chroma is checked for colours outside the RGB gamut."""
 
 
 def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
     """Convert a decoded picture.
 
     Args:
-        frame: Of any pixel format; alpha is for ``read_alpha``.
-        colour: What its numbers mean.
+        frame: A picture of any pixel format; ``read_alpha`` reads its alpha.
+        colour: Its colour.
 
     Returns:
-        RGB (H, W, 3), C-contiguous: uint8 in [0, 255] for 8 bits a component, else uint16 in [0, 65535].
+        RGB (H, W, 3), C-contiguous: uint8 in [0, 255] for 8 bits per component, else uint16 in [0, 65535].
 
     Raises:
-        VideoError: If the pixel format has no RGB or YUV form of its depth.
+        VideoError: If the pixel format is not supported.
     """
     frame = _place_chroma(frame, colour)
     if max(part.bits for part in frame.format.components) <= 8 and colour.source_matrix != YCGCO:
@@ -76,7 +77,7 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
         return np.ascontiguousarray(rgb.to_ndarray())
     bits = frame.format.components[0].bits
     if frame.format.is_rgb:
-        # swscale leaves half of the last row unwritten if all that it has to do is to drop alpha.
+        # swscale leaves half of the last row unwritten if it only drops alpha.
         planar = frame if frame.format.name == f"gbrap{bits}le" else _resample(frame, f"gbrp{bits}le", colour)
         green, blue, red = (plane.astype(np.float32) for plane in _planes(planar)[:3])
         return _quantise(np.stack([red, green, blue], axis=-1) / (2**bits - 1), _PEAK, np.uint16)
@@ -86,20 +87,21 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
 
 
 def count_outside(frame: av.VideoFrame, colour: Colour) -> tuple[int, int]:
-    """Count pixels that are no colour of RGB by more than its rounding: they are cut to the nearest one, and their luma does not come back.
+    """Count pixels outside the RGB gamut by more than rounding: conversion clips them, and their luma changes.
 
     Args:
         frame: A decoded picture.
-        colour: What its numbers mean.
+        colour: Its colour.
 
     Returns:
-        Such pixels, and the pixels that were looked at: those beside a chroma sample, in one row of chroma of eight; none of a picture
-        that is not planar YUV.
+        Pixels outside, and pixels checked: those beside a chroma sample, in one of eight rows of chroma. No pixel is
+        checked if the picture is not planar YUV.
     """
     if not frame.format.name.startswith("yuv") or frame.format.name.endswith("be"):
         return 0, 0
     luma, cb, cr = _planes(frame)[:3]
-    down, right = -(-luma.shape[0] // cb.shape[0]), -(-luma.shape[1] // cb.shape[1])
+    down = -(-luma.shape[0] // cb.shape[0])
+    right = -(-luma.shape[1] // cb.shape[1])
     picked = (luma[:: COUNTED_ROWS * down, ::right], cb[::COUNTED_ROWS], cr[::COUNTED_ROWS])
     channels = _unmatrix(picked, colour, frame.format.components[0].bits)
     outside = np.abs(np.stack(channels) - 0.5).max(axis=0) > 0.5 + 0.5 / 255
@@ -110,10 +112,11 @@ def read_alpha(frame: av.VideoFrame) -> npt.NDArray[Any]:
     """Read the alpha plane of a decoded picture.
 
     Args:
-        frame: Of a pixel format with alpha.
+        frame: A picture of a pixel format with alpha.
 
     Returns:
-        (H, W, 1), C-contiguous: uint8 in [0, 255] for 8 bits a component, else uint16 in [0, 65535]; 0 is clear.
+        (H, W, 1), C-contiguous: uint8 in [0, 255] for 8 bits per component, else uint16 in [0, 65535]; 0 is
+        transparent.
     """
     bits = frame.format.components[0].bits
     if not frame.format.name.startswith("yuva") or frame.format.name.endswith("be"):
@@ -125,14 +128,14 @@ def read_alpha(frame: av.VideoFrame) -> npt.NDArray[Any]:
 
 
 def scale_alpha(alpha: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """Bring an alpha plane to the size of a result.
+    """Scale an alpha plane to the size of a result.
 
     Args:
         alpha: (h, w, 1), uint8 or uint16.
         size: (width, height) in pixels.
 
     Returns:
-        (height, width, 1) of the same dtype; the same numbers where the size is the same.
+        (height, width, 1) of the same dtype; ``alpha`` itself if it has this size.
     """
     if (alpha.shape[1], alpha.shape[0]) == size:
         return alpha
@@ -146,9 +149,10 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
     """Convert a picture for the encoder.
 
     Args:
-        frame: RGB (H, W, 3), or RGBA (H, W, 4) where the format has alpha; uint8 in [0, 255] or uint16 in [0, 65535], C-contiguous.
-        colour: What the numbers of the result mean; its tags are written on it.
-        pix_fmt: A planar YUV format, with or without alpha, of 8 or 10 bits; or RGB or RGBA, of 8 or 16 bits.
+        frame: RGB (H, W, 3), or RGBA (H, W, 4) for a format with alpha; uint8 in [0, 255] or uint16 in [0, 65535],
+            C-contiguous.
+        colour: Colour of the result, which gets its tags.
+        pix_fmt: A planar YUV format of 8 or 10 bits, with or without alpha; or RGB or RGBA of 8 or 16 bits.
 
     Returns:
         The picture in that format.
@@ -164,9 +168,8 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
 
 def _to_yuv(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFrame:
     bits = av.VideoFormat(pix_fmt).components[0].bits
-    if (
-        frame.dtype == np.uint8 and bits == 8 and colour.range != FULL
-    ):  # of full range swscale cuts chroma instead of rounding it
+    # For full range, swscale truncates chroma instead of rounding it.
+    if frame.dtype == np.uint8 and bits == 8 and colour.range != FULL:
         return _OWN.reformatter.reformat(
             _place_chroma(av.VideoFrame.from_ndarray(frame, format="rgb24"), colour),
             format=pix_fmt,
@@ -180,7 +183,8 @@ def _to_yuv(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFr
     of_red, of_blue = _WEIGHTS.get(colour.matrix, _BT601_WEIGHTS)
     luma = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
     low, luma_span, chroma_span = _levels(colour, bits)
-    middle, peak = 2 ** (bits - 1), 2**bits - 1
+    middle = 2 ** (bits - 1)
+    peak = 2**bits - 1
     kind: Any = np.uint8 if bits == 8 else np.uint16
     planes = (
         luma * luma_span + low,
@@ -194,24 +198,26 @@ def _to_yuv(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFr
 
 
 def _unmatrix(planes: Sequence[npt.NDArray[Any]], colour: Colour, bits: int) -> tuple[npt.NDArray[Any], ...]:
-    """Return red, green and blue of luma and chroma at the same places, in float32; 0 to 1 where they are colours of RGB."""
+    """Convert luma and chroma of the same positions to red, green and blue, float32; 0 to 1 inside the RGB gamut."""
     levels: list[npt.NDArray[Any]] = [plane.astype(np.float32) for plane in planes]
     luma, cb, cr = levels
     low, luma_span, chroma_span = _levels(colour, bits)
     luma = (luma - low) / luma_span
-    cb, cr = (cb - 2 ** (bits - 1)) / chroma_span, (cr - 2 ** (bits - 1)) / chroma_span
+    cb = (cb - 2 ** (bits - 1)) / chroma_span
+    cr = (cr - 2 ** (bits - 1)) / chroma_span
     if colour.source_matrix == YCGCO:  # H.273 has Cg for Cb and Co for Cr
         return luma - cb + cr, luma + cb, luma - cb - cr
     of_red, of_blue = _WEIGHTS.get(colour.matrix, _BT601_WEIGHTS)
-    red, blue = luma + 2 * (1 - of_red) * cr, luma + 2 * (1 - of_blue) * cb
+    red = luma + 2 * (1 - of_red) * cr
+    blue = luma + 2 * (1 - of_blue) * cb
     green = (luma - of_red * red - of_blue * blue) / (1 - of_red - of_blue)
     return red, green, blue
 
 
 def _place_chroma(frame: av.VideoFrame, colour: Colour) -> av.VideoFrame:
-    """Tell swscale where chroma lies or is to lie; it goes by a tag of the frame, and takes the middle where there is none.
+    """Tag a frame with its chroma location; swscale reads the tag, and assumes the centre without one.
 
-    PyAV (18) has no field for the tag, FFmpeg's filter ``setparams`` has. Pictures are not copied.
+    PyAV (18) has no field for the tag, so FFmpeg's filter ``setparams`` sets it. Pictures are not copied.
     """
     graph = _OWN.placing_graph(frame.width, frame.height, frame.format.name, colour.chroma_location)
     graph.push(frame)
@@ -221,7 +227,8 @@ def _place_chroma(frame: av.VideoFrame, colour: Colour) -> av.VideoFrame:
 def _placing_graph(width: int, height: int, pix_fmt: str, location: str) -> Graph:
     graph = Graph()
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat(pix_fmt), time_base=Fraction(1, 1000))
-    setter, sink = graph.add("setparams", f"chroma_location={location}"), graph.add("buffersink")
+    setter = graph.add("setparams", f"chroma_location={location}")
+    sink = graph.add("buffersink")
     source.link_to(setter)
     setter.link_to(sink)
     graph.configure()
@@ -229,7 +236,7 @@ def _placing_graph(width: int, height: int, pix_fmt: str, location: str) -> Grap
 
 
 class _Own(threading.local):
-    """What each thread has of its own: two at a time in one context of swscale end the process, and in one graph get each other's pictures."""
+    """Objects of one thread: two threads in one swscale context crash, and in one graph get each other's pictures."""
 
     def __init__(self) -> None:
         self.reformatter = VideoReformatter()
@@ -240,8 +247,10 @@ _OWN = _Own()
 
 
 def _tag(yuv: av.VideoFrame, colour: Colour) -> av.VideoFrame:
-    yuv.colorspace, yuv.color_range = colour.matrix, colour.range
-    yuv.color_primaries, yuv.color_trc = colour.primaries, colour.transfer
+    yuv.colorspace = colour.matrix
+    yuv.color_range = colour.range
+    yuv.color_primaries = colour.primaries
+    yuv.color_trc = colour.transfer
     return yuv
 
 
@@ -259,10 +268,11 @@ def _fill(plane: Any, values: npt.NDArray[Any]) -> None:
 
 
 def _to_depth(values: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
-    """Bring numbers over the whole range of their dtype to so many bits."""
-    peak, kind = 2**bits - 1, np.uint8 if bits <= 8 else np.uint16
+    """Convert values of the full range of their dtype to this number of bits."""
+    peak = 2**bits - 1
     if np.iinfo(values.dtype).max == peak:
         return np.ascontiguousarray(values)
+    kind = np.uint8 if bits <= 8 else np.uint16
     return _quantise(values.astype(np.float32) / np.iinfo(values.dtype).max, peak, kind)
 
 
@@ -283,7 +293,7 @@ def _quantise(values: npt.NDArray[Any], peak: int, kind: Any) -> npt.NDArray[Any
 
 
 def _resample(frame: av.VideoFrame, pix_fmt: str, colour: Colour) -> av.VideoFrame:
-    """Change how chroma is sampled and components are stored, never their meaning."""
+    """Change the chroma sampling and the storage of components, but not the colour."""
     if frame.format.name == pix_fmt:
         return frame
     space = _SPACES.get(colour.matrix, Colorspace.ITU601)

@@ -1,4 +1,4 @@
-"""Opening files: the one place where PyAV's errors become ours."""
+"""Opens video files, and maps PyAV's errors to ``VideoError``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from genai_ray.files import find_facts, is_remote, open_to_read
 
 __all__ = ["av_errors", "check_container", "explain", "main_stream", "open_video"]
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,nut,dv,rm,ivf,gif,apng,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,obu"
-"""Files that hold their own packets. Playlists, which name other files and hosts, are not among them."""
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,nut,dv,rm,ivf,gif,apng,yuv4mpegpipe,"
+    "h264,hevc,m4v,mpegvideo,obu"
+)
+"""Formats of files that hold their own packets; without playlists, which name other files and hosts."""
 
 _OWN_PACKETS = "MP4, MOV, Matroska, WebM, AVI, MPEG and others that hold their own packets"
 
@@ -28,14 +31,14 @@ def av_errors(path: str | Path, doing: str) -> Iterator[None]:
     """Turn PyAV's errors into ``VideoError``.
 
     Args:
-        path: The file that is worked on, named in the error.
-        doing: What is being done, in the words of the error.
+        path: The file, named in the error.
+        doing: What the block does, for the text of the error.
 
     Yields:
         Nothing.
 
     Raises:
-        VideoError: If PyAV or the file system fails within.
+        VideoError: If PyAV or the file system fails in the block.
     """
     try:
         yield
@@ -46,13 +49,13 @@ def av_errors(path: str | Path, doing: str) -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """Return what an error says, without the numbers and the names of temporary files that FFmpeg and the system add.
+    """Return the text of an error, without the numbers and the names of temporary files that FFmpeg and the system add.
 
     Args:
-        error: Of PyAV or of the file system.
+        error: An error of PyAV or of the file system.
 
     Returns:
-        Its words.
+        The text.
     """
     return getattr(error, "strerror", None) or str(error)
 
@@ -67,16 +70,16 @@ def open_video(
     """Open a file that must have a video stream.
 
     Args:
-        place: Path or URI; of a URI only those blocks are fetched that are read.
-        any_format: Whether a file may name other files and hosts, which are opened then.
-        options: Options of FFmpeg's demuxer, by its names.
+        place: Path or URI; of a remote file, only the blocks that are read are fetched.
+        any_format: Whether the file may name other files and hosts, as playlists do, which are then opened.
+        options: Options of FFmpeg's demuxer by name.
 
     Yields:
         The container, closed at the end.
 
     Raises:
-        VideoError: If it is missing, empty, not a video, or has no video stream or an unknown codec; and for every error of PyAV and of the store
-            within.
+        VideoError: If the file is missing, empty, not a video, without a video stream or of an unsupported codec; or if
+            PyAV or the store fails in the block.
     """
     place = str(place)
     if not is_remote(place) and os.path.exists(place) and not os.path.isfile(place):
@@ -87,44 +90,46 @@ def open_video(
     if facts.size == 0:
         raise VideoError(f"{place}: the file is empty", "a video file")
     with ExitStack() as stack:
-        # A path that begins with "/" is no protocol to FFmpeg, whatever else is in the name.
+        # FFmpeg never takes a path that begins with "/" for a protocol.
         source: Any = stack.enter_context(open_to_read(place)) if is_remote(place) else os.path.abspath(place)
         limits = {} if any_format else _limits(is_remote=is_remote(place))
         stack.enter_context(av_errors(place, "reading"))
         try:
             container: InputContainer = stack.enter_context(av.open(source, options={**limits, **(options or {})}))
         except av.FFmpegError as exc:
-            if limits and isinstance(exc, av.ArgumentError):  # so FFmpeg says that a format is not in the list
-                do = "Playlists and the like name other files and hosts: pass --any-format (any_format=True) if you trust this one."
+            if limits and isinstance(exc, av.ArgumentError):  # FFmpeg's error for a format that is not in the whitelist
+                do = (
+                    "Playlists and similar files name other files and hosts: "
+                    "pass --any-format (any_format=True) if you trust this one."
+                )
                 raise VideoError(f"{place}: a format that is not read", _OWN_PACKETS, do) from exc
             raise VideoError(
                 f"{place}: not a video, or cut before its index ({explain(exc)})", "a file that FFmpeg can read"
             ) from exc
         if not _moving_pictures(container):
             raise VideoError(
-                f"{place}: no video stream (it has {len(container.streams.audio)} of audio)", "a file with a picture"
+                f"{place}: no video stream ({len(container.streams.audio)} audio streams)", "a file with a video stream"
             )
         if main_stream(container).codec_context is None:
             raise VideoError(
-                f"{place}: its video is of a codec that this build of FFmpeg has not",
-                do="Convert it to another codec first.",
+                f"unsupported video codec in {place}", "the codecs of this FFmpeg", "Convert it to another codec first."
             )
         yield container
 
 
 def _limits(*, is_remote: bool) -> dict[str, str]:
-    """Return options that keep FFmpeg from opening anything but the file itself; one that is remote is not opened by FFmpeg."""
+    """Return options that keep FFmpeg from opening other files; it does not open remote files at all."""
     return {"format_whitelist": CONTAINERS, "protocol_whitelist": "none" if is_remote else "file"}
 
 
 def main_stream(container: InputContainer) -> VideoStream:
-    """Return the stream that is the video: no cover picture; if there are several, one that is marked as default, and the largest of those.
+    """Return the main video stream, never a cover picture.
 
     Args:
         container: An open container with a video stream.
 
     Returns:
-        The stream; of several alike the first.
+        Of several streams the largest one marked as default, else the largest; of equal ones the first.
     """
 
     def rank(stream: VideoStream) -> tuple[bool, bool, int]:
@@ -140,18 +145,18 @@ def _moving_pictures(container: InputContainer) -> list[VideoStream]:
 
 
 def check_container(path: Path) -> None:
-    """Check that a file which a stranger sent is a video that holds its own packets; nothing that it might name is opened.
+    """Check that an untrusted file is a video that holds its own packets; no file that it names is opened.
 
     Args:
         path: The file.
 
     Raises:
-        VideoError: If it is empty, no video, a playlist, or of a kind that is not taken from strangers.
+        VideoError: If it is empty, not a video, a playlist, or of an unsupported format.
     """
     try:
         with av.open(os.path.abspath(path), options=_limits(is_remote=False)) as container:
             has_video = bool(container.streams.video)
     except (av.FFmpegError, OSError, ValueError) as exc:
-        raise VideoError(f"{path}: no video that is taken here ({exc})", _OWN_PACKETS) from exc
+        raise VideoError(f"{path}: not a supported video ({exc})", _OWN_PACKETS) from exc
     if not has_video:
-        raise VideoError(f"{path}: no video stream", "a file with a picture")
+        raise VideoError(f"{path}: no video stream", "a file with a video stream")

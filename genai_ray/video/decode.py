@@ -1,4 +1,4 @@
-"""Frames of a segment, exactly those of the plan, as RGB."""
+"""Decodes exactly the planned frames of a segment, as RGB."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from genai_ray.video.plan import Segment, VideoPlan
 __all__ = ["DecodedFrame", "decode_frames", "decode_segment"]
 
 SEEK_TRIES = 2
-"""Key frames that are sought before decoding starts at the beginning."""
+"""Key frames to which decoding seeks before it starts at the beginning of the file."""
 
 COUNT_EVERY = 32
-"""Frames of which one is looked at for colours that RGB has not; all of them would take a tenth of the time of decoding."""
+"""One of so many frames is checked for colours outside the RGB gamut; to check all would add a tenth to decoding."""
 
 SEEK_BEYOND_FRAMES = 32
-"""Frames that are decoded for nothing rather than opening the file anew."""
+"""Most frames that are decoded and dropped; for more, opening the file again and seeking is cheaper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +42,33 @@ class DecodedFrame:
     pts: int
     """Presentation time in the plan's ``time_base`` units."""
     frame: npt.NDArray[Any]
-    """RGB (H, W, 3), C-contiguous: uint8, or uint16 in [0, 65535] where the source has more than 8 bits."""
+    """RGB (H, W, 3), C-contiguous: uint8, or uint16 in [0, 65535] if the source has more than 8 bits."""
     alpha: npt.NDArray[Any] | None = None
-    """(H, W, 1) of the same dtype, 0 for clear; None where the source has none."""
+    """(H, W, 1) of the same dtype, 0 for transparent; None if the source has no alpha."""
     outside: tuple[int, int] = (0, 0)
-    """Pixels that are no colour of RGB, and pixels that were looked at for it: none in most frames, see ``COUNT_EVERY``."""
+    """Pixels outside the RGB gamut, and pixels checked for it: none in most frames, see ``COUNT_EVERY``."""
 
 
 def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool = False) -> Iterator[DecodedFrame]:
-    """Decode one segment from the original file: from the key frame at or before it, dropping what is before it.
+    """Decode one segment from the original file: from the key frame at or before it, without the frames before it.
 
     Args:
         plan: The planned video.
         segment: The range.
-        allow_truncated: Whether to end at the last frame that decodes instead of failing, and take damaged frames as the decoder patches them.
-            A frame that is missing before others that decode is an error all the same: what follows would be lost.
+        allow_truncated: Whether to end at the last frame that decodes instead of failing, and to take damaged frames as
+            the decoder repairs them. A missing frame before others that decode is still an error: the others would be
+            lost.
 
     Yields:
         The frames of the range in display order, with the planned times.
 
     Raises:
-        VideoError: If a frame is missing, additional, of another size, or does not decode; names the file and the counts. If the file
-            cannot be read, whatever is allowed: that is no end of the video.
+        VideoError: If a frame is missing, not planned, of another size, or does not decode; the error has the file and
+            the counts. Also if the file cannot be read, even with ``allow_truncated``.
     """
     wanted = plan.pts[segment.start : segment.stop]
-    position, unplanned = 0, None
+    position = 0
+    unplanned = None
     try:
         for frame in _decode_from(plan, segment.start):
             if frame.pts is None or frame.pts < wanted[0]:
@@ -93,8 +95,8 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
     if unplanned is not None:
         raise VideoError(
             f"{plan.path}: frame {segment.start + position} has pts {unplanned}",
-            f"pts {wanted[position]}, as planned",
-            f"Write what decodes to a new file first: ffmpeg -i {plan.path} -c:v ffv1 -c:a copy decoded.mkv",
+            f"the planned pts {wanted[position]}",
+            f"Write the frames that decode to a new file first: ffmpeg -i {plan.path} -c:v ffv1 -c:a copy decoded.mkv",
         )
     if position < len(wanted) and not allow_truncated:
         raise VideoError(
@@ -104,7 +106,8 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
 
 
 def _to_arrays(frame: av.VideoFrame, index: int, info: VideoInfo, outside: tuple[int, int] = (0, 0)) -> DecodedFrame:
-    rgb, alpha = to_rgb(frame, info.colour), read_alpha(frame) if info.has_alpha else None
+    rgb = to_rgb(frame, info.colour)
+    alpha = read_alpha(frame) if info.has_alpha else None
     if info.is_mirrored:
         rgb = np.ascontiguousarray(rgb[:, ::-1])
         alpha = None if alpha is None else np.ascontiguousarray(alpha[:, ::-1])
@@ -112,34 +115,34 @@ def _to_arrays(frame: av.VideoFrame, index: int, info: VideoInfo, outside: tuple
 
 
 def _is_reading_at_fault(error: VideoError, path: str) -> bool:
-    """Tell a file that is gone, or whose disk or store fails, from pictures that do not decode."""
+    """Tell whether the file is gone or its disk or store fails; if not, pictures do not decode."""
     cause = error.__cause__
     if cause is None:
         return find_facts(path) is None
     if isinstance(cause, av.FFmpegError):
-        return (
-            isinstance(cause, OSError) and cause.errno != errno.EPERM
-        )  # -1, which old decoders say of a damaged picture
+        # Old decoders report a damaged picture as -1, which is EPERM.
+        return isinstance(cause, OSError) and cause.errno != errno.EPERM
     return True
 
 
 def _check_frame(frame: av.VideoFrame, index: int, plan: VideoPlan, allow_damaged: bool) -> None:
-    info, parts = plan.info, frame.format.components
+    info = plan.info
+    parts = frame.format.components
     where = f"{plan.path}: frame {index} at {float(plan.pts[index] * info.time_base):.3f} s"
     if (frame.width, frame.height) != (info.width, info.height):
         raise VideoError(f"{where} is {frame.width}x{frame.height}", f"{info.width}x{info.height} throughout")
     if parts[0].bits != info.bit_depth or any(part.is_alpha for part in parts) != info.has_alpha:
         raise VideoError(f"{where} is {frame.format.name}", f"{info.pix_fmt} throughout")
     if frame.is_corrupt and not allow_damaged:
-        raise VideoError(f"{where} is damaged", do="Pass --allow-truncated to enhance it as the decoder patches it.")
+        raise VideoError(f"{where} is damaged", do="Pass --allow-truncated to enhance it as the decoder repairs it.")
 
 
 def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFrame]:
-    """Decode chosen frames; those between them are decoded only where the codec needs them, and key frames alone need none.
+    """Decode chosen frames. Frames between them are decoded only if the codec needs them; key frames need none.
 
     Args:
         plan: The planned video.
-        indices: Positions in display order, rising.
+        indices: Positions in display order, ascending.
 
     Yields:
         The frames, with the planned times.
@@ -149,7 +152,8 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
     """
     runs: list[list[int]] = []
     for index in indices:
-        # A key frame between two chosen ones makes it cheaper to seek than to decode on, where it is far enough to pay for opening.
+        # If a key frame lies far enough after the last chosen frame, opening the file and seeking is cheaper than
+        # decoding.
         last = runs[-1][-1] if runs else 0
         near = plan.keys[max(bisect.bisect_right(plan.keys, index) - 1, 0)] if plan.keys else 0
         if not runs or near > last + SEEK_BEYOND_FRAMES:
@@ -173,7 +177,7 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
 
 
 def _decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Iterator[av.VideoFrame]:
-    """Decode from the key frame at or before a frame; where a seek misses it (MPEG-TS has no index), from an earlier one."""
+    """Decode from the key frame at or before a frame, or an earlier one if a seek misses it (MPEG-TS has no index)."""
     before = bisect.bisect_right(plan.keys, start)
     for key in (*reversed(plan.keys[max(before - SEEK_TRIES, 0) : before]), 0):
         with open_video(plan.path, any_format=plan.any_format) as container:
@@ -194,14 +198,14 @@ def _decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Ite
 
 
 def _give_times(plan: VideoPlan, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Give frames their planned times, where those are not the decoder's."""
+    """Give frames their planned times, if these differ from those of the decoder."""
     if not plan.is_counted and plan.decoded_pts is plan.pts:
         yield from frames
         return
     seen: Counter[int] = Counter()
     for number, frame in enumerate(frames):
         index = number
-        if not plan.is_counted and frame.pts is not None:  # of several of one time, each is the next one
+        if not plan.is_counted and frame.pts is not None:  # frames of equal times follow each other
             index = bisect.bisect_left(plan.decoded_pts, frame.pts) + seen[frame.pts]
             seen[frame.pts] += 1
         is_planned = index < len(plan.pts) and (plan.is_counted or plan.decoded_pts[index] == frame.pts)

@@ -1,4 +1,4 @@
-"""Encoding one segment: RGB frames to a stream of packets in a file of its own."""
+"""Encodes the RGB frames of one segment into a file."""
 
 from __future__ import annotations
 
@@ -38,20 +38,22 @@ __all__ = ["Encoding", "SegmentWriter", "add_encoder", "choose_pixel_format", "d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """How results are encoded; part of what a segment's bytes depend on."""
+    """How results are encoded; a segment's bytes depend on all of it."""
 
     codec: str | None = None
-    """FFmpeg's name of the encoder, or h264, hevc, av1, vp9, prores, jpeg; None for what the output's suffix stands for, elsewhere libx264."""
+    """FFmpeg's name of the encoder, or h264, hevc, av1, vp9, prores, jpeg; None for the default of the output's
+    suffix."""
     preset: str | None = None
     """The encoder's preset (VP9: cpu-used, ProRes: profile); None for medium, 8 (AV1), 4 (VP9), hq (ProRes)."""
     crf: float | None = None
     """Constant rate factor; None for 18 (H.264), 20 (HEVC), 24 (AV1, VP9); FFV1, ProRes and pictures have none."""
     threads: int = 1
-    """Encoder threads of one segment; x264's bytes depend on it, so it is never automatic."""
+    """Encoder threads of one segment; never automatic, because x264's bytes depend on it."""
     bit_depth: int | None = None
-    """Bits a component; None for as many as the source has, as near as the encoder comes to it."""
+    """Bits per component; None for the depth of the source, or the closest that the encoder supports."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """More options of the encoder by FFmpeg's names; they win over what is written here, and join lists such as x264-params."""
+    """More options of the encoder by FFmpeg's names; they override other options, and are appended to lists such as
+    x264-params."""
 
     @property
     def encoder(self) -> str:
@@ -69,28 +71,28 @@ class Encoding:
         return bool(hdr_options(self.encoder, HdrMetadata(None, None, (1, 1))))
 
     def fit(self, suffix: str) -> Encoding:
-        """Fill in the encoder that an output's suffix stands for, where none was asked for.
+        """Set the default encoder of an output's suffix if no encoder is set.
 
         Args:
-            suffix: Of the output, lower case, with its dot.
+            suffix: Suffix of the output, lower case, with its dot.
 
         Returns:
-            The settings, with a codec.
+            The settings with a codec.
         """
         return replace(self, codec=self.codec or DEFAULT_CODECS.get(suffix, "libx264"))
 
 
 def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = False) -> None:
-    """Check at the start what would fail an hour later; the encoder is opened once.
+    """Check settings before a job starts; this opens the encoder once.
 
     Args:
         encoding: The settings.
-        suffix: Of the output, lower case, with its dot.
-        has_alpha: Whether alpha is to be stored.
+        suffix: Suffix of the output, lower case, with its dot.
+        has_alpha: Whether alpha is stored.
 
     Raises:
-        ConfigError: If encoder, preset, CRF, threads, bit depth, options or suffix are not what is written here, or the
-            encoder is not in this build, does not open, or has no alpha.
+        ConfigError: If a setting or the suffix is wrong, or this build of FFmpeg has no such encoder, or the encoder
+            does not open or cannot store alpha.
     """
     encoding = encoding.fit(suffix)
     known = (*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX)
@@ -108,12 +110,12 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
         raise ConfigError(f"{encoding.codec} in {suffix}", " or ".join(codec.suffixes))
     if encoding.preset is not None and encoding.preset not in codec.presets:
         raise ConfigError(
-            f"preset {encoding.preset!r}", ", ".join(codec.presets) or f"none, since {encoding.codec} has none"
+            f"preset {encoding.preset!r}", ", ".join(codec.presets) or f"no preset: {encoding.codec} has none"
         )
     if encoding.crf is not None and (codec.max_crf is None or not 0 <= encoding.crf <= codec.max_crf):
         raise ConfigError(
             f"crf {encoding.crf}",
-            f"none, since {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}",
+            f"no crf: {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}",
         )
     if encoding.threads < 1:
         raise ConfigError(f"encoder threads {encoding.threads}", "1 or more")
@@ -123,12 +125,12 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
 
 
 def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, *, has_alpha: bool = False) -> str:
-    """Choose what pictures are stored as, and check that the encoder takes it.
+    """Choose the pixel format of the result, and check that the encoder supports it.
 
     Args:
         encoding: The settings, validated.
-        size: (width, height) in pixels; odd sizes are stored as 4:4:4, since 4:2:0 has no odd ones.
-        source: Pixel format of the source, whose depth is kept, and whose sampling of chroma by encoders without loss.
+        size: (width, height) in pixels; odd sizes are stored as 4:4:4, because 4:2:0 needs even sizes.
+        source: Pixel format of the source; its depth is kept, and its chroma sampling if the encoder is lossless.
         has_alpha: Whether alpha is stored.
 
     Returns:
@@ -158,7 +160,7 @@ def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, 
     known = {item.name for item in av.Codec(encoding.encoder, "w").video_formats or ()}
     if known and chosen not in known:
         raise ConfigError(
-            f"{encoding.encoder} with {chosen}, which this build of it lacks", do="Ask for another bit depth or codec."
+            f"{encoding.encoder} with {chosen}, which this build of it lacks", do="Choose another bit depth or codec."
         )
     return chosen
 
@@ -193,8 +195,12 @@ def _options(encoding: Encoding, pix_fmt: str, size: tuple[int, int], info: Vide
 
 def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
     context: Any = av.CodecContext.create(encoding.encoder, "w")
-    context.width, context.height, context.pix_fmt, context.time_base = 128, 128, pix_fmt, Fraction(1, 25)
-    context.framerate, context.thread_count = Fraction(25), encoding.threads
+    context.width = 128
+    context.height = 128
+    context.pix_fmt = pix_fmt
+    context.time_base = Fraction(1, 25)
+    context.framerate = Fraction(25)
+    context.thread_count = encoding.threads
     if encoding.encoder == "mjpeg":
         JFIF.tag(context)
     context.options = _options(encoding, pix_fmt, (context.width, context.height))
@@ -211,7 +217,7 @@ def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
 
 
 def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) -> Iterator[str]:
-    """Say what of a source's pictures an encoder cannot store.
+    """Say what the encoder cannot keep of a source's pictures.
 
     Args:
         info: The source.
@@ -228,10 +234,11 @@ def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) 
     stored = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
     bits = av.VideoFormat(stored).components[0].bits
     if info.bit_depth > bits:
-        yield f"{info.bit_depth} bits a component were reduced to {bits}"
+        yield f"{info.bit_depth} bits per component were reduced to {bits}"
     if info.has_alpha and not has_alpha:
-        yield f"alpha was left out: {encoding.encoder} has none"
-    before, after = _sampling_of(info.pix_fmt), _sampling_of(stored)
+        yield f"alpha was left out: {encoding.encoder} cannot store it"
+    before = _sampling_of(info.pix_fmt)
+    after = _sampling_of(stored)
     if before > after and size == (info.width, info.height):
         yield f"chroma was reduced from 4:{before[1]}:{before[2]} to 4:{after[1]}:{after[2]}"
     if info.is_interlaced:
@@ -240,23 +247,23 @@ def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) 
     if colour.source_matrix == YCGCO:
         yield f"YCgCo colour: stored and tagged as {colour.standard}"
     elif colour.source_matrix is not None:
-        yield f"colours of matrix {colour.source_matrix} (ITU-T H.273) were read as {colour.standard}, which is not the same"
+        yield f"colours of matrix {colour.source_matrix} (ITU-T H.273) were read as {colour.standard}, which differs"
     yield from (f"{words} in the video stream were left out" for words in info.unkept)
     if info.hdr is not None and not encoding.has_hdr:
         yield f"HDR10's static metadata was left out: {encoding.encoder} cannot store it"
 
 
 class SegmentWriter:
-    """Encodes frames of one segment; the file is whole when the block ends without an error, and gone otherwise.
+    """Encodes frames of one segment. The file is whole if the block ends without an error, else it is removed.
+
+    PNG and JPEG have no tag for rotation here: their frames are rotated as a player would.
 
     Args:
-        path: Where packets go, in FFmpeg's NUT format, which keeps any time base exactly.
-        info: The source: its times, colour and aspect are kept.
-        size: (width, height) of the frames in pixels, unturned.
+        path: The file, in FFmpeg's NUT format, which keeps any time base exactly.
+        info: The source; its times, colour and aspect ratio are kept.
+        size: (width, height) of the frames in pixels, before rotation.
         encoding: The settings.
         has_alpha: Whether frames have alpha.
-
-    Pictures have no tag for rotation: frames of PNG and JPEG are turned as a player would.
 
     Raises:
         ConfigError: If the encoder has no pixel format for the size, the bit depth or alpha.
@@ -266,12 +273,16 @@ class SegmentWriter:
     def __init__(
         self, path: Path, *, info: VideoInfo, size: tuple[int, int], encoding: Encoding, has_alpha: bool = False
     ) -> None:
-        self.path, self.info, self.size, self.has_alpha = path, info, size, has_alpha
-        self.turns, self.colour = _turns_of(encoding, info), _colour_of(encoding, info)
+        self.path = path
+        self.info = info
+        self.size = size
+        self.has_alpha = has_alpha
+        self.turns = _turns_of(encoding, info)
+        self.colour = _colour_of(encoding, info)
         self._num_frames = 0
         pix_fmt = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
         with av_errors(path.parent, "opening a segment for writing"):
-            # Each packet is written as it comes: how far a segment is can be seen from outside, at no measurable cost.
+            # Each packet is written at once: the progress of a segment shows in its file, at no measurable cost.
             self._sink = av.open(
                 str(path),
                 "w",
@@ -285,10 +296,10 @@ class SegmentWriter:
 
         Args:
             frame: RGB (H, W, 3), or RGBA (H, W, 4) with alpha; uint8 or uint16, C-contiguous, of the writer's size.
-            pts: Presentation time in the source's ``time_base`` units; larger than the one before.
+            pts: Presentation time in the source's ``time_base`` units, greater than that of the frame before.
 
         Raises:
-            InvalidInputError: If the frame is not of the writer's size.
+            InvalidInputError: If the frame has another size or dtype.
             VideoError: If the encoder fails.
         """
         shape = (self.size[1], self.size[0], 4 if self.has_alpha else 3)
@@ -298,7 +309,8 @@ class SegmentWriter:
             if self.turns:
                 frame = np.ascontiguousarray(np.rot90(frame, self.turns))
             picture = from_rgb(frame, self.colour, str(self._stream.pix_fmt))
-            picture.pts, picture.time_base = pts, self.info.time_base
+            picture.pts = pts
+            picture.time_base = self.info.time_base
             self._sink.mux(self._stream.encode(picture))
             self._num_frames += 1
 
@@ -326,7 +338,7 @@ class SegmentWriter:
         packet: Any
         for packet in self._stream.encode(None):
             if self._num_frames <= X265_DELAY_FRAMES:
-                packet.dts = packet.pts  # none is out of display order
+                packet.dts = packet.pts  # so few packets are in display order
             self._sink.mux(packet)
 
 
@@ -338,20 +350,22 @@ def add_encoder(
     Args:
         sink: The container.
         encoding: The settings.
-        info: The source: its times, colour and aspect are kept.
-        size: (width, height) of the frames in pixels, unturned.
-        pix_fmt: What frames are stored as, of ``choose_pixel_format``.
+        info: The source; its times, colour and aspect ratio are kept.
+        size: (width, height) of the frames in pixels, before rotation.
+        pix_fmt: Result of ``choose_pixel_format``.
 
     Returns:
         The stream; its encoder is not open yet.
     """
-    (width, height), is_turned = size, bool(_turns_of(encoding, info) % 2)
+    is_turned = bool(_turns_of(encoding, info) % 2)
     stream: Any = sink.add_stream(
         encoding.encoder, rate=info.average_rate, options=_options(encoding, pix_fmt, size, info)
     )
-    stream.width, stream.height, stream.pix_fmt = *((height, width) if is_turned else (width, height)), pix_fmt
+    stream.width, stream.height = reversed(size) if is_turned else size
+    stream.pix_fmt = pix_fmt
     codec = stream.codec_context
-    codec.time_base, codec.framerate = Fraction(info.time_base), Fraction(info.average_rate)
+    codec.time_base = Fraction(info.time_base)
+    codec.framerate = Fraction(info.average_rate)
     codec.thread_count = encoding.threads
     codec.sample_aspect_ratio = 1 / info.sample_aspect_ratio if is_turned else info.sample_aspect_ratio
     _colour_of(encoding, info).tag(codec)
@@ -367,7 +381,7 @@ def _colour_of(encoding: Encoding, info: VideoInfo) -> Colour:
 
 
 def _choose_container(encoding: Encoding, has_alpha: bool) -> str:
-    """NUT has no ProRes, and keeps no alpha of VP9, which is data beside its packets."""
+    """Choose a segment's container: NUT cannot hold ProRes, nor VP9's alpha, which is data beside its packets."""
     if encoding.encoder == "prores_ks":
         return "mov"
     return "matroska" if encoding.encoder == "libvpx-vp9" and has_alpha else "nut"

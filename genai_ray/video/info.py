@@ -1,4 +1,4 @@
-"""What a video stream is, from its header and its first frame: size, depth, alpha, colour, HDR's static metadata."""
+"""Describes a video stream from its header and its first frame: size, depth, alpha, colour, static HDR metadata."""
 
 from __future__ import annotations
 
@@ -34,16 +34,22 @@ __all__ = [
     "main_stream",
 ]
 
-RGB, BT709, UNSPECIFIED, RESERVED, SMPTE170M, YCGCO = 0, 1, 2, 3, 6, 8
-LIMITED, FULL = 1, 2
+RGB = 0
+BT709 = 1
+UNSPECIFIED = 2
+RESERVED = 3
+SMPTE170M = 6
+YCGCO = 8
+LIMITED = 1
+FULL = 2
 HD_LINES = 720
-"""An untagged picture of this height or more is BT.709, below it is BT.601."""
+"""An untagged picture of this height or more is BT.709, a smaller one BT.601."""
 
 _STORED = (1, 4, 5, 6, 7, 9, 10)
 """Matrices that results may have."""
 
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""FFmpeg's own decoders of these read no alpha."""
+"""Decoders that read alpha; FFmpeg's own decoders of these codecs do not."""
 
 _UNKEPT = {
     Type.A53_CC: "closed captions",
@@ -52,7 +58,7 @@ _UNKEPT = {
     Type.STEREO3D: "stereo 3D metadata",
     Type.SPHERICAL: "spherical video metadata",
 }
-"""What PyAV (18) reads from a frame and cannot give to an encoder."""
+"""Side data that PyAV (18) reads from a frame but cannot give to an encoder."""
 
 _CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
 _LOGGING = threading.Lock()
@@ -60,7 +66,7 @@ _LOGGING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """How numbers mean colours; FFmpeg's (and ITU-T H.273's) code points."""
+    """The meaning of a picture's numbers, as code points of FFmpeg and ITU-T H.273."""
 
     matrix: int
     """Matrix coefficients: 1 BT.709, 5 and 6 BT.601, 9 BT.2020."""
@@ -71,11 +77,11 @@ class Colour:
     transfer: int
     """Transfer characteristics; 2 is unspecified."""
     assumed: bool
-    """Whether the matrix was not tagged and follows from the height."""
+    """Whether the matrix was not tagged, but follows from the height."""
     chroma_location: str = "left"
-    """Where chroma lies between luma, in FFmpeg's words (left, center, topleft); left where the stream does not say, as H.264 has it."""
+    """Position of chroma between luma, in FFmpeg's words (left, center, topleft); left if not tagged, as in H.264."""
     source_matrix: int | None = None
-    """Matrix coefficients of the source if they are none that results may have, such as 8, YCgCo; None if they are ``matrix``."""
+    """Matrix coefficients of the source if results cannot have them, such as 8 (YCgCo); None if they are ``matrix``."""
 
     @property
     def standard(self) -> str:
@@ -85,13 +91,15 @@ class Colour:
         )
 
     def tag(self, codec: Any) -> None:
-        """Write the code points on a stream to be written.
+        """Tag an output stream with the code points.
 
         Args:
             codec: PyAV's codec context of that stream.
         """
-        codec.colorspace, codec.color_range = self.matrix, self.range
-        codec.color_primaries, codec.color_trc = self.primaries, self.transfer
+        codec.colorspace = self.matrix
+        codec.color_range = self.range
+        codec.color_primaries = self.primaries
+        codec.color_trc = self.transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +107,24 @@ class HdrMetadata:
     """HDR10's static metadata: SMPTE ST 2086 (mastering display) and CTA-861.3 (content light level)."""
 
     primaries: tuple[Fraction, ...] | None
-    """CIE 1931 x and y of red, green, blue and white, 8 numbers; None where not said."""
+    """CIE 1931 x and y of red, green, blue and white, 8 numbers; None if not stated."""
     luminance: tuple[Fraction, Fraction] | None
-    """Least and most of the mastering display, in candela per square metre; None where not said."""
+    """Least and most luminance of the mastering display, in candela per square metre; None if not stated."""
     light_level: tuple[int, int] | None
-    """Most of a pixel (MaxCLL) and of a frame's average (MaxFALL), in candela per square metre; None where not said."""
+    """Most of any pixel (MaxCLL) and of any frame's average (MaxFALL), in candela per square metre; None if not
+    stated."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a video stream is."""
+    """Facts of a video stream."""
 
     width: int
-    """Of the decoded picture, in pixels."""
+    """Width of the decoded picture in pixels."""
     height: int
-    """Of the decoded picture, in pixels."""
+    """Height of the decoded picture in pixels."""
     time_base: Fraction
-    """Seconds of one unit of pts."""
+    """Seconds per unit of pts."""
     average_rate: Fraction
     """Frames per second, on average."""
     codec: str
@@ -125,37 +134,37 @@ class VideoInfo:
     bit_depth: int
     """Bits of one component."""
     sample_aspect_ratio: Fraction
-    """Width of a pixel over its height; 1 where unknown."""
+    """Width of a pixel over its height; 1 if unknown."""
     rotation: int
-    """Degrees that a player turns the picture by."""
+    """Degrees by which a player rotates the picture."""
     colour: Colour
     """Matrix, range, primaries, transfer."""
     has_alpha: bool = False
     """Whether pictures have an alpha plane."""
     hdr: HdrMetadata | None = None
-    """HDR10's static metadata; None where there is none."""
+    """HDR10's static metadata; None if the stream has none."""
     is_interlaced: bool = False
-    """Whether pictures are two fields of different times."""
+    """Whether a picture consists of two fields of different times."""
     is_mirrored: bool = False
-    """Whether a player mirrors the picture, left to right, before it turns it; frames are given mirrored."""
+    """Whether a player mirrors the picture, left to right, before it rotates it; decoded frames are mirrored."""
     unkept: tuple[str, ...] = ()
-    """What lies in the stream beside its pictures and in no result, in words."""
+    """Side data of the stream that no result keeps, in words."""
 
 
 def is_alpha_beside(stream: VideoStream) -> bool:
-    """Tell whether alpha lies beside a stream's packets, as Matroska has it for VP8 and VP9.
+    """Tell whether a stream's alpha is data beside its packets, as Matroska stores it for VP8 and VP9.
 
     Args:
         stream: The video.
 
     Returns:
-        Whether its ``alpha_mode`` is 1; FFmpeg writes that name in capitals.
+        Whether its ``alpha_mode`` is 1; FFmpeg writes that key in capitals.
     """
     return any(name.lower() == "alpha_mode" and value == "1" for name, value in stream.metadata.items())
 
 
 def build_decoder(stream: VideoStream) -> Any:
-    """Return what decodes a stream: its own codec context, or one that reads alpha where that does not.
+    """Return a decoder of a stream: its own codec context, or one that reads alpha if the stream needs it.
 
     Args:
         stream: The video.
@@ -168,19 +177,20 @@ def build_decoder(stream: VideoStream) -> Any:
     if alpha is not None and is_alpha_beside(stream) and alpha in av.codecs_available:
         codec = av.CodecContext.create(alpha, "r")
         codec.extradata = stream.codec_context.extradata
-    codec.thread_type, codec.thread_count = "SLICE", 1
+    codec.thread_type = "SLICE"
+    codec.thread_count = 1
     return codec
 
 
 def decode_packet(decoder: Any, packet: Any) -> list[av.VideoFrame]:
-    """Decode a packet; one without a picture gives none, which FFmpeg's H.264 decoder calls invalid.
+    """Decode a packet. FFmpeg's H.264 decoder refuses packets without a picture; here they give no frame.
 
     Args:
-        decoder: What ``build_decoder`` gives.
+        decoder: Result of ``build_decoder``.
         packet: The next packet of the stream.
 
     Returns:
-        The frames that it brings out.
+        The frames that the decoder returns.
 
     Raises:
         av.FFmpegError: If a picture does not decode.
@@ -197,7 +207,7 @@ def decode_packet(decoder: Any, packet: Any) -> list[av.VideoFrame]:
 
 
 def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, int | None]:
-    """Read the facts of a stream from its header and its first frame, which knows size, format and rotation for certain.
+    """Read the facts of a stream from its header and its first frame, which has the true size, format and rotation.
 
     Args:
         path: The file.
@@ -207,7 +217,7 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
         The facts, and the time of the first frame that decodes.
 
     Raises:
-        VideoError: If the file is not a video, or no frame of it decodes.
+        VideoError: If the file is not a video, or none of its frames decodes.
     """
     with open_video(path, any_format=any_format) as container:
         stream = main_stream(container)
@@ -215,10 +225,11 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
         frame = next((frame for packet in container.demux(stream) for frame in decode_packet(decoder, packet)), None)
         if frame is None:
             raise VideoError(
-                f"{path}: no frame of it decodes ({stream.codec_context.name})",
-                "a codec that FFmpeg decodes, and whole data",
+                f"{path}: none of its frames decodes ({stream.codec_context.name})",
+                "undamaged data of a codec that FFmpeg decodes",
             )
-        codec, side_data = stream.codec_context, _side_data_of(frame)
+        codec = stream.codec_context
+        side_data = _side_data_of(frame)
         rotation, is_mirrored = _read_orientation(frame, side_data)
         info = VideoInfo(
             width=frame.width,
@@ -241,9 +252,11 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
 
 
 def _read_colour(codec: Any, frame: av.VideoFrame, chroma_location: str) -> Colour:
-    matrix, span, source = int(codec.colorspace), int(codec.color_range), None
+    matrix = int(codec.colorspace)
+    span = int(codec.color_range)
+    source = None
     has_rgb = frame.format.is_rgb or frame.format.has_palette
-    # Results are YUV; without a matrix of the source's own they have the one that players assume by the height.
+    # Results are YUV; if the source has no matrix, they get the one that players assume for the height.
     is_assumed = has_rgb or matrix in (RGB, UNSPECIFIED, RESERVED)
     if is_assumed or matrix not in _STORED:
         source = None if is_assumed else matrix
@@ -256,7 +269,7 @@ def _read_colour(codec: Any, frame: av.VideoFrame, chroma_location: str) -> Colo
 
 
 def _read_orientation(frame: av.VideoFrame, side_data: Mapping[Type, bytes]) -> tuple[int, bool]:
-    """Read by how many degrees a player turns a picture, and whether it mirrors it before, from FFmpeg's matrix (3x3, 16.16)."""
+    """Read from FFmpeg's matrix (3x3, 16.16) the degrees by which a player rotates, and whether it mirrors before."""
     if (matrix := side_data.get(Type.DISPLAYMATRIX)) is None:
         return frame.rotation, False
     a, b, _, c, d = struct.unpack_from("=5i", matrix)
@@ -283,9 +296,8 @@ def _read_hdr(found: Mapping[Type, bytes]) -> HdrMetadata | None:
 def _side_data_of(frame: av.VideoFrame) -> dict[Type, bytes]:
     try:
         side_data: Any = frame.side_data
-    except (
-        ValueError
-    ):  # FFmpeg has kinds that PyAV (18) has no name for, such as Exif: let them all be one that no file has
+    except ValueError:
+        # FFmpeg has kinds that PyAV (18) does not know, such as Exif: map them all to a kind that no file has.
         kinds: Any = Type
         kinds._missing_ = classmethod(lambda kind, _: kind.VIDEO_HINT)
         side_data = frame.side_data
@@ -293,7 +305,7 @@ def _side_data_of(frame: av.VideoFrame) -> dict[Type, bytes]:
 
 
 def _find_chroma_location(container: InputContainer, index: int) -> str:
-    """Read the one tag that PyAV (18) has no field for, from FFmpeg's own description of the file."""
+    """Read the chroma location, for which PyAV (18) has no field, from FFmpeg's description of the file."""
     opened: Any = container
     with _verbose():
         lines = opened.dumps_format().splitlines()
@@ -305,7 +317,7 @@ def _find_chroma_location(container: InputContainer, index: int) -> str:
 
 @contextmanager
 def _verbose() -> Iterator[None]:
-    """FFmpeg tells the chroma location at this level only; the level is the process's, so one at a time."""
+    """Set the log level at which FFmpeg describes the chroma location; one thread at a time, the level is global."""
     with _LOGGING:
         before = av.logging.get_level()
         av.logging.set_level(av.logging.VERBOSE)

@@ -1,4 +1,4 @@
-"""Joining: packets of the segments, re-stamped from the plan, with everything else of the source copied once."""
+"""Joins segments to the result: packets get their planned times, and everything else is copied from the source."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ from genai_ray.files import sync_file
 from genai_ray.video.container import av_errors, open_video
 from genai_ray.video.info import is_alpha_beside, main_stream
 from genai_ray.video.plan import VideoPlan
-from genai_ray.video.tracks import Order, add_copies, rescale
-from genai_ray.video.words import TECHNICAL_WORDS, describe_lost_words, read_words
+from genai_ray.video.tracks import (
+    TECHNICAL_KEYS,
+    Order,
+    add_copies,
+    describe_lost_metadata,
+    read_metadata,
+    rescale,
+)
 
 __all__ = ["count_frames", "join_segments"]
 
 _MILLISECOND = Fraction(1, 1000)
 
 MAX_PAUSE_S = 60
-"""Nobody waits longer for a first picture: times that begin later are those of a clock."""
+"""If the first time of a source is later than this, its times are those of a clock."""
 
 _NO_ASPECT = ("ffv1", "prores", "prores_ks", "vp9", "libvpx-vp9")
-"""Codecs whose streams do not tell the shape of a pixel, or only to their decoder: the container must, and MP4 and MOV do."""
+"""Codecs whose streams do not hold the pixel aspect ratio, or only for their decoder: the container must hold it, as
+MP4 and MOV do."""
 
 
 def count_frames(part: Path) -> int:
@@ -52,18 +59,18 @@ def count_frames(part: Path) -> int:
 
 
 def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> tuple[str, ...]:
-    """Write the result: the n-th frame gets the n-th planned time; audio and subtitle packets are copied as they are.
+    """Write the result: the n-th frame gets the n-th planned time; audio and subtitle packets are copied unchanged.
 
     The file appears under its name only when it is whole and on disk. Two joins of the same parts give the same bytes.
 
     Args:
         plan: The planned video.
-        parts: The segments' files in order; those of no frames are left out.
+        parts: Files of the segments in order; those without frames are skipped.
         counts: Frames in each of them; fewer than planned only at the end of a truncated video.
-        output: A file ending in one of ``SUFFIXES``; replaced when it exists.
+        output: A file ending in one of ``SUFFIXES``; an existing one is replaced.
 
     Returns:
-        Notes: streams that the container cannot take, each by name.
+        Notes, such as the streams that the container cannot hold.
 
     Raises:
         VideoError: If a part does not hold its frames, parts were encoded differently, or writing fails.
@@ -78,14 +85,14 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             )
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]
             if not kept:
-                raise VideoError(f"{plan.path}: no frame of it is there")
+                raise VideoError(f"{plan.path}: no frame was enhanced")
             template = stack.enter_context(av.open(str(kept[0].path))).streams.video[0]
             late, plan = _begin_at_zero(plan, source, sink)
             moved, plan = _set_apart(plan, sink)
             video = _add_video(sink, template, kept, plan, source)
             copies, left_out = add_copies(sink, source, plan)
             sink.set_chapters(_move_chapters(source, late))
-            sink.start_encoding()  # from here on streams have the units of their container
+            sink.start_encoding()  # now streams have the units of their container
             streams = heapq.merge(
                 _video_packets(kept, plan, video), _copied_packets(source, copies, late), key=lambda entry: entry[0]
             )
@@ -95,7 +102,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
                 sink.mux_one(packet)
             notes = (*_describe(plan, sink, video, late), *moved, *left_out, *order.notes())
             sink.close()
-            notes = (*notes, *describe_lost_words(source, {main_stream(source).index, *copies}, partial))
+            notes = (*notes, *describe_lost_metadata(source, {main_stream(source).index, *copies}, partial))
             sync_file(partial)
             partial.replace(output)
     finally:
@@ -106,7 +113,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
 def _options(plan: VideoPlan, source: InputContainer, suffix: str) -> dict[str, str]:
     options = {"fflags": "+bitexact"}
     if suffix in (".mp4", ".mov"):
-        # QuickTime's own words (com.apple.quicktime.make) have names of their own, which FFmpeg writes only when it is told so.
+        # FFmpeg writes QuickTime's own keys (com.apple.quicktime.make) only with this flag.
         flags = "+faststart" + ("+use_metadata_tags" if any(key.startswith("com.") for key in source.metadata) else "")
         # Edit lists are in movie units: with the default of 1/1000 s a late start would be rounded.
         options |= {"movflags": flags, "movie_timescale": str(max(plan.info.time_base.denominator, 1000))}
@@ -114,12 +121,13 @@ def _options(plan: VideoPlan, source: InputContainer, suffix: str) -> dict[str, 
 
 
 def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContainer) -> tuple[Fraction, VideoPlan]:
-    """Let a result in MP4 or MOV begin at zero, if the times of its source are a clock's; distances between tracks stay.
+    """Let a result in MP4 or MOV begin at zero if the source has times of a clock; all tracks move together.
 
     Returns:
-        How many seconds all times are to be moved, a whole number of the picture's units; and the plan, moved.
+        Seconds by which all times move, a multiple of the video's unit; and the moved plan.
     """
-    base, discontinuous = plan.info.time_base, cast(Any, Flags.ts_discont).value
+    base = plan.info.time_base
+    discontinuous = cast(Any, Flags.ts_discont).value
     starts = [
         stream.start_time * stream.time_base
         for stream in source.streams.audio
@@ -132,7 +140,7 @@ def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContaine
 
 
 def _set_apart(plan: VideoPlan, sink: OutputContainer) -> tuple[tuple[str, ...], VideoPlan]:
-    """Let frames that would share a millisecond in Matroska be shown one after the other; return a note of it, and the plan."""
+    """Move frames that would share a millisecond in Matroska apart; return a note about it, and the plan."""
     times = [rescale(time, plan.info.time_base, _MILLISECOND) for time in plan.pts]
     if sink.format.name not in ("matroska", "webm") or len(set(times)) == len(times):
         return (), plan
@@ -140,7 +148,10 @@ def _set_apart(plan: VideoPlan, sink: OutputContainer) -> tuple[tuple[str, ...],
     for time in times[1:]:
         apart.append(max(time, apart[-1] + 1))
     count = sum(before != after for before, after in zip(times, apart, strict=True))
-    note = f"{count} frames are less than a millisecond after those before them: each is shown 1 ms after, which is what {sink.format.name} has"
+    note = (
+        f"{count} frames follow others by less than a millisecond, the unit of {sink.format.name}: "
+        "each is shown 1 ms after the one before it"
+    )
     duration = max(rescale(plan.duration, plan.info.time_base, _MILLISECOND), 1)
     return (note,), replace(plan, info=replace(plan.info, time_base=_MILLISECOND), pts=tuple(apart), duration=duration)
 
@@ -154,33 +165,35 @@ def _move_chapters(source: InputContainer, late: Fraction) -> Any:
 
 
 def _describe(plan: VideoPlan, sink: OutputContainer, video: Any, late: Fraction) -> Iterator[str]:
-    """Say what a container cannot keep of the pictures."""
-    name, is_matroska = sink.format.name, sink.format.name in ("matroska", "webm")
+    """Say what the container cannot keep of the pictures."""
+    name = sink.format.name
+    is_matroska = name in ("matroska", "webm")
     if is_alpha_beside(video) and not is_matroska:
-        yield f"alpha was left out: VP9 has none in {name}"
+        yield f"alpha was left out: {name} cannot hold it with VP9"
     if plan.info.sample_aspect_ratio != 1 and is_matroska and video.codec_context.name in _NO_ASPECT:
         ratio = plan.info.sample_aspect_ratio
-        yield f"sample aspect ratio {ratio.numerator}:{ratio.denominator} was left out: PyAV cannot tell Matroska of it"
+        words = f"{ratio.numerator}:{ratio.denominator}"
+        yield f"sample aspect ratio {words} was left out: PyAV cannot write it to Matroska"
     step = plan.info.time_base * 1000
     if is_matroska and any(pts * step.numerator % step.denominator for pts in plan.pts):
-        yield f"times are rounded to whole milliseconds, which is what {name} has"
+        yield f"times are rounded to whole milliseconds, the unit of {name}"
     if late:
         yield f"times begin at zero; in the source they begin at {float(late):.3f} s"
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A segment's file; of any number of them one is open at a time, and of each no packet is kept."""
+    """A segment's file, closed: only one segment is open at a time, and no packet is kept."""
 
     path: Path
-    """Where it is."""
+    """The file."""
     times: tuple[int, ...]
-    """Of its packets, in the order of decoding."""
+    """Times of its packets, in decode order."""
     extradata: bytes
-    """How it was encoded."""
+    """The encoder's extradata."""
 
     def ranks(self) -> dict[int, int]:
-        """Return the place of each packet in display order, by its time."""
+        """Return the position of each packet in display order, by its time."""
         return {time: rank for rank, time in enumerate(sorted(self.times))}
 
 
@@ -189,8 +202,7 @@ def _scan(path: Path, count: int, plan: VideoPlan) -> _Part:
         stream = box.streams.video[0]
         times: list[Any] = [packet.pts for packet in box.demux(stream) if packet.size]
         part = _Part(path, tuple(times), bytes(stream.codec_context.extradata or b""))
-    if len(times) != count:
-        raise VideoError(f"{plan.path}: a segment holds {len(times)} frames", f"{count}", "Remove the work folder.")
+    plan.check_count(len(times), count)
     return part
 
 
@@ -204,50 +216,56 @@ def _add_video(
             "one",
             "Remove the work folder.",
         )
-    # AV1's decoder is named libdav1d, which is no encoder to make a stream of.
+    # A stream cannot be made from AV1's decoder libdav1d, which has no encoder of its name.
     is_opaque = template.codec_context.name == "libdav1d"
     stream = sink.add_stream_from_template(template, opaque=is_opaque)
     if not is_opaque:
-        plan.info.colour.tag(stream.codec_context)  # neither FFV1 nor NUT keeps it
+        plan.info.colour.tag(stream.codec_context)  # FFV1 and NUT do not keep it
     stream.time_base = plan.info.time_base
     if is_alpha_beside(template):
         stream.metadata["alpha_mode"] = "1"
     if template.codec_context.codec.canonical_name == "hevc" and sink.format.name in ("mp4", "mov"):
-        stream.codec_context.codec_tag = "hvc1"  # what Apple's players know; FFmpeg writes hev1
+        stream.codec_context.codec_tag = "hvc1"  # Apple's players do not know hev1, FFmpeg's default
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)
     original = main_stream(source)
-    stream.metadata.update({key: value for key, value in read_words(original).items() if key in ("language", "title")})
+    stream.metadata.update(
+        {key: value for key, value in read_metadata(original).items() if key in ("language", "title")}
+    )
     stream.disposition = original.disposition
-    sink.metadata.update({key: value for key, value in source.metadata.items() if key not in TECHNICAL_WORDS})
+    sink.metadata.update({key: value for key, value in source.metadata.items() if key not in TECHNICAL_KEYS})
     return stream
 
 
 def _video_packets(parts: Sequence[_Part], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Any]]:
-    """Give every packet its planned time, and decode times that rise and never pass it.
+    """Give every packet its planned time, and an ascending decode time that is never later.
 
-    dts of the k-th packet is the pts of the (k - d)-th frame, where d is how far packets are out of display order; before the
-    first frame the times go on backwards at the first frame's distance.
+    The dts of packet k is the pts of frame k - d; d is the reorder depth. Before the first frame, decode times continue
+    backwards in steps of the first frame's duration.
     """
     depth = max(_reorder_depth(part) for part in parts)
-    pts, done, base = plan.pts, 0, plan.info.time_base
+    pts = plan.pts
+    base = plan.info.time_base
+    done = 0
     step = max(pts[1] - pts[0], 1) if len(pts) > 1 else 1
     packet: Any
     for part in parts:
         ranks = part.ranks()
         with av.open(str(part.path)) as box:
             for position, packet in enumerate(packet for packet in box.demux(box.streams.video[0]) if packet.size):
-                index, order = done + ranks[packet.pts], done + position - depth
-                following = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.duration
-                packet.stream, packet.time_base = stream, base
-                packet.pts, packet.dts = pts[index], pts[order] if order >= 0 else pts[0] + order * step
-                packet.duration = following
+                index = done + ranks[packet.pts]
+                order = done + position - depth
+                packet.stream = stream
+                packet.time_base = base
+                packet.pts = pts[index]
+                packet.dts = pts[order] if order >= 0 else pts[0] + order * step
+                packet.duration = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.duration
                 yield float(packet.dts * base), packet
         done += len(part.times)
 
 
 def _reorder_depth(part: _Part) -> int:
-    """Return how many places packets of a segment come before their place in display order, at the most."""
+    """Return by how many positions a packet of a segment precedes its position in display order, at most."""
     ranks = part.ranks()
     return max(position - ranks[time] for position, time in enumerate(part.times))
 

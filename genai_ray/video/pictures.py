@@ -1,32 +1,44 @@
-"""Frames as files of their own: the packets of PNG and JPEG segments are those files."""
+"""Frames as files of their own: the packets of PNG and JPEG segments are those files. Also PNG of 16 bits in memory."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.codeccontext import VideoCodecContext
 
-from genai_ray.errors import ConfigError, VideoError
+from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.video.container import av_errors, open_video
 from genai_ray.video.info import main_stream
 from genai_ray.video.plan import VideoPlan
 
-__all__ = ["FIRST_NUMBER", "describe_leftovers", "folder_of_pictures", "read_pictures", "write_pictures"]
+__all__ = [
+    "FIRST_NUMBER",
+    "decode_png16",
+    "describe_leftovers",
+    "encode_png16",
+    "folder_of_pictures",
+    "read_pictures",
+    "write_pictures",
+]
 
 FIRST_NUMBER = 1
-"""Of the first frame in a file's name, as FFmpeg counts."""
+"""Number of the first frame in a file's name, as FFmpeg counts."""
 
 _NUMBER = re.compile(r"%(0\d+)?d")
+_PIXEL_FORMATS = {1: "gray16be", 2: "ya16be", 3: "rgb48be", 4: "rgba64be"}
+_CHANNELS = {name: channels for channels, name in _PIXEL_FORMATS.items()}
 
 
 def folder_of_pictures(output: Path) -> Path:
-    """Check the pattern of frames' names and return the folder that they go to.
+    """Check the pattern of the frames' names, and return their folder.
 
     Args:
         output: Such as ``frames/%06d.png``.
@@ -35,26 +47,24 @@ def folder_of_pictures(output: Path) -> Path:
         The folder.
 
     Raises:
-        ConfigError: If the name has not exactly one number, such as %06d, or the folder's name has one.
+        ConfigError: If the file name does not have exactly one number, such as %06d, or the folder's name has one.
     """
     if len(_NUMBER.findall(output.name)) != 1 or output.name.count("%") != 1 or "%" in str(output.parent):
-        raise ConfigError(
-            f"{output} for frames", f"one number in the name of the file, such as frames/%06d{output.suffix}"
-        )
+        raise ConfigError(f"{output} for frames", f"one number in the file name, such as frames/%06d{output.suffix}")
     return output.parent
 
 
 def write_pictures(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> tuple[str, ...]:
-    """Write every frame as a file; the folder appears under its name when all of them are there.
+    """Write every frame as a file; the folder appears under its name when it is complete.
 
     Args:
         plan: The planned video.
-        parts: The segments' files in order, of PNG or JPEG packets.
+        parts: Files of the segments in order, of PNG or JPEG packets.
         counts: Frames in each of them.
-        output: Pattern of the names; its folder is replaced when it exists.
+        output: Pattern of the names; an existing folder is replaced.
 
     Returns:
-        Notes: what pictures have no place for.
+        Notes on what pictures cannot hold.
 
     Raises:
         VideoError: If a part does not hold its frames, or writing fails.
@@ -82,7 +92,7 @@ def write_pictures(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]
     is_timed = len(steps) > 1 and max(steps) - min(steps) > 1
     return (
         *describe_leftovers(plan, "a folder of frames"),
-        *(["times were left out: those of the source vary, files have none"] if is_timed else []),
+        *(["times were left out: those of the source vary, and files have none"] if is_timed else []),
     )
 
 
@@ -105,16 +115,15 @@ def read_pictures(plan: VideoPlan, part: Path, count: int) -> Iterator[npt.NDArr
         for frame in box.decode(box.streams.video[0]):
             found += 1
             yield np.ascontiguousarray(frame.to_ndarray())
-    if found != count:
-        raise VideoError(f"{plan.path}: a segment holds {found} frames", f"{count}", "Remove the work folder.")
+    plan.check_count(found, count)
 
 
 def describe_leftovers(plan: VideoPlan, place: str) -> Iterator[str]:
-    """Say which streams of a source a result without a container has no place for.
+    """Say which streams of a source are missing in a result without a container.
 
     Args:
         plan: The planned video.
-        place: What the result is, in words.
+        place: The kind of result, for the text.
 
     Yields:
         One sentence a stream.
@@ -125,7 +134,67 @@ def describe_leftovers(plan: VideoPlan, place: str) -> Iterator[str]:
     with open_video(plan.path, any_format=plan.any_format) as container:
         for stream in container.streams:
             if stream.index != main_stream(container).index:
-                yield f"{stream.type} stream {stream.index} was left out: {place} has none"
+                yield f"{stream.type} stream {stream.index} was left out: {place} cannot hold it"
+
+
+def decode_png16(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
+    """Decode a PNG of 16 bits per component, which image libraries cut to 8; only the pixels, no metadata.
+
+    Args:
+        data: The whole file.
+        max_pixels: Most pixels that it may have.
+
+    Returns:
+        (H, W, C), uint16 in [0, 65535]: grey (1), grey and alpha (2), RGB (3) or RGBA (4); a transparent colour becomes
+        alpha.
+
+    Raises:
+        InvalidInputError: If it is not such a file, is damaged, or has more pixels.
+    """
+    codec = VideoCodecContext.create("png", "r")
+    codec.options = {"max_pixels": str(max_pixels)}
+    try:
+        (frame,) = [*codec.decode(av.Packet(data)), *codec.decode(None)]
+    except (av.FFmpegError, ValueError) as exc:
+        raise InvalidInputError(
+            f"a PNG that does not decode: {exc}", f"a whole file of at most {max_pixels} pixels"
+        ) from exc
+    channels = _CHANNELS.get(frame.format.name)
+    if channels is None:
+        raise InvalidInputError(f"a PNG of {frame.format.name}", ", ".join(_CHANNELS))
+    rows = np.frombuffer(bytes(frame.planes[0]), ">u2").reshape(frame.height, -1)
+    pixels: npt.NDArray[np.uint16] = (
+        rows[:, : frame.width * channels].reshape(frame.height, frame.width, channels).astype(np.uint16)
+    )
+    return pixels
+
+
+def encode_png16(pixels: npt.NDArray[np.uint16]) -> bytes:
+    """Encode a PNG of 16 bits per component.
+
+    Args:
+        pixels: (H, W, C), uint16: grey (1), grey and alpha (2), RGB (3) or RGBA (4).
+
+    Returns:
+        The whole file.
+
+    Raises:
+        InvalidInputError: If dtype or shape is wrong.
+    """
+    if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] not in _PIXEL_FORMATS or pixels.size == 0:
+        raise InvalidInputError(f"pixels {pixels.dtype} {pixels.shape}", "uint16 (H, W, 1 to 4)")
+    height, width, channels = pixels.shape
+    frame = av.VideoFrame(width, height, _PIXEL_FORMATS[channels])
+    plane: Any = frame.planes[0]
+    rows = np.zeros((height, plane.line_size // 2), ">u2")
+    rows[:, : width * channels] = pixels.reshape(height, -1)
+    plane.update(rows.tobytes())
+    codec = VideoCodecContext.create("png", "w")
+    codec.width = width
+    codec.height = height
+    codec.pix_fmt = _PIXEL_FORMATS[channels]
+    codec.time_base = Fraction(1)
+    return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
 
 
 def _packets(plan: VideoPlan, part: Path, count: int) -> Iterator[bytes]:
@@ -135,8 +204,7 @@ def _packets(plan: VideoPlan, part: Path, count: int) -> Iterator[bytes]:
             if packet.size:
                 found += 1
                 yield bytes(packet)
-    if found != count:
-        raise VideoError(f"{plan.path}: a segment holds {found} frames", f"{count}", "Remove the work folder.")
+    plan.check_count(found, count)
 
 
 def _remove(folder: Path) -> None:

@@ -18,17 +18,17 @@ from av.video.stream import VideoStream
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.video.container import open_video
-from genai_ray.video.ends import is_whole
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
-from genai_ray.video.shown import Decoded, Kind, PacketReader, decode_times
+from genai_ray.video.packets import Decoded, Kind, PacketReader, decode_times
+from genai_ray.video.truncation import is_whole
 
 __all__ = ["Segment", "VideoPlan", "plan_video"]
 
 END_TOLERANCE_S = 1.0
-"""A container that promises more than this beyond its last packet has lost its end."""
+"""If a container's duration exceeds its last packet by more than this, its end is missing."""
 
 _MAX_DENOMINATOR = 2**31 - 1
-"""Of a time base: containers have 32 bits for it."""
+"""Largest denominator of a time base: containers store it in 32 bits."""
 
 _TRANSPORT_PACKET_BYTES = (188, 192, 204)
 
@@ -47,7 +47,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class VideoPlan:
-    """Every frame of a video before any is decoded."""
+    """Every frame of a video, known before any is decoded."""
 
     path: str
     """The file: path or URI."""
@@ -56,43 +56,57 @@ class VideoPlan:
     pts: tuple[int, ...]
     """Presentation times in display order, in ``info.time_base`` units."""
     duration: int
-    """Of the last frame, in ``info.time_base`` units."""
+    """Duration of the last frame, in ``info.time_base`` units."""
     keys: tuple[int, ...]
-    """Display positions of the key frames that decoding may start at."""
+    """Display positions of the key frames at which decoding may start."""
     is_counted: bool
-    """Whether frames get their times by counting, since the file keeps them in decode order (AVI with B-frames)."""
+    """Whether frames get their times by counting, because the file stores times in decode order (AVI with B-frames)."""
     content_hash: str
     """sha256 over packets and times: the identity of the input."""
     decoded_pts: tuple[int, ...]
-    """Times as the decoder gives them: ``pts``, unless frames share a time; in the stream's own units then."""
+    """Times from the decoder: ``pts``; in the stream's own units if several frames share a time."""
     skipped: int
-    """Frames at the start that do not decode, since what they refer to is not in the file; they are not among ``pts``."""
+    """Frames at the start that do not decode, because frames they refer to are missing; ``pts`` does not have them."""
     num_frames_from_header: int | None
-    """Frames that the container's own index promises; None where it has none."""
+    """Number of frames in the container's index; None if it has no index."""
     truncated: str | None
-    """Why the file is believed to end too early; None where it is whole."""
+    """Why the file seems to end too early; None if it is whole."""
     segments: tuple[Segment, ...]
     """Ranges that together are the video."""
     any_format: bool = False
-    """Whether the file may name others, such as a playlist."""
+    """Whether the file may name other files, as playlists do."""
+
+    def check_count(self, found: int, planned: int) -> None:
+        """Check that a segment's file holds its frames.
+
+        Args:
+            found: Frames in the file.
+            planned: Frames of the segment.
+
+        Raises:
+            VideoError: If the numbers differ.
+        """
+        if found != planned:
+            raise VideoError(f"{self.path}: a segment holds {found} frames", f"{planned}", "Remove the work folder.")
 
 
 @dataclass(slots=True)
 class _Packets:
-    """What one pass over the packets of a file finds."""
+    """Result of one pass over the packets of a file."""
 
     times: list[tuple[int, int, bool]] = field(default_factory=list)
-    """Presentation time, duration and whether it is a key frame, in the order of decoding; none that an edit list hides."""
+    """Presentation time, duration, and whether it is a key frame, in decode order; without frames that an edit list
+    hides."""
     discarded: int = 0
     """Packets that an edit list hides."""
     parts: int = 0
-    """Packets that are no frames of their own: second fields and hidden pictures."""
+    """Packets that are not frames of their own: second fields and hidden pictures."""
     last_s: float = 0.0
     """End of the last packet of any stream."""
     is_cut: bool = False
     """Whether the last packet is damaged."""
     is_telling: bool = True
-    """Whether each of ``times`` surely is one frame, and key frames come in the order in which they are shown."""
+    """Whether each of ``times`` is certainly one frame, and key frames are in display order."""
     digest: str = ""
     """sha256 over packets and times."""
 
@@ -110,33 +124,33 @@ class _Shown:
     keys: tuple[int, ...]
     """Positions of key frames."""
     duration: int
-    """Of the last one."""
+    """Duration of the last one."""
     is_counted: bool
     """Whether frames get their times by counting."""
 
 
 def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool = False) -> VideoPlan:
-    """Plan a video; the plan follows from the file and the options alone.
+    """Plan a video; the plan depends only on the file and the options.
 
-    Its packets are read without decoding. Where they do not tell what a decoder shows, the file is decoded once.
+    The packets are read without decoding. If they do not tell which frames a decoder shows, the file is decoded once.
 
     Args:
         path: Path or URI of the file.
-        segment_frames: Most frames in a segment, where key frames allow it.
-        any_format: Whether the file may name other files and hosts, as playlists do; they are opened then.
+        segment_frames: Most frames in a segment, if key frames allow it.
+        any_format: Whether the file may name other files and hosts, as playlists do, which are then opened.
 
     Returns:
         The plan.
 
     Raises:
-        VideoError: If the file is missing, not a video, has no frames or no times, or its times go back.
+        VideoError: If the file is missing or not a video, has no frames or no times, or its times go back.
     """
     path = str(path)
     with open_video(path, any_format=any_format) as container:
         stream = main_stream(container)
         packets = _read_packets(path, container, stream)
         info, first = describe_video(path, any_format=any_format)
-        # AVI has no presentation times: what the demuxer makes up is right in number and wrong in order where frames are reordered.
+        # AVI has no presentation times; those of the demuxer are right in number, but in wrong order with B-frames.
         is_avi = container.format.name == "avi"
         shown = _trust_packets(packets, first, is_counted=is_avi and stream.codec_context.has_b_frames)
         if not packets.is_telling or len(set(shown.times)) != len(shown.times):
@@ -145,18 +159,16 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         whole = _count_all(path, packets, stream, container)
         promised = _count_promised(container, stream, whole, shown.times[-1])
         is_cut = packets.is_cut or (container.format.name == "mpegts" and _ends_within_packet(path))
-        starts = (
-            0 if container.format.name.startswith("matroska") else max(container.start_time or 0, 0)
-        )  # Matroska's duration is its end
-        ends_s = None if container.duration is None else (container.duration + starts) / av.time_base
-        if ends_s is not None and ends_s - packets.last_s > END_TOLERANCE_S and is_whole(path, container.format.name):
-            ends_s = None  # the header is wrong
-    pts, keys, duration = shown.times, shown.keys, max(shown.duration, 1)
+        ends_s = _end_from_header(path, container, packets)
+    pts = shown.times
+    keys = shown.keys
+    duration = max(shown.duration, 1)
     occurrences = Counter(pts)
     if (most := max(occurrences.values())) > 1:
         info = replace(info, time_base=_divide(path, info.time_base, most))
-        pts, duration = _set_apart(pts, most), duration * most
-        # A seek goes by the time: what else has it would be taken for the key frame, or be missed.
+        pts = _set_apart(pts, most)
+        duration *= most
+        # Seeking uses times: another frame of the same time would be taken for the key frame, or be missed.
         keys = tuple(key for key in keys if key == 0 or occurrences[shown.times[key]] == 1)
     return VideoPlan(
         path=path,
@@ -175,8 +187,23 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
     )
 
 
+def _end_from_header(path: str, container: InputContainer, packets: _Packets) -> float | None:
+    """Return the end in seconds that the container's header states; None without one, or if it is certainly wrong."""
+    if container.duration is None:
+        return None
+    is_end = container.format.name.startswith("matroska")  # Matroska's duration counts from zero
+    start = 0 if is_end else max(container.start_time or 0, 0)
+    ends_s = (container.duration + start) / av.time_base
+    if ends_s - packets.last_s > END_TOLERANCE_S and is_whole(path, container.format.name):
+        return None
+    return ends_s
+
+
 def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> _Packets:
-    found, digest, reader, latest = _Packets(), hashlib.sha256(), PacketReader(stream), None
+    found = _Packets()
+    digest = hashlib.sha256()
+    reader = PacketReader(stream)
+    latest = None
     for packet in container.demux():
         if packet.size == 0:
             continue
@@ -188,11 +215,11 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
         time = packet.pts if packet.pts is not None else packet.dts
         if time is None:
             raise VideoError(
-                f"{path}: packet {len(found.times)} has no time", do="Remux it first, for instance into .mkv."
+                f"{path}: packet {len(found.times)} has no time", do="Remux the file first, for instance to .mkv."
             )
         data = bytes(packet)
         kind = reader.read(data)
-        if packet.is_discard:  # outside what an edit list says: no player shows it
+        if packet.is_discard:  # outside the edit list: no player shows it
             found.discarded += 1
             continue
         digest.update(data)
@@ -214,12 +241,12 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
 
 
 def _trust_packets(packets: _Packets, first: int | None, *, is_counted: bool) -> _Shown:
-    """Take each packet for a frame, but those at the start that do not decode."""
-    times, (begins, _, begins_with_key) = packets.times, packets.times[0]
-    leading = {entry[0] for entry in takewhile(lambda entry: entry[0] < begins, times[1:])}
-    times = sorted(times, key=lambda entry: entry[0])
-    # A recording begins between two key frames, or a cut was made before an open group of pictures: what is shown before the
-    # first key frame refers to what is gone, and does not decode.
+    """Take each packet for a frame, except those at the start that do not decode."""
+    begins, _, begins_with_key = packets.times[0]
+    leading = {entry[0] for entry in takewhile(lambda entry: entry[0] < begins, packets.times[1:])}
+    times = sorted(packets.times, key=lambda entry: entry[0])
+    # If a recording begins between two key frames, or was cut before an open group of pictures, frames before the first
+    # key frame refer to missing frames, and do not decode.
     if first is not None and not begins_with_key:
         times = [entry for entry in times if entry[0] >= first]
     elif first == begins:
@@ -238,13 +265,11 @@ def _follow_decoder(
     is_avi: bool,
     unit_s: Fraction,
 ) -> _Shown:
-    """Count what a decoder shows; ``trusted``, where that is just what the packets say."""
+    """Return the frames that the decoder shows; ``trusted`` if they are those of the packets."""
     times = [time for time in decoded.shown if time is not None]
     is_ordered = len(times) == len(decoded.shown) and all(before <= after for before, after in pairwise(times))
     if is_ordered:
-        times = sorted(
-            [*times, *decoded.failed]
-        )  # a damaged frame is planned all the same, and found when it is its turn
+        times = sorted([*times, *decoded.failed])  # damaged frames are planned too; decoding a segment reports them
     if is_ordered and tuple(times) == trusted.times:
         return trusted
     if not is_ordered and is_avi:
@@ -255,12 +280,13 @@ def _follow_decoder(
         back = next((index for index, (before, after) in enumerate(pairwise(times)) if after < before), 0)
         before_s, after_s = (float(time * unit_s) for time in (*times, 0, 0)[back : back + 2])
         raise VideoError(
-            f"{path}: times go back from {before_s:.3f} s to {after_s:.3f} s at frame {back + 1}, as if it were several recordings",
-            "times that rise",
-            f"Put them in order first: ffmpeg -i {path} -c copy ordered.mkv",
+            f"{path}: times go back from {before_s:.3f} s to {after_s:.3f} s at frame {back + 1}, "
+            "as if the file held several recordings",
+            "ascending times",
+            f"Put the frames in order first: ffmpeg -i {path} -c copy ordered.mkv",
         )
     if not times:
-        raise VideoError(f"{path}: no frame of it decodes")
+        raise VideoError(f"{path}: none of its frames decodes")
     places = {time: index for index, time in enumerate(times)}
     keys = sorted({places[time] for time, _, is_key in packets.times if is_key and time in places})
     ends = max((time + duration for time, duration, _ in packets.times if duration), default=times[-1])
@@ -269,7 +295,7 @@ def _follow_decoder(
 
 
 def _count_times(brought: Sequence[int | None], slots: Sequence[int]) -> list[int]:
-    """Give frames without presentation times those of the packets that brought them out; the end brings the last ones."""
+    """Give frames without times those of the packets that returned them, and later times to the last frames."""
     times = [time for time in brought if time is not None]
     left = len(brought) - len(times)
     later = [slot for slot in slots if not times or slot > times[-1]]
@@ -277,9 +303,9 @@ def _count_times(brought: Sequence[int | None], slots: Sequence[int]) -> list[in
 
 
 def _divide(path: str, time_base: Fraction, parts: int) -> Fraction:
-    """Make units so small that all frames of one time come before those of the next."""
+    """Return a unit so small that all frames of one time fit before the next time."""
     if time_base.denominator * parts > _MAX_DENOMINATOR:
-        do = f"Give them times first: ffmpeg -i {path} -vf setpts=N/25/TB timed.mkv"
+        do = f"Give frames their own times first: ffmpeg -i {path} -vf setpts=N/25/TB timed.mkv"
         raise VideoError(
             f"{path}: {parts} frames share one time", f"up to {_MAX_DENOMINATOR // time_base.denominator}", do
         )
@@ -287,7 +313,7 @@ def _divide(path: str, time_base: Fraction, parts: int) -> Fraction:
 
 
 def _set_apart(times: tuple[int, ...], parts: int) -> tuple[int, ...]:
-    """Set frames of one time apart, each by one unit after the one before it, in units of which a time has so many."""
+    """Convert times to units of 1/parts, and move frames of one time apart, by one unit each."""
     apart = [time * parts for time in times]
     for index in range(1, len(apart)):
         apart[index] = max(apart[index], apart[index - 1] + 1)
@@ -295,7 +321,7 @@ def _set_apart(times: tuple[int, ...], parts: int) -> tuple[int, ...]:
 
 
 def _count_all(path: str, packets: _Packets, stream: VideoStream, container: InputContainer) -> int:
-    """Count the packets that are there, those that an edit list leaves out with the others."""
+    """Count all packets, including those that an edit list hides."""
     if packets.count >= (stream.frames or 0) or not container.format.name.startswith("mov,"):
         return packets.count
     with open_video(path, options={"ignore_editlist": "1"}) as plain:
@@ -303,9 +329,10 @@ def _count_all(path: str, packets: _Packets, stream: VideoStream, container: Inp
 
 
 def _count_promised(container: InputContainer, stream: VideoStream, count: int, last: int) -> int | None:
-    """Return how many frames the container's own index promises.
+    """Return the number of frames in the container's index.
 
-    AVI counts empty chunks as well, which stand for a frame that is shown on and are no packets: there the last time tells whether all are there.
+    AVI's index also counts empty chunks, which repeat a frame and are not packets: there the last time tells whether
+    all frames are in the file.
     """
     if container.format.name == "avi" and last + 1 >= stream.frames:
         return count
@@ -314,7 +341,7 @@ def _count_promised(container: InputContainer, stream: VideoStream, count: int, 
 
 def _find_cut(count: int, promised: int | None, corrupt: bool, last_s: float, ends_s: float | None) -> str | None:
     if promised is not None and count < promised:
-        return f"{count} of {promised} frames are there"
+        return f"the file has {count} of {promised} frames"
     if corrupt:
         return f"the last of {count} frames is cut off"
     if ends_s is not None and ends_s - last_s > END_TOLERANCE_S:
@@ -323,18 +350,19 @@ def _find_cut(count: int, promised: int | None, corrupt: bool, last_s: float, en
 
 
 def _ends_within_packet(path: str) -> bool:
-    """Tell whether a transport stream ends in the middle of one of its packets, the only cut that shows in a file without an index."""
+    """Tell whether a transport stream ends within a packet; without an index, no other truncation can be seen."""
     facts = find_facts(path)
     return facts is not None and facts.size > 0 and all(facts.size % size for size in _TRANSPORT_PACKET_BYTES)
 
 
 def _cut(count: int, keys: tuple[int, ...], most: int) -> tuple[Segment, ...]:
-    """Cut evenly, at a key frame where one is near; fewer cuts where more would be decoded to be dropped than there are frames."""
+    """Cut evenly, at key frames if they are near, and less often if more frames would be dropped than kept."""
     number = -(-count // most)
     while True:
         cuts = [0]
         for index in range(1, number):
-            wanted, slack = round(count * index / number), max(count // number // 4, 1)
+            wanted = round(count * index / number)
+            slack = max(count // number // 4, 1)
             near = keys[bisect.bisect_left(keys, wanted - slack) : bisect.bisect_right(keys, wanted)]
             cut = near[-1] if near else wanted
             if cut > cuts[-1]:

@@ -1,12 +1,16 @@
-"""What comes into a result beside its pictures: sound, subtitles, covers, attachments. The container itself is asked, before the first frame."""
+"""Everything that a result copies beside the pictures: sound, subtitles, covers, attachments and their metadata.
+
+What a container can hold is found out before the first frame, by writing a header or a short file.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import av
@@ -21,55 +25,70 @@ from genai_ray.video.container import explain, open_video
 from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
 from genai_ray.video.info import main_stream
 from genai_ray.video.plan import VideoPlan
-from genai_ray.video.words import read_words
 
-__all__ = ["Order", "add_copies", "check_result", "rescale"]
+__all__ = [
+    "TECHNICAL_KEYS",
+    "Order",
+    "add_copies",
+    "check_result",
+    "describe_lost_metadata",
+    "read_metadata",
+    "rescale",
+]
 
 _FORMATS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov", ".webm": "webm"}
-"""FFmpeg's name of the container that a suffix stands for."""
+"""FFmpeg's name of the container by suffix."""
 
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 """Names of cover pictures in Matroska, where they are attachments."""
 
 _WIDE_ENCODERS = ("libvpx-vp9", "libsvtav1")
-"""Encoders that take gigabytes when they open for large pictures: they are tried with the width and with the height alone."""
+"""Encoders that take gigabytes to open for large pictures: width and height are tried one after the other."""
 
 _NARROW_PX = 128
-"""The other side of such a picture."""
+"""The other side of such a trial."""
+
+TECHNICAL_KEYS = ("encoder", "major_brand", "minor_version", "compatible_brands")
+"""Metadata about how a file was written; a result has its own."""
+
+_IGNORED_KEYS = (*TECHNICAL_KEYS, "duration", "software")
+
+_TRACK_KEYS = ("title", "language")
+"""Metadata by which a person chooses a track."""
+
+_UNKNOWN = ("", "und")
+"""Values that mean no language."""
 
 MOST_LOOKED_AT = 20_000
-"""Packets in which the first of every track is looked for."""
+"""Packets that are read to find the first one of every track."""
 
 
 def check_result(
     plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suffix: str, *, has_alpha: bool = False
 ) -> None:
-    """Try the beginning of a result: the encoder for pictures of its size, and a header with every track that is copied.
+    """Try the start of a result: open the encoder for its size, and write a header with every copied track.
 
     Args:
         plan: The planned result.
         size: (width, height) of its pictures.
         encoding: The settings, validated.
-        suffix: Of the output, lower case, with its dot.
+        suffix: Suffix of the output, lower case, with its dot.
         has_alpha: Whether alpha is stored.
 
     Raises:
-        ConfigError: If the encoder does not take the size, or the container does not take a track with sound; names those that do.
+        ConfigError: If the encoder does not support the size, or the container cannot hold an audio track; the error
+            names those that can.
         VideoError: If the source does not open.
     """
     if not _opens(plan, size, encoding, has_alpha):
         others = [
-            Encoding(codec=name)
+            name
             for name, codec in CODECS.items()
-            if suffix in codec.suffixes and (codec.alpha_formats or not has_alpha)
+            if name != encoding.encoder and suffix in codec.suffixes and (codec.alpha_formats or not has_alpha)
         ]
-        takers = [
-            other.encoder
-            for other in others
-            if other.encoder != encoding.encoder and _opens(plan, size, other, has_alpha)
-        ]
+        takers = [name for name in others if _opens(plan, size, Encoding(codec=name), has_alpha)]
         raise ConfigError(
-            f"{plan.path}: {encoding.encoder} does not take pictures of {size[0]}x{size[1]}",
+            f"{plan.path}: {encoding.encoder} does not support pictures of {size[0]}x{size[1]}",
             " or ".join(takers) or "smaller pictures",
             "Choose another codec.",
         )
@@ -86,11 +105,11 @@ def check_result(
             if isinstance(exc, ConfigError):
                 raise
             raise ConfigError(
-                f"{plan.path}: {suffix} does not take {encoding.encoder} and the tracks of this file ({explain(exc)})",
+                f"{plan.path}: {suffix} cannot hold {encoding.encoder} and the tracks of this file ({explain(exc)})",
                 do="Try .mkv.",
             ) from exc
         finally:
-            with suppress(av.FFmpegError, ValueError):  # the end of a file without frames is no matter
+            with suppress(av.FFmpegError, ValueError):  # a file without frames need not end well
                 sink.close()
 
 
@@ -105,7 +124,7 @@ def _opens(plan: VideoPlan, size: tuple[int, int], encoding: Encoding, has_alpha
 
 
 def _parts_of(encoding: Encoding, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the sizes that tell whether an encoder takes a size."""
+    """Return the sizes to try for an encoder and a size."""
     if encoding.encoder not in _WIDE_ENCODERS:
         return [size]
     width, height = size
@@ -122,19 +141,20 @@ def _open_encoder(
 def add_copies(
     sink: OutputContainer, source: InputContainer, plan: VideoPlan, suffixes: Sequence[str] = SUFFIXES
 ) -> tuple[dict[int, Stream], tuple[str, ...]]:
-    """Add everything to a result that is copied from its source.
+    """Add all copied streams to a result.
 
     Args:
         sink: The result, which has its video stream.
         source: The source, open.
         plan: Its plan.
-        suffixes: Outputs that take the pictures.
+        suffixes: Outputs that can hold the pictures.
 
     Returns:
-        The new streams by index of the source's, and notes: what the container cannot take, each by name.
+        The new streams by the source's index, and notes on the streams that the container cannot hold.
 
     Raises:
-        ConfigError: If the container does not take a track with sound, and another one does; WebM, which has two codecs of sound, goes without.
+        ConfigError: If the container cannot hold an audio track and another one can. WebM, which holds only two audio
+            codecs, leaves such tracks out.
         VideoError: If the source does not open.
     """
     copies: dict[int, Stream] = {}
@@ -144,35 +164,38 @@ def add_copies(
     for stream in source.streams:
         if stream.type == "video" and stream.index == main_stream(source).index:
             continue
-        codec, is_cover = getattr(stream, "codec_context", None), bool(stream.disposition & Disposition.attached_pic)
+        codec = getattr(stream, "codec_context", None)
+        is_cover = bool(stream.disposition & Disposition.attached_pic)
         name = f"{'cover' if is_cover else stream.type} stream {stream.index}"
         if stream.type == "video" and not is_cover:
             notes.append(f"{name} was left out: only stream {main_stream(source).index} is enhanced")
             continue
         if sink.format.name == "matroska" and _attach(sink, stream, firsts):
             continue
-        has_sound, words = stream.type == "audio", _name_codec(stream)
         if stream.type in ("audio", "subtitle") or (is_cover and codec is not None):
             guesses = _find_way(stream, sink.format.name, firsts)
             if guesses is not None:
                 copies[stream.index] = _add_copy(sink, stream, guesses_layout=guesses)
                 continue
-            takers = (
-                [
-                    other
-                    for other in suffixes
-                    if _FORMATS[other] != "webm" and _find_way(stream, _FORMATS[other], firsts) is not None
-                ]
-                if has_sound
-                else []
-            )
+            takers = _find_takers(stream, suffixes, firsts) if stream.type == "audio" else []
             if takers and sink.format.name != "webm":
                 own = next(suffix for suffix, kind in _FORMATS.items() if kind == sink.format.name)
-                kinds = " or ".join(takers)
-                do = f"Choose an output of that kind; for those of a folder pass --name '{{folder}}{{stem}}{takers[-1]}'."
-                raise ConfigError(f"{plan.path}: {own} does not take {name} ({words})", kinds, do)
-        notes.append(f"{name} was left out: {sink.format.name} cannot take it ({words})")
+                raise ConfigError(
+                    f"{plan.path}: {own} cannot hold {name} ({_name_codec(stream)})",
+                    " or ".join(takers),
+                    f"Choose such an output; for the files of a folder pass --name '{{folder}}{{stem}}{takers[-1]}'.",
+                )
+        notes.append(f"{name} was left out: {sink.format.name} cannot hold it ({_name_codec(stream)})")
     return copies, tuple(notes)
+
+
+def _find_takers(stream: Any, suffixes: Sequence[str], firsts: Mapping[int, Any]) -> list[str]:
+    """Return the outputs, other than WebM, that can hold an audio track."""
+    return [
+        suffix
+        for suffix in suffixes
+        if _FORMATS[suffix] != "webm" and _find_way(stream, _FORMATS[suffix], firsts) is not None
+    ]
 
 
 def _name_codec(stream: Any) -> str:
@@ -182,7 +205,7 @@ def _name_codec(stream: Any) -> str:
 
 
 def _first_packets(source: InputContainer, plan: VideoPlan) -> Mapping[int, Any]:
-    """Return the first packet of every track that has one near the start."""
+    """Return the first packet of every track that has a packet near the start."""
     wanted = {
         stream.index
         for stream in source.streams
@@ -191,9 +214,8 @@ def _first_packets(source: InputContainer, plan: VideoPlan) -> Mapping[int, Any]
     found: dict[int, Any] = {}
     if wanted:
         with open_video(plan.path, any_format=plan.any_format) as container:
-            for packet in islice(
-                container.demux([container.streams[index] for index in sorted(wanted)]), MOST_LOOKED_AT
-            ):
+            streams = [container.streams[index] for index in sorted(wanted)]
+            for packet in islice(container.demux(streams), MOST_LOOKED_AT):
                 if packet.size:
                     found.setdefault(packet.stream_index, packet)
                 if found.keys() == wanted:
@@ -202,7 +224,7 @@ def _first_packets(source: InputContainer, plan: VideoPlan) -> Mapping[int, Any]
 
 
 def _attach(sink: OutputContainer, stream: Any, firsts: Mapping[int, Any]) -> bool:
-    """Make a cover or an attachment one of Matroska's attachments; tell whether it was one."""
+    """Add a cover or an attachment as an attachment of Matroska; return whether the stream was one."""
     if stream.type == "attachment":
         sink.add_attachment(stream.name or "attachment", stream.mimetype or "application/octet-stream", stream.data)
         return True
@@ -220,17 +242,20 @@ def _attach(sink: OutputContainer, stream: Any, firsts: Mapping[int, Any]) -> bo
 
 
 def _find_way(stream: Any, name: str, firsts: Mapping[int, Any]) -> bool | None:
-    """Find how a container takes a track: False for as it is, True if its layout of channels is guessed, None for not at all.
+    """Find how a container can hold a track: False is as it is, True with a guessed channel layout, None not at all.
 
-    Some muxers write what they say of a track at the end only: a whole file of one packet is made.
+    Some muxers check a track only at the end, so this writes a whole file of one packet.
     """
     for guesses_layout in (False, True) if stream.type == "audio" and stream.codec_context is not None else (False,):
         try:
             with av.open(io.BytesIO(), "w", format=name) as sink:
-                copy, packet = _add_copy(sink, stream, guesses_layout=guesses_layout), firsts.get(stream.index)
+                copy = _add_copy(sink, stream, guesses_layout=guesses_layout)
+                packet = firsts.get(stream.index)
                 sink.start_encoding()
                 if packet is not None:
-                    packet.stream, packet.pts, packet.dts = copy, 0, 0
+                    packet.stream = copy
+                    packet.pts = 0
+                    packet.dts = 0
                     sink.mux_one(packet)
         except (ValueError, av.FFmpegError):
             continue
@@ -241,8 +266,9 @@ def _find_way(stream: Any, name: str, firsts: Mapping[int, Any]) -> bool | None:
 def _add_copy(sink: OutputContainer, stream: Any, *, guesses_layout: bool) -> Stream:
     copy: Any
     codec = stream.codec_context
-    # FFmpeg denies what Matroska holds by Microsoft's numbers of codecs (A_MS/ACM), and its muxer writes it; PyAV copies no
-    # stream that it has no decoder of. For both, a stream of another codec gets the parameters, and the header decides.
+    # FFmpeg says that Matroska cannot hold codecs by Microsoft's numbers (A_MS/ACM), but its muxer writes them; and
+    # PyAV copies no stream without a decoder. In both cases a stream of another codec gets the parameters; the header
+    # decides.
     try:
         if codec is None:
             raise ValueError("no decoder")
@@ -255,16 +281,67 @@ def _add_copy(sink: OutputContainer, stream: Any, *, guesses_layout: bool) -> St
         BitStreamFilterContext("null", stream, copy)
         copy.codec_context.codec_tag = "\0\0\0\0"
     if guesses_layout:
-        copy.codec_context.layout = f"{stream.codec_context.layout.nb_channels}c"  # the usual one of so many channels
+        copy.codec_context.layout = f"{stream.codec_context.layout.nb_channels}c"  # the default for this channel count
     copy.time_base = stream.time_base
-    copy.metadata.update(read_words(stream))
+    copy.metadata.update(read_metadata(stream))
     copy.disposition = stream.disposition
     added: Stream = copy
     return added
 
 
+def read_metadata(stream: Any) -> dict[str, str]:
+    """Read the metadata of a track.
+
+    Args:
+        stream: The track.
+
+    Returns:
+        Its metadata; MP4's and MOV's ``name`` becomes ``title``.
+    """
+    metadata = dict(stream.metadata)
+    if "title" not in metadata and "name" in metadata:
+        metadata["title"] = metadata.pop("name")
+    return metadata
+
+
+def describe_lost_metadata(source: InputContainer, tracks: Collection[int], result: Path) -> Iterator[str]:
+    """Say which metadata of a source is missing in its result.
+
+    Args:
+        source: The source, open.
+        tracks: Indices of its streams that are in the result, in the same order.
+        result: The finished file.
+
+    Yields:
+        One sentence for the file, and one for each track.
+
+    Raises:
+        av.FFmpegError: If the result does not open.
+    """
+    name = "matroska" if result.suffix.lower() == ".mkv" else result.suffix[1:].lower()
+    with av.open(str(result)) as box:
+        there = {key.lower() for key in box.metadata}
+        lost = sorted(key for key in source.metadata if key.lower() not in there and key.lower() not in _IGNORED_KEYS)
+        if lost:
+            yield f"metadata {', '.join(lost)} was left out: {name} cannot hold it"
+        for kind in ("video", "audio", "subtitle"):
+            copied = (stream for stream in source.streams if stream.index in tracks and _is_track(stream, kind))
+            for stream, copy in zip(
+                copied, (stream for stream in box.streams if _is_track(stream, kind)), strict=False
+            ):
+                before, after = read_metadata(stream), read_metadata(copy)
+                for word in _TRACK_KEYS:
+                    value = before.get(word, "")
+                    if value not in _UNKNOWN and after.get(word) != value:
+                        yield f"{word} {value!r} of {kind} stream {stream.index} was left out: {name} cannot hold it"
+
+
+def _is_track(stream: Any, kind: str) -> bool:
+    return bool(stream.type == kind) and not stream.disposition & Disposition.attached_pic
+
+
 class Order:
-    """Decode times of copied tracks rise as their container wants it; those that do not are moved by the least that helps, as FFmpeg does.
+    """Makes the decode times of copied tracks ascend as the container requires, by the smallest moves, as FFmpeg does.
 
     Args:
         sink: The result; its header is written.
@@ -280,12 +357,13 @@ class Order:
         self._moved: dict[int, int] = {}
 
     def keep(self, packet: Any) -> None:
-        """Move a packet's times if they do not rise.
+        """Move a packet's times if they do not ascend.
 
         Args:
-            packet: Of any stream of the result, in the order of writing.
+            packet: The next packet to write, of any stream of the result.
         """
-        index, unit = packet.stream_index, packet.stream.time_base
+        index = packet.stream_index
+        unit = packet.stream.time_base
         if index not in self._names or packet.dts is None:
             return
         dts = rescale(packet.dts, packet.time_base, unit)
@@ -293,32 +371,35 @@ class Order:
         step = self._steps[index]
         wanted = max(min(dts, pts), self._last.get(index, dts - step) + step)
         if wanted != dts:
-            duration = rescale(packet.duration or 0, packet.time_base, unit)
-            packet.dts, packet.pts, packet.duration, packet.time_base = wanted, max(pts, wanted), duration, unit
+            packet.duration = rescale(packet.duration or 0, packet.time_base, unit)
+            packet.dts = wanted
+            packet.pts = max(pts, wanted)
+            packet.time_base = unit
             self._moved[index] = self._moved.get(index, 0) + 1
         self._last[index] = wanted
 
     def notes(self) -> Iterator[str]:
-        """Say what was moved.
+        """Describe the moves.
 
         Yields:
-            One sentence a stream.
+            One sentence for each stream.
         """
         for index, count in self._moved.items():
-            yield f"times of {count} packets of {self._names[index]} were moved: they did not rise"
+            yield f"times of {count} packets of {self._names[index]} were moved: they did not ascend"
 
 
 def rescale(time: int, base: Fraction, unit: Fraction) -> int:
-    """Express a time in another unit, halves away from zero, as FFmpeg does.
+    """Convert a time to another unit, rounding halves away from zero, as FFmpeg does.
 
     Args:
-        time: In units of ``base``.
-        base: Seconds.
-        unit: Seconds.
+        time: The time, in units of ``base``.
+        base: Seconds per unit of ``time``.
+        unit: Seconds per unit of the result.
 
     Returns:
-        The nearest number of ``unit``.
+        The time, in units of ``unit``.
     """
-    numerator, denominator = abs(time) * base.numerator * unit.denominator, base.denominator * unit.numerator
+    numerator = abs(time) * base.numerator * unit.denominator
+    denominator = base.denominator * unit.numerator
     rounded = (2 * numerator + denominator) // (2 * denominator)
     return rounded if time >= 0 else -rounded

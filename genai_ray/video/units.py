@@ -1,4 +1,4 @@
-"""Units of H.264 and HEVC in a packet: where they begin, and whether a picture is among them."""
+"""Finds the units (NAL units) of H.264 and HEVC in a packet, and whether one of them is a picture."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ __all__ = ["find_units", "holds_picture", "read_length_bytes"]
 
 _START = b"\0\0\1"
 _SIZES_AT = {"h264": 4, "hevc": 21}
-"""Where the size of lengths is in what a container says of a stream."""
+"""Position of the size of lengths in a stream's extradata."""
 
 _BESIDE_PICTURES = (*range(6, 16), 20, 21)
-"""Types of H.264's units that are no parts of a picture, or of one of another view or layer, which is not decoded."""
+"""H.264 unit types that are not part of a picture, or belong to another view or layer, which is not decoded."""
 
 
 def read_length_bytes(extradata: bytes, codec: str) -> int:
-    """Read how units are told apart.
+    """Read how units are separated.
 
     Args:
-        extradata: What a container says of the stream.
+        extradata: The stream's extradata.
         codec: FFmpeg's name of its codec.
 
     Returns:
-        Bytes of the length before each unit; 0 if start codes are between them.
+        Bytes of the length before each unit; 0 if start codes separate them.
 
     Raises:
-        IndexError: If the container says too little.
+        IndexError: If the extradata is too short.
     """
     return (extradata[_SIZES_AT[codec]] & 3) + 1 if extradata[:1] == b"\1" and codec in _SIZES_AT else 0
 
@@ -35,7 +35,7 @@ def find_units(data: bytes, length_bytes: int) -> Iterator[int]:
 
     Args:
         data: A packet.
-        length_bytes: Of the length before each unit; 0 for start codes.
+        length_bytes: Bytes of the length before each unit; 0 for start codes.
 
     Yields:
         Positions of their first bytes.
@@ -50,15 +50,15 @@ def find_units(data: bytes, length_bytes: int) -> Iterator[int]:
 
 
 def holds_picture(data: bytes, extradata: bytes, codec: str) -> bool:
-    """Tell whether a packet may hold a picture, and not only what lies beside pictures, such as parameter sets.
+    """Tell whether a packet may hold a picture, not only other units such as parameter sets.
 
     Args:
         data: The packet.
-        extradata: What its container says of the stream.
+        extradata: The stream's extradata.
         codec: FFmpeg's name of its codec.
 
     Returns:
-        False only if there is surely none; of other codecs than H.264 always True.
+        False only if there is certainly no picture; always True for other codecs than H.264.
     """
     if codec != "h264":
         return True
@@ -66,6 +66,5 @@ def holds_picture(data: bytes, extradata: bytes, codec: str) -> bool:
         heads = [data[start] for start in find_units(data, read_length_bytes(extradata, codec))]
     except IndexError:
         return True
-    return not heads or any(
-        head & 0x80 or head & 31 not in _BESIDE_PICTURES for head in heads
-    )  # damage sets the first bit, too
+    # The first bit is set only by damage.
+    return not heads or any(head & 0x80 or head & 31 not in _BESIDE_PICTURES for head in heads)

@@ -22,7 +22,7 @@ from tests.enhance.moving import decode, frames_of, write_frames
         ("00b140", Background()),
     ],
 )
-def test_words_for_backgrounds(word, wanted):
+def test_metadata_for_backgrounds(word, wanted):
     assert parse_background(word) == wanted
 
 

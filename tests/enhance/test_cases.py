@@ -41,27 +41,27 @@ def want(**values):
     return LoadRequest(**values)
 
 
-ALPHA = "alpha was left out: libx264 has none"
+ALPHA = "alpha was left out: libx264 cannot store it"
 SIZES = ("size_16x16.mp4", "size_1x1.mkv", "size_2x2.mp4", "size_4x4.mp4", "size_8192x16.mp4")
 WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in SIZES} | {
     # sound and subtitles
     "dts.mkv": [want(), want(suffix=".mp4"), want(suffix=".mov")],
     "pgs.mkv": [
         want(),
-        want(suffix=".mp4", notes=("subtitle stream 2 was left out: mp4 cannot take it (hdmv_pgs_subtitle)",)),
+        want(suffix=".mp4", notes=("subtitle stream 2 was left out: mp4 cannot hold it (hdmv_pgs_subtitle)",)),
     ],
     "dvb.mkv": [
         want(),
-        want(suffix=".mov", notes=("subtitle stream 2 was left out: mov cannot take it (dvb_subtitle)",)),
+        want(suffix=".mov", notes=("subtitle stream 2 was left out: mov cannot hold it (dvb_subtitle)",)),
     ],
     "amr.mov": [
         want(),
         want(suffix=".mkv"),
-        want(suffix=".mp4", refused=".mp4 does not take audio stream 1 (amr_nb); allowed: .mkv or .mov"),
+        want(suffix=".mp4", refused=".mp4 cannot hold audio stream 1 (amr_nb); allowed: .mkv or .mov"),
     ],
     "adpcm.avi": [
         want(),
-        want(suffix=".mp4", refused=".mp4 does not take audio stream 1 (adpcm_ima_wav); allowed: .mkv"),
+        want(suffix=".mp4", refused=".mp4 cannot hold audio stream 1 (adpcm_ima_wav); allowed: .mkv"),
     ],
     "pcm.avi": [want(), want(suffix=".mp4"), want(suffix=".mov")],
     "pcm.mkv": [want(), want(suffix=".mp4"), want(suffix=".mov")],
@@ -69,15 +69,15 @@ WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in
     "flac.mkv": [
         want(),
         want(suffix=".mp4"),
-        want(suffix=".mov", refused=".mov does not take audio stream 1 (flac); allowed: .mp4 or .mkv"),
+        want(suffix=".mov", refused=".mov cannot hold audio stream 1 (flac); allowed: .mp4 or .mkv"),
     ],
     "vorbis.mkv": [
         want(),
-        want(suffix=".mov", refused=".mov does not take audio stream 1 (vorbis); allowed: .mp4 or .mkv"),
+        want(suffix=".mov", refused=".mov cannot hold audio stream 1 (vorbis); allowed: .mp4 or .mkv"),
     ],
     "live.webm": [
         want(),
-        want(suffix=".mov", refused=".mov does not take audio stream 1 (opus); allowed: .mp4 or .mkv"),
+        want(suffix=".mov", refused=".mov cannot hold audio stream 1 (opus); allowed: .mp4 or .mkv"),
     ],
     "dupaudio.mkv": [
         want(),
@@ -102,7 +102,7 @@ WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in
     "vfr.mkv": [want(frames=50, suffix=".mp4", notes=("frames share a time",), compared=False)],
     "fast.mp4": [
         want(frames=50),
-        want(frames=50, suffix=".mkv", notes=("frames are less than a millisecond",), compared=False),
+        want(frames=50, suffix=".mkv", notes=("by less than a millisecond",), compared=False),
     ],
     "holdb.mp4": [want(frames=50, notes=("frames share a time",))],
     "cat.ts": [want(refused="times go back")],
@@ -237,7 +237,7 @@ def test_every_file_gives_what_it_must(job):
     assert {name: faults for name, faults in found.items() if faults} == {}
 
 
-def test_words_of_a_phone_are_there(job):
+def test_metadata_of_a_phone_are_there(job):
     rows, _ = job
     for output in (output for path, output, _ in rows if path.name == "apple.mov"):
         with av.open(str(output)) as box:

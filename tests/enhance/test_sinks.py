@@ -34,7 +34,7 @@ def test_frames_as_png_are_the_models_own(ray_session, pix_fmt, kind, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "frames"]
     files = sorted((tmp_path / "frames").iterdir())
     assert [path.name for path in files] == [f"{number:04d}.png" for number in range(1, 11)]
-    assert report.videos[0].notes[-1] == "audio stream 1 was left out: a folder of frames has none"
+    assert report.videos[0].notes[-1] == "audio stream 1 was left out: a folder of frames cannot hold it"
     for path, wanted in zip(files, enhanced(source), strict=True):
         found = picture(path)
         assert found.dtype == kind

@@ -98,7 +98,7 @@ def test_sound_is_kept_or_refused_before_the_first_frame(sound, suffix, clip, tm
         refused = exc
     if refused is not None:
         assert suffix != ".mkv", "Matroska takes all of these"
-        assert f"{suffix} does not take audio stream 1 ({sound.removeprefix('lib')})" in str(refused)
+        assert f"{suffix} cannot hold audio stream 1 ({sound.removeprefix('lib')})" in str(refused)
         assert ".mkv" in refused.allowed
         return
     _, notes = identity(clip[sound], output, FAST)
@@ -114,7 +114,7 @@ def test_sound_is_kept_or_refused_before_the_first_frame(sound, suffix, clip, tm
 def test_webm_has_two_codecs_of_sound_and_goes_without_others(clip, tmp_path):
     assert examine(clip["eac3"], tmp_path / "b.webm", Encoding())
     _, notes = identity(clip["eac3"], tmp_path / "b.webm", Encoding(preset="8"))
-    assert "audio stream 1 was left out: webm cannot take it (eac3)" in notes
+    assert "audio stream 1 was left out: webm cannot hold it (eac3)" in notes
     assert examine(clip["libopus"], tmp_path / "c.webm", Encoding())
 
 
@@ -150,7 +150,7 @@ def test_equal_decode_times_of_sound_are_moved_by_the_least(suffix, tmp_path):
 def test_an_encoder_that_does_not_take_the_size_is_refused_before_the_first_frame(tmp_path):
     source = write(tmp_path / "wide.mkv", codec="ffv1", size=(8192, 16), pts=[0, 1], tracks=0)
     with pytest.raises(
-        errors.ConfigError, match=r"wide\.mkv: libx265 does not take pictures of 16384x32; allowed: .*libx264"
+        errors.ConfigError, match=r"wide\.mkv: libx265 does not support pictures of 16384x32; allowed: .*libx264"
     ) as caught:
         examine(source, tmp_path / "b.mkv", Encoding(codec="hevc"))
     assert "libx265" not in caught.value.allowed
@@ -206,19 +206,19 @@ def test_tracks_without_a_decoder_are_kept_as_well(tmp_path):
     assert packets(tmp_path / "b.mkv", "subtitle") == packets(captions, "subtitle")
     assert len(packets(captions, "subtitle")[0]) == 3
     assert any(
-        "subtitle stream 1 was left out: mp4 cannot take it" in note
+        "subtitle stream 1 was left out: mp4 cannot hold it" in note
         for note in identity(captions, tmp_path / "b.mp4", FAST)[1]
     )
     truehd = add_unknown(plain, tmp_path / "d.mkv", "truehd", rate=48000)
     for suffix in (".mp4", ".mov"):
         with pytest.raises(
-            errors.ConfigError, match=rf"{suffix} does not take audio stream 1 \(truehd\); allowed: \.mkv"
+            errors.ConfigError, match=rf"{suffix} cannot hold audio stream 1 \(truehd\); allowed: \.mkv"
         ):
             examine(truehd, tmp_path / f"d{suffix}")
     sound = add_unknown(plain, tmp_path / "a.mp4", "mpegh_3d_audio", rate=48000)
     assert identity(sound, tmp_path / "c.mp4", FAST)[1] == ()
     assert packets(tmp_path / "c.mp4") == packets(sound)
-    with pytest.raises(errors.ConfigError, match=r"\.mkv does not take audio stream 1 .*; allowed: \.mp4 or \.mov"):
+    with pytest.raises(errors.ConfigError, match=r"\.mkv cannot hold audio stream 1 .*; allowed: \.mp4 or \.mov"):
         examine(sound, tmp_path / "c.mkv")
 
 
@@ -236,7 +236,7 @@ def test_a_decode_time_that_goes_back_is_moved(suffix, tmp_path):
     after, moved = packets(tmp_path / f"b{suffix}")
     assert after == sounds
     assert moved == sorted(moved)
-    assert "times of 1 packets of audio stream 1 were moved: they did not rise" in notes
+    assert "times of 1 packets of audio stream 1 were moved: they did not ascend" in notes
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
@@ -250,7 +250,7 @@ def test_subtitles_in_another_order_than_shown_are_kept(suffix, tmp_path):
     _, notes = identity(source, tmp_path / f"b{suffix}", FAST)
     if suffix == ".mkv":
         assert packets(tmp_path / "b.mkv", "subtitle") == (words, [0, 0.3, 0.3])
-        assert "times of 1 packets of subtitle stream 2 were moved: they did not rise" in notes
+        assert "times of 1 packets of subtitle stream 2 were moved: they did not ascend" in notes
 
 
 def test_frames_that_cannot_be_written_are_said_without_temporary_names(tmp_path):

@@ -416,9 +416,9 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
 @pytest.mark.parametrize(
     ("query", "body", "status", "words"),
     [
-        ("model=websr-x2-s", b"not a video", 400, "no video that is taken here"),
-        ("model=websr-x2-s", PLAYLIST, 400, "no video that is taken here"),
-        ("model=websr-x2-s", b"ffconcat version 1.0\nfile /etc/hostname\n", 400, "no video that is taken here"),
+        ("model=websr-x2-s", b"not a video", 400, "not a supported video"),
+        ("model=websr-x2-s", PLAYLIST, 400, "not a supported video"),
+        ("model=websr-x2-s", b"ffconcat version 1.0\nfile /etc/hostname\n", 400, "not a supported video"),
         ("model=websr-x2-s", b"", 400, "an empty body"),
         ("model=websr-x2-s", bytes(3_000_001), 413, "3000001 bytes; allowed: 3000000"),
         ("model=websr-x2-s&format=exe", b"x", 400, "format='exe'; allowed: 'mp4', 'mkv', 'mov' or 'webm'"),

@@ -172,7 +172,7 @@ def test_a_stream_that_changes_its_size_half_way(tmp_path):
 def test_a_codec_that_nobody_knows(tmp_path):
     path = write(tmp_path / "a.mkv", tracks=0)
     path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
-    with pytest.raises(errors.VideoError, match=r"a\.mkv: its video is of a codec that this build of FFmpeg has not"):
+    with pytest.raises(errors.VideoError, match=r"unsupported video codec in .*a\.mkv"):
         plan_video(path)
 
 

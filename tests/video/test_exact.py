@@ -360,7 +360,7 @@ def test_covers_come_along_and_second_videos_are_said(source, target, tmp_path):
         covers = [stream for stream in box.streams.video if stream.disposition & Disposition.attached_pic]
         kept = [bytes(packet) for packet in (box.demux(covers) if covers else ()) if packet.size]
     if target == ".webm":
-        assert notes == ("cover stream 1 was left out: webm cannot take it (mjpeg)",)
+        assert notes == ("cover stream 1 was left out: webm cannot hold it (mjpeg)",)
     else:
         assert (notes, kept) == ((), [picture.read_bytes()])
     two = add_video(clip, tmp_path / "c.mp4", picture, Disposition(0))

@@ -1,8 +1,8 @@
-"""Whether packets tell what a decoder shows, from their first bytes; and what it shows, by decoding, if they do not.
+"""Which packets are frames that a decoder shows: from their first bytes, or else by decoding the file.
 
-Most packets are one frame each. These are not: single fields (H.264, MPEG-2), hidden pictures (VP8, VP9), pictures that are
-not coded or share a packet (MPEG-4), slices, parameter sets or pictures that a decoder skips (H.264, HEVC). Of codecs that
-this module cannot read, only decoding tells.
+Most packets are one frame each. Others are single fields (H.264, MPEG-2), hidden pictures (VP8, VP9), pictures that are
+not coded or share a packet (MPEG-4), slices, parameter sets, or pictures that a decoder skips (H.264, HEVC). For codecs
+that this module cannot read, only decoding tells.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ONE_FRAME_EACH = frozenset(
         "msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 qtrle rpza msrle msvideo1",
     )
 )
-"""Codecs, by FFmpeg's names, each packet of which is a frame."""
+"""Codecs, by FFmpeg's names, whose packets are one frame each."""
 
 MAX_NOT_CODED_BYTES = 19
-"""FFmpeg takes an MPEG-4 picture of at most so many bytes for one that may not be coded."""
+"""FFmpeg treats an MPEG-4 picture of at most so many bytes as one that may not be coded."""
 
 _START = b"\0\0\1"
 _HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
@@ -45,15 +45,15 @@ class Kind(Enum):
     FRAME = "frame"
     """One frame that is shown."""
     SECOND_FIELD = "second field"
-    """The other half of the frame of the packet before it."""
+    """The other half of the previous packet's frame."""
     HIDDEN = "hidden"
-    """A picture that only others refer to, or none."""
+    """A picture that is only a reference for others, or no picture."""
     UNKNOWN = "unknown"
-    """Its bytes do not tell."""
+    """The bytes do not tell."""
 
 
 class PacketReader:
-    """Reads the packets of one stream in their order.
+    """Reads the packets of one stream in decode order.
 
     Args:
         stream: The video.
@@ -89,15 +89,15 @@ class PacketReader:
             data: The next packet.
 
         Returns:
-            Its kind, for certain or ``UNKNOWN``.
+            Its kind; ``UNKNOWN`` if it is not certain.
         """
         try:
             return self._read(data)
-        except IndexError:  # it ends before what was to be read
+        except IndexError:  # the packet is too short
             return Kind.UNKNOWN
 
     def _read_extradata(self, extradata: bytes, codec: str) -> None:
-        """Read how units are set apart, and the parameter sets that are not in packets."""
+        """Read how units are separated, and the parameter sets that are not in packets."""
         self._length_bytes = read_length_bytes(extradata, codec)
         if codec != "h264":
             return
@@ -111,7 +111,7 @@ class PacketReader:
     def _read_h264_layout(self, unit: bytes) -> None:
         layout = _read_sequence(unit)
         if self._h264_layout is not None and self._h264_layout != layout:
-            raise IndexError("parameter sets of several layouts")  # which one a slice goes by is for decoders to say
+            raise IndexError("parameter sets of several layouts")  # only a decoder knows which one a slice uses
         self._h264_layout = layout
 
     def _read_h264(self, data: bytes) -> Kind:
@@ -121,13 +121,13 @@ class PacketReader:
             if kind == 7:
                 self._read_h264_layout(data[start : start + 1024])
             elif kind in (1, 2, 5):
-                if self._h264_layout is None or not (
-                    fields or data[start + 1] & 0x80
-                ):  # it begins in the middle of a picture
+                begins_picture = fields or data[start + 1] & 0x80
+                if self._h264_layout is None or not begins_picture:
                     return Kind.UNKNOWN
-                field = (
-                    None if self._h264_layout[2] else self._read_field(data[start + 1 : start + 64], self._h264_layout)
-                )
+                is_frames_only = self._h264_layout[2]
+                field = None
+                if not is_frames_only:
+                    field = self._read_field(data[start + 1 : start + 64], self._h264_layout)
                 if field is None:
                     return Kind.FRAME if not fields and self._first_field is None else Kind.UNKNOWN
                 if field not in fields:
@@ -137,7 +137,7 @@ class PacketReader:
         return self._pair(fields)
 
     def _read_field(self, header: bytes, layout: tuple[int, bool, bool]) -> tuple[int, int] | None:
-        """Read frame_num and bottom_field_flag of a slice (7.3.3); None if it is of a whole frame."""
+        """Read frame_num and bottom_field_flag of a slice (7.3.3); None for a slice of a whole frame."""
         bits = _Bits(header)
         for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
             bits.exponential()
@@ -146,8 +146,9 @@ class PacketReader:
         return (frame_num, bits.take(1)) if bits.take(1) else None
 
     def _pair(self, fields: list[tuple[int, int]]) -> Kind:
-        """Put the fields of a packet together with that of the packet before, if that one lacks its other half."""
-        first, self._first_field = self._first_field, None
+        """Combine the fields of a packet with that of the packet before, if that one lacks its other half."""
+        first = self._first_field
+        self._first_field = None
         if first is not None:
             return Kind.SECOND_FIELD if fields == [(first[0], 1 - first[1])] else Kind.UNKNOWN
         if len(fields) == 1:
@@ -160,27 +161,28 @@ class PacketReader:
         has_ended = self._has_ended
         self._has_ended = data.endswith((b"\0\0\1\x48\1", b"\0\0\0\2\x48\1"))
         for start in find_units(data, self._length_bytes):
-            kind, layer = data[start] >> 1 & 63, (data[start] & 1) << 5 | data[start + 1] >> 3
+            kind = data[start] >> 1 & 63
+            layer = (data[start] & 1) << 5 | data[start + 1] >> 3
             if kind < 32 and layer == 0:
-                # What follows the end of a sequence, or a broken link, may have leading pictures that are skipped.
+                # After the end of a sequence, or a broken link, a decoder may skip leading pictures.
                 return bool(data[start + 2] & 0x80) and kind != 16 and not has_ended
         return False
 
 
 @dataclass(slots=True)
 class Decoded:
-    """What a decoder makes of a whole file, in the stream's ``time_base`` units."""
+    """Result of decoding a whole file, in the stream's ``time_base`` units."""
 
     shown: list[int | None] = field(default_factory=list)
-    """Presentation times of its frames in the order in which it gives them; None if one has none."""
+    """Presentation times of the frames in the order of the decoder; None for a frame without a time."""
     brought: list[int | None] = field(default_factory=list)
-    """Decode times of the packets that brought them out; None if the end did, or there is none."""
+    """Decode times of the packets that returned these frames; None at the end of the file, or without a time."""
     failed: list[int] = field(default_factory=list)
-    """Times of packets after the first frame that do not decode: each stands for a frame that is damaged."""
+    """Times of packets after the first frame that do not decode: each is a damaged frame."""
 
 
 def decode_times(place: str, *, any_format: bool = False) -> Decoded:
-    """Decode a whole file and note when its frames are shown.
+    """Decode a whole file to learn when its frames are shown.
 
     Args:
         place: Path or URI.
@@ -200,7 +202,7 @@ def decode_times(place: str, *, any_format: bool = False) -> Decoded:
         for packet in container.demux(stream):
             try:
                 frames = decode_packet(decoder, packet)
-            except av.FFmpegError:  # of the picture, not of reading, which is outside of this block
+            except av.FFmpegError:  # a damaged picture; errors of reading are raised outside this block
                 time = packet.pts if packet.pts is not None else packet.dts
                 if decoded.shown and time is not None:
                     decoded.failed.append(time)
@@ -219,7 +221,8 @@ class _Bits:
 
     def __init__(self, data: bytes) -> None:
         plain = data.replace(b"\0\0\3", b"\0\0")
-        self._value, self._left = int.from_bytes(plain), 8 * len(plain)
+        self._value = int.from_bytes(plain)
+        self._left = 8 * len(plain)
 
     def take(self, count: int) -> int:
         if count > self._left:
@@ -241,7 +244,8 @@ class _Bits:
 
 def _read_sequence(unit: bytes) -> tuple[int, bool, bool]:
     """Read bits of frame_num, separate_colour_plane_flag and frame_mbs_only_flag of an H.264 sequence (7.3.2.1.1)."""
-    bits, has_planes = _Bits(unit[4:]), False
+    bits = _Bits(unit[4:])
+    has_planes = False
     bits.exponential()
     if unit[1] in _HIGH_PROFILES:
         chroma_format = bits.exponential()
@@ -279,9 +283,10 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
 
 
 def _split_vp9(data: bytes) -> Iterator[bytes]:
-    """Give the frames of a VP9 packet (annex B): several if it ends with an index of their sizes."""
+    """Split a VP9 packet (annex B): it holds several frames if it ends with an index of their sizes."""
     marker = data[-1]
-    count, width = (marker & 7) + 1, (marker >> 3 & 3) + 1
+    count = (marker & 7) + 1
+    width = (marker >> 3 & 3) + 1
     index = len(data) - 2 - count * width
     if marker & 0xE0 != 0xC0 or index < 0 or data[index] != marker:
         yield data
@@ -311,11 +316,11 @@ def _is_vp9_shown(frame: bytes) -> bool:
 
 
 def _is_mpeg_frame(data: bytes) -> bool:
-    """Tell of MPEG-1 and MPEG-2 whether a packet has one picture: a frame, or two fields."""
+    """Tell whether a packet of MPEG-1 or MPEG-2 has one picture: a frame, or two fields."""
     position = data.find(_START + b"\0")
     if position < 0:
         return False
     extension = data.find(_START + b"\xb5", position)
-    if extension < 0 or data[extension + 4] >> 4 != 8:  # MPEG-1 has no picture coding extension, and no fields
+    if extension < 0 or data[extension + 4] >> 4 != 8:  # MPEG-1: no picture coding extension, no fields
         return True
     return data[extension + 6] & 3 == 3 or data.count(_START + b"\0") == 2

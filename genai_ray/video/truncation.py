@@ -1,4 +1,4 @@
-"""Whether the end of a file is there, by the sizes that its structure states: durations in headers are often wrong."""
+"""Tells whether the end of a file is there, by the sizes in its structure: durations in headers are often wrong."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from genai_ray.files import open_to_read
 __all__ = ["is_whole"]
 
 _HEADER_BYTES = 65536
-"""Where the sizes of Matroska and ASF are written, at the latest."""
+"""The sizes of Matroska and ASF lie within so many bytes."""
 
 _SEGMENT = bytes.fromhex("18538067")
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def is_whole(place: str, format_name: str) -> bool:
-    """Tell whether a file surely reaches its end.
+    """Tell whether the end of a file is certainly there.
 
     Args:
         place: Path or URI.
         format_name: FFmpeg's name of the container.
 
     Returns:
-        True if every part ends within the file; False as well if the format does not say how large its parts are.
+        True if every part ends within the file; False also if the format does not state the sizes of its parts.
 
     Raises:
         VideoError: If the file cannot be read.
@@ -43,12 +43,12 @@ def _ends_matroska(file: BinaryIO, size: int) -> bool:
         return False
     width = 9 - head[start].bit_length()
     stated = int.from_bytes(head[start : start + width]) & (1 << 7 * width) - 1
-    is_known = stated != (1 << 7 * width) - 1  # all bits set: a recording that could not go back to write it
+    is_known = stated != (1 << 7 * width) - 1  # all bits set: the recorder could not go back to write the size
     return is_known and start + width + stated <= size
 
 
 def _ends_flv(file: BinaryIO, size: int) -> bool:
-    """A tag is followed by its size: the last one must be there from its first byte to its last."""
+    """Check that the last tag is complete; its size follows it."""
     tag = size - 4 - int.from_bytes(_read(file, size - 4, 4))
     head = _read(file, tag, 4) if 9 < tag < size else b""
     return len(head) == 4 and head[0] & 31 in (8, 9, 18) and tag + 11 + int.from_bytes(head[1:]) + 4 == size
@@ -68,7 +68,7 @@ def _ends_mov(file: BinaryIO, size: int) -> bool:
         length = int.from_bytes(head[:4])
         if length == 1:
             length = int.from_bytes(head[8:16])
-        if length == 0:  # to the end of the file, wherever that is
+        if length == 0:  # "to the end of the file" does not tell where that is
             return False
         if len(head) < 8 or length < 8:
             return False
@@ -82,4 +82,4 @@ def _read(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 _CHECKS = {"matroska": _ends_matroska, "flv": _ends_flv, "asf": _ends_asf, "mov,": _ends_mov}
-"""By the beginning of FFmpeg's name of the container."""
+"""Checks by the first letters of FFmpeg's name of the container."""

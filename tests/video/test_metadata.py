@@ -6,7 +6,7 @@ import av
 import pytest
 
 from genai_ray.video import Encoding, plan_video
-from genai_ray.video.words import read_words
+from genai_ray.video.tracks import read_metadata
 from tests.video.clips import write
 from tests.video.identity import identity
 
@@ -89,7 +89,7 @@ def test_what_a_phone_writes_of_a_video_is_kept(suffix, tmp_path):
     assert [note for note in notes if "metadata" in note] == []
 
 
-def test_words_that_a_container_has_no_place_for_are_said(tmp_path):
+def test_metadata_that_a_container_has_no_place_for_are_said(tmp_path):
     clip = remux(
         write(tmp_path / "plain.mp4"),
         tmp_path / "a.mkv",
@@ -97,8 +97,8 @@ def test_words_that_a_container_has_no_place_for_are_said(tmp_path):
         tracks={1: {"language": "en-GB"}},
     )
     _, notes = identity(clip, tmp_path / "b.mp4", FAST)
-    assert "metadata DIRECTOR was left out: mp4 has no place for it" in notes
-    assert "language 'en-GB' of audio stream 1 was left out: mp4 has no place for it" in notes
+    assert "metadata DIRECTOR was left out: mp4 cannot hold it" in notes
+    assert "language 'en-GB' of audio stream 1 was left out: mp4 cannot hold it" in notes
     assert not any("title" in note for note in notes)
     assert identity(clip, tmp_path / "b.mkv", FAST)[1] == ()
 
@@ -115,8 +115,8 @@ def test_titles_and_languages_of_tracks_stay_from_container_to_container(tmp_pat
         path = tmp_path / name
         assert [note for note in notes if "title" in note or "language" in note] == []
         with av.open(str(path)) as box:
-            assert read_words(box.streams.video[0])["title"] == "Film"
-            assert [read_words(stream).get("title") for stream in box.streams.audio] == ["Kommentar", None]
+            assert read_metadata(box.streams.video[0])["title"] == "Film"
+            assert [read_metadata(stream).get("title") for stream in box.streams.audio] == ["Kommentar", None]
             assert box.streams.audio[0].metadata["language"] == "jpn"
             assert box.streams.audio[0].metadata["title" if path.suffix == ".mkv" else "name"] == "Kommentar"
 
@@ -138,4 +138,4 @@ def test_frames_closer_than_a_millisecond_keep_their_order_in_matroska(suffix, t
     with av.open(str(tmp_path / f"b{suffix}")) as box:
         times = [round(frame.pts * frame.time_base * 1000) for frame in box.decode(video=0)]
     assert times == [0, 1, 2, 3, 4, 5, 6, 7, 89, 178]
-    assert any("frames are less than a millisecond after" in note for note in notes)
+    assert any("by less than a millisecond" in note for note in notes)

@@ -13,7 +13,7 @@ from genai_ray import errors
 from genai_ray.enhance.job.steps import write_result
 from genai_ray.video import Encoding, SegmentWriter, decode_frames, decode_segment, plan_video
 from genai_ray.video.colour import to_rgb
-from genai_ray.video.shown import Kind, PacketReader, decode_times
+from genai_ray.video.packets import Kind, PacketReader, decode_times
 from tests.video.clips import NUM_FRAMES, write
 from tests.video.fields import write_fields
 from tests.video.identity import decode
@@ -285,7 +285,7 @@ def test_a_frame_that_was_not_planned_is_no_truncation(tmp_path):
     plan = plan_video(write(tmp_path / "a.mkv", tracks=0))
     pts = (*plan.pts[:3], plan.pts[3] - 7, *plan.pts[3:])
     wrong = replace(plan, pts=pts, decoded_pts=pts)
-    with pytest.raises(errors.VideoError, match=r"frame 3 has pts 120; allowed: pts 113, as planned.*ffmpeg -i"):
+    with pytest.raises(errors.VideoError, match=r"frame 3 has pts 120; allowed: the planned pts 113.*ffmpeg -i"):
         list(decode_segment(wrong, wrong.segments[0], allow_truncated=True))
 
 

@@ -1,6 +1,6 @@
-"""Work on a stranger's file in a process of its own, which has a limit of memory and of time: what it needs more, ends it alone.
+"""Calls a function for an untrusted file in a process of its own, with limits of memory and time.
 
-Arguments and results travel as JSON, so that nothing of that process is trusted but text.
+Beyond a limit, only that process ends. Arguments and results travel as JSON, so only text is trusted.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["call_confined", "raise_limit"]
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "MALLOC_ARENA_MAX": "2"
 }
-"""Threads have stacks and heaps of their own, which count."""
+"""Each thread has its own stack and heap, which count as memory."""
 
 
 def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, within_s: float) -> Any:
     """Call a function in a process of its own.
 
     Args:
-        function: A function of a module; its result must be fit for JSON.
-        args: Its arguments, fit for JSON.
+        function: A function of a module; JSON must be able to hold its result.
+        args: Its arguments; JSON must be able to hold them.
         max_bytes: Most bytes of memory that the process may allocate (Linux; elsewhere only the time is limited).
         within_s: Most seconds that it may take.
 
@@ -40,8 +40,8 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
         The result.
 
     Raises:
-        GenAIRayError: What the function raises, of the same class.
-        ResourceExhaustedError: If it needed more memory, or its process died.
+        GenAIRayError: If the function raises it; of the same class.
+        ResourceExhaustedError: If the process needed more memory, or died.
         DeadlineExceededError: If it took longer.
     """
     asked = {
@@ -61,7 +61,7 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
     try:
         told, _ = process.communicate(json.dumps(asked).encode(), timeout=within_s)
     except subprocess.TimeoutExpired as exc:
-        raise errors.DeadlineExceededError(f"it took more than {within_s:g} s") from exc
+        raise errors.DeadlineExceededError(f"took more than {within_s:g} s") from exc
     finally:
         process.kill()
         process.wait()
@@ -69,10 +69,10 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
             if stream is not None:
                 stream.close()
     if process.returncode == -signal.SIGALRM:
-        raise errors.DeadlineExceededError(f"it took more than {within_s:g} s")
+        raise errors.DeadlineExceededError(f"took more than {within_s:g} s")
     if process.returncode or not told:
         raise errors.ResourceExhaustedError(
-            f"it ended its process ({_say_end(process.returncode)}), which may have {max_bytes} bytes"
+            f"its process ended ({_say_end(process.returncode)}) with a limit of {max_bytes} bytes"
         )
     answer = json.loads(told)
     if "error" in answer:
@@ -82,10 +82,10 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
 
 
 def raise_limit(more_bytes: int) -> None:
-    """Let this process, which ``call_confined`` started, allocate more; at the most half of the machine's memory.
+    """Raise the memory limit of this process, which ``call_confined`` started, to at most half of the machine's memory.
 
     Args:
-        more_bytes: How much more.
+        more_bytes: Bytes to add to the limit.
     """
     if sys.platform == "linux":
         import resource  # noqa: PLC0415
@@ -101,7 +101,7 @@ def _say_end(code: int) -> str:
 
 
 def _limit(max_bytes: int, within_s: float) -> None:
-    """Bound this process; a process whose caller has died ends by itself."""
+    """Limit this process; the alarm also ends it if its caller has died."""
     if sys.platform == "win32":
         return
     import resource  # noqa: PLC0415
@@ -113,16 +113,14 @@ def _limit(max_bytes: int, within_s: float) -> None:
             resource.RLIMIT_DATA, (max_bytes if most == resource.RLIM_INFINITY else min(max_bytes, most), most)
         )
         with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(
-                "1000"
-            )  # if memory runs out all the same, this process goes first
+            Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel kills this process first
     signal.alarm(math.ceil(within_s))
 
 
 def _main() -> None:
     asked = json.load(sys.stdin.buffer)
     own = os.dup(1)
-    os.dup2(2, 1)  # libraries that print do not print into the answer
+    os.dup2(2, 1)  # libraries that print must not print into the answer
     _limit(asked["max_bytes"], asked["within_s"])
     try:
         function = getattr(importlib.import_module(asked["module"]), asked["name"])
@@ -130,11 +128,11 @@ def _main() -> None:
     except errors.GenAIRayError as exc:
         answer = {"error": [type(exc).__name__, exc.got, exc.allowed, exc.do]}
     except MemoryError:
-        answer = {"error": ["ResourceExhaustedError", f"it needed more than {asked['max_bytes']} bytes", "", ""]}
+        answer = {"error": ["ResourceExhaustedError", f"needed more than {asked['max_bytes']} bytes", "", ""]}
     with os.fdopen(own, "wb") as out:
         out.write(json.dumps(answer).encode())
         out.flush()
-    os._exit(0)  # nothing is left to be put in order
+    os._exit(0)  # there is nothing to clean up
 
 
 if __name__ == "__main__":

@@ -6,20 +6,20 @@
       ConfigError(ValueError)                an option or a file of options is wrong
       ModelNotFoundError(LookupError)        no such model id, alias or file
       ModelLoadError(RuntimeError)           corrupt, wrong sha256, unsupported operator
-      BackendUnavailableError(RuntimeError)  asked for a runtime or device that is not there
+      BackendUnavailableError(RuntimeError)  the requested runtime or device is not available
       FrameNotFoundError(IndexError)         a video has no frame of this index or at this time
       InvalidInputError(ValueError)          frames of a wrong shape, dtype or range, or none
       InferenceError(RuntimeError)           the runtime failed on this input
-      ResourceExhaustedError(MemoryError)    larger than any device, or no room
-      TooManyRequestsError(RuntimeError)     more at the same time than are taken; later they are
+      ResourceExhaustedError(MemoryError)    larger than any device, or no free memory
+      TooManyRequestsError(RuntimeError)     too many requests at the same time; try again later
       DeadlineExceededError(TimeoutError)    not done by the caller's deadline
       CacheClosedError(RuntimeError)         a handle used after ``shutdown()`` or ``close()``
       VideoError(RuntimeError)               not a video, truncated, no video stream
-      QualityError(ValueError)               a quality check that cannot be made
+      QualityError(ValueError)               a quality check that is not possible
 
-Every error carries three fields: ``got`` (what was met), ``allowed`` (what would have been right) and ``do`` (what to do
-about it). Fields travel to ``Exception.__init__`` and the text is made in ``__str__``, so that each class survives pickle.
-The module does not map foreign exceptions: the gateway module of each library does that.
+Every error has three fields: ``got`` (what is wrong), ``allowed`` (what is allowed) and ``do`` (what the caller can
+do). All fields go to ``Exception.__init__`` and ``__str__`` makes the text, so that each class survives pickle. This
+module does not map foreign exceptions: the gateway module of each library does that.
 """
 
 from __future__ import annotations
@@ -46,15 +46,14 @@ class GenAIRayError(Exception):
     """Root of every error that genai_ray raises on purpose.
 
     Args:
-        got: What was met, naming the file, field or value.
-        allowed: What would have been right; empty when nothing sensible can be said.
-        do: What the caller can do about it; empty when nothing sensible can be said.
+        got: What is wrong, with the file, field or value.
+        allowed: What is allowed; may be empty.
+        do: What the caller can do; may be empty.
     """
 
     def __init__(self, got: str, allowed: str = "", do: str = "") -> None:
-        got, allowed, do = (
-            text.encode(errors="backslashreplace").decode() for text in (got, allowed, do)
-        )  # Ray's workers die of text that is not UTF-8
+        # Ray's workers die of text that is not valid UTF-8.
+        got, allowed, do = (text.encode(errors="backslashreplace").decode() for text in (got, allowed, do))
         super().__init__(got, allowed, do)
         self.got = got
         self.allowed = allowed
@@ -74,15 +73,15 @@ class ConfigError(GenAIRayError, ValueError):
 
 
 class ModelNotFoundError(GenAIRayError, LookupError):
-    """No model of this id or alias is known, or its file is not there; ``do`` lists near names and where files are looked for."""
+    """No model has this id or alias, or its file is missing; ``do`` has similar names and the searched folders."""
 
 
 class ModelLoadError(GenAIRayError, RuntimeError):
-    """A model file is there but cannot be used: corrupt, wrong sha256, unsupported operator, refused conversion."""
+    """A model file cannot be used: corrupt, wrong sha256, unsupported operator, refused conversion."""
 
 
 class BackendUnavailableError(GenAIRayError, RuntimeError):
-    """A runtime, provider or device was asked for by name and is not there; there is never a silent fallback."""
+    """A requested runtime, provider or device is not available; there is never a silent fallback."""
 
 
 class FrameNotFoundError(GenAIRayError, IndexError):
@@ -98,11 +97,11 @@ class InferenceError(GenAIRayError, RuntimeError):
 
 
 class ResourceExhaustedError(GenAIRayError, MemoryError):
-    """Larger than any device's budget, or no room that may be made."""
+    """Larger than any device's budget, or no memory can be freed."""
 
 
 class TooManyRequestsError(GenAIRayError, RuntimeError):
-    """More requests at the same time than are taken; the same one is taken later."""
+    """Too many requests at the same time; the same request may succeed later."""
 
 
 class DeadlineExceededError(GenAIRayError, TimeoutError):
@@ -118,4 +117,4 @@ class VideoError(GenAIRayError, RuntimeError):
 
 
 class QualityError(GenAIRayError, ValueError):
-    """A quality check cannot be made, because reference and candidate do not fit each other."""
+    """A quality check is not possible, because reference and candidate do not match."""

@@ -2,9 +2,10 @@
 
 A batch of frames is a ``pyarrow.Table`` with the columns ``video`` string, ``frame_index`` int64, ``pts`` int64,
 ``time_base`` string "num/den" and ``frame``, a canonical ``arrow.fixed_shape_tensor`` [H, W, C] of uint8 or uint16 with
-C = 1, 3 or 4. Results add ``output``, a column of the same kind, and ``latency_ms`` float64. The only importer of pyarrow.
+C = 1, 3 or 4. Results add ``output``, a column of the same kind, and ``latency_ms`` float64. Only this module and
+``tables`` import pyarrow.
 
-Ray Data also gives batches as a dict of numpy arrays or as a pandas DataFrame: these are read and completed as they are.
+A batch may also be a dict of numpy arrays or a pandas DataFrame, which Ray Data offers; results have the same type.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _RESULT_COLUMNS = ("output", "latency_ms")
 
 
 def to_column(frames: npt.NDArray[Any]) -> pa.FixedShapeTensorArray:
-    """Make a column of frames; no copy where they are C-contiguous.
+    """Make a column of frames, without a copy if they are C-contiguous.
 
     Args:
         frames: (N, H, W, C), any numeric dtype; N may be 0.
@@ -55,7 +56,7 @@ def to_column(frames: npt.NDArray[Any]) -> pa.FixedShapeTensorArray:
     """
     if frames.ndim != 4:
         raise InvalidInputError(f"a column of frames from shape {frames.shape}", "(N, H, W, C)")
-    contiguous = np.ascontiguousarray(frames)  # else Arrow makes a permuted type without a word
+    contiguous = np.ascontiguousarray(frames)  # else Arrow silently makes a permuted type
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(frames.dtype), frames.shape[1:])
     storage = pa.FixedSizeListArray.from_arrays(pa.array(contiguous.reshape(-1)), int(np.prod(frames.shape[1:])))
     return pa.ExtensionArray.from_storage(kind, storage)
@@ -65,10 +66,10 @@ def from_column(column: pa.Array | pa.ChunkedArray) -> list[npt.NDArray[Any]]:
     """View a column of frames as numpy, without a copy.
 
     Args:
-        column: A ``fixed_shape_tensor`` column, or Ray's tensor column types (variable shapes are copied, one array a frame).
+        column: A ``fixed_shape_tensor`` column, or one of Ray's tensor columns (variable shapes are copied).
 
     Returns:
-        One read-only array (N, H, W, C) for each chunk that has rows, and for each run of frames of one shape within it.
+        Read-only arrays (N, H, W, C): one for each chunk with rows, and for each run of frames of one shape in it.
 
     Raises:
         InvalidInputError: If the column does not hold frames.
@@ -85,14 +86,14 @@ def iter_frames(batch: Any, column: str = "frame") -> Iterator[npt.NDArray[Any]]
         column: Its name.
 
     Yields:
-        Arrays (n, H, W, C), which together are the column in order; of a table without a copy.
+        Arrays (n, H, W, C), which together are the column in order; those of a table are not copied.
 
     Raises:
-        InvalidInputError: If it is no batch, there is no such column, or it does not hold frames.
+        InvalidInputError: If it is not a batch, there is no such column, or the column does not hold frames.
     """
     names = _names_of(batch)
     if column not in names:
-        do = f'If they are called otherwise, rename them: dataset.rename_columns({{"image": {column!r}}}).'
+        do = f'If the column has another name, rename it: dataset.rename_columns({{"image": {column!r}}}).'
         raise InvalidInputError(f"a batch with the columns {names}", f"one with the column {column!r} of frames", do)
     if isinstance(batch, pa.Table):
         yield from from_column(batch.column(column))
@@ -105,18 +106,22 @@ def iter_frames(batch: Any, column: str = "frame") -> Iterator[npt.NDArray[Any]]
 
 
 def check_is_new(batch: Any) -> None:
-    """Refuse a batch that has results already: whether those or the frames are meant, nobody can tell.
+    """Refuse a batch that has results already: it is not clear whether to enhance those or the frames.
 
     Args:
-        batch: As ``iter_frames`` takes it.
+        batch: A batch as for ``iter_frames``.
 
     Raises:
-        InvalidInputError: If it has the columns of results, or is no batch.
+        InvalidInputError: If it has the columns of results, or is not a batch.
     """
     there = [name for name in _RESULT_COLUMNS if name in _names_of(batch)]
     if there:
-        do = 'To enhance results again: dataset.drop_columns(["frame", "latency_ms"]).rename_columns({"output": "frame"}).'
-        raise InvalidInputError(f"a batch with the columns {there} already", "one without results", do)
+        raise InvalidInputError(
+            f"a batch with the columns {there} already",
+            "one without results",
+            "To enhance results again: "
+            'dataset.drop_columns(["frame", "latency_ms"]).rename_columns({"output": "frame"}).',
+        )
 
 
 def build_table(
@@ -167,15 +172,15 @@ def append_results(batch: Any, outputs: Sequence[npt.NDArray[Any]], latencies_ms
     """Add the columns ``output`` and ``latency_ms`` to a batch of frames.
 
     Args:
-        batch: As ``iter_frames`` takes it, N rows.
-        outputs: Arrays (n, H, W, C), N frames together.
+        batch: A batch as for ``iter_frames``, with N rows.
+        outputs: Arrays (n, H, W, C) of N frames in total.
         latencies_ms: Milliseconds of each row, N.
 
     Returns:
-        A batch of the same type with two more columns; a table takes outputs of one shape without a copy.
+        A batch of the same type with two more columns; a table holds outputs of one shape without a copy.
 
     Raises:
-        InvalidInputError: If outputs of several shapes are for a table whose frames have one shape.
+        InvalidInputError: If the batch is a table whose frames have one shape, but outputs have several.
     """
     if not isinstance(batch, pa.Table):
         column = _join(outputs)
@@ -186,7 +191,7 @@ def append_results(batch: Any, outputs: Sequence[npt.NDArray[Any]], latencies_ms
     if len(shapes) == 1:
         results: Any = pa.chunked_array([to_column(output) for output in outputs])
     else:
-        kind = type(batch.column("frame").chunk(0))  # Ray's, when frames have several shapes as well
+        kind = type(batch.column("frame").chunk(0))  # Ray's type if the frames have several shapes as well
         if not _is_variable(kind):
             raise InvalidInputError(f"results of the shapes {sorted(shapes)} for frames of one shape", "one shape")
         results = kind.from_numpy(_join(outputs))
@@ -194,21 +199,22 @@ def append_results(batch: Any, outputs: Sequence[npt.NDArray[Any]], latencies_ms
 
 
 class TableWriter:
-    """Writes tables of one schema into a Parquet file, a row group each; it appears under its name when the block ends without an error.
+    """Writes tables of one schema into a Parquet file; the file appears when the block ends without an error.
 
     Args:
-        path: The file; replaced when it exists.
+        path: The file; an existing one is replaced.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.partial")
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         """Add a row group.
 
         Args:
-            table: Of the schema of the first one.
+            table: A table with the schema of the first one.
 
         Raises:
             VideoError: If the file cannot be written.
@@ -261,7 +267,7 @@ def _view(chunk: pa.Array) -> list[npt.NDArray[Any]]:
 
 
 def _is_variable(kind: type[pa.Array]) -> bool:
-    """Tell whether a column is Ray's for tensors of several shapes."""
+    """Tell whether a column is of Ray's type for tensors of several shapes."""
     return kind.__name__.startswith("ArrowVariableShapedTensor")
 
 
@@ -270,7 +276,7 @@ def _names_of(batch: Any) -> list[str]:
         return list(batch.column_names)
     if isinstance(batch, Mapping):
         return list(batch)
-    if hasattr(batch, "columns") and hasattr(batch, "assign"):  # pandas, which need not be there
+    if hasattr(batch, "columns") and hasattr(batch, "assign"):  # pandas, which may not be installed
         return list(batch.columns)
     raise InvalidInputError(
         f"a batch of type {type(batch).__name__}",
@@ -279,7 +285,7 @@ def _names_of(batch: Any) -> list[str]:
 
 
 def _join_runs(frames: Sequence[npt.NDArray[Any]], column: str) -> Iterator[npt.NDArray[Any]]:
-    """Join neighbours of one shape."""
+    """Join neighbouring frames of one shape."""
     odd = next((frame for frame in frames if frame.ndim != 3), None)
     if odd is not None:
         raise InvalidInputError(
@@ -290,7 +296,7 @@ def _join_runs(frames: Sequence[npt.NDArray[Any]], column: str) -> Iterator[npt.
 
 
 def _join(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Return frames as one array (N, H, W, C); or, when they have several shapes, as an array of N arrays."""
+    """Return frames as one array (N, H, W, C); if they have several shapes, as an array of N arrays."""
     if len({array.shape[1:] for array in arrays}) == 1:
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     joined = np.empty(sum(map(len, arrays)), object)

@@ -1,4 +1,4 @@
-"""Tables of plain values in files: manifests that say what a job is to do, results that say what it did. CSV and Parquet, local or remote."""
+"""Tables of plain values in files, CSV and Parquet, local or remote: manifests and results of jobs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, open_
 __all__ = ["TABLE_SUFFIXES", "ResultTable", "iter_rows"]
 
 TABLE_SUFFIXES = (".csv", ".parquet")
-"""Of the files that are read as tables."""
+"""Suffixes of files that are read as tables."""
 
 ROWS_AT_A_TIME = 4096
 
+_DO = "Remove it, or choose another output folder."
+
 
 def iter_rows(place: str) -> Iterator[dict[str, Any]]:
-    """Read a table row by row; a table of any length takes little memory.
+    """Read a table row by row; this needs little memory for a table of any length.
 
     Args:
         place: Path or URI of a file ending in .csv or .parquet.
@@ -35,7 +37,7 @@ def iter_rows(place: str) -> Iterator[dict[str, Any]]:
         Values by column; empty cells are None.
 
     Raises:
-        ConfigError: If it cannot be read as a table.
+        ConfigError: If the file is not a table.
         VideoError: If it is missing, or its store fails.
     """
     with open_to_read(place) as file:
@@ -49,25 +51,26 @@ def iter_rows(place: str) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
         except pa.ArrowInvalid as exc:
             raise ConfigError(
-                f"{place}: not a table ({exc})", "a CSV file with a line of names, or a Parquet file"
+                f"{place}: not a table ({exc})", "a CSV file with a header line, or a Parquet file"
             ) from exc
 
 
 class ResultTable:
-    """A Parquet file that grows: it is replaced by a longer one, so that a reader sees a whole table at any time.
+    """A growing Parquet file: a longer file replaces it, so that a reader always sees a whole table.
 
     Args:
         place: Path or URI.
-        columns: Arrow's names of the columns' types by the columns' names.
-        key: Name of the column in which no two rows are equal; a later row replaces an earlier one.
+        columns: Arrow's type names by column name.
+        key: Name of the key column; a row replaces an earlier row of the same key.
 
     Raises:
-        ConfigError: If there is a file of that name which is no such table.
+        ConfigError: If a file of this name is not such a table.
         VideoError: If its store fails.
     """
 
     def __init__(self, place: str, columns: Mapping[str, str], key: str) -> None:
-        self.place, self.key = place, key
+        self.place = place
+        self.key = key
         self._schema = pa.schema(
             [
                 (name, pa.list_(pa.string()) if kind == "list" else pa.type_for_alias(kind))
@@ -78,28 +81,28 @@ class ResultTable:
         self._keys: set[str] = set()
         self._seen: FileFacts | None = None
         self._earlier = self._schema.empty_table()
-        self._partial = Path(place).with_name(f".results-{_where()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+        self._partial = Path(place).with_name(f".results-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
         self._follow()
 
     def earlier(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        """Give some columns of the rows that were there before.
+        """Return some columns of the rows that the file had before.
 
         Args:
             names: The columns.
 
         Yields:
-            One tuple a row.
+            One tuple for each row.
         """
         yield from zip(*(self._earlier.column(name).to_pylist() for name in names), strict=True)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows, and replace the file by one that has them, and those that another job has added to it since.
+        """Add rows: replace the file by one that also has them, and the rows that other jobs have added meanwhile.
 
         Args:
-            rows: Values by column; those left out are null.
+            rows: Values by column; missing columns are null.
 
         Raises:
-            ConfigError: If something else has taken the file's place.
+            ConfigError: If the file is no longer such a table.
             VideoError: If writing fails.
         """
         self._follow()
@@ -109,27 +112,25 @@ class ResultTable:
             tables = [pa.concat_tables(tables).combine_chunks()]
         kept = pa.array([name not in keys for name in self._earlier.column(self.key).to_pylist()], pa.bool_())
         self._write(pa.concat_tables([self._earlier.filter(kept), *tables]))
-        self._tables, self._keys = tables, keys
+        self._tables = tables
+        self._keys = keys
 
     def _follow(self) -> None:
-        """Read the file where it is another one than was last seen."""
-        there = find_facts(self.place)
-        if there is not None and there != self._seen:
-            self._earlier, self._seen = self._read(), there
+        """Read the file if it has changed."""
+        facts = find_facts(self.place)
+        if facts is not None and facts != self._seen:
+            self._earlier = self._read()
+            self._seen = facts
 
     def _read(self) -> pa.Table:
         with open_to_read(self.place) as file:
             try:
                 table = pyarrow.parquet.read_table(file)
             except pa.ArrowInvalid as exc:
-                raise ConfigError(
-                    f"{self.place}: not a Parquet file ({exc})", do="Remove it, or choose another output folder."
-                ) from exc
+                raise ConfigError(f"{self.place}: not a Parquet file ({exc})", do=_DO) from exc
         missing = sorted(set(self._schema.names) - set(table.column_names))
         if missing:
-            raise ConfigError(
-                f"{self.place}: a table without the columns {missing}", do="Remove it, or choose another output folder."
-            )
+            raise ConfigError(f"{self.place}: a table without the columns {missing}", do=_DO)
         return table.select(self._schema.names).cast(self._schema)
 
     def _write(self, table: pa.Table) -> None:
@@ -153,16 +154,16 @@ class ResultTable:
 
 
 def _remove_dead(folder: Path) -> None:
-    """Remove what jobs of this machine that were killed had half-written."""
-    name = re.compile(rf"\.results-{re.escape(_where())}-(\d+)-[0-9a-f]+\.partial")
+    """Remove unfinished files of killed jobs of this machine."""
+    name = re.compile(rf"\.results-{re.escape(_machine())}-(\d+)-[0-9a-f]+\.partial")
     for path in folder.glob(".results-*.partial"):
         if (found := name.fullmatch(path.name)) and not _is_alive(int(found[1])):
-            with suppress(OSError):  # somebody else's
+            with suppress(OSError):  # another user's file
                 path.unlink(missing_ok=True)
 
 
-def _where() -> str:
-    """Name what numbers processes: this machine, or a container on it."""
+def _machine() -> str:
+    """Name this machine, or this container on it, whose process ids are unique."""
     spaces = Path("/proc/self/ns/pid")
     return f"{os.uname().nodename}-{spaces.stat().st_ino if spaces.exists() else 0}"
 
@@ -172,6 +173,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return True
     return True

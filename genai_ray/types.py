@@ -1,8 +1,8 @@
-"""The words and value objects that every other module shares: enums, results, and the frame contract.
+"""Values that every other module shares: enums, results, and the frame contract.
 
 Frames are always C-contiguous RGB, ``(N, H, W, 3)``; one frame is ``(H, W, 3)``. dtype is ``uint8`` in [0, 255],
-``uint16`` in [0, 65535] or ``float32`` in [0, 1], and the dtype that goes in comes out. Arrays may be read-only
-(Arrow's and Ray's are) and are never written in place. The module does not know any runtime.
+``uint16`` in [0, 65535] or ``float32`` in [0, 1]; results have the dtype of the input. Arrays may be read-only (Arrow's
+and Ray's are) and are never written in place. The module does not know any runtime.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
-"""Frames as the contract of this module says."""
+"""Frames of the contract of this module."""
 
 FRAME_DTYPES: tuple[np.dtype[np.generic], ...] = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 """The dtypes a frame may have."""
@@ -46,7 +46,7 @@ class ModelBackend(StrEnum):
 
 
 class ModelPrecision(StrEnum):
-    """The number format that weights and arithmetic are asked to be in."""
+    """The requested number format of weights and arithmetic."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -56,7 +56,7 @@ class ModelPrecision(StrEnum):
 
 
 class ModelTask(StrEnum):
-    """What a model does to frames, and with it the shape law of its output.
+    """What a model does to frames; it decides on the shape of the output.
 
     ``upscaling`` (N, H, W, 3) -> (N, s*H, s*W, 3); ``denoising`` and ``low-light`` keep the size; ``interpolation``
     (N, H, W, 3) -> (N-1, H, W, 3), one frame between each pair of neighbours; ``background-removal`` gives a mask
@@ -73,22 +73,22 @@ class ModelTask(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferenceResult:
-    """What one frame became."""
+    """The result of one frame."""
 
     frame_index: int
     """Position of the frame in the input, counted from 0."""
     output: Frames
     """The result of this frame, one frame of the contract: (s*H, s*W, 3), or a mask (H, W, 1)."""
     latency_ms: float
-    """Milliseconds from handing the frame's batch over to having its result, as the caller saw them; always above 0."""
+    """Milliseconds from sending the frame's batch to its result, measured by the caller; always above 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """Whether a picture is fit to keep."""
+    """Whether a picture is good enough."""
 
     passed: bool
-    """True when ``psnr`` is at least the validator's threshold."""
+    """Whether ``psnr`` is at least the validator's threshold."""
     psnr: float
     """Peak signal-to-noise ratio in dB over the dtype's full range; ``inf`` for equal arrays."""
     score: float
@@ -105,7 +105,7 @@ def full_range(dtype: npt.DTypeLike) -> float:
         The upper end of the value range; the lower end is always 0.
 
     Raises:
-        InvalidInputError: If the dtype is none of the contract's.
+        InvalidInputError: If the dtype is not one of ``FRAME_DTYPES``.
     """
     kind = np.dtype(dtype)
     if kind not in FRAME_DTYPES:
@@ -116,18 +116,18 @@ def full_range(dtype: npt.DTypeLike) -> float:
 
 
 def check_frames(frames: object, *, channels: tuple[int, ...] = (3,)) -> npt.NDArray[np.generic]:
-    """Hold frames against the contract, and give one frame its batch axis.
+    """Check frames against the contract, and add the batch axis to a single frame.
 
     Args:
-        frames: Array (N, H, W, C) or (H, W, C), uint8, uint16 or float32, with at least one pixel; read-only is fine.
-        channels: The values of C that are allowed.
+        frames: Array (N, H, W, C) or (H, W, C), uint8, uint16 or float32, with at least one pixel; may be read-only.
+        channels: The allowed values of C.
 
     Returns:
-        A C-contiguous array (N, H, W, C) of the same dtype; a view of ``frames`` where that is contiguous already.
+        A C-contiguous array (N, H, W, C) of the same dtype; a view of ``frames`` if that is contiguous.
 
     Raises:
-        InvalidInputError: If it is not an array, or its rank, channels or dtype are wrong, if it is empty, or if
-            float values are NaN, infinite or outside [0, 1].
+        InvalidInputError: If it is not an array, its rank, channels or dtype are wrong, it is empty, or float values
+            are NaN, infinite or outside [0, 1].
     """
     if not isinstance(frames, np.ndarray):
         raise InvalidInputError(f"frames of type {type(frames).__name__}", "a numpy array", "Use numpy.asarray(image).")
@@ -142,7 +142,8 @@ def check_frames(frames: object, *, channels: tuple[int, ...] = (3,)) -> npt.NDA
     if frames.size == 0:
         raise InvalidInputError(f"empty frames of shape {frames.shape}", "at least one frame of at least one pixel")
     if frames.dtype == np.float32:
-        low, high = float(frames.min()), float(frames.max())
+        low = float(frames.min())
+        high = float(frames.max())
         if not (low >= 0.0 and high <= limit):  # NaN fails this too
             raise InvalidInputError(
                 f"float32 frames with values from {low} to {high}",

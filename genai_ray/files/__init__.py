@@ -1,7 +1,13 @@
-"""Where files are: local paths and URIs (``s3://``, ``gs://``, ``http://``, ``memory://``) by the same few verbs. The only importer of fsspec.
+"""Local and remote files (``s3://``, ``gs://``, ``http://``, ``memory://``) with the same functions.
 
-A *place* is a string: an absolute local path, or a URI with a scheme that fsspec knows. Reading a URI is seekable: blocks are fetched as they are
-asked for. Writing is whole or not at all. The module does not know what is in the files.
+A *place* is a string: an absolute local path, or a URI with a scheme that fsspec knows. A remote file can be read at
+any position: blocks are fetched when they are needed. A file is written whole or not at all. This package does not know
+what the files contain. Only this package imports fsspec.
+
+``places``: names, facts and folders of files. ``transfer``: read, fetch, publish, remove. ``store``: fsspec's file
+systems and their errors. ``mirror``: local copies of remote files. ``locks`` and ``sharing``: which process has a
+place, which machines share a folder. ``local``: temporary folders and the cache folder. ``untrusted``: files that
+others name.
 """
 
 from genai_ray.files.local import (

@@ -1,7 +1,7 @@
-"""Folders of this machine that runs write to beside their results: temporary ones, and what this user's runs remember.
+"""Temporary folders of this machine, and the folder of what this user's runs remember.
 
-A temporary folder is held by a lock on a file in it, which ends with its process however that ends. ``sweep_folders`` removes those that
-nobody holds any more; a folder without such a file is never touched.
+A process holds a temporary folder by a lock on a file in it; the lock ends with the process. ``sweep_folders`` removes
+folders that no process holds; it never touches a folder without such a file.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 PREFIX = "genai-ray-"
-"""Names of temporary folders begin so."""
+"""Prefix of the names of temporary folders."""
 
-_DO = "Set TMPDIR to a folder that can be written."
+_DO = "Set TMPDIR to a writable folder."
 _MARK = ".in-use"
 _TRIES = 10
 _held: dict[Path, int] = {}
@@ -41,11 +41,11 @@ _told: set[Path] = set()
 
 
 def cache_folder() -> Path:
-    """Return the folder for what this user's runs remember.
+    """Return the folder of what this user's runs remember.
 
     Returns:
-        ``genai_ray`` in ``XDG_CACHE_HOME``, or in ``~/.cache``. If that cannot be written, a folder of this user alone among the temporary
-        ones, which is said once in the log.
+        ``genai_ray`` in ``XDG_CACHE_HOME``, or in ``~/.cache``. If that is not writable, a private folder of this user
+        among the temporary ones; the log says so once.
     """
     wanted = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache", "genai_ray")
     if _can_write(wanted):
@@ -56,19 +56,17 @@ def cache_folder() -> Path:
             if wanted not in _told:
                 _told.add(wanted)
                 _log.warning(
-                    "%s cannot be written: what is remembered from run to run is in %s; set XDG_CACHE_HOME to another folder",
-                    wanted,
-                    instead,
+                    "%s is not writable: the cache folder is %s; set XDG_CACHE_HOME to another folder", wanted, instead
                 )
             return instead
     return wanted
 
 
 def home_folder() -> Path:
-    """Return this user's home.
+    """Return this user's home folder.
 
     Returns:
-        Its path, which need not be there; one that cannot be made if the system does not know this user.
+        Its path; the folder may not exist. If the system does not know this user, a path that cannot be created.
     """
     try:
         return Path.home()
@@ -80,34 +78,34 @@ def temporary_base() -> str:
     """Return the system's temporary folder.
 
     Returns:
-        ``TMPDIR``; if that cannot be written, the next that can, which is said once in the log.
+        ``TMPDIR``; if that is not writable, the system's next choice; the log says so once.
 
     Raises:
-        ConfigError: If none can be written.
+        ConfigError: If no temporary folder is writable.
     """
     try:
         base = tempfile.gettempdir()
     except FileNotFoundError as exc:
-        raise ConfigError(f"no temporary folder can be written: {exc.strerror}", do=_DO) from exc
+        raise ConfigError(f"no temporary folder is writable: {exc.strerror}", do=_DO) from exc
     wanted = Path(os.environ.get("TMPDIR") or base)
     if os.path.realpath(wanted) != os.path.realpath(base) and not _can_write(wanted) and wanted not in _told:
         _told.add(wanted)
-        _log.warning("TMPDIR=%s cannot be written: temporary files are in %s", wanted, base)
+        _log.warning("TMPDIR=%s is not writable: temporary files are in %s", wanted, base)
     return base
 
 
 def make_folder(purpose: str = "", base: str | os.PathLike[str] | None = None) -> Path:
-    """Make a temporary folder that only this user can enter, and hold it until ``remove_folder`` or the end of this process.
+    """Create a private temporary folder of this user, and hold it until ``remove_folder`` or this process ends.
 
     Args:
         purpose: A word for its name.
-        base: Where; None for the system's temporary folder (``TMPDIR``).
+        base: Parent folder; None for the system's temporary folder (``TMPDIR``).
 
     Returns:
-        The folder. It holds one hidden file.
+        The folder. It contains one hidden file.
 
     Raises:
-        ConfigError: If none can be made there.
+        ConfigError: If it cannot be created.
     """
     prefix = f"{PREFIX}{purpose}-" if purpose else PREFIX
     try:
@@ -116,15 +114,15 @@ def make_folder(purpose: str = "", base: str | os.PathLike[str] | None = None) -
             if _hold(folder):
                 return folder
     except OSError as exc:
-        raise ConfigError(f"no temporary folder can be made: {exc}", do=_DO) from exc
-    raise ConfigError(f"no temporary folder could be kept in {folder.parent}", do="Set TMPDIR to another folder.")
+        raise ConfigError(f"a temporary folder cannot be created: {exc}", do=_DO) from exc
+    raise ConfigError(f"temporary folders in {folder.parent} disappear", do="Set TMPDIR to another folder.")
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a temporary folder with all that is in it, as far as that is possible.
+    """Remove a temporary folder and its contents, as far as possible.
 
     Args:
-        folder: One that ``make_folder`` made in this process.
+        folder: Result of ``make_folder`` in this process.
     """
     shutil.rmtree(folder, ignore_errors=True)
     descriptor = _held.pop(folder, None)
@@ -134,16 +132,16 @@ def remove_folder(folder: Path) -> None:
 
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """Give a temporary folder, which is removed afterwards.
+    """Create a temporary folder, and remove it after the block.
 
     Args:
         purpose: A word for its name.
 
     Yields:
-        The folder. It holds one hidden file.
+        The folder. It contains one hidden file.
 
     Raises:
-        ConfigError: If none can be made.
+        ConfigError: If it cannot be created.
     """
     folder = make_folder(purpose)
     try:
@@ -153,13 +151,13 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
 
 def sweep_folders(*bases: str | os.PathLike[str]) -> list[Path]:
-    """Remove temporary folders of this user whose process is gone.
+    """Remove temporary folders of this user whose process has ended.
 
     Args:
-        bases: Where ``make_folder`` made them.
+        bases: Parent folders.
 
     Returns:
-        What was removed.
+        The removed folders.
     """
     removed = []
     for base in {os.path.realpath(base) for base in bases}:
@@ -172,7 +170,7 @@ def sweep_folders(*bases: str | os.PathLike[str]) -> list[Path]:
 
 
 def _hold(folder: Path) -> bool:
-    """Lock the file that says that a new folder is in use; False if a sweep took the folder before."""
+    """Lock the hidden file of a new folder; False if a sweep removed the folder before."""
     mark = folder / _MARK
     try:
         descriptor = os.open(mark, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -183,7 +181,7 @@ def _hold(folder: Path) -> bool:
     except BlockingIOError:
         os.close(descriptor)
         return False
-    except OSError:  # no locks on this file system: without the file the folder is never swept
+    except OSError:  # this file system has no locks: without the file, no sweep removes the folder
         os.close(descriptor)
         mark.unlink(missing_ok=True)
         return True
@@ -215,6 +213,6 @@ def _can_write(folder: Path) -> bool:
 
 
 def _is_private(folder: Path) -> bool:
-    """Tell whether a folder, not a link to one, is this user's and nobody else may write into it."""
+    """Tell whether this is a folder, not a link, that belongs to this user and that nobody else may write to."""
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022

@@ -1,8 +1,8 @@
-"""Locks that know their owner: a file or object that says which process has a place, and whether that process still lives.
+"""Locks that know their owner: a file or object that says which process has a place, and whether it is alive.
 
-A process of this machine lives if its id and start time are those of the lock. Of another machine that cannot be seen: there the owner renews its
-lock, and one that is older than ``DEAD_AFTER_S`` counts as dead. Stores have no way to make an object only if it is not there that all of them know:
-two processes that ask within one instant are told apart when the first of them renews its lock.
+A process of this machine is alive if its id and start time are those of the lock. Processes of other machines cannot be
+seen: they renew their locks, and a lock that is older than ``DEAD_AFTER_S`` is dead. Not all stores can create an
+object only if it does not exist: if two processes lock a place at the same instant, the first renewal decides.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from genai_ray.files.transfer import write_bytes
 __all__ = ["DEAD_AFTER_S", "RENEW_EVERY_S", "Lock", "read_lock"]
 
 RENEW_EVERY_S = 10.0
-"""How often an owner renews its locks."""
+"""Seconds between two renewals of a lock."""
 
 DEAD_AFTER_S = 60.0
-"""An owner on another machine that has not renewed its lock for so long is dead."""
+"""Seconds without a renewal after which an owner on another machine counts as dead."""
 
 _TRIES = 10
-"""A lock may go, or be taken, between two looks at it."""
+"""Another process may take or release a lock between two steps of ours."""
 
 _own: set[str] = set()
-"""Of this process: a lock that is not in it was left by a job that could not give it back."""
+"""Locks of this process; others with its id were left by a job that could not release them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What a lock says."""
+    """The owner of a lock."""
 
     content: bytes
-    """As it was read."""
+    """Content of the lock."""
     facts: Mapping[str, Any]
-    """Of its owner; empty if it cannot be read."""
+    """Facts about the owner; empty if the content is not readable."""
     renewed_s: float
-    """When it was renewed last, in seconds of the epoch."""
+    """Time of the last renewal, in seconds of the epoch."""
 
     @property
     def is_here(self) -> bool:
-        """Whether the owner is a process of this machine, or of this container on it."""
+        """Whether the owner is a process of this machine, or of this container."""
         return self.facts.get("machine") == name_process_space()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the owner still lives, as far as that can be told."""
+        """Whether the owner is alive, as far as this machine can tell."""
         if not self.is_here:
             return time.time() - self.renewed_s < DEAD_AFTER_S
         pid = self.facts.get("pid")
@@ -67,29 +67,31 @@ class Holder:
         """Name the owner.
 
         Returns:
-            Words for an error.
+            Text for an error.
         """
         if "pid" not in self.facts:
-            return "a process that cannot be told"
+            return "an unknown process"
         where = "" if self.is_here else f" on {self.facts.get('host')}"
         return f"process {self.facts['pid']}{where}"
 
 
 class Lock:
-    """A place that this process has, until it is released.
+    """A lock of this process, until it is released.
 
     Args:
-        place: Path or URI of the lock itself; a folder of this machine that it is in is made.
-        what: What it stands for, in the words of the error.
-        more: What else it says.
+        place: Path or URI of the lock itself; a local folder for it is created.
+        what: What is locked, for the text of the error.
+        more: More facts to store in it.
 
     Raises:
-        ConfigError: If another process that lives has it, or another job of this one.
+        ConfigError: If another live process, or another job of this process, has the lock.
         VideoError: If it cannot be written.
     """
 
     def __init__(self, place: str, what: str, more: Mapping[str, Any] | None = None) -> None:
-        self.place, self.what, self._id = place, what, uuid.uuid4().hex
+        self.place = place
+        self.what = what
+        self._id = uuid.uuid4().hex
         self._facts = {
             "id": self._id,
             "machine": name_process_space(),
@@ -111,13 +113,13 @@ class Lock:
         raise ConfigError(f"{what} is in use by other jobs", do="Wait until they have ended.")
 
     def renew(self) -> bool:
-        """Say that the owner lives.
+        """Renew the lock.
 
         Returns:
-            Whether it still has the place; not if its lock was removed, or another process has taken it.
+            Whether this process still has it; False if it was removed, or another process has taken it.
 
         Raises:
-            VideoError: If its store fails; that says nothing of the lock.
+            VideoError: If its store fails; this process may still have the lock.
         """
         found = read_lock(self.place)
         if found is None or found.facts.get("id") != self._id:
@@ -130,7 +132,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Give the place back; a lock that another process has taken stays its own."""
+        """Release the lock; a lock that another process has taken stays."""
         _own.discard(self._id)
         with suppress(VideoError, OSError):
             found = read_lock(self.place)
@@ -141,7 +143,7 @@ class Lock:
         return json.dumps(self._facts | {"renewed_s": time.time()}).encode()
 
     def _make(self) -> bool:
-        """Write the lock if there is none."""
+        """Create the lock if it does not exist."""
         if is_remote(self.place):
             if read_lock(self.place) is not None:
                 return False
@@ -151,7 +153,7 @@ class Lock:
         try:
             os.makedirs(os.path.dirname(self.place), exist_ok=True)
             handle = os.open(self.place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except (FileExistsError, FileNotFoundError):  # also if another job removes the empty folder meanwhile
+        except (FileExistsError, FileNotFoundError):  # not found: another job has just removed the empty folder
             return False
         try:
             os.write(handle, self._content())
@@ -170,39 +172,41 @@ def read_lock(place: str) -> Holder | None:
         place: Path or URI.
 
     Returns:
-        What it says; None if there is none.
+        Its owner; None if there is no lock.
 
     Raises:
         VideoError: If it cannot be read.
     """
     try:
         with file_errors(place, "reading the lock"):
+            changed_s = 0.0
             if is_remote(place):
-                content, changed_s = bytes(file_system(place).cat_file(place)), 0.0
+                content = bytes(file_system(place).cat_file(place))
             else:
                 handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 with open(handle, "rb") as file:
-                    content, changed_s = file.read(), os.fstat(handle).st_mtime
+                    content = file.read()
+                    changed_s = os.fstat(handle).st_mtime
     except VideoError as exc:
         if isinstance(exc.__cause__, FileNotFoundError):
             return None
         raise
     facts: Any = {}
-    with suppress(ValueError):  # half-written, or no lock
+    with suppress(ValueError):  # half-written, or not a lock
         facts = json.loads(content)
     facts = facts if isinstance(facts, dict) else {}
     return Holder(content, facts, float(facts.get("renewed_s", 0.0)) if is_remote(place) else changed_s)
 
 
 def _remove_dead(place: str, found: Holder) -> None:
-    """Remove the lock of a dead owner, and no other: two processes may have found it at once."""
+    """Remove the lock of a dead owner, but not a new one: two processes may have found the dead one at once."""
     with file_errors(place, "removing the lock of a dead job"), suppress(FileNotFoundError):
         if is_remote(place):
             _unlink(place)
             return
         aside = f"{place}.{uuid.uuid4().hex[:8]}"
         os.rename(place, aside)
-        if Path(aside).read_bytes() != found.content:  # the other one was faster, and has it now
+        if Path(aside).read_bytes() != found.content:  # the other process was faster, and has the lock now
             with suppress(FileExistsError):
                 os.link(aside, place)
         os.unlink(aside)
@@ -217,12 +221,12 @@ def _unlink(place: str) -> None:
 
 
 def _advice(place: str, found: Holder) -> str:
-    advice = "Wait until it has ended, or choose another output."
+    advice = "Wait until it ends, or choose another output."
     return advice if found.is_here else f"{advice} If it is dead, wait {DEAD_AFTER_S:.0f} s or remove {place}."
 
 
 def _started(pid: int) -> int | None:
-    """Return when a process was started, in the kernel's ticks; None if it has ended, 0 if the system does not tell."""
+    """Return the start time of a process in the kernel's ticks; None if it has ended, 0 if the system does not tell."""
     if Path("/proc/self/stat").exists():
         try:
             words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -233,6 +237,6 @@ def _started(pid: int) -> int | None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return 0
     return 0

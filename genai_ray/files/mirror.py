@@ -1,4 +1,8 @@
-"""Copies of remote files on this machine, for what can only read local ones; a copy is made once for each version of a file."""
+"""Copies remote files to this machine, for libraries that read only local ones; once for each version of a file.
+
+Own code because fsspec's ``filecache`` keeps neither the file's name nor its companions together, writes into the final
+file, does not check the size, and never removes old versions.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +21,22 @@ from genai_ray.files.transfer import fetch
 __all__ = ["mirror"]
 
 _VERSIONS_KEPT = 2
-"""The one before may still be being opened."""
+"""Another process may still be opening the version before."""
 
 
 def mirror(place: str, companions: tuple[str, ...] = ()) -> Path | None:
-    """Return a local copy of a remote file, made where there is none of its present version.
+    """Return a local copy of a remote file; copy the file first if there is no copy of its present version.
 
     Args:
         place: URI of the file.
-        companions: URIs of files of the same folder that are copied with it, where they are there.
+        companions: URIs of files of the same folder; those that exist are copied with it.
 
     Returns:
-        The copy, under the file's own name, in ``$XDG_CACHE_HOME/genai_ray/mirror``; None where there is no such file.
+        The copy, under the file's own name, in the folder ``mirror`` of ``cache_folder()``; None if there is no such
+        file.
 
     Raises:
-        VideoError: If the store fails, or gives fewer bytes than it says.
+        VideoError: If the store fails, or returns another number of bytes than it states.
     """
     wanted = {one: facts for one in (place, *companions) if (facts := find_facts(one)) is not None}
     if place not in wanted:
@@ -52,13 +57,13 @@ def mirror(place: str, companions: tuple[str, ...] = ()) -> Path | None:
             copy = part / os.path.basename(one)
             fetch(one, copy)
             if facts.size not in (-1, copy.stat().st_size):
-                raise VideoError(f"{one}: {copy.stat().st_size} bytes came", f"{facts.size} bytes, as its store says")
-        with suppress(OSError):
-            part.rename(version)  # else another process was faster
+                raise VideoError(f"{one}: received {copy.stat().st_size} bytes", f"{facts.size} bytes")
+        with suppress(OSError):  # another process was faster
+            part.rename(version)
     finally:
         remove_folder(temporary)
     if not target.is_file():
-        raise VideoError(f"{place}: no copy of it could be kept in {version}")
+        raise VideoError(f"{place}: it could not be copied to {version}")
     _forget_old_versions(here)
     return target
 

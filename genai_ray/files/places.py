@@ -1,4 +1,4 @@
-"""Places: their one form, what is there, and what is in a folder."""
+"""Names of places, facts about files, and the files of folders."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _STAMPS = ("mtime", "ETag", "etag", "md5Hash", "LastModified", "last_modified", 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What tells one version of a file from another without reading it."""
+    """Facts that differ between two versions of a file."""
 
     size: int
-    """Bytes; -1 where the store does not say."""
+    """Bytes; -1 if the store does not tell."""
     stamp: str
-    """Time of the last change, or the store's tag of the version; empty where it has neither."""
+    """Time of the last change, or the store's version tag; empty if there is neither."""
 
 
 def to_place(place: str | Path) -> str:
-    """Return the one form in which a place is compared and kept.
+    """Return the canonical form of a place.
 
     Args:
         place: Path or URI; ``file://`` is a path.
@@ -70,7 +70,7 @@ def find_facts(place: str) -> FileFacts | None:
         place: Path or URI.
 
     Returns:
-        The facts; None where there is no such file.
+        The facts; None if there is no such file.
 
     Raises:
         VideoError: If the store fails.
@@ -90,9 +90,8 @@ def find_facts(place: str) -> FileFacts | None:
         except FileNotFoundError as exc:
             cause = exc.__cause__
             if type(cause).__module__.startswith("aiohttp") and getattr(cause, "status", None) not in _GONE:
-                raise VideoError(
-                    f"{place}: looking failed: {describe(cause or exc)}"
-                ) from exc  # fsspec calls every failure of a server so
+                # fsspec raises FileNotFoundError for every failure of a server.
+                raise VideoError(f"{place}: looking failed: {describe(cause or exc)}") from exc
             return None
         size = info.get("size")
         return FileFacts(
@@ -123,14 +122,15 @@ def is_folder(place: str) -> bool:
 
 
 def expand(place: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]] | None:
-    """List the files of a folder and all below it, or those that a pattern matches.
+    """List the files of a folder and of all folders below it, or those that match a pattern.
 
     Args:
         place: Folder or pattern with ``*``, ``?``, ``[`` or ``**``, as path or URI.
-        suffixes: Lower-case endings, with their dot, of the files of a folder that are meant; a pattern means what it says.
+        suffixes: Lower-case suffixes, with their dot, of the files to list of a folder; patterns ignore them.
 
     Returns:
-        Pairs in order: the file, and its folder relative to the listed one (empty, or ending in ``/``); None where the place is a single file.
+        Pairs in order: the file, and its folder relative to the listed one (empty, or ending in ``/``); None if the
+        place is a single file.
 
     Raises:
         VideoError: If nothing matches, or the store fails.
@@ -141,11 +141,12 @@ def expand(place: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]] | Non
     if not is_pattern and not is_folder(place):
         return None
     if is_pattern:
-        found, root = _match(place), _root(place)
+        found = _match(place)
+        root = _root(place)
         root = os.path.dirname(root[: min(root.index(sign) for sign in "*?[" if sign in root)])
     else:
-        pairs = [(relative, name) for relative, name in list_files(place, ("**",)) if name.lower().endswith(suffixes)]
-        found, root = [name for _, name in pairs], _root(place)
+        found = [name for _, name in list_files(place, ("**",)) if name.lower().endswith(suffixes)]
+        root = _root(place)
     if not found:
         raise VideoError(
             f"{place}: no video matches", f"files ending in {', '.join(suffixes)}" if not is_pattern else ""
@@ -159,7 +160,7 @@ def list_files(folder: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
 
     Args:
         folder: Path or URI.
-        patterns: Which: ``*`` for its own, ``*/*`` for those of its folders, ``**`` for all below it.
+        patterns: ``*`` for its own files, ``*/*`` for those of its folders, ``**`` for all below it.
 
     Returns:
         (path relative to the folder, place), in order.
@@ -171,7 +172,7 @@ def list_files(folder: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
     with file_errors(folder, "listing"):
         if is_remote(root):
             store = file_system(root)
-            store.ls(f"{root}/", detail=False)  # raises where there is no such folder; a pattern would match nothing
+            store.ls(f"{root}/", detail=False)  # raises if there is no such folder; a pattern would match nothing
         else:
             os.listdir(root)
     found = [
@@ -187,7 +188,7 @@ def list_names(folder: str) -> list[str]:
         folder: Path or URI.
 
     Returns:
-        Names; none where the folder is not there.
+        Names; none if there is no such folder.
 
     Raises:
         VideoError: If the store fails.
@@ -208,7 +209,7 @@ def list_names(folder: str) -> list[str]:
 
 
 def _find_facts_or_none(place: str) -> FileFacts | None:
-    with suppress(VideoError):  # a pattern need not be a name that a store understands
+    with suppress(VideoError):  # a store may refuse a pattern as a name
         return find_facts(place)
     return None
 
@@ -234,5 +235,5 @@ def _with_scheme(place: str, name: str) -> str:
 
 
 def _own_form(place: str) -> str:
-    """Return a URI as its store writes it, so that names of its files begin with it."""
+    """Return a URI in its store's own form, which the names of its files begin with."""
     return _with_scheme(place, str(file_system(place)._strip_protocol(place)))

@@ -1,4 +1,4 @@
-"""Whether two machines that know a folder by one name mean one folder."""
+"""Tells whether two processes see the same folder, and whether they run on the same machine."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ _SHARED = (
     "fuse.glusterfs",
     "fuse.juicefs",
 )
-"""File systems of several machines at once, as the kernel names them; of others each machine has its own."""
+"""The kernel's names of file systems that several machines share; other file systems belong to one machine."""
 
 
 def identify_folder(folder: str) -> str:
-    """Tell what a folder is, whatever it is called: equal for two processes only if they see the same one.
+    """Return the identity of a folder: equal for two processes only if they see the same folder, under any path.
 
-    On one machine device and inode say it, also between containers. Between machines only a folder of a network file system can be the
-    same: its inode and what is mounted say it. One that is mounted under two names, or whose kind is not known to be shared, counts as two.
+    On one machine, device and inode identify it, also in containers. Two machines can only share a folder of a network
+    file
+    system: its inode and the mount source identify it. A file system that is mounted from two sources, or that is not
+    known to be shared, counts as two.
 
     Args:
         folder: A path.
 
     Returns:
-        The identity; empty where no folder is there.
+        The identity; empty if there is no such folder.
     """
     try:
         found = os.stat(folder)
@@ -51,7 +53,7 @@ def identify_folder(folder: str) -> str:
 
 
 def _mounted(device: int) -> tuple[str, str]:
-    """Return the kind of a mounted file system and what is mounted; empty where the system does not tell."""
+    """Return the type and the source of a mounted file system; empty if the system does not tell."""
     mounts = Path("/proc/self/mountinfo")
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.read_text().splitlines() if mounts.exists() else ():
@@ -63,7 +65,7 @@ def _mounted(device: int) -> tuple[str, str]:
 
 
 def name_machine() -> str:
-    """Name this machine until it is started again; containers on it have the same name.
+    """Name this machine until it restarts; its containers have the same name.
 
     Returns:
         The name.
@@ -73,7 +75,7 @@ def name_machine() -> str:
 
 
 def name_process_space() -> str:
-    """Name what numbers processes: this machine until it is started again, or a container on it.
+    """Name the space of process ids: this machine until it restarts, or a container on it.
 
     Returns:
         The name.

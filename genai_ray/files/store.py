@@ -1,4 +1,4 @@
-"""The stores themselves: fsspec's file systems, and one mapper for everything that they raise."""
+"""fsspec's file systems, and one mapper for their errors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ERRORS = {
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
 }
-"""What stores raise beside OSError; none of their modules is imported for it."""
+"""Errors of stores that are not OSErrors, by module; their modules are not imported for this."""
 
 
 def is_remote(place: str) -> bool:
-    """Tell whether a place is a URI rather than a path of this machine.
+    """Tell whether a place is a URI, not a path of this machine.
 
     Args:
         place: Path or URI.
@@ -35,17 +35,17 @@ def is_remote(place: str) -> bool:
 
 @contextmanager
 def file_errors(place: str, doing: str) -> Iterator[None]:
-    """Turn what file systems and stores raise into ``VideoError``.
+    """Map errors of file systems and stores to ``VideoError``.
 
     Args:
         place: The file, named in the error.
-        doing: What is being done, in the words of the error.
+        doing: What the block does, for the text of the error.
 
     Yields:
         Nothing.
 
     Raises:
-        VideoError: If they fail within.
+        VideoError: If a file system or store fails in the block.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def file_system(place: str) -> Any:
         The file system.
 
     Raises:
-        ConfigError: If no such scheme is known, or its package is missing.
+        ConfigError: If fsspec does not know the scheme, or its package is missing.
     """
     import fsspec  # noqa: PLC0415 - local jobs do not need it
 
@@ -78,13 +78,13 @@ def file_system(place: str) -> Any:
         raise ConfigError(f"{place}: {exc}", "a path, or a URI such as s3://, gs:// or https://") from exc
     except ImportError as exc:
         raise ConfigError(
-            f"{place}: what reads {scheme}:// is not installed ({exc})",
+            f"{place}: the package for {scheme}:// is not installed ({exc})",
             do="Install it first, such as s3fs for s3:// or gcsfs for gs://.",
         ) from exc
 
 
 def foreign_errors() -> tuple[type[BaseException], ...]:
-    """Return what file systems and the stores in use raise.
+    """Return the errors that file systems and the loaded stores raise.
 
     Returns:
         Classes, for an ``except``.
@@ -99,7 +99,7 @@ def foreign_errors() -> tuple[type[BaseException], ...]:
 
 
 def describe(exc: BaseException) -> str:
-    """Return the words of an error; some have none but their class.
+    """Return the text of an error, or the name of its class if it has no text.
 
     Args:
         exc: The error.

@@ -1,4 +1,4 @@
-"""Bytes to and from places: seekable reading, publishing whole or not at all."""
+"""Reads, fetches, publishes and removes files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from genai_ray.files.store import describe, file_errors, file_system, foreign_er
 __all__ = ["check_writable", "discard", "fetch", "open_to_read", "publish", "remove", "sync_file", "write_bytes"]
 
 BLOCK_BYTES = 2 * 1024**2
-"""Fetched of a remote file at a time; the last 32 blocks are kept."""
+"""Block size of remote reads; the last 32 blocks are kept."""
 
 _ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
-"""Stores where a file that is being written is not seen before it is whole."""
+"""Stores that show a file only when it is whole."""
 
 _READ_ONLY = ("http", "https")
 
 
 @contextmanager
 def open_to_read(place: str) -> Iterator[BinaryIO]:
-    """Open a file for reading at any position; one on a server that has no ranges is fetched whole first.
+    """Open a file for reading at any position; if its server has no range requests, the whole file is fetched first.
 
     Args:
         place: Path or URI.
@@ -37,7 +37,7 @@ def open_to_read(place: str) -> Iterator[BinaryIO]:
         The file.
 
     Raises:
-        VideoError: If it is missing or its store fails, also later within; names the file and the position.
+        VideoError: If it is missing or its store fails, also in the block; the error has the file and the position.
     """
     if not is_remote(place):
         with file_errors(place, "reading"), open(place, "rb") as file:
@@ -61,7 +61,7 @@ def fetch(place: str, target: Path) -> None:
 
     Args:
         place: Path or URI.
-        target: Where it goes.
+        target: The local file.
 
     Raises:
         VideoError: If it is missing, or reading or writing fails.
@@ -71,14 +71,14 @@ def fetch(place: str, target: Path) -> None:
 
 
 def publish(source: Path, place: str) -> None:
-    """Give a finished file or folder of this machine its place; whoever looks there sees all of it or nothing. The source is gone afterwards.
+    """Move a finished local file or folder to its place, whole or not at all.
 
     Args:
-        source: The file, for a local place also a folder; for a local place on the same file system.
-        place: Path or URI; replaced where it exists.
+        source: The file; for a local place it may be a folder, and must be on the same file system.
+        place: Path or URI; an existing file or folder is replaced.
 
     Raises:
-        ConfigError: If nothing can be written there.
+        ConfigError: If the place is read-only.
         VideoError: If writing fails.
     """
     check_writable(place)
@@ -90,7 +90,8 @@ def publish(source: Path, place: str) -> None:
                 sync_file(source)
                 source.replace(place)
         return
-    store, scheme = file_system(place), place.partition("://")[0]
+    store = file_system(place)
+    scheme = place.partition("://")[0]
     with file_errors(place, "uploading"):
         target = place if scheme in _ATOMIC else f"{place}.{uuid.uuid4().hex[:8]}.partial"
         if scheme not in _ATOMIC:
@@ -102,10 +103,10 @@ def publish(source: Path, place: str) -> None:
 
 
 def discard(source: Path) -> None:
-    """Remove a file or folder of this machine that was not published; does nothing where it was.
+    """Remove a local file or folder that was not published; do nothing if it was.
 
     Args:
-        source: What was made.
+        source: The file or folder.
     """
     if source.is_dir():
         shutil.rmtree(source)
@@ -114,10 +115,10 @@ def discard(source: Path) -> None:
 
 
 def write_bytes(place: str, data: bytes) -> None:
-    """Write a small object to a store; what its store raises is for the caller to map.
+    """Write a small object to a store; the caller maps the store's errors.
 
     Args:
-        place: URI; replaced if it exists.
+        place: URI; an existing object is replaced.
         data: Its bytes.
     """
     store = file_system(place)
@@ -127,22 +128,20 @@ def write_bytes(place: str, data: bytes) -> None:
 
 
 def check_writable(place: str) -> None:
-    """Check that results can go to a place at all.
+    """Check that results can be written to a place.
 
     Args:
         place: Path or URI.
 
     Raises:
-        ConfigError: If its scheme is for reading only.
+        ConfigError: If its scheme is read-only.
     """
     if place.startswith(tuple(f"{scheme}://" for scheme in _READ_ONLY)):
-        raise ConfigError(
-            f"{place} as an output", "a path, or a URI of a store that can be written, such as s3:// or gs://"
-        )
+        raise ConfigError(f"{place} as an output", "a path, or a URI of a writable store, such as s3:// or gs://")
 
 
 def remove(places: Iterable[str]) -> None:
-    """Remove files; those that are not there are none to remove.
+    """Remove files; missing ones are ignored.
 
     Args:
         places: Paths, or URIs of one store.
@@ -163,10 +162,11 @@ def remove(places: Iterable[str]) -> None:
 
 
 class _Remote(io.RawIOBase):
-    """A remote file whose errors say where in it they happened."""
+    """A remote file whose errors have the position."""
 
     def __init__(self, place: str, file: Any) -> None:
-        self._place, self._file = place, file
+        self._place = place
+        self._file = file
 
     def readable(self) -> bool:
         return True

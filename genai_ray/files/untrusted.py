@@ -1,4 +1,4 @@
-"""Files that somebody else names: what is checked is what is opened, and no more of it is read than is allowed."""
+"""Files that others name: exactly the checked file is opened, and not more bytes are read than allowed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["fetch_untrusted", "is_of_this_machine", "open_below"]
 
 _BLOCK_BYTES = 2 * 1024**2
 _LOCAL = ("file", "local")
-"""Schemes of files of this machine, in fsspec's words."""
+"""fsspec's schemes of files of this machine."""
 _HTTP = ("http://", "https://")
 _ALONE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""No link is followed, and no pipe or device is waited for."""
+"""Flags that follow no link, and wait for no pipe or device."""
 
 
 def is_of_this_machine(uri: str) -> bool:
@@ -36,27 +36,27 @@ def is_of_this_machine(uri: str) -> bool:
 
 
 def open_below(uri: str, allowed: Sequence[str]) -> BinaryIO:
-    """Open a file of this machine that lies below an allowed folder; links that stay below it are followed.
+    """Open a file of this machine below an allowed folder; links may not lead outside of it.
 
-    Where the links lead is looked up first. Then every folder on that way is opened by its descriptor, without following any
-    link, so that whatever is exchanged meanwhile leads nowhere else.
+    Links are resolved first. Then every folder of the resolved path is opened by its descriptor, without following
+    links, so that a link that is created meanwhile leads nowhere else.
 
     Args:
         uri: The file; its path is percent-decoded once.
-        allowed: URIs of folders; those of other schemes allow nothing.
+        allowed: URIs of folders; those of other schemes are ignored.
 
     Returns:
         The file, open for reading.
 
     Raises:
-        VideoError: If it is missing, lies elsewhere, or is a pipe, a device or a folder.
+        VideoError: If it is missing, outside the allowed folders, or a pipe, a device or a folder.
     """
     with file_errors(uri, "looking"):
         path = os.path.realpath(_path_of(uri))
         folders = [os.path.realpath(_path_of(folder)) for folder in allowed if is_of_this_machine(folder)]
     folder = next((one for one in folders if Path(path).is_relative_to(one)), None)
     if folder is None or path == folder:
-        raise VideoError(f"{uri}, which leads elsewhere", "files below an allowed folder")
+        raise VideoError(f"{uri} is outside the allowed folders", "files below an allowed folder")
     with file_errors(uri, "opening"), ExitStack() as stack:
         *names, last = Path(path).relative_to(folder).parts
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -68,20 +68,20 @@ def open_below(uri: str, allowed: Sequence[str]) -> BinaryIO:
     if stat.S_ISREG(os.fstat(found).st_mode):
         return os.fdopen(found, "rb")
     os.close(found)
-    raise VideoError(f"{uri}, which is a pipe, a device or a folder", "a regular file")
+    raise VideoError(f"{uri} is a pipe, a device or a folder", "a regular file")
 
 
 def fetch_untrusted(place: str, target: Path, max_bytes: int, allowed: Sequence[str]) -> None:
-    """Copy a file that somebody else named to this machine: no more than so many bytes, and no redirect is followed.
+    """Copy a file that others named to this machine, up to a number of bytes and without following redirects.
 
     Args:
         place: URI.
-        target: Where it goes.
+        target: The local file.
         max_bytes: Most bytes.
-        allowed: URIs of the folders that a file of this machine may lie below.
+        allowed: URIs of folders; a file of this machine must be below one of them.
 
     Raises:
-        VideoError: If it is missing, larger, or none that may be read, or reading or writing fails.
+        VideoError: If it is missing, too large or not allowed, or reading or writing fails.
     """
     import fsspec  # noqa: PLC0415 - local jobs do not need it
 

@@ -1,15 +1,16 @@
-"""ONNX graphs, read and rewritten without being run: frames fused into a model, batch axes freed, receptive fields, bytes.
+"""Reads and rewrites ONNX graphs without running them. Only this package imports ``onnx``.
 
-The only importer of ``onnx``.
+``header`` reads a model without its weights; ``model`` reads a whole model, sorts its nodes and predicts its memory;
+``field`` computes receptive fields; ``fuse`` builds a model that takes and returns frames.
 """
 
-from genai_ray.graph.cost import activation_bytes, weight_bytes
 from genai_ray.graph.field import ReceptiveField, receptive_field
 from genai_ray.graph.fuse import fuse_frames
 from genai_ray.graph.header import WHOLE_FILE_BYTES, external_files, read_header
 from genai_ray.graph.model import (
     Graph,
     GraphTensor,
+    activation_bytes,
     broken_rule,
     element_name,
     free_batch,
@@ -19,6 +20,7 @@ from genai_ray.graph.model import (
     read_model,
     read_weights,
     sort_nodes,
+    weight_bytes,
 )
 
 __all__ = [

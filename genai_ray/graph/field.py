@@ -1,8 +1,8 @@
-"""How far an output pixel sees: the receptive-field radius of a graph, in input pixels.
+"""Computes the receptive-field radius of a graph: how far an output pixel sees, in input pixels.
 
-Each tensor of image data carries its spacing (input pixels per element, a fraction) and the reach of its elements to the
-left and to the right in input pixels. A node adds its kernel's reach at its input's spacing. What mixes the whole frame, or
-is not known here, gives no radius.
+Each tensor of image data has a spacing (input pixels per element, a fraction) and the reach of its elements to the left
+and to the right in input pixels. A node adds its kernel's reach at its input's spacing. A graph with a node that mixes
+the whole frame, or is not known here, has no radius.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _KERNEL = frozenset(["Conv", "AveragePool", "MaxPool", "ConvTranspose"])
 
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
-    """What ``receptive_field`` found."""
+    """Result of ``receptive_field``."""
 
     radius_px: int | None
     """Radius in input pixels; None for the whole frame or unknown."""
@@ -97,11 +97,11 @@ def receptive_field(model: Graph) -> ReceptiveField:
         model: A model of images.
 
     Returns:
-        Radius and stride; no radius for graphs that see the whole frame or have a node that is not known here.
+        Radius and stride; no radius if the graph sees the whole frame or has an unknown node.
     """
     images = [value.name for value in graph_inputs(model) if len(value.type.tensor_type.shape.dim) == 4]
     start = _Reach(Fraction(1), Fraction(0), Fraction(0))
-    # A tensor input of single values, such as FFDNet's sigma, is no image.
+    # An input of single values, such as FFDNet's sigma, is not an image.
     reaches = {name: start for name in images if not _is_single(model, name)}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     stride = Fraction(1)
@@ -162,12 +162,13 @@ def _pass_kernel(
     ones = [1] * len(kernel)
     strides, dilations = (_integers(attributes.get(name), ones) for name in ("strides", "dilations"))
     axis = max(range(len(kernel)), key=lambda i: kernel[i])
-    span, stride = (kernel[axis] - 1) * dilations[axis], strides[axis]
+    span = (kernel[axis] - 1) * dilations[axis]
+    stride = strides[axis]
     step = reach.spacing
     if node.op_type == "ConvTranspose":
-        taps = -(-(span + 1) // stride)  # inputs that meet in one output element
+        taps = -(-(span + 1) // stride)  # inputs of one output element
         return reach.grow(step * (taps - 1), step * (taps - 1), step / stride)
-    # Valid convolutions shift what they see; a symmetric view is what a tile needs.
+    # Valid convolutions see asymmetrically; a tile needs a symmetric halo.
     half = Fraction(span, 2)
     return reach.grow(step * half, step * half, step * stride)
 
@@ -187,10 +188,8 @@ def _pass_resize(
     if not isinstance(factors, list) or not factors:
         raise _UnknownError
     factor = Fraction(float(factors[-1])).limit_denominator(64)
-    if factor <= 0 or attributes.get("coordinate_transformation_mode") in (
-        b"align_corners",
-        b"tf_crop_and_resize",
-    ):  # these see the whole frame
+    sees_whole_frame = attributes.get("coordinate_transformation_mode") in (b"align_corners", b"tf_crop_and_resize")
+    if factor <= 0 or sees_whole_frame:
         raise _UnknownError
     mode = attributes.get("mode", b"nearest")
     taps = {b"nearest": Fraction(0), b"linear": Fraction(1), b"cubic": Fraction(2)}.get(

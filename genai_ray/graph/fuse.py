@@ -1,6 +1,6 @@
-"""Frames inside the graph: cast, scale, transpose, the model, clamp, round, cast, transpose, all in one model.
+"""Fuses frames into a model: cast, scale, transpose, the model, clamp, round, cast and transpose become one graph.
 
-4x fewer bytes go in and come out than as float tensors, and no numpy pass over a frame is needed.
+Inputs and outputs have a quarter of the bytes of float tensors, and numpy need not touch a frame.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ __all__ = ["fuse_frames"]
 _PREFIX = "genai_ray."
 _ANTIALIAS_OPSET = 18
 _OLDEST_OPSET = 7
-"""Since then Mul and Add take tensors of different shapes; ONNX Runtime promises nothing for older sets."""
+"""From this set on, Mul and Add broadcast; ONNX Runtime does not support older sets."""
 
 
 def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
-    """Wrap a model so that it takes and gives frames of the contract.
+    """Wrap a model so that it takes and returns frames.
 
     Args:
-        model: The model as its file has it; not changed.
+        model: The model of the file; not changed.
         spec: Its image inputs and output, params and sizes.
         dtype: uint8, uint16 or float32.
 
     Returns:
-        A model with the input ``frames`` [N, H, W, 3] (``frames0`` and ``frames1`` for interpolation), one scalar float32
-        input [] for each param under its own name, and the output ``output`` [N, s*H, s*W, C], all of ``dtype``.
+        A model with the input ``frames`` [N, H, W, 3] (``frames0`` and ``frames1`` for interpolation), one scalar
+        float32 input [] for each param under its own name, and the output ``output`` [N, s*H, s*W, C]; frames are of
+        ``dtype``. Only a runtime can tell whether it runs.
 
     Raises:
-        ModelLoadError: If the graph has inputs that are neither images nor params, is not what the spec says, or is of an operator
-            set before 7. Whether the fused model runs, only a runtime can tell.
-        InvalidInputError: If the dtype is none of the frame contract's.
+        ModelLoadError: If the graph has inputs that are neither images nor params, differs from the spec, or has an
+            operator set before 7.
+        InvalidInputError: If the dtype is none of these.
     """
     peak = full_range(dtype)
     fused = free_batch(model) if spec.batchable else Graph()
@@ -49,7 +50,7 @@ def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
         fused.CopyFrom(model)
     if _opset_of(fused) < _OLDEST_OPSET:
         raise ModelLoadError(
-            f"{spec.model_id} is of operator set {_opset_of(fused)}",
+            f"{spec.model_id} has operator set {_opset_of(fused)}",
             f"{_OLDEST_OPSET} or later for frames",
             "Convert it, or use run().",
         )
@@ -61,16 +62,20 @@ def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
 
 
 class _Builder:
-    """Writes the nodes before and after a model, in the words of its operator set; nodes are gathered in order, so that the result stays sorted."""
+    """Adds nodes before and after a model, with operators of its operator set, in sorted order."""
 
     def __init__(self, model: Graph, spec: ModelSpec, dtype: np.dtype[Any], peak: float) -> None:
-        self.model, self.spec, self.peak = model, spec, peak
-        self.kind, self.opset = helper.np_dtype_to_tensor_dtype(dtype), _opset_of(model)
+        self.model = model
+        self.spec = spec
+        self.peak = peak
+        self.kind = helper.np_dtype_to_tensor_dtype(dtype)
+        self.opset = _opset_of(model)
         self.nodes: list[onnx.NodeProto] = []
         self.count = 0
 
     def build(self) -> None:
-        graph, spec = self.model.graph, self.spec
+        graph = self.model.graph
+        spec = self.spec
         values = {value.name: value for value in graph_inputs(self.model)}
         names = list(values)
         images = [tensor.name or names[index] for index, tensor in enumerate(spec.inputs)]
@@ -90,7 +95,8 @@ class _Builder:
             self._param(name, values[name], ends[0])
         kind = kinds[output]
         output = self._make_way(output)
-        before, self.nodes = self.nodes, []
+        before = self.nodes
+        self.nodes = []
         if kind != TensorProto.FLOAT:
             output = self._node("Cast", output, to=TensorProto.FLOAT)
         channels = self._after(output, spec.outputs[0], ends[0])
@@ -100,7 +106,7 @@ class _Builder:
         self._declare(ends, channels)
 
     def _make_way(self, output: str) -> str:
-        """Rename the model's own tensors that are called as the fused graph's ends are; return the output's name after that."""
+        """Rename the model's tensors whose names the fused inputs and outputs need; return the output's new name."""
         taken = {"frames", "frames0", "frames1", "output"}
         inner = {name for node in walk_nodes(self.model.graph) for name in node.output} | {
             tensor.name for tensor in self.model.graph.initializer
@@ -139,7 +145,7 @@ class _Builder:
                 mode="linear",
                 antialias=1,
             )
-        # One multiplication and one addition do the range and the normalisation together.
+        # One multiplication and one addition apply both the range and the normalisation.
         gain = np.float64((high - low) / self.peak) / np.asarray(tensor.std or 1.0, np.float64)
         shift = (low - np.asarray(tensor.mean or 0.0, np.float64)) / np.asarray(tensor.std or 1.0, np.float64)
         is_last = tensor.layout == "nhwc" and not (is_resized or tensor.channels == 1)
@@ -155,8 +161,9 @@ class _Builder:
         self._rename_input(name, value)
 
     def _param(self, name: str, value: onnx.ValueInfoProto, frames: str) -> None:
-        """Spread a scalar to the shape that the graph wants; a leading free axis gets one value for each frame."""
-        dims, kind = value.type.tensor_type.shape.dim, value.type.tensor_type.elem_type
+        """Expand a scalar to the shape of the graph's input; a free first axis gets one value per frame."""
+        dims = value.type.tensor_type.shape.dim
+        kind = value.type.tensor_type.elem_type
         spread = name
         if dims:
             sizes = np.array([dim.dim_value or 1 for dim in dims], np.int64)
@@ -207,15 +214,13 @@ class _Builder:
         return self._node("Clip", value, self._constant(np.float32(0)), self._constant(np.float32(self.peak)))
 
     def _round(self, value: str) -> str:
-        if (
-            self.opset < 11
-        ):  # Round came with set 11; a float32 this large has no fraction, and is rounded to it as Round does
+        if self.opset < 11:  # Round came with set 11; adding 2**23, a float32 without fraction bits, rounds as it does
             large = self._constant(np.float32(2**23))
             return self._node("Sub", self._node("Add", value, large), large)
         return self._node("Round", value)
 
     def _fold(self, value: str, channels: int) -> str:
-        """Shape that moves the three colours into the batch (channels=1) or back out of it (channels=3)."""
+        """Return a shape that moves the three colours into the batch (channels=1) or back (channels=3)."""
         return self._node("Concat", self._constant(np.array([-1, channels], np.int64)), self._axes(value, 2, 4), axis=0)
 
     def _sizes(self, value: str, height: int, width: int) -> str:
@@ -224,7 +229,7 @@ class _Builder:
         )
 
     def _axes(self, value: str, start: int, stop: int) -> str:
-        """Sizes of some axes of a tensor."""
+        """Return the sizes of some axes of a tensor."""
         if self.opset < 15:  # Shape has start and end since set 15
             return self._node("Gather", self._node("Shape", value), self._constant(np.arange(start, stop)), axis=0)
         return self._node("Shape", value, start=start, end=stop)
@@ -251,7 +256,7 @@ class _Builder:
 
 
 def _opset_of(model: Graph) -> int:
-    """Return the operator set of a model; a runtime takes its latest where a file names none."""
+    """Return the operator set of a model; if the file names none, the latest, which a runtime takes."""
     return next(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
         onnx.defs.onnx_opset_version(),
@@ -259,7 +264,7 @@ def _opset_of(model: Graph) -> int:
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Rename tensors of a graph and of those within it, in place."""
+    """Rename tensors of a graph and of its inner graphs, in place."""
     for node in walk_nodes(graph):
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -271,7 +276,7 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _raise_opset(model: Graph) -> Graph:
-    """Bring a model to the operator set in which Resize can filter what it makes smaller."""
+    """Convert a model to the operator set in which Resize can antialias."""
     version = _opset_of(model)
     if version >= _ANTIALIAS_OPSET:
         return model

@@ -1,4 +1,4 @@
-"""What a model's file says beside its weights: the graph, in which every large tensor is only named by its place in the file."""
+"""Reads a model's graph without its weights: each large tensor is only a reference to its bytes in the file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from genai_ray.graph.model import Graph, put_in_order
 __all__ = ["WHOLE_FILE_BYTES", "external_files", "read_header"]
 
 MAX_HEADER_BYTES = 64 * 1024**2
-"""Most bytes of a graph without its large tensors; graphs of the largest public models have a few MB."""
+"""Most bytes of a graph without its large tensors; the largest public models have a few MB."""
 
 WHOLE_FILE_BYTES = 4 * 1024**2
-"""A file up to this is read whole: nothing is saved."""
+"""A file up to this size is read whole: leaving out weights would save nothing."""
 
 _LARGE_TENSOR_BYTES = 1024
-"""Tensors up to this stay in the graph: shapes, scales and the like, which shape inference asks for."""
+"""Tensors up to this size stay in the graph: shapes, scales and others that shape inference needs."""
 
 _MAX_DEPTH = 64
 
@@ -34,37 +34,39 @@ _LEADS = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
 }
-_RAW_DATA, _FLOAT_DATA, _DOUBLE_DATA = 9, 4, 10
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_RAW_DATA = 9
+_FLOAT_DATA = 4
+_DOUBLE_DATA = 10
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
 
 
 def read_header(path: Path) -> Graph:
-    """Read a model without its weights: tensors of more than 1 KiB become external data, whose file is the model's own.
+    """Read a model without its weights: tensors of more than 1 KiB become external data in the model's own file.
 
-    Nothing is checked but that it is a graph: the runtime is the judge of the rest.
+    It only checks that the file holds a graph; the runtime checks the rest.
 
     Args:
         path: The file.
 
     Returns:
-        The model; it runs where external data is looked for in the file's folder.
+        The model; a runtime can run it if it looks for external data in the file's folder.
 
     Raises:
-        ModelLoadError: If the file cannot be read, is not ONNX, has a cycle, or its graph alone has more than ``MAX_HEADER_BYTES``.
+        ModelLoadError: If the file cannot be read, is not ONNX, or has a cycle, or if its graph alone has more than
+            ``MAX_HEADER_BYTES``.
     """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = (
-                file.read()
-                if size <= WHOLE_FILE_BYTES
-                else b"".join(_Reader(file, path.name).message("model", 0, size, 0))
-            )
-        model = Graph.FromString(data)
+            parts = [file.read()] if size <= WHOLE_FILE_BYTES else _Reader(file, path.name).message("model", 0, size, 0)
+        model = Graph.FromString(b"".join(parts))
     except (DecodeError, OSError) as exc:
         raise ModelLoadError(f"{path} is not a usable ONNX file: {exc}") from exc
     if not (model.graph.node or model.graph.output):
-        raise ModelLoadError(f"{path} is not a usable ONNX file: it has no graph")
+        raise ModelLoadError(f"{path} is not a usable ONNX file: no graph")
     put_in_order(model, path)
     return model
 
@@ -76,7 +78,7 @@ def external_files(model: Graph) -> list[str]:
         model: Any model.
 
     Returns:
-        Their paths within the model's folder, sorted, each once.
+        Sorted paths relative to the model's folder, without duplicates.
     """
     return sorted(
         {entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"}
@@ -94,17 +96,19 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 class _Reader:
-    """Copies a serialised model field by field, and steps over the data of large tensors."""
+    """Copies a serialised model field by field, and skips the data of large tensors."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file, self._name = file, name
+        self._file = file
+        self._name = name
         self._kept = 0
 
     def message(self, kind: str, start: int, stop: int, depth: int) -> list[bytes]:
-        """Return the parts of a message of a kind that may hold large tensors."""
+        """Return the parts of a message that may hold large tensors."""
         if depth > _MAX_DEPTH:
-            raise DecodeError(f"graphs within graphs, {_MAX_DEPTH} deep")
-        parts, leads = [], _LEADS[kind]
+            raise DecodeError(f"more than {_MAX_DEPTH} graphs inside each other")
+        parts = []
+        leads = _LEADS[kind]
         for number, wire, field_start, begin, end in self._fields(start, stop):
             inner = leads.get(number) if wire == _BYTES and end - begin > _LARGE_TENSOR_BYTES else None
             if inner is None:
@@ -117,9 +121,11 @@ class _Reader:
         return parts
 
     def _tensor(self, start: int, stop: int) -> list[bytes]:
-        parts, elements, data = [], 0, []
+        parts = []
+        elements = 0
+        data = []
         for number, wire, field_start, begin, end in self._fields(start, stop):
-            if number == 2 and wire == _VARINT:  # its type
+            if number == 2 and wire == _VARINT:  # the element type
                 elements = self._bytes(begin, end)[0]
             if (
                 wire == _BYTES
@@ -131,14 +137,9 @@ class _Reader:
                 parts.append(self._bytes(field_start, end))
         wanted = {_RAW_DATA: elements, _FLOAT_DATA: onnx.TensorProto.FLOAT, _DOUBLE_DATA: onnx.TensorProto.DOUBLE}
         if len(data) != 1 or wanted[data[0][0]] != elements:
-            return [
-                *parts,
-                *(
-                    part
-                    for number, begin, end in data
-                    for part in (_key(number, _BYTES), _varint(end - begin), self._bytes(begin, end))
-                ),
-            ]
+            for number, begin, end in data:
+                parts += [_key(number, _BYTES), _varint(end - begin), self._bytes(begin, end)]
+            return parts
         _, begin, end = data[0]
         place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
         for key, value in (("location", self._name), ("offset", begin), ("length", end - begin)):
@@ -177,7 +178,7 @@ class _Reader:
     def _bytes(self, start: int, stop: int) -> bytes:
         self._kept += stop - start
         if self._kept > MAX_HEADER_BYTES:
-            raise DecodeError(f"its graph has more than {MAX_HEADER_BYTES} bytes without its large tensors")
+            raise DecodeError(f"the graph has more than {MAX_HEADER_BYTES} bytes without its large tensors")
         self._file.seek(start)
         return self._file.read(stop - start)
 

@@ -1,11 +1,11 @@
-"""Reading a model, and small facts and edits of it."""
+"""Reads a model, tells facts about it such as its memory, and makes small edits."""
 
 from __future__ import annotations
 
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from genai_ray.errors import ModelLoadError
@@ -20,6 +21,7 @@ from genai_ray.errors import ModelLoadError
 __all__ = [
     "Graph",
     "GraphTensor",
+    "activation_bytes",
     "broken_rule",
     "element_name",
     "free_batch",
@@ -32,38 +34,39 @@ __all__ = [
     "read_weights",
     "sort_nodes",
     "walk_nodes",
+    "weight_bytes",
 ]
 
 _SMALL_BYTES = 1024
-"""Tensors of other files up to this size are read with the graph: they say sizes and scales."""
+"""Tensors of other files up to this size are read with the graph: they hold sizes and scales."""
 
 Graph = onnx.ModelProto
-"""A model as ONNX has it."""
+"""An ONNX model."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphTensor:
-    """What a graph declares of one of its inputs or outputs."""
+    """One input or output, as the graph declares it."""
 
     name: str
     """Its name."""
     element: str
-    """ONNX's word for the type of its elements, such as ``FLOAT``; empty for what is no tensor, or where the graph does not say."""
+    """ONNX's name of the element type, such as ``FLOAT``; empty if it is not a tensor, or not declared."""
     shape: tuple[int, ...] | None
-    """Sizes of the axes, -1 where free; None where the graph does not say."""
+    """Sizes of the axes, -1 for a free axis; None if not declared."""
 
 
 def read_model(path: Path) -> Graph:
-    """Read an ONNX file; whether it is a good model, only a runtime can tell.
+    """Read an ONNX file; only a runtime can tell whether the model is valid.
 
     Args:
-        path: The file. Large weights that lie in other files are not read: see ``read_weights``.
+        path: The file. Large weights in other files are not read: see ``read_weights``.
 
     Returns:
-        The model, its nodes in an order in which every tensor is made before it is read.
+        The model; its nodes are sorted so that every tensor is computed before it is read.
 
     Raises:
-        ModelLoadError: If it cannot be read, or is not ONNX.
+        ModelLoadError: If the file cannot be read, or is not ONNX.
     """
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -76,11 +79,11 @@ def read_model(path: Path) -> Graph:
 
 
 def put_in_order(model: Graph, path: Path) -> None:
-    """Bring a model as it was read into the form that everything here takes: nodes sorted, small tensors of other files read, in place.
+    """Sort the nodes of a model, and read its small tensors from other files, in place.
 
     Args:
         model: The model; changed.
-        path: Its file; others lie beside it.
+        path: Its file; the others lie beside it.
 
     Raises:
         ModelLoadError: If another file is missing or too short, or the graph has a cycle.
@@ -90,38 +93,38 @@ def put_in_order(model: Graph, path: Path) -> None:
 
 
 def read_weights(model: Graph, path: Path) -> None:
-    """Read the weights that lie in other files, in place.
+    """Read the weights of a model from other files, in place.
 
     Args:
-        model: What ``read_model`` gave; changed.
+        model: Result of ``read_model``; changed.
         path: Its file; the others lie beside it.
 
     Raises:
-        ModelLoadError: If one is missing or too short.
+        ModelLoadError: If a file is missing or too short.
     """
     _read_tensors(list(_outside(model)), path)
 
 
 def has_outside_weights(model: Graph) -> bool:
-    """Tell whether weights of a model lie in other files and are not in it.
+    """Tell whether weights of a model are in other files.
 
     Args:
         model: Any model.
 
     Returns:
-        Whether a runtime needs the folder of its file.
+        Whether a runtime needs the folder of the model's file.
     """
     return any(True for _ in _outside(model))
 
 
 def broken_rule(path: Path) -> str | None:
-    """Return what ONNX's own checker says against a file; runtimes take many that it refuses.
+    """Return the first error that ONNX's checker finds in a file; runtimes accept many files that it refuses.
 
     Args:
         path: An ONNX file.
 
     Returns:
-        Its words; None where it has none.
+        The error's text; None if there is no error.
     """
     try:
         onnx.checker.check_model(str(path))
@@ -131,7 +134,7 @@ def broken_rule(path: Path) -> str | None:
 
 
 def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Walk over the nodes of a graph and of the graphs within them: branches and bodies of loops.
+    """Walk over the nodes of a graph and of its inner graphs: branches and bodies of loops.
 
     Args:
         graph: Any graph.
@@ -146,13 +149,13 @@ def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Walk over the graphs within a node: branches and bodies of loops.
+    """Walk over the inner graphs of a node: branches and bodies of loops.
 
     Args:
         node: Any node.
 
     Yields:
-        Each graph, not those within it.
+        Each graph, but not the inner graphs of its nodes.
     """
     for attribute in node.attribute:
         if attribute.HasField("g"):
@@ -186,7 +189,7 @@ def _first_line(exc: Exception) -> str:
 
 
 def graph_inputs(model: Graph) -> list[onnx.ValueInfoProto]:
-    """Return the inputs that a caller feeds: those that are not initialisers.
+    """Return the inputs that a caller must feed: those that are not initialisers.
 
     Args:
         model: Any model.
@@ -199,7 +202,7 @@ def graph_inputs(model: Graph) -> list[onnx.ValueInfoProto]:
 
 
 def graph_tensors(model: Graph) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
-    """Return what a graph declares of its inputs and outputs.
+    """Return the declared inputs and outputs of a graph.
 
     Args:
         model: Any model.
@@ -223,26 +226,26 @@ def _describe(value: onnx.ValueInfoProto) -> GraphTensor:
 
 
 def element_name(kind: int | np.dtype[Any]) -> str:
-    """Return ONNX's word for a type of elements.
+    """Return ONNX's name of an element type.
 
     Args:
-        kind: ONNX's number of it, or numpy's type.
+        kind: ONNX's number of the type, or numpy's dtype.
 
     Returns:
-        Such as ``FLOAT``; empty where there is none.
+        A name such as ``FLOAT``; empty for an undefined type.
     """
-    number = kind if isinstance(kind, int) else onnx.helper.np_dtype_to_tensor_dtype(kind)
+    number = kind if isinstance(kind, int) else helper.np_dtype_to_tensor_dtype(kind)
     return onnx.TensorProto.DataType.Name(number) if number else ""
 
 
 def free_batch(model: Graph) -> Graph:
-    """Free a batch axis that is fixed at 1, on every input and output; whether results stay right, only a run can tell.
+    """Free a batch axis that is fixed at 1, on every input and output; only a run can tell whether results stay right.
 
     Args:
         model: Any model; not changed.
 
     Returns:
-        A copy whose first axes of 1 may be any N.
+        A copy whose first axes of 1 may have any size.
     """
     freed = Graph()
     freed.CopyFrom(model)
@@ -256,7 +259,7 @@ def free_batch(model: Graph) -> Graph:
 
 
 def sort_nodes(model: Graph) -> None:
-    """Put nodes into an order in which every tensor is made before it is read, in place; converters leave some out of order.
+    """Sort nodes so that every tensor is computed before it is read, in place; some converters leave them unsorted.
 
     Args:
         model: The model; changed.
@@ -273,7 +276,7 @@ def sort_nodes(model: Graph) -> None:
     ready = [index for index, needed in enumerate(needs) if not needed]
     order: list[int] = []
     while ready:
-        order.append(heapq.heappop(ready))  # the first of them: what is sorted stays as it is
+        order.append(heapq.heappop(ready))  # the smallest index: sorted nodes keep their order
         for index in readers[order[-1]]:
             needs[index].discard(order[-1])
             if not needs[index]:
@@ -288,10 +291,69 @@ def sort_nodes(model: Graph) -> None:
 
 
 def _read_by(node: onnx.NodeProto) -> set[str]:
-    """Return the names that a node reads, those that graphs within it read from outside included."""
+    """Return the names that a node reads, including those that its inner graphs read from outside."""
     names = set(node.input)
     for graph in graphs_of(node):
         inner = list(walk_nodes(graph))
         made = {name for one in inner for name in one.output} | {value.name for value in graph.input}
         names |= {name for one in inner for name in one.input} - made
     return names
+
+
+def weight_bytes(model: Graph) -> int:
+    """Sum up the initialisers.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Bytes of weights as stored.
+    """
+    return sum(int(np.prod(tensor.dims)) * _item_bytes(tensor.data_type) for tensor in model.graph.initializer)
+
+
+def activation_bytes(model: Graph, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Predict the peak of the bytes of all tensors that live at the same time in one run.
+
+    A tensor lives from the node that computes it to the last node that reads it, in the graph's order.
+
+    Args:
+        model: Any model.
+        shapes: Shape of each input that is not a scalar, by name.
+
+    Returns:
+        Bytes at the peak, including inputs and outputs; tensors whose shape cannot be inferred do not count.
+    """
+    fixed = Graph()
+    fixed.CopyFrom(model)
+    del fixed.graph.value_info[:]
+    for value in graph_inputs(fixed):
+        if value.name in shapes:
+            dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in shapes[value.name]]
+            value.type.tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=dims))
+    for value in fixed.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    sizes = {value.name: _value_bytes(value) for value in (*inferred.value_info, *inferred.input, *inferred.output)}
+    last = {name: index for index, node in enumerate(inferred.node) for name in node.input}
+    last |= {value.name: len(inferred.node) for value in inferred.output}
+    live = {value.name for value in graph_inputs(fixed)}
+    peak = 0
+    for index, node in enumerate(inferred.node):
+        live |= set(node.output)
+        peak = max(peak, sum(sizes.get(name, 0) for name in live))
+        live = {name for name in live if last.get(name, -1) > index}
+    return peak
+
+
+def _value_bytes(value: onnx.ValueInfoProto) -> int:
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value for dim in tensor.shape.dim]
+    return int(np.prod(dims)) * _item_bytes(tensor.elem_type) if all(dims) else 0
+
+
+def _item_bytes(kind: int) -> int:
+    if kind in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        return 0
+    return helper.tensor_dtype_to_np_dtype(kind).itemsize

@@ -1,6 +1,7 @@
 """From a name to a model: its file, and its spec, which is read from a file beside it or found out by trial runs.
 
-``find`` knows names and paths, ``trial`` runs a model that nobody described, ``records`` has that done in a process of its own and remembers it.
+``find`` knows names and paths; ``trial`` runs a model without a spec; ``records`` runs trials in a process of its own
+and remembers their results.
 """
 
 from genai_ray.inspection.find import canonical_id, find_model, read_tensors

@@ -1,4 +1,4 @@
-"""Names of models: ids of the catalog, paths and URIs; and what is known of each."""
+"""Finds models by name: catalog ids, paths and URIs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _log = logging.getLogger(__name__)
 
 
 def canonical_id(model: str | Path) -> str:
-    """Return the one id under which the cache knows a model; its file need not be there any more.
+    """Return the id under which the cache knows a model; its file may be gone.
 
     Args:
         model: Catalog id or alias; or the path or URI of an .onnx file.
 
     Returns:
-        Id of the catalog, absolute path, or the URI as it is. Of a link the path of what it leads to, where that is named like a model; its own else.
+        The catalog id, the absolute path, or the URI as it is. For a link, the path of its target if that ends in
+        .onnx.
 
     Raises:
         ModelNotFoundError: If the catalog has no such id.
@@ -42,16 +43,17 @@ def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
     """Find a model by id, alias or path.
 
     Args:
-        model: Catalog id or alias; or the path or URI of an .onnx file, whose spec is read from the .yaml beside it, or inspected. What a URI names
-            is copied to this machine, again where it changed; it must be whole in one file.
+        model: Catalog id or alias; or the path or URI of an .onnx file. The spec of such a file is read from the .yaml
+            beside it, or found out by trial runs. A remote file, which must hold all weights, is copied to this
+            machine, and copied again when it has changed.
 
     Returns:
-        Its spec, and the path of its checked weights.
+        Its spec, and the path of its checked file.
 
     Raises:
-        ModelNotFoundError: If neither id nor file is there.
+        ModelNotFoundError: If there is no such id or file.
         ModelLoadError: If the file is corrupt, does not have the hash of its spec, or cannot be fetched.
-        ConfigError: If a spec saved beside a file is wrong.
+        ConfigError: If the spec beside a file is wrong.
     """
     path = Path(model)
     if path.suffix.lower() != ".onnx":
@@ -68,11 +70,11 @@ def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
 
 
 def read_tensors(spec: ModelSpec, path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
-    """Read what a model's graph declares of its inputs and outputs.
+    """Read the declared inputs and outputs of a model's graph.
 
     Args:
-        spec: As ``find_model`` returned it.
-        path: The same.
+        spec: First result of ``find_model``.
+        path: Second result of ``find_model``.
 
     Returns:
         (inputs, outputs) in the graph's order.
@@ -80,19 +82,18 @@ def read_tensors(spec: ModelSpec, path: Path) -> tuple[tuple[GraphTensor, ...], 
     Raises:
         ModelLoadError: If the file is corrupt.
     """
-    return (
-        tensors_of(path) if spec.is_path else graph_tensors(read_header(path))
-    )  # files of the catalog are checked by their hash
+    # Files of the catalog are trusted: their hash was checked.
+    return tensors_of(path) if spec.is_path else graph_tensors(read_header(path))
 
 
 def _is_spec(saved: Path) -> bool:
-    """Tell whether the YAML file beside a model means to be its spec, and is not one that is called so by chance."""
+    """Tell whether the YAML file beside a model is meant to be its spec; other files may have this name by chance."""
     if not saved.is_file():
         return False
     content = read_content(saved)
     if isinstance(content, dict) and content.keys() & {"model_id", "file"}:
         return True
-    _log.info("%s is no spec of a model: it has neither model_id nor file", saved)
+    _log.info("%s is not a model spec: it has neither model_id nor file", saved)
     return False
 
 

@@ -1,6 +1,6 @@
-"""What files of models say of themselves: found out in a process of its own, and remembered by the content of the file.
+"""Inspects model files in a process of its own, and remembers the results by the content of the file.
 
-A file may be gigantic, broken, or made to take all memory or time: none of that reaches the process that asks.
+A file may be gigantic, broken, or made to take all memory or time; the calling process stays safe.
 """
 
 from __future__ import annotations
@@ -29,32 +29,33 @@ from genai_ray.inspection.trial import SAVE_SPEC, ask_runtime, inspect_model
 __all__ = ["forget_failures", "spec_of", "tensors_of"]
 
 BASE_BYTES = 1024**3
-"""What the process that looks at a model may allocate beside the model's data."""
+"""Bytes that the inspecting process may allocate beside the model's data."""
 
 DATA_FACTOR = 3
-"""What it may allocate for each byte of the model's data: the runtime packs weights for its kernels, and trial runs need two runtimes."""
+"""Bytes that it may allocate per byte of the model's data: the runtime repacks weights, and trial runs need two
+runtimes."""
 
 WITHIN_S = 120.0
 """Most seconds for a model's process."""
 
 TRIALS_WITHIN_S = 60.0
-"""Most seconds of these for its trial runs."""
+"""Most of these seconds for its trial runs."""
 
 FAILED_FOR_S = 600.0
-"""For so long a file is not tried again that took too much memory or time, or that the runtime refused."""
+"""Seconds before a file is inspected again that took too much memory or time, or that the runtime refused."""
 
 AT_ONCE = 2
-"""Most models that one process has looked at at the same time."""
+"""Most models that a process inspects at the same time."""
 
 _PATH = "\0"
-"""Stands for the file's path in an error: a file of the same content may have another."""
+"""Placeholder for the file's path in a remembered error: files of equal content may have other paths."""
 
 _places = threading.BoundedSemaphore(AT_ONCE)
 _known: dict[str, dict[str, Any]] = {}
 
 
 def spec_of(path: Path) -> ModelSpec:
-    """Return what trial runs show of a model.
+    """Return the spec that trial runs find for a model.
 
     Args:
         path: Its file.
@@ -63,13 +64,13 @@ def spec_of(path: Path) -> ModelSpec:
         As ``inspect_model``.
 
     Raises:
-        ModelLoadError: If it is corrupt, the runtime cannot load it, or it takes too much memory or time.
+        ModelLoadError: If the file is corrupt, the runtime cannot load it, or it takes too much memory or time.
     """
     return ModelSpec.model_validate(_told_of(path, is_tried=True)["spec"])
 
 
 def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
-    """Return what a model's graph declares.
+    """Return the declared inputs and outputs of a model's graph.
 
     Args:
         path: Its file.
@@ -78,7 +79,7 @@ def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, 
         (inputs, outputs) in the graph's order.
 
     Raises:
-        ModelLoadError: If it is corrupt.
+        ModelLoadError: If the file is corrupt.
     """
     told = _told_of(path, is_tried=False)
     inputs, outputs = (
@@ -89,25 +90,26 @@ def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, 
 
 
 def forget_failures() -> None:
-    """Look at files again that failed a short while ago."""
+    """Allow failed files to be inspected again at once."""
     for name in [name for name, told in list(_known.items()) if "error" in told]:
         _known.pop(name, None)
 
 
 def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
-    """Read what a model's graph declares, and make trial runs; runs in a process of its own.
+    """Read a model's graph and make trial runs; runs in a process of its own.
 
     Args:
         path: Its file.
-        is_tried: Whether trial runs are made.
+        is_tried: Whether to make trial runs.
 
     Returns:
-        Inputs, outputs, the files of external data and their states, and the spec or None; fit for JSON.
+        Inputs, outputs, the files of external data and their states, and the spec or None; JSON can hold it.
 
     Raises:
-        ModelLoadError: If it is corrupt, or as ``inspect_model``.
+        ModelLoadError: If the file is corrupt, or as ``inspect_model``.
     """
-    model, file = read_header(Path(path)), Path(path)
+    file = Path(path)
+    model = read_header(file)
     inputs, outputs = graph_tensors(model)
     is_complete = all(tensor.element and tensor.shape is not None for tensor in (*inputs, *outputs))
     files: list[list[Any]] = [
@@ -129,7 +131,7 @@ def _told_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
     facts = path.stat()
     digest = hash_file(path, facts.st_size, facts.st_mtime_ns)
     told = None
-    for each in dict.fromkeys((True, is_tried)):  # what was tried out is described as well
+    for each in dict.fromkeys((True, is_tried)):  # a result with trial runs also has the description
         name = _name_of(digest, is_tried=each)
         found = _known.get(name) or _recall(name)
         told = told or (found if found is not None and _is_current(found, path, is_tried=is_tried) else None)
@@ -147,7 +149,7 @@ def _told_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
 def _ask(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
     max_bytes = BASE_BYTES + DATA_FACTOR * size_bytes * is_tried
     if not _places.acquire(timeout=WITHIN_S):
-        raise ModelLoadError(f"{path} waits for other models that are looked at", do="Ask again later.")
+        raise ModelLoadError(f"{path} waited too long for inspections of other models", do="Try again later.")
     try:
         return {"result": call_confined(describe_file, str(path), is_tried, max_bytes=max_bytes, within_s=WITHIN_S)}
     except (DeadlineExceededError, ResourceExhaustedError) as exc:
@@ -160,7 +162,7 @@ def _ask(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
 
 
 def _is_current(told: Mapping[str, Any], path: Path, *, is_tried: bool) -> bool:
-    """Tell whether something that was found out still holds: external data is not part of the file's hash."""
+    """Tell whether a remembered result is still valid: the file's hash does not cover external data."""
     if "error" in told:
         return is_tried and bool(time.time() < told["until_s"])
     return all(list(_state_of(path.parent / name)) == state for name, *state in told["result"]["files"])
@@ -175,7 +177,7 @@ def _recall(name: str) -> dict[str, Any] | None:
 
 
 def _note(name: str, told: dict[str, Any]) -> None:
-    """Keep what was found out; where that is not possible, it is found out again by the next process."""
+    """Store a result for other processes; if that fails, they inspect the file again."""
     folder = _folder()
     partial = folder / f"{uuid.uuid4().hex}.partial"
     with suppress(OSError):
@@ -195,14 +197,14 @@ def _name_of(digest: str, *, is_tried: bool) -> str:
 def _state_of(path: Path) -> tuple[int, int]:
     try:
         facts = path.stat()
-    except OSError:  # the runtime says what is wrong with it
+    except OSError:  # the runtime will report it
         return 0, 0
     return facts.st_size, facts.st_mtime_ns
 
 
 @functools.cache
 def _versions() -> tuple[str, ...]:
-    """Return what decides on the outcome beside the file."""
+    """Return the versions on which a result depends."""
     found = [__version__]
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -1,7 +1,7 @@
-"""An ONNX file that nobody described: what its graph says, and what trial runs show, as a ``ModelSpec``.
+"""Makes a ``ModelSpec`` of an ONNX file without one, from its graph and from trial runs.
 
-Names of symbolic dimensions and ``metadata_props`` are not read: real files lack them. What cannot be found out for certain is
-said in ``ModelSpec.unsure``; a model that is not an image model gets the task ``other`` and never an exception.
+Names of symbolic dimensions and ``metadata_props`` are not read: real files lack them. ``ModelSpec.unsure`` says what
+is not certain. A model that is not an image model gets the task ``other``, not an exception.
 """
 
 from __future__ import annotations
@@ -37,41 +37,42 @@ __all__ = ["SAVE_SPEC", "ask_runtime", "inspect_model"]
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 _SIZES_PX = (128, 64, 32)
-"""Longest sides of trial frames: of a slow model they are smaller."""
+"""Longest sides of trial frames; a slow model gets smaller ones."""
 _MIN_PICTURE_PX = 32
 _RUNS = 8
-"""All trial runs together take about as long as so many with the largest frame."""
+"""All trial runs together take about as long as so many runs of the largest frame."""
 
 SAVE_SPEC = (
     "Save a spec beside the file, as NAME.yaml: then no trial runs are needed (`genai-ray models inspect` writes one)."
 )
-"""What to do with a model that cannot be tried out."""
+"""Advice for a model that cannot be tried out."""
 _MAX_MINIMUM_PX = 64
 _COLOURS = (1, 3)
 _CLEAR_RATIO = 1.3
 
 
 def inspect_model(path: Path, within_s: float = math.inf) -> ModelSpec:
-    """Find out what a model takes and gives.
+    """Find out the inputs and outputs of a model.
 
     Args:
         path: An .onnx file.
-        within_s: Most seconds for its trial runs; a slow model gets smaller frames to keep to it.
+        within_s: Most seconds for its trial runs; a slow model gets smaller frames.
 
     Returns:
-        A spec that the engine can use; for a model that is not one of images, task ``other`` without image inputs.
+        A spec that the engine can use; task ``other`` without image inputs if it is not an image model.
 
     Raises:
         ModelNotFoundError: If there is no such file.
-        ModelLoadError: If it is corrupt or not ONNX, the runtime cannot load it, or it is too slow for trial runs.
+        ModelLoadError: If the file is corrupt or not ONNX, the runtime cannot load it, or it is too slow for trial
+            runs.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file")
-    model, is_small = read_header(path), path.stat().st_size <= WHOLE_FILE_BYTES
-    runtime = (
-        open_runtime(path) if is_small else open_runtime(model.SerializeToString(), folder=path.parent)
-    )  # weights are mapped then, not copied
+    model = read_header(path)
+    is_small = path.stat().st_size <= WHOLE_FILE_BYTES
+    # With the weights as external data, the runtime maps a large file instead of copying it.
+    runtime = open_runtime(path) if is_small else open_runtime(model.SerializeToString(), folder=path.parent)
     try:
         trial = _Trial(path, runtime, within_s)
         spec = trial.describe()
@@ -79,24 +80,24 @@ def inspect_model(path: Path, within_s: float = math.inf) -> ModelSpec:
             spec = trial.try_frames(spec, model)
     finally:
         runtime.close()
-    broken = broken_rule(path) if is_small else None  # the checker reads all of a file, and would only add a note
+    broken = broken_rule(path) if is_small else None  # the checker reads the whole file, only to add a note
     if broken is not None:
-        trial.unsure.append(f"whether other runtimes take it; ONNX's own checker says: {broken}")
+        trial.unsure.append(f"whether other runtimes accept it; ONNX's checker says: {broken}")
     return spec.model_copy(update={"unsure": tuple(trial.unsure)})
 
 
 def ask_runtime(path: Path, tensors: Iterable[GraphTensor]) -> tuple[GraphTensor, ...]:
-    """Complete what a graph declares of tensors by what the runtime finds out.
+    """Complete the declared tensors of a graph with what the runtime infers.
 
     Args:
         path: An .onnx file.
         tensors: Inputs or outputs of its graph.
 
     Returns:
-        The same with their types and shapes; sequences and maps stay without, and so do shapes that only a run can tell.
+        The tensors with types and shapes, except for sequences, maps, and shapes that only a run can tell.
 
     Raises:
-        ModelLoadError: If the runtime cannot load it.
+        ModelLoadError: If the runtime cannot load the file.
     """
     runtime = open_runtime(path)
     try:
@@ -115,23 +116,23 @@ def _complete(tensor: GraphTensor, info: TensorInfo) -> GraphTensor:
 
 @dataclass(slots=True)
 class _Trial:
-    """One inspection: the loaded model, and what could not be found out."""
+    """One inspection of a loaded model."""
 
     path: Path
     runtime: RuntimeSession
     within_s: float
-    """Most seconds of all runs; one that would go on for longer is not begun."""
+    """Most seconds of all runs; a run that would take longer is not started."""
     unsure: list[str] = field(default_factory=list)
     size_px: int = _SIZES_PX[0]
     """Longest side of its trial frames."""
     pace_s: float = 0.0
-    """Least seconds for a pixel so far; 0 while nothing has run."""
+    """Least seconds per pixel so far; 0 before the first run."""
     spent_s: float = 0.0
     """Seconds of all runs so far."""
 
     @property
     def picture_px(self) -> int:
-        """Side of a frame whose content matters."""
+        """Side of a frame with a picture."""
         return max(self.size_px // 2, _MIN_PICTURE_PX)
 
     def describe(self) -> ModelSpec:
@@ -143,29 +144,22 @@ class _Trial:
             shapes = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in self.runtime.inputs) or "none"
             self.unsure.append(f"whether it is an image model at all; its inputs are: {shapes}")
             return spec
+        unknown = ParamSpec(default=0.5, minimum=0.0, maximum=1.0, description="not known")
         inputs = tuple(_describe_input(info) for info in images)
-        spec = spec.model_copy(
-            update={
-                "inputs": inputs,
-                "params": {
-                    info.name: ParamSpec(default=0.5, minimum=0.0, maximum=1.0, description="not known")
-                    for info in params
-                },
-            }
-        )
+        spec = spec.model_copy(update={"inputs": inputs, "params": {info.name: unknown for info in params}})
         for info in params:
             self.unsure.append(f"the default and range of the extra input {info.name!r}")
         return self._try_sizes(spec)
 
     def _try_sizes(self, spec: ModelSpec) -> ModelSpec:
-        """Run it: what comes out decides scale, multiple, output and task."""
+        """Run the model; its output decides on scale, multiple, output and task."""
         fixed = spec.inputs[0].height, spec.inputs[0].width
         self._choose_size(spec)
         size = (fixed[0] or self.size_px, fixed[1] or self.size_px)
         output = self._run(spec, *size)
         image = next(((i, array) for i, array in enumerate(output or []) if array.ndim == 4), None)
         if image is None:
-            self.unsure.append(f"what it gives: no picture came out of {size[1]}x{size[0]}")
+            self.unsure.append(f"its output: there is no picture for an input of {size[1]}x{size[0]}")
             return _without_frames(spec)
         index, array = image
         layout: Literal["nchw", "nhwc"] = (
@@ -174,7 +168,7 @@ class _Trial:
         height, width, channels = (array.shape[1:4]) if layout == "nhwc" else (*array.shape[2:4], array.shape[1])
         scale = height // size[0]
         if channels not in _COLOURS or (height, width) != (size[0] * scale, size[1] * scale) or scale < 1:
-            self.unsure.append(f"what it gives: {list(array.shape)} came out of {size[1]}x{size[0]}")
+            self.unsure.append(f"its output: shape {list(array.shape)} for an input of {size[1]}x{size[0]}")
             return _without_frames(spec)
         is_mask = channels == 1 and spec.inputs[0].channels == 3
         high = self._guess_range(spec, index, is_mask, scale)
@@ -187,19 +181,13 @@ class _Trial:
             height=fixed[0],
             width=fixed[1],
         )
-        spec = spec.model_copy(
-            update={
-                "inputs": inputs,
-                "outputs": (out,),
-                "scale": scale,
-                "task": self._guess_task(len(inputs), scale, is_mask),
-            }
-        )
+        task = self._guess_task(len(inputs), scale, is_mask)
+        spec = spec.model_copy(update={"inputs": inputs, "outputs": (out,), "scale": scale, "task": task})
         if any(fixed):
             return spec
         multiple = next((m for m in _MULTIPLES if self._is_exact_at(spec, m)), None)
         if multiple is None:
-            self.unsure.append("the size multiple: none up to 128 always gave exactly the scale")
+            self.unsure.append("the size multiple: no multiple up to 128 always gave exactly the scale")
         smallest = next(
             (n for n in range(multiple or 1, _MAX_MINIMUM_PX + 1, multiple or 1) if self._fits(spec, n, n)),
             multiple or 1,
@@ -207,16 +195,17 @@ class _Trial:
         return spec.model_copy(update={"size_multiple": multiple or 1, "min_size_px": max(smallest, 1)})
 
     def _choose_size(self, spec: ModelSpec) -> None:
-        """Find out with a small frame how fast the model is, and take smaller frames if it is slow."""
-        height, width = spec.inputs[0].height, spec.inputs[0].width
+        """Measure the model's speed with a small frame, and choose smaller frames if it is slow."""
+        height = spec.inputs[0].height
+        width = spec.inputs[0].width
         if (height and width) or math.isinf(self.within_s):
             return
         smallest = next(
             (px for px in reversed(_SIZES_PX) if self._run(spec, height or px, width or px) is not None), None
         )
-        if smallest is None:  # the next run says what becomes of it
+        if smallest is None:  # the next run will show the error
             return
-        if self._predict_s(spec, smallest) > self.within_s:  # the first run may have been slow for other reasons
+        if self._predict_s(spec, smallest) > self.within_s:  # the first run may be slow for other reasons
             self._run(spec, height or smallest, width or smallest)
         self.size_px = next(
             (px for px in _SIZES_PX if px >= smallest and self.spent_s + self._predict_s(spec, px) <= self.within_s),
@@ -228,13 +217,17 @@ class _Trial:
         return _RUNS * self.pace_s * (spec.inputs[0].height or px) * (spec.inputs[0].width or px)
 
     def _check_time(self, seconds: float) -> None:
-        """Refuse what would take too long."""
-        if self.spent_s + seconds > self.within_s:
-            took = f"{self.path} is too slow to be tried out: its trial runs would take more than {self.spent_s + seconds:.0f} s"
-            raise ModelLoadError(took, f"{self.within_s:g} s", SAVE_SPEC)
+        """Refuse a model whose trial runs would take too long."""
+        total_s = self.spent_s + seconds
+        if total_s > self.within_s:
+            raise ModelLoadError(
+                f"{self.path} is too slow to be tried out: its trial runs would take more than {total_s:.0f} s",
+                f"{self.within_s:g} s",
+                SAVE_SPEC,
+            )
 
     def _timed(self, feeds: dict[str, npt.NDArray[Any]], runtime: RuntimeSession, num_pixels: int) -> dict[str, Any]:
-        """Run it, unless that would take too long."""
+        """Run the model, unless that would take too long."""
         self._check_time(self.pace_s * num_pixels)
         began_s = time.monotonic()
         try:
@@ -246,7 +239,7 @@ class _Trial:
         return outputs
 
     def _is_exact_at(self, spec: ModelSpec, multiple: int) -> bool:
-        """Whether sizes that are multiples of it, and of nothing more, give exactly the scale."""
+        """Tell whether sizes that are multiples of this number, and of no larger one, give exactly the scale."""
         near = max(3 * self.size_px // 8 // multiple, 1) | 1
         sizes = [((near + i) * multiple, (near + j) * multiple) for i, j in ((0, 0), (0, 1), (2, 4), (1, 3))]
         return all(self._fits(spec, *size) for size in sizes)
@@ -260,7 +253,7 @@ class _Trial:
         return bool(found == (height * spec.scale, width * spec.scale))
 
     def _guess_range(self, spec: ModelSpec, index: int, is_mask: bool, scale: int) -> float:
-        """Feed a picture in both usual ranges: a net that keeps pictures gives it back best in the range it was trained on."""
+        """Run a picture in both usual ranges: the output resembles it best in the range of the model's training."""
         errors = {}
         size = spec.inputs[0].height or self.picture_px, spec.inputs[0].width or self.picture_px
         for high in (1.0, 255.0):
@@ -270,10 +263,11 @@ class _Trial:
                 picture = array if array.shape[-1] in _COLOURS else array.transpose(1, 2, 0)
                 shrunk = picture.reshape(size[0], scale, size[1], scale, -1).mean(axis=(1, 3), dtype=np.float64)
                 errors[high] = float(np.abs(shrunk - _picture(*size)[..., : shrunk.shape[-1]]).mean())
-        best, worst = min(errors.values(), default=0.0), max(errors.values(), default=0.0)
+        best = min(errors.values(), default=0.0)
+        worst = max(errors.values(), default=0.0)
         if not math.isfinite(worst) or worst < _CLEAR_RATIO * best or not errors:
             self.unsure.append(
-                "the value range: 0..1 is assumed" + ("" if is_mask else ", 0..255 gives a picture as good")
+                "the value range: 0..1 is assumed" + ("" if is_mask else ", but 0..255 gives an equally good picture")
             )
             return 1.0
         return min(errors, key=lambda high: errors[high])
@@ -285,13 +279,13 @@ class _Trial:
             return ModelTask.BACKGROUND_REMOVAL
         if scale > 1:
             return ModelTask.UPSCALING
-        self.unsure.append("the task; it keeps the size, so denoising is assumed")
+        self.unsure.append("the task: denoising is assumed, because the size stays")
         return ModelTask.DENOISING
 
     def try_frames(self, spec: ModelSpec, model: Graph) -> ModelSpec:
-        """Find out whether frames may go together and in tiles, and whether they can go through it at all."""
+        """Find out whether the model takes frames at all, and whether in batches and in tiles."""
         is_batchable = False
-        with contextlib.suppress(ModelLoadError):  # some shape within it is fixed
+        with contextlib.suppress(ModelLoadError):  # an inner shape may be fixed
             freed = open_runtime(free_batch(model).SerializeToString(), folder=self.path.parent)
             try:
                 self.runtime = freed
@@ -299,11 +293,8 @@ class _Trial:
             finally:
                 freed.close()
         reach = receptive_field(model)
-        field_px = (
-            None
-            if spec.is_resized or (spec.task is ModelTask.INTERPOLATION and not spec.is_fixed_size)
-            else reach.radius_px
-        )
+        sees_whole_frame = spec.is_resized or (spec.task is ModelTask.INTERPOLATION and not spec.is_fixed_size)
+        field_px = None if sees_whole_frame else reach.radius_px
         stride = math.lcm(reach.stride, spec.size_multiple) if field_px is not None else 1
         spec = spec.model_copy(
             update={"batchable": is_batchable, "receptive_field_px": field_px, "tile_stride": stride}
@@ -325,12 +316,13 @@ class _Trial:
         return spec
 
     def _refuse_frames(self, spec: ModelSpec, exc: GenAIRayError) -> ModelSpec:
-        self.unsure.append(f"how frames go through it; raw tensors do, but: {exc}")
+        self.unsure.append(f"how it takes frames: it takes raw tensors, but: {exc}")
         return _without_frames(spec)
 
     def is_batchable(self, spec: ModelSpec) -> bool:
-        """Whether two frames in one run equal two runs, bit for bit."""
-        height, width = (spec.inputs[0].height or self.picture_px), (spec.inputs[0].width or self.picture_px)
+        """Tell whether two frames in one run equal two runs, bit for bit."""
+        height = spec.inputs[0].height or self.picture_px
+        width = spec.inputs[0].width or self.picture_px
         both = self._run(spec, height, width, count=2, picture=True)
         if both is None:
             return False
@@ -353,7 +345,7 @@ class _Trial:
         picture: bool = False,
         start: int = 0,
     ) -> list[npt.NDArray[Any]] | None:
-        """Run at a size; None where the model refuses it."""
+        """Run at a size; None if the model refuses it."""
         feeds: dict[str, npt.NDArray[Any]] = {}
         infos = {info.name: info for info in self.runtime.inputs}
         for position, tensor in enumerate(spec.inputs):
@@ -378,12 +370,12 @@ class _Trial:
 
 
 def _without_frames(spec: ModelSpec) -> ModelSpec:
-    """Leave the raw interface only."""
+    """Return a spec for raw tensors only."""
     return ModelSpec(model_id=spec.model_id, file=spec.file)
 
 
 def _layout_of(info: TensorInfo) -> str | None:
-    """Return the layout of an image input; None for what is no picture."""
+    """Return the layout of an image input; None for other inputs."""
     if len(info.shape) != 4 or not np.issubdtype(info.dtype, np.floating) or info.shape[0] not in (None, 1):
         return None
     if info.shape[1] in _COLOURS and not _is_scalar(info):

@@ -54,7 +54,7 @@ def test_a_folder_of_a_fork_outlives_the_process_that_made_it(tmp_path):
 
 
 def test_no_folder_can_be_made(tmp_path):
-    with pytest.raises(errors.ConfigError, match=r"no temporary folder can be made: .*Set TMPDIR"):
+    with pytest.raises(errors.ConfigError, match=r"a temporary folder cannot be created: .*Set TMPDIR"):
         make_folder(base=tmp_path / "missing")
 
 
@@ -63,7 +63,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_done_without_and_said(monk
     monkeypatch.setenv("TMPDIR", "/proc/none")
     with temporary_folder("elsewhere") as folder:
         assert folder.is_dir()
-    assert f"TMPDIR=/proc/none cannot be written: temporary files are in {folder.parent}" in caplog.text
+    assert f"TMPDIR=/proc/none is not writable: temporary files are in {folder.parent}" in caplog.text
 
 
 @pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
@@ -77,7 +77,7 @@ def test_what_is_remembered_goes_to_the_temporary_folder_if_the_home_cannot_be_w
     assert folder.parent == tmp_path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert cache_folder() == folder
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("is not writable") == 1
 
 
 def test_a_folder_that_others_can_write_is_not_taken_for_what_is_remembered(monkeypatch, tmp_path):

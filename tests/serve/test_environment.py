@@ -88,6 +88,6 @@ def test_an_unknown_user_without_a_home_serves_on_ipv6(bare):
         finally:
             process.terminate()
             _, told = process.communicate(timeout=DEADLINE_S)
-    assert "cannot be written: what is remembered from run to run is in" in told
+    assert "is not writable: the cache folder is" in told
     assert "Traceback" not in told
     assert [path.name.partition("-cache-")[0] for path in folder.iterdir()] == ["genai-ray"]

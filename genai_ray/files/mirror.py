@@ -1,7 +1,7 @@
 """Copies remote files to this machine, for libraries that read only local ones; once for each version of a file.
 
-Own code because fsspec's ``filecache`` keeps neither the file's name nor its companions together, writes into the final
-file, does not check the size, and never removes old versions.
+Own code because fsspec's ``filecache`` downloads into the final file without a check of its size, overwrites the
+version that another process may be reading, and does not keep a file's name and companions.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ MAX_BYTES = 1024**2
 """Most bytes of a YAML file."""
 
 MAX_VALUES = 10_000
-"""Most values in it, where an alias counts as everything that it repeats: with aliases, a few KB can repeat a list a
+"""Most values in it; an alias counts as everything that it repeats: with aliases, a few KB can repeat a list a
 million times, and each copy is checked."""
 
 Model = TypeVar("Model", bound=BaseModel)

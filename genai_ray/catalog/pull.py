@@ -19,7 +19,8 @@ __all__ = ["pull_model"]
 
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 30.0
-_PARTIAL, _RANGE_PAST_END = 206, 416
+_PARTIAL = 206
+_RANGE_PAST_END = 416
 
 
 def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | None], None] | None = None) -> Path:

@@ -71,8 +71,8 @@ class Holder:
         """
         if "pid" not in self.facts:
             return "an unknown process"
-        where = "" if self.is_here else f" on {self.facts.get('host')}"
-        return f"process {self.facts['pid']}{where}"
+        host = "" if self.is_here else f" on {self.facts.get('host')}"
+        return f"process {self.facts['pid']}{host}"
 
 
 class Lock:

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
 __all__ = ["identify_folder", "name_machine", "name_process_space"]
 
-_SHARED = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "ceph",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "afs",
-    "pvfs2",
-    "gfs2",
-    "ocfs2",
-    "fuse.ceph",
-    "fuse.glusterfs",
-    "fuse.juicefs",
+_SHARED = re.findall(
+    r"\S+",
+    "nfs nfs4 cifs smb3 ceph lustre gpfs beegfs afs pvfs2 gfs2 ocfs2 fuse.ceph fuse.glusterfs fuse.juicefs",
 )
 """The kernel's names of file systems that several machines share; other file systems belong to one machine."""
 

@@ -8,6 +8,7 @@ the whole frame, or is not known here, has no radius.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,49 +19,12 @@ from genai_ray.graph.model import Graph, graph_inputs
 __all__ = ["ReceptiveField", "receptive_field"]
 
 _POINTWISE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "Cast",
-        "Ceil",
-        "Clip",
-        "Concat",
-        "Div",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "Log",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "PRelu",
-        "Pow",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sigmoid",
-        "Sign",
-        "Softplus",
-        "Split",
-        "Sqrt",
-        "Sub",
-        "Sum",
-        "Tanh",
-        "Where",
-        "BatchNormalization",
-        "Dropout",
-        "Mod",
-        "Expand",
-        "Transpose",
-        "Mish",
-    ]
+    re.findall(
+        r"\w+",
+        "Abs Add Cast Ceil Clip Concat Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu "
+        "Log Max Min Mul Neg PRelu Pow Relu Round Selu Sigmoid Sign Softplus Split Sqrt Sub Sum Tanh Where "
+        "BatchNormalization Dropout Mod Expand Transpose Mish",
+    )
 )
 _BORDER = frozenset(["Pad", "Slice"])
 _KERNEL = frozenset(["Conv", "AveragePool", "MaxPool", "ConvTranspose"])

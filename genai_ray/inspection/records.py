@@ -118,7 +118,8 @@ def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
     if is_tried or not is_complete:
         raise_limit(DATA_FACTOR * (sum(size for _, size, _ in files) + (0 if is_tried else file.stat().st_size)))
     if not is_complete:
-        inputs, outputs = ask_runtime(file, inputs), ask_runtime(file, outputs)
+        inputs = ask_runtime(file, inputs)
+        outputs = ask_runtime(file, outputs)
     return {
         "inputs": [astuple(tensor) for tensor in inputs],
         "outputs": [astuple(tensor) for tensor in outputs],

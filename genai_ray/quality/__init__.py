@@ -1,7 +1,8 @@
-"""Says whether a picture is fit to keep: metrics as plain functions, and the ``QualityValidator``.
+"""Tells whether a picture is good enough: metrics as plain functions, and the ``QualityValidator``.
 
-In the order in which data passes: ``planes`` checks a pair and takes the values that are compared; ``noise_ratio``,
-``structure`` and ``libvmaf`` measure; ``comparison`` puts all of them side by side; ``validator`` holds one against a threshold.
+In the order of data: ``planes`` checks a pair of pictures and returns the values to compare; ``noise_ratio``,
+``structure`` and ``libvmaf`` measure; ``comparison`` measures with all metrics; ``validator`` compares a PSNR with a
+threshold.
 """
 
 from genai_ray.quality.comparison import Comparison, compare

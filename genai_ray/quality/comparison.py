@@ -1,4 +1,4 @@
-"""All metrics of one pair side by side, each with the name of its definition."""
+"""All metrics of one pair, each with the name of its definition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VMAF_MODEL = "vmaf_v0.6.1neg"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What every metric says of a candidate."""
+    """The result of every metric for one candidate."""
 
     psnr: float
     """PSNR in dB over all values of RGB; ``inf`` for equal pictures."""
@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def definitions(self) -> dict[str, str]:
-        """What each number is, by the name of its field."""
+        """The definition of each number, by the name of its field."""
         return {
             "psnr": "PSNR, RGB, dB",
             "psnr_y": "PSNR, BT.601 luma, R = 255, dB",
@@ -48,10 +48,10 @@ class Comparison:
         }
 
     def to_table(self) -> str:
-        """Return the numbers as lines of text.
+        """Format the numbers as lines of text.
 
         Returns:
-            One line for each metric: its definition, and its number or why there is none.
+            One line for each metric: its definition, and its number or why it is missing.
         """
         return "\n".join(f"{name:<40} {value}" for name, value in self._rows())
 
@@ -80,7 +80,7 @@ def compare(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_ra
         reference: Pictures (H, W, C) or (N, H, W, C), RGB (C = 3) or grey (C = 1), uint8, uint16 or float32; any real
             dtype with a ``data_range``.
         candidate: The same shape and dtype.
-        data_range: Width of the value range; None for the frame contract's: 255, 65535 or 1.
+        data_range: Width of the value range; None for 255, 65535 or 1 by dtype.
 
     Returns:
         All numbers. A metric that cannot measure these pictures is None, and ``missing`` says why.

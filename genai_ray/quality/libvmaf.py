@@ -1,6 +1,6 @@
-"""VMAF, measured by the libvmaf of the FFmpeg that the extra ``vmaf`` brings; nothing is downloaded.
+"""VMAF, measured by libvmaf in the FFmpeg of the extra ``vmaf``; nothing is downloaded.
 
-FFmpeg runs as a process of its own and takes both clips through pipes. Files are not read here, only frames.
+FFmpeg runs in a process of its own and gets both clips through pipes. This module takes frames, not files.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ VMAF_MODELS = {
     "vmaf_v1.0.16_1d5h_2160": "version=vmaf_v1.0.16_1d5h_2160",
     "vmaf_v1.0.16_3d0h_2160": "version=vmaf_v1.0.16_3d0h_2160",
 }
-"""The models by name, and how libvmaf is asked for each.
+"""libvmaf's options by the name of the model.
 
-``neg`` gives no credit for sharpening, and is the one to take for enhancers. ``phone`` and ``5d0h`` are for a small
-screen far away, ``4k`` and ``2160`` for 3840 x 2160, all others for 1920 x 1080 seen from three times its height.
+``neg`` gives no credit for sharpening; use it for enhancers. ``phone`` and ``5d0h`` are for a small or distant screen,
+``4k`` and ``2160`` for 3840 x 2160, all others for 1920 x 1080 seen from three times its height.
 """
 
 _LAYOUTS = {  # channels, dtype: FFmpeg's name of what goes in, and of what libvmaf measures
@@ -52,18 +52,18 @@ def vmaf(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, model: str
     """Measure VMAF: the mean over the frames.
 
     Args:
-        reference: Frames (N, H, W, 3) or one frame (H, W, 3), RGB, uint8 or uint16; or luma alone, (N, H, W, 1) or
-            (H, W), which is measured as it is, uint16 in 10 bits, with chroma in the middle. RGB becomes BT.709 of limited range. Sizes stay: the models were
-            trained on 1920 x 1080 or 3840 x 2160, and frames of other sizes are not scaled to it.
-        candidate: The same shape and dtype, in the same order of time: some features look at neighbours.
+        reference: Frames (N, H, W, 3) or one frame (H, W, 3), RGB, uint8 or uint16, which are converted to BT.709 of
+            limited range. Or only luma, (N, H, W, 1) or (H, W): it is measured as it is, uint16 with 10 bits, and with
+            neutral chroma. Frames are not scaled to the size that the model was trained on, 1920 x 1080 or 3840 x 2160.
+        candidate: The same shape and dtype, in the same order of time: some features compare neighbouring frames.
         model: A name of ``VMAF_MODELS``.
 
     Returns:
-        A number in [0, 100]. Equal frames give a little less than 100, as the model has it.
+        A number in [0, 100]. Equal frames give a little less than 100; so the model is.
 
     Raises:
         BackendUnavailableError: If the extra ``vmaf`` is not installed, or FFmpeg cannot be started.
-        InvalidInputError: If the model, shape or dtype is none of these.
+        InvalidInputError: If the model, shape or dtype is wrong.
         QualityError: If shapes or dtypes differ, the arrays are empty or too small, or libvmaf refuses them.
     """
     return float(np.mean(vmaf_per_frame(reference, candidate, model=model)))
@@ -105,7 +105,7 @@ def vmaf_per_frame(
 
 
 def _as_clip(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Give one plane or one frame the axes that it lacks: (N, H, W, C)."""
+    """Add the missing axes of a plane or a frame: (N, H, W, C)."""
     if frames.ndim == 2:
         frames = frames[..., None]
     return frames if frames.ndim == 4 else frames[None]
@@ -146,7 +146,7 @@ def _run_ffmpeg(
         with subprocess.Popen(
             command, pass_fds=ends, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
-            opened.close()  # else a writer would wait for ever if FFmpeg ended early
+            opened.close()  # otherwise a writer would wait for ever if FFmpeg ended early
             for writer in writers:
                 writer.start()
             _, said = process.communicate()
@@ -159,13 +159,13 @@ def _run_ffmpeg(
 
 
 def _reason(said: bytes) -> str:
-    """Pick the line in which libvmaf itself says what is wrong, else the last one."""
+    """Return the line with libvmaf's own error, else the last line."""
     lines = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
     return next((line for line in lines if "libvmaf ERROR" in line), lines[-1])
 
 
 def _write(pipe: BinaryIO, clip: npt.NDArray[Any]) -> None:
-    """Write frames one after another; a process that ends early says why by itself."""
+    """Write frames one after another; if the process ends early, its own error is reported."""
     try:
         with pipe:
             for frame in clip:
@@ -175,7 +175,7 @@ def _write(pipe: BinaryIO, clip: npt.NDArray[Any]) -> None:
 
 
 def _with_grey_chroma(luma: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Make planes Y, U, V of (H, W, 1): uint8 as it is, uint16 in 10 bits."""
+    """Make planes Y, U and V of (H, W, 1): uint8 as it is, uint16 with 10 bits."""
     planes = np.empty((3, *luma.shape[:2]), luma.dtype)
     is_deep = luma.dtype == np.uint16
     planes[0] = np.rint(luma[..., 0] * (1023 / 65535)) if is_deep else luma[..., 0]

@@ -27,9 +27,9 @@ def psnr(
     Args:
         reference: Any shape with at least one value; pictures (H, W, C) or (N, H, W, C) for luma and for a border.
         candidate: The same shape and dtype.
-        data_range: R; None for the frame contract's: 255 for uint8, 65535 for uint16, 1 for float32.
-        channels: ``"rgb"`` takes all values. ``"y"`` takes BT.601 luma with R = 255, as super-resolution papers do.
-        crop_border_px: How many pixels are left out at each edge; those papers crop the scale, 2 or 4.
+        data_range: R; None for 255 for uint8, 65535 for uint16, 1 for float32.
+        channels: ``"rgb"`` for all values, ``"y"`` for BT.601 luma with R = 255, as in super-resolution papers.
+        crop_border_px: Pixels to ignore at each edge; these papers ignore as many as the scale, 2 or 4.
 
     Returns:
         PSNR in dB; ``inf`` for equal arrays. Differences are taken in float64.
@@ -37,7 +37,7 @@ def psnr(
     Raises:
         QualityError: If shapes or dtypes differ, the arrays are empty, nothing is left inside the border, or a value
             is NaN or infinite.
-        InvalidInputError: If the dtype, data range, channels or border is not one of these.
+        InvalidInputError: If the dtype, data range, channels or border is wrong.
 
     Example:
         >>> import numpy as np
@@ -56,7 +56,7 @@ def psnr(
 def psnr_per_channel(
     reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None
 ) -> tuple[float, ...]:
-    """Measure PSNR of each channel by itself.
+    """Measure PSNR of each channel.
 
     Args:
         reference: Pictures (H, W, C) or (N, H, W, C), C = 1 or 3.
@@ -68,7 +68,7 @@ def psnr_per_channel(
 
     Raises:
         QualityError: As for ``psnr``.
-        InvalidInputError: As for ``psnr``, and if there is no axis of channels.
+        InvalidInputError: As for ``psnr``, and if there is no channel axis.
     """
     if getattr(reference, "ndim", 0) not in (3, 4):
         raise InvalidInputError(f"pictures of shape {np.shape(reference)}", "(H, W, C) or (N, H, W, C)")

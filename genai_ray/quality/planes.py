@@ -1,4 +1,4 @@
-"""What every metric does first: hold the two pictures against each other, and take the values that are compared."""
+"""Checks a pair of pictures, and returns the values that a metric compares."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from genai_ray.types import FRAME_DTYPES, full_range
 __all__ = ["Channels", "check_pair", "check_pictures", "luma_bt601", "resolve_data_range", "take_planes"]
 
 Channels = Literal["rgb", "y"]
-"""Which values are compared: all channels as they are, or the luma Y of BT.601 that super-resolution papers measure on."""
+"""The compared values: all channels as they are, or BT.601 luma, as in super-resolution papers."""
 
 
 def resolve_data_range(dtype: npt.DTypeLike, data_range: float | None) -> float:
-    """Return the width of the value range that a metric divides by.
+    """Return the width of the value range of pictures.
 
     Args:
         dtype: The pictures' dtype.
-        data_range: The width that the caller gave; None for the frame contract's: 255, 65535 or 1.
+        data_range: The caller's width; None for 255, 65535 or 1 by dtype.
 
     Returns:
         The width, above 0.
 
     Raises:
-        InvalidInputError: If it is not above 0, or it is left out and the dtype is none of the frame contract's.
+        InvalidInputError: If it is not above 0, or it is None and the dtype is not uint8, uint16 or float32.
     """
     if data_range is None:
         if np.dtype(dtype) not in FRAME_DTYPES:
@@ -68,14 +68,14 @@ def check_pair(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> None
 
 
 def check_pictures(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> None:
-    """Refuse what a metric of pictures cannot measure.
+    """Refuse pictures that a metric cannot measure.
 
     Args:
         reference: One plane (H, W), one picture (H, W, C) or several (N, H, W, C), with C = 1 or 3.
         candidate: The same shape and dtype.
 
     Raises:
-        InvalidInputError: If one is no array of real numbers, or the shape is none of these.
+        InvalidInputError: If one is not an array of real numbers, or has another number of axes or channels.
         QualityError: If shapes or dtypes differ, the arrays are empty, or a value is NaN or infinite.
     """
     check_pair(reference, candidate)
@@ -85,16 +85,16 @@ def check_pictures(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> 
 
 
 def luma_bt601(pictures: npt.NDArray[Any], data_range: float) -> npt.NDArray[np.float64]:
-    """Compute the luma that super-resolution papers measure on: BT.601, limited range, float, not rounded.
+    """Compute the luma of super-resolution papers: BT.601, limited range, float, not rounded.
 
-    ``Y = 16 + 65.481 R + 128.553 G + 24.966 B`` with R, G, B in [0, 1], as MATLAB's ``rgb2ycbcr`` and BasicSR have it.
+    ``Y = 16 + 65.481 R + 128.553 G + 24.966 B`` with R, G, B in [0, 1], as in MATLAB's ``rgb2ycbcr`` and BasicSR.
 
     Args:
         pictures: RGB, (..., 3), values in [0, ``data_range``].
         data_range: The width of the pictures' value range.
 
     Returns:
-        (...,) float64 in [16, 235]; its metrics are taken with a data range of 255, by the same convention.
+        (...,) float64 in [16, 235]; by the same convention, metrics use a data range of 255 for it.
 
     Raises:
         InvalidInputError: If there are not three channels.
@@ -112,20 +112,20 @@ def take_planes(
     channels: Channels,
     crop_border_px: int,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], float]:
-    """Check two pictures and return the planes that are compared.
+    """Check two pictures and return the planes to compare.
 
     Args:
         reference: One plane (H, W), one picture (H, W, C) or several (N, H, W, C), with C = 1 or 3.
         candidate: The same shape and dtype.
-        data_range: The width of the value range; None for the frame contract's by dtype.
+        data_range: The width of the value range; None for 255, 65535 or 1 by dtype.
         channels: ``"rgb"`` for all channels, ``"y"`` for BT.601 luma.
-        crop_border_px: How many pixels are left out at each of the four edges.
+        crop_border_px: Pixels to ignore at each of the four edges.
 
     Returns:
-        Reference and candidate as (N, H, W, C), luma as float64 with C = 1, and the data range that belongs to them.
+        Reference and candidate as (N, H, W, C), luma as float64 with C = 1, and their data range.
 
     Raises:
-        InvalidInputError: If the shape, dtype, data range, channels or border are none of these.
+        InvalidInputError: If the shape, dtype, data range, channels or border is wrong.
         QualityError: If shapes or dtypes differ, the arrays are empty, nothing is left inside the border, or a value
             is NaN or infinite.
     """

@@ -15,7 +15,7 @@ from genai_ray.quality.planes import Channels, take_planes
 __all__ = ["MIN_MS_SSIM_SIDE_PX", "MIN_SSIM_SIDE_PX", "ms_ssim", "ssim", "ssim_per_channel"]
 
 MIN_SSIM_SIDE_PX = 11
-"""The side of SSIM's window; a smaller picture has no place for it."""
+"""The side of SSIM's window, which must fit into a picture."""
 MIN_MS_SSIM_SIDE_PX = 161
 """At the last of five scales, each half of the one before, the window must still fit: ``(11 - 1) * 2**4 + 1``."""
 
@@ -37,22 +37,22 @@ def ssim(
 ) -> float:
     """Measure SSIM as Wang et al. 2004 define it.
 
-    The window is Gaussian, 11 x 11, sigma 1.5; K1 = 0.01, K2 = 0.03; covariances are those of the population; only
-    places where the whole window lies inside count. The mean goes over places, channels and pictures.
+    The window is Gaussian, 11 x 11, sigma 1.5; K1 = 0.01, K2 = 0.03; covariances are those of the population. The
+    result is the mean over all positions of the window inside the picture, all channels and all pictures.
 
     Args:
         reference: One plane (H, W), one picture (H, W, C) or several (N, H, W, C); C = 1 or 3; sides of at least 11 px.
         candidate: The same shape and dtype.
-        data_range: Width of the value range; None for the frame contract's: 255, 65535 or 1.
+        data_range: Width of the value range; None for 255, 65535 or 1 by dtype.
         channels: ``"rgb"`` for all channels, ``"y"`` for BT.601 luma with a range of 255.
-        crop_border_px: How many pixels are left out at each edge.
+        crop_border_px: Pixels to ignore at each edge.
 
     Returns:
         A number of at most 1; 1.0 for equal pictures. Computed in float64.
 
     Raises:
         QualityError: If shapes or dtypes differ, the arrays are empty or too small, or a value is NaN or infinite.
-        InvalidInputError: If the shape, dtype, data range, channels or border is not one of these.
+        InvalidInputError: If the shape, dtype, data range, channels or border is wrong.
 
     Example:
         >>> import numpy as np
@@ -68,7 +68,7 @@ def ssim(
 def ssim_per_channel(
     reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None
 ) -> tuple[float, ...]:
-    """Measure SSIM of each channel by itself.
+    """Measure SSIM of each channel.
 
     Args:
         reference: Pictures (H, W, C) or (N, H, W, C), C = 1 or 3.
@@ -97,22 +97,22 @@ def ms_ssim(
     """Measure MS-SSIM as Wang, Simoncelli and Bovik 2003 define it.
 
     Five scales with the weights .0448 .2856 .3001 .2363 .1333; each scale is the mean of 2 x 2 pixels of the one
-    before; contrast-structure at the first four and SSIM at the last, negative ones taken as 0. The window is that of
-    ``ssim``. The product is taken for each channel; the mean goes over channels and pictures.
+    before; contrast-structure at the first four and SSIM at the last; negative values count as 0. The window is that of
+    ``ssim``. The result is the mean of the products of all channels and pictures.
 
     Args:
-        reference: One plane (H, W), one picture (H, W, C) or several (N, H, W, C); C = 1 or 3; sides of at least 161 px.
+        reference: One plane (H, W), one picture (H, W, C) or several (N, H, W, C); C = 1 or 3; sides of 161 px or more.
         candidate: The same shape and dtype.
-        data_range: Width of the value range; None for the frame contract's: 255, 65535 or 1.
+        data_range: Width of the value range; None for 255, 65535 or 1 by dtype.
         channels: ``"rgb"`` for all channels, ``"y"`` for BT.601 luma with a range of 255.
-        crop_border_px: How many pixels are left out at each edge.
+        crop_border_px: Pixels to ignore at each edge.
 
     Returns:
         A number in [0, 1]; 1.0 for equal pictures. Computed in float64.
 
     Raises:
         QualityError: If shapes or dtypes differ, the arrays are empty or too small, or a value is NaN or infinite.
-        InvalidInputError: If the shape, dtype, data range, channels or border is not one of these.
+        InvalidInputError: If the shape, dtype, data range, channels or border is wrong.
     """
     first, second, width = take_planes(
         reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px
@@ -158,7 +158,7 @@ def _ms_ssim_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], data_ran
 
 
 def _similarity(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], data_range: float) -> tuple[float, float]:
-    """Return SSIM and its contrast-structure part: the means over the places with a whole window."""
+    """Return SSIM and its contrast-structure part: the means over all positions of the window inside the plane."""
     inside = slice(_RADIUS_PX, -_RADIUS_PX)
 
     def blur(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -177,7 +177,7 @@ def _similarity(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], data_ran
 
 
 def _halve(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Average 2 x 2 pixels; the mirror image of an odd last row or column stands beside it, as in Wang's own code."""
+    """Average 2 x 2 pixels; an odd last row or column is repeated, as in Wang's own code."""
     height, width = plane.shape
     even = np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
     return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4

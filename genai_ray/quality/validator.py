@@ -1,4 +1,4 @@
-"""``QualityValidator``: a threshold, and whether a picture reaches it."""
+"""``QualityValidator``: whether a picture reaches a threshold."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["QualityValidator"]
 
 
 class QualityValidator:
-    """Holds results against one reference.
+    """Compares results with one reference.
 
     Args:
-        reference: The picture as it should be: any shape, uint8, uint16 or float32.
+        reference: The expected picture: any shape, uint8, uint16 or float32.
         threshold_db: PSNR in dB that a result must reach; finite.
 
     Raises:
         QualityError: If the threshold is not a finite number or the reference is empty.
-        InvalidInputError: If the dtype is none of the frame contract's.
+        InvalidInputError: If the dtype is wrong.
 
     Example:
         >>> import numpy as np

@@ -234,7 +234,8 @@ def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
     """
     side = -(-128 // spec.size_multiple) * spec.size_multiple
     fixed = fixed_tile(spec)[0]
-    height, width = fixed[0] or side, fixed[1] or side
+    height = fixed[0] or side
+    width = fixed[1] or side
     names = ("frames0", "frames1") if spec.task is ModelTask.INTERPOLATION else ("frames",)
     return RUN_BYTES_FACTOR * activation_bytes(fused, dict.fromkeys(names, (1, height, width, 3))) / (height * width)
 

@@ -329,7 +329,8 @@ def describe_lost_metadata(source: InputContainer, tracks: Collection[int], resu
             for stream, copy in zip(
                 copied, (stream for stream in box.streams if _is_track(stream, kind)), strict=False
             ):
-                before, after = read_metadata(stream), read_metadata(copy)
+                before = read_metadata(stream)
+                after = read_metadata(copy)
                 for word in _TRACK_KEYS:
                     value = before.get(word, "")
                     if value not in _UNKNOWN and after.get(word) != value:

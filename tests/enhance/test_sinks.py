@@ -78,9 +78,9 @@ def test_pictures_are_turned_as_a_player_would(ray_session, tmp_path):
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        ("frame.png", "one number in the name"),
-        ("%d-%d.png", "one number in the name"),
-        ("%d/%d.png", "one number in the name"),
+        ("frame.png", "one number in the file name"),
+        ("%d-%d.png", "one number in the file name"),
+        ("%d/%d.png", "one number in the file name"),
         ("full/%d.png", "not empty"),
         ("file/%d.png", "is a file"),
         ("nowhere/frames/%d.png", "nowhere does not exist"),

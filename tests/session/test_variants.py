@@ -63,7 +63,7 @@ def test_variants_take_turns_if_there_is_no_room(heavy):
     run_alone(use_variants_in_turn, *heavy)
 
 
-def use_copies_within_a_limit(path, expected):
+def use_variants_within_a_limit(path, expected):
     with InferenceSession(path, limits=SessionLimits(max_frame=(SIDE, SIDE))) as session:
         session.warmup()
         limit = session.memory_bytes + WEIGHT_BYTES // 2
@@ -76,7 +76,7 @@ def use_copies_within_a_limit(path, expected):
 
 @pytest.mark.slow
 def test_the_limit_of_a_session_alone_is_kept_to(heavy):
-    run_alone(use_copies_within_a_limit, *heavy)
+    run_alone(use_variants_within_a_limit, *heavy)
 
 
 class Runtime:

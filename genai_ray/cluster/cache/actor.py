@@ -28,7 +28,7 @@ from genai_ray.cluster.cache.session_actors import (
     session_names,
     to_load_error,
 )
-from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
+from genai_ray.cluster.cache.session_table import SessionProcesses, SessionRecord, SessionTable
 from genai_ray.cluster.cache.status import CacheStatus, PendingStatus, describe_devices, describe_sessions
 from genai_ray.cluster.devices import device_of
 from genai_ray.cluster.messages import (
@@ -62,12 +62,19 @@ class CacheActor(CacheCalls):
         name: Name of the cache.
         budget_bytes: Most bytes of all sessions together; None for what the devices have.
         options: How it behaves.
+        processes: Starts and kills the processes of sessions; None for actors of Ray.
     """
 
-    def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        budget_bytes: int | None,
+        options: CacheOptions,
+        processes: SessionProcesses | None = None,
+    ) -> None:
         self._name = name
         self._options = options
-        self._table = SessionTable(Ledger(budget_bytes, options.policy), RaySessions(name))
+        self._table = SessionTable(Ledger(budget_bytes, options.policy), processes or RaySessions(name))
         self._table.can_grow = options.can_grow
         self._metrics = CacheMetrics(name)
         self._sizes = SizeMemory(sizes_file())
@@ -275,17 +282,33 @@ class CacheActor(CacheCalls):
         try:
             handle = ray.get_actor(name, namespace=NAMESPACE)
             found: Description = await asyncio.wait_for(handle.describe.remote(), _DESCRIBE_WITHIN_S)
-            record = enter(name, found, self._table, self._leases) if found.cache == self._name else None
+            if found.cache == self._name and not self.take_over(name, handle, found):
+                ray.kill(handle)
         except (RayError, ValueError):
             return
         except TimeoutError:  # it does not answer, so nobody knows whose it is; or its device is not known yet
             self._spawn(self._adopt_later(name))
-            return
-        if record is not None:
-            record.handle = handle
-            self._spawn(self._evictor.end(record) if record.is_retiring else self._keep(record))
-        elif found.cache == self._name:
-            ray.kill(handle)
+
+    def take_over(self, name: str, handle: Any, found: Description) -> bool:
+        """Enter a session of this cache that runs already, and wait until it has loaded, or has retired.
+
+        Args:
+            name: Name of its actor.
+            handle: Its actor.
+            found: What it says of itself.
+
+        Returns:
+            Whether it has a place here.
+
+        Raises:
+            TimeoutError: If its device is not known yet.
+        """
+        record = enter(name, found, self._table, self._leases)
+        if record is None:
+            return False
+        record.handle = handle
+        self._spawn(self._evictor.end(record) if record.is_retiring else self._keep(record))
+        return True
 
     async def _adopt_later(self, name: str) -> None:
         await asyncio.sleep(_RETRY_S)

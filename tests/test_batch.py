@@ -209,7 +209,7 @@ def test_batches_of_every_format_are_taken_and_given_back_in_it(cache, clip, is_
 @pytest.mark.parametrize(
     "options", [{}, {"batch_size": None}, {"batch_format": "pandas"}, {"batch_format": "pyarrow", "batch_size": None}]
 )
-def test_a_dataset_of_mixed_sizes_is_mapped_with_the_defaults_of_ray(cache, clip, options):
+def test_a_dataset_of_mixed_sizes_is_mapped_with_rays_defaults(cache, clip, options):
     with InferenceSession(MODEL) as session:
         expected = {row["name"]: session.infer(row["frame"]) for row in rows_of(clip)}
     mapped = ray.data.from_items(rows_of(clip), override_num_blocks=2).map_batches(

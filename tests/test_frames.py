@@ -35,7 +35,7 @@ def test_a_table_holds_frames_and_results(frames):
     assert result.column("latency_ms").to_pylist() == [1.0, 1.0, 2.0]
 
 
-def test_arrays_that_are_not_contiguous_do_not_make_a_permuted_type(frames):
+def test_a_strided_array_does_not_make_a_permuted_type(frames):
     column = to_column(frames.transpose(0, 2, 1, 3))
     assert column.type.permutation in (None, [0, 1, 2])
     assert np.array_equal(from_column(column)[0], frames.transpose(0, 2, 1, 3))

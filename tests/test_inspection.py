@@ -53,7 +53,7 @@ def test_a_slow_model_is_tried_out_with_smaller_frames(model_id, tmp_path, monke
     assert inspect_model(path, 3600.0) == found
 
 
-def test_a_model_that_is_too_slow_is_refused_before_its_time_is_over(tmp_path):
+def test_a_model_too_slow_for_trials_is_refused_early(tmp_path):
     kernel = numpy_helper.from_array(np.zeros((3, 3, 31, 31), np.float32), "k")
     node = helper.make_node("Conv", ["x", "k"], ["y"], pads=[15, 15, 15, 15])
     f = TensorProto.FLOAT

@@ -123,7 +123,7 @@ def test_a_small_file_that_asks_for_much_memory_harms_nobody(tmp_path):
     assert not find_model(tmp_path / "bomb.onnx")[0].is_image_model  # its trial runs found no memory
 
 
-def test_a_model_that_never_ends_is_given_up_and_not_tried_again_at_once(tmp_path, monkeypatch):
+def test_a_model_that_never_ends_is_not_tried_again_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "WITHIN_S", 4.0)
     write_endless(tmp_path / "endless.onnx")
     for within_s in (60.0, 0.5):
@@ -135,7 +135,7 @@ def test_a_model_that_never_ends_is_given_up_and_not_tried_again_at_once(tmp_pat
     assert [fact.name for fact in read_metadata(str(tmp_path / "endless.onnx")).inputs] == ["x"]
 
 
-def test_what_was_found_out_is_known_to_the_next_process_and_under_another_name(tmp_path, monkeypatch):
+def test_an_inspection_is_known_to_other_processes_and_names(tmp_path, monkeypatch):
     add_number(tmp_path / "one.onnx", 1)
     spec, _ = find_model(tmp_path / "one.onnx")
     shutil.copyfile(tmp_path / "one.onnx", tmp_path / "two.onnx")

@@ -87,7 +87,7 @@ def test_a_wrong_spec_is_the_trouble_of_its_model_alone(tmp_path):
         catalog.get("bad")
 
 
-def test_a_file_that_repeats_itself_by_aliases_is_refused_before_it_takes_memory(tmp_path):
+def test_a_yaml_file_of_many_aliases_is_refused_early(tmp_path):
     path = tmp_path / "model.serve.yaml"
     shapes = ", ".join(f"x{number}: [1]" for number in range(2000))
     path.write_text(f"warmup_shapes:\n- &a {{{shapes}}}\n" + "- *a\n" * 20_000)

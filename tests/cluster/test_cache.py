@@ -48,14 +48,14 @@ def test_concurrent_first_requests_load_once(cache, frames):
     assert all(np.array_equal(output, expected) for output in outputs)
 
 
-def test_a_killed_session_is_replaced_without_the_caller_noticing(cache, frames):
+def test_a_killed_session_is_replaced_unnoticed(cache, frames):
     session = cache.get_session("websr-x2-s")
     before = session.infer(frames)
     os.kill(session.status()["pid"], signal.SIGKILL)
     assert np.array_equal(session.infer(frames), before)
 
 
-def test_an_evicted_session_is_loaded_again_without_the_caller_noticing(cache, frames):
+def test_an_evicted_session_is_loaded_again_unnoticed(cache, frames):
     session = cache.get_session("websr-x2-s")
     before = session.infer(frames)
     cache.evict("websr-x2-s")
@@ -83,7 +83,7 @@ def test_two_budgets_of_one_name_are_refused(cache):
     assert ModelCache(name=cache.name).memory_usage()[1] == 1_000_000_000
 
 
-def test_leaving_the_block_ends_this_client_and_nobody_elses_work(cache, frames):
+def test_leaving_the_block_ends_only_this_client(cache, frames):
     mine = cache.get_session("websr-x2-s")
     before, pid = mine.infer(frames), mine.status()["pid"]
     with ModelCache(name=cache.name) as guest, pickle.loads(pickle.dumps(guest)) as twin:
@@ -142,7 +142,7 @@ def test_batches_of_several_shapes_come_back_in_order(cache, frames):
         BatchInference("websr-x2-s").process_batch(cache, [])
 
 
-def test_a_batch_for_a_model_that_is_there_needs_no_answer_of_the_cache(cache, frames):
+def test_a_batch_for_a_loaded_model_does_not_ask_the_cache(cache, frames):
     client, batch = ModelCache(name=cache.name, deadline_s=20.0), BatchInference("websr-x2-s", batch_size=2)
     first, pid = batch.process_batch(client, list(frames)), cache.status().pid
     os.kill(pid, signal.SIGSTOP)

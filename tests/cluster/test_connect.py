@@ -103,7 +103,7 @@ def cluster(place):
 
 
 @pytest.mark.parametrize("said", [{}, {"RAY_ADDRESS": "auto"}], ids=["unasked", "auto"])
-def test_a_cluster_is_looked_for_where_ray_start_wrote_of_it_and_takes_this_users_token(cluster, place, said):
+def test_a_cluster_is_found_by_ray_starts_file_and_gets_a_token(cluster, place, said):
     folder, address = cluster
     done = run_python(_CONNECT, RAY_TMPDIR=folder, HOME=home_with(place, TOKEN), **said)
     assert done.stdout.split() == ["False", address], done.stderr
@@ -118,7 +118,7 @@ def test_a_named_cluster_takes_this_users_token(cluster, place):
 @pytest.mark.parametrize(
     ("token", "words"), [(None, "requires a token, and this user has none"), ("f" * 64, "refuses this user's token")]
 )
-def test_a_cluster_that_wants_another_token_is_one_sentence_at_once(cluster, place, token, words):
+def test_a_wrong_token_for_a_cluster_is_one_sentence_at_once(cluster, place, token, words):
     _, address = cluster
     command = [sys.executable, "-m", "genai_ray.cli", "cache", "status", "--address", address]
     done = subprocess.run(
@@ -233,7 +233,7 @@ print(*(path for path in sys.argv[1:] if os.access(path, os.R_OK) or os.access(p
 """
 
 
-def test_a_cluster_of_our_own_is_this_users_alone_and_leaves_nothing(place):
+def test_an_own_cluster_is_private_and_leaves_nothing(place):
     home, base, other = home_with(place, None), place / "a", place / "other"
     for folder in (home, base, other):
         folder.mkdir(exist_ok=True)
@@ -269,7 +269,7 @@ def test_a_cluster_of_our_own_is_this_users_alone_and_leaves_nothing(place):
     assert [*base.iterdir(), *other.iterdir()] == []
 
 
-def test_a_long_path_to_temporary_files_is_taken_and_a_token_that_others_can_read_is_closed(place):
+def test_a_long_temporary_path_works_and_the_token_is_private(place):
     home, long = home_with(place, TOKEN), place / ("long" * 30)
     long.mkdir()
     token = home / ".ray" / "auth_token"

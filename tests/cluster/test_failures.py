@@ -95,7 +95,7 @@ def test_a_load_survives_the_cache_that_began_it(cache, frames, expected):
     assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
 
 
-def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cache, frames, expected):
+def test_a_restarted_cache_serves_others_beside_a_silent_session(cache, frames, expected):
     """Whose it is, and what it takes, only the silent one can tell: what is to be loaded waits for that, what is loaded does not."""
     cache.load_model(MODEL)
     cache.load_model(OTHER)
@@ -122,7 +122,7 @@ def test_a_cache_that_starts_again_serves_others_while_one_session_is_silent(cac
     assert cache.status().adoptions == 2
 
 
-def test_what_retires_while_the_cache_dies_holds_its_bytes_until_it_is_gone(cache):
+def test_a_session_retiring_while_the_cache_dies_holds_its_bytes(cache):
     cache.load_model(MODEL, memory_bytes=300_000_000)
     (entry,) = cache.status().models
     assert ray.get(ray.get_actor(entry.name, namespace="genai_ray").try_retire.remote(None))
@@ -244,7 +244,7 @@ def test_the_ledger_holds_while_a_model_in_use_is_evicted(cache, frames, expecte
     wait_until(lambda: len(session_names()) == 1)
 
 
-def test_what_is_pinned_is_pinned_again_when_its_process_has_died(cache, frames, expected):
+def test_a_pinned_model_is_pinned_again_after_its_process_died(cache, frames, expected):
     session = cache.get_session(MODEL)
     cache.pin(MODEL)
     os.kill(session.status()["pid"], signal.SIGKILL)
@@ -288,7 +288,7 @@ def test_nothing_that_is_left_starts_another_ray(ray_session, frames):
         connect()
 
 
-def test_a_client_that_started_ray_for_itself_ends_its_cache_with_its_block(ray_session, frames):
+def test_a_client_with_its_own_ray_ends_its_cache_with_its_block(ray_session, frames):
     disconnect()
     ray.shutdown()
     try:

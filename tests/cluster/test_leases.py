@@ -128,7 +128,7 @@ def test_a_lease_that_waits_keeps_nobody_from_what_fits(make_cache):
     assert ready(cache) == {A, B}
 
 
-def test_a_client_that_is_closed_waits_for_nothing_and_leaves_nothing(make_cache):
+def test_a_closed_client_waits_for_nothing_and_leaves_nothing(make_cache):
     cache = make_cache(2 * SHARE)
     other, client = cache.lease([of(C)]), ModelCache(name=cache.name)
     with ThreadPoolExecutor(1) as pool:
@@ -146,7 +146,7 @@ def test_a_client_that_is_closed_waits_for_nothing_and_leaves_nothing(make_cache
     assert cache.status().leases == 0
 
 
-def test_a_lease_whose_models_are_still_loaded_ends_with_its_client(make_cache):
+def test_a_lease_ends_with_its_client_while_its_models_load(make_cache):
     cache = make_cache(2 * SHARE)
     client = ModelCache(name=cache.name)
     with ThreadPoolExecutor(1) as pool:
@@ -158,7 +158,7 @@ def test_a_lease_whose_models_are_still_loaded_ends_with_its_client(make_cache):
     wait_until(lambda: not cache.status().leases)
 
 
-def test_a_call_for_a_lease_that_is_repeated_while_the_first_one_waits_is_no_second_lease(make_cache):
+def test_a_repeated_lease_call_is_not_a_second_lease(make_cache):
     cache = make_cache(2 * SHARE)
     other, (request, spec) = cache.lease([of(C), of(D)]), to_request(of(A))
     asked = LeaseRequest(
@@ -260,7 +260,7 @@ def test_what_is_prefetched_is_ready_when_the_first_model_ends(make_cache, frame
 
 
 @pytest.mark.slow
-def test_models_used_in_turn_do_not_thrash_and_the_caller_is_told(make_cache, frames):
+def test_models_used_in_turn_do_not_thrash(make_cache, frames):
     """Three models in room for two, as the cache is when nothing is said: at most 25 loads a minute beside the first two."""
     cache = make_cache(2 * SHARE)
     sessions = [open_session(cache, of(model)) for model in (A, B, C)]
@@ -349,7 +349,7 @@ def test_idle_sessions_are_released_where_that_is_asked_for(make_cache, frames):
     wait_until(lambda: ready(cache) == {B})
 
 
-def test_evict_waits_for_what_is_computed_and_gives_up_at_its_deadline(make_cache):
+def test_evict_waits_for_running_calls_until_its_deadline(make_cache):
     cache = make_cache(2_000_000_000)
     session = open_session(
         cache, SessionRequest("waifu2x-x2", ModelBackend.ONNX, ModelPrecision.FP32, tile_size_px=128)

@@ -70,7 +70,7 @@ def signalling(number, most):
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_a_load_that_fails_three_times_is_remembered_with_its_reason(make_cache, frames):
+def test_the_reason_of_a_load_that_fails_three_times_is_kept(make_cache, frames):
     cache = make_cache()
     session = open_session(cache, SLOW_TO_LOAD)
     with (
@@ -112,7 +112,7 @@ def test_bytes_that_are_too_few_are_corrected_and_said_once(make_cache, caplog):
     assert int(record.getMessage().split()[2]) == pytest.approx(entry.bytes, rel=0.05)
 
 
-def test_more_bytes_than_any_budget_and_budgets_that_make_no_sense(make_cache):
+def test_senseless_bytes_and_budgets_are_refused(make_cache):
     cache = make_cache(50_000_000)
     with pytest.raises(errors.ResourceExhaustedError, match=r"50000000 bytes, the most that one session"):
         cache.load_model(MODEL)
@@ -134,7 +134,7 @@ def dividing(tmp_path) -> Path:
     return path
 
 
-def test_an_input_that_ends_the_runtime_is_found_and_nobody_else_suffers(make_cache, dividing):
+def test_an_input_that_crashes_the_runtime_harms_nobody_else(make_cache, dividing):
     cache = make_cache()
     session = cache.get_session(dividing)
     numbers = np.arange(1, 9)
@@ -164,7 +164,7 @@ def test_an_input_that_ends_the_runtime_is_found_and_nobody_else_suffers(make_ca
     assert cache.status().failing == ()
 
 
-def test_a_session_that_the_cache_ends_says_nothing_of_the_request_in_it(make_cache):
+def test_a_session_the_cache_ends_does_not_blame_its_request(make_cache):
     """As one that dies with its node: only a process that ends by itself may have died of what it computed."""
     # So many frames that they are still computed when this process looks, however late.
     cache, frames = make_cache(), np.zeros((64, 240, 320, 3), np.uint8)

@@ -30,7 +30,7 @@ def in_prometheus(text):
 
 
 @pytest.mark.cluster
-def test_a_model_whose_path_is_not_ascii_is_loaded_evicted_and_counted(cache, tmp_path):
+def test_a_model_with_a_non_ascii_path_loads_and_is_evicted(cache, tmp_path):
     path = tmp_path / "modèle 模型 🎞.onnx"
     add_number(path, 1)
     for _ in range(2):
@@ -45,7 +45,7 @@ def test_a_model_whose_path_is_not_ascii_is_loaded_evicted_and_counted(cache, tm
 
 
 @pytest.mark.cluster
-def test_a_name_that_ray_cannot_carry_is_refused_and_the_cache_stays(cache, tmp_path):
+def test_a_name_that_is_no_text_is_refused_and_the_cache_stays(cache, tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.onnx")
     add_number(tmp_path / "one.onnx", 1)
     os.rename(tmp_path / "one.onnx", path)

@@ -72,7 +72,7 @@ def replicas(cache, model=MODEL):
     return [entry for entry in cache.status().models if entry.model_id == model and entry.state == "ready"]
 
 
-def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cache, frames, expected):
+def test_a_session_reserves_its_share_of_the_gpu(nodes, cache, frames, expected):
     nodes.add(num_gpus=2)
     wait_until(lambda: len(devices(cache)) == 4)
     before = ray.available_resources()
@@ -96,7 +96,7 @@ def test_a_session_reserves_its_share_of_the_gpu_and_says_where_it_is(nodes, cac
         cache.load_model(THIRD, memory_bytes=2_000_000_000)
 
 
-def test_a_nodes_sessions_take_at_most_nine_tenths_of_rays_memory(nodes):
+def test_sessions_take_at_most_nine_tenths_of_a_nodes_memory(nodes):
     most = int(0.9 * NODE_BYTES)
     with ending(ModelCache(100 * NODE_BYTES, name="large")) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
@@ -113,7 +113,7 @@ def test_a_nodes_sessions_take_at_most_nine_tenths_of_rays_memory(nodes):
         assert cache.loaded_models() == [MODEL]
 
 
-def test_a_gpu_that_has_less_left_than_the_cache_knows_delays_a_load_and_fails_none(nodes, cache):
+def test_a_gpu_with_less_room_than_known_only_delays_a_load(nodes, cache):
     """So it is for a moment after the death of a session: Ray holds its share still, and goes elsewhere than it is meant to."""
     nodes.add(num_gpus=2)
     wait_until(lambda: len(devices(cache)) == 4)
@@ -213,7 +213,7 @@ class Starter:
         return record.handle
 
 
-def test_a_process_sees_the_gpu_that_it_was_given_and_none_without(nodes, cache):
+def test_a_process_sees_only_the_gpu_that_it_was_given(nodes, cache):
     nodes.add(num_gpus=1)
     wait_until(lambda: len(devices(cache)) == 3)
     cache.load_model(MODEL)
@@ -309,9 +309,7 @@ def killing(node):
         thread.join()
 
 
-def test_a_replica_that_fails_says_nothing_of_its_model_and_is_not_tried_there_again_soon(
-    nodes, cache, frames, expected
-):
+def test_a_failed_replica_does_not_make_its_model_failing(nodes, cache, frames, expected):
     cache.load_model(REQUEST)
     (home,) = {device.node for device in devices(cache).values()}
     bad = nodes.add().node_id
@@ -351,7 +349,7 @@ def test_a_hot_model_gets_no_more_replicas_than_it_may_have(nodes, cache):
         wait_until(lambda: len(replicas(cache)) == 2)
 
 
-def test_one_device_has_as_many_sessions_of_a_hot_model_as_it_may_where_no_other_has_room(nodes, frames, expected):
+def test_a_hot_model_gets_its_replicas_per_device(nodes, frames, expected):
     nodes.add(num_gpus=1)
     with ending(ModelCache(name="dense", options=replace(LOGICAL_GPUS, replicas_per_device=2))) as cache:
         wait_until(lambda: len(devices(cache)) == 3)
@@ -401,7 +399,7 @@ def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
     nodes.clear()
 
 
-def test_videos_are_enhanced_on_unlike_nodes_and_the_report_says_on_which(nodes, tmp_path):
+def test_the_report_names_the_unlike_nodes_of_a_job(nodes, tmp_path):
     """A head without GPUs, and a node with one: which of them computed changes no byte."""
     nodes.add(num_gpus=1)
     clips = tmp_path / "clips"
@@ -477,7 +475,7 @@ def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, f
     assert is_crash(told.value)
 
 
-def test_sessions_and_cache_that_die_while_they_are_used_are_known_within_seconds(nodes, cache, frames, expected):
+def test_deaths_of_sessions_and_cache_are_known_within_seconds(nodes, cache, frames, expected):
     nodes.add(num_gpus=2)
     wait_until(lambda: len(devices(cache)) == 4)
     cache.load_model(OTHER, device="cpu", memory_bytes=300_000_000)
@@ -497,7 +495,7 @@ def demands():
     return json.loads(found) if found else []
 
 
-def test_what_has_no_place_on_a_cluster_that_grows_is_asked_for_and_waits(nodes, frames, expected):
+def test_a_growing_cluster_is_asked_for_room(nodes, frames, expected):
     with ending(ModelCache(name="growing", options=replace(LOGICAL_GPUS, can_grow=True))) as cache:
         wait_until(lambda: len(devices(cache)) == 1)
         with ThreadPoolExecutor(1) as pool:

@@ -27,7 +27,7 @@ def request(**options):
     return SessionRequest("websr-x2-s", ModelBackend.ONNX, ModelPrecision.FP32, **options)
 
 
-def test_measured_bytes_replace_predicted_ones_and_are_remembered(tmp_path):
+def test_measured_bytes_replace_predictions_and_are_remembered(tmp_path):
     path = tmp_path / "folder" / "sizes.json"
     sizes = SizeMemory(path)
     sizes.remember_process(CPU, 70_000_000)
@@ -119,7 +119,7 @@ def test_gpus_are_meant_wherever_there_is_one():
     assert device_of(Started("n", "5", 1, 1), [cpu, gpu]) is None
 
 
-def test_requests_that_name_kinds_or_stand_alone_are_entries_of_their_own():
+def test_requests_with_kinds_or_alone_have_their_own_entries():
     keys = {
         key_of(one) for one in (request(), request(device_kinds=("L4",)), request(device="cpu"), request(_alone="x"))
     }

@@ -329,7 +329,7 @@ def test_what_can_never_fit_is_refused_with_both_figures():
         check_all_fit(ledger, [Need("b", 400), Need("c", 400)])
 
 
-def test_models_that_come_together_share_devices_as_no_turn_by_turn_choice_would():
+def test_models_placed_together_share_devices_best():
     """24 bytes by themselves go best to the smaller device, where they take the room of 177; a turn later that is too late."""
     ledger = ledger_of(200, 201)
     needs = [Need("b", 24), Need("c", 177), Need("d", 177)]
@@ -380,7 +380,7 @@ def test_gdsf_keeps_what_is_dear_to_load_and_forgets_it_in_time():
     assert gdsf_worth(1.0, 2, 10.0, 500_000_000) == 41.0
 
 
-def test_what_took_more_than_ray_holds_for_it_has_its_place_again_in_a_new_ledger():
+def test_a_new_ledger_adopts_a_session_over_its_reservation():
     """Of 600 bytes Ray holds 590; the sessions take 180 and 348 of a budget of 570."""
 
     def ledger():

@@ -129,7 +129,7 @@ def test_alpha_in_a_folder_of_pictures(ray_session, clip, masks, tmp_path):
     ("codec", "suffix", "words"),
     [("libx264", ".mp4", "alpha with libx264"), ("ffv1", ".mp4", "in .mp4"), ("vp9", ".mp4", "alpha with vp9 in .mp4")],
 )
-def test_alpha_is_refused_before_anything_is_done_where_it_cannot_go(clip, tmp_path, codec, suffix, words):
+def test_alpha_that_the_encoder_lacks_is_refused_at_once(clip, tmp_path, codec, suffix, words):
     options = EnhanceOptions(encoding=Encoding(codec=codec), background=Background(kind="alpha"))
     with pytest.raises(errors.ConfigError, match=words):
         enhance_videos(clip, tmp_path / f"b{suffix}", models="selfie-segmentation", options=options)

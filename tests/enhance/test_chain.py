@@ -84,7 +84,7 @@ def test_how_far_a_chain_is():
     assert count_results(specs("ffdnet", "websr-x2-s"), {"ffdnet": 7}, factor=2) == 0
 
 
-def test_the_report_tells_of_seams_if_a_model_of_a_fixed_size_gets_larger_frames(tmp_path):
+def test_the_report_tells_of_seams_of_a_fixed_size_model(tmp_path):
     (spec,) = specs("websr-x2-s")
     fixed = spec.model_copy(
         update={"inputs": (spec.inputs[0].model_copy(update={"height": 64, "width": 96}),), "receptive_field_px": None}

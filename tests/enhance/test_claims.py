@@ -143,9 +143,7 @@ def test_two_outputs_share_a_work_dir(ray_session, claim, clips, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["", "local://"])
-def test_the_second_job_for_a_folder_is_refused_at_once_and_one_for_other_videos_goes_on(
-    ray_session, claim, clips, tmp_path, scheme
-):
+def test_a_second_job_for_the_same_videos_is_refused_at_once(ray_session, claim, clips, tmp_path, scheme):
     out = f"{scheme}{tmp_path}/out"
     claim(str(clips / "*.mkv"), out)
     with pytest.raises(
@@ -165,7 +163,7 @@ def test_an_output_that_another_job_has_fails_alone(ray_session, claim, clips, t
     assert (tmp_path / "out" / "a.mkv.genai-ray" / LOCK).exists()
 
 
-def test_nothing_of_another_job_is_removed_if_the_first_failure_ends_this_one(ray_session, clips, tmp_path):
+def test_a_job_that_fails_removes_nothing_of_another_job(ray_session, clips, tmp_path):
     locks = [Lock(f"{tmp_path}/out/{name}.genai-ray/{LOCK}", "an output") for name in ("a.mkv", "b.mkv")]
     theirs = [Path(lock.place).with_name("000000.0123abcd.partial") for lock in locks]
     for partial in theirs:

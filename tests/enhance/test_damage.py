@@ -50,7 +50,7 @@ def finish_segments(source, output, options):
 
 
 @pytest.mark.parametrize("scheme", ["", "local://"])
-def test_segments_that_are_not_what_was_written_are_computed_again(ray_session, tmp_path, scheme):
+def test_damaged_segments_are_computed_again(ray_session, tmp_path, scheme):
     source, options = (
         write(tmp_path / "a.mkv", options={"g": "5"}),
         EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=5),

@@ -164,7 +164,7 @@ def test_a_manifest_says_how_many_frames_become_of_each(ray_session, clips, tmp_
 @pytest.mark.parametrize(
     ("column", "value", "words"), [("fps", "fast", "60000/1001"), ("background", "green", "#00b140")]
 )
-def test_a_manifest_with_words_that_mean_nothing_is_refused_at_once(clips, tmp_path, column, value, words):
+def test_a_manifest_with_unknown_words_is_refused_at_once(clips, tmp_path, column, value, words):
     pyarrow.csv.write_csv(pa.table({"uri": ["clips/a.mp4"], column: [value]}), tmp_path / "list.csv")
     with pytest.raises(errors.ConfigError, match=words):
         enhance_videos(tmp_path / "list.csv", tmp_path / "out", models="rife")
@@ -288,7 +288,7 @@ def test_a_preset_may_look_like_a_number(clips, tmp_path):
     assert target.options(EnhanceOptions()).encoding.preset == "12"
 
 
-def test_half_written_tables_of_killed_jobs_are_removed_and_those_of_others_stay(tmp_path):
+def test_only_half_written_tables_of_killed_jobs_are_removed(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
     table = ResultTable(str(tmp_path / "results.parquet"), {"a": "string"}, "a")
@@ -314,7 +314,7 @@ table.add([{"a": str(number)} for number in range(10_000)])
 """Is killed while it writes."""
 
 
-def test_a_half_written_table_for_a_store_is_removed_with_other_temporary_folders(tmp_path):
+def test_a_half_written_table_for_a_store_is_removed(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", _TOO_LONG], check=False, env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=ROOT
     )

@@ -106,7 +106,7 @@ def test_sixty_frames_a_second_from_twenty_five(ray_session, tmp_path):
     assert len(sounds[0]) > 20
 
 
-def test_times_are_exact_in_mp4_from_a_late_start_and_an_odd_rate(ray_session, tmp_path):
+def test_mp4_times_are_exact_from_a_late_start_at_an_odd_rate(ray_session, tmp_path):
     rate = Fraction(30000, 1001)
     source = write_frames(tmp_path / "a.mp4", pan(5), pts=[9, 10, 11, 14, 15], rate=rate, codec="libx264")
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), factor=3)
@@ -211,7 +211,7 @@ DIFFICULT = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFICULT)
-def test_any_number_of_segments_gives_the_same_frames_of_any_source(ray_session, tmp_path, name):
+def test_any_number_of_segments_gives_the_same_frames(ray_session, tmp_path, name):
     source = make(name, tmp_path)
     enhance(source, tmp_path / "one.mkv", segment_frames=100)
     enhance(source, tmp_path / "many.mkv", segment_frames=3, batch_size=2)
@@ -223,7 +223,7 @@ def test_any_number_of_segments_gives_the_same_frames_of_any_source(ray_session,
 
 
 @pytest.mark.slow
-def test_real_footage_is_better_than_blended_and_not_blended_over_cuts(ray_session, shared, tmp_path):
+def test_real_footage_beats_blending_and_cuts_stay_cuts(ray_session, shared, tmp_path):
     """Every second frame of the clip is left out, made anew, and held against the true one."""
     _, true = frames_of(shared / "clips" / "bikes.mp4")
     source = write_frames(tmp_path / "half.mkv", true[::2], rate=Fraction(25, 2))

@@ -121,7 +121,7 @@ def options(segment_frames):
     return EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=segment_frames)
 
 
-def test_an_interrupted_job_leaves_no_task_at_work_in_a_cluster_that_stays(ray_session, tmp_path):
+def test_an_interrupted_job_leaves_no_task_in_a_shared_cluster(ray_session, tmp_path):
     source, output = write(tmp_path / "a.mkv", size=(320, 180), pts=list(range(600))), tmp_path / "b.mkv"
     work = output.with_name(output.name + ".genai-ray")
 
@@ -161,7 +161,7 @@ def test_a_segment_that_kills_every_worker_fails_by_name(ray_session, tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_chain_that_loses_sessions_and_a_worker_gives_the_same_bytes(ray_session, tmp_path):
+def test_a_chain_that_loses_processes_gives_the_same_bytes(ray_session, tmp_path):
     """Frames between two models are owned by the segment's task: what a session had made before it died is not lost with it."""
     source, output, chain = (
         write(tmp_path / "a.mkv", size=(160, 96), pts=list(range(60)), options={"g": "6"}),
@@ -307,9 +307,7 @@ def test_sigterm_ends_everything_without_a_crash_dump(source, tmp_path, temporar
     assert len(segments(output)) >= kept
 
 
-def test_scripts_in_the_working_folder_and_a_terminal_of_ascii_change_nothing_and_an_empty_home_gets_no_telemetry(
-    tmp_path, temporary
-):
+def test_odd_folders_terminals_and_homes_change_nothing(tmp_path, temporary):
     """Workers import what this process imports: not what a user calls by the name of a package."""
     for name in (
         "av",

@@ -69,7 +69,7 @@ def test_only_blocks_that_are_needed_are_fetched(clips):
         assert sum(sent) < size / 2
 
 
-def test_a_server_that_goes_away_is_an_error_with_file_and_position(clips):
+def test_a_lost_server_is_an_error_with_file_and_position(clips):
     with (
         serving(clips, breaks_at=3 * 1024**2) as (address, _),
         pytest.raises(errors.VideoError, match=r"long\.mkv: reading at byte \d+ of \d+ failed"),
@@ -134,7 +134,7 @@ def test_a_single_video_goes_into_memory_whole_or_not_at_all(ray_session, clips,
 
 
 @pytest.mark.slow
-def test_models_of_a_manifest_are_loaded_while_its_first_video_is_still_read(ray_session, clips, tmp_path):
+def test_models_of_a_manifest_load_while_its_first_video_is_read(ray_session, clips, tmp_path):
     """The server holds the middle of the file back until the model is there: whoever planned first would wait for ever."""
     size = (clips / "long.mkv").stat().st_size
     assert size > 11_000_000

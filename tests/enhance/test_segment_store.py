@@ -87,7 +87,7 @@ def test_models_and_input_are_part_of_the_key(plan, tmp_path):
     assert not set(keys(other)) & set(keys(plan))
 
 
-def test_a_truncated_job_that_goes_on_counts_what_its_segments_hold(tmp_path):
+def test_a_resumed_truncated_job_counts_its_segments(tmp_path):
     """All segments were finished by a job that died before the join; the last one ends with the file."""
     source, output = write_cut(tmp_path / "a.mp4"), tmp_path / "b.mp4"
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=8, allow_truncated=True)
@@ -131,7 +131,7 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     assert finish_clip(planned, {0: results[0][0]}, 0.0).frames == NUM_FRAMES
 
 
-def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, tmp_path):
+def test_a_source_that_changes_is_not_mixed_with_itself(ray_session, tmp_path):
     source, options = write(tmp_path / "a.mkv", tracks=0), EnhanceOptions(encoding=Encoding(preset="ultrafast"))
     (target,) = resolve_targets([source], tmp_path / "b.mkv", options)
     specs = (ModelCatalog.default().get("websr-x2-s"),)
@@ -148,7 +148,7 @@ def test_a_source_that_changes_meanwhile_is_not_mixed_with_itself(ray_session, t
     assert not (tmp_path / "b.mkv").exists()
 
 
-def test_the_node_that_counts_is_the_one_of_the_job_and_a_gpu_is_another_one(plan):
+def test_the_jobs_node_counts_and_a_gpu_is_another_kind(plan):
     specs = [ModelCatalog.default().get("websr-x2-s")]
     assert key_segments(plan, specs, BASE, node_kind(is_gpu=False)) == keys(plan)
     assert not set(key_segments(plan, specs, BASE, node_kind(is_gpu=True))) & set(keys(plan))
@@ -176,7 +176,7 @@ def test_a_cluster_with_gpus_makes_no_segment_for_one_without(tmp_path):
     assert found <= set(key_segments(plan, specs, fitted, node_kind(is_gpu=True)))
 
 
-def test_the_plan_of_a_long_video_is_small_enough_to_outlive_its_node(plan, tmp_path):
+def test_the_plan_of_a_long_video_outlives_its_node(plan, tmp_path):
     frames = 10 * 3600 * 25
     long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
     store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])

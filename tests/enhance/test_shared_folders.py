@@ -76,7 +76,7 @@ def test_an_input_that_is_missing_is_the_fault_of_its_clip_alone(ray_session, cl
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_segments_of_a_node_without_the_output_folder_are_brought_home(clips, tmp_path, caplog):
+def test_segments_of_a_node_without_the_folder_are_brought_home(clips, tmp_path, caplog):
     expected, out = tmp_path / "expected", tmp_path / "out"
     expected.mkdir()
     out.mkdir()

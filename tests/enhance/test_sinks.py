@@ -41,7 +41,7 @@ def test_frames_as_png_are_the_models_own(ray_session, pix_fmt, kind, tmp_path):
         assert np.array_equal(found, wanted)
 
 
-def test_frames_as_jpeg_are_near_and_many_inputs_have_a_folder_each(ray_session, tmp_path):
+def test_jpeg_frames_are_near_and_each_input_has_a_folder(ray_session, tmp_path):
     sources = [write(tmp_path / name, tracks=0, pts=list(range(5))) for name in ("a.mkv", "b.mp4")]
     (tmp_path / "out").mkdir()
     enhance_videos(
@@ -54,7 +54,7 @@ def test_frames_as_jpeg_are_near_and_many_inputs_have_a_folder_each(ray_session,
             assert QualityValidator(wanted).validate(np.ascontiguousarray(picture(path))).psnr > 30
 
 
-def test_a_table_of_frames_has_the_schema_and_the_models_own_frames(ray_session, tmp_path):
+def test_a_table_of_frames_has_the_schema_and_the_frames(ray_session, tmp_path):
     source = write(tmp_path / "a.mkv", pts=[3, 4, 6, 7, 9, 12], rate=50)
     enhance_videos(source, tmp_path / "b.parquet", models="websr-x2-s", options=OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "b.parquet"]

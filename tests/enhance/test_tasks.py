@@ -52,7 +52,7 @@ def test_a_dark_clip_gets_bright(ray_session, true, tmp_path):
 
 
 @pytest.mark.parametrize("segment_frames", [6, 4])
-def test_a_frame_equal_to_the_one_before_it_is_not_computed_again(ray_session, true, tmp_path, segment_frames):
+def test_a_frame_equal_to_the_last_one_is_not_computed_again(ray_session, true, tmp_path, segment_frames):
     still = true[[0, 0, 0, 1, 2, 2]]
     report, _, large = enhance(still, tmp_path, ["ffdnet", "websr-x2-s"], segment_frames=segment_frames)
     assert (report.frames, large.shape) == (6, (6, 360, 640, 3))

@@ -147,7 +147,7 @@ def test_equal_decode_times_of_sound_are_moved_by_the_least(suffix, tmp_path):
         assert any("packets of audio stream 1 were moved" in note for note in notes)
 
 
-def test_an_encoder_that_does_not_take_the_size_is_refused_before_the_first_frame(tmp_path):
+def test_an_encoder_that_refuses_the_size_is_an_early_error(tmp_path):
     source = write(tmp_path / "wide.mkv", codec="ffv1", size=(8192, 16), pts=[0, 1], tracks=0)
     with pytest.raises(
         errors.ConfigError, match=r"wide\.mkv: libx265 does not support pictures of 16384x32; allowed: .*libx264"
@@ -157,7 +157,7 @@ def test_an_encoder_that_does_not_take_the_size_is_refused_before_the_first_fram
     assert examine(source, tmp_path / "b.mkv", Encoding(codec="h264"))
 
 
-def test_a_result_that_cannot_be_written_is_said_without_temporary_names(tmp_path):
+def test_an_unwritable_result_is_named_without_temporary_names(tmp_path):
     source, part = write(tmp_path / "a.mkv", pts=[0, 1, 2], tracks=0), tmp_path / "part.nut"
     plan = plan_video(source)
     with SegmentWriter(part, info=plan.info, size=(96, 64), encoding=FAST) as writer:
@@ -253,7 +253,7 @@ def test_subtitles_in_another_order_than_shown_are_kept(suffix, tmp_path):
         assert "times of 1 packets of subtitle stream 2 were moved: they did not ascend" in notes
 
 
-def test_frames_that_cannot_be_written_are_said_without_temporary_names(tmp_path):
+def test_unwritable_frames_are_named_without_temporary_names(tmp_path):
     source, part = write(tmp_path / "a.mkv", pts=[0, 1, 2], tracks=0), tmp_path / "part.nut"
     plan = plan_video(source)
     with SegmentWriter(part, info=plan.info, size=(96, 64), encoding=Encoding(codec="png")) as writer:
@@ -270,6 +270,6 @@ def test_frames_that_cannot_be_written_are_said_without_temporary_names(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_refusal_tells_what_to_name_a_result_and_those_of_a_folder(clip, tmp_path):
+def test_a_refusal_says_how_to_name_results(clip, tmp_path):
     with pytest.raises(errors.ConfigError, match=r"--name '\{folder\}\{stem\}\.mkv'"):
         examine(clip["adpcm_ms"], tmp_path / "b.mp4")

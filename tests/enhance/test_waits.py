@@ -84,7 +84,7 @@ def end(job):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_cluster_without_cpus_is_an_error_and_not_a_wait_for_ever(source, tmp_path, monkeypatch):
+def test_a_cluster_without_cpus_is_an_error(source, tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "NO_CPU_WITHIN_S", 3.0)
     monkeypatch.setattr(scheduler, "CPUS_EVERY_S", 0.2)
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"))

@@ -58,7 +58,7 @@ def test_no_folder_can_be_made(tmp_path):
         make_folder(base=tmp_path / "missing")
 
 
-def test_a_temporary_folder_that_cannot_be_written_is_done_without_and_said(monkeypatch, caplog):
+def test_an_unwritable_temporary_folder_gives_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", "/proc/none")
     with temporary_folder("elsewhere") as folder:
@@ -67,9 +67,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_done_without_and_said(monk
 
 
 @pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
-def test_what_is_remembered_goes_to_the_temporary_folder_if_the_home_cannot_be_written(
-    monkeypatch, tmp_path, caplog, home
-):
+def test_an_unwritable_home_is_replaced_by_a_temporary_folder(monkeypatch, tmp_path, caplog, home):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -80,7 +78,7 @@ def test_what_is_remembered_goes_to_the_temporary_folder_if_the_home_cannot_be_w
     assert caplog.text.count("is not writable") == 1
 
 
-def test_a_folder_that_others_can_write_is_not_taken_for_what_is_remembered(monkeypatch, tmp_path):
+def test_a_cache_folder_that_others_can_write_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     planted = tmp_path / f"genai-ray-cache-{os.geteuid()}"

@@ -67,7 +67,7 @@ def test_what_two_files_or_a_name_leave_unclear_is_said(models):  # noqa: F811
     assert repository.get("many").note == ""
 
 
-def test_odd_files_beside_a_model_and_odd_listings_harm_no_other_model(models):  # noqa: F811
+def test_odd_files_and_listings_harm_no_other_model(models):  # noqa: F811
     (models / "one.yaml").symlink_to("one.yaml")  # a link to itself has no state
     assert "Too many levels" in Repository(models, ()).get("one").stamp()
     odd = ("a%2Fb", "c%2F" + "9" * 5000 + "%2Fmodel.onnx", "d%2F1%2F2%2Fmodel.onnx")
@@ -104,7 +104,7 @@ def test_a_name_that_nobody_knows_has_nothing_looked_at_again(models, ray_sessio
     asyncio.run(story())
 
 
-def test_a_file_whose_state_is_not_told_is_no_trouble_of_the_index(models, ray_session, monkeypatch):  # noqa: F811
+def test_the_index_survives_a_file_without_a_state(models, ray_session, monkeypatch):  # noqa: F811
     for name in ("bad", "hangs"):
         (models / f"{name}.onnx").write_text("no model")
     find_facts, ends = repository_module.find_facts, threading.Event()

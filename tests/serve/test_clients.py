@@ -98,7 +98,7 @@ def _replica_bytes(served):
 
 
 @pytest.mark.longest
-def test_nothing_on_the_wire_is_a_500_ends_a_connection_or_takes_memory(served):
+def test_nothing_on_the_wire_is_a_500_or_ends_a_connection(served):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=120)
     statuses = []
 

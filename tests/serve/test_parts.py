@@ -124,7 +124,7 @@ def test_items_count_by_their_size_and_an_error_is_everybodys():
     asyncio.run(story())
 
 
-def test_a_wait_for_others_is_bounded_and_ends_when_there_are_enough():
+def test_a_wait_for_a_batch_is_bounded_and_ends_when_it_is_full():
     async def story():
         seen = []
 
@@ -144,7 +144,7 @@ def test_a_wait_for_others_is_bounded_and_ends_when_there_are_enough():
     asyncio.run(story())
 
 
-def test_who_waits_for_others_alone_is_tried_however_long_calls_take():
+def test_a_lone_waiting_request_is_tried_however_slow_calls_are():
     async def call(items):
         await asyncio.sleep(0.05)
         return items
@@ -157,7 +157,7 @@ def test_who_waits_for_others_alone_is_tried_however_long_calls_take():
     asyncio.run(story())
 
 
-def test_what_would_be_late_is_refused_so_that_others_are_in_time():
+def test_requests_that_would_be_late_are_refused_for_others():
     """Four times as much as can be done, for some seconds: nearly all that is done is done in time."""
     call_s, within_s, outcomes, computed = 0.02, 0.4, [], []
 
@@ -235,7 +235,7 @@ def test_a_repository_offers_files_versions_and_options(tmp_path):
         Repository(None, ("esrgun",))
 
 
-def test_replicas_of_a_model_are_bounded_by_numbers_that_go_together(tmp_path):
+def test_min_replicas_and_max_replicas_must_agree(tmp_path):
     add_sub(tmp_path / "one.onnx")
     options = tmp_path / "one.serve.yaml"
     options.write_text("min_replicas: 2\nmax_replicas: 2\n")

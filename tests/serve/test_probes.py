@@ -120,7 +120,7 @@ def test_a_model_without_inputs_and_one_named_stats_are_served(served):
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
-def test_the_last_answer_to_a_request_of_a_stream_says_so_if_asked(served, is_wanted):
+def test_the_last_response_of_a_stream_request_says_so_if_asked(served, is_wanted):
     answers = queue.Queue()
     array = np.ones((1, 4), np.float32)
     with triton.InferenceServerClient(served.grpc) as client:

@@ -84,7 +84,7 @@ def test_strings_and_mixed_inputs_and_outputs_by_request():
     assert json.loads(answer[:head_bytes])["outputs"][1]["data"] == ["x", "ß"]
 
 
-def test_strings_as_binary_data_are_counted_over_all_inputs_before_they_are_read():
+def test_binary_strings_are_counted_over_all_inputs_unread():
     body, length = body_of(
         binary_input("a", "BYTES", [2], 8), binary_input("b", "BYTES", [3, 1], 12), X, tail=bytes(20)
     )
@@ -236,5 +236,5 @@ def test_nothing_sent_does_worse_than_a_typed_error(content, tail, length):
 @pytest.mark.longest  # 300 requests of the same kinds are sent in every run
 @given(*FUZZ)
 @settings(max_examples=6000, deadline=None)
-def test_nothing_sent_does_worse_than_a_typed_error_in_the_long_run(content, tail, length):
+def test_no_request_causes_worse_than_a_typed_error(content, tail, length):
     fuzz(content, tail, length)

@@ -106,7 +106,7 @@ def test_what_is_fetched_is_kept_until_it_changes(models):
     assert len(list(second.parents[1].iterdir())) == 2
 
 
-def test_a_link_is_a_model_by_its_own_name_and_what_has_no_name_is_left_out(models, caplog):
+def test_a_link_is_a_model_by_its_own_name(models, caplog):
     blob = models / "blobs" / "e3b0c442"
     add_number(blob, 3)
     (models / "linked.onnx").symlink_to(blob)
@@ -125,7 +125,7 @@ def test_a_link_is_a_model_by_its_own_name_and_what_has_no_name_is_left_out(mode
         assert repository.get(name).stamp() != before
 
 
-def test_an_unload_is_of_all_versions_whatever_became_of_their_files(models, ray_session):
+def test_an_unload_is_of_all_versions_even_without_their_files(models, ray_session):
     with application(models.parent / "videos", models) as app, ending(ModelCache(name="people")) as cache:
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
         for version in (2, 10):
@@ -180,7 +180,7 @@ def test_a_file_that_breaks_off_is_no_model(models):
 
 
 @pytest.mark.slow
-def test_a_change_of_file_or_options_is_obeyed_by_the_next_request(models, ray_session):
+def test_the_next_request_obeys_a_change_of_file_or_options(models, ray_session):
     def infer():
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
         return json.loads(ask(app, "POST", "/v2/models/one/infer", body)[1])
@@ -241,7 +241,7 @@ def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
         assert (status, "warmup_shapes.0.x.1: Input should be greater than 0" in told) == (503, True), told
 
 
-def test_the_index_and_ready_speak_of_the_sessions_that_requests_are_for(models, ray_session):
+def test_index_and_ready_speak_of_the_requests_own_sessions(models, ray_session):
     """A batch job's session of the same model, in another precision or for another device, is none of them."""
     shutil.copyfile(WEBSR, models / "picture.onnx")
     options = models / "picture.serve.yaml"
@@ -291,7 +291,7 @@ def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):
     ModelCache(name="people").shutdown()
 
 
-def test_requests_for_raw_tensors_count_once_also_where_they_were_merged(models, ray_session):
+def test_merged_requests_for_raw_tensors_count_once_each(models, ray_session):
     (models / "one.serve.yaml").write_text("max_batch_size: 4\nbatch_wait_timeout_s: 2.0\n")
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}]}).encode()
     with application(models.parent / "videos", models) as app, ThreadPoolExecutor(6) as pool:
@@ -348,7 +348,7 @@ def test_what_is_to_be_there_is_brought_and_let_go(models, ray_session):
         assert stays() == {"one.onnx": (False, False), "model.onnx": (False, False)}
 
 
-def test_a_store_that_fails_is_asked_again_and_a_broken_file_is_not(tmp_path):
+def test_a_failing_store_is_retried_and_a_broken_file_is_not(tmp_path):
     async def story():
         cache = ModelMetadataCache(asyncio.to_thread)
         for _ in range(2):

@@ -111,7 +111,7 @@ def test_a_model_that_is_leased_or_pinned_is_not_unloaded(shared):
     assert not sessions(cache, path)
 
 
-def test_after_an_unload_the_bytes_are_free_and_the_next_request_loads_again(shared):
+def test_an_unload_frees_bytes_and_the_next_request_loads_again(shared):
     endpoint, cache, folder = shared
     path = folder / "slow.onnx"
     x, shift = np.ones(LONG, np.float32), np.ones(1, np.float32)
@@ -173,7 +173,7 @@ def test_a_model_on_several_devices_is_replaced_on_all_of_them(shared):
     assert infer(endpoint, "several", x=x) == [21.0]
 
 
-def test_requests_of_the_class_online_overtake_those_of_the_class_batch(shared):
+def test_online_requests_overtake_batch_requests(shared):
     endpoint, cache, folder = shared
     with triton.InferenceServerClient(endpoint.http, network_timeout=DEADLINE_S) as client:
         classes = [

@@ -98,7 +98,7 @@ def test_a_client_that_does_not_read_loses_its_answer(tmp_path, monkeypatch):
     told(engine, story)
 
 
-def test_others_wait_for_room_while_answers_are_not_read_and_small_ones_pass(tmp_path):
+def test_large_results_wait_for_unread_ones_and_small_ones_pass(tmp_path):
     engine = Echo(tmp_path, **profile(max_results_bytes=6_000_000))
 
     async def story(served):
@@ -188,7 +188,7 @@ def test_an_answer_over_grpc_counts_until_it_is_sent(tmp_path):
     told(engine, story)
 
 
-def test_requests_of_a_stream_get_room_in_the_order_in_which_they_are_answered(tmp_path):
+def test_requests_of_a_stream_get_room_in_response_order(tmp_path):
     """The second answer is sent after the first: it must not hold what the first one waits for."""
     engine = Echo(tmp_path, **profile(request_timeout_s=10))
 
@@ -299,7 +299,7 @@ def expander(path):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_fifty_readers_that_do_not_read_do_not_make_a_replica_grow_beyond_its_limits(tmp_path):
+def test_fifty_stuck_readers_keep_a_replica_within_its_limits(tmp_path):
     """As many answers as fit wait to be read; the others are told to come again, and none of them is kept."""
     expander(tmp_path / "models" / "expander.onnx")
     limits = f"max_body_bytes: 1000000\nmax_output_bytes: 40000000\nmax_results_bytes: {MOST_BYTES}\n"

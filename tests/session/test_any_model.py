@@ -98,7 +98,7 @@ def test_frames_and_raw_tensors_in_any_operator_set(tmp_path, opset, channels):
 
 @pytest.mark.parametrize("shape", [["n", 1, 1, 1], ["n"], [1], []])
 @pytest.mark.parametrize("opset", [7, 13])
-def test_an_extra_input_of_any_shape_takes_one_value_for_all_frames(tmp_path, opset, shape):
+def test_an_extra_input_takes_one_value_for_all_frames(tmp_path, opset, shape):
     nodes = [helper.make_node("Mul", ["x", "s"], ["y"])]
     if shape == ["n"]:
         nodes = [helper.make_node("Reshape", ["s", "form"], ["t"]), helper.make_node("Mul", ["x", "t"], ["y"])]
@@ -273,7 +273,7 @@ def test_a_branch_of_a_graph_may_see_the_picture(tmp_path):
         assert np.array_equal(session.infer(FRAMES), FRAMES)
 
 
-def test_frames_that_cannot_be_fused_leave_the_raw_interface_with_a_reason(tmp_path):
+def test_a_model_that_cannot_be_fused_keeps_its_raw_interface(tmp_path):
     shape = ["n", 3, "h", "w"]
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     path = save(tmp_path / "old.onnx", nodes, [value("x", shape)], [value("y", shape)], opset=6, ir=3)

@@ -131,7 +131,7 @@ def test_bad_frames(picture, match):
         session.infer(picture)
 
 
-def test_cuda_that_is_not_there_is_an_error_that_says_what_is_missing():
+def test_missing_cuda_is_an_error_that_says_what_is_missing():
     if "cuda" in InferenceSession("websr-x2-s").device:
         pytest.skip("this machine has a GPU")
     with pytest.raises(errors.BackendUnavailableError, match=r"(?i)missing: .*"):
@@ -146,7 +146,7 @@ def test_corrupt_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_warm_up_runs_the_models_own_tensors_in_the_shapes_that_are_given(tmp_path):
+def test_warm_up_runs_raw_tensors_in_the_given_shapes(tmp_path):
     square(tmp_path / "square.onnx")
     identity(tmp_path / "words.onnx", "BYTES")
     taken = {}
@@ -238,7 +238,7 @@ def test_a_session_keeps_to_its_bytes_in_any_precision(precision):
         assert session.tile_size_px < 256
 
 
-def test_a_session_is_refused_in_a_fork_and_a_new_one_works_there(frames):
+def test_a_fork_refuses_a_session_and_may_make_a_new_one(frames):
     with InferenceSession("websr-x2-s") as session:
         expected = session.infer(frames)
         fork = multiprocessing.get_context("fork")

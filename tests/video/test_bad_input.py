@@ -59,7 +59,7 @@ def test_damage_that_is_allowed_shifts_nothing(tmp_path):
     assert [frame.pts for frame in decode_all(plan, allow_truncated=True)] == list(plan.pts)
 
 
-def test_frames_that_are_missing_in_the_middle_are_never_closed_up(tmp_path):
+def test_frames_missing_in_the_middle_are_never_closed_up(tmp_path):
     plan = plan_video(write(tmp_path / "a.mkv", tracks=0), segment_frames=10)
     parts, counts = [], []
     for segment in plan.segments:

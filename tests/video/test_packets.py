@@ -116,7 +116,7 @@ def test_packets_without_a_picture_are_no_frames(suffix, codec, tmp_path):
         assert np.array_equal(frame.frame, to_rgb(wanted, plan.info.colour))
 
 
-def test_hidden_pictures_that_share_a_packet_with_a_frame_are_told_without_decoding(tmp_path):
+def test_hidden_pictures_in_a_frames_packet_are_found_undecoded(tmp_path):
     """As VP9's are: a packet of several pictures ends with an index of their sizes."""
     path = write(tmp_path / "a.webm", codec="libvpx-vp9", tracks=0)
     first, shown = (bytes(packet) for packet in packets_of(path)[1:3])
@@ -229,7 +229,7 @@ def test_frames_of_one_time_keep_their_order(bf, tmp_path):
         assert shown == [frame // 3 * Fraction(3, 25) + frame % 3 * step for frame in range(NUM_FRAMES)]
 
 
-def test_recordings_one_after_the_other_are_refused_with_a_way_on(tmp_path):
+def test_joined_recordings_are_refused_with_advice(tmp_path):
     """Times begin again, at the same times as the first ones or between them."""
     first = write(tmp_path / "a.ts", tracks=0, options={"g": "10"})
     second = write(tmp_path / "b.ts", tracks=0, options={"g": "10"}, pts=range(5, 35), rate=24)
@@ -305,7 +305,7 @@ def test_interlaced_frames_are_told_without_decoding(codec, tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_damage_that_looks_like_packets_without_a_frame_is_no_frame_less(codec, tmp_path):
+def test_damage_like_packets_without_a_frame_loses_no_frame(codec, tmp_path):
     """Planning decodes such a file; what does not decode is planned all the same, and is an error in its place."""
     path = write(tmp_path / "a.mkv", codec=codec, tracks=0, options={"bf": "0"})
     data = path.read_bytes()
@@ -318,7 +318,7 @@ def test_damage_that_looks_like_packets_without_a_frame_is_no_frame_less(codec, 
         list(decode_segment(plan, plan.segments[0]))
 
 
-def test_a_damaged_picture_whose_decoder_only_says_minus_one_is_one_frame(tmp_path):
+def test_a_damaged_picture_with_error_minus_one_is_one_frame(tmp_path):
     """FFmpeg's old decoders do, and the system calls that an operation which is not permitted."""
     source = write(tmp_path / "a.avi", codec="msmpeg4", tracks=0)
     damage = b"\xff\xee\xdd\x01" * 10

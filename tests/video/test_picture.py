@@ -84,7 +84,7 @@ def test_side_data_that_nobody_has_a_name_for_is_passed_over(tmp_path):
     ("codec", "pix_fmt"),
     [*[("png", name) for name in ("gray", "monob", "ya8", "gray16be", "pal8", "rgb24")], ("qtrle", "gray")],
 )
-def test_pictures_without_colour_are_stored_with_a_matrix_that_players_know(codec, pix_fmt, tmp_path):
+def test_pictures_without_colour_get_a_matrix_that_players_know(codec, pix_fmt, tmp_path):
     source = tmp_path / "a.mov"
     grey = np.tile(np.arange(0, 192, 2, dtype=np.uint8), (64, 1))
     with av.open(str(source), "w", options={"strict": "-2"}) as sink:

@@ -40,7 +40,7 @@ def free_port():
 @pytest.mark.parametrize(
     "kind", ["hls", "hls from a host", "hls in hls", "ffconcat", "ffconcat by name", "dash", "sdp"]
 )
-def test_a_file_that_names_others_is_refused_whatever_it_is_called(kind, suffix, tmp_path):
+def test_a_file_that_names_others_is_refused_under_any_name(kind, suffix, tmp_path):
     """The pipe that it names is never opened: opening would wait for somebody who writes to it."""
     named = tmp_path / "named.ts"
     os.mkfifo(named)

@@ -44,7 +44,7 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
         ResourceExhaustedError: If the process needed more memory, or died.
         DeadlineExceededError: If it took longer.
     """
-    asked = {
+    request = {
         "module": function.__module__,
         "name": function.__qualname__,
         "args": args,
@@ -59,7 +59,7 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
         env=os.environ | _ONE_THREAD | own,
     )
     try:
-        told, _ = process.communicate(json.dumps(asked).encode(), timeout=within_s)
+        output, _ = process.communicate(json.dumps(request).encode(), timeout=within_s)
     except subprocess.TimeoutExpired as exc:
         raise errors.DeadlineExceededError(f"took more than {within_s:g} s") from exc
     finally:
@@ -70,11 +70,11 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
                 stream.close()
     if process.returncode == -signal.SIGALRM:
         raise errors.DeadlineExceededError(f"took more than {within_s:g} s")
-    if process.returncode or not told:
+    if process.returncode or not output:
         raise errors.ResourceExhaustedError(
             f"its process ended ({_say_end(process.returncode)}) with a limit of {max_bytes} bytes"
         )
-    answer = json.loads(told)
+    answer = json.loads(output)
     if "error" in answer:
         kind, *fields = answer["error"]
         raise getattr(errors, kind)(*fields)
@@ -118,17 +118,17 @@ def _limit(max_bytes: int, within_s: float) -> None:
 
 
 def _main() -> None:
-    asked = json.load(sys.stdin.buffer)
+    request = json.load(sys.stdin.buffer)
     own = os.dup(1)
     os.dup2(2, 1)  # libraries that print must not print into the answer
-    _limit(asked["max_bytes"], asked["within_s"])
+    _limit(request["max_bytes"], request["within_s"])
     try:
-        function = getattr(importlib.import_module(asked["module"]), asked["name"])
-        answer = {"result": function(*asked["args"])}
+        function = getattr(importlib.import_module(request["module"]), request["name"])
+        answer = {"result": function(*request["args"])}
     except errors.GenAIRayError as exc:
         answer = {"error": [type(exc).__name__, exc.got, exc.allowed, exc.do]}
     except MemoryError:
-        answer = {"error": ["ResourceExhaustedError", f"needed more than {asked['max_bytes']} bytes", "", ""]}
+        answer = {"error": ["ResourceExhaustedError", f"needed more than {request['max_bytes']} bytes", "", ""]}
     with os.fdopen(own, "wb") as out:
         out.write(json.dumps(answer).encode())
         out.flush()

@@ -199,7 +199,7 @@ class ServeProfile(_Profile):
     access_log: str | None = None
     """File that gets one line of JSON for each HTTP request, on every node; None for no log."""
     max_waiting: Annotated[int, Field(gt=0)] = 256
-    """Most requests in one replica at the same time; further ones are told to try again later."""
+    """Most requests in one replica at the same time; further ones are refused."""
     max_waiting_per_model: Annotated[int, Field(gt=0)] | None = None
     """Most of them for one model, so that a slow model leaves room for others; None for three quarters."""
     serving: ModelServing = ModelServing()

@@ -66,7 +66,7 @@ def spec_of(path: Path) -> ModelSpec:
     Raises:
         ModelLoadError: If the file is corrupt, the runtime cannot load it, or it takes too much memory or time.
     """
-    return ModelSpec.model_validate(_told_of(path, is_tried=True)["spec"])
+    return ModelSpec.model_validate(_record_of(path, is_tried=True)["spec"])
 
 
 def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
@@ -81,9 +81,11 @@ def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, 
     Raises:
         ModelLoadError: If the file is corrupt.
     """
-    told = _told_of(path, is_tried=False)
+    record = _record_of(path, is_tried=False)
     inputs, outputs = (
-        tuple(GraphTensor(name, element, None if shape is None else tuple(shape)) for name, element, shape in told[end])
+        tuple(
+            GraphTensor(name, element, None if shape is None else tuple(shape)) for name, element, shape in record[end]
+        )
         for end in ("inputs", "outputs")
     )
     return inputs, outputs
@@ -91,7 +93,7 @@ def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, 
 
 def forget_failures() -> None:
     """Allow failed files to be inspected again at once."""
-    for name in [name for name, told in list(_known.items()) if "error" in told]:
+    for name in [name for name, record in list(_known.items()) if "error" in record]:
         _known.pop(name, None)
 
 
@@ -128,26 +130,26 @@ def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
     }
 
 
-def _told_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
+def _record_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
     facts = path.stat()
     digest = hash_file(path, facts.st_size, facts.st_mtime_ns)
-    told = None
+    record = None
     for each in dict.fromkeys((True, is_tried)):  # a result with trial runs also has the description
         name = _name_of(digest, is_tried=each)
-        found = _known.get(name) or _recall(name)
-        told = told or (found if found is not None and _is_current(found, path, is_tried=is_tried) else None)
-    if told is None:
-        told = _ask(path, facts.st_size, is_tried)
-        if "result" in told:
-            _note(name, told)
-    _known[name] = told
-    if "error" in told:
-        raise ModelLoadError(*(text.replace(_PATH, str(path)) for text in told["error"]))
-    result: dict[str, Any] = told["result"]
+        found = _known.get(name) or _load(name)
+        record = record or (found if found is not None and _is_current(found, path, is_tried=is_tried) else None)
+    if record is None:
+        record = _inspect(path, facts.st_size, is_tried)
+        if "result" in record:
+            _store(name, record)
+    _known[name] = record
+    if "error" in record:
+        raise ModelLoadError(*(text.replace(_PATH, str(path)) for text in record["error"]))
+    result: dict[str, Any] = record["result"]
     return result
 
 
-def _ask(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
+def _inspect(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
     max_bytes = BASE_BYTES + DATA_FACTOR * size_bytes * is_tried
     if not _places.acquire(timeout=WITHIN_S):
         raise ModelLoadError(f"{path} waited too long for inspections of other models", do="Try again later.")
@@ -162,28 +164,28 @@ def _ask(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
     return {"error": [text.replace(str(path), _PATH) for text in error], "until_s": time.time() + FAILED_FOR_S}
 
 
-def _is_current(told: Mapping[str, Any], path: Path, *, is_tried: bool) -> bool:
+def _is_current(record: Mapping[str, Any], path: Path, *, is_tried: bool) -> bool:
     """Tell whether a remembered result is still valid: the file's hash does not cover external data."""
-    if "error" in told:
-        return is_tried and bool(time.time() < told["until_s"])
-    return all(list(_state_of(path.parent / name)) == state for name, *state in told["result"]["files"])
+    if "error" in record:
+        return is_tried and bool(time.time() < record["until_s"])
+    return all(list(_state_of(path.parent / name)) == state for name, *state in record["result"]["files"])
 
 
-def _recall(name: str) -> dict[str, Any] | None:
+def _load(name: str) -> dict[str, Any] | None:
     with suppress(OSError, ValueError):
-        told = json.loads((_folder() / name).read_bytes())
-        if isinstance(told, dict) and "result" in told:
-            return told
+        record = json.loads((_folder() / name).read_bytes())
+        if isinstance(record, dict) and "result" in record:
+            return record
     return None
 
 
-def _note(name: str, told: dict[str, Any]) -> None:
+def _store(name: str, record: dict[str, Any]) -> None:
     """Store a result for other processes; if that fails, they inspect the file again."""
     folder = _folder()
     partial = folder / f"{uuid.uuid4().hex}.partial"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial.write_text(json.dumps(told))
+        partial.write_text(json.dumps(record))
         partial.replace(folder / name)
 
 

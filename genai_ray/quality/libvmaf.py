@@ -38,7 +38,7 @@ VMAF_MODELS = {
 ``4k`` and ``2160`` for 3840 x 2160, all others for 1920 x 1080 seen from three times its height.
 """
 
-_LAYOUTS = {  # channels, dtype: FFmpeg's name of what goes in, and of what libvmaf measures
+_LAYOUTS = {  # channels, dtype: FFmpeg's name of the input format, and of the format that libvmaf measures
     (1, "uint8"): ("yuv444p", "yuv444p"),
     (3, "uint8"): ("rgb24", "yuv444p"),
     (1, "uint16"): ("yuv444p10le", "yuv444p10le"),
@@ -59,7 +59,7 @@ def vmaf(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, model: str
         model: A name of ``VMAF_MODELS``.
 
     Returns:
-        A number in [0, 100]. Equal frames give a little less than 100; so the model is.
+        A number in [0, 100]. Equal frames give a little less than 100, by the definition of the model.
 
     Raises:
         BackendUnavailableError: If the extra ``vmaf`` is not installed, or FFmpeg cannot be started.

@@ -68,12 +68,14 @@ def build_load_request(
         ModelNotFoundError: If the model's file is not there.
         ModelLoadError: If it is corrupt.
     """
-    digest, predicted = _hash_and_predict(request, spec)
+    _, path = find_model(request.model)
+    found = path.stat()
+    digest = spec.sha256 or hash_file(path, found.st_size, found.st_mtime_ns)
+    predicted_bytes = _predict(path, found.st_mtime_ns, request)
     if request.floor_bytes is not None:
-        predicted = 0  # the session tries to keep to the given bytes, by smaller tiles
-    return LoadRequest(
-        request, digest, predicted, own_node(), is_explicit, is_online, max(within_s * CACHE_SHARE, within_s - 1.0)
-    )
+        predicted_bytes = 0  # the session tries to keep to the given bytes, by smaller tiles
+    cache_within_s = max(within_s * CACHE_SHARE, within_s - 1.0)
+    return LoadRequest(request, digest, predicted_bytes, own_node(), is_explicit, is_online, cache_within_s)
 
 
 def is_text(name: str) -> bool:
@@ -92,16 +94,9 @@ def is_text(name: str) -> bool:
     return True
 
 
-def _hash_and_predict(request: SessionRequest, spec: ModelSpec) -> tuple[str, int]:
-    """Return the hash of a model's file, and the bytes that a session of it is expected to take."""
-    _, path = find_model(request.model)
-    facts = path.stat()
-    return spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns), _predict(path, facts.st_mtime_ns, request)
-
-
 @functools.lru_cache(maxsize=256)
 def _predict(path: Path, modified_ns: int, request: SessionRequest) -> int:
-    del modified_ns  # part of the key
+    del modified_ns  # part of the cache's key
     spec, _ = find_model(request.model)
     return predict_bytes(
         path,

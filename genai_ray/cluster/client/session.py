@@ -195,11 +195,8 @@ class CachedSession:
         Raises:
             GenAIRayError: As ``run``.
         """
-        return dict(
-            await self._ask_async(
-                self._run_call(feeds), sum(np.asarray(array).nbytes for array in feeds.values()), threads
-            )
-        )
+        num_bytes = sum(np.asarray(array).nbytes for array in feeds.values())
+        return dict(await self._ask_async(self._run_call(feeds), num_bytes, threads))
 
     def warmup(self) -> None:
         """Load the session if necessary: the cache warms sessions itself."""
@@ -336,7 +333,7 @@ class CachedSession:
         model = self.spec.model_id
         if isinstance(exc, OutOfMemoryError):
             return ResourceExhaustedError(
-                f"{MAX_DEATHS} sessions of {model} ran out of memory under one request",
+                f"{MAX_DEATHS} sessions of {model} ran out of memory during one request",
                 do="Send fewer or smaller frames at a time, or use nodes with more memory.",
             )
         return InferenceError(

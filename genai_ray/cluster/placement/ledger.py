@@ -121,15 +121,13 @@ class Slot:
             policy: By what.
 
         Returns:
-            A sort key; the smallest is evicted first: idle replicas, and of two used in the same second the one that
-            nobody waited for.
+            A sort key, smallest first: idle replicas; of two used in the same second the one that nobody waited for.
         """
         coarse = math.floor(self.last_used_s) if policy is EvictionPolicy.LRU else self.worth
         return not self.is_surplus, coarse, self.is_online, self.last_used_s
 
 
 Record = TypeVar("Record", bound=Slot)
-"""The owner's record of a session: a ``Slot`` with what the owner adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,9 +398,8 @@ class Ledger(Generic[Record]):
         Returns:
             The slots.
         """
-        return sorted(
-            (slot for slot in self.slots.values() if slot.state is SlotState.READY), key=lambda slot: slot.last_used_s
-        )
+        ready = [slot for slot in self.slots.values() if slot.state is SlotState.READY]
+        return sorted(ready, key=lambda slot: slot.last_used_s)
 
     def release(self, name: str) -> None:
         """Remove a session whose process is gone.

@@ -145,3 +145,9 @@ def test_no_file_names_a_development_machine():
     for path in [*FILES, *ROOT.glob("*.md"), *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tests").rglob("*.py")]:
         text = path.read_text()
         assert not [word for word in words if word in text], path
+
+
+def test_names_of_tests_are_short():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for name in (function.name for function in functions_of(path)):
+            assert len(name) <= 60 or not name.startswith("test_"), f"{path.name}: {name}"

@@ -643,7 +643,7 @@ def test_the_pin_of_a_session_that_dies_passes_to_its_replica():
     assert list(several.ledger.evictable()) == []
 
 
-def test_a_session_on_its_way_out_hears_of_a_lease_since_it_may_refuse_to_go():
+def test_a_retiring_session_is_told_of_a_new_lease():
     several, (leaving, other) = books_of(2)
     several.ledger.mark(leaving.name, state=SlotState.RETIRING)
     told, stays = [], leases.Leases(several, None, None, None)
@@ -659,7 +659,7 @@ def test_a_session_on_its_way_out_hears_of_a_lease_since_it_may_refuse_to_go():
     assert told == [(leaving.name, ("lease 1",)), (other.name, ("lease 1",))]
 
 
-def test_the_pin_passes_to_a_replica_that_refuses_to_leave_meanwhile():
+def test_the_pin_passes_to_a_replica_that_refuses_to_leave():
     several, (pinned, other) = books_of(2)
     several.pinned = {pinned.key}
     several.ledger.mark(pinned.name, is_pinned=True)
@@ -669,7 +669,7 @@ def test_the_pin_passes_to_a_replica_that_refuses_to_leave_meanwhile():
     assert list(several.ledger.evictable()) == []
 
 
-def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_place():
+def test_the_pin_of_a_late_session_passes_to_its_successor():
     several, (other,) = books_of(1)
     started = Started("n0", None, 1, 0)
     found = Description(
@@ -692,7 +692,7 @@ def test_the_pin_of_a_session_that_is_found_too_late_passes_to_the_one_in_its_pl
     assert not several.ledger.slots["late"].is_pinned
 
 
-def test_a_replica_does_not_bring_back_the_bound_that_its_model_was_loaded_with():
+def test_a_replica_does_not_restore_an_old_max_replicas():
     several, entries = books_of(1, max_replicas=2)
     several.limit_replicas(replace(MODELS[0], max_replicas=3))
     twin = session_table.SessionRecord(entries[0].load_request)
@@ -711,7 +711,7 @@ def test_nothing_is_loaded_for_somebody_whose_time_is_over():
     assert begun == []
 
 
-def test_a_replica_that_failed_is_not_made_again_on_its_device_for_a_while(tmp_path, own_clock):
+def test_a_failed_replica_is_not_retried_there_for_a_while(tmp_path, own_clock):
     CLOCK.begin()
     several, (first,) = books_of(1)
     sizes, begun = SizeMemory(tmp_path / "sizes.json"), []
@@ -786,7 +786,7 @@ async def begun(work):
     return task
 
 
-def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_it():
+def test_nobody_takes_the_room_of_a_load_or_waits_for_it():
     several, (first, second) = books_on_one_device(400, 300)
     large, medium, small = (
         session_table.SessionRecord(LoadRequest(MODELS[number], predicted_bytes=size))
@@ -807,7 +807,7 @@ def test_room_that_one_load_makes_is_taken_by_nobody_else_and_nobody_waits_for_i
     assert several.ledger.used_bytes == 900
 
 
-def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
+def test_a_growing_session_and_a_load_take_no_room_of_each_other():
     several, (first, growing) = books_on_one_device(400, 300)
     several.ledger.mark(growing.name, is_pinned=True)
     large, small, tiny = (
@@ -835,7 +835,7 @@ def test_a_session_that_grows_takes_no_room_of_a_load_and_none_takes_its():
     }
 
 
-def test_a_session_that_took_too_much_waits_for_what_goes_already():
+def test_a_session_over_its_bytes_waits_for_running_evictions():
     several, (first, heavy) = books_on_one_device(400, 300)
     large = session_table.SessionRecord(LoadRequest(MODELS[2], predicted_bytes=350))
 
@@ -852,7 +852,7 @@ def test_a_session_that_took_too_much_waits_for_what_goes_already():
     assert set(several.ledger.slots) == {heavy.name}
 
 
-def test_no_room_is_taken_for_what_was_given_up_while_it_was_made():
+def test_no_room_is_taken_for_a_load_given_up_meanwhile():
     several, (first,) = books_on_one_device(800)
     waited = session_table.SessionRecord(LoadRequest(MODELS[1], predicted_bytes=600))
     several.add(waited)

@@ -2,9 +2,9 @@
 
 From the caller down:
 
-* ``client``: ``ModelCache``, and ``CachedSession``, which sends frames directly to the process of a session.
+* ``client``: ``ModelCache``, and ``CachedSession``, which sends frames to the process of a session.
 * ``cache``: ``CacheActor``, which a client asks if it does not know a session: it loads, evicts, and keeps count.
-* ``session_actor``: ``SessionActor``, the process that runs one model: a frame's path ends there in ``InferenceSession``.
+* ``session_actor``: ``SessionActor``, the process that runs one model in an ``InferenceSession``.
 * ``placement``: decides on which device a session starts, and which sessions are evicted for it. Pure, without Ray.
 * ``messages``: what travels between these. ``devices``: what a node has. ``runtime``: starts or joins Ray.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +24,7 @@ __all__ = [
     "bound_options",
     "fixed_options",
     "hdr_options",
+    "keep_scheduling",
     "predict_encoder_bytes",
 ]
 
@@ -250,6 +253,26 @@ def bound_options(codec: str, size: tuple[int, int]) -> dict[str, str]:
     if codec == "libvpx-vp9":
         return {"lag-in-frames": str(min(frames, 25))}
     return {"svtav1-params": "lookahead=0:hierarchical-levels=2"} if codec == "libsvtav1" else {}
+
+
+@contextlib.contextmanager
+def keep_scheduling() -> Iterator[None]:
+    """Give the threads of this process the scheduling back that they had before an encoder was opened.
+
+    If SVT-AV1 runs as root (in most containers), it gives real-time priority (``SCHED_FIFO``, 99) to its threads and to
+    the thread that opens it. Processes started later inherit it, and Ray's own processes on the machine starve.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    own = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                if os.sched_getscheduler(thread) == os.SCHED_FIFO != own[0]:
+                    os.sched_setscheduler(thread, *own)
 
 
 def predict_encoder_bytes(size: tuple[int, int], bit_depth: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,7 @@ from genai_ray.video.codecs import (
     bound_options,
     fixed_options,
     hdr_options,
+    keep_scheduling,
 )
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
@@ -205,7 +207,8 @@ def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
         JFIF.tag(context)
     context.options = _options(encoding, pix_fmt, (context.width, context.height))
     try:
-        context.open(strict=False)
+        with keep_scheduling():
+            context.open(strict=False)
     except (av.FFmpegError, ValueError) as exc:
         raise ConfigError(
             f"{encoding.codec} with {pix_fmt} and {context.options}, which does not open ({exc})",
@@ -311,7 +314,9 @@ class SegmentWriter:
             picture = from_rgb(frame, self.colour, str(self._stream.pix_fmt))
             picture.pts = pts
             picture.time_base = self.info.time_base
-            self._sink.mux(self._stream.encode(picture))
+            with keep_scheduling() if self._num_frames == 0 else nullcontext():  # the first frame opens the encoder
+                packets = self._stream.encode(picture)
+            self._sink.mux(packets)
             self._num_frames += 1
 
     def __enter__(self) -> Self:

@@ -20,7 +20,7 @@ from av.format import Flags
 from av.stream import Disposition, Stream
 
 from genai_ray.errors import ConfigError
-from genai_ray.video.codecs import CODECS, SUFFIXES
+from genai_ray.video.codecs import CODECS, SUFFIXES, keep_scheduling
 from genai_ray.video.container import explain, open_video
 from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
 from genai_ray.video.info import main_stream
@@ -135,7 +135,8 @@ def _open_encoder(
     sink: OutputContainer, plan: VideoPlan, size: tuple[int, int], encoding: Encoding, has_alpha: bool
 ) -> None:
     pix_fmt = choose_pixel_format(encoding, size, plan.info.pix_fmt, has_alpha=has_alpha)
-    add_encoder(sink, encoding, plan.info, size, pix_fmt).codec_context.open(strict=False)
+    with keep_scheduling():
+        add_encoder(sink, encoding, plan.info, size, pix_fmt).codec_context.open(strict=False)
 
 
 def add_copies(

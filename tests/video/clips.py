@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from genai_ray.video.codecs import fixed_options
+from genai_ray.video.codecs import fixed_options, keep_scheduling
 
 NUM_FRAMES = 40
 
@@ -49,6 +49,8 @@ def write(
             cc.colorspace, cc.color_range, cc.color_primaries, cc.color_trc = colour
         if more:
             more(stream)
+        with keep_scheduling():
+            stream.codec_context.open(strict=False)
         sounds = [sink.add_stream("aac", rate=16000) for _ in range(tracks)]
         for sound in sounds:
             sound.layout = "mono"

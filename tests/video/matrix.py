@@ -7,6 +7,7 @@ import av
 import numpy as np
 import yaml
 
+from genai_ray.video.codecs import keep_scheduling
 from tests.video.clips import repeatable
 
 NUM_FRAMES = 40
@@ -69,6 +70,8 @@ def add_video(sink, recipe):
         stream.set_display_rotation(recipe["rotation"])
     if "aspect" in recipe:
         stream.sample_aspect_ratio = Fraction(recipe["aspect"])
+    with keep_scheduling():
+        stream.codec_context.open(strict=False)
     return stream
 
 

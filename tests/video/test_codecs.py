@@ -292,6 +292,22 @@ def test_chroma_stays_where_it_lies(location, codec, tmp_path):
     assert np.abs(before[1] - after[1]).max() <= 1
 
 
+def test_no_encoder_changes_the_scheduling(tmp_path):
+    """SVT-AV1 gives itself real-time priority if it runs as root: then Ray's processes beside it starve."""
+    source = write(tmp_path / "a.mkv", tracks=0, options={"g": "10"})
+    program = """
+import os, sys
+from pathlib import Path
+from genai_ray.video import Encoding
+from tests.video.test_codecs import identity
+before = os.sched_getscheduler(0)
+identity(Path(sys.argv[1]), Path(sys.argv[2]), Encoding(codec="libsvtav1", preset="12"), segment_frames=10)
+assert {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")} == {before}
+"""
+    command = [sys.executable, "-c", program, str(source), str(tmp_path / "b.mp4")]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1", "prores_ks"])
 def test_every_encoder_gives_the_same_bytes_again(codec, tmp_path):
     source = write(tmp_path / "a.mkv", tracks=1, options={"g": "10"})

@@ -199,7 +199,7 @@ class BatchInference:
 
         fewest, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
         if not 1 <= fewest <= most:
-            raise ConfigError(f"concurrency={concurrency}", "1 or more, or two such numbers that do not fall")
+            raise ConfigError(f"concurrency={concurrency}", "a number of 1 or more, or (fewest, most)")
         arguments = {
             "model": self.model,
             "batch_size": self.batch_size,

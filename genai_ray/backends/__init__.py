@@ -19,7 +19,7 @@ import numpy.typing as npt
 from genai_ray.errors import BackendUnavailableError, ConfigError
 from genai_ray.types import ModelBackend
 
-# Set before the import of onnxruntime, which else writes an id of this device and resolves its maker's host.
+# Set before onnxruntime is imported: its import would write an id of this device, and look up its maker's host.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["RuntimeSession", "TensorInfo", "Tensors", "open_runtime", "resolve_device"]

@@ -145,7 +145,7 @@ def enhance(
         return
     console = Console(stderr=True)
     shown = _Bar(console) if console.is_terminal else _Lines()
-    before_s = time.process_time()  # imports: the start of a shell that became this process would not count
+    before_s = time.process_time()  # imports, in CPU seconds: this process may have begun as a shell
     with shown, redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
         report = enhance_videos(inputs, output, models=model, options=options, on_progress=shown)
     report = replace(report, elapsed_s=report.elapsed_s + before_s, startup_s=report.startup_s + before_s)

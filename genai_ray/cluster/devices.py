@@ -41,7 +41,7 @@ LOGICAL_GPU = "logical-gpu"
 """Kind of a GPU that Ray only counts: its sessions compute on the CPU (``CacheOptions.logical_gpu_bytes``)."""
 
 CPU_SHARE = 0.9
-"""Of Ray's ``memory`` resource of a node, the most that sessions may take."""
+"""Most that sessions may take of a node's ``memory``, the resource of Ray."""
 
 CPU_DEFAULT_SHARE = 0.6
 """The same for a cache that was given no budget: the rest is for the tasks that decode and encode."""
@@ -50,7 +50,7 @@ GPU_SHARE = 0.95
 """Of a GPU's bytes, the most that sessions may take."""
 
 GPU_UNITS = 10_000
-"""Ray's finest share of a GPU is one of so many."""
+"""Parts of a GPU: the smallest share that Ray can reserve is one of them."""
 
 _PROBE_WITHIN_S = 60.0
 

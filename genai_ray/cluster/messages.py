@@ -55,7 +55,7 @@ class SessionRequest:
     warmup_shapes: tuple[Shapes, ...] = ()
     """Shapes of the model's own tensors that it is warmed with."""
     max_replicas: int | None = None
-    """Most replicas when the cache makes them by itself; None for as many as memory is free for."""
+    """Most replicas that the cache makes by itself; None for as many as free memory allows."""
     _alone: str = ""
     """Not empty if the session is for one call only, which is suspected of ending its process; see ``isolate``."""
 
@@ -78,7 +78,7 @@ class SessionRequest:
 
 
 class Key(NamedTuple):
-    """What a session is a session of; replicas share it.
+    """Which model a session runs, and how; the replicas of a model share it.
 
     Args:
         model: Canonical id, or an absolute path.
@@ -110,7 +110,7 @@ class LoadRequest:
     request: SessionRequest
     """Which session."""
     digest: str = ""
-    """Hash of the model's file: what its bytes are remembered by."""
+    """Hash of the model's file, under which its measured bytes are remembered."""
     predicted_bytes: int = 0
     """What the model adds to a process, by its graph."""
     node: str | None = None
@@ -157,9 +157,9 @@ class LeaseRequest:
     load_requests: tuple[LoadRequest, ...]
     """The models of the chain."""
     replicas: int | None = 1
-    """On how many devices each is to be; None for every device."""
+    """Number of devices that each model is loaded on; None for every device."""
     follows_file: bool = False
-    """Whether it gives way when a model's file has been replaced; its holder takes it again, of the new file."""
+    """Whether it ends when a model's file is replaced; its holder then takes a new lease, of the new file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,4 +242,4 @@ class Description:
     retention: RetentionInfo
     """Why it is not evicted."""
     retired: bool
-    """Whether it only waits for its end."""
+    """Whether it takes no new requests, and ends when those in flight are done."""

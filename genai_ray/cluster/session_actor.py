@@ -27,15 +27,15 @@ CONCURRENCY_GROUPS = {"infer": 16, "online": 16, "control": 2, "load": 2, "watch
 """Threads by kind of call: no inference delays questions about the session, nor do batch jobs delay online requests."""
 
 HOT_QUEUE = 6
-"""A session with this many requests for a while is hot: three for each run of a small machine."""
+"""Requests that make a session hot if they stay for ``HOT_FOR_S``: three for each concurrent run on two cores."""
 
 HOT_FOR_S = 2.0
-"""The while: seconds of a long queue."""
+"""A session is hot when its queue has been that long for this many seconds."""
 
 _LOOK_EVERY_S = 0.5
 
 FLOOR_SHARES = (1.0, 0.75)
-"""Shares of the given bytes to which a session tries to keep: before a run its bytes are known to a fifth or so."""
+"""Shares of the given bytes that a session tries to keep to, one after the other: predictions err by about a fifth."""
 
 RETIRED_FOR_S = 30.0
 """A retired session whose cache does not end it ends itself after this."""
@@ -47,7 +47,7 @@ RESERVE_WITHIN_S = 30.0
 """A session waits this long for the cache to make room for another copy of its model."""
 
 DRAIN_MOST_S = 1.0
-"""After this it may end all the same."""
+"""A retired session may end after this, even if calls still come."""
 
 
 class SessionActor:
@@ -129,7 +129,7 @@ class SessionActor:
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> bool:
-        """Return when the queue has been long for a while; the call fails within some ms of this process's death.
+        """Return when the queue has been long for ``HOT_FOR_S``; if this process dies, the call fails within some ms.
 
         Returns:
             Whether another replica would be of use; false if another caller watches now: a cache that has restarted.

@@ -19,8 +19,8 @@ The path of ``POST /v2/models/NAME/infer``, from the socket to the session:
 7. ``serve/engine/model_metadata.py::check_frame_request``: the request fits the model; ``check_feeds`` for raw tensors.
 8. ``serve/engine/batching.py::SessionCalls.infer``: waiting requests go together; ``SessionCalls.run`` for raw tensors.
 9. ``cluster/client/session.py::CachedSession.infer_async``: a call of the session's actor, repeated after an eviction.
-10. ``cluster/session_actor.py::SessionActor.infer``: merges calls, online ones first.
-11. ``session/session.py::InferenceSession.infer``: tiles, and runs the model in its runtime.
+10. ``cluster/session_actor.py::SessionActor.infer``: the same call in the process of the session.
+11. ``session/session.py::InferenceSession.infer``: tiles, and runs of the model, those of online requests first.
 
 Back: ``Engine.infer``, ``serve/oip/requests.py::encode_response``, ``serve/oip/rest.py::_Api.infer``, and
 ``serve/http/middleware.py::UntilSent.__call__``, which counts a response until it is sent.

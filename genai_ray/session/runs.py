@@ -153,7 +153,7 @@ class RunPool:
             except BaseException as exc:  # noqa: BLE001 - the caller gets it from the future
                 error = exc
             with self._lock:
-                self._num_pending -= 1  # before the caller continues, whose next frame shall find this thread free
+                self._num_pending -= 1  # before the caller continues: its next frame must find a free thread
             if error is not None:
                 future.set_exception(error)
             elif is_wanted:

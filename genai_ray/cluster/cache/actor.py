@@ -255,7 +255,7 @@ class CacheActor(CacheCalls):
         await asyncio.shield(self._opened())
 
     async def _open_for(self, key: Key) -> None:
-        """Wait for ``_open``, or for an adopted session of one key: silent sessions of others delay no call for it."""
+        """Wait for ``_open``, or only until a session of this key is usable: silent ones of others delay no call."""
         opening = self._opened()
         while not opening.done() and not any(record.is_usable for record in self._table.of_key(key)):
             change = asyncio.create_task(self._table.wait_for_change(_LOOK_EVERY_S))
@@ -331,7 +331,7 @@ class CacheActor(CacheCalls):
 
     @contextlib.contextmanager
     def _ready_or_failed(self, record: SessionRecord) -> Iterator[None]:
-        """Tell all that wait for a load when anything goes wrong in it, a defect of ours as well."""
+        """Tell everybody who waits for a load that it failed, whatever the reason, including a bug of ours."""
         try:
             yield
         except BaseException as exc:

@@ -20,7 +20,7 @@ class Autoscaling:
 
     Args:
         table: Sessions and bytes.
-        bytes_on: Bytes that a session takes of a kind of device.
+        bytes_on: Returns the bytes that a session takes on a kind of device.
     """
 
     def __init__(self, table: SessionTable, bytes_on: Callable[[SessionRecord, str], int]) -> None:

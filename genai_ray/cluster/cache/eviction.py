@@ -24,7 +24,7 @@ _RETRY_S = 0.1
 
 
 async def _recency_of(record: SessionRecord) -> Recency:
-    """Ask a session, again while Ray cannot reach it: that says nothing of its process."""
+    """Ask a session for its recency; ask again while Ray cannot reach it, since its process may be alive."""
     while True:
         try:
             recency: Recency = await record.handle.recency.remote()
@@ -167,7 +167,7 @@ class Evictor:
         return found if found is None or not self._rooms else _plan_on(self._beside_rooms(), needs)
 
     def _beside_rooms(self) -> Ledger[Slot]:
-        """Return the ledger without the room of others: their victims, and the free bytes that they need as well."""
+        """Return the ledger without what other loads count on: the bytes of their victims, and free bytes."""
         trial = self._table.ledger.copy()
         for number, (need, found) in enumerate(self._rooms.values()):
             victims = [trial.slots[name] for name in found.victims if name in trial.slots]
@@ -340,7 +340,7 @@ class Evictor:
             elif record.is_pinned:
                 raise ResourceExhaustedError(f"{model} is pinned", do="Unpin it first.")
             elif table.ledger.is_leased(record.key):
-                raise ResourceExhaustedError(f"{model} is leased by a job", do="Wait for its end.")
+                raise ResourceExhaustedError(f"{model} is leased by a job", do="Wait until the job has ended.")
             elif (
                 not await self.retire(record.name, max(deadline - time.monotonic(), 0.0))
                 and time.monotonic() >= deadline

@@ -34,7 +34,7 @@ class Lease:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Whose sessions are not evicted."""
+        """Keys of the models that it keeps: their sessions are not evicted."""
         return tuple(key_of(asked.request) for asked in self.request.load_requests)
 
 

@@ -1,4 +1,4 @@
-"""Loading: one load for all that ask; a place, a process, three tries, and the memory of what failed."""
+"""Loading: requests for one session share its load, which has three tries; failures are remembered."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ MAX_TRIES = 3
 """A load that fails this often is remembered as failing."""
 
 BACKOFF_S = 1.5
-"""After the first death of a process that loads; after the second twice that."""
+"""Wait before the second try, if the process that loads has died; twice as long before the third."""
 
 FAILING_FOR_S = 60.0
-"""For so long the cache refuses requests for it, but for ``load_model``, and tries no replica on that device."""
+"""After a final failure, requests for the model are refused this long, except ``load_model``; after that of a replica,
+no other replica is tried on its device."""
 
 LOADS_AT_ONCE = 2
 """Loads at the same time on the CPU of one node; one on a GPU."""
@@ -153,7 +154,7 @@ class Loader:
         return max(expected, record.floor_bytes)
 
     def check_failing(self, key: Key) -> None:
-        """Refuse what failed a short while ago.
+        """Raise the error of a load of this key that failed a short while ago.
 
         Args:
             key: What is to be loaded.

@@ -41,12 +41,12 @@ ASK_EVERY_S = 10.0
 """Seconds between two rounds of questions to the sessions."""
 
 SURPLUS_IDLE_S = 10.0
-"""A replica beside another that was not used for this long is evicted first, and retires by itself."""
+"""If a model has several sessions, one that was idle for this long is evicted first, and retires by itself."""
 
 _RETRY_S = 0.05
 
 _TROUBLES = (RayError, GenAIRayError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)
-"""What is logged and tried again, defects of ours as well: otherwise nobody would look at nodes and leases again."""
+"""Errors that are logged and tried again, bugs of ours included: else one error would end all maintenance."""
 
 ALONE_IDLE_S = 10.0
 """A session of a single request that was not used for this long retires."""

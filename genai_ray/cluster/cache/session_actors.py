@@ -173,7 +173,7 @@ async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], wit
         within_s: Most seconds to wait until they are filled.
 
     Yields:
-        While Ray starts on that GPU what is started on the node.
+        Nothing; inside the block, Ray puts new actors of the node on that GPU.
 
     Raises:
         MisplacedError: If a GPU has less left than ``free`` says: another program holds some of it, or a session that

@@ -18,7 +18,7 @@ from genai_ray.types import ModelBackend, ModelPrecision
 __all__ = ["CACHE_SHARE", "build_load_request", "is_text", "own_node", "to_request"]
 
 CACHE_SHARE = 0.8
-"""Least share of the client's deadline that the cache may use: the reason of a failure must still arrive."""
+"""The cache may use at least this share of the client's deadline; the rest is for its answer to arrive."""
 
 
 def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, ModelSpec]:

@@ -230,7 +230,7 @@ class Router:
     def load_request(
         self, request: SessionRequest, spec: ModelSpec, *, is_explicit: bool = False, within_s: float | None = None
     ) -> LoadRequest:
-        """Complete a request to what the cache is asked.
+        """Build what the cache is asked: the request, with hash and predicted bytes of the file, and the deadline.
 
         Args:
             request: Which session.

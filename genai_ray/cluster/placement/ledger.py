@@ -76,7 +76,7 @@ class Slot:
     name: str
     """Name of the session, never used twice."""
     key: Hashable
-    """What it is a session of; replicas share it."""
+    """Its model, runtime, precision and device; the replicas of a model share it."""
     state: SlotState = SlotState.WAITING
     """Where it is in its life."""
     device_id: str = ""

@@ -13,7 +13,7 @@ from genai_ray.errors import ResourceExhaustedError
 __all__ = ["check_all_fit", "check_fits", "plan", "plan_all"]
 
 MOST_TRIES = 1000
-"""Of the ways to place several sessions together, which can be as many as devices to the power of sessions."""
+"""Most ways to place several sessions together that are tried: there may be devices to the power of sessions."""
 
 
 def check_fits(ledger: Ledger[Record], need: Need) -> None:

@@ -34,7 +34,7 @@ __all__ = ["DO_AGAIN", "Scheduler"]
 DO_AGAIN = "Run the same again: finished segments are kept."
 
 MAX_TRIES = 3
-"""A video fails if one of its steps fails by chance, or loses its worker, this often."""
+"""A video fails if one of its steps loses its worker, or fails by a store's or system's error, this often."""
 
 POLL_S = 0.5
 """Longest wait before the caller's ``check`` is called again."""
@@ -313,7 +313,7 @@ class Scheduler:
             self._urgent.append(_Step(clip, "finish", at_home=self._home.is_needed))
 
     def _fail(self, step: _Step, error: BaseException) -> None:
-        """Try a step again that failed by chance; otherwise its video has failed."""
+        """Try a step again after a lost worker, or a store's or system's error; otherwise its video has failed."""
         clip = step.clip
         source = clip.target.source
         if step.kind == "bring" and isinstance(error, ObjectLostError):  # its node died: the segment is made again

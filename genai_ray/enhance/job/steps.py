@@ -229,7 +229,7 @@ def _check_unchanged(plan: ClipPlan, before: FileFacts | None = None) -> FileFac
     is_other = before is not None and now != before and not place.startswith(("http://", "https://"))
     if is_resized or is_other:
         raise VideoError(
-            f"{place}: the file was changed while it was enhanced", do="Run the same again when it is whole."
+            f"{place}: the file was changed while it was enhanced", do="Run the job again when the file is whole."
         )
     return now
 

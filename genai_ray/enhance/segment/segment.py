@@ -1,8 +1,7 @@
 """One segment of one video: decode, models, encode, with a bounded number of frames in flight, in one Ray task.
 
-The pipeline in order: ``decode_segment`` gives frames, ``_batches`` gathers different ones, ``_place`` sends each batch
-through the chain of sessions by reference, ``_finish`` waits for results and composes frames, ``SegmentWriter``
-encodes.
+The pipeline in order: ``decode_segment`` gives frames, ``_batches`` gathers those that differ, ``_pass_chain`` sends
+each batch through the chain of sessions, ``_finish`` waits for results and composes frames, ``SegmentWriter`` encodes.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ Frames: TypeAlias = Array | PendingCall
 
 @dataclass(frozen=True, slots=True)
 class SegmentJob:
-    """What every segment of a job has in common; travels to each task."""
+    """What the segments of one job have in common; every task gets it."""
 
     specs: tuple[ModelSpec, ...]
     """The chain."""

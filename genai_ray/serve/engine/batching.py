@@ -69,9 +69,9 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Merges items of one kind into calls; used from one event loop.
 
-    An item that comes while no call runs goes at once. A call beside others starts when as many wait as the largest of
-    them took, or ``max_size``: a busy session would gain little from a smaller one. So a lone item waits for one call
-    at most.
+    An item that comes while no call runs is sent at once. While calls run, another one starts when the items that wait
+    are as large together as the largest of those calls, or ``max_size``: a smaller one would gain little. So a lone
+    item waits for one call at most.
 
     Args:
         call: Computes several items; returns one result for each, in order, or the error of that item.
@@ -304,7 +304,7 @@ class SessionCalls:
     async def _call(
         self, target: Target, compute: Compute, requests: Sequence[_Request]
     ) -> Sequence[Results | Exception]:
-        """Compute requests in one call; one by one if one is at fault, or the model's first axis is no batch."""
+        """Compute requests in one call; one by one if that fails, or if the model's first axis is not a batch."""
         if len(requests) == 1:
             return [await self._call_session(target, compute, requests[0].feeds, requests)]
         names = requests[0].feeds

@@ -331,7 +331,7 @@ class Engine:
     async def _stamp(self, model: ServedModel, version: str, within_s: float) -> str:
         """Return the state of a file; one thread asks for all who wait, since a disk may hang."""
         if not model.is_local(version):
-            return model.stamp(version)  # known already; a thread would cost more than many a model
+            return model.stamp(version)  # already known; a thread would take longer than a small model
         key = model.name, version
         asking = self._stamps.get(key)
         if asking is None:

@@ -235,7 +235,7 @@ class _Api:
         body = await read_body(request, LARGE_JSON_BYTES)
         content = parse_json(body) if body.strip() else {}
         if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict | None):
-            raise InvalidInputError("a body, or its parameters, that is not a JSON object")
+            raise InvalidInputError("the body, or parameters in it, is not a JSON object")
         return content
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from genai_ray.backends import TensorInfo, Tensors
 from genai_ray.errors import BackendUnavailableError, InferenceError, InvalidInputError, ModelLoadError
@@ -213,13 +212,13 @@ def to_fp16(model: Graph) -> Graph:
     Raises:
         ModelLoadError: If the converter fails.
     """
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415 - it changes sys.path
+
     copy = type(model)()
     copy.CopyFrom(model)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # it reports every weight below 1e-7, which it rounds up to 1e-7
+            warnings.simplefilter("ignore", UserWarning)  # it reports every weight that it rounds up to 1e-7
             # Its own list of blocked operators breaks RIFE (Resize, GridSample between casts); without it RIFE keeps 69
             # dB.
             converted: Graph = convert_float_to_float16(copy, keep_io_types=True, op_block_list=[])

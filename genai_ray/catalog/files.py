@@ -121,7 +121,9 @@ def describe_fields(error: ValidationError) -> str:
     Returns:
         ``FIELD: REASON`` for each field, joined by ``;``.
     """
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors())
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'])) or 'the values together'}: {each['msg']}" for each in error.errors()
+    )
 
 
 def read_content(path: Path | str) -> Any:

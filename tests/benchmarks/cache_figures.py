@@ -28,7 +28,7 @@ from genai_ray.types import ModelBackend, ModelPrecision
 
 sys.path.insert(0, str(ROOT))
 from tests.caches import ending
-from tests.nodes import Nodes
+from tests.nodes import LOGICAL_GPUS, Nodes
 
 A, B = "websr-x2-s", "websr-x2-m"
 SHARE = 300_000_000
@@ -144,7 +144,7 @@ def recovery(runs: int) -> dict[str, float]:
     took: dict[str, list[float]] = {"session": [], "cache actor": [], "node": []}
     with (
         Nodes() as nodes,
-        ending(ModelCache(name="recovery")) as cache,
+        ending(ModelCache(name="recovery", options=LOGICAL_GPUS)) as cache,
         under_load(cache, expected, frames) as (times, lost),
     ):
         until(lambda: len(times) > 20)
@@ -152,7 +152,7 @@ def recovery(runs: int) -> dict[str, float]:
             for what in ("session", "cache actor"):
                 until(lambda: is_whole(cache, 0))
                 status = cache.status()
-                pid = status.pid if what == "cache actor" else status.models[0]["session"]["pid"]
+                pid = status.pid if what == "cache actor" else status.models[0].session["pid"]
                 os.kill(pid, signal.SIGKILL)
                 took[what].append(until(lambda pid=pid: is_whole(cache, pid)))
             node = nodes.add(num_gpus=1)

@@ -108,7 +108,7 @@ def test_bytes_that_are_too_few_are_corrected_and_said_once(make_cache, caplog):
     (entry,) = cache.status().models
     assert entry.floor_bytes == 5_000_000
     assert entry.bytes > 60_000_000
-    (record,) = [record for record in caplog.records if "more than the 5000000 given" in record.getMessage()]
+    (record,) = [record for record in caplog.records if "more than memory_bytes=5000000" in record.getMessage()]
     assert int(record.getMessage().split()[2]) == pytest.approx(entry.bytes, rel=0.05)
 
 
@@ -119,7 +119,7 @@ def test_senseless_bytes_and_budgets_are_refused(make_cache):
     with pytest.raises(errors.ModelNotFoundError):
         cache.get_session("no-such-model")
     for budget in (0, -1):
-        with pytest.raises(errors.ConfigError, match=f"budget of {budget} bytes"):
+        with pytest.raises(errors.ConfigError, match=f"max_memory_bytes={budget}"):
             ModelCache(budget, name="senseless")
     assert cache.memory_usage() == (0, 50_000_000)
 

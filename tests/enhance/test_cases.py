@@ -132,7 +132,7 @@ WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in
         want(suffix=".webm", codec="vp9", notes=("audio stream 1 was left out",), compared=False),
     ],
     # what no file can be made of
-    "raw.h264": [want(refused="has no time. Remux it first")],
+    "raw.h264": [want(refused="has no time. Remux the file first")],
     "size_1x7.mkv": [want(refused="the file is empty")],
     "f_anim.webp": [want(refused="f_anim.webp: ")],
     "f_f32.mkv": [want(refused="pixel format gbrpf32le")],

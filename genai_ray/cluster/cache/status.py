@@ -187,6 +187,7 @@ async def describe_sessions(table: SessionTable) -> tuple[SessionStatus, ...]:
 async def _describe_session(table: SessionTable, record: SessionRecord, now_s: float) -> SessionStatus:
     told: dict[str, Any] = {}
     state = record.state
+    placed_on = record.device_id
     if state is SlotState.READY:
         try:
             told = await asyncio.wait_for(record.handle.status.remote(), _ANSWER_WITHIN_S)
@@ -194,7 +195,7 @@ async def _describe_session(table: SessionTable, record: SessionRecord, now_s: f
             told = {"dead": True}
     return SessionStatus(
         *record.key[:4],
-        placed_on=record.device_id,
+        placed_on=placed_on,
         name=record.name,
         digest=record.load_request.digest,
         state=state.value,

@@ -144,7 +144,9 @@ def read_marker(target: ClipTarget) -> ClipOutcome | None:
         told: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in report.items()
         }
-        return ClipOutcome(**told, key=str(found["key"]), size_bytes=int(found["size"]), stamp=str(found["stamp"]))
+        outcome = ClipOutcome(**told, key=str(found["key"]), size_bytes=int(found["size"]), stamp=str(found["stamp"]))
+        if outcome.to_dict().keys() == report.keys():
+            return outcome
     return None
 
 

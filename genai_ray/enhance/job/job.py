@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ray.exceptions import RayError
@@ -262,7 +262,7 @@ class _Job:
         )
         self.first_at = min([self.first_at, *(result.started_at for result in outcome.results)])
         if len(self.targets) <= MAX_LISTED or outcome.status == "failed":
-            self.outcomes.append((target.index, outcome))
+            self.outcomes.append((target.index, replace(outcome, results=(), exception=None)))
 
     def _report(self, uses: tuple[ModelUse, ...]) -> EnhanceReport:
         options = self.options

@@ -309,7 +309,8 @@ class Scheduler:
         self._join_if_complete(clip)
 
     def _join_if_complete(self, clip: _OpenClip) -> None:
-        if clip.plan is not None and len(clip.results) == len(clip.plan.todo) and clip.error is None:
+        plan = clip.plan
+        if plan is not None and len(clip.results) == plan.segments - len(plan.reused) and clip.error is None:
             self._urgent.append(_Step(clip, "finish", at_home=self._home.is_needed))
 
     def _fail(self, step: _Step, error: BaseException) -> None:

@@ -254,6 +254,7 @@ class VideoJobs:
         """
         job = await self.describe(job_id)
         if job is None or job.is_over:
+            self._jobs.pop(job_id, None)  # nobody is told of it while its files are removed
             await self._forget(job_id)
             return None
         self._put(replace(job, state="cancelled", ended_s=time.time()))

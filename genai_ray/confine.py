@@ -19,7 +19,7 @@ from typing import Any
 
 from genai_ray import errors
 
-__all__ = ["call_confined", "raise_limit"]
+__all__ = ["call_confined"]
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "MALLOC_ARENA_MAX": "2"
@@ -79,21 +79,6 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
         kind, *fields = answer["error"]
         raise getattr(errors, kind)(*fields)
     return answer["result"]
-
-
-def raise_limit(more_bytes: int) -> None:
-    """Raise the memory limit of this process, which ``call_confined`` started, to at most half of the machine's memory.
-
-    Args:
-        more_bytes: Bytes to add to the limit.
-    """
-    if sys.platform == "linux":
-        import resource  # noqa: PLC0415
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        if soft != resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_DATA, (max(soft, min(soft + more_bytes, half)), hard))
 
 
 def _say_end(code: int) -> str:

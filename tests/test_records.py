@@ -1,6 +1,7 @@
 """Describing a model of a stranger: it runs in a process of its own, with limits, and is remembered by the file's content."""
 
 import asyncio
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from genai_ray.errors import ModelLoadError
+from genai_ray.errors import ModelLoadError, ResourceExhaustedError
 from genai_ray.inspection import find_model, records
 from genai_ray.serve.engine.model_metadata import ModelMetadataCache, read_metadata
 from tests.serve.models import add_number, value, write
@@ -166,6 +167,38 @@ def test_other_external_data_is_another_model(tmp_path):
     (tmp_path / "m.data").unlink()
     with pytest.raises(ModelLoadError, match=r"m\.data"):
         find_model(tmp_path / "m.onnx")
+
+
+def test_an_inspection_reserves_its_memory_first(tmp_path):
+    """External data is weighed by the process that reads the header; then its memory is reserved as well."""
+    held = []
+
+    @contextlib.contextmanager
+    def hold(num_bytes):
+        if len(held) == refused_at:
+            raise ResourceExhaustedError("no memory is free")
+        held.append(num_bytes)
+        yield
+        held.append(-num_bytes)
+
+    path = tmp_path / "m.onnx"
+    io = [value("x", "FP32", (4096,))], [value("y", "FP32", (4096,))]
+    write(path, [helper.make_node("Add", ["x", "w"], ["y"])], *io, [weights()])
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    small, data = path.stat().st_size, (tmp_path / "m.data").stat().st_size
+    first, second = (records.BASE_BYTES + records.DATA_FACTOR * each for each in (small, small + data))
+    refused_at = 0
+    with pytest.raises(ResourceExhaustedError, match="no memory is free"):
+        find_model(path, hold)
+    refused_at = 2
+    with pytest.raises(ResourceExhaustedError, match="no memory is free"):
+        find_model(path, hold)
+    held.clear()
+    refused_at = None
+    assert find_model(path, hold)[0].unsure
+    assert held == [first, -first, second, -second]
+    find_model(path, hold)  # known now
+    assert len(held) == 4
 
 
 def weights():

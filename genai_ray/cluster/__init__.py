@@ -17,7 +17,7 @@ from genai_ray.cluster.client.cache import ModelCache, open_session, router_of
 from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.client.lease import Lease
 from genai_ray.cluster.client.session import CachedSession, PendingCall, Span
-from genai_ray.cluster.devices import uses_gpu
+from genai_ray.cluster.devices import hold_memory, uses_gpu
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.cluster.runtime.connect import connect, disconnect, has_own_node_died, own_folders, say_if_node_dies
@@ -38,6 +38,7 @@ __all__ = [
     "connect",
     "disconnect",
     "has_own_node_died",
+    "hold_memory",
     "key_of",
     "open_session",
     "own_folders",

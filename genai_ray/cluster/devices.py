@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genai_ray.backends import resolve_device
 from genai_ray.cluster.placement import Device
-from genai_ray.errors import BackendUnavailableError, ConfigError
+from genai_ray.errors import BackendUnavailableError, ConfigError, ResourceExhaustedError
 from genai_ray.types import ModelBackend
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "device_of",
     "find_gpus",
     "gpu_used_bytes",
+    "hold_memory",
     "memory_of",
     "nodes_alive",
     "uses_gpu",
@@ -53,6 +56,9 @@ GPU_UNITS = 10_000
 """Parts of a GPU: the smallest share that Ray can reserve is one of them."""
 
 _PROBE_WITHIN_S = 60.0
+
+HOLD_WITHIN_S = 10
+"""Seconds in which memory must become free that ``hold_memory`` reserves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,33 @@ def memory_of(node: str, resources: dict[str, float], has_budget: bool) -> list[
     memory = int(resources.get("memory", 0))
     share = CPU_SHARE if has_budget else CPU_DEFAULT_SHARE
     return [Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * share), memory)] if memory else []
+
+
+@contextlib.contextmanager
+def hold_memory(num_bytes: int) -> Iterator[None]:
+    """Reserve memory of this node in Ray for a block, so that no session or task is placed there meanwhile.
+
+    Args:
+        num_bytes: Bytes.
+
+    Raises:
+        ResourceExhaustedError: If the node has less, or sessions and tasks hold the rest.
+    """
+    node = str(ray.get_runtime_context().get_node_id())
+    most = int(nodes_alive().get(node, {}).get("memory", 0))
+    what = f"{num_bytes} bytes of memory on node {node[:12]} for inspecting a model"
+    if num_bytes > most:
+        do = "Save a spec beside the model."
+        raise ResourceExhaustedError(what, f"at most {most}, Ray's memory of this node", do)
+    group = placement_group([{"memory": num_bytes}], bundle_label_selector=[{"ray.io/node-id": node}])
+    try:
+        if not group.wait(HOLD_WITHIN_S):
+            raise ResourceExhaustedError(
+                what, f"what sessions and tasks leave of {most}", "Evict models, or save a spec beside the model."
+            )
+        yield
+    finally:
+        remove_placement_group(group)
 
 
 def find_gpus(node: str, resources: dict[str, float], logical_gpu_bytes: int | None = None) -> list[Device]:

@@ -5,7 +5,7 @@ and remembers their results.
 """
 
 from genai_ray.inspection.find import canonical_id, find_model, read_tensors
-from genai_ray.inspection.records import forget_failures
+from genai_ray.inspection.records import Hold, forget_failures
 from genai_ray.inspection.trial import inspect_model
 
-__all__ = ["canonical_id", "find_model", "forget_failures", "inspect_model", "read_tensors"]
+__all__ = ["Hold", "canonical_id", "find_model", "forget_failures", "inspect_model", "read_tensors"]

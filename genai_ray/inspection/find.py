@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from genai_ray.catalog import ModelCatalog, ModelSpec, load_spec, read_content
 from genai_ray.errors import ModelLoadError, ModelNotFoundError, VideoError
 from genai_ray.files import is_remote, mirror
 from genai_ray.graph import GraphTensor, graph_tensors, read_header
-from genai_ray.inspection.records import spec_of, tensors_of
+from genai_ray.inspection.records import Hold, spec_of, tensors_of
 
 __all__ = ["canonical_id", "find_model", "read_tensors"]
 
@@ -39,13 +40,14 @@ def _real(path: Path) -> Path:
     return found if found.suffix.lower() == ".onnx" else path.parent.resolve() / path.name
 
 
-def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
+def find_model(model: str | Path, hold: Hold = nullcontext) -> tuple[ModelSpec, Path]:
     """Find a model by id, alias or path.
 
     Args:
         model: Catalog id or alias; or the path or URI of an .onnx file. The spec of such a file is read from the .yaml
             beside it, or found out by trial runs. A remote file, which must hold all weights, is copied to this
             machine, and copied again when it has changed.
+        hold: Reserves the memory of an inspection.
 
     Returns:
         Its spec, and the path of its checked file.
@@ -54,6 +56,7 @@ def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
         ModelNotFoundError: If there is no such id or file.
         ModelLoadError: If the file is corrupt, does not have the hash of its spec, or cannot be fetched.
         ConfigError: If the spec beside a file is wrong.
+        ResourceExhaustedError: As ``hold``.
     """
     path = Path(model)
     if path.suffix.lower() != ".onnx":
@@ -65,25 +68,29 @@ def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
         raise ModelNotFoundError(f"no file {path}", "the path of an .onnx file, or a model id")
     path = _real(path)
     saved = path.with_suffix(".yaml")
-    spec = load_spec(saved) if _is_spec(saved) else spec_of(path)
+    spec = load_spec(saved) if _is_spec(saved) else spec_of(path, hold)
     return spec.model_copy(update={"model_id": canonical_id(model), "file": str(path)}), path
 
 
-def read_tensors(spec: ModelSpec, path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
+def read_tensors(
+    spec: ModelSpec, path: Path, hold: Hold = nullcontext
+) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
     """Read the declared inputs and outputs of a model's graph.
 
     Args:
         spec: First result of ``find_model``.
         path: Second result of ``find_model``.
+        hold: Reserves the memory of an inspection.
 
     Returns:
         (inputs, outputs) in the graph's order.
 
     Raises:
         ModelLoadError: If the file is corrupt.
+        ResourceExhaustedError: As ``hold``.
     """
     # Files of the catalog are trusted: their hash was checked.
-    return tensors_of(path) if spec.is_path else graph_tensors(read_header(path))
+    return tensors_of(path, hold) if spec.is_path else graph_tensors(read_header(path))
 
 
 def _is_spec(saved: Path) -> bool:

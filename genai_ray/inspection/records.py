@@ -12,21 +12,24 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from genai_ray import __version__
 from genai_ray.catalog import ModelSpec, hash_file
-from genai_ray.confine import call_confined, raise_limit
+from genai_ray.confine import call_confined
 from genai_ray.errors import DeadlineExceededError, ModelLoadError, ResourceExhaustedError
 from genai_ray.files import cache_folder
 from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
 from genai_ray.inspection.trial import SAVE_SPEC, ask_runtime, inspect_model
 
-__all__ = ["forget_failures", "spec_of", "tensors_of"]
+__all__ = ["Hold", "forget_failures", "spec_of", "tensors_of"]
+
+Hold: TypeAlias = Callable[[int], AbstractContextManager[object]]
+"""Reserves so many bytes of memory for an inspection, or raises ``ResourceExhaustedError``."""
 
 BASE_BYTES = 1024**3
 """Bytes that the inspecting process may allocate beside the model's data."""
@@ -54,34 +57,38 @@ _places = threading.BoundedSemaphore(AT_ONCE)
 _known: dict[str, dict[str, Any]] = {}
 
 
-def spec_of(path: Path) -> ModelSpec:
+def spec_of(path: Path, hold: Hold = nullcontext) -> ModelSpec:
     """Return the spec that trial runs find for a model.
 
     Args:
         path: Its file.
+        hold: Reserves the memory of an inspection.
 
     Returns:
         As ``inspect_model``.
 
     Raises:
         ModelLoadError: If the file is corrupt, the runtime cannot load it, or it takes too much memory or time.
+        ResourceExhaustedError: As ``hold``.
     """
-    return ModelSpec.model_validate(_record_of(path, is_tried=True)["spec"])
+    return ModelSpec.model_validate(_record_of(path, hold, is_tried=True)["spec"])
 
 
-def tensors_of(path: Path) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
+def tensors_of(path: Path, hold: Hold = nullcontext) -> tuple[tuple[GraphTensor, ...], tuple[GraphTensor, ...]]:
     """Return the declared inputs and outputs of a model's graph.
 
     Args:
         path: Its file.
+        hold: Reserves the memory of an inspection.
 
     Returns:
         (inputs, outputs) in the graph's order.
 
     Raises:
         ModelLoadError: If the file is corrupt.
+        ResourceExhaustedError: As ``hold``.
     """
-    record = _record_of(path, is_tried=False)
+    record = _record_of(path, hold, is_tried=False)
     inputs, outputs = (
         tuple(
             GraphTensor(name, element, None if shape is None else tuple(shape)) for name, element, shape in record[end]
@@ -97,15 +104,17 @@ def forget_failures() -> None:
         _known.pop(name, None)
 
 
-def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
+def describe_file(path: str, is_tried: bool, data_bytes: int) -> dict[str, Any]:
     """Read a model's graph and make trial runs; runs in a process of its own.
 
     Args:
         path: Its file.
         is_tried: Whether to make trial runs.
+        data_bytes: Bytes of weights that the memory of this process is meant for.
 
     Returns:
-        Inputs, outputs, the files of external data and their states, and the spec or None; JSON can hold it.
+        Inputs, outputs, the files of external data and their states, and the spec or None; JSON can hold it. If the
+        runtime would load more than ``data_bytes``: only their number, ``data_bytes``.
 
     Raises:
         ModelLoadError: If the file is corrupt, or as ``inspect_model``.
@@ -117,8 +126,9 @@ def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
     files: list[list[Any]] = [
         [name, *_state_of(file.parent / name)] for name in external_files(model) if name != file.name
     ]
-    if is_tried or not is_complete:
-        raise_limit(DATA_FACTOR * (sum(size for _, size, _ in files) + (0 if is_tried else file.stat().st_size)))
+    needed = file.stat().st_size + sum(size for _, size, _ in files)
+    if (is_tried or not is_complete) and needed > data_bytes:
+        return {"data_bytes": needed}
     if not is_complete:
         inputs = ask_runtime(file, inputs)
         outputs = ask_runtime(file, outputs)
@@ -130,7 +140,7 @@ def describe_file(path: str, is_tried: bool) -> dict[str, Any]:
     }
 
 
-def _record_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
+def _record_of(path: Path, hold: Hold, *, is_tried: bool) -> dict[str, Any]:
     facts = path.stat()
     digest = hash_file(path, facts.st_size, facts.st_mtime_ns)
     record = None
@@ -139,7 +149,7 @@ def _record_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
         found = _known.get(name) or _load(name)
         record = record or (found if found is not None and _is_current(found, path, is_tried=is_tried) else None)
     if record is None:
-        record = _inspect(path, facts.st_size, is_tried)
+        record = _inspect(path, hold, facts.st_size * is_tried, is_tried)
         if "result" in record:
             _store(name, record)
     _known[name] = record
@@ -149,18 +159,30 @@ def _record_of(path: Path, *, is_tried: bool) -> dict[str, Any]:
     return result
 
 
-def _inspect(path: Path, size_bytes: int, is_tried: bool) -> dict[str, Any]:
-    max_bytes = BASE_BYTES + DATA_FACTOR * size_bytes * is_tried
+def _inspect(path: Path, hold: Hold, data_bytes: int, is_tried: bool) -> dict[str, Any]:
     if not _places.acquire(timeout=WITHIN_S):
         raise ModelLoadError(f"{path} waited too long for inspections of other models", do="Try again later.")
     try:
-        return {"result": call_confined(describe_file, str(path), is_tried, max_bytes=max_bytes, within_s=WITHIN_S)}
+        for _ in range(2):  # again if there are weights outside the file
+            max_bytes = BASE_BYTES + DATA_FACTOR * data_bytes
+            with hold(max_bytes):
+                record = _describe(path, is_tried, data_bytes, max_bytes)
+            data_bytes = record.get("result", {}).get("data_bytes", 0)
+            if not data_bytes:
+                return record
+    finally:
+        _places.release()
+    raise ModelLoadError(f"{path} changes while it is inspected", do="Try again later.")
+
+
+def _describe(path: Path, is_tried: bool, data_bytes: int, max_bytes: int) -> dict[str, Any]:
+    arguments = (str(path), is_tried, data_bytes)
+    try:
+        return {"result": call_confined(describe_file, *arguments, max_bytes=max_bytes, within_s=WITHIN_S)}
     except (DeadlineExceededError, ResourceExhaustedError) as exc:
         error = [f"{path} cannot be tried out: {exc}", f"{WITHIN_S:g} s and {max_bytes} bytes", SAVE_SPEC]
     except ModelLoadError as exc:
         error = [exc.got, exc.allowed, exc.do]
-    finally:
-        _places.release()
     return {"error": [text.replace(str(path), _PATH) for text in error], "until_s": time.time() + FAILED_FOR_S}
 
 

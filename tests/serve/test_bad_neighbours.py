@@ -7,10 +7,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import ray
 from onnx import helper
 
 from genai_ray import ModelCache, errors
 from genai_ray.catalog import ServeProfile
+from genai_ray.confine import call_confined
+from genai_ray.inspection import records
 from genai_ray.serve.engine import repository as repository_module
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.preload import Preload
@@ -166,6 +169,34 @@ def test_bad_files_harm_no_other_model(models, ray_session):  # noqa: F811
         }
         assert infer(app, "bad") == [2]
     ModelCache(name="people").shutdown()
+
+
+def test_the_memory_of_an_inspection_counts_in_ray(models, ray_session, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(records, "_known", {})
+
+    def free():
+        return ray.available_resources().get("memory", 0)
+
+    def inspect(function, *args, max_bytes, within_s):
+        wait_until(lambda: free() <= before - max_bytes)
+        inspected.append(max_bytes)
+        return call_confined(function, *args, max_bytes=max_bytes, within_s=within_s)
+
+    async def story():
+        engine = Engine(ServeProfile(name="test"), ModelCache(name="people"), Repository(models, ()))
+        assert (await engine.find("one", within_s=60)).metadata.inputs
+        assert inspected[0] > records.BASE_BYTES
+        await asyncio.to_thread(wait_until, lambda: free() >= before)
+        monkeypatch.setattr(records, "BASE_BYTES", 10**15)
+        add_number(models / "huge.onnx", 78)
+        await engine.rescan()
+        with pytest.raises(errors.ResourceExhaustedError, match=r"Ray's memory of this node\. Save a spec"):
+            await engine.find("huge", within_s=60)
+
+    inspected, before = [], free()
+    monkeypatch.setattr(records, "call_confined", inspect)
+    asyncio.run(story())
 
 
 def test_a_slow_disk_holds_no_other_request(models, ray_session, monkeypatch):  # noqa: F811

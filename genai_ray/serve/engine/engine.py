@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from genai_ray.catalog import ServeProfile, hash_file
-from genai_ray.cluster import CacheStatus, ModelCache, router_of
+from genai_ray.cluster import CacheStatus, ModelCache, hold_memory, router_of
 from genai_ray.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -82,7 +82,7 @@ class Engine:
         """Exchanges news of the model repository with the other replicas."""
         self._calls = SessionCalls(profile, cache, self.statistics)
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-other")
-        self._metadata = ModelMetadataCache(self.call, self.evict_outdated)
+        self._metadata = ModelMetadataCache(self.call, self.evict_outdated, hold_memory)
         self._stamps: dict[tuple[str, str], asyncio.Future[str]] = {}
         self._result_bytes: dict[tuple[Any, ...], int] = {}
         """Bytes of the last result, by model, version and shapes."""

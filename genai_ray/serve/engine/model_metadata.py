@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
 from genai_ray.errors import ConfigError, InvalidInputError, ModelLoadError, ResourceExhaustedError, VideoError
 from genai_ray.graph import GraphTensor
-from genai_ray.inspection import find_model, forget_failures, read_tensors
+from genai_ray.inspection import Hold, find_model, forget_failures, read_tensors
 from genai_ray.serve.engine.inference import DATATYPES, InferRequest, Tensor, TensorMetadata, datatype_of
 from genai_ray.serve.engine.limits import RETRY_LATER
 from genai_ray.serve.engine.repository import ServedModel
@@ -106,11 +107,12 @@ class Target:
         return replace(self.model.request(self.version), model=self.metadata.spec.model_id)
 
 
-def read_metadata(model: str) -> ModelMetadata:
+def read_metadata(model: str, hold: Hold = nullcontext) -> ModelMetadata:
     """Read what a model's file says.
 
     Args:
         model: Id of the catalog, or the path of a file.
+        hold: Reserves the memory of an inspection.
 
     Returns:
         The metadata.
@@ -118,10 +120,11 @@ def read_metadata(model: str) -> ModelMetadata:
     Raises:
         ModelNotFoundError: If the file is not there.
         ModelLoadError: If file or spec is wrong, or the protocol lacks the type of an input or of all outputs.
+        ResourceExhaustedError: As ``hold``.
     """
     try:
-        spec, path = find_model(model)
-        inputs, outputs = read_tensors(spec, path)
+        spec, path = find_model(model, hold)
+        inputs, outputs = read_tensors(spec, path, hold)
     except ConfigError as exc:  # the fault of the file, not of the request
         raise ModelLoadError(exc.got, exc.allowed, exc.do) from exc
     except OSError as exc:
@@ -148,14 +151,17 @@ class ModelMetadataCache:
     Args:
         call: Calls a function on a thread.
         on_read: Called on that thread with the source and the metadata of each state of a file that is read.
+        hold: Reserves the memory of an inspection.
     """
 
     def __init__(
         self,
         call: Callable[[Callable[[str], ModelMetadata], str], Awaitable[ModelMetadata]],
         on_read: Callable[[str, ModelMetadata], object] | None = None,
+        hold: Hold = nullcontext,
     ) -> None:
         self._call = call
+        self._hold = hold
         self._on_read = on_read
         self._known: dict[tuple[str, str], ModelMetadata] = {}
         self._reading: dict[tuple[str, str], asyncio.Task[ModelMetadata]] = {}
@@ -221,7 +227,7 @@ class ModelMetadataCache:
         return {source: found for source, found in self._broken.items() if found.until_s > time.monotonic()}
 
     def _read(self, source: str) -> ModelMetadata:
-        metadata = read_metadata(source)
+        metadata = read_metadata(source, self._hold)
         if self._on_read is not None:
             self._on_read(source, metadata)
         return metadata

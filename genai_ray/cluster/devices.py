@@ -107,6 +107,9 @@ def hold_memory(num_bytes: int) -> Iterator[None]:
     Args:
         num_bytes: Bytes.
 
+    Yields:
+        None.
+
     Raises:
         ResourceExhaustedError: If the node has less, or sessions and tasks hold the rest.
     """

@@ -261,6 +261,9 @@ def keep_scheduling() -> Iterator[None]:
 
     If SVT-AV1 runs as root (in most containers), it gives real-time priority (``SCHED_FIFO``, 99) to its threads and to
     the thread that opens it. Processes started later inherit it, and Ray's own processes on the machine starve.
+
+    Yields:
+        None.
     """
     if not hasattr(os, "sched_setscheduler"):
         yield

@@ -79,7 +79,9 @@ class CacheActor(CacheCalls):
         self._metrics = CacheMetrics(name)
         self._sizes = SizeMemory(sizes_file())
         self._loader = Loader(self._table, options.load_within_s, self._sizes, self._metrics)
-        self._evictor = Evictor(self._table, self._loader.need_of, options.min_stay_s, self._note_eviction)
+        self._evictor = Evictor(
+            self._table, self._loader.need_of, options.min_stay_s, self._note_eviction, self._tell_later
+        )
         self._leases = Leases(self._table, self._evictor, self._loader.need_of, self._begin)
         self._maintenance = Maintenance(self._table, self._evictor, self._loader, self._leases, self._begin, options)
         self._opening: asyncio.Task[None] | None = None
@@ -138,7 +140,7 @@ class CacheActor(CacheCalls):
     @override
     async def renew(self, request: LeaseRequest) -> bool:
         await self._open()
-        return self._leases.renew(request)
+        return await self._leases.renew(request)
 
     @override
     async def release(self, lease_id: str) -> None:
@@ -307,6 +309,9 @@ class CacheActor(CacheCalls):
         if record is None:
             return False
         record.handle = handle
+        for heir in self._table.of_key(record.key):
+            if heir.is_usable:  # what is kept because of this one, which retires
+                self._tell_later(heir)
         self._spawn(self._evictor.end(record) if record.is_retiring else self._keep(record))
         return True
 
@@ -357,6 +362,7 @@ class CacheActor(CacheCalls):
             except (GenAIRayError, RayError, TimeoutError) as exc:
                 self._loader.fail(record, to_load_error(exc, record.key.model))
                 return
+        await self._leases.tell(record)
         await self._maintenance.watch(record)
 
     async def _settle_lost(self, name: str, deadline: float) -> None:
@@ -370,6 +376,9 @@ class CacheActor(CacheCalls):
 
     async def _not_loaded(self, model: str) -> ModelNotFoundError:
         return ModelNotFoundError(f"{model} is not loaded", f"{', '.join(await self.loaded()) or 'nothing is'}")
+
+    def _tell_later(self, record: SessionRecord) -> None:
+        self._spawn(self._leases.tell(record))
 
     def _note_eviction(self, record: SessionRecord) -> None:
         age_s = time.monotonic() - record.arrived_s

@@ -42,6 +42,7 @@ class Evictor:
         need_of: What a session needs, as things are now.
         min_stay_s: A load that was not asked for by name never evicts a session that loaded less than this ago.
         on_evicted: Told of every evicted session, before it is removed.
+        on_revived: Told of every session that refused to go: a pin may have passed to it meanwhile.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Evictor:
         need_of: Callable[[SessionRecord], Need],
         min_stay_s: float,
         on_evicted: Callable[[SessionRecord], None],
+        on_revived: Callable[[SessionRecord], None],
     ) -> None:
         self._table = table
         self._need_of = need_of
         self._min_stay_s = min_stay_s
         self._on_evicted = on_evicted
+        self._on_revived = on_revived
         self._shrinking = asyncio.Lock()
         self._rooms: dict[str, tuple[Need, Plan]] = {}
 
@@ -375,6 +378,7 @@ class Evictor:
             drain_within_s = ANSWER_WITHIN_S if finish_within_s is None else finish_within_s
             if not is_retired or not await self._drain(record, drain_within_s):
                 table.revive(record)
+                self._on_revived(record)
                 return False
         except (RayError, TimeoutError):
             await self.end(record)

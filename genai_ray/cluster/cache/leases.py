@@ -76,7 +76,7 @@ class Leases:
             ResourceExhaustedError: If they can never be loaded together, or not by the deadline.
             CacheClosedError: If it is released meanwhile.
         """
-        if self.renew(request):
+        if await self.renew(request):
             return
         deadline = time.monotonic() + within_s
         self._waiting[request.lease_id] += 1  # a client may repeat its call while the first one waits
@@ -157,7 +157,7 @@ class Leases:
         """Return the sessions of the models of a lease."""
         return [record for asked in request.load_requests for record in self._table.of_key(key_of(asked.request))]
 
-    def renew(self, request: LeaseRequest) -> bool:
+    async def renew(self, request: LeaseRequest) -> bool:
         """Prolong a lease: its holder is alive.
 
         Args:
@@ -169,11 +169,12 @@ class Leases:
         lease = self._leases.get(request.lease_id)
         if lease is None:
             return False
+        lease.until_s = time.monotonic() + LEASE_TTL_S
         if lease.request != request:  # adopted after a restart: only the sessions that were there told of it
             self._table.ledger.lease(key_of(asked.request) for asked in request.load_requests)
             self._table.ledger.unlease(lease.keys)
             lease.request = request
-        lease.until_s = time.monotonic() + LEASE_TTL_S
+            await self._tell(lease.keys)
         return True
 
     def adopt(self, lease_id: str, load_request: LoadRequest) -> None:

@@ -236,17 +236,24 @@ class Maintenance:
         """Begin one more session of a model; false if it has as many as it may have, or can have at the moment."""
         key = key_of(load_request.request)
         async with self._spreading:
-            if key in self._loader.failing() or (replicas is not None and self._num_places(key) >= replicas):
+            if key in self._loader.failing() or self._seeks_place(key):
+                return False
+            if replicas is not None and self._num_places(key) >= replicas:
                 return False
             twin = SessionRecord(
                 replace(load_request, is_explicit=True, node=None),
                 avoid=self._devices_of(key) | self._loader.resting(key),
                 is_replica=bool(self._table.of_key(key)),
             )
-            placed = await self._evictor.try_place([twin])
-            if placed:
-                self._begin(twin)
-            return placed
+            if not await self._evictor.try_place([twin]):
+                return False
+            others = {other.device_id for other in self._table.of_key(key)}
+            if twin.device_id in others or self._seeks_place(key):  # since another one failed or came meanwhile
+                self._table.ledger.release(twin.name)
+                self._table.notify()
+                return False
+            self._begin(twin)
+            return True
 
     async def _ask(self, names: list[str] | None, metrics: CacheMetrics | None) -> None:
         """Ask sessions how they are; retire idle ones, make room if some have grown, tell the metrics."""
@@ -298,9 +305,13 @@ class Maintenance:
             names[record.key].append(record.name)
         return [name for key, found in names.items() if len(found) > 1 or key.alone for name in found]
 
+    def _seeks_place(self, key: Key) -> bool:
+        """Tell whether a session of a model has no device yet: it may take any that none of its replicas has."""
+        return any(not record.is_placed for record in self._table.of_key(key))
+
     def _num_places(self, key: Key) -> int:
-        """Count the devices that have a model, and its sessions that have no device yet."""
-        return len({record.device_id or record.name for record in self._table.of_key(key)})
+        """Count the devices that have a model."""
+        return len({record.device_id for record in self._table.of_key(key)})
 
     def _devices_of(self, key: Key, at_least: int = 1) -> frozenset[str]:
         """Return the devices that have at least so many sessions of a model, in any state."""

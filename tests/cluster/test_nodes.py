@@ -383,7 +383,7 @@ def test_a_job_is_on_every_device_and_takes_those_that_come(nodes, cache):
 def test_a_video_is_enhanced_on_every_device_of_the_cluster(nodes, tmp_path):
     nodes.add(num_gpus=1)
     nodes.add(num_gpus=1)
-    source = write(tmp_path / "source.mp4", tracks=0)
+    source = write(tmp_path / "source.mp4", tracks=0, options={"g": "4"}, pts=list(range(160)))  # 40 segments
     with ending(ModelCache(options=LOGICAL_GPUS)) as cache:
         wait_until(lambda: len(devices(cache)) == 5)
         results = []

@@ -546,7 +546,10 @@ def test_a_video_is_fetched_over_http_without_redirects(ray_session, clip, tmp_p
     try:
         with application(tmp_path / "videos", allowed_uris=(f"{base}/in",), max_video_bytes=clip.stat().st_size) as app:
             assert finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/a.mkv"))["state"] == "done"
-            assert "no video" in finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/moved.mkv"))["error"]
+            assert (
+                "not a supported video"
+                in finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/moved.mkv"))["error"]
+            )
             assert "no such file" in finish(app, submit(app, f"model=websr-x2-s&uri={base}/in/none.mkv"))["error"]
             refusal(ask(app, "POST", f"/v1/videos?model=websr-x2-s&uri={base}/out/a.mkv"), 400)
             (tmp_path / "in" / "b.mkv").write_bytes(clip.read_bytes() + b"1")
@@ -703,7 +706,7 @@ def test_jobs_go_on_when_their_actor_and_their_task_are_killed(ray_session, tmp_
         wait_until(lambda: look(app, job_id)["state"] == "running")
         ask(app, "DELETE", f"/v1/videos/{second}")
         wait_until(lambda: look(app, job_id)["stage"] == "enhancing")
-        assert len(killed("ray::_Runner")) == 1
+        assert len(killed("ray::VideoRunner")) == 1
         job = finish(app, job_id)
         assert (job["state"], job["report"]["frames"]) == ("done", 400)
         assert job["report"]["segments_reused"] >= 1

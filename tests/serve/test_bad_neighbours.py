@@ -7,8 +7,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import ray
 from onnx import helper
+from ray.util.placement_group import placement_group_table
 
 from genai_ray import ModelCache, errors
 from genai_ray.catalog import ServeProfile
@@ -175,11 +175,12 @@ def test_the_memory_of_an_inspection_counts_in_ray(models, ray_session, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(records, "_known", {})
 
-    def free():
-        return ray.available_resources().get("memory", 0)
+    def held():
+        groups = placement_group_table().values()
+        return [group["bundles"][0]["memory"] for group in groups if group["state"] == "CREATED"]
 
     def inspect(function, *args, max_bytes, within_s):
-        wait_until(lambda: free() <= before - max_bytes)
+        assert held() == [max_bytes]
         inspected.append(max_bytes)
         return call_confined(function, *args, max_bytes=max_bytes, within_s=within_s)
 
@@ -187,14 +188,14 @@ def test_the_memory_of_an_inspection_counts_in_ray(models, ray_session, monkeypa
         engine = Engine(ServeProfile(name="test"), ModelCache(name="people"), Repository(models, ()))
         assert (await engine.find("one", within_s=60)).metadata.inputs
         assert inspected[0] > records.BASE_BYTES
-        await asyncio.to_thread(wait_until, lambda: free() >= before)
+        await asyncio.to_thread(wait_until, lambda: held() == [])
         monkeypatch.setattr(records, "BASE_BYTES", 10**15)
         add_number(models / "huge.onnx", 78)
         await engine.rescan()
         with pytest.raises(errors.ResourceExhaustedError, match=r"Ray's memory of this node\. Save a spec"):
             await engine.find("huge", within_s=60)
 
-    inspected, before = [], free()
+    inspected = []
     monkeypatch.setattr(records, "call_confined", inspect)
     asyncio.run(story())
 

@@ -307,10 +307,10 @@ def test_merged_requests_for_raw_tensors_count_once_each(models, ray_session):
 def test_a_file_is_looked_at_once_for_all_who_ask(models, ray_session, monkeypatch):
     looks = []
 
-    def slowly(source):
+    def slowly(source, hold):
         looks.append(source)
         over.wait(60)
-        return read_metadata(source)
+        return read_metadata(source, hold)
 
     over = threading.Event()
     monkeypatch.setattr("genai_ray.serve.engine.model_metadata.read_metadata", slowly)

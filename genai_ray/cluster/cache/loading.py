@@ -330,7 +330,7 @@ class Loader:
             return False
         await self._table.end(record)
         if not record.is_replica and len(self._table.of_key(record.key)) > 1:
-            record.is_replica = True  # the others were made meanwhile: who waits for this one goes to them
+            record.is_replica = True  # others were made meanwhile: requests that wait for this one go to them
             return False
         is_misplaced = isinstance(exc, MisplacedError)
         if self._table.records.get(record.name) is not record or (record.is_replica and not is_misplaced):

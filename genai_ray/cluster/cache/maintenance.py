@@ -248,7 +248,7 @@ class Maintenance:
             if not await self._evictor.try_place([twin]):
                 return False
             others = {other.device_id for other in self._table.of_key(key)}
-            if twin.device_id in others or self._seeks_place(key):  # since another one failed or came meanwhile
+            if twin.device_id in others or self._seeks_place(key):  # another one failed or was placed meanwhile
                 self._table.ledger.release(twin.name)
                 self._table.notify()
                 return False

@@ -28,8 +28,8 @@ from tests.processes import descendants, rss_anon, title  # noqa: E402
 os.environ.setdefault("RAY_ADDRESS", "local")  # a cluster that happens to run on this machine is not what is measured
 
 
-def genai_ray(*args: str | Path) -> list[str]:
-    return [sys.executable, "-m", "genai_ray.cli", *map(str, args)]
+def genai_ray(*args: str | Path, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "genai_ray.cli", *map(str, args)]
 
 
 def machine() -> dict[str, Any]:

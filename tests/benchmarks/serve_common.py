@@ -43,11 +43,13 @@ class Endpoint(NamedTuple):
 
 
 @contextmanager
-def endpoint(*options: str | int) -> Iterator[Endpoint]:
-    """Run ``genai-ray serve``."""
+def endpoint(*options: str | int, python: str = sys.executable) -> Iterator[Endpoint]:
+    """Run ``genai-ray serve`` as it is installed in an environment."""
     port, grpc_port = free_port(), free_port()
-    command = genai_ray("serve", "--port", str(port), "--grpc-port", str(grpc_port), "--json", *map(str, options))
-    with process(command) as server:
+    command = genai_ray(
+        "serve", "--port", str(port), "--grpc-port", str(grpc_port), "--json", *map(str, options), python=python
+    )
+    with process(command, cwd=Path(python).parents[2]) as server:  # not the folder of another version
         ready, _, _ = select.select([server.stdout], [], [], START_WITHIN_S)
         if not ready or not server.stdout.readline():
             raise SystemExit("the endpoint did not start")

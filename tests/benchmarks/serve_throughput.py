@@ -52,8 +52,8 @@ def python_of(name: str, folder: Path) -> str:
 
 
 @contextmanager
-def ours(_python, _fused):
-    with endpoint("--model", MODEL) as (port, _, pid):
+def ours(python, _fused):
+    with endpoint("--model", MODEL, python=python) as (port, _, pid):
         body, headers = infer_request("frames", FRAME, frames=True)
         yield Target(port, body, [(f"/v2/models/{MODEL}/infer", headers)], pid=pid)
 
@@ -116,7 +116,7 @@ def mlserver(python, fused):
             )
 
 
-SERVERS = {"genai-ray": ours, "two plain replicas": plain, "LitServe": litserve, "MLServer": mlserver}
+SERVERS = {"genai-ray": ours, "two plain replicas": plain, "LitServe": litserve, "MLServer": mlserver, "before": ours}
 
 
 def write_fused(folder: Path) -> str:
@@ -216,17 +216,27 @@ def main() -> None:
         help="where the peers are installed",
     )
     parser.add_argument("--prepare", action="store_true", help="install the peers, and end")
-    parser.add_argument("--only", choices=[*SERVERS, "many"], action="append", help="leave out the others")
+    parser.add_argument(
+        "--only",
+        choices=["genai-ray", "two plain replicas", *PACKAGES, "many"],
+        action="append",
+        help="leave out the others",
+    )
     parser.add_argument("--seconds", type=float, default=8, help="of each repetition of each server")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--many-seconds", type=float, default=40)
+    parser.add_argument(
+        "--before", metavar="PYTHON", help="Python of an environment with an earlier version, as one more server"
+    )
     parser.add_argument("--output", default="serve_throughput")
     options = parser.parse_args()
     pythons = {
         name: python_of(name, options.environments) if name in PACKAGES else sys.executable
-        for name in options.only or SERVERS
+        for name in options.only or list(SERVERS)[:-1]
         if name != "many"
     }
+    if options.before:
+        pythons["before"] = options.before
     if options.prepare:
         return
     began = time.monotonic()
@@ -238,7 +248,7 @@ def main() -> None:
         for what, several in found.items()
     ]
     rates = {name: found["requests_per_s"] for name, found in single.items()}
-    for name, goal in {"two plain replicas": 0.9, "LitServe": 1.2, "MLServer": 1.2}.items():
+    for name, goal in {"two plain replicas": 0.9, "LitServe": 1.2, "MLServer": 1.2, "before": 1.0}.items():
         if name in rates and "genai-ray" in rates:
             rows.append(
                 (

@@ -1,6 +1,7 @@
 """Loads that fail, hang or take more than was said, and inputs that end the runtime: real processes, real signals."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -52,7 +53,7 @@ def signalling(number, most):
             for actor in ray.util.list_named_actors(all_namespaces=True):
                 if actor["name"].startswith("session:") and len(hit) < most:
                     with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                        pid = ray.get(ray.get_actor(**actor).describe.remote(), timeout=5).started.pid
+                        pid = ray.get(ray.get_actor(**actor).describe.remote(), timeout=1).started.pid
                         if pid not in hit:
                             os.kill(pid, number)
                             hit.append(pid)
@@ -72,7 +73,8 @@ def signalling(number, most):
 
 def test_the_reason_of_a_load_that_fails_three_times_is_kept(make_cache, frames):
     cache = make_cache()
-    session = open_session(cache, SLOW_TO_LOAD)
+    request = dataclasses.replace(SLOW_TO_LOAD, max_frame=(1080, 1920))  # so slow that none of the three is missed
+    session = open_session(cache, request)
     with (
         signalling(signal.SIGKILL, 3) as hit,
         pytest.raises(errors.ResourceExhaustedError, match=f"{MODEL} ended while it loaded"),
@@ -86,7 +88,7 @@ def test_the_reason_of_a_load_that_fails_three_times_is_kept(make_cache, frames)
     assert [entry.model_id for entry in cache.status().failing] == [MODEL]
     assert cache.memory_usage()[0] == 0
     cache.get_session(OTHER).infer(frames)
-    cache.load_model(SLOW_TO_LOAD)
+    cache.load_model(request)
     assert cache.get_session(MODEL).infer(frames).shape == (3, 98, 122, 3)
     assert cache.status().failing == ()
 

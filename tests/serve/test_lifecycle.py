@@ -194,8 +194,7 @@ def test_after_a_kill_the_next_start_cleans_up():
     mine = descendants(endpoint.process.pid)
     kill(endpoint.process.pid)
     endpoint.process.wait()
-    wait_until(lambda: not any(is_alive(pid) for pid in mine if "haproxy" in title(pid)))
-    assert not listens(endpoint.port)
+    wait_until(lambda: not listens(endpoint.port))  # HAProxy's manager may start one more as replicas disappear
     again = serve("--replicas", 1, "--model", "websr-x2-s", ports=(endpoint.port, endpoint.grpc_port))
     assert not any(is_alive(pid) for pid in mine)
     wait_until(lambda: any("was killed" in line for line in again.stderr), again.process)

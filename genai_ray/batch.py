@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.cluster import CachedSession, ModelCache, PendingCall, SessionRequest, Span, open_session
+from genai_ray.cluster import CachedSession, FrameRange, ModelCache, PendingCall, SessionRequest, open_session
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.frames import append_results, check_is_new, iter_frames
 from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames
@@ -90,7 +90,9 @@ class BatchInference:
         self._cache = cache
         return self._session
 
-    def submit(self, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None = None) -> PendingCall:
+    def submit(
+        self, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None = None
+    ) -> PendingCall:
         """Send one batch without waiting; ``open`` comes first.
 
         Args:
@@ -227,11 +229,11 @@ class BatchInference:
         for batch in batches:
             waiting.append((self.submit(batch), time.perf_counter()))
             if len(waiting) > BATCHES_IN_FLIGHT:
-                yield _finish(*waiting.popleft())
+                yield _wait_for_output(*waiting.popleft())
         while waiting:
-            yield _finish(*waiting.popleft())
+            yield _wait_for_output(*waiting.popleft())
 
 
-def _finish(pending: PendingCall, sent_at: float) -> tuple[npt.NDArray[Any], float]:
+def _wait_for_output(pending: PendingCall, sent_at: float) -> tuple[npt.NDArray[Any], float]:
     output = pending.result()
     return output, 1000 * (time.perf_counter() - sent_at)

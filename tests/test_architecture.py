@@ -22,15 +22,11 @@ LEVELS = {
     "inspection": 4,
     "session": 5,
     "cluster": 6,
-    "tune": 7,
-    "batch": 8,
-    "datasets": 8,
-    "enhance": 8,
-    "validate": 8,
-    "bench": 9,
-    "doctor": 9,
-    "serve": 9,
-    "cli": 10,
+    "batch": 7,
+    "datasets": 7,
+    "enhance": 7,
+    "serve": 8,
+    "cli": 9,
 }
 ROOMS = {
     "cluster": ("placement", "devices", "messages", "runtime", "session_actor", "cache", "client"),
@@ -48,7 +44,7 @@ GATEWAYS = {
     "av": {"video"},
     "onnxruntime": {"backends"},
     "openvino": {"backends"},
-    "ray": {"cluster", "batch", "datasets", "enhance", "validate", "serve"},
+    "ray": {"cluster", "batch", "datasets", "enhance", "serve"},
     "typer": {"cli"},
     "rich": {"cli"},
     "starlette": {"serve"},
@@ -87,6 +83,17 @@ def test_imports_go_up_only_and_libraries_have_one_gateway(path):
         if top == "genai_ray" and rest:
             assert rest[0] == room or LEVELS[rest[0]] < LEVELS[room] or (room, rest[0]) in SAME_LEVEL, name
         assert room in GATEWAYS.get(top, {room}), f"{name} is imported by {sorted(GATEWAYS[top])} alone"
+
+
+def names_below(folder: Path) -> set[str]:
+    """Return the packages and modules of a folder."""
+    return {path.stem for path in folder.glob("[a-z]*") if path.suffix == ".py" or (path / "__init__.py").exists()}
+
+
+def test_levels_and_rooms_are_those_that_exist():
+    assert set(LEVELS) == names_below(ROOT / "genai_ray")
+    for package, order in ROOMS.items():
+        assert set(order) == names_below(ROOT / "genai_ray" / package)
 
 
 def test_rooms_import_only_from_rooms_below():

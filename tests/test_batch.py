@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from genai_ray import BatchInference, InferenceSession, ModelCache, errors
-from genai_ray.cluster import Span
+from genai_ray.cluster import FrameRange
 from genai_ray.frames import build_table, from_column, iter_frames
 from tests.caches import ending
 
@@ -139,11 +139,11 @@ def test_some_frames_of_two_batches_go_on_by_reference(cache, clip, expected):
     first, second = session.submit(clip[:6]), session.submit(clip[6:])
     with InferenceSession(MODEL) as alone:
         for start, stop in ((0, 4), (2, 6), (4, 8), (7, 10)):
-            pending = session.submit(Span((first, second), start, stop))
+            pending = session.submit(FrameRange((first, second), start, stop))
             assert pending.num_frames == stop - start
             assert np.array_equal(pending.result(), alone.infer(expected[start:stop]))
     cache.evict(MODEL)  # what it had made is ours, not the session's
-    assert np.array_equal(session.submit(Span((first, second), 5, 7)).result()[0], session.infer(expected[5]))
+    assert np.array_equal(session.submit(FrameRange((first, second), 5, 7)).result()[0], session.infer(expected[5]))
 
 
 def test_what_is_refused(cache, clip):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_architecture import ROOMS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
@@ -85,9 +87,9 @@ def test_a_path_passes_few_files(title, most):
     assert len({file for _, file, *_ in steps_of(title)}) <= most
 
 
-def test_every_room_of_the_table_exists():
-    for place in re.findall(r"^\| `((?:serve|cluster|enhance)/\w+)` \|", PAGE, re.MULTILINE):
-        assert (ROOT / "genai_ray" / place).is_dir(), place
+def test_the_table_of_rooms_has_every_room_in_its_order():
+    rows = re.findall(r"^\| `(\w+/\w+)` \|", PAGE, re.MULTILINE)
+    assert rows == [f"{package}/{room}" for package, order in ROOMS.items() for room in order]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

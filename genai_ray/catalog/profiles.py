@@ -1,4 +1,4 @@
-"""Options in YAML files: ``EngineProfile`` of jobs; ``ServeProfile``, ``ModelServing``, ``WebOptions`` of endpoints."""
+"""Options in YAML files: ``JobProfile`` of jobs; ``ServeProfile``, ``ModelServing``, ``WebOptions`` of endpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genai_ray.catalog.files import describe_fields, read_profile, read_yaml
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["EngineProfile", "ModelServing", "ServeProfile", "WebOptions", "load_model_serving"]
+__all__ = ["JobProfile", "ModelServing", "ServeProfile", "WebOptions", "load_model_serving"]
 
 
 _HOST_PATTERN = r"^(\*|\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9a-fA-F]*:[0-9a-fA-F]*:[0-9a-fA-F:.]*)$"
@@ -48,8 +48,8 @@ class _Profile(_Options):
         return read_profile(cls.folder, name, cls)
 
 
-class EngineProfile(_Profile):
-    """Options that suit a kind of machine; options of the command line override them."""
+class JobProfile(_Profile):
+    """Options of a batch job that suit a kind of machine; options of the command line override them."""
 
     folder: ClassVar[str] = "engine"
 

@@ -104,11 +104,11 @@ def enhance(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
 ) -> None:
     """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
-    from genai_ray.catalog import EngineProfile
+    from genai_ray.catalog import JobProfile
     from genai_ray.enhance import EnhanceOptions, enhance_videos, forecast_videos, parse_background, parse_rate
     from genai_ray.video import Encoding
 
-    base = EngineProfile.load(profile) if profile else EngineProfile(name="default")
+    base = JobProfile.load(profile) if profile else JobProfile(name="default")
     options = EnhanceOptions(
         backend=ModelBackend(backend) if backend else base.backend,
         precision=ModelPrecision(precision) if precision else base.precision,

@@ -16,7 +16,7 @@ from genai_ray.cluster.cache import CacheOptions, CacheStatus
 from genai_ray.cluster.client.cache import ModelCache, open_session, router_of
 from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.client.lease import Lease
-from genai_ray.cluster.client.session import CachedSession, PendingCall, Span
+from genai_ray.cluster.client.session import CachedSession, FrameRange, PendingCall
 from genai_ray.cluster.devices import hold_memory, uses_gpu
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
@@ -29,11 +29,11 @@ __all__ = [
     "CacheStatus",
     "CachedSession",
     "EvictionPolicy",
+    "FrameRange",
     "Lease",
     "ModelCache",
     "PendingCall",
     "SessionRequest",
-    "Span",
     "cache_names",
     "connect",
     "disconnect",

@@ -210,7 +210,7 @@ def run_frames(
     ]
     futures: list[Future[None]] = [
         pool.submit(
-            _run_call,
+            _run_tile,
             runtime,
             dict(_feeds(frames, *call, plan)) | dict(scalars),
             out,
@@ -240,7 +240,7 @@ def _feeds(frames: Array, start: int, stop: int, tile: Tile | None, plan: RunPla
         yield "frames", frames[start:stop, *window]
 
 
-def _run_call(
+def _run_tile(
     runtime: RuntimeSession, feeds: dict[str, Array], out: Array, call: tuple[int, int, Tile | None], plan: RunPlan
 ) -> None:
     start, stop, tile = call

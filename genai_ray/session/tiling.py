@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-__all__ = ["Span", "Tile", "split_exactly", "split_frame", "split_length"]
+__all__ = ["Tile", "TileSpan", "split_exactly", "split_frame", "split_length"]
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TileSpan:
     """One tile along one axis, in input pixels, half-open."""
 
     start: int
@@ -53,13 +53,13 @@ class Span:
 class Tile:
     """One tile of a frame."""
 
-    rows: Span
+    rows: TileSpan
     """Along the height."""
-    columns: Span
+    columns: TileSpan
     """Along the width."""
 
 
-def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[Span, ...]:
+def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[TileSpan, ...]:
     """Cut one axis into the fewest even spans of about ``tile_size_px`` or less, which overlap by at least two halos.
 
     Args:
@@ -74,7 +74,7 @@ def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: 
     halo = -(-overlap_px // stride_px) * stride_px
     longest = max(tile_size_px // stride_px * stride_px, 2 * halo + 4 * stride_px)
     if length_px <= longest:
-        return (Span(0, length_px, 0, length_px),)
+        return (TileSpan(0, length_px, 0, length_px),)
     usable = longest - stride_px if stride_px > 1 else longest  # aligning an origin may cost up to a stride
     count = -(-(length_px - 2 * halo) // (usable - 2 * halo))
     size = -(-(length_px + 2 * halo * (count - 1)) // count)
@@ -82,10 +82,10 @@ def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: 
     starts = [(length_px - size) * i // (count - 1) // stride_px * stride_px for i in range(count)]
     stops = [start + size for start in starts[:-1]] + [length_px]
     cuts = [0, *((a + b) // 2 for a, b in zip(starts[1:], stops, strict=False)), length_px]
-    return tuple(Span(*span) for span in zip(starts, stops, cuts, cuts[1:], strict=False))
+    return tuple(TileSpan(*span) for span in zip(starts, stops, cuts, cuts[1:], strict=False))
 
 
-def split_exactly(length_px: int, tile_px: int | None, overlap_px: int, stride_px: int = 1) -> tuple[Span, ...]:
+def split_exactly(length_px: int, tile_px: int | None, overlap_px: int, stride_px: int = 1) -> tuple[TileSpan, ...]:
     """Cut one axis into spans that all have the length that a model fixes.
 
     Args:
@@ -98,14 +98,14 @@ def split_exactly(length_px: int, tile_px: int | None, overlap_px: int, stride_p
         Spans in order; their kept parts cover the axis exactly once.
     """
     if tile_px is None or length_px == tile_px:
-        return (Span(0, length_px, 0, length_px),)
+        return (TileSpan(0, length_px, 0, length_px),)
     room = length_px - tile_px
     step = max((tile_px - 2 * overlap_px) // stride_px, 1) * stride_px
     count = -(-room // step) + 1
     starts = [room * i // (count - 1) // stride_px * stride_px for i in range(count)]
     cuts = [0, *((a + tile_px + b) // 2 for a, b in itertools.pairwise(starts)), length_px]
     return tuple(
-        Span(start, start + tile_px, *kept) for start, kept in zip(starts, itertools.pairwise(cuts), strict=True)
+        TileSpan(start, start + tile_px, *kept) for start, kept in zip(starts, itertools.pairwise(cuts), strict=True)
     )
 
 

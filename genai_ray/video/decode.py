@@ -32,6 +32,11 @@ COUNT_EVERY = 32
 SEEK_BEYOND_FRAMES = 32
 """Most frames that are decoded and dropped; for more, opening the file again and seeking is cheaper."""
 
+TAKE_WHAT_IS_THERE = (
+    "Pass --allow-truncated (allow_truncated=True of EnhanceOptions or decode_segment) to take what is there."
+)
+"""Advice for a video of which not every frame decodes."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrame:
@@ -89,9 +94,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
         if allow_truncated:
             return
         counts = f"{segment.start + position} of {len(plan.pts)} frames decode"
-        raise VideoError(
-            f"{exc.got} ({counts})", exc.allowed, exc.do or "Pass --allow-truncated to enhance what is there."
-        ) from exc
+        raise VideoError(f"{exc.got} ({counts})", exc.allowed, exc.do or TAKE_WHAT_IS_THERE) from exc
     if unplanned is not None:
         raise VideoError(
             f"{plan.path}: frame {segment.start + position} has pts {unplanned}",
@@ -101,7 +104,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
     if position < len(wanted) and not allow_truncated:
         raise VideoError(
             f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
-            do="Pass --allow-truncated to enhance what is there.",
+            do=TAKE_WHAT_IS_THERE,
         )
 
 
@@ -134,7 +137,7 @@ def _check_frame(frame: av.VideoFrame, index: int, plan: VideoPlan, allow_damage
     if parts[0].bits != info.bit_depth or any(part.is_alpha for part in parts) != info.has_alpha:
         raise VideoError(f"{where} is {frame.format.name}", f"{info.pix_fmt} throughout")
     if frame.is_corrupt and not allow_damaged:
-        raise VideoError(f"{where} is damaged", do="Pass --allow-truncated to enhance it as the decoder repairs it.")
+        raise VideoError(f"{where} is damaged", do=TAKE_WHAT_IS_THERE)
 
 
 def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFrame]:

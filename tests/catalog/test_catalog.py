@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from genai_ray import ModelCatalog, errors
-from genai_ray.catalog import EngineProfile, dump_spec, load_model_serving, load_spec, models_folder
+from genai_ray.catalog import JobProfile, dump_spec, load_model_serving, load_spec, models_folder
 from genai_ray.catalog.files import configs_folder
 
 CATALOG = ModelCatalog.default()
@@ -104,14 +104,14 @@ def test_a_yaml_file_of_many_aliases_is_refused_early(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((configs_folder() / "engine").glob("*.yaml")), ids=lambda path: path.stem)
 def test_profiles_load(path):
-    assert EngineProfile.load(path.stem).name == path.stem
-    assert EngineProfile.load(str(path)).segment_frames >= 1
+    assert JobProfile.load(path.stem).name == path.stem
+    assert JobProfile.load(str(path)).segment_frames >= 1
 
 
 def test_bad_profiles(tmp_path):
     with pytest.raises(errors.ConfigError, match="laptop"):
-        EngineProfile.load("desktop")
+        JobProfile.load("desktop")
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nbatch_size: 0\n")
     with pytest.raises(errors.ConfigError, match="batch_size"):
-        EngineProfile.load(str(path))
+        JobProfile.load(str(path))

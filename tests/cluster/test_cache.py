@@ -144,6 +144,8 @@ def test_batches_of_several_shapes_come_back_in_order(cache, frames):
 
 def test_a_batch_for_a_loaded_model_does_not_ask_the_cache(cache, frames):
     client, batch = ModelCache(name=cache.name, deadline_s=20.0), BatchInference("websr-x2-s", batch_size=2)
+    with pytest.raises(AttributeError):
+        client.deadline_s = 1.0  # it would not reach the sessions that the client has given out
     first, pid = batch.process_batch(client, list(frames)), cache.status().pid
     os.kill(pid, signal.SIGSTOP)
     try:

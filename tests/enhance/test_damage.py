@@ -12,7 +12,7 @@ from genai_ray.enhance.job.clip_plan import examine_clip, open_clip
 from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.job.steps import run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
-from genai_ray.enhance.segment.segment import SegmentJob
+from genai_ray.enhance.segment.segment import JobContext
 from genai_ray.video import Encoding
 from tests.video.clips import NUM_FRAMES, write
 
@@ -43,7 +43,7 @@ def finish_segments(source, output, options):
     specs = (ModelCatalog.default().get(MODEL),)
     planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     with ModelCache(2_000_000_000, name="damage") as cache:
-        job = SegmentJob(specs, (), options, cache, "damage", KIND)
+        job = JobContext(specs, (), options, cache, "damage", KIND)
         for segment in planned.timeline.plan.segments:
             run_segment(planned, segment.index, job)
     return sorted(Path(target.work_dir.removeprefix("local://")).glob("*.nut"))

@@ -91,7 +91,7 @@ def test_subtitles_chapters_attachments_and_titles_come_along(ray_session, tmp_p
 
 def test_a_truncated_video_is_refused_and_enhanced_when_allowed(ray_session, tmp_path):
     cut = write_cut(tmp_path / "whole.mp4")
-    with pytest.raises(errors.VideoError, match=r"whole\.mp4.* of 40 frames.*allow-truncated"):
+    with pytest.raises(errors.VideoError, match=r"whole\.mp4.* of 40 frames.*--allow-truncated \(allow_truncated=True"):
         enhance_videos(cut, tmp_path / "b.mp4", models="websr-x2-s")
     assert list(tmp_path.iterdir()) == [cut]
     report = enhance_videos(

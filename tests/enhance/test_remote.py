@@ -15,7 +15,7 @@ from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.job.steps import begin_clip
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
-from genai_ray.enhance.segment.segment import SegmentJob
+from genai_ray.enhance.segment.segment import JobContext
 from genai_ray.files import expand, find_facts, open_to_read
 from genai_ray.video import Encoding, decode_segment, plan_video
 from tests.caches import ending
@@ -121,7 +121,7 @@ def test_a_single_video_goes_into_memory_whole_or_not_at_all(ray_session, clips,
     (target,) = resolve_targets(["memory://in/a.mp4"], "memory://out/b.mp4", OPTIONS)
     with ending(ModelCache(2_000_000_000, name="remote")) as cache:
         whole_job = EnhanceOptions(encoding=OPTIONS.encoding)
-        job = SegmentJob(specs, (), whole_job, cache, "remote", node_kind(is_gpu=False))
+        job = JobContext(specs, (), whole_job, cache, "remote", node_kind(is_gpu=False))
         outcome = begin_clip(target, job, at_once=True)
         assert isinstance(outcome, ClipOutcome)
         assert outcome.frames == NUM_FRAMES

@@ -18,7 +18,7 @@ from genai_ray.enhance.job.segment_store import SegmentStore, hash_segment, key_
 from genai_ray.enhance.job.steps import finish_clip, run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.timeline import Timeline
-from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult
+from genai_ray.enhance.segment.segment import JobContext, SegmentResult
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
 from tests.caches import ending
@@ -124,7 +124,7 @@ def test_two_tasks_at_one_segment_do_not_harm_each_other(ray_session, tmp_path):
     specs = (ModelCatalog.default().get("websr-x2-s"),)
     planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     with ending(ModelCache(2_000_000_000, name="twice")) as cache:
-        task, job = ray.remote(max_retries=0)(run_segment), SegmentJob(specs, (), options, cache, "twice", KIND)
+        task, job = ray.remote(max_retries=0)(run_segment), JobContext(specs, (), options, cache, "twice", KIND)
         results = ray.get([task.remote(planned, 0, job) for _ in range(2)])
     assert [result.frames for result, _ in results] == [NUM_FRAMES] * 2
     assert [path.suffix for path in Path(planned.store.folder).iterdir()] == [".nut"]
@@ -141,7 +141,7 @@ def test_a_source_that_changes_is_not_mixed_with_itself(ray_session, tmp_path):
         ending(ModelCache(2_000_000_000, name="changed")) as cache,
         pytest.raises(errors.VideoError, match="changed while it was enhanced"),
     ):
-        run_segment(planned, 0, SegmentJob(specs, (), options, cache, "changed", KIND))
+        run_segment(planned, 0, JobContext(specs, (), options, cache, "changed", KIND))
     assert list(Path(planned.store.folder).iterdir()) == []
     with pytest.raises(errors.VideoError, match="changed while it was enhanced"):
         finish_clip(planned, {}, 0.0)

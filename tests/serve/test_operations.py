@@ -176,17 +176,17 @@ def test_results_and_waiting_requests_are_counted():
         check_tensor_sizes({"input": np.zeros(26, np.uint8)}, spec, profile)
     check_tensor_sizes({"input": np.zeros(999, np.uint8)}, find_model("selfie-segmentation")[0], profile)
     admission = Admission(profile)
-    with admission.of("a"), admission.of("a"):
+    with admission.admit_to("a"), admission.admit_to("a"):
         with (
             pytest.raises(
                 errors.TooManyRequestsError, match="2 requests for a in this replica; allowed: 2 at the same time"
             ),
-            admission.of("a"),
+            admission.admit_to("a"),
         ):
             pass
-        with admission.of("b"):
+        with admission.admit_to("b"):
             pass
-    with admission.of("a"):
+    with admission.admit_to("a"):
         pass
     with admission.place(), admission.place():
         with (

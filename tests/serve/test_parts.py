@@ -429,10 +429,10 @@ def test_an_endpoint_in_another_container_is_not_taken_for_dead(tmp_path):
 
 def test_figures_add_up():
     one, other, total = Statistics(), Statistics(), Statistics()
-    one.of("a", "1").note("success", 5)
-    one.of("a", "1").note_call(3, 7)
-    other.of("a", "1").note("fail", 2)
-    other.of("a", "1").note_call(3, 1)
+    one.counts_of("a", "1").note("success", 5)
+    one.counts_of("a", "1").note_call(3, 7)
+    other.counts_of("a", "1").note("fail", 2)
+    other.counts_of("a", "1").note_call(3, 1)
     one.note_response("http", "200")
     for part in (one, other):
         total.merge(part.take())

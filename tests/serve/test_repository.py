@@ -296,7 +296,7 @@ def test_merged_requests_for_raw_tensors_count_once_each(models, ray_session):
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}]}).encode()
     with application(models.parent / "videos", models) as app, ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: ask(app, "POST", "/v2/models/one/infer", body), range(6)))
-        figures = app.engine.statistics.of("one", "1").to_json()
+        figures = app.engine.statistics.counts_of("one", "1").to_json()
     assert [json.loads(answer)["outputs"][0]["data"] for _, answer, _ in answers] == [[2, 3]] * 6
     assert figures["inference_count"] == 6
     assert figures["execution_count"] < 6

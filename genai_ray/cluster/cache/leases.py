@@ -24,7 +24,7 @@ _RETRY_S = 0.1
 
 
 @dataclass(slots=True)
-class Lease:
+class LeaseRecord:
     """A lease in force."""
 
     request: LeaseRequest
@@ -59,7 +59,7 @@ class Leases:
         self._evictor = evictor
         self._need_of = need_of
         self._begin = begin
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[str, LeaseRecord] = {}
         self._waiting: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -97,13 +97,13 @@ class Leases:
             raise
         finally:
             self._waiting -= Counter([request.lease_id])
-            self._settle(request)
+            self._clean_up(request)
         await self._tell(self._leases[request.lease_id].keys)
 
     async def _try(self, request: LeaseRequest) -> bool:
         """Place what is missing and take the lease, or leave everything as it is."""
         ledger = self._table.ledger
-        lease = Lease(request, 0.0)
+        lease = LeaseRecord(request, 0.0)
         missing: list[SessionRecord] = []
         if request.lease_id in self._leases:  # the client repeated its call: it saw the cache's process die
             return True
@@ -134,7 +134,7 @@ class Leases:
         if not self._waiting[request.lease_id]:
             raise CacheClosedError(f"lease {request.lease_id} was given back before it was in force")
 
-    def _settle(self, request: LeaseRequest) -> None:
+    def _clean_up(self, request: LeaseRequest) -> None:
         """Remove what a lease has left behind; what others wait for by now is loaded for them."""
         self._begin_waited(request)
         for record in self._records(request):
@@ -184,7 +184,9 @@ class Leases:
             lease_id: Which.
             load_request: One of its models.
         """
-        lease = self._leases.setdefault(lease_id, Lease(LeaseRequest(lease_id, ()), time.monotonic() + LEASE_TTL_S))
+        lease = self._leases.setdefault(
+            lease_id, LeaseRecord(LeaseRequest(lease_id, ()), time.monotonic() + LEASE_TTL_S)
+        )
         lease.request = replace(lease.request, load_requests=(*lease.request.load_requests, load_request))
         self._table.ledger.lease([key_of(load_request.request)])
 

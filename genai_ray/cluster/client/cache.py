@@ -73,11 +73,14 @@ class ModelCache:
         if not is_text(name):
             raise ConfigError(f"cache name {name}", "UTF-8 text")
         self.name = name
-        self.deadline_s = deadline_s
-        self.is_online = is_online
         self.is_embedded = connect(address)
         self._connection = Connection(name, max_memory_bytes, options, deadline_s)
         self._router = Router(self._connection, deadline_s, is_online=is_online)
+
+    @property
+    def deadline_s(self) -> float:
+        """Most seconds that a call of this client or of its sessions may take."""
+        return self._router.deadline_s
 
     def load_model(  # noqa: PLR0913 - the design's own signature
         self,

@@ -29,7 +29,7 @@ from genai_ray.cluster.runtime.replies import is_crash, wait_for
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
 from genai_ray.types import Frames, ModelTask, check_frames
 
-__all__ = ["CachedSession", "PendingCall", "Span"]
+__all__ = ["CachedSession", "FrameRange", "PendingCall"]
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 
@@ -128,7 +128,9 @@ class CachedSession:
         """
         return self.submit(frames, params).result()
 
-    def submit(self, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None = None) -> PendingCall:
+    def submit(
+        self, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None = None
+    ) -> PendingCall:
         """Send frames without waiting for the result.
 
         Args:
@@ -142,7 +144,7 @@ class CachedSession:
         Raises:
             InvalidInputError: If frames break the contract.
         """
-        for part in frames.parts if isinstance(frames, Span) else (frames,):
+        for part in frames.parts if isinstance(frames, FrameRange) else (frames,):
             if not isinstance(part, PendingCall):
                 check_frames(part)
         return PendingCall(self, frames, params)
@@ -159,7 +161,7 @@ class CachedSession:
         Raises:
             GenAIRayError: As ``InferenceSession.run``.
         """
-        return dict(self._ask(self._run_call(feeds)))
+        return dict(self._ask(self._prepare_run(feeds)))
 
     async def infer_async(self, frames: Frames, params: Mapping[str, float] | None, threads: Executor) -> Frames:
         """Enhance frames as ``infer`` does, from an event loop.
@@ -196,7 +198,7 @@ class CachedSession:
             GenAIRayError: As ``run``.
         """
         num_bytes = sum(np.asarray(array).nbytes for array in feeds.values())
-        return dict(await self._ask_async(self._run_call(feeds), num_bytes, threads))
+        return dict(await self._ask_async(self._prepare_run(feeds), num_bytes, threads))
 
     def warmup(self) -> None:
         """Load the session if necessary: the cache warms sessions itself."""
@@ -246,20 +248,25 @@ class CachedSession:
     def _in_class(self, method: Any) -> Any:
         return method.options(concurrency_group="online") if self._source.is_online else method
 
-    def _send(self, call: Callable[[Handle], Ref], request: SessionRequest, lost: str | None, deadline: float) -> Sent:
+    def _send_to_session(
+        self, call: Callable[[Handle], Ref], request: SessionRequest, lost: str | None, deadline: float
+    ) -> Sent:
+        """Send a call to a session of the request; ``lost`` names the one that did not answer."""
         name, handle = self._source.acquire(request, self.spec, lost, max(deadline - time.monotonic(), 0.0))
         return Sent(name, handle, call(handle))
 
-    def _infer(self, handle: Handle, frames: Frames | PendingCall | Span, params: Mapping[str, float] | None) -> Ref:
-        parts = frames.parts if isinstance(frames, Span) else (frames,)
+    def _infer(
+        self, handle: Handle, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None
+    ) -> Ref:
+        parts = frames.parts if isinstance(frames, FrameRange) else (frames,)
         # Ray resolves references only if each is an argument of its own.
         first, *following = (part.ref if isinstance(part, PendingCall) else part for part in parts)
-        window = (frames.start, frames.stop) if isinstance(frames, Span) else None
+        window = (frames.start, frames.stop) if isinstance(frames, FrameRange) else None
         infer = self._in_class(handle.infer)
         ref: Ref = infer.remote(first, params, self._source.tag, self._source.is_online, window, *following)
         return ref
 
-    def _wait(self, sent: Sent, request: SessionRequest, deadline: float) -> Any:
+    def _wait_for_session(self, sent: Sent, request: SessionRequest, deadline: float) -> Any:
         """Wait for an answer of a session. A session that answers neither this client nor the cache counts as dead."""
         while True:
             left_s = deadline - time.monotonic()
@@ -278,13 +285,13 @@ class CachedSession:
                 if not self._source.knows(request, sent.name):
                     raise ActorUnavailableError(f"session {sent.name} is silent", None) from None
 
-    def _run_call(self, feeds: Tensors) -> Callable[[Handle], Ref]:
+    def _prepare_run(self, feeds: Tensors) -> Callable[[Handle], Ref]:
         arrays = {name: np.asarray(array) for name, array in feeds.items()}
         is_online = self._source.is_online
         return lambda handle: self._in_class(handle.run).remote(arrays, is_online)
 
     def _ask(self, call: Callable[[Handle], Ref]) -> Any:
-        return self._finish(None, call, time.monotonic() + self.deadline_s)
+        return self._send_and_wait(None, call, time.monotonic() + self.deadline_s)
 
     async def _ask_async(self, call: Callable[[Handle], Ref], num_bytes: int, threads: Executor) -> Any:
         """Ask on the event loop while all goes well: to change threads twice costs more than a small model's run."""
@@ -298,12 +305,15 @@ class CachedSession:
                     answer = await sent.ref
                 if not isinstance(answer, Retired):
                     return answer
-        return await asyncio.get_running_loop().run_in_executor(threads, self._finish, sent, call, deadline)
+        return await asyncio.get_running_loop().run_in_executor(threads, self._send_and_wait, sent, call, deadline)
 
-    def _finish(self, sent: Sent | None, call: Callable[[Handle], Ref], deadline: float) -> Any:
-        return self._settle(sent or self._send(call, self._request, None, deadline), call, deadline)[0]
+    def _send_and_wait(self, sent: Sent | None, call: Callable[[Handle], Ref], deadline: float) -> Any:
+        """Send a call, unless ``sent`` says that it is sent already, and wait for its answer."""
+        sent = sent or self._send_to_session(call, self._request, None, deadline)
+        answer, _ = self._wait_and_resend(sent, call, deadline)
+        return answer
 
-    def _settle(self, sent: Sent, call: Callable[[Handle], Ref], deadline: float) -> tuple[Any, Sent]:
+    def _wait_and_resend(self, sent: Sent, call: Callable[[Handle], Ref], deadline: float) -> tuple[Any, Sent]:
         """Wait for an answer.
 
         If the session retires or dies, send again; after two crashes, to a session that nobody else uses.
@@ -313,7 +323,7 @@ class CachedSession:
         try:
             while True:
                 try:
-                    answer = self._wait(sent, request, deadline)
+                    answer = self._wait_for_session(sent, request, deadline)
                 except (RayActorError, OutOfMemoryError, ObjectLostError) as exc:
                     deaths += is_crash(exc)
                     if deaths == MAX_DEATHS:
@@ -324,7 +334,7 @@ class CachedSession:
                 else:
                     if not isinstance(answer, Retired):
                         return answer, sent
-                sent = self._send(call, request, sent.name, deadline)
+                sent = self._send_to_session(call, request, sent.name, deadline)
         finally:
             if request is not self._request:
                 self._source.dismiss(request, sent.name)
@@ -342,7 +352,7 @@ class CachedSession:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class FrameRange:
     """Some frames of one batch, or of two batches that follow each other."""
 
     parts: tuple[Frames | PendingCall, ...]
@@ -368,13 +378,16 @@ class PendingCall:
     """
 
     def __init__(
-        self, session: CachedSession, source: Frames | PendingCall | Span, params: Mapping[str, float] | None
+        self, session: CachedSession, source: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None
     ) -> None:
         self._session, self.source, self._params = session, source, params
-        sent = source.num_frames if isinstance(source, PendingCall | Span) else len(source) if source.ndim == 4 else 1
-        self.num_frames: int = sent - (session.spec.task is ModelTask.INTERPOLATION)
+        if isinstance(source, PendingCall | FrameRange):
+            num_sent = source.num_frames
+        else:
+            num_sent = len(source) if source.ndim == 4 else 1
+        self.num_frames: int = num_sent - (session.spec.task is ModelTask.INTERPOLATION)
         self._deadline = time.monotonic() + session.deadline_s
-        self._sent = session._send(self._call, session._request, None, self._deadline)
+        self._sent = session._send_to_session(self._call, session._request, None, self._deadline)
 
     @property
     def ref(self) -> Ref:
@@ -392,7 +405,7 @@ class PendingCall:
             DeadlineExceededError: If the result is not there ``deadline_s`` after the frames were sent.
             InferenceError: If the third session in a row died of this request.
         """
-        answer, self._sent = self._session._settle(self._sent, self._call_again, self._deadline)
+        answer, self._sent = self._session._wait_and_resend(self._sent, self._call_again, self._deadline)
         result: Frames = answer
         return result
 
@@ -400,7 +413,7 @@ class PendingCall:
         return self._session._infer(handle, self.source, self._params)
 
     def _call_again(self, handle: Handle) -> Ref:
-        for part in self.source.parts if isinstance(self.source, Span) else (self.source,):
+        for part in self.source.parts if isinstance(self.source, FrameRange) else (self.source,):
             if isinstance(part, PendingCall):
                 part.result()  # the session before this one may have retired as well
         return self._call(handle)

@@ -140,7 +140,8 @@ def examine_clip(
     plan = plan_video(target.source, segment_frames=options.segment_frames, any_format=options.any_format)
     if plan.truncated and not options.allow_truncated:
         raise VideoError(
-            f"{target.source} is truncated: {plan.truncated}", do="Pass --allow-truncated to enhance what is there."
+            f"{target.source} is truncated: {plan.truncated}",
+            do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
         )
     timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
     scale = math.prod(spec.scale for spec in specs)
@@ -263,13 +264,17 @@ def _check_replaceable(target: ClipTarget, options: EnhanceOptions) -> None:
         if folder.is_dir():
             raise ConfigError(f"output {target.output} is a folder", "the name of a file")
         if not options.overwrite:
-            raise ConfigError(f"output {target.output} exists", do="Choose another name, or pass --overwrite.")
+            raise ConfigError(
+                f"output {target.output} exists", do="Choose another name, or pass --overwrite (overwrite=True)."
+            )
         return
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file", f"a folder for {pattern}")
     there = list(folder.iterdir())
     if there and not options.overwrite:
-        raise ConfigError(f"output folder {folder} is not empty", do="Choose another name, or pass --overwrite.")
+        raise ConfigError(
+            f"output folder {folder} is not empty", do="Choose another name, or pass --overwrite (overwrite=True)."
+        )
     frame_name = re.compile(re.sub(r"%(0\d+)?d", r"\\d+", re.escape(pattern)))
     strange = [path.name for path in there if not frame_name.fullmatch(path.name)]
     if strange:

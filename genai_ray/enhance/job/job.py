@@ -37,7 +37,7 @@ from genai_ray.enhance.job.segment_store import discard_partials, node_kind
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models
 from genai_ray.enhance.plan.timeline import DEFAULT_FACTOR, count_results
-from genai_ray.enhance.segment.segment import SegmentJob, find_requests
+from genai_ray.enhance.segment.segment import JobContext, find_requests
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError
 from genai_ray.video import describe_video
 
@@ -187,7 +187,7 @@ class _Job:
         scheduler: Scheduler | None = None
         try:
             kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
-            job = SegmentJob(self.specs, (), options, cache, tag, kind)
+            job = JobContext(self.specs, (), options, cache, tag, kind)
             scheduler = self._schedule(job, meter, lease, plan)
             factor = options.factor or DEFAULT_FACTOR
             with _watch(
@@ -217,7 +217,7 @@ class _Job:
                     _log.warning("what is done is recorded in %s; the same job goes on from there", self.results.place)
                 _discard_partials(left)
 
-    def _schedule(self, job: SegmentJob, meter: ProgressMeter, lease: _ChainLease, plan: ClipPlan | None) -> Scheduler:
+    def _schedule(self, job: JobContext, meter: ProgressMeter, lease: _ChainLease, plan: ClipPlan | None) -> Scheduler:
         def check() -> None:
             self.claims.check()
             lease.follow(meter)
@@ -233,7 +233,7 @@ class _Job:
         if self.results is not None:
             lease.prefetch(self.targets, self.specs, self.results)
         if plan is not None:
-            scheduler.adopt(open_clip(plan, self.specs, job.kind))
+            scheduler.add_planned(open_clip(plan, self.specs, job.kind))
         return scheduler
 
     def _end(self, target: ClipTarget, outcome: ClipOutcome, lease: _ChainLease) -> None:

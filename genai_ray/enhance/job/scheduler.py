@@ -25,7 +25,7 @@ from genai_ray.enhance.job.clip_plan import ClipPlan
 from genai_ray.enhance.job.report import ProgressMeter
 from genai_ray.enhance.job.steps import begin_clip, finish_clip, run_segment
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult, cancel_job, check_cancelled, clear_cancellation
+from genai_ray.enhance.segment.segment import JobContext, SegmentResult, cancel_job, check_cancelled, clear_cancellation
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError, VideoError
 from genai_ray.files import is_remote
 
@@ -105,7 +105,7 @@ class Scheduler:
     def __init__(
         self,
         targets: Iterator[ClipTarget],
-        job: SegmentJob,
+        job: JobContext,
         *,
         meter: ProgressMeter,
         recorded: Callable[[str], ClipOutcome | None],
@@ -131,7 +131,7 @@ class Scheduler:
         self._room_bytes = 0
         self._taken_bytes = 0
 
-    def adopt(self, plan: ClipPlan) -> None:
+    def add_planned(self, plan: ClipPlan) -> None:
         """Take a video that is planned already.
 
         Args:
@@ -168,7 +168,7 @@ class Scheduler:
                 step.clip.in_flight -= 1
                 self._home.num_steps -= step.at_home
                 self._taken_bytes -= step.bytes
-                self._settle(step, ref, data)
+                self._take_result(step, ref, data)
                 if (ended := self._end(step.clip)) is not None:
                     yield ended
 
@@ -269,7 +269,7 @@ class Scheduler:
         self._taken_bytes += step.bytes
         self._in_flight[ref] = (step, data)
 
-    def _settle(self, step: _Step, ref: Any, data: Any) -> None:
+    def _take_result(self, step: _Step, ref: Any, data: Any) -> None:
         """Take what a step has returned."""
         clip = step.clip
         try:
@@ -369,15 +369,15 @@ class _JobRef:
     tag: str
     job: Any
 
-    def fetch(self) -> SegmentJob:
-        if self.tag not in _jobs:
-            _jobs.clear()
-            _jobs[self.tag] = ray.get(self.job)
+    def fetch(self) -> JobContext:
+        if self.tag not in _contexts:
+            _contexts.clear()
+            _contexts[self.tag] = ray.get(self.job)
         check_cancelled(self.tag)
-        return _jobs[self.tag]
+        return _contexts[self.tag]
 
 
-_jobs: dict[str, SegmentJob] = {}
+_contexts: dict[str, JobContext] = {}
 
 
 @ray.remote(num_cpus=1, max_retries=0)

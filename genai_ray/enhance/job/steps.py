@@ -23,7 +23,7 @@ from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, open_clip
 from genai_ray.enhance.job.segment_store import PARTIAL_SUFFIX, hash_segment
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.plan.timeline import Timeline
-from genai_ray.enhance.segment.segment import SegmentJob, SegmentResult, enhance_segment
+from genai_ray.enhance.segment.segment import JobContext, SegmentResult, enhance_segment
 from genai_ray.errors import VideoError
 from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish, temporary_folder
 from genai_ray.frames import TableWriter, build_table
@@ -49,7 +49,7 @@ MAX_TABLE_BYTES = 64 * 1024**2
 
 
 def begin_clip(
-    target: ClipTarget, job: SegmentJob, recorded: ClipOutcome | None = None, *, at_once: bool = False
+    target: ClipTarget, job: JobContext, recorded: ClipOutcome | None = None, *, at_once: bool = False
 ) -> ClipPlan | ClipOutcome:
     """Plan a video, and make its folders.
 
@@ -82,7 +82,7 @@ def begin_clip(
     return finish_clip(plan, results, time.monotonic() - started)
 
 
-def run_segment(plan: ClipPlan, index: int, job: SegmentJob) -> tuple[SegmentResult, npt.NDArray[np.uint8] | None]:
+def run_segment(plan: ClipPlan, index: int, job: JobContext) -> tuple[SegmentResult, npt.NDArray[np.uint8] | None]:
     """Enhance one segment and keep it in the work folder.
 
     Args:
@@ -203,7 +203,7 @@ def write_result(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], 
 
 
 def _enhance_into(
-    partial: Path, plan: ClipPlan, index: int, job: SegmentJob, before: FileFacts | None
+    partial: Path, plan: ClipPlan, index: int, job: JobContext, before: FileFacts | None
 ) -> SegmentResult:
     """Enhance one segment into a file of this machine, and publish it in the work folder."""
     try:

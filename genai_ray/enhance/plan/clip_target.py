@@ -106,7 +106,7 @@ class ClipTarget:
         raise ConfigError(
             f"the result of {self.source!r} would be {output!r}, outside of {folder}",
             "names below the output folder",
-            "Pass --name with {stem} or {index} and without {folder}, or rename it.",
+            "Pass --name (name=...) with {stem} or {index} and without {folder}, or rename it.",
         )
 
     def check_name(self) -> None:
@@ -120,7 +120,7 @@ class ClipTarget:
             raise ConfigError(
                 f"output {self.output}: a name of {num_bytes} bytes",
                 f"{MAX_NAME_BYTES}",
-                "Pass --name, such as '{index}{suffix}'.",
+                "Pass --name (name=...), such as '{index}{suffix}'.",
             )
 
     def options(self, common: EnhanceOptions) -> EnhanceOptions:

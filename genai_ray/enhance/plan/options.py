@@ -95,7 +95,9 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
     if isinstance(models, str | Path):
         models = [models]
     if not models:
-        raise ConfigError("no model", "at least one model", "Pass --model; `genai-ray models list` shows them.")
+        raise ConfigError(
+            "no model", "at least one model", "Pass --model (models=[...]); `genai-ray models list` shows them."
+        )
     if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
     resolve_device(options.device, options.backend)

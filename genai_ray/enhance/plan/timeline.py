@@ -73,11 +73,11 @@ Stage = TypeVar("Stage")
 class Chain(Generic[Stage]):
     """The stages of a chain, by what they do to a stream of frames."""
 
-    before: tuple[Stage, ...]
-    """Frame by frame, over the frames of the source."""
-    between: Stage | None
+    before_interpolation: tuple[Stage, ...]
+    """Frame by frame, over the frames of the source; all but the mask if no stage interpolates."""
+    interpolation: Stage | None
     """Adds frames between neighbours."""
-    after: tuple[Stage, ...]
+    after_interpolation: tuple[Stage, ...]
     """Frame by frame, over the frames of the source and the added ones."""
     mask: Stage | None
     """Separates subject and background, at the end."""

@@ -1,7 +1,8 @@
 """One segment of one video: decode, models, encode, with a bounded number of frames in flight, in one Ray task.
 
 The pipeline in order: ``decode_segment`` gives frames, ``_batches`` gathers those that differ, ``_pass_chain`` sends
-each batch through the chain of sessions, ``_finish`` waits for results and composes frames, ``SegmentWriter`` encodes.
+each batch through the chain of sessions, ``_compose_results`` waits for results and composes frames, ``SegmentWriter``
+encodes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ray.experimental import internal_kv
 
 from genai_ray.batch import BatchInference
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import ModelCache, PendingCall, SessionRequest, Span
+from genai_ray.cluster import FrameRange, ModelCache, PendingCall, SessionRequest
 from genai_ray.enhance.plan.background import Background, compose
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.plan.timeline import TIMESTEP, Chain, Moment, Timeline, is_cut, split_chain, thumbnail
@@ -32,7 +33,7 @@ from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segme
 
 __all__ = [
     "JobCancelledError",
-    "SegmentJob",
+    "JobContext",
     "SegmentResult",
     "cancel_job",
     "check_cancelled",
@@ -59,8 +60,8 @@ Frames: TypeAlias = Array | PendingCall
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentJob:
-    """What the segments of one job have in common; every task gets it."""
+class JobContext:
+    """What all segments of one job share; every task gets it."""
 
     specs: tuple[ModelSpec, ...]
     """The chain."""
@@ -128,7 +129,7 @@ class _Batch:
         self.shown[-1] = [(pts, Fraction(0)) for pts, _ in self.shown[-1]]
 
 
-def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob) -> SegmentResult:
+def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext) -> SegmentResult:
     """Enhance one segment of a video.
 
     Args:
@@ -166,7 +167,7 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
     result_bytes = size[0] * size[1] * 3 * first.frame.itemsize * per_frame
     batch_size = max(1, min(options.batch_size, MAX_BATCH_BYTES // result_bytes))
     chain = split_chain(job.specs, stages)
-    threshold = options.scene_threshold if chain.between is not None else None
+    threshold = options.scene_threshold if chain.interpolation is not None else None
     batches = _batches(itertools.chain([first], frames), moments, batch_size, threshold)
     ahead = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // (batch_size * result_bytes))
     info = timeline.result.info
@@ -175,7 +176,7 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: SegmentJob)
     written = 0
     with SegmentWriter(path, info=info, size=size, encoding=options.encoding, has_alpha=has_alpha) as writer:
         for pieces in _pass_chain(batches, chain, ahead):
-            for pts, frame in _finish(pieces, background, has_alpha):
+            for pts, frame in _compose_results(pieces, background, has_alpha):
                 writer.write(frame, pts)
                 written += 1
             del pieces  # its large results must not outlive it while the next ones are computed
@@ -232,7 +233,7 @@ def predict_segment_bytes(size: tuple[int, int], bit_depth: int) -> int:
     return batches * batch_bytes + 2 * frame_bytes + predict_encoder_bytes(size, bit_depth)
 
 
-def _open_stages(job: SegmentJob) -> list[BatchInference]:
+def _open_stages(job: JobContext) -> list[BatchInference]:
     stages = []
     for spec, request in zip(job.specs, job.requests, strict=True):
         params = {name: value for name, value in job.options.params.items() if name in spec.params}
@@ -295,9 +296,9 @@ def _pass_chain(
 ) -> Iterator[list[tuple[int, _Piece]]]:
     """Send batches through a chain, ``ahead`` of them before waiting for one; give pts and place of each frame."""
     waiting: deque[list[tuple[int, _Piece]]] = deque()
-    sent = ((batch, _send(np.stack(batch.frames), chain.before)) for batch in batches)
+    sent = ((batch, _submit_through(np.stack(batch.frames), chain.before_interpolation)) for batch in batches)
     # Only pairs need to know what follows; for others it would be one more batch in flight.
-    entries = _with_next(sent) if chain.between is not None else ((entry, None) for entry in sent)
+    entries = _with_next(sent) if chain.interpolation is not None else ((entry, None) for entry in sent)
     for (batch, passed), following in entries:
         waiting.append(_place(batch, passed, following, chain))
         if len(waiting) > ahead:
@@ -306,7 +307,8 @@ def _pass_chain(
         yield waiting.popleft()
 
 
-def _send(frames: Frames | Span, stages: Sequence[BatchInference]) -> Any:
+def _submit_through(frames: Frames | FrameRange, stages: Sequence[BatchInference]) -> Any:
+    """Send frames to one stage after the other; each gets the pending result of the one before it."""
     for stage in stages:
         frames = stage.submit(frames)
     return frames
@@ -332,12 +334,14 @@ def _place(
         for start, stop in _runs([position for _, position in group]):
             result = passed
             offset = 0
-            if step and chain.between is not None:
-                made = chain.between.submit(_span(passed, following, start, stop + 1), {TIMESTEP: float(step)})
-                result = _send(made, chain.after)
+            if step and chain.interpolation is not None:
+                made = chain.interpolation.submit(
+                    _frame_range(passed, following, start, stop + 1), {TIMESTEP: float(step)}
+                )
+                result = _submit_through(made, chain.after_interpolation)
                 offset = start
-            elif chain.after:
-                result = _send(_span(passed, None, start, stop), chain.after)
+            elif chain.after_interpolation:
+                result = _submit_through(_frame_range(passed, None, start, stop), chain.after_interpolation)
                 offset = start
             if chain.mask is not None and id(result) not in masks:
                 masks[id(result)] = chain.mask.submit(result)
@@ -356,7 +360,7 @@ def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = after
 
 
-def _span(first: Frames, second: Frames | None, start: int, stop: int) -> Frames | Span:
+def _frame_range(first: Frames, second: Frames | None, start: int, stop: int) -> Frames | FrameRange:
     """Take a range of frames over two batches."""
     length = first.num_frames if isinstance(first, PendingCall) else len(first)
     if start == 0 and stop == length:
@@ -364,7 +368,7 @@ def _span(first: Frames, second: Frames | None, start: int, stop: int) -> Frames
     parts = (first,) if second is None or stop <= length else (first, second)
     arrays = [part for part in parts if not isinstance(part, PendingCall)]
     if len(arrays) < len(parts):
-        return Span(parts, start, stop)
+        return FrameRange(parts, start, stop)
     return np.concatenate(
         [array[max(start - at, 0) : stop - at] for array, at in zip(arrays, (0, length), strict=False)]
     )
@@ -380,7 +384,9 @@ def _blend(alphas: tuple[Array | None, Array | None], step: Fraction) -> Array |
     return blended
 
 
-def _finish(pieces: list[tuple[int, _Piece]], background: Background, has_alpha: bool) -> Iterator[tuple[int, Array]]:
+def _compose_results(
+    pieces: list[tuple[int, _Piece]], background: Background, has_alpha: bool
+) -> Iterator[tuple[int, Array]]:
     """Wait for the results of a batch; give each frame of the result with its background and alpha."""
     calls = {id(call): call for _, piece in pieces for call in (piece.frames, piece.mask) if call is not None}
     results = {key: call.result() if isinstance(call, PendingCall) else call for key, call in calls.items()}

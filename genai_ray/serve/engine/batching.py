@@ -336,7 +336,7 @@ class SessionCalls:
         started = time.perf_counter_ns()
         results = await compute(CachedSession(source, target.request, target.metadata.spec), feeds)
         taken_ns = time.perf_counter_ns() - started
-        counts = self._statistics.of(target.model.name, target.version)
+        counts = self._statistics.counts_of(target.model.name, target.version)
         counts.note_call(sum(request.num_elements for request in requests), taken_ns)
         for request in requests:
             counts.note("compute_infer", taken_ns)

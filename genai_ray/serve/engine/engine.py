@@ -136,7 +136,7 @@ class Engine:
         started = time.perf_counter_ns()
         outcome = "fail"
         try:
-            with self.admission.of(target.model.name):
+            with self.admission.admit_to(target.model.name):
                 if share is not None:
                     request = await self._wait_for_room(target, request, share)
                 arrays = await self._compute(target, request)
@@ -146,7 +146,7 @@ class Engine:
                 outputs = to_outputs(arrays, () if _is_for_frames(request) else target.metadata.outputs, request)
             outcome = "success"
         finally:
-            counts = self.statistics.of(target.model.name, target.version)
+            counts = self.statistics.counts_of(target.model.name, target.version)
             counts.note(outcome, time.perf_counter_ns() - started)
         return InferResponse(target.model.name, outputs, target.version, request.id)
 

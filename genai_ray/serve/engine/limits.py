@@ -249,7 +249,7 @@ class Admission:
             self.held_bytes -= share.num_bytes
 
     @contextlib.contextmanager
-    def of(self, model: str) -> Iterator[None]:
+    def admit_to(self, model: str) -> Iterator[None]:
         """Count an admitted request, once it is read, for its model while the context lasts.
 
         Args:

@@ -117,7 +117,7 @@ class Statistics:
         self.scans = 0
         """How often clients made a replica look at the model repository; the other replicas look when this grows."""
 
-    def of(self, model: str, version: str) -> ModelCounts:
+    def counts_of(self, model: str, version: str) -> ModelCounts:
         """Return the figures of a model, to be added to.
 
         Args:
@@ -145,7 +145,7 @@ class Statistics:
             other: Figures of the replica.
         """
         for (model, version), more in other.counts.items():
-            self.of(model, version).merge(more)
+            self.counts_of(model, version).merge(more)
         self.responses.update(other.responses)
         self.scans += other.scans
 

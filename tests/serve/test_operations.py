@@ -5,7 +5,9 @@ import hashlib
 import http.client
 import json
 import queue
+import re
 import select
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from genai_ray.serve.http.middleware import bears_token
 from tests.processes import foreign_files, wait_until
 from tests.serve.conftest import serve
 from tests.serve.test_http import feed, post, send
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def figures(served):
@@ -59,6 +63,10 @@ def test_metrics_follow_what_is_asked(served):
         name == "genai_ray_session_bytes" and any(word.endswith("identity-int16.onnx") for word in labels)
         for name, labels in after
     )
+    names = {name for name, _ in after}
+    documented = re.findall(r"`(genai_ray_\w+)`", (ROOT / "docs" / "operate.md").read_text())
+    assert len(documented) > 10
+    assert [name for name in documented if name not in names and f"{name}_count" not in names] == []
 
 
 def test_the_access_log_has_a_line_for_each_request(served):

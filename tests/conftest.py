@@ -58,7 +58,8 @@ def ray_session():
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A cluster of several raylets instead of the embedded Ray: a head without GPUs, nodes of logical GPUs by ``nodes.add(2)``."""
+    """A cluster of several raylets instead of the embedded Ray: a head without GPUs, nodes of logical GPUs by
+    ``nodes.add(2)``."""
     from tests.nodes import Nodes
 
     with Nodes() as several:

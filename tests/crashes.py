@@ -1,4 +1,5 @@
-"""Where this process crashed is printed also after Ray was started or ended, which takes the handlers of such signals away."""
+"""Where this process crashed is printed also after Ray was started or ended, which takes the handlers of such signals
+away."""
 
 import faulthandler
 import os

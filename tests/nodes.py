@@ -55,7 +55,8 @@ class Nodes:
 
     @contextlib.contextmanager
     def apart(self, folder):
-        """Add a raylet that has a folder of its own, empty, in the place of this one; skips where that may not be done."""
+        """Add a raylet that has a folder of its own, empty, in the place of this one; skips where that may not be
+        done."""
         start = [
             sys.executable,
             "-m",
@@ -90,7 +91,8 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def clear(self):
-        """Let every raylet but the head's say goodbye, and wait until Ray counts none of them, nor any that was killed: the next test would."""
+        """Let every raylet but the head's say goodbye, and wait until Ray counts none of them, nor any that was killed:
+        the next test would."""
         for node in list(self.cluster.worker_nodes):
             self.cluster.remove_node(node)
         wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)

@@ -40,7 +40,8 @@ def wait_until(condition, process=None):
 def descendants(root, with_agents=False):
     """Return the ids of all processes that a process started, and of those that they started.
 
-    Ray's own two agents are left out where they are not asked for: when their raylet is killed they end by themselves after a minute.
+    Ray's own two agents are left out where they are not asked for: when their raylet is killed they end by themselves
+    after a minute.
     """
     parents = {}
     for entry in Path("/proc").iterdir():
@@ -102,7 +103,8 @@ def kill(pid):
 
 
 def foreign_files(home):
-    """Return what lies below a home that is neither Ray's token nor what this package remembers: telemetry of a runtime, for one."""
+    """Return what lies below a home that is neither Ray's token nor what this package remembers: telemetry of a
+    runtime, for one."""
     inside = {path.relative_to(home).as_posix() for path in home.rglob("*") if not path.is_dir()}
     return sorted(name for name in inside if name != ".ray/auth_token" and "genai_ray/" not in name)
 
@@ -151,7 +153,8 @@ def crowding():
 
 @contextmanager
 def killing(words, most, when):
-    """Kill up to ``most`` processes of the embedded Ray whose title has ``words``, one after another, once ``when()`` holds."""
+    """Kill up to ``most`` processes of the embedded Ray whose title has ``words``, one after another, once ``when()``
+    holds."""
     over, killed = threading.Event(), []
 
     def hunt():

@@ -1,4 +1,5 @@
-"""A local HTTP server of files: with ranges or without, one that goes away in the middle of a file, and one that lists its folders."""
+"""A local HTTP server of files: with ranges or without, one that goes away in the middle of a file, and one that lists
+its folders."""
 
 import threading
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from tests.processes import wait_until
 def serving(folder: Path, *, ranges=True, breaks_at=None, waits_within=None):
     """Serve a folder. Gives the address and the bytes that were sent.
 
-    ``breaks_at`` closes every connection at that byte of a file; ``waits_within``, (start, stop, ready), holds back what is asked for between two bytes
-    until ``ready()``, or closes the connection at the deadline of tests.
+    ``breaks_at`` closes every connection at that byte of a file; ``waits_within``, (start, stop, ready), holds back
+    what is asked for between two bytes until ``ready()``, or closes the connection at the deadline of tests.
     """
     sent, waited_in_vain = [], []
 
@@ -72,7 +73,8 @@ def serving(folder: Path, *, ranges=True, breaks_at=None, waits_within=None):
 
 @contextmanager
 def listing(folder: Path, locked: str = ""):
-    """Serve a folder with pages that list what is in it, one file refused; gives the address and the paths of files that were read."""
+    """Serve a folder with pages that list what is in it, one file refused; gives the address and the paths of files
+    that were read."""
     read = []
 
     class Handler(SimpleHTTPRequestHandler):

@@ -1,4 +1,5 @@
-"""``BatchInference`` over arrays and over ``Dataset.map_batches``: order, counts, and results that no batch size changes."""
+"""``BatchInference`` over arrays and over ``Dataset.map_batches``: order, counts, and results that no batch size
+changes."""
 
 import math
 

@@ -52,7 +52,8 @@ def names_in(node):
 
 
 def names_of(file, name):
-    """Return what a function names: itself, or by the functions, methods of its class and constants of its module that it uses."""
+    """Return what a function names: itself, or by the functions, methods of its class and constants of its module that
+    it uses."""
     helpers = {}
     owner = find(file, name.rpartition(".")[0]) if "." in name else None
     for node in [*parse(file).body, *getattr(owner, "body", ())]:

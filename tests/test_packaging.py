@@ -38,7 +38,8 @@ def test_contents(wheel):
 
 
 def test_the_main_job_in_an_empty_environment(wheel, samples, tmp_path):
-    """The libraries are those of this environment; that the wheel names all it needs is what .ci/run shows by its first step."""
+    """The libraries are those of this environment; that the wheel names all it needs is what .ci/run shows by its first
+    step."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, capture_output=True)

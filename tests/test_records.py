@@ -1,4 +1,5 @@
-"""Describing a model of a stranger: it runs in a process of its own, with limits, and is remembered by the file's content."""
+"""Describing a model of a stranger: it runs in a process of its own, with limits, and is remembered by the file's
+content."""
 
 import asyncio
 import contextlib

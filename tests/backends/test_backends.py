@@ -1,4 +1,5 @@
-"""The runtime's contract: devices said aloud, outputs written in place, its errors as ours, conversion that is measured."""
+"""The runtime's contract: devices said aloud, outputs written in place, its errors as ours, conversion that is
+measured."""
 
 import logging
 

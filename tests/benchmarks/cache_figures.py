@@ -1,4 +1,5 @@
-"""The cache's own figures on this machine: a hit, single flight, evict-and-load, recovery after SIGKILL, models resident at once."""
+"""The cache's own figures on this machine: a hit, single flight, evict-and-load, recovery after SIGKILL, models
+resident at once."""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ def evict_and_load(runs: int) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def under_load(cache: ModelCache, expected: Any, frames: Any) -> Iterator[tuple[list[float], list[Exception]]]:
-    """Four clients that ask all the time and check every answer; gives the seconds of each request, and what was lost."""
+    """Four clients that ask all the time and check every answer; gives the seconds of each request, and what was
+    lost."""
     over, times, lost = threading.Event(), [], []
 
     def ask() -> None:
@@ -137,7 +139,8 @@ def until(condition: Callable[[], bool]) -> float:
 
 
 def recovery(runs: int) -> dict[str, float]:
-    """Seconds from SIGKILL (of a node: from Ray's report) until the ledger holds the truth again and a request was answered."""
+    """Seconds from SIGKILL (of a node: from Ray's report) until the ledger holds the truth again and a request was
+    answered."""
     frames = np.random.default_rng(0).integers(0, 256, (2, 144, 176, 3), np.uint8)
     with InferenceSession(A) as local:
         expected = local.infer(frames)

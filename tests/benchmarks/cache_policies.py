@@ -1,7 +1,9 @@
-"""What goes when: the cache's own placement over traces, beside per-replica LRU by count, one ideal pool, and Belady's bound.
+"""What goes when: the cache's own placement over traces, beside per-replica LRU by count, one ideal pool, and Belady's
+bound.
 
-A trace is a list of (second, model). Models have bytes and seconds to load. Every policy starts empty; a miss loads the model and
-evicts what the policy says. Printed: hit rate, cold loads, gigabytes loaded, seconds that requests waited for loads.
+A trace is a list of (second, model). Models have bytes and seconds to load. Every policy starts empty; a miss loads the
+model and evicts what the policy says. Printed: hit rate, cold loads, gigabytes loaded, seconds that requests waited for
+loads.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ def by_ideal_pool(trace: Trace) -> Statistics:
 
 
 def by_belady(trace: Trace) -> Statistics:
-    """The same pool with foresight: what is used again last goes first (a bound for equal sizes; a strong rival for unequal ones)."""
+    """The same pool with foresight: what is used again last goes first (a bound for equal sizes; a strong rival for
+    unequal ones)."""
     uses: dict[int, list[int]] = {}
     for number, wanted in enumerate(trace.requests):
         uses.setdefault(wanted, []).append(number)
@@ -145,9 +148,9 @@ def by_belady(trace: Trace) -> Statistics:
 
 
 def by_count_per_replica(trace: Trace, most: int) -> Statistics:
-    """What ``@serve.multiplexed`` does: LRU by number of models within each replica; a request goes to a replica that has the model,
-
-    else to the one with the fewest, else to any. ``most`` is the largest number that never runs a device out of memory on this trace.
+    """What ``@serve.multiplexed`` does: LRU by number of models within each replica; a request goes to a replica that
+    has the model, else to the one with the fewest, else to any. ``most`` is the largest number that never runs a device
+    out of memory on this trace.
     """
     chance = random.Random(1)
     replicas = [OrderedDict[int, None]() for _ in range(trace.num_devices)]
@@ -219,12 +222,8 @@ def main() -> None:
             found = run().figures(trace)
             figures[trace.name][name.split(",")[0]] = found
             loads = f"{found['loads']:.0f} loads ({found['loads_per_hour']:.0f} an hour)"
-            rows.append(
-                (
-                    name,
-                    f"hits {found['hit_rate']:.3f}, {loads}, {found['loaded_gb']:.0f} GB, {found['stall_s']:.0f} s stalled",
-                )
-            )
+            loaded = f"{found['loaded_gb']:.0f} GB, {found['stall_s']:.0f} s stalled"
+            rows.append((name, f"hits {found['hit_rate']:.3f}, {loads}, {loaded}"))
     first = next(iter(figures.values()))
     to_ideal = first["genai_ray lru"]["loads"] / first["ideal pool lru"]["loads"]
     to_count = first["genai_ray lru"]["loads"] / first["per replica"]["loads"]

@@ -1,4 +1,5 @@
-"""``enhance`` against the plain script on a 60 s clip of 176x144, in turn; goal: at least 1.05 of its frame rate, at most 12 s to the first encoded frame."""
+"""``enhance`` against the plain script on a 60 s clip of 176x144, in turn; goal: at least 1.05 of its frame rate, at
+most 12 s to the first encoded frame."""
 
 import json
 import subprocess
@@ -14,7 +15,8 @@ RUNS = 3
 
 
 def enhance(clip: Path, output: Path) -> tuple[dict[str, float], float]:
-    """Run the job; give its report, and the seconds from the start of its process until an encoded frame can be read from its work folder."""
+    """Run the job; give its report, and the seconds from the start of its process until an encoded frame can be read
+    from its work folder."""
     started, encoded_s = time.perf_counter(), 0.0
     sizes: dict[Path, int] = {}
     command = genai_ray("enhance", clip, "-o", output, "--model", "websr-x2-l", "--json")

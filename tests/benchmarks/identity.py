@@ -1,4 +1,5 @@
-"""What decoding to RGB and encoding without loss changes of real clips; goals: no luma, and 60 dB of chroma, wherever YUV is a colour of RGB."""
+"""What decoding to RGB and encoding without loss changes of real clips; goals: no luma, and 60 dB of chroma, wherever
+YUV is a colour of RGB."""
 
 import sys
 import tempfile

@@ -1,4 +1,5 @@
-"""``InferenceSession.infer`` on uint8 frames against the bare runtime call on ready float tensors, in turn; goal: at most 1.08."""
+"""``InferenceSession.infer`` on uint8 frames against the bare runtime call on ready float tensors, in turn; goal: at
+most 1.08."""
 
 import time
 

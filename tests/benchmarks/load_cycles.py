@@ -1,4 +1,5 @@
-"""Five load / infer / close cycles in one process: what ``close`` does not give back; goal: at most 10 % of the loaded bytes."""
+"""Five load / infer / close cycles in one process: what ``close`` does not give back; goal: at most 10 % of the loaded
+bytes."""
 
 import numpy as np
 from common import keep, median

@@ -1,7 +1,9 @@
-"""Many clips of 1 s as one job against the plain loop over them; goals: 0.80 of its clips per second, and a driver that does not grow.
+"""Many clips of 1 s as one job against the plain loop over them; goals: 0.80 of its clips per second, and a driver that
+does not grow.
 
-many_clips.py [COUNT [PLAIN [WIDTH HEIGHT]]]: COUNT is 500 by default, 10,000 for the published figure; the plain loop does the first PLAIN of them (500).
-The driver's memory is read when a tenth of the clips are done and to the end. About 1.5 minutes for 500 on two quiet cores, 30 for 10,000.
+many_clips.py [COUNT [PLAIN [WIDTH HEIGHT]]]: COUNT is 500 by default, 10,000 for the published figure; the plain loop
+does the first PLAIN of them (500). The driver's memory is read when a tenth of the clips are done and to the end. About
+1.5 minutes for 500 on two quiet cores, 30 for 10,000.
 """
 
 import json

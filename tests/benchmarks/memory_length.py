@@ -1,7 +1,8 @@
-"""Peak memory of ``enhance`` (driver, workers, sessions) on a clip of 10 minutes against one of 1 minute, in turn; goal: within 10 %.
+"""Peak memory of ``enhance`` (driver, workers, sessions) on a clip of 10 minutes against one of 1 minute, in turn;
+goal: within 10 %.
 
-memory_length.py [CLIP [SHORT_S [TIMES [RUNS]]]]: the first SHORT_S seconds (60) of the clip, and that put behind itself TIMES times (10), at 88x72
-pixels, so that ten minutes are soon done: about 5 minutes for 3 RUNS on two quiet cores.
+memory_length.py [CLIP [SHORT_S [TIMES [RUNS]]]]: the first SHORT_S seconds (60) of the clip, and that put behind itself
+TIMES times (10), at 88x72 pixels, so that ten minutes are soon done: about 5 minutes for 3 RUNS on two quiet cores.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """The rival: what a good engineer writes with PyAV and ONNX Runtime and nothing else.
 
-plain_script.py CLIP OUT MODEL.onnx: decodes, upscales with every core in batches of 8, encodes with libx264 medium CRF 18,
-and prints the frames per second from the first decoded frame to the closed file.
+plain_script.py CLIP OUT MODEL.onnx: decodes, upscales with every core in batches of 8, encodes with libx264 medium CRF
+18, and prints the frames per second from the first decoded frame to the closed file.
 """
 
 import sys

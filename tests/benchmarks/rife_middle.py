@@ -1,4 +1,5 @@
-"""RIFE through ``enhance``: every second frame of bikes.mp4 is left out, made anew, and held against the true one; goal: 2 dB above blending."""
+"""RIFE through ``enhance``: every second frame of bikes.mp4 is left out, made anew, and held against the true one;
+goal: 2 dB above blending."""
 
 import argparse
 import json

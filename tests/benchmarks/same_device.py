@@ -1,7 +1,8 @@
 """One session on a device against two on the same device: whether a second one would be a replica worth its bytes.
 
-One session runs as many frames side by side as it has threads. Two share the cores in one of two ways: each has all of them, as every session of a cache
-has, or each has its share, which no cache can give to a session that is there already.
+One session runs as many frames side by side as it has threads. Two share the cores in one of two ways: each has all of
+them, as every session of a cache has, or each has its share, which no cache can give to a session that is there
+already.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""p99 of online requests while a batch job keeps the same model busy; goal: at most the idle p99 + 2 x the time of one batch run.
+"""p99 of online requests while a batch job keeps the same model busy; goal: at most the idle p99 + 2 x the time of one
+batch run.
 
-One client asks the endpoint for single frames of 176x144; the job sends batches of 256x256 frames to the same session, four at a time, and
-never waits. One run is what the session computes at once: a frame of the job's. Idle and busy take turns."""
+One client asks the endpoint for single frames of 176x144; the job sends batches of 256x256 frames to the same session,
+four at a time, and never waits. One run is what the session computes at once: a frame of the job's. Idle and busy take
+turns."""
 
 import argparse
 import threading

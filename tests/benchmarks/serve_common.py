@@ -156,7 +156,8 @@ class Driven:
 def drive(
     target: Target, *, clients: int, requests: int | None = None, seconds: float | None = None, within_s: float = 720.0
 ) -> Driven:
-    """Send requests from several connections, in a process that does nothing else: so many from each client, or for so long; an error after a while."""
+    """Send requests from several connections, in a process that does nothing else: so many from each client, or for so
+    long; an error after a while."""
     bodies = target.body if isinstance(target.body, list) else [target.body]
     job = {
         "port": target.port,

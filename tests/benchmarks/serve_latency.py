@@ -1,5 +1,6 @@
-"""Latency beyond the model's own time for one client and a 64x64 image tensor (goals: 3 ms at the median, 8 ms at p99); and a 4K frame
-in and out of an identity model (goal: 200 MB/s). With ``--before`` another installed version takes turns with this one."""
+"""Latency beyond the model's own time for one client and a 64x64 image tensor (goals: 3 ms at the median, 8 ms at p99);
+and a 4K frame in and out of an identity model (goal: 200 MB/s). With ``--before`` another installed version takes turns
+with this one."""
 
 import argparse
 import sys

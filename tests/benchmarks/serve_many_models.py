@@ -1,8 +1,10 @@
-"""Generated models of 1 to 50 MB asked for over HTTP by Zipf 1.1, on several raylets with room for a fifth of them, churn guard off.
+"""Generated models of 1 to 50 MB asked for over HTTP by Zipf 1.1, on several raylets with room for a fifth of them,
+churn guard off.
 
-Goals: no device ever over its budget, no error, cold starts at most 1.1 x those of the simulator (the same placement over the same requests,
-without processes). A cold start is a process and takes seconds of a core, so that 200 models and 5,000 requests (1,700 cold starts) take an hour
-of two cores: the default is the same with fewer models and requests; ``--models 200 --requests 5000 --nodes 6`` is the published form."""
+Goals: no device ever over its budget, no error, cold starts at most 1.1 x those of the simulator (the same placement
+over the same requests, without processes). A cold start is a process and takes seconds of a core, so that 200 models
+and 5,000 requests (1,700 cold starts) take an hour of two cores: the default is the same with fewer models and
+requests; ``--models 200 --requests 5000 --nodes 6`` is the published form."""
 
 import argparse
 import os
@@ -36,7 +38,8 @@ SHARE = 0.6
 
 @contextmanager
 def raylets(count: int, budget_bytes: int, folder: Path):
-    """Several raylets on this machine, each with so many bytes for sessions; Ray Serve's ingress on the first one only."""
+    """Several raylets on this machine, each with so many bytes for sessions; Ray Serve's ingress on the first one
+    only."""
     os.environ |= _environment(folder, REQUEST_S)
     memory = int(budget_bytes / SHARE)
     head = {

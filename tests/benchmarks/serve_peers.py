@@ -1,4 +1,5 @@
-"""What the endpoint is measured against, each as its own documentation would have it: LitServe, MLServer, plain Ray Serve.
+"""What the endpoint is measured against, each as its own documentation would have it: LitServe, MLServer, plain Ray
+Serve.
 
 Run in the peer's own environment; imports nothing of genai_ray."""
 
@@ -59,7 +60,8 @@ def run_litserve(port, path):
 
 
 def run_multiplexed(port, path):
-    """Two replicas, each with models of its own; PATH is one model, or a folder of which each replica keeps PEER_MODELS_EACH."""
+    """Two replicas, each with models of its own; PATH is one model, or a folder of which each replica keeps
+    PEER_MODELS_EACH."""
     import signal
 
     os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}

@@ -1,10 +1,12 @@
-"""Requests a second at 16 clients, websr-x2-s on 176x144 uint8 frames: the endpoint, LitServe, MLServer, and two plain replicas behind
-``@serve.multiplexed`` that each hold a copy. Goals: 1.2 x LitServe, 1.2 x MLServer, 0.9 x the plain replicas. All servers are up at the
-same time and are driven in turn.
+"""Requests a second at 16 clients, websr-x2-s on 176x144 uint8 frames: the endpoint, LitServe, MLServer, and two plain
+replicas behind ``@serve.multiplexed`` that each hold a copy. Goals: 1.2 x LitServe, 1.2 x MLServer, 0.9 x the plain
+replicas. All servers are up at the same time and are driven in turn.
 
-Then 12 models of 50 MB, asked for by Zipf 1.1, in room for 6: the endpoint and ``@serve.multiplexed`` with 3 in each of 2 replicas.
+Then 12 models of 50 MB, asked for by Zipf 1.1, in room for 6: the endpoint and ``@serve.multiplexed`` with 3 in each of
+2 replicas.
 
-LitServe and MLServer run in environments of their own, which are made where they are missing (a minute each; ``--prepare`` does no more)."""
+LitServe and MLServer run in environments of their own, which are made where they are missing (a minute each;
+``--prepare`` does no more)."""
 
 import argparse
 import base64
@@ -83,7 +85,10 @@ def litserve(python, fused):
         env=os.environ | {"PEER_HEIGHT": str(HEIGHT), "PEER_WIDTH": str(WIDTH)},
     ) as server:
         wait_for_port(server, port, "/health")
-        head = b'--b\r\nContent-Disposition: form-data; name="frame"; filename="f"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        head = (
+            b'--b\r\nContent-Disposition: form-data; name="frame"; filename="f"\r\n'
+            b"Content-Type: application/octet-stream\r\n\r\n"
+        )
         yield Target(
             port,
             head + FRAME.tobytes() + b"\r\n--b--\r\n",
@@ -132,7 +137,8 @@ def write_fused(folder: Path) -> str:
 
 
 def one_model(options, pythons) -> dict[str, dict[str, list[float]]]:
-    """Requests a second of each server, in turn; and the processor milliseconds that it took for one, which tell more on a busy machine."""
+    """Requests a second of each server, in turn; and the processor milliseconds that it took for one, which tell more
+    on a busy machine."""
     figures: dict[str, dict[str, list[float]]] = {
         name: {"requests_per_s": [], "cpu_ms_per_request": []} for name in pythons
     }

@@ -1,6 +1,8 @@
-"""Bytes of a session: predicted from the file, measured after warm-up, and what the operating system sees at rest and at the most while it works.
+"""Bytes of a session: predicted from the file, measured after warm-up, and what the operating system sees at rest and
+at the most while it works.
 
-What is recorded is a peak, of the moments at which the cache looked; it is wrong by what it lies below the bytes at rest or above the most.
+What is recorded is a peak, of the moments at which the cache looked; it is wrong by what it lies below the bytes at
+rest or above the most.
 """
 
 import argparse

@@ -13,7 +13,10 @@ CATALOG = ModelCatalog.default()
 
 
 def test_every_id_that_people_type_resolves():
-    wanted = "esrgan-4x esrgan-2x rife u2net realesr-animevideov3-x2 realesr-animevideov3-x4 waifu2x-x2 websr-x2-s websr-x2-m websr-x2-l"
+    wanted = (
+        "esrgan-4x esrgan-2x rife u2net realesr-animevideov3-x2 realesr-animevideov3-x4 "
+        "waifu2x-x2 websr-x2-s websr-x2-m websr-x2-l"
+    )
     wanted += " ffdnet selfie-segmentation zero-dce"
     assert set(wanted.split()) <= set(CATALOG.ids())
     assert CATALOG.resolve("ESRGAN") == "esrgan-4x"

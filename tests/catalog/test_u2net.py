@@ -1,7 +1,7 @@
 """The path of a model that is not packaged, end to end: pulled from a server, loaded, used, and run over a video.
 
-The net is made here with u2net's exact interface ("input.1" [1, 3, 320, 320], seven masks [1, 1, 320, 320], the first of
-which counts): it finds what is brighter than the mean of ImageNet.
+The net is made here with u2net's exact interface ("input.1" [1, 3, 320, 320], seven masks [1, 1, 320, 320], the first
+of which counts): it finds what is brighter than the mean of ImageNet.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ frames[:, 20:60, 10:50] = 255
 with ModelCache(1_000_000_000) as cache:
     cache.load_model("u2net", memory_bytes=300_000_000)
     mask = cache.get_session("u2net").infer(frames)
-    print(json.dumps([mask.shape, str(mask.dtype), int(mask[0, 40, 30, 0]), int(mask[1, 5, 5, 0]), cache.loaded_models()]))
+    found = [mask.shape, str(mask.dtype), int(mask[0, 40, 30, 0]), int(mask[1, 5, 5, 0]), cache.loaded_models()]
+    print(json.dumps(found))
 """
 
 

@@ -72,7 +72,8 @@ print(connect(), ray.get_runtime_context().gcs_address, *own_folders())
 
 @pytest.fixture(scope="module")
 def cluster(place):
-    """A cluster as ``ray start`` makes it, which wants a token, with its files below ``RAY_TMPDIR``; the folder and its address."""
+    """A cluster as ``ray start`` makes it, which wants a token, with its files below ``RAY_TMPDIR``; the folder and its
+    address."""
     command = [
         sys.executable,
         "-m",
@@ -163,7 +164,8 @@ def test_a_cluster_of_another_user_is_not_joined_unasked(place, monkeypatch, cap
 @pytest.mark.skipif(os.getuid() != 0, reason="gives a file to another user")
 @pytest.mark.parametrize("theirs", [".ray", ".ray/auth_token"])
 def test_a_token_that_another_user_wrote_is_not_this_users(place, caplog, theirs):
-    """As in a home that several share, such as /tmp: whoever wrote the token could run code in the cluster that takes it."""
+    """As in a home that several share, such as /tmp: whoever wrote the token could run code in the cluster that takes
+    it."""
     path = home_with(place, TOKEN) / ".ray" / "auth_token"
     _keep_token(path)
     os.chown(path.parents[1] / theirs, 54321, 54321)

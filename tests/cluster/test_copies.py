@@ -1,4 +1,5 @@
-"""A session that gets frames of another dtype, or raw tensors, needs another copy of its model: the cache reserves it before it is loaded."""
+"""A session that gets frames of another dtype, or raw tensors, needs another copy of its model: the cache reserves it
+before it is loaded."""
 
 import numpy as np
 import pytest

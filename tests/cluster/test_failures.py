@@ -1,4 +1,5 @@
-"""What the cache does when its own process, a session's or a machine's answers end: real SIGKILL and SIGSTOP on a real Ray."""
+"""What the cache does when its own process, a session's or a machine's answers end: real SIGKILL and SIGSTOP on a real
+Ray."""
 
 import contextlib
 import os
@@ -47,7 +48,8 @@ def session_names():
 
 
 def kill_cache(cache):
-    """Kill the cache actor's process, and wait until the one that takes its place has the truth; returns what was known before."""
+    """Kill the cache actor's process, and wait until the one that takes its place has the truth; returns what was known
+    before."""
     before, name = cache.status(), f"cache:{cache.name}"
     restarts = report(name)["NumRestarts"]
     os.kill(before.pid, signal.SIGKILL)
@@ -96,7 +98,8 @@ def test_a_load_survives_the_cache_that_began_it(cache, frames, expected):
 
 
 def test_a_restarted_cache_serves_others_beside_a_silent_session(cache, frames, expected):
-    """Whose it is, and what it takes, only the silent one can tell: what is to be loaded waits for that, what is loaded does not."""
+    """Whose it is, and what it takes, only the silent one can tell: what is to be loaded waits for that, what is loaded
+    does not."""
     cache.load_model(MODEL)
     cache.load_model(OTHER)
     silent = next(entry for entry in cache.status().models if entry.model_id == OTHER).session["pid"]
@@ -266,7 +269,8 @@ def test_a_pin_of_a_dead_session_leaves_the_cache_open(cache):
 
 
 def test_nothing_that_is_left_starts_another_ray(ray_session, frames):
-    """Ray starts a cluster at the next call of whoever still has a handle: the thread of a lease, or of a job that has ended."""
+    """Ray starts a cluster at the next call of whoever still has a handle: the thread of a lease, or of a job that has
+    ended."""
     cache = ModelCache(2_000_000_000, name="left")
     lease = cache.lease([MODEL])
     lease.sessions[0].infer(frames)

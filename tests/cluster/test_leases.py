@@ -261,7 +261,8 @@ def test_what_is_prefetched_is_ready_when_the_first_model_ends(make_cache, frame
 
 @pytest.mark.slow
 def test_models_used_in_turn_do_not_thrash(make_cache, frames):
-    """Three models in room for two, as the cache is when nothing is said: at most 25 loads a minute beside the first two."""
+    """Three models in room for two, as the cache is when nothing is said: at most 25 loads a minute beside the first
+    two."""
     cache = make_cache(2 * SHARE)
     sessions = [open_session(cache, of(model)) for model in (A, B, C)]
     began_s = time.monotonic()

@@ -128,7 +128,8 @@ def test_senseless_bytes_and_budgets_are_refused(make_cache):
 
 @pytest.fixture
 def dividing(tmp_path) -> Path:
-    """A model whose runtime is ended by a legal input: the smallest integer over -1 is more than the processor can hold."""
+    """A model whose runtime is ended by a legal input: the smallest integer over -1 is more than the processor can
+    hold."""
     values = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["n"]) for name in ("x", "d", "y")]
     graph = helper.make_graph([helper.make_node("Div", ["x", "d"], ["y"])], "dividing", values[:2], values[2:])
     path = tmp_path / "dividing.onnx"

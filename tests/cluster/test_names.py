@@ -1,4 +1,5 @@
-"""Names of models, caches and tensors beyond ASCII, and names that are no text at all: they go through Ray, its metrics and its messages."""
+"""Names of models, caches and tensors beyond ASCII, and names that are no text at all: they go through Ray, its metrics
+and its messages."""
 
 import logging
 import os

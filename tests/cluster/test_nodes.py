@@ -114,7 +114,8 @@ def test_sessions_take_at_most_nine_tenths_of_a_nodes_memory(nodes):
 
 
 def test_a_gpu_with_less_room_than_known_only_delays_a_load(nodes, cache):
-    """So it is for a moment after the death of a session: Ray holds its share still, and goes elsewhere than it is meant to."""
+    """So it is for a moment after the death of a session: Ray holds its share still, and goes elsewhere than it is
+    meant to."""
     nodes.add(num_gpus=2)
     wait_until(lambda: len(devices(cache)) == 4)
     holder = Holder.options(num_gpus=0.6).remote()
@@ -176,7 +177,8 @@ def loads_at_once(status):
     [("cpu", ("c", "p", "u", "cp", "pu", "cpu"), 2), ("logical-gpu", ("l", "o", "g", "i", "a", "gp"), 1)],
 )
 def test_few_sessions_are_loaded_at_once_and_the_others_wait(nodes, cache, kind, words, most):
-    """Two on a node's CPU, one on a GPU, of six that are asked for together; a load takes longer than the start of the next process."""
+    """Two on a node's CPU, one on a GPU, of six that are asked for together; a load takes longer than the start of the
+    next process."""
     if kind != "cpu":
         nodes.add(num_gpus=2)
         wait_until(lambda: len(devices(cache)) == 4)

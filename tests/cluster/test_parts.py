@@ -1,4 +1,5 @@
-"""The small parts of the cache that need no Ray: remembered bytes, routes, devices, options, the order of a session's runs."""
+"""The small parts of the cache that need no Ray: remembered bytes, routes, devices, options, the order of a session's
+runs."""
 
 import json
 import logging

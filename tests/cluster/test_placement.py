@@ -34,9 +34,11 @@ KINDS = ("cpu", "L4")
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Loads, uses, pins, leases, grows, dies and evicts as a cache does, while nodes come and go and the budget is changed.
+    """Loads, uses, pins, leases, grows, dies and evicts as a cache does, while nodes come and go and the budget is
+    changed.
 
-    A process that has grown has grown: until something goes for it, books say so, and nothing more is placed beyond the budget.
+    A process that has grown has grown: until something goes for it, books say so, and nothing more is placed beyond the
+    budget.
     """
 
     @initialize(total=st.none() | st.integers(500, 2500), policy=st.sampled_from(EvictionPolicy))
@@ -114,7 +116,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.excess_bytes(found.device_id) <= 0
 
     def could_fit(self, need):
-        """Whether the bytes of all that may go, on one device and in all, are enough: counted without the code under test."""
+        """Whether the bytes of all that may go, on one device and in all, are enough: counted without the code under
+        test."""
         may_go = [slot for slot in self.ledger.slots.values() if self.is_free_to_go(slot) and slot.key != need.key]
         if need.num_bytes > self.ledger.budget_bytes - self.ledger.used_bytes + sum(
             slot.reserved_bytes for slot in may_go
@@ -131,7 +134,8 @@ class LedgerMachine(RuleBasedStateMachine):
         return False
 
     def could_all_fit(self, needs):
-        """Whether some way to spread them over the devices has room for each, with all gone that may go: every way is tried."""
+        """Whether some way to spread them over the devices has room for each, with all gone that may go: every way is
+        tried."""
         may_go = [slot for slot in self.ledger.slots.values() if self.is_free_to_go(slot)]
         if needs and sum(need.num_bytes for need in needs) > self.ledger.budget_bytes - self.ledger.used_bytes + sum(
             slot.reserved_bytes for slot in may_go
@@ -330,7 +334,8 @@ def test_what_can_never_fit_is_refused_with_both_figures():
 
 
 def test_models_placed_together_share_devices_best():
-    """24 bytes by themselves go best to the smaller device, where they take the room of 177; a turn later that is too late."""
+    """24 bytes by themselves go best to the smaller device, where they take the room of 177; a turn later that is too
+    late."""
     ledger = ledger_of(200, 201)
     needs = [Need("b", 24), Need("c", 177), Need("d", 177)]
     check_all_fit(ledger, needs)

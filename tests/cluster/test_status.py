@@ -83,7 +83,8 @@ def test_status_and_metrics_say_the_same(cache, frames):
 @pytest.mark.parametrize("size", [(144, 176), pytest.param((480, 640), marks=pytest.mark.longest)], ids=str)
 @pytest.mark.parametrize("model", ["websr-x2-s", "websr-x2-l", "waifu2x-x2", "esrgan-2x", "rife"])
 def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
-    """What is recorded is a peak, of the moments at which the cache looked: a batch and its result count while they are there."""
+    """What is recorded is a peak, of the moments at which the cache looked: a batch and its result count while they are
+    there."""
     session = open_session(cache, SessionRequest(model, ModelBackend.ONNX, ModelPrecision.FP32, max_frame=size))
     session.touch()
     (loaded,) = cache.status().models
@@ -100,7 +101,8 @@ def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
 
 
 def test_a_hundred_requests_take_no_more_than_was_reserved(cache):
-    """A process grows with its first calls; that is reserved when it has loaded, so no device stands over its budget until somebody looks."""
+    """A process grows with its first calls; that is reserved when it has loaded, so no device stands over its budget
+    until somebody looks."""
     session = open_session(cache, SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
     session.touch()
     (loaded,) = cache.status().models
@@ -112,7 +114,8 @@ def test_a_hundred_requests_take_no_more_than_was_reserved(cache):
 
 
 def test_every_load_of_a_model_takes_the_same_bytes(cache, tmp_path):
-    """Copies of weights that were read and freed go back to the system, also those in the heap of the thread that loads."""
+    """Copies of weights that were read and freed go back to the system, also those in the heap of the thread that
+    loads."""
     side, path = 1800, tmp_path / "matmul.onnx"
     weights = numpy_helper.from_array(np.ones((side, side), np.float32), "w")
     write(

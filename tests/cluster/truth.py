@@ -35,7 +35,8 @@ def held_by_ray():
 
 
 def is_true(cache):
-    """Tell whether devices, sessions and their bytes are those that are there: by Ray's actors, nodes and resources, and by processes."""
+    """Tell whether devices, sessions and their bytes are those that are there: by Ray's actors, nodes and resources,
+    and by processes."""
     status = cache.status()
     kinds = {device.device: device.kind for device in status.devices}
     actors = {

@@ -1,4 +1,5 @@
-"""Clips of a camera that moves over a picture: what interpolation is good at; with cuts and still frames where asked for."""
+"""Clips of a camera that moves over a picture: what interpolation is good at; with cuts and still frames where asked
+for."""
 
 import functools
 from fractions import Fraction
@@ -19,7 +20,8 @@ def _landscape():
 
 
 def pan(count, *, scene=0, size=(96, 64), step=(4, 2)):
-    """Frames (count, H, W, 3), uint8, of a window that moves over a picture; scenes 0 and 1 resemble each other in nothing."""
+    """Frames (count, H, W, 3), uint8, of a window that moves over a picture; scenes 0 and 1 resemble each other in
+    nothing."""
     width, height = size
     picture = _landscape() if scene == 0 else 255 - _landscape()[::-1, ::-1]
     return np.stack([picture[200 + step[1] * i :, 300 + step[0] * i :][:height, :width] for i in range(count)])

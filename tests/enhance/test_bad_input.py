@@ -1,4 +1,5 @@
-"""Bad files among good ones in one job, and a disk that is full: each is named, others are unharmed, nothing is half-published."""
+"""Bad files among good ones in one job, and a disk that is full: each is named, others are unharmed, nothing is
+half-published."""
 
 import subprocess
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Files like those of public bug reports (../shared/cases/video, README there), enhanced as one job; each must give what its row says."""
+"""Files like those of public bug reports (../shared/cases/video, README there), enhanced as one job; each must give
+what its row says."""
 
 import csv
 import subprocess
@@ -176,7 +177,8 @@ def job(ray_session, tmp_path_factory):
 
 
 def sounds_of(path):
-    """Return the bytes of every track of sound that a decoder is there for; without the header of 7 bytes that AAC has in a transport stream."""
+    """Return the bytes of every track of sound that a decoder is there for; without the header of 7 bytes that AAC has
+    in a transport stream."""
     with av.open(str(path)) as box:
         found = {stream.index: b"" for stream in box.streams.audio if stream.codec_context is not None}
         for packet in (

@@ -122,7 +122,8 @@ def test_mp4_times_are_exact_from_a_late_start_at_an_odd_rate(ray_session, tmp_p
 
 
 def test_a_segment_between_two_frames_of_the_result_is_left_out(ray_session, tmp_path):
-    """Three frames within three milliseconds, and one a second later: at a constant rate nothing is shown of the two in the middle."""
+    """Three frames within three milliseconds, and one a second later: at a constant rate nothing is shown of the two in
+    the middle."""
     source = write_frames(tmp_path / "a.mkv", pan(4), pts=[0, 1, 2, 1000], base=Fraction(1, 1000), options={"g": "1"})
     report, times, frames = enhance(source, tmp_path / "b.mkv", fps=Fraction(10), segment_frames=1)
     assert (report.segments, report.frames) == (4, len(times))

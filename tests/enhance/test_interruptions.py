@@ -162,7 +162,8 @@ def test_a_segment_that_kills_every_worker_fails_by_name(ray_session, tmp_path):
 
 
 def test_a_chain_that_loses_processes_gives_the_same_bytes(ray_session, tmp_path):
-    """Frames between two models are owned by the segment's task: what a session had made before it died is not lost with it."""
+    """Frames between two models are owned by the segment's task: what a session had made before it died is not lost
+    with it."""
     source, output, chain = (
         write(tmp_path / "a.mkv", size=(160, 96), pts=list(range(60)), options={"g": "6"}),
         tmp_path / "b.mkv",
@@ -261,7 +262,8 @@ def test_a_dead_node_of_its_own_ends_the_job_with_an_error(source, undisturbed, 
 
 
 def test_a_process_that_ray_ends_at_once_has_a_last_word(temporary):
-    """Without its node Ray calls ``_exit`` as soon as this process asks the object store for something: no line of Python runs after that."""
+    """Without its node Ray calls ``_exit`` as soon as this process asks the object store for something: no line of
+    Python runs after that."""
     code = """
 import os, signal, ray
 from genai_ray.cluster import connect

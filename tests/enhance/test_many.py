@@ -1,4 +1,5 @@
-"""Five hundred clips of 1 s as one job; the published figures, and those of ten thousand, are measured by ``tests/benchmarks/many_clips.py``."""
+"""Five hundred clips of 1 s as one job; the published figures, and those of ten thousand, are measured by
+``tests/benchmarks/many_clips.py``."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""What a job takes where pictures are very large: few frames on their way, few in the encoder, and not more segments at a time than there is room for."""
+"""What a job takes where pictures are very large: few frames on their way, few in the encoder, and not more segments at
+a time than there is room for."""
 
 import json
 import threading
@@ -45,7 +46,8 @@ def rss_shared(pid):
 
 @pytest.mark.slow
 def test_uhd_four_times_larger_takes_what_is_predicted(four_times, tmp_path):
-    """15360x8640: one frame is 398 MB. Two segments, of which the second waits for the first where the machine has no room for both."""
+    """15360x8640: one frame is 398 MB. Two segments, of which the second waits for the first where the machine has no
+    room for both."""
     source = write(
         tmp_path / "a.mp4", size=(3840, 2160), pts=[0, 1], tracks=0, options={"preset": "ultrafast", "g": "1"}
     )

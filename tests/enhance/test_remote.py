@@ -135,7 +135,8 @@ def test_a_single_video_goes_into_memory_whole_or_not_at_all(ray_session, clips,
 
 @pytest.mark.slow
 def test_models_of_a_manifest_load_while_its_first_video_is_read(ray_session, clips, tmp_path):
-    """The server holds the middle of the file back until the model is there: whoever planned first would wait for ever."""
+    """The server holds the middle of the file back until the model is there: whoever planned first would wait for
+    ever."""
     size = (clips / "long.mkv").stat().st_size
     assert size > 11_000_000
     with ending(ModelCache(2_000_000_000, name="ahead")) as cache:

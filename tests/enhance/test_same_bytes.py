@@ -46,7 +46,8 @@ def ray_of(num_cpus):
 
 
 def results(source, folder, kills):
-    """Enhance with every encoder; with ``kills`` a worker is killed each time, once a segment is there and another one is being written."""
+    """Enhance with every encoder; with ``kills`` a worker is killed each time, once a segment is there and another one
+    is being written."""
     found = {}
     for suffix, encoding in ENCODINGS.items():
         output = folder / f"b{suffix}"

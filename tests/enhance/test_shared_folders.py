@@ -80,7 +80,8 @@ def test_segments_of_a_node_without_the_folder_are_brought_home(clips, tmp_path,
     expected, out = tmp_path / "expected", tmp_path / "out"
     expected.mkdir()
     out.mkdir()
-    # The head has no CPU: every step begins on the other node, which sees the clips and has an empty folder in the place of the results.
+    # The head has no CPU: every step begins on the other node, which sees the clips and has an empty folder in the
+    # place of the results.
     with Nodes(head_cpus=0) as nodes:
         node = nodes.add()
         enhance_videos(clips, expected, models=MODEL, options=OPTIONS)
@@ -119,7 +120,8 @@ def test_the_death_of_such_a_node_changes_no_byte(clips, tmp_path):
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch):
-    """As of a video of many hours: plans of these clips are no small values where Ray counts what takes 100 bytes as large."""
+    """As of a video of many hours: plans of these clips are no small values where Ray counts what takes 100 bytes as
+    large."""
     monkeypatch.setenv("RAY_max_direct_call_object_size", "100")
     out, options = tmp_path / "out", replace(OPTIONS, segment_frames=2)
     out.mkdir()

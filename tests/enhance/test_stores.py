@@ -1,4 +1,5 @@
-"""Jobs from S3 to S3, and from Google Cloud Storage to it, with what ``genai-ray[remote]`` installs, against servers of these protocols on this machine."""
+"""Jobs from S3 to S3, and from Google Cloud Storage to it, with what ``genai-ray[remote]`` installs, against servers of
+these protocols on this machine."""
 
 import json
 import os
@@ -50,7 +51,8 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module", params=SERVERS)
 def bucket(request):
-    """An empty bucket: the scheme of its URIs, the bucket as fsspec sees it, and the environment in which others see it."""
+    """An empty bucket: the scheme of its URIs, the bucket as fsspec sees it, and the environment in which others see
+    it."""
     scheme = request.param
     server = subprocess.Popen(
         [sys.executable, "-c", SERVERS[scheme]],

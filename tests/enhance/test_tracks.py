@@ -1,4 +1,5 @@
-"""What is copied from a source beside its pictures: kept packet for packet, or refused before the first frame by stream and codec."""
+"""What is copied from a source beside its pictures: kept packet for packet, or refused before the first frame by stream
+and codec."""
 
 import resource
 from fractions import Fraction
@@ -224,7 +225,8 @@ def test_tracks_without_a_decoder_are_kept_as_well(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_decode_time_that_goes_back_is_moved(suffix, tmp_path):
-    """As a recorder writes it that loses its clock for a moment: FFmpeg's own muxers write no such file, so its bytes are changed."""
+    """As a recorder writes it that loses its clock for a moment: FFmpeg's own muxers write no such file, so its bytes
+    are changed."""
     source = write(tmp_path / "a.mkv", tracks=1)
     data, (sounds, times) = source.read_bytes(), packets(source)
     at = data.index(sounds[5]) - 3  # of a block: two bytes of time, one of flags

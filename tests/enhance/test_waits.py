@@ -35,7 +35,8 @@ def own_temporary(monkeypatch):
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_join_that_is_killed_in_the_middle_is_made_again(ray_session, source, tmp_path, own_temporary):
-    """The worker of a join is stopped until it is killed: it alone, or with the whole job. A join that ended before it was caught is tried again."""
+    """The worker of a join is stopped until it is killed: it alone, or with the whole job. A join that ended before it
+    was caught is tried again."""
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=8)
     enhance_videos(source, tmp_path / "undisturbed.mkv", models="websr-x2-s", options=options)
     output = tmp_path / "b.mkv"
@@ -45,7 +46,8 @@ def test_a_join_that_is_killed_in_the_middle_is_made_again(ray_session, source, 
         return sorted(work.glob("*.nut"))
 
     def hold():
-        """Start the job, and return it with the stopped worker of its join, and whether all segments were there before."""
+        """Start the job, and return it with the stopped worker of its join, and whether all segments were there
+        before."""
         while True:
             were_there = len(finished()) == 5
             held = start("enhance", source, "-o", output, *MODEL)

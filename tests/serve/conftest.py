@@ -53,7 +53,8 @@ def _none_is_left():
 
 
 def serve(*options, repository=None, ports=None, wait=True, stays=False, **said):
-    """Start an endpoint, and return when it takes requests; it ends with the test, or ``stays``. ``said`` is added to its environment."""
+    """Start an endpoint, and return when it takes requests; it ends with the test, or ``stays``. ``said`` is added to
+    its environment."""
     port, grpc_port = ports or find_free_ports(2)
     words = ["serve", "--port", port, "--grpc-port", grpc_port, "--json", *options]
     if repository is not None:

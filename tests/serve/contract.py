@@ -22,7 +22,8 @@ def operation_of(document, method, path):
 
 
 def check_answer(url, method, path, answer):
-    """Check (status, headers, body): the status is documented, and so are media type, headers and shape of what came."""
+    """Check (status, headers, body): the status is documented, and so are media type, headers and shape of what
+    came."""
     status, headers, body = answer
     document = document_of(url)
     operation = operation_of(document, "GET" if method == "HEAD" else method, path.partition("?")[0])

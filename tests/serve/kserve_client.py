@@ -1,4 +1,5 @@
-"""KServe's own client against an endpoint; run by the Python of an environment that has it: HTTP_ADDRESS GRPC_ADDRESS IN.npz OUT.npz."""
+"""KServe's own client against an endpoint; run by the Python of an environment that has it: HTTP_ADDRESS GRPC_ADDRESS
+IN.npz OUT.npz."""
 
 import asyncio
 import json

@@ -89,7 +89,8 @@ def square(path):
 
 
 def count_up(path):
-    """Counts to 10,000 for each number of ``x``, on one thread, and adds ``shift``, whose shape is fixed: a small body that is computed for long."""
+    """Counts to 10,000 for each number of ``x``, on one thread, and adds ``shift``, whose shape is fixed: a small body
+    that is computed for long."""
     step = helper.make_graph(
         [
             helper.make_node("Identity", ["goes_on"], ["goes_on_still"]),

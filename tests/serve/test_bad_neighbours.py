@@ -1,4 +1,5 @@
-"""A bad file of a model repository harms itself alone, and a file that changes is obeyed by the session that is loaded."""
+"""A bad file of a model repository harms itself alone, and a file that changes is obeyed by the session that is
+loaded."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""What a request costs before it is computed: places, threads and bounds. The application and the gRPC methods without Ray or a network."""
+"""What a request costs before it is computed: places, threads and bounds. The application and the gRPC methods without
+Ray or a network."""
 
 import asyncio
 import contextlib
@@ -442,7 +443,8 @@ def test_a_result_as_json_is_bounded(tmp_path, datatype, count):
             body, headers = binary(datatype, array_bytes, count, parameters={"binary_data_output": is_binary})
             status, answer = await served.call(f"/v2/models/{datatype.lower()}/infer", headers).answer(body)
             assert status == wanted, answer
-        words = f"inputs whose result has {len(array_bytes)} bytes, as JSON; allowed: 1000 bytes. Ask for it as binary data."
+        words = f"inputs whose result has {len(array_bytes)} bytes, as JSON; allowed: 1000 bytes."
+        words += " Ask for it as binary data."
         assert json.loads(answer)["error"] == words
 
     told(engine, story)

@@ -1,4 +1,5 @@
-"""The endpoint against others: KServe's own client in an environment of its own, and a fuzz of every byte that a client could send."""
+"""The endpoint against others: KServe's own client in an environment of its own, and a fuzz of every byte that a client
+could send."""
 
 import http.client
 import json

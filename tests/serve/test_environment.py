@@ -1,4 +1,5 @@
-"""The endpoint where little is given: no home, a user that the system does not know, few open files, an address of IPv6; and what listens to the network."""
+"""The endpoint where little is given: no home, a user that the system does not know, few open files, an address of
+IPv6; and what listens to the network."""
 
 import ipaddress
 import json
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.cluster
 UNKNOWN_USER = 54321
 NUM_FILES = 4096
 OF_RAY_SERVE = ("ray::ServeReplica", "ray::ProxyActor")
-"""Their servers of gRPC listen everywhere: Ray Serve has no option for it. What they take wants Ray's token, or comes from HAProxy."""
+"""Their servers of gRPC listen everywhere: Ray Serve has no option for it. What they take wants Ray's token, or comes
+from HAProxy."""
 
 
 def beyond_loopback(root):

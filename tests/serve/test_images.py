@@ -1,4 +1,5 @@
-"""Pictures in and out: every mode, orientation, profile and depth, made here and read back by other means; and everything that is no picture."""
+"""Pictures in and out: every mode, orientation, profile and depth, made here and read back by other means; and
+everything that is no picture."""
 
 import io
 import struct

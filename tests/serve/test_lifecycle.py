@@ -1,4 +1,5 @@
-"""Starting and ending the endpoint: ports that are taken, signals, what a killed one leaves, replicas and sessions that die."""
+"""Starting and ending the endpoint: ports that are taken, signals, what a killed one leaves, replicas and sessions that
+die."""
 
 import contextlib
 import http.client
@@ -137,7 +138,8 @@ def test_a_signal_lets_what_is_computed_end_and_leaves_nothing(number):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_endpoint_under_load_within_ten_seconds(number):
-    """What was sent before the signal is answered or told to come again; what comes later is told so too, or finds nobody.
+    """What was sent before the signal is answered or told to come again; what comes later is told so too, or finds
+    nobody.
 
     Before it HAProxy is killed, and requests are taken again soon.
     """
@@ -206,7 +208,10 @@ def test_after_a_kill_the_next_start_cleans_up():
 def test_a_slow_request_outlives_a_change_of_replicas():
     """HAProxy starts anew whenever a replica comes or goes; what it has begun goes on in the old process."""
     endpoint = serve("--replicas", 2, "--model", "websr-x2-s")
-    ingress = lambda: {pid for pid in descendants(endpoint.process.pid) if "/haproxy" in title(pid).split(" ")[0]}  # noqa: E731
+
+    def ingress():
+        return {pid for pid in descendants(endpoint.process.pid) if "/haproxy" in title(pid).split(" ")[0]}
+
     frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
     head, body = _request_of(frames)
     connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=DEADLINE_S)
@@ -241,7 +246,8 @@ def test_a_slow_request_outlives_a_change_of_replicas():
 @pytest.mark.slow
 @pytest.mark.longest
 def test_every_request_is_answered_while_processes_are_killed(tmp_path):
-    """Sixty-four clients for 60 s; right answers, or 503 with Retry-After; at most two broken connections for each replica that is killed.
+    """Sixty-four clients for 60 s; right answers, or 503 with Retry-After; at most two broken connections for each
+    replica that is killed.
 
     No process grows from the 20th second on, or from when what was killed has been replaced.
     """
@@ -307,7 +313,8 @@ def test_replicas_that_take_requests_scale_with_them(tmp_path):
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_calls_over_grpc_outlive_the_replica_that_takes_them(tmp_path):
-    """A replica is killed while calls are on their way: HAProxy sends them to the other one, or says UNAVAILABLE, which a second try mends."""
+    """A replica is killed while calls are on their way: HAProxy sends them to the other one, or says UNAVAILABLE, which
+    a second try mends."""
     endpoint = serve("--replicas", 2, "--model", "websr-x2-s", repository=tmp_path)
     _check_that_every_replica_finds(endpoint, tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)

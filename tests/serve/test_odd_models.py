@@ -1,4 +1,5 @@
-"""Models that ONNX Runtime runs although their files leave things out, over HTTP: they are described and served, or refused with a reason."""
+"""Models that ONNX Runtime runs although their files leave things out, over HTTP: they are described and served, or
+refused with a reason."""
 
 import contextlib
 import json

@@ -1,4 +1,5 @@
-"""The document at ``/openapi.json`` is true: of every route, in every answer, and under whatever schemathesis thinks of."""
+"""The document at ``/openapi.json`` is true: of every route, in every answer, and under whatever schemathesis thinks
+of."""
 
 import json
 import subprocess
@@ -133,7 +134,8 @@ def test_what_the_schema_says_of_requests_holds(served, document):
 
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(served, tmp_path):
-    """Every check it has, but that whatever fits the schema is taken: shapes and elements, or pictures, must fit each other as well."""
+    """Every check it has, but that whatever fits the schema is taken: shapes and elements, or pictures, must fit each
+    other as well."""
     (tmp_path / "st.toml").write_text(
         """
         [parameters]

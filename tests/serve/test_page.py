@@ -42,7 +42,8 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     profile = folder / "page.yaml"
     profile.write_text(
-        f"name: page\nnum_replicas: 1\nmodels: [websr-x2-s, ffdnet, selfie-segmentation, rife]\npeople: {{videos_folder: {folder / 'videos'}}}\n"
+        "name: page\nnum_replicas: 1\nmodels: [websr-x2-s, ffdnet, selfie-segmentation, rife]\n"
+        f"people: {{videos_folder: {folder / 'videos'}}}\n"
     )
     endpoint = serve("--profile", profile, ports=find_free_ports(2), stays=True)
     yield endpoint
@@ -126,7 +127,10 @@ def test_a_picture_is_dropped(page, picture, place):
     page.select_option("#model", "websr-x2-s")
     build = """content => {
       const dragged = new DataTransfer();
-      if (content) dragged.items.add(new File([Uint8Array.from(atob(content), letter => letter.charCodeAt(0))], "dropped.png", { type: "image/png" }));
+      if (content) {
+        const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+        dragged.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+      }
       else dragged.setData("text/plain", "no file");
       return dragged;
     }"""

@@ -1,4 +1,5 @@
-"""Parts of the endpoint that need neither Ray nor a network: merging, names, HAProxy's configuration, ports, figures."""
+"""Parts of the endpoint that need neither Ray nor a network: merging, names, HAProxy's configuration, ports,
+figures."""
 
 import asyncio
 import json
@@ -364,7 +365,8 @@ def test_the_launcher_ends_with_its_parent(tmp_path):
     binary = tmp_path / "haproxy"
     binary.write_text("#!/bin/sh\nexec sleep 600\n")
     binary.chmod(0o755)
-    code = f"import subprocess, time; print(subprocess.Popen([{str(write_launcher(tmp_path))!r}, '-f', {str(config)!r}]).pid, flush=True); time.sleep(600)"
+    command = [str(write_launcher(tmp_path)), "-f", str(config)]
+    code = f"import subprocess, time; print(subprocess.Popen({command!r}).pid, flush=True); time.sleep(600)"
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -419,7 +421,10 @@ def test_an_endpoint_in_another_container_is_not_taken_for_dead(tmp_path):
     folder.mkdir()
     record = Record(os.getpid(), process_started(os.getpid()), (1,), (str(folder),))
     record.write()
-    code = "from genai_ray.serve.deployment.ports import Record, check_ports; print(check_ports('127.0.0.1', [])); Record(1, 1, (1,), ()).write()"
+    code = (
+        "from genai_ray.serve.deployment.ports import Record, check_ports; "
+        "print(check_ports('127.0.0.1', [])); Record(1, 1, (1,), ()).write()"
+    )
     done = subprocess.run([*apart, sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
     assert folder.exists()

@@ -1,4 +1,5 @@
-"""The codec of the Open Inference Protocol: what it reads and writes, and that nothing sent to it does worse than a typed error."""
+"""The codec of the Open Inference Protocol: what it reads and writes, and that nothing sent to it does worse than a
+typed error."""
 
 import json
 import struct

@@ -1,4 +1,5 @@
-"""Models of a repository that is a URI: listed, fetched when they are asked for, again when they change; and what goes wrong there."""
+"""Models of a repository that is a URI: listed, fetched when they are asked for, again when they change; and what goes
+wrong there."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
-"""An endpoint in a cluster whose cache others use: leases, pins, bytes that come back, classes and copies of a model's options."""
+"""An endpoint in a cluster whose cache others use: leases, pins, bytes that come back, classes and copies of a model's
+options."""
 
 import http.client
 import json
@@ -19,7 +20,8 @@ from tests.serve.test_http import feed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 COUNT, LONG = 100, 300
-"""Numbers that are counted for a second and for three, by one thread: others of this machine see what is at work meanwhile."""
+"""Numbers that are counted for a second and for three, by one thread: others of this machine see what is at work
+meanwhile."""
 LINE = 14
 """Requests of different shapes, none of which is merged: each is a call of its own."""
 
@@ -70,7 +72,8 @@ def sessions(cache, path):
 
 
 def wait_for_queue(cache, path, least, asking):
-    """Wait until so many requests of a model are at work; one that has failed is told, and so is that all have ended."""
+    """Wait until so many requests of a model are at work; one that has failed is told, and so is that all have
+    ended."""
     seen, since = [], time.monotonic()
 
     def is_long():

@@ -1,4 +1,5 @@
-"""Pictures and video jobs over HTTP, on a real cache: the same application as the replicas', served from this process."""
+"""Pictures and video jobs over HTTP, on a real cache: the same application as the replicas', served from this
+process."""
 
 import asyncio
 import contextlib
@@ -676,7 +677,8 @@ def test_videos_count_from_their_first_byte_to_their_removal(ray_session, clip, 
         wait_until(lambda: sorted(path.name for path in app.folder.glob("*/")) == sorted(jobs[1:]))
     with application(tmp_path / "bytes", keep_videos_bytes=1, **limits) as app:
         sending = [begun(app, video[:10], size) for _ in range(2)]
-        words = f"a video of up to {size} bytes beside {2 * size} of those that are being sent, wait or run; allowed: {3 * size - 1} together"
+        words = f"a video of up to {size} bytes beside {2 * size} of those that are being sent, wait or run; "
+        words += f"allowed: {3 * size - 1} together"
         assert words in refusal(ask(app, "POST", "/v1/videos?model=websr-x2-s", video), 429)
         for one in sending:
             one.close()

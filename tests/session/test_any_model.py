@@ -1,4 +1,5 @@
-"""Any ONNX file that ONNX Runtime runs: old operator sets, fixed sizes, odd graphs; raw results are ONNX Runtime's own, frames where they make sense."""
+"""Any ONNX file that ONNX Runtime runs: old operator sets, fixed sizes, odd graphs; raw results are ONNX Runtime's own,
+frames where they make sense."""
 
 import shutil
 from pathlib import Path
@@ -163,7 +164,10 @@ def save_mean(path, size):
 
 
 def test_tiles_that_may_differ_from_the_whole_frame_are_told_of(tmp_path, caplog):
-    note = "mean.onnx takes only 64x48: frames are tiled with a halo of 12 px, its receptive field is not known; seams may show"
+    note = (
+        "mean.onnx takes only 64x48: frames are tiled with a halo of 12 px, its receptive field is not known; "
+        "seams may show"
+    )
     with open_session(save_mean(tmp_path / "mean.onnx", (48, 64))) as session:
         assert session.status()["notes"] == [note]
     assert [record.getMessage() for record in caplog.records if "seams" in record.getMessage()] == [note]
@@ -176,7 +180,8 @@ def test_tiles_that_may_differ_from_the_whole_frame_are_told_of(tmp_path, caplog
         wide = session.spec.model_copy(update={"receptive_field_px": 13})
     assert (
         describe_seams(wide)
-        == "near.onnx takes only 64x48: frames are tiled with a halo of 12 px, its receptive field is 13 px; seams may show"
+        == "near.onnx takes only 64x48: frames are tiled with a halo of 12 px, its receptive field is 13 px; "
+        "seams may show"
     )
     assert describe_seams(wide.model_copy(update={"receptive_field_px": 12})) is None
 
@@ -198,7 +203,8 @@ def test_pairs_are_tiled_to_a_fixed_size(tmp_path):
 
 
 def odd_graphs(folder):
-    """Models that ONNX Runtime runs and ONNX's own checker refuses, or that have something that is no tensor; each with its inputs."""
+    """Models that ONNX Runtime runs and ONNX's own checker refuses, or that have something that is no tensor; each with
+    its inputs."""
     rows, chain = ["n", 2], [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"])]
     x = {"x": np.arange(-3, 3, dtype=np.float32).reshape(3, 2)}
     yield save(folder / "unsorted.onnx", chain[::-1], [value("x", rows)], [value("y", rows)]), x

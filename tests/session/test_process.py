@@ -13,10 +13,14 @@ import ctypes
 from genai_ray.session.process import map_large_blocks
 
 class Info(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes, libc.mallinfo2.restype = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p], Info
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.mallinfo2.restype = Info
 map_large_blocks()
 mapped = libc.mallinfo2().hblks
 large = libc.malloc(2 << 20)

@@ -1,4 +1,5 @@
-"""Frames of another dtype, and raw tensors, need a variant of the model: it is reserved before it is loaded, or the variants take turns."""
+"""Frames of another dtype, and raw tensors, need a variant of the model: it is reserved before it is loaded, or the
+variants take turns."""
 
 import multiprocessing
 import threading
@@ -38,7 +39,8 @@ def test_a_variant_is_asked_for_before_it_is_loaded(heavy):
 
 
 def run_alone(function, *args):
-    """Call a function in a process of its own: what other tests left in this one, or free meanwhile, would be counted."""
+    """Call a function in a process of its own: what other tests left in this one, or free meanwhile, would be
+    counted."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(function, *args).result()
 

@@ -12,7 +12,8 @@ NUM_FRAMES = 40
 
 
 def repeatable(codec, options, pix_fmt, size):
-    """Return an encoder's options with what makes its bytes, and so its pictures, the same whatever memory held before."""
+    """Return an encoder's options with what makes its bytes, and so its pictures, the same whatever memory held
+    before."""
     fixed = fixed_options(codec, 1, pix_fmt, size) if codec in ("libx264", "libx265") else {}
     return options | {name: f"{value}:{options[name]}" if name in options else value for name, value in fixed.items()}
 

@@ -1,4 +1,5 @@
-"""An H.264 stream of raw macroblocks, written bit by bit: frames of 16x32, each as one picture or as two fields (no encoder here makes fields)."""
+"""An H.264 stream of raw macroblocks, written bit by bit: frames of 16x32, each as one picture or as two fields (no
+encoder here makes fields)."""
 
 from fractions import Fraction
 
@@ -33,7 +34,8 @@ def parameter_sets():
 
 
 def picture(number, parity):
-    """Write one picture: a frame if ``parity`` is None, else its top (0) or bottom (1) field; the first of each frame is a key picture."""
+    """Write one picture: a frame if ``parity`` is None, else its top (0) or bottom (1) field; the first of each frame
+    is a key picture."""
     is_key = parity != 1
     bits = Bits().code(0, 7, 0).put(0, 4)
     bits.put(0, 1) if parity is None else bits.put(2 + parity, 2)

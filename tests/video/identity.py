@@ -1,4 +1,5 @@
-"""What the engine does to a video, without a model; and how near its pictures are to the source's, measured on YUV itself."""
+"""What the engine does to a video, without a model; and how near its pictures are to the source's, measured on YUV
+itself."""
 
 import av
 import numpy as np
@@ -43,8 +44,9 @@ def planes(frame):
 def compare(before, after, colour):
     """Compare two pictures of one YUV format.
 
-    Returns the share of pixels whose YUV is no RGB colour (their chroma interpolated, give or take the level that its rounding may be off by),
-    the share of the other pixels whose luma differs, and the mean squared error of the chroma that no such pixel had a part in.
+    Returns the share of pixels whose YUV is no RGB colour (their chroma interpolated, give or take the level that its
+    rounding may be off by), the share of the other pixels whose luma differs, and the mean squared error of the chroma
+    that no such pixel had a part in.
     """
     bits = before.format.components[0].bits
     (luma, *chroma), other = planes(before)[:3], planes(after)[:3]
@@ -109,7 +111,8 @@ def interpolate(plane, shape, ways, location):
 
 
 def lanczos(have, want, way, offset):
-    """Return the matrix of interpolation from ``have`` samples to ``want``, where the first lies at ``offset`` between the first two wanted ones."""
+    """Return the matrix of interpolation from ``have`` samples to ``want``, where the first lies at ``offset`` between
+    the first two wanted ones."""
     if way == 1:
         return np.eye(want, have)
     at = (np.arange(want) - offset) / way

@@ -1,4 +1,5 @@
-"""The clips of matrix.yaml, made by PyAV's own encoders: smooth moving pictures well inside RGB's gamut, sound, and what else a recipe asks for."""
+"""The clips of matrix.yaml, made by PyAV's own encoders: smooth moving pictures well inside RGB's gamut, sound, and
+what else a recipe asks for."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,11 @@ TIMES = {
     "late": range(37, 37 + NUM_FRAMES),
     "variable": np.cumsum([1 + (i * 7) % 5 for i in range(NUM_FRAMES)]).tolist(),
 }
-WORDS = "1\n00:00:00,000 --> 00:00:00,250\nun\n\n2\n00:00:00,300 --> 00:00:00,550\ndeux\n\n3\n00:00:00,600 --> 00:00:00,850\ntrois\n"
+WORDS = (
+    "1\n00:00:00,000 --> 00:00:00,250\nun\n\n"
+    "2\n00:00:00,300 --> 00:00:00,550\ndeux\n\n"
+    "3\n00:00:00,600 --> 00:00:00,850\ntrois\n"
+)
 
 
 def picture(index, width, height):

@@ -1,4 +1,5 @@
-"""Files that are damaged, lie, change half-way or end too early: an error that names file and place, or the frames that are there; never a shift."""
+"""Files that are damaged, lie, change half-way or end too early: an error that names file and place, or the frames that
+are there; never a shift."""
 
 import subprocess
 
@@ -115,7 +116,8 @@ def remux(path, output, change):
 
 
 def test_times_that_go_back(tmp_path):
-    """Every packet is a picture of its own, and the second half of them says that it comes between those of the first."""
+    """Every packet is a picture of its own, and the second half of them says that it comes between those of the
+    first."""
     source = write(tmp_path / "a.mkv", codec="ffv1", tracks=0)
 
     def turn_back(packet, number):

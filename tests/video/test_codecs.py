@@ -244,7 +244,10 @@ def test_alpha_takes_the_size_of_the_result():
 def test_static_hdr_metadata_comes_back(codec, suffix, tmp_path):
     source = tmp_path / "a.mkv"
     options = {
-        "x265-params": "log-level=none:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
+        "x265-params": (
+            "log-level=none:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+            ":max-cll=1000,400"
+        )
     }
     write(source, codec="libx265", pix_fmt="yuv420p10le", tracks=0, colour=PQ, options=options, pts=[0, 1, 2])
     hdr = identity(source, tmp_path / f"b{suffix}", Encoding(codec=codec, preset=PRESETS.get(codec)))[0].info.hdr
@@ -261,9 +264,11 @@ def test_static_hdr_metadata_comes_back(codec, suffix, tmp_path):
 @pytest.mark.parametrize("location", ["left", "topleft", "center"])
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_chroma_stays_where_it_lies(location, codec, tmp_path):
-    """A ramp of chroma, read at the luma column that it is said to lie at, is its own value; read half a pixel off it is not."""
+    """A ramp of chroma, read at the luma column that it is said to lie at, is its own value; read half a pixel off it
+    is not."""
     source = tmp_path / "a.mkv"
-    # With frames of both directions x265 takes the decode time of a single frame from memory that nothing was written to.
+    # With frames of both directions x265 takes the decode time of a single frame from memory that nothing was written
+    # to.
     extra = {"x265-params": "log-level=none:lossless=1:bframes=0"} if codec == "libx265" else {"qp": "0"}
     with av.open(str(source), "w") as sink:
         stream = sink.add_stream(codec, rate=25, options={"chroma_sample_location": location} | extra)
@@ -321,7 +326,8 @@ def test_every_encoder_gives_the_same_bytes_again(codec, tmp_path):
 
 @pytest.mark.parametrize("size", [(96, 64), (352, 32), (64, 128)], ids=str)
 def test_bytes_do_not_depend_on_what_memory_held_before(size, tmp_path):
-    """x265 reads memory that nothing was written to in pictures of one row or column of blocks; glibc fills it with what it is told."""
+    """x265 reads memory that nothing was written to in pictures of one row or column of blocks; glibc fills it with
+    what it is told."""
     source = write(tmp_path / "a.mkv", tracks=0, options={"g": "10"}, size=size)
     program = """
 import sys
@@ -339,7 +345,8 @@ identity(Path(sys.argv[1]), Path(sys.argv[2]), Encoding(codec="libx265"), segmen
 @pytest.mark.parametrize("num_frames", [1, 2])
 @pytest.mark.parametrize("codec", [name for name in CODECS if name not in ("png", "mjpeg")])
 def test_a_segment_of_few_frames_is_always_written(codec, num_frames, tmp_path):
-    """x265 takes the decode times of one frame or two from memory that nothing was written to: filled so, they are after the frames' own."""
+    """x265 takes the decode times of one frame or two from memory that nothing was written to: filled so, they are
+    after the frames' own."""
     target = tmp_path / f"b{CODECS[codec].suffixes[0]}"
     source = write(tmp_path / "a.mkv", codec="ffv1", tracks=0, pts=[40, 80][:num_frames])
     program = """

@@ -125,7 +125,8 @@ def test_colours_that_rgb_has_not_are_told_by_depth_and_range(pix_fmt, values, i
     ],
 )
 def test_a_cut_before_an_open_gop_loses_unreferenced_frames(codec, options, suffix, tmp_path):
-    """As ``ffmpeg -ss ... -c copy`` cuts: in MP4 an edit list hides those frames, elsewhere they are there and do not decode."""
+    """As ``ffmpeg -ss ... -c copy`` cuts: in MP4 an edit list hides those frames, elsewhere they are there and do not
+    decode."""
     whole, cut = (
         write(tmp_path / f"whole{suffix}", codec=codec, options=options, pts=list(range(60)), tracks=0),
         tmp_path / f"cut{suffix}",

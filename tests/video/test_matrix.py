@@ -31,7 +31,8 @@ def clip(tmp_path_factory):
 
 
 def sequential(name, path):
-    """Frames and times of one decoder from the first packet to the last; AVI's made-up times of reordered frames are put in order."""
+    """Frames and times of one decoder from the first packet to the last; AVI's made-up times of reordered frames are
+    put in order."""
     frames = decode(path, DECODERS.get(name))
     times = [frame.pts for frame in frames]
     return frames, sorted(times) if name == "h264-avi-b-frames" else times
@@ -81,7 +82,8 @@ def test_any_number_of_segments_is_the_sequential_decode(name, clip):
 
 
 def packets_of(path, kind):
-    """Packets of every stream of a kind, without the 7 bytes (ADTS) that a transport stream puts before AAC; and when each stream starts."""
+    """Packets of every stream of a kind, without the 7 bytes (ADTS) that a transport stream puts before AAC; and when
+    each stream starts."""
     with av.open(str(path)) as box:
         streams = [stream for stream in box.streams if stream.type == kind]
         found = {stream.index: [] for stream in streams}
@@ -124,7 +126,8 @@ def test_the_identity_keeps_pictures_times_tags_and_sound(name, suffix, clip, tm
 
 
 def check_times(plan, result, suffix):
-    """MP4 has every time, and begins at zero when the source's are a clock's; Matroska's are whole milliseconds, the nearest."""
+    """MP4 has every time, and begins at zero when the source's are a clock's; Matroska's are whole milliseconds, the
+    nearest."""
     before = [time * plan.info.time_base for time in plan.pts]
     after = [time * result.info.time_base for time in result.pts]
     if suffix == ".mkv":

@@ -1,4 +1,5 @@
-"""Where times of a result begin, what it says of itself, and what Apple's players need: the container's side of what is shown and kept."""
+"""Where times of a result begin, what it says of itself, and what Apple's players need: the container's side of what is
+shown and kept."""
 
 from fractions import Fraction
 

@@ -22,7 +22,8 @@ FIELDS = ["frame"] * 5 + ["fields"] * 12 + ["frame", "fields"] * 4
 
 
 def check(path, *, is_counted=False):
-    """Hold a plan against one sequential decode: as many frames, in the same order, with the same pictures; return it."""
+    """Hold a plan against one sequential decode: as many frames, in the same order, with the same pictures; return
+    it."""
     frames = decode(path)
     plan = plan_video(path, segment_frames=7)
     assert plan.truncated is None
@@ -80,7 +81,8 @@ def test_two_fields_are_one_frame(suffix, tmp_path):
 
 
 def test_pictures_that_are_hidden_are_no_frames(tmp_path):
-    """As VP8's alternate reference pictures: a packet before another of the same time, which only later pictures refer to."""
+    """As VP8's alternate reference pictures: a packet before another of the same time, which only later pictures refer
+    to."""
 
     def hide(packet, number):
         hidden = [packet_like(packet, bytes([bytes(packet)[0] & ~0x10]) + bytes(packet)[1:])] if number % 6 == 5 else []
@@ -131,7 +133,8 @@ def test_hidden_pictures_in_a_frames_packet_are_found_undecoded(tmp_path):
 
 
 def not_coded(data):
-    """Make an MPEG-4 picture one whose vop_coded is 0: the one before it is shown on. At 25 frames a second its time takes 5 bits."""
+    """Make an MPEG-4 picture one whose vop_coded is 0: the one before it is shown on. At 25 frames a second its time
+    takes 5 bits."""
     start = data.index(b"\0\0\1\xb6") + 4
     bits = "".join(f"{byte:08b}" for byte in data[start : start + 4])
     head = bits[: bits.index("0", 2) + 8] + "00"
@@ -163,7 +166,8 @@ def find_box(data, name, start=0):
 
 
 def set_edits(path, entries):
-    """Replace the edit list of a file of one track whose index stands at its end: (duration in movie units, media time) each."""
+    """Replace the edit list of a file of one track whose index stands at its end: (duration in movie units, media time)
+    each."""
     data = bytearray(path.read_bytes())
     table = struct.pack(">II", 0, len(entries)) + b"".join(
         struct.pack(">Iihh", span, time, 1, 0) for span, time in entries

@@ -1,4 +1,5 @@
-"""What is shown is what is kept: mirrored and turned pictures, unknown side data, grey and palettes, colour matrices, the stream that is the video."""
+"""What is shown is what is kept: mirrored and turned pictures, unknown side data, grey and palettes, colour matrices,
+the stream that is the video."""
 
 import itertools
 import struct

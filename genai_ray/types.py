@@ -85,14 +85,39 @@ class InferenceResult:
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """Whether a picture is good enough."""
+    """Whether a result is good enough, and what was measured; what was not measured is None."""
 
     passed: bool
-    """Whether ``psnr`` is at least the validator's threshold."""
-    psnr: float
-    """Peak signal-to-noise ratio in dB over the dtype's full range; ``inf`` for equal arrays."""
-    score: float
-    """``clamp(psnr / 100, 0, 1)``; 1.0 for ``inf``."""
+    """Whether every threshold is reached; ``failures`` is empty then."""
+    psnr: float | None
+    """Peak signal-to-noise ratio in dB over the dtype's full range, MSE over all values of all frames; ``inf`` for
+    equal arrays. None without a reference."""
+    score: float | None
+    """``clamp(psnr / 100, 0, 1)``; 1.0 for ``inf``. None without a reference."""
+    failures: tuple[str, ...] = ()
+    """One sentence for each threshold that is not reached: measure, value, frame, threshold."""
+    num_frames: int = 1
+    """Frames that were measured; 1 for an array of other axes than (N, H, W, C)."""
+    ssim: float | None = None
+    """SSIM of Wang et al. 2004, the mean over all frames; measured if it has a threshold."""
+    ms_ssim: float | None = None
+    """MS-SSIM of Wang et al. 2003, the mean over all frames; measured if it has a threshold."""
+    vmaf: float | None = None
+    """VMAF, model ``vmaf_v0.6.1neg``, the mean over all frames; measured if it has a threshold."""
+    num_invalid: int = 0
+    """Values of the result that are NaN, infinite or outside [0, 1]."""
+    consistency_db: float | None = None
+    """Lowest of any frame; see ``genai_ray.quality.FrameMeasures`` for this and the following."""
+    colour_shift: float | None = None
+    """Highest of any frame, a share of full range."""
+    contrast: float | None = None
+    """Lowest of any frame, a ratio."""
+    clipped: float | None = None
+    """Highest of any frame, a share of values."""
+    flicker: float | None = None
+    """Highest of any frame, a share of full range."""
+    seam: float | None = None
+    """Highest of any frame, a share of full range."""
 
 
 def full_range(dtype: npt.DTypeLike) -> float:

@@ -15,10 +15,10 @@ LEVELS = {
     "catalog": 2,
     "graph": 2,
     "frames": 2,
-    "quality": 2,
     "tables": 2,
     "video": 2,
     "backends": 3,
+    "quality": 3,
     "inspection": 4,
     "session": 5,
     "cluster": 6,
@@ -55,6 +55,7 @@ GATEWAYS = {
     "skimage": {"quality"},
     "scipy": {"quality"},
     "imageio_ffmpeg": {"quality"},
+    "matplotlib": {"quality"},
 }
 
 

@@ -1,29 +1,40 @@
-"""Tells whether a picture is good enough: metrics as plain functions, and the ``QualityValidator``.
+"""Tells whether frames are good enough: metrics as plain functions, and the ``QualityValidator``.
 
 In the order of data: ``planes`` checks a pair of pictures and returns the values to compare; ``noise_ratio``,
-``structure`` and ``libvmaf`` measure; ``comparison`` measures with all metrics; ``validator`` compares a PSNR with a
-threshold.
+``structure`` and ``libvmaf`` measure against a reference, and ``comparison`` with all of them; ``source`` measures
+against the frames that a model got. ``clips`` walks over arrays, batches and videos; ``validator`` compares what was
+measured with thresholds. ``report`` and ``page`` show the numbers of whole clips.
 """
 
 from genai_ray.quality.comparison import Comparison, compare
-from genai_ray.quality.libvmaf import VMAF_MODELS, vmaf, vmaf_per_frame
+from genai_ray.quality.libvmaf import VMAF_MODELS, vmaf, vmaf_of_clips, vmaf_per_frame
 from genai_ray.quality.noise_ratio import psnr, psnr_per_channel
-from genai_ray.quality.planes import Channels, luma_bt601
+from genai_ray.quality.planes import Channels, luma_bt601, reduce_frame
+from genai_ray.quality.report import CandidateScores, QualityReport, WorstFrame, check_metric
+from genai_ray.quality.source import FrameMeasures, SourceChecks
 from genai_ray.quality.structure import ms_ssim, ssim, ssim_per_channel
 from genai_ray.quality.validator import QualityValidator
 
 __all__ = [
     "VMAF_MODELS",
+    "CandidateScores",
     "Channels",
     "Comparison",
+    "FrameMeasures",
+    "QualityReport",
     "QualityValidator",
+    "SourceChecks",
+    "WorstFrame",
+    "check_metric",
     "compare",
     "luma_bt601",
     "ms_ssim",
     "psnr",
     "psnr_per_channel",
+    "reduce_frame",
     "ssim",
     "ssim_per_channel",
     "vmaf",
+    "vmaf_of_clips",
     "vmaf_per_frame",
 ]

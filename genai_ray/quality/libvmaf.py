@@ -6,20 +6,30 @@ FFmpeg runs in a process of its own and gets both clips through pipes. This modu
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.errors import BackendUnavailableError, InvalidInputError, QualityError
+from genai_ray.errors import BackendUnavailableError, GenAIRayError, InvalidInputError, QualityError
 from genai_ray.files import temporary_folder
 from genai_ray.quality.planes import check_pictures
 
-__all__ = ["VMAF_MODELS", "vmaf", "vmaf_per_frame"]
+__all__ = [
+    "MIN_VMAF_SIDE_PX",
+    "VMAF_MODELS",
+    "find_ffmpeg",
+    "options_of_model",
+    "vmaf",
+    "vmaf_of_clips",
+    "vmaf_per_frame",
+]
 
 VMAF_MODELS = {
     "vmaf_v0.6.1": "version=vmaf_v0.6.1",
@@ -45,7 +55,8 @@ _LAYOUTS = {  # channels, dtype: FFmpeg's name of the input format, and of the f
     (3, "uint16"): ("rgb48le", "yuv444p10le"),
 }
 _SCALE = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"
-_MIN_SIDE_PX = 17
+MIN_VMAF_SIDE_PX = 17
+"""The least side of a frame that libvmaf measures."""
 
 
 def vmaf(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, model: str = "vmaf_v0.6.1") -> float:
@@ -88,20 +99,99 @@ def vmaf_per_frame(
         QualityError: As for ``vmaf``.
     """
     check_pictures(reference, candidate)
+    return np.array(vmaf_of_clips(iter(_as_clip(reference)), iter(_as_clip(candidate)), model=model))
+
+
+def options_of_model(model: str) -> str:
+    """Return libvmaf's options for a model.
+
+    Args:
+        model: A name of ``VMAF_MODELS``.
+
+    Returns:
+        The options.
+
+    Raises:
+        InvalidInputError: If there is no such model.
+    """
     if model not in VMAF_MODELS:
         raise InvalidInputError(f"the VMAF model {model!r}", ", ".join(VMAF_MODELS))
-    first = _as_clip(reference)
-    height, width, channels = first.shape[1:]
-    layout = _LAYOUTS.get((channels, str(reference.dtype)))
+    return VMAF_MODELS[model]
+
+
+def vmaf_of_clips(
+    reference: Iterator[npt.NDArray[Any]],
+    candidate: Iterator[npt.NDArray[Any]],
+    *,
+    model: str = "vmaf_v0.6.1",
+    threads: int = 1,
+) -> list[float]:
+    """Measure VMAF of each frame of two clips of any length; few frames are in memory at a time.
+
+    Args:
+        reference: Frames (H, W, 3) or (H, W, 1) of one shape and dtype, as for ``vmaf``; read in a thread.
+        candidate: As many frames of the same shape and dtype; read in another thread.
+        model: As for ``vmaf``.
+        threads: Threads of libvmaf; the numbers do not depend on it.
+
+    Returns:
+        One number in [0, 100] for each frame.
+
+    Raises:
+        BackendUnavailableError: As for ``vmaf``.
+        InvalidInputError: As for ``vmaf``.
+        QualityError: If the clips have no frames or not as many, shapes or dtypes differ or change, or libvmaf refuses
+            them.
+    """
+    options = f"{options_of_model(model)}:n_threads={threads}"
+    first = next(reference, None)
+    second = next(candidate, None)
+    if first is None or second is None:
+        raise QualityError("a clip without frames for VMAF", "at least one frame")
+    height, width, channels = first.shape
+    layout = _LAYOUTS.get((channels, str(first.dtype)))
     if layout is None:
         do = "Convert them first, with rounding and clamping."
-        raise InvalidInputError(f"frames of dtype {reference.dtype} for VMAF", "uint8 or uint16", do)
-    if min(height, width) < _MIN_SIDE_PX:
-        raise QualityError(f"frames of {width}x{height} for VMAF", f"sides of at least {_MIN_SIDE_PX} px")
-    scores = _run_ffmpeg(first, _as_clip(candidate), VMAF_MODELS[model], layout)
-    if len(scores) != len(first):
-        raise QualityError(f"{len(scores)} scores of VMAF for {len(first)} frames", "one for each frame")
-    return np.array(scores)
+        raise InvalidInputError(f"frames of dtype {first.dtype} for VMAF", "uint8 or uint16", do)
+    if min(height, width) < MIN_VMAF_SIDE_PX:
+        raise QualityError(f"frames of {width}x{height} for VMAF", f"sides of at least {MIN_VMAF_SIDE_PX} px")
+    kind = first.shape, first.dtype
+    clips = [_Feed(itertools.chain([frame], rest), *kind) for frame, rest in ((first, reference), (second, candidate))]
+    scores = _run_ffmpeg(clips[0], clips[1], options, layout)
+    counts = [clip.count for clip in clips]
+    if counts != [len(scores)] * 2:
+        raise QualityError(f"{len(scores)} scores of VMAF for {counts[0]} and {counts[1]} frames", "one for each frame")
+    return scores
+
+
+class _Feed:
+    """Writes the frames of a clip into a pipe, in a thread.
+
+    Args:
+        frames: The frames.
+        shape: (H, W, C) of each.
+        dtype: Of each.
+    """
+
+    def __init__(self, frames: Iterator[npt.NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._frames = frames
+        self.shape = shape
+        self._dtype = dtype
+        self.count = 0
+        self.error: GenAIRayError | None = None
+
+    def write(self, pipe: BinaryIO) -> None:
+        """Write every frame and close the pipe. If FFmpeg ends early, its own error is reported."""
+        with contextlib.suppress(BrokenPipeError), pipe:
+            try:
+                for frame in self._frames:
+                    if frame.shape != self.shape or frame.dtype != self._dtype:
+                        got = f"frame {self.count} {frame.shape} {frame.dtype} for VMAF"
+                        raise QualityError(got, f"{self.shape} {self._dtype}, as the first")
+                    pipe.write((frame if frame.shape[-1] == 3 else _with_grey_chroma(frame)).tobytes())
+                    self.count += 1
+            except GenAIRayError as exc:
+                self.error = exc
 
 
 def _as_clip(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -111,7 +201,15 @@ def _as_clip(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return frames if frames.ndim == 4 else frames[None]
 
 
-def _find_ffmpeg() -> str:
+def find_ffmpeg() -> str:
+    """Find the FFmpeg that measures VMAF.
+
+    Returns:
+        Its path.
+
+    Raises:
+        BackendUnavailableError: If the extra ``vmaf`` is not installed.
+    """
     do = 'Install it with: pip install "genai-ray[vmaf]".'
     try:
         import imageio_ffmpeg  # noqa: PLC0415  an extra
@@ -123,23 +221,21 @@ def _find_ffmpeg() -> str:
         raise BackendUnavailableError(f"VMAF has no FFmpeg to run: {exc}", "the extra 'vmaf'", do) from exc
 
 
-def _run_ffmpeg(
-    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], model: str, layout: tuple[str, str]
-) -> list[float]:
+def _run_ffmpeg(reference: _Feed, candidate: _Feed, model: str, layout: tuple[str, str]) -> list[float]:
     """Pipe both clips through libvmaf, and return its score of each frame."""
-    height, width = reference.shape[1:3]
+    height, width = reference.shape[:2]
     source, measured = layout
     convert = f"{_SCALE},format={measured}" if source != measured else f"format={measured}"
     raw = ["-f", "rawvideo", "-pix_fmt", source, "-s", f"{width}x{height}", "-r", "25"]
     graph = f"[0:v]{convert}[c];[1:v]{convert}[r];[c][r]libvmaf=model={model}:log_fmt=json:log_path=scores.json"
     with temporary_folder("vmaf") as folder, contextlib.ExitStack() as opened:
-        command = [_find_ffmpeg(), "-nostdin", "-v", "error"]
+        command = [find_ffmpeg(), "-nostdin", "-v", "error"]
         readers = []
         writers = []
         for clip in (candidate, reference):  # libvmaf takes the candidate first
             read_end, write_end = os.pipe()
             readers.append(opened.enter_context(os.fdopen(read_end, "rb")))
-            writers.append(threading.Thread(target=_write, args=(os.fdopen(write_end, "wb"), clip)))
+            writers.append(threading.Thread(target=clip.write, args=(os.fdopen(write_end, "wb"),)))
             command += [*raw, "-i", f"pipe:{read_end}"]
         command += ["-filter_complex", graph, "-f", "null", "-"]
         ends = [reader.fileno() for reader in readers]
@@ -152,6 +248,9 @@ def _run_ffmpeg(
             _, said = process.communicate()
             for writer in writers:
                 writer.join()
+        for clip in (reference, candidate):
+            if clip.error is not None:
+                raise clip.error
         log = folder / "scores.json"
         if process.returncode or not log.is_file():
             raise QualityError(f"libvmaf did not measure frames of {width}x{height}: {_reason(said)}")
@@ -162,16 +261,6 @@ def _reason(said: bytes) -> str:
     """Return the line with libvmaf's own error, else the last line."""
     lines = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
     return next((line for line in lines if "libvmaf ERROR" in line), lines[-1])
-
-
-def _write(pipe: BinaryIO, clip: npt.NDArray[Any]) -> None:
-    """Write frames one after another; if the process ends early, its own error is reported."""
-    try:
-        with pipe:
-            for frame in clip:
-                pipe.write((frame if frame.shape[-1] == 3 else _with_grey_chroma(frame)).tobytes())
-    except BrokenPipeError:
-        return
 
 
 def _with_grey_chroma(luma: npt.NDArray[Any]) -> npt.NDArray[Any]:

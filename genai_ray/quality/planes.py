@@ -10,7 +10,15 @@ import numpy.typing as npt
 from genai_ray.errors import InvalidInputError, QualityError
 from genai_ray.types import FRAME_DTYPES, full_range
 
-__all__ = ["Channels", "check_pair", "check_pictures", "luma_bt601", "resolve_data_range", "take_planes"]
+__all__ = [
+    "Channels",
+    "check_pair",
+    "check_pictures",
+    "luma_bt601",
+    "reduce_frame",
+    "resolve_data_range",
+    "take_planes",
+]
 
 Channels = Literal["rgb", "y"]
 """The compared values: all channels as they are, or BT.601 luma, as in super-resolution papers."""
@@ -102,6 +110,29 @@ def luma_bt601(pictures: npt.NDArray[Any], data_range: float) -> npt.NDArray[np.
     if pictures.ndim < 3 or pictures.shape[-1] != 3:
         raise InvalidInputError(f"the luma of pictures of shape {pictures.shape}", "RGB: (H, W, 3) or (N, H, W, 3)")
     return 16.0 + pictures.astype(np.float64) @ (np.array([65.481, 128.553, 24.966]) / data_range)
+
+
+def reduce_frame(frame: npt.NDArray[Any], factor: int) -> npt.NDArray[np.float64]:
+    """Reduce a picture by the mean of ``factor`` x ``factor`` pixels.
+
+    Args:
+        frame: (factor * H, factor * W, C), any real dtype.
+        factor: Pixels along each axis that become one; at least 1.
+
+    Returns:
+        (H, W, C) float64, not rounded.
+
+    Raises:
+        QualityError: If the sides are not multiples of the factor.
+    """
+    if factor < 1 or frame.shape[0] % factor or frame.shape[1] % factor:
+        got = f"{frame.shape[1]}x{frame.shape[0]} reduced by {factor}"
+        raise QualityError(got, "sides that are multiples of the factor")
+    total = frame[::factor, ::factor].astype(np.float64)
+    for row, column in np.ndindex(factor, factor):
+        if row or column:
+            total += frame[row::factor, column::factor]
+    return total / factor**2 if factor > 1 else total
 
 
 def take_planes(

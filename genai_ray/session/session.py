@@ -269,6 +269,21 @@ class InferenceSession:
             "notes": list(self.notes),
         }
 
+    def tile_lines(self, height_px: int, width_px: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return where the tiles of a frame meet, for ``genai_ray.quality.SourceChecks``.
+
+        Args:
+            height_px: Height of the frame that goes in.
+            width_px: Width of the frame that goes in.
+
+        Returns:
+            Rows and columns of that frame at which a tile begins, without 0; empty for a frame that is not tiled.
+        """
+        tiles = [tile for tile in self._plan(False).tiles(height_px, width_px, 1) if tile is not None]
+        rows = {tile.rows.keep_start for tile in tiles}
+        columns = {tile.columns.keep_start for tile in tiles}
+        return tuple(sorted(rows - {0})), tuple(sorted(columns - {0}))
+
     def close(self) -> None:
         """End the session and give its memory back to the operating system; a second call does nothing."""
         runtimes = self._variants.close()

@@ -14,17 +14,20 @@ import numpy as np
 import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 
-from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.errors import ConfigError, InvalidInputError, VideoError
+from genai_ray.video.colour import JFIF, to_rgb
 from genai_ray.video.container import av_errors, open_video
-from genai_ray.video.info import main_stream
+from genai_ray.video.info import build_decoder, decode_packet, main_stream
 from genai_ray.video.plan import VideoPlan
 
 __all__ = [
     "FIRST_NUMBER",
     "decode_png16",
     "describe_leftovers",
+    "encode_png",
     "encode_png16",
     "folder_of_pictures",
+    "read_picture",
     "read_pictures",
     "write_pictures",
 ]
@@ -94,6 +97,27 @@ def write_pictures(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]
         *describe_leftovers(plan, "a folder of frames"),
         *(["times were left out: those of the source vary, and files have none"] if is_timed else []),
     )
+
+
+def read_picture(path: str) -> npt.NDArray[Any]:
+    """Read a PNG or JPEG file; its orientation tag and alpha are ignored.
+
+    Args:
+        path: Path or URI.
+
+    Returns:
+        RGB (H, W, 3), C-contiguous: uint8, or uint16 in [0, 65535] for a PNG of 16 bits. JPEG is BT.601.
+
+    Raises:
+        VideoError: If the file is missing or is not such a picture.
+    """
+    with open_video(path, options={"format_whitelist": "png_pipe,jpeg_pipe"}) as container:
+        stream = main_stream(container)
+        decoder = build_decoder(stream)
+        frame = next((frame for packet in container.demux(stream) for frame in decode_packet(decoder, packet)), None)
+        if frame is None:
+            raise VideoError(f"{path}: the picture does not decode", "a whole PNG or JPEG file")
+        return to_rgb(frame, JFIF)
 
 
 def read_pictures(plan: VideoPlan, part: Path, count: int) -> Iterator[npt.NDArray[Any]]:
@@ -169,6 +193,23 @@ def decode_png16(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     return pixels
 
 
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode a PNG of 8 bits per component.
+
+    Args:
+        pixels: RGB (H, W, 3), uint8.
+
+    Returns:
+        The whole file.
+
+    Raises:
+        InvalidInputError: If dtype or shape is wrong.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise InvalidInputError(f"pixels {pixels.dtype} {pixels.shape}", "uint8 (H, W, 3)")
+    return _encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
+
+
 def encode_png16(pixels: npt.NDArray[np.uint16]) -> bytes:
     """Encode a PNG of 16 bits per component.
 
@@ -189,10 +230,14 @@ def encode_png16(pixels: npt.NDArray[np.uint16]) -> bytes:
     rows = np.zeros((height, plane.line_size // 2), ">u2")
     rows[:, : width * channels] = pixels.reshape(height, -1)
     plane.update(rows.tobytes())
+    return _encode(frame)
+
+
+def _encode(frame: av.VideoFrame) -> bytes:
     codec = VideoCodecContext.create("png", "w")
-    codec.width = width
-    codec.height = height
-    codec.pix_fmt = _PIXEL_FORMATS[channels]
+    codec.width = frame.width
+    codec.height = frame.height
+    codec.pix_fmt = frame.format.name
     codec.time_base = Fraction(1)
     return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
 

@@ -59,3 +59,28 @@ def test_what_is_refused():
         QualityValidator(reference.astype(np.int32))
     with pytest.raises(errors.QualityError, match="NaN"):
         QualityValidator(np.full((2, 2), np.nan, np.float32)).validate(np.zeros((2, 2), np.float32))
+
+
+def test_several_metrics_each_with_its_threshold():
+    reference, distorted, _ = vectors()
+    validator = QualityValidator(reference, 30.0, ssim=0.9, ms_ssim=0.98, vmaf=50.0)
+    result = validator.validate(distorted)
+    assert not result.passed
+    assert result.failures == ("ssim is 0.8509; allowed: at least 0.9",)
+    assert (result.psnr, result.ssim, result.ms_ssim) == pytest.approx((31.69709975, 0.85094179, 0.99084809), abs=1e-6)
+    assert 50 < result.vmaf < 100
+    assert QualityValidator(reference, 30.0, ssim=0.85).validate(distorted).passed
+    assert QualityValidator(reference, 32.0).validate(distorted).failures == ("psnr is 31.7; allowed: at least 32.0",)
+
+
+def test_a_batch_is_measured_as_its_array():
+    reference, distorted, _ = vectors()
+    frames = np.stack([reference, reference]), np.stack([distorted, reference])
+    validator = QualityValidator(frames[0], ssim=0.8, ms_ssim=0.8, vmaf=50.0)
+    whole = validator.validate(frames[1])
+    batch = validator.validate({"output": frames[1]})
+    assert whole.num_frames == batch.num_frames == 2
+    assert (batch.psnr, batch.ssim, batch.ms_ssim) == pytest.approx((whole.psnr, whole.ssim, whole.ms_ssim))
+    assert batch.vmaf == whole.vmaf
+    with pytest.raises(errors.QualityError, match="more frames than the result"):
+        validator.validate({"output": frames[1][:1]})

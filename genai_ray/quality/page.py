@@ -1,0 +1,146 @@
+"""The HTML of a ``QualityReport``: one file with its styles, curves (SVG) and pictures (PNG) inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.quality.report import CandidateScores, QualityReport, WorstFrame
+from genai_ray.types import full_range
+from genai_ray.video import encode_png
+
+__all__ = ["build_page", "build_table"]
+
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+
+MAX_POINTS = 1000
+"""Points of a curve; of a longer clip, each is the lowest value of several frames."""
+
+DIFFERENCE_GAIN = 8
+"""Differences are shown so many times as large, on grey."""
+
+_WIDTH, _HEIGHT, _MARGIN = 900, 180, 56
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222;background:#fff}
+table{border-collapse:collapse}th,td{text-align:left;padding:.2em 1em .2em 0;border-bottom:1px solid #ddd}
+td.number{text-align:right;font-variant-numeric:tabular-nums}figure{margin:1em 0}svg{width:100%;height:auto}
+.frames{display:grid;grid-template-columns:repeat(3,1fr);gap:4px}.frames img{width:100%}
+svg text{font:11px system-ui,sans-serif;fill:#555}small{color:#555}
+"""
+
+
+def build_page(report: QualityReport) -> str:
+    """Make the page.
+
+    Args:
+        report: The comparison.
+
+    Returns:
+        HTML that needs no other file.
+    """
+    width, height = report.size
+    legend = "".join(
+        f'<p><span style="color:{_colour(index)}">&#9644;</span> {html.escape(scores.candidate)}'
+        f"{''.join(f'<br><small>{html.escape(note)}</small>' for note in scores.notes)}</p>"
+        for index, scores in enumerate(report.candidates)
+    )
+    curves = "".join(_build_curves(report, name) for name in report.metrics)
+    worst = "".join(_build_worst(report, scores) for scores in report.candidates)
+    reference = html.escape(report.reference)
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{reference}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>Quality against {reference}</h1>"
+        f"<p>{len(report.seconds)} frames of {width}x{height}</p>{legend}"
+        f"{build_table(report)}<h2>Over time</h2>{curves}<h2>Worst frames</h2>{worst}</body></html>\n"
+    )
+
+
+def build_table(report: QualityReport) -> str:
+    """Make the table of pooled numbers.
+
+    Args:
+        report: The comparison.
+
+    Returns:
+        An HTML table.
+    """
+    head = "".join(f"<th>{html.escape(scores.candidate)}</th>" for scores in report.candidates)
+    rows = []
+    for definition, words, numbers in report.rows():
+        cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
+        rows.append(f"<tr><td>{html.escape(definition)}</td><td>{words}</td>{cells}</tr>")
+    return f"<table><tr><th>metric</th><th>pooled</th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _build_curves(report: QualityReport, name: str) -> str:
+    every = [scores.per_frame[name] for scores in report.candidates]
+    finite = np.concatenate(every)
+    finite = finite[np.isfinite(finite)]
+    definition = html.escape(report.definitions[name])
+    if finite.size == 0:
+        return f"<figure><figcaption>{definition}: infinite in every frame</figcaption></figure>"
+    low, high = float(finite.min()), float(finite.max())
+    span = (high - low) or 1.0
+    end = float(report.seconds[-1]) or 1.0
+    lines = []
+    for index, values in enumerate(every):
+        points = [
+            f"{_MARGIN + seconds / end * (_WIDTH - _MARGIN - 8):.1f},{8 + (high - value) / span * (_HEIGHT - 32):.1f}"
+            for seconds, value in _thin(report.seconds, values)
+        ]
+        mark = f'<circle r="3" cx="{points[0].split(",")[0]}" cy="{points[0].split(",")[1]}" fill="{_colour(index)}"/>'
+        line = f'<polyline fill="none" stroke="{_colour(index)}" stroke-width="1.3" points="{" ".join(points)}"/>'
+        lines.append(line if len(points) > 1 else mark)
+    axis = (
+        f'<text x="0" y="14">{high:.5g}</text><text x="0" y="{_HEIGHT - 22}">{low:.5g}</text>'
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 4}">0 s</text>'
+        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 4}" text-anchor="end">{report.seconds[-1]:.2f} s</text>'
+        f'<path d="M{_MARGIN} 4V{_HEIGHT - 18}H{_WIDTH - 8}" fill="none" stroke="#aaa"/>'
+    )
+    picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{definition}">{axis}{"".join(lines)}</svg>'
+    return f"<figure><figcaption>{definition}</figcaption>{picture}</figure>"
+
+
+def _thin(seconds: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Keep the lowest value of each stretch of time; infinite values are drawn at the highest finite one."""
+    finite = values[np.isfinite(values)]
+    top = float(finite.max()) if finite.size else 0.0
+    stretches = np.array_split(np.arange(len(values)), min(len(values), MAX_POINTS))
+    lowest = [stretch[np.argmin(values[stretch])] for stretch in stretches]
+    return [(float(seconds[index]), min(float(values[index]), top)) for index in lowest]
+
+
+def _build_worst(report: QualityReport, scores: CandidateScores) -> str:
+    parts = [f"<h3>{html.escape(scores.candidate)}</h3>"]
+    for frame in scores.worst:
+        numbers = ", ".join(f"{name} {scores.per_frame[name][frame.index]:.4g}" for name in report.metrics)
+        words = f"frame {frame.index} at {report.seconds[frame.index]:.3f} s: {numbers}"
+        images = "".join(
+            f'<img alt="{alt} of frame {frame.index}" src="data:image/png;base64,{_encode(picture)}">'
+            for alt, picture in zip(("reference", "candidate", "difference"), _pictures_of(frame), strict=True)
+        )
+        parts.append(
+            f'<figure><figcaption>{words}</figcaption><div class="frames">{images}</div>'
+            f"<small>reference, candidate, and their difference {DIFFERENCE_GAIN} times as large</small></figure>"
+        )
+    return "".join(parts)
+
+
+def _pictures_of(frame: WorstFrame) -> list[npt.NDArray[np.uint8]]:
+    scale = 255 / full_range(frame.reference.dtype)
+    before, after = (picture.astype(np.float64) * scale for picture in (frame.reference, frame.candidate))
+    difference = 128 + DIFFERENCE_GAIN * (after - before)
+    return [np.clip(np.rint(picture), 0, 255).astype(np.uint8) for picture in (before, after, difference)]
+
+
+def _encode(picture: npt.NDArray[Any]) -> str:
+    return base64.b64encode(encode_png(picture)).decode()

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from genai_ray.cluster import CacheOptions, CacheStatus, Lease, ModelCache, SessionRequest
     from genai_ray.datasets import FrameSelection, read_videos
     from genai_ray.enhance import Background, EnhanceOptions, EnhanceReport, enhance_videos, forecast_videos
-    from genai_ray.quality import Comparison, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
+    from genai_ray.quality import Comparison, QualityReport, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
+    from genai_ray.validate import validate_videos
     from genai_ray.video import Encoding, VideoReader
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "ModelPrecision",
     "ModelSpec",
     "ModelTask",
+    "QualityReport",
     "QualityValidator",
     "SessionLimits",
     "SessionRequest",
@@ -51,6 +53,7 @@ __all__ = [
     "psnr",
     "read_videos",
     "ssim",
+    "validate_videos",
     "vmaf",
 ]
 
@@ -62,8 +65,18 @@ _HOMES = {
     "genai_ray.cluster": ("CacheOptions", "CacheStatus", "Lease", "ModelCache", "SessionRequest"),
     "genai_ray.datasets": ("FrameSelection", "read_videos"),
     "genai_ray.enhance": ("Background", "EnhanceOptions", "EnhanceReport", "enhance_videos", "forecast_videos"),
-    "genai_ray.quality": ("Comparison", "QualityValidator", "compare", "ms_ssim", "psnr", "ssim", "vmaf"),
+    "genai_ray.quality": (
+        "Comparison",
+        "QualityReport",
+        "QualityValidator",
+        "compare",
+        "ms_ssim",
+        "psnr",
+        "ssim",
+        "vmaf",
+    ),
     "genai_ray.session": ("InferenceSession", "SessionLimits"),
+    "genai_ray.validate": ("validate_videos",),
     "genai_ray.video": ("Encoding", "VideoReader"),
 }
 """The names whose libraries are loaded when they are first used."""

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from genai_ray import __version__
-from genai_ray.cli import cache, enhance, models, serve
+from genai_ray.cli import cache, enhance, models, serve, validate
 from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, ModelNotFoundError
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.command("enhance")(enhance.enhance)
 app.command("serve")(serve.serve)
+app.command("validate")(validate.validate)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 

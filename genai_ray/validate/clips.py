@@ -1,0 +1,236 @@
+"""Opens the files of a comparison, and refuses those that cannot be compared frame by frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.errors import QualityError
+from genai_ray.files import is_remote
+from genai_ray.quality import reduce_frame
+from genai_ray.types import full_range
+from genai_ray.video import IMAGE_SUFFIXES, Segment, VideoPlan, decode_frames, decode_segment, plan_video, read_picture
+
+__all__ = ["Clip", "check_alignment", "check_is_another", "choose_factor", "open_clip", "resize"]
+
+TOLERANCE_OF_INTERVAL = 4
+"""Times may differ by at most this part of the shortest time between two frames, whatever the time bases are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A video or a picture, before it is decoded."""
+
+    path: str
+    """Path or URI."""
+    width: int
+    """Pixels, as stored."""
+    height: int
+    """Pixels, as stored."""
+    dtype: np.dtype[Any]
+    """uint8 for 8 bits per component, else uint16."""
+    rotation: int
+    """Degrees by which a player rotates the picture; frames are compared as they are stored."""
+    seconds: tuple[float, ...]
+    """Time of each frame, counted from the first one."""
+    unit_s: float
+    """Seconds of one unit of the file's times; 0 for a picture."""
+    notes: tuple[str, ...]
+    """What is not compared."""
+    plan: VideoPlan | None = None
+    """The planned video; None for a picture."""
+    picture: npt.NDArray[Any] | None = None
+    """The picture; None for a video."""
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    @property
+    def size(self) -> str:
+        """Width and height in words."""
+        return f"{self.width}x{self.height}"
+
+    def frames(self) -> Iterator[npt.NDArray[Any]]:
+        """Decode every frame.
+
+        Yields:
+            (H, W, 3), RGB, in the order of time.
+
+        Raises:
+            VideoError: If one does not decode.
+        """
+        if self.plan is None:
+            if self.picture is not None:
+                yield self.picture
+            return
+        for decoded in decode_segment(self.plan, Segment(0, 0, len(self))):
+            yield decoded.frame
+
+    def pick(self, indices: Sequence[int]) -> dict[int, npt.NDArray[Any]]:
+        """Decode some frames.
+
+        Args:
+            indices: Their positions, from 0.
+
+        Returns:
+            (H, W, 3), RGB, by position.
+
+        Raises:
+            VideoError: If one does not decode.
+        """
+        if self.plan is None:
+            return {} if self.picture is None else dict.fromkeys(indices, self.picture)
+        return {decoded.index: decoded.frame for decoded in decode_frames(self.plan, sorted(set(indices)))}
+
+
+def open_clip(path: str) -> Clip:
+    """Read what a file holds.
+
+    Args:
+        path: Path or URI of a video, or of a picture ending in .png, .jpg or .jpeg.
+
+    Returns:
+        The clip.
+
+    Raises:
+        VideoError: If the file is missing, cannot be read, or has no frames.
+    """
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        picture = read_picture(path)
+        return Clip(path, picture.shape[1], picture.shape[0], picture.dtype, 0, (0.0,), 0.0, (), picture=picture)
+    plan = plan_video(path)
+    info = plan.info
+    notes = [f"{path}: {plan.truncated}"] if plan.truncated else []
+    if info.has_alpha:
+        notes.append(f"{path}: alpha is not compared")
+    return Clip(
+        path=path,
+        width=info.width,
+        height=info.height,
+        dtype=np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16),
+        rotation=info.rotation % 360,
+        seconds=tuple(float((pts - plan.pts[0]) * info.time_base) for pts in plan.pts),
+        unit_s=float(info.time_base),
+        notes=tuple(notes),
+        plan=plan,
+    )
+
+
+def check_is_another(reference: str, candidates: Sequence[str]) -> None:
+    """Refuse a candidate that is the reference itself, or is given twice.
+
+    Args:
+        reference: Path or URI.
+        candidates: Paths or URIs.
+
+    Raises:
+        QualityError: If there is no candidate, or a file comes twice.
+    """
+    if not candidates:
+        raise QualityError("a reference without candidates", "at least one candidate")
+    seen = {_identify(reference): "the reference"}
+    for candidate in candidates:
+        earlier = seen.setdefault(_identify(candidate), "a candidate")
+        if earlier == "the reference":
+            raise QualityError(f"{candidate}: the candidate is the reference itself", "another file")
+        if list(map(_identify, candidates)).count(_identify(candidate)) > 1:
+            raise QualityError(f"{candidate}: given twice as a candidate", "each candidate once")
+
+
+def check_alignment(reference: Clip, candidate: Clip) -> None:
+    """Check that both have the same frames: each at the same time, counted from the first frame of its file.
+
+    Times may differ by one unit of each file's time base, which is what rounding does to them, but by no more than a
+    quarter of the shortest time between two frames of the reference.
+
+    Args:
+        reference: The reference.
+        candidate: The candidate.
+
+    Raises:
+        QualityError: If a frame of one has no partner in the other, or bit depths or rotations differ.
+    """
+    if candidate.dtype != reference.dtype:
+        bits = [8 if clip.dtype == np.uint8 else "more than 8" for clip in (candidate, reference)]
+        got = f"{candidate.path} of {bits[0]} bits for {reference.path} of {bits[1]} bits"
+        raise QualityError(got, "8 bits for both, or more for both", "Convert one of them first, with rounding.")
+    if candidate.rotation != reference.rotation:
+        got = f"{candidate.path} rotated by {candidate.rotation} degrees, {reference.path} by {reference.rotation}"
+        raise QualityError(got, "equal rotation", "Frames are compared as they are stored.")
+    shortest_s = min(np.diff(reference.seconds), default=np.inf)
+    tolerance_s = min(reference.unit_s + candidate.unit_s, shortest_s / TOLERANCE_OF_INTERVAL)
+    alone: list[tuple[Clip, float]] = []
+    at = [0, 0]
+    while at[0] < len(reference) or at[1] < len(candidate):
+        first_s, second_s = (
+            clip.seconds[index] if index < len(clip) else np.inf
+            for clip, index in zip((reference, candidate), at, strict=True)
+        )
+        if abs(first_s - second_s) <= tolerance_s:
+            at = [at[0] + 1, at[1] + 1]
+            continue
+        late = int(second_s < first_s)
+        alone.append(((reference, candidate)[late], min(first_s, second_s)))
+        at[late] += 1
+    if alone:
+        clip, seconds = alone[0]
+        counts = f"{len(candidate)} frames{_rate(candidate)} for {len(reference)}{_rate(reference)}"
+        raise QualityError(
+            f"{candidate.path} has {counts} of {reference.path}; {len(alone)} have no partner, "
+            f"the first of them at {seconds:.3f} s of {clip.path}",
+            f"frames at the same times after the first one, within {1000 * tolerance_s:.3g} ms",
+            "Cut or convert one of them first; no frame is left out silently.",
+        )
+
+
+def choose_factor(reference: Clip, candidate: Clip) -> int:
+    """Return how sizes are reconciled: the larger frame is reduced by the mean of whole blocks of pixels.
+
+    Args:
+        reference: The reference.
+        candidate: The candidate.
+
+    Returns:
+        1 for equal sizes; n if the candidate is n times as large along both axes; -n if the reference is.
+
+    Raises:
+        QualityError: If one size is no whole multiple of the other along both axes.
+    """
+    for larger, smaller, sign in ((candidate, reference, 1), (reference, candidate, -1)):
+        factor = larger.width // smaller.width
+        if factor >= 1 and (larger.width, larger.height) == (smaller.width * factor, smaller.height * factor):
+            return factor if factor == 1 else sign * factor
+    raise QualityError(
+        f"{candidate.path} of {candidate.size} for {reference.path} of {reference.size}",
+        "equal sizes, or one a whole multiple of the other along both axes",
+        "Scale one of them first.",
+    )
+
+
+def resize(frame: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """Reduce a frame by the mean of factor x factor pixels, rounded to nearest.
+
+    Args:
+        frame: (H, W, 3), uint8 or uint16.
+        factor: 1 or more.
+
+    Returns:
+        (H / factor, W / factor, 3) of the same dtype; ``frame`` itself for 1.
+    """
+    if factor <= 1:
+        return frame
+    return np.clip(np.rint(reduce_frame(frame, factor)), 0, full_range(frame.dtype)).astype(frame.dtype)
+
+
+def _identify(path: str) -> str:
+    return path if is_remote(path) else str(Path(path).resolve())
+
+
+def _rate(clip: Clip) -> str:
+    return "" if clip.plan is None else f" at {float(clip.plan.info.average_rate):.6g} per second"

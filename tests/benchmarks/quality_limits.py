@@ -1,7 +1,8 @@
-"""What the source checks measure on clean results of every packaged model: the ground of the limits of ``SourceChecks``.
+"""What the source checks measure on clean results of the packaged models: the ground of the limits of ``SourceChecks``.
 
-Real clips, in frames of at most 320 x 180, without tiles. ``seam`` is measured at every row and column, as if a tile began there. For each
-model: the worst value of any frame of any clip. Faults planted into the results of one model show what is caught.
+Real clips, in frames of at most 320 x 180, without tiles. ``seam`` is measured at every row and column, as if a tile
+began there. For each model: the worst value of any frame of any clip. Faults planted into the results of one model show
+what is caught.
 """
 
 import math

@@ -1,7 +1,8 @@
 """``validate`` of two 60 s clips of 176x144 (PSNR, SSIM) beside decoding both to RGB and the metrics alone, same cores.
 
-The baseline is what a script would do with this package: ``VideoReader`` for both, ``psnr`` and ``ssim`` of each pair of
-frames, with the frames split over as many threads as there are cores. Both run in turn in one process, without start-up.
+The baseline is what a script would do with this package: ``VideoReader`` for both, then ``psnr`` and ``ssim`` of each
+pair of frames, with the frames split over as many threads as there are cores. Both run in turn in one process, without
+start-up.
 """
 
 import os

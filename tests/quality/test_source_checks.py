@@ -1,4 +1,4 @@
-"""Validation without a reference: every detector finds its planted fault, and passes real results of packaged models."""
+"""Validation without a reference: every detector finds its planted fault, and passes results of packaged models."""
 
 import dataclasses
 

@@ -25,6 +25,7 @@ LEVELS = {
     "batch": 7,
     "datasets": 7,
     "enhance": 7,
+    "validate": 7,
     "serve": 8,
     "cli": 9,
 }

@@ -465,5 +465,7 @@ def test_deadlines(served, client):
 def test_the_example_of_the_documentation(served, capsys):
     page = (Path(__file__).resolve().parents[2] / "docs" / "serve.md").read_text()
     (code,) = re.findall(r"```py\n(.*?)```", page, re.S)
-    exec(code.replace("127.0.0.1:8000", served.http), {})
-    assert capsys.readouterr().out.strip() == "(1, 288, 352, 3)"
+    over_grpc = code.replace("tritonclient.http", "tritonclient.grpc").replace("127.0.0.1:8000", served.grpc)
+    for text in (code.replace("127.0.0.1:8000", served.http), over_grpc):
+        exec(text, {})
+        assert capsys.readouterr().out.strip() == "(1, 288, 352, 3)"

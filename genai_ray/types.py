@@ -7,13 +7,15 @@ and Ray's are) and are never written in place. The module does not know any runt
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.errors import InvalidInputError
+from genai_ray.errors import ConfigError, InvalidInputError
 
 __all__ = [
     "FRAME_DTYPES",
@@ -21,10 +23,12 @@ __all__ = [
     "InferenceResult",
     "ModelBackend",
     "ModelPrecision",
+    "ModelPreset",
     "ModelTask",
     "ValidationResult",
     "check_frames",
     "full_range",
+    "parse_bytes",
 ]
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -69,6 +73,14 @@ class ModelTask(StrEnum):
     BACKGROUND_REMOVAL = "background-removal"
     LOW_LIGHT = "low-light"
     OTHER = "other"
+
+
+class ModelPreset(StrEnum):
+    """Which model of a task suits somebody who does not want to choose one by its id."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,3 +189,35 @@ def check_frames(frames: object, *, channels: tuple[int, ...] = (3,)) -> npt.NDA
             )
     batch = frames if frames.ndim == 4 else frames[None]
     return np.ascontiguousarray(batch)
+
+
+_BYTE_UNITS = {"b": 1} | {
+    f"{letter}{end}": base ** (power + 1)
+    for power, letter in enumerate("kmgt")
+    for end, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def parse_bytes(size: int | str, what: str = "max_memory_bytes") -> int:
+    """Read a number of bytes that people write with a unit.
+
+    Args:
+        size: A whole number of bytes, or text such as ``2GB`` (2 * 1000**3) or ``512 MiB`` (512 * 1024**2), in any
+            case; text without a unit is a number of bytes.
+        what: Name of the option, for the error.
+
+    Returns:
+        Bytes, at least 1.
+
+    Raises:
+        ConfigError: If it is neither, or less than 1.
+    """
+    number, unit = (str(size), "b") if isinstance(size, int) else ("", "")
+    if isinstance(size, str) and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", size.lower())):
+        number, unit = found[1], found[2] or "b"
+    if isinstance(size, bool) or unit not in _BYTE_UNITS:
+        raise ConfigError(f"{what}={size}", "bytes as a whole number, or with a unit, such as 2GB or 512MiB")
+    num_bytes = int(Fraction(number) * _BYTE_UNITS[unit])
+    if num_bytes < 1:
+        raise ConfigError(f"{what}={size}", "more than 0")
+    return num_bytes

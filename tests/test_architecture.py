@@ -27,6 +27,7 @@ LEVELS = {
     "enhance": 7,
     "validate": 7,
     "serve": 8,
+    "trials": 8,
     "cli": 9,
 }
 ROOMS = {
@@ -49,7 +50,7 @@ GATEWAYS = {
     "typer": {"cli"},
     "rich": {"cli"},
     "starlette": {"serve"},
-    "PIL": {"serve"},
+    "PIL": {"serve", "trials"},
     "grpc": {"serve"},
     "prometheus_client": {"serve"},
     "psutil": {"serve"},

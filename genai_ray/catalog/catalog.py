@@ -14,6 +14,7 @@ from genai_ray.catalog.files import SERVING_SUFFIX, configs_folder, load_spec
 from genai_ray.catalog.spec import ModelSpec
 from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from genai_ray.files import home_folder
+from genai_ray.types import ModelPreset, ModelTask
 
 __all__ = ["ModelCatalog", "models_folder"]
 
@@ -129,6 +130,25 @@ class ModelCatalog:
             ModelNotFoundError: If no model has this name.
         """
         return self._specs[self.resolve(name)]
+
+    def preset(self, task: ModelTask, preset: ModelPreset) -> str:
+        """Return the model that a preset means.
+
+        Args:
+            task: What it is for.
+            preset: ``fast``, ``balanced`` or ``best``.
+
+        Returns:
+            Its id. If a model of the user's folder has the same preset, the first id in the alphabet is taken.
+
+        Raises:
+            ModelNotFoundError: If no model of this task has the preset.
+        """
+        for model_id in self.ids():
+            spec = self._specs[model_id]
+            if spec.task is task and preset in spec.presets:
+                return model_id
+        raise ModelNotFoundError(f"no model is the preset {preset!r} for {task}", do="Pass --model.")
 
     def path(self, name: str) -> Path:
         """Return the file of a model, after a check of its hash.

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from genai_ray.catalog.files import describe_fields, read_profile, read_yaml
 from genai_ray.errors import ConfigError
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
 __all__ = ["JobProfile", "ModelServing", "ServeProfile", "WebOptions", "load_model_serving"]
 
 
 _HOST_PATTERN = r"^(\*|\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9a-fA-F]*:[0-9a-fA-F]*:[0-9a-fA-F:.]*)$"
+
+_Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+"""A number of bytes, also as text with a unit."""
 
 
 class _Options(BaseModel):
@@ -53,8 +56,8 @@ class JobProfile(_Profile):
 
     folder: ClassVar[str] = "engine"
 
-    max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
-    """Budget of the model cache; None for automatic."""
+    max_memory_bytes: _Bytes | None = None
+    """Budget of the model cache: a number, or text such as ``2GB``; None for automatic."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Frames handed to a session at a time."""
     threads: Annotated[int, Field(ge=1)] = 1
@@ -166,8 +169,8 @@ class ServeProfile(_Profile):
     """Requests in each replica that scaling aims at."""
     cache: str = "default"
     """Name of the model cache."""
-    max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
-    """Budget of the cache; None for automatic, or for that of a running cache."""
+    max_memory_bytes: _Bytes | None = None
+    """Budget of the cache: a number, or text such as ``2GB``; None for automatic, or for that of a running cache."""
     models: tuple[str, ...] | None = None
     """Catalog ids that are offered; None for every model whose file is on this machine."""
     model_repository: str | None = None

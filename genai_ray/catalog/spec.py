@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genai_ray.types import ModelBackend, ModelTask
+from genai_ray.types import ModelBackend, ModelPreset, ModelTask
 
 __all__ = ["ModelSpec", "ParamSpec", "TensorSpec"]
 
@@ -46,8 +46,33 @@ class ParamSpec(_Frozen):
     """Smallest sensible value."""
     maximum: float
     """Largest sensible value."""
+    full_scale: Annotated[float, Field(gt=1)] | None = None
+    """Users may also give the value on a scale with this maximum: 255 means that 15 is 15/255. Such values are 1 or
+    more. None if there is no such scale."""
     description: str = ""
     """What it does, with its unit."""
+
+    def in_own_unit(self, value: float) -> float:
+        """Convert a value that a user gave.
+
+        Args:
+            value: In the model's own unit, or on the scale of ``full_scale``.
+
+        Returns:
+            The value in the model's own unit.
+        """
+        return value / self.full_scale if self.full_scale is not None and value >= 1 else value
+
+    def describe_limits(self) -> str:
+        """Return what is allowed, rounded.
+
+        Returns:
+            Such as ``from 0 to 0.294, or 1 to 75 of 255``.
+        """
+        text = f"from {self.minimum:.3g} to {self.maximum:.3g}"
+        if self.full_scale is None:
+            return text
+        return f"{text}, or 1 to {self.maximum * self.full_scale:.3g} of {self.full_scale:.3g}"
 
 
 class ModelSpec(_Frozen):
@@ -59,6 +84,8 @@ class ModelSpec(_Frozen):
     """Other names of the model."""
     task: ModelTask = ModelTask.OTHER
     """What the model does; it decides on the shape of the output."""
+    presets: tuple[ModelPreset, ...] = ()
+    """The presets of its task that mean this model."""
     description: str = ""
     """One sentence for people who choose a model: which network this is."""
     file: str

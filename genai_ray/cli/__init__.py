@@ -5,17 +5,18 @@ Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 interrupted (SIGINT), 143
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from io import TextIOWrapper
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from genai_ray import __version__
-from genai_ray.cli import cache, enhance, models, serve, validate
-from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, ModelNotFoundError
+from genai_ray.cli import cache, compare, enhance, models, serve, validate
+from genai_ray.errors import ConfigError, FrameNotFoundError, GenAIRayError, InvalidInputError, ModelNotFoundError
 
 __all__ = ["app", "main"]
 
@@ -25,14 +26,22 @@ _INTERRUPTED = 130
 _TERMINATED = 143
 """What a shell makes of SIGTERM."""
 
+_WRONG_USE = 2
+
+_MISUSES = (ConfigError, FrameNotFoundError, InvalidInputError, ModelNotFoundError)
+
+_UsageError: Any = typer.BadParameter.__base__
+"""The root of what Typer raises for words that it cannot parse; it exports only this class of them."""
+
 app = typer.Typer(
     name="genai-ray",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Better videos with AI models, on Ray.",
 )
-app.command("enhance")(enhance.enhance)
+app.command("enhance", epilog=enhance.EXAMPLES, add_help_option=False)(enhance.enhance)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("serve")(serve.serve)
 app.command("validate")(validate.validate)
 app.add_typer(models.app, name="models")
@@ -61,16 +70,39 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # text that the terminal cannot show
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        code = app(standalone_mode=False, prog_name="genai-ray") or 0
     except GenAIRayError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(exc, ConfigError | InvalidInputError | ModelNotFoundError) else 1) from None
+        _tell(exc)
+        code = _WRONG_USE if isinstance(exc, _MISUSES) else 1
+    except _UsageError as exc:
+        code = _tell_usage(exc)
+    except typer.Abort:  # what Typer makes of the end of its input
+        code = _INTERRUPTED
     except SystemExit as exc:
-        if exc.code == _INTERRUPTED:
-            print("interrupted", file=sys.stderr)
-        elif exc.code == _TERMINATED:
-            print("ended by SIGTERM", file=sys.stderr)
-        raise
+        code = exc.code
+    if code == _INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    elif code == _TERMINATED:
+        print("ended by SIGTERM", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _tell(error: GenAIRayError) -> None:
+    """Print an error; with ``--json`` also as one line of JSON on stdout, so that a script need not read stderr."""
+    if "--json" in sys.argv:
+        told = {"class": type(error).__name__, "got": error.got, "allowed": error.allowed, "do": error.do}
+        print(json.dumps({"error": {"message": str(error), **told}}))
+    print(f"error: {error}", file=sys.stderr)
+
+
+def _tell_usage(error: Any) -> int:
+    """Print what is wrong with the words of the command line, and where to find the right ones; or only the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # its text was printed when it was raised
+        print(error.format_message(), end="", file=sys.stderr)
+        return _WRONG_USE
+    command = error.ctx.command_path if error.ctx is not None else "genai-ray"
+    _tell(ConfigError(error.format_message().rstrip("."), do=f"`{command} --help` lists what is allowed."))
+    return _WRONG_USE
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

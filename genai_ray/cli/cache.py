@@ -10,13 +10,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from genai_ray.cli.choices import Backend, Precision, option
+from genai_ray.cli.choices import Backend, Precision, flag, option, words
+from genai_ray.cli.tables import wide_console
 from genai_ray.errors import ConfigError
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
 if TYPE_CHECKING:
     from genai_ray.cluster import CacheStatus
@@ -25,20 +26,17 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster: status, load, evict, watch.")
 
-Address = Annotated[str | None, option(help="Ray cluster to join. [default: RAY_ADDRESS, or the one on this machine]")]
-Name = Annotated[str, typer.Option(help="Name of the cache.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+Address = Annotated[str | None, option(help="Ray cluster to join.", default="RAY_ADDRESS, or the one on this machine")]
+Name = Annotated[str, typer.Option("--cache", help="Name of the cache.", metavar="NAME")]
+Json = Annotated[bool, flag("--json", help="Print one line of JSON.")]
 
 
-def _join(name: str, address: str | None, *, make: bool = False) -> Any:
-    """Join a cache.
-
-    A missing one is an error unless ``make`` is set: only ``load`` makes a cache, with the default budget.
-    """
+def _join(name: str, address: str | None) -> Any:
+    """Join a cache; a missing one is an error."""
     from genai_ray.cluster import ModelCache, cache_names, connect
 
     connect(address, start=False)
-    if not make and name not in (names := cache_names()):
+    if name not in (names := cache_names()):
         raise ConfigError(
             f"no cache {name!r} in this cluster",
             ", ".join(names) or "there is none",
@@ -56,16 +54,30 @@ def status(name: Name = "default", address: Address = None, as_json: Json = Fals
 @app.command("load")
 def load(
     model: str,
-    backend: Annotated[Backend, typer.Option(help="Runtime.")] = Backend.ONNX,
-    precision: Annotated[Precision, typer.Option(help="Number format.")] = Precision.FP32,
-    memory_bytes: Annotated[int | None, option(help="Fewest bytes to reserve.")] = None,
+    backend: Annotated[
+        Backend, option(help=f"Runs the model: {words(Backend)}.", metavar="NAME", default="onnx")
+    ] = Backend.ONNX,
+    precision: Annotated[
+        Precision, option(help=f"Number format: {words(Precision)}.", metavar="NAME", default="fp32")
+    ] = Precision.FP32,
+    memory: Annotated[
+        str | None, option(help="Least memory to reserve for it: 2GB, 512MiB.", default="as measured", metavar="SIZE")
+    ] = None,
+    max_memory: Annotated[
+        str | None, option(help="Budget of a new cache: 2GB, 512MiB.", default="automatic", metavar="SIZE")
+    ] = None,
     name: Name = "default",
     address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Load a model; makes the cache if there is none."""
-    cache = _join(name, address, make=True)
-    cache.load_model(model, ModelBackend(backend), ModelPrecision(precision), memory_bytes)
+    from genai_ray.cluster import ModelCache, connect
+
+    num_bytes = parse_bytes(memory, "--memory") if memory is not None else None
+    budget = parse_bytes(max_memory, "--max-memory") if max_memory is not None else None
+    connect(address, start=False)
+    cache = ModelCache(budget, name=name, address=address)
+    cache.load_model(model, ModelBackend(backend), ModelPrecision(precision), num_bytes)
     _show(cache.status(), as_json)
 
 
@@ -86,7 +98,7 @@ def watch(
 ) -> None:
     """Show the cache as it changes, until Ctrl-C."""
     cache = _join(name, address)
-    with Live(console=_console(), screen=False, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+    with Live(console=wide_console(), screen=False, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         for number in itertools.count(1):
             live.update(_draw(cache.status()), refresh=True)
             if number == times:
@@ -98,13 +110,7 @@ def _show(status: CacheStatus, as_json: bool) -> None:
     if as_json:
         print(json.dumps(status.to_dict()))
     else:
-        _console().print(_draw(status))
-
-
-def _console() -> Console:
-    """Return a console of the terminal's width; output to a file or pipe gets room for every column."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+        wide_console().print(_draw(status))
 
 
 def _draw(status: CacheStatus) -> Group:

@@ -1,21 +1,38 @@
-"""What the options of the commands share.
+"""What the options of the commands share: groups of the help, closed sets, and how defaults are told.
 
 This version has fewer backends and precisions than the package's enums name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from fractions import Fraction
 from functools import partial
+from typing import Any, TypeVar
 
 import typer
+from rich.markup import escape
 
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.errors import ConfigError
+from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask
 
-__all__ = ["Backend", "Precision", "option"]
+__all__ = ["Backend", "Group", "Precision", "Preset", "Task", "flag", "option", "parse_numbers", "parse_pairs", "words"]
 
-option = partial(typer.Option, show_default=False)
-"""An option whose default, None, is explained in its help."""
+Value = TypeVar("Value")
+
+Preset = ModelPreset
+
+
+class Group(StrEnum):
+    """Groups of options in the help of ``enhance``, in their order there."""
+
+    COMMON = "Common"
+    TIME_AND_SIZE = "Time and size"
+    MODEL = "Model"
+    ENCODING = "Encoding"
+    CLUSTER = "Cluster"
+    ADVANCED = "Advanced"
 
 
 class Backend(StrEnum):
@@ -32,3 +49,98 @@ class Precision(StrEnum):
 
     FP32 = ModelPrecision.FP32
     FP16 = ModelPrecision.FP16
+
+
+class Task(StrEnum):
+    """What models do to videos."""
+
+    UPSCALING = ModelTask.UPSCALING
+    DENOISING = ModelTask.DENOISING
+    INTERPOLATION = ModelTask.INTERPOLATION
+    BACKGROUND_REMOVAL = ModelTask.BACKGROUND_REMOVAL
+    LOW_LIGHT = ModelTask.LOW_LIGHT
+
+
+def option(*names: str, help: str, group: Group | None = None, default: str = "", **others: Any) -> Any:
+    """Declare an option.
+
+    Args:
+        names: Its spellings; by default the name of the parameter.
+        help: What it does.
+        group: Where the help lists it; None for the only group of a command with few options.
+        default: What the help says the default is; empty to say nothing.
+        others: As ``typer.Option``.
+
+    Returns:
+        What Typer reads from the annotation.
+    """
+    text = f"{help} {escape(f'[default: {default}]')}" if default else help
+    return typer.Option(*names, help=text, rich_help_panel=group, show_default=False, **others)
+
+
+flag = partial(option, metavar="")
+"""An option without a value."""
+
+
+def words(choices: type[StrEnum]) -> str:
+    """List what a closed set has.
+
+    Args:
+        choices: The set.
+
+    Returns:
+        Such as ``fp32, fp16``.
+    """
+    return ", ".join(choices)
+
+
+def parse_numbers(pairs: list[str] | None, refused: str) -> dict[str, float]:
+    """Read options of the form NAME=NUMBER; a number may be a fraction, such as 15/255.
+
+    Args:
+        pairs: The words; None for none.
+        refused: Name of the option, for the error.
+
+    Returns:
+        The numbers by name.
+
+    Raises:
+        ConfigError: If a word has another form.
+    """
+    return parse_pairs(pairs, _parse_number, refused, "NAME=VALUE with a number, such as sigma=15")
+
+
+def parse_pairs(
+    pairs: list[str] | None, convert: Callable[[str], Value], refused: str, allowed: str
+) -> dict[str, Value]:
+    """Read options of the form NAME=VALUE.
+
+    Args:
+        pairs: The words; None for none.
+        convert: Reads a value; raises ValueError for a wrong one.
+        refused: Name of the option, for the error.
+        allowed: What is allowed, for the error.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        ConfigError: If a word has another form.
+    """
+    parsed = {}
+    for pair in pairs or ():
+        name, separator, value = pair.partition("=")
+        if not separator or not name.strip():
+            raise ConfigError(f"{refused} {pair}", allowed)
+        try:
+            parsed[name.strip()] = convert(value)
+        except ValueError as exc:
+            raise ConfigError(f"{refused} {pair}", allowed) from exc
+    return parsed
+
+
+def _parse_number(word: str) -> float:
+    try:
+        return float(Fraction(word))
+    except ZeroDivisionError as exc:
+        raise ValueError(word) from exc

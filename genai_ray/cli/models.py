@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from genai_ray.cli.choices import flag
+from genai_ray.cli.tables import wide_console
+
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Models: list, show, inspect, pull.")
 
 
 @app.command("list")
-def list_models(as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False) -> None:
-    """List every model of the catalog."""
+def list_models(as_json: Annotated[bool, flag("--json", help="One line of JSON.")] = False) -> None:
+    """List every model of the catalog; `genai-ray models show ID` says what one is."""
     from genai_ray.catalog import ModelCatalog
 
     catalog = ModelCatalog.default()
@@ -26,15 +30,18 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="One line o
     if as_json:
         print(json.dumps([spec.model_dump(mode="json") for spec in specs]))
         return
-    table = Table("id", "task", "scale", "MB", "licence", "what it is", box=None)
+    table = Table(box=None)
+    table.add_column("id", no_wrap=True)
+    for name in ("task", "scale", "licence"):
+        table.add_column(name, overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
     for spec in specs:
-        megabytes = f"{(spec.size_bytes or 0) / 1e6:.1f}"
-        table.add_row(spec.model_id, spec.task.value, f"x{spec.scale}", megabytes, spec.licence, spec.description)
-    Console().print(table)
+        table.add_row(spec.model_id, spec.task.value, f"x{spec.scale}", spec.licence, _describe_size(spec.size_bytes))
+    wide_console().print(table)
 
 
 @app.command("show")
-def show_model(model: str, as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False) -> None:
+def show_model(model: str, as_json: Annotated[bool, flag("--json", help="One line of JSON.")] = False) -> None:
     """Show the catalog entry of a model."""
     from genai_ray.catalog import ModelCatalog, dump_spec
 
@@ -44,10 +51,16 @@ def show_model(model: str, as_json: Annotated[bool, typer.Option("--json", help=
 
 @app.command("pull")
 def pull(model: str) -> None:
-    """Download a model that is not packaged into the user's model folder."""
+    """Download a model that is not packaged into the user's model folder, and print its path."""
     from genai_ray.catalog import ModelCatalog, models_folder, pull_model
 
-    spec = ModelCatalog.default().get(model)
+    catalog = ModelCatalog.default()
+    spec = catalog.get(model)
+    if spec.url is None:
+        path = catalog.path(spec.model_id)
+        print(f"{spec.model_id} needs no download: its file is on this machine", file=sys.stderr)
+        print(path)
+        return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(spec.model_id, total=spec.size_bytes)
@@ -64,3 +77,9 @@ def inspect(file: Path) -> None:
     from genai_ray.inspection import inspect_model
 
     print(dump_spec(inspect_model(file)), end="")
+
+
+def _describe_size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return ""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from genai_ray.cli.choices import option
+from genai_ray.cli.choices import flag, option
+from genai_ray.types import parse_bytes
 
 __all__ = ["serve"]
 
@@ -24,22 +25,24 @@ def serve(
     profile: Annotated[
         str, typer.Option(help="A packaged profile (default, cluster), or the path of a YAML file.")
     ] = "default",
-    host: Annotated[str | None, option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, option(help="Port for HTTP. [default: 8000]", min=1, max=65535)] = None,
+    host: Annotated[str | None, option(help="Address to listen on.", default="127.0.0.1")] = None,
+    port: Annotated[int | None, option(help="Port for HTTP.", default="8000", min=1, max=65535)] = None,
     grpc_port: Annotated[
-        int | None, option(help="Port for gRPC, 0 for none. [default: 8001]", min=0, max=65535)
+        int | None, option(help="Port for gRPC, 0 for none.", default="8001", min=0, max=65535)
     ] = None,
-    model: Annotated[list[str] | None, option(help="Offer only these models of the catalog. [default: all]")] = None,
+    model: Annotated[list[str] | None, option(help="Offer only these models of the catalog.", default="all")] = None,
     model_repository: Annotated[
         str | None,
         option(help="Folder or URI with more models: NAME.onnx or NAME/1/model.onnx.", metavar="DIR_OR_URI"),
     ] = None,
     replicas: Annotated[
-        int | None, option(help="Processes that take requests (Ray Serve replicas). [default: 2]", min=1)
+        int | None, option(help="Processes that take requests (Ray Serve replicas).", default="2", min=1)
     ] = None,
-    max_memory_bytes: Annotated[int | None, option(help="Budget of the model cache in bytes.", min=1)] = None,
-    cache: Annotated[str | None, option(help="Name of the model cache. [default: default]")] = None,
-    timeout: Annotated[float | None, option(help="Most seconds for one request. [default: 60]")] = None,
+    max_memory: Annotated[
+        str | None, option(help="Budget of a new model cache: 2GB, 512MiB.", default="automatic", metavar="SIZE")
+    ] = None,
+    cache: Annotated[str | None, option(help="Name of the model cache.", default="default")] = None,
+    timeout: Annotated[float | None, option(help="Most seconds for one request.", default="60")] = None,
     token_file: Annotated[Path | None, option(help="File with the bearer token that requests must have.")] = None,
     cors_origin: Annotated[
         list[str] | None, option(help="Origin whose pages may call the endpoint; * for all.")
@@ -50,11 +53,9 @@ def serve(
     ] = None,
     access_log: Annotated[Path | None, option(help="File that gets one line of JSON for each HTTP request.")] = None,
     address: Annotated[
-        str | None, option(help="Ray cluster to join. [default: RAY_ADDRESS, or one of its own]")
+        str | None, option(help="Ray cluster to join.", default="RAY_ADDRESS, or one of its own")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON when the endpoint takes requests.")
-    ] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one line of JSON when the endpoint takes requests.")] = False,
 ) -> None:
     """Serve models over HTTP and gRPC (Open Inference Protocol v2); the first request of a model loads it."""
     from genai_ray.catalog import ServeProfile
@@ -66,7 +67,7 @@ def serve(
         "models": tuple(model) if model else None,
         "model_repository": model_repository,
         "num_replicas": replicas,
-        "max_memory_bytes": max_memory_bytes,
+        "max_memory_bytes": parse_bytes(max_memory, "--max-memory") if max_memory is not None else None,
         "cache": cache,
         "request_timeout_s": timeout,
         "token_sha256": read_token(token_file) if token_file else None,

@@ -31,7 +31,7 @@ def validate(
     vmaf_model: Annotated[
         str, typer.Option(help="Model of VMAF; neg gives no credit for sharpening.")
     ] = "vmaf_v0.6.1neg",
-    threads: Annotated[int | None, option(help="Threads that measure. [default: all cores]")] = None,
+    threads: Annotated[int | None, option(help="Threads that measure.", default="all cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
     csv: Annotated[Path | None, option(help="File for the numbers of every frame.")] = None,
     html: Annotated[Path | None, option(help="File for a page with curves and the worst frames.")] = None,

@@ -25,6 +25,7 @@ from genai_ray.files.places import (
     FileFacts,
     expand,
     find_facts,
+    find_missing,
     is_folder,
     join_place,
     list_files,
@@ -33,7 +34,16 @@ from genai_ray.files.places import (
 )
 from genai_ray.files.sharing import identify_folder, name_process_space
 from genai_ray.files.store import file_errors, is_remote
-from genai_ray.files.transfer import check_writable, discard, fetch, open_to_read, publish, remove, sync_file
+from genai_ray.files.transfer import (
+    check_writable,
+    discard,
+    fetch,
+    open_folder,
+    open_to_read,
+    publish,
+    remove,
+    sync_file,
+)
 from genai_ray.files.untrusted import fetch_untrusted, is_of_this_machine, open_below
 
 __all__ = [
@@ -47,6 +57,7 @@ __all__ = [
     "fetch_untrusted",
     "file_errors",
     "find_facts",
+    "find_missing",
     "home_folder",
     "identify_folder",
     "is_folder",
@@ -59,6 +70,7 @@ __all__ = [
     "mirror",
     "name_process_space",
     "open_below",
+    "open_folder",
     "open_to_read",
     "publish",
     "read_lock",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,17 @@ from pathlib import Path
 from genai_ray.errors import VideoError
 from genai_ray.files.store import describe, file_errors, file_system, is_remote
 
-__all__ = ["FileFacts", "expand", "find_facts", "is_folder", "join_place", "list_files", "list_names", "to_place"]
+__all__ = [
+    "FileFacts",
+    "expand",
+    "find_facts",
+    "find_missing",
+    "is_folder",
+    "join_place",
+    "list_files",
+    "list_names",
+    "to_place",
+]
 
 _READ_ONLY = ("http://", "https://")
 
@@ -97,6 +108,26 @@ def find_facts(place: str) -> FileFacts | None:
         return FileFacts(
             -1 if size is None else int(size), next((str(info[name]) for name in _STAMPS if info.get(name)), "")
         )
+
+
+def find_missing(names: Iterable[str]) -> list[str]:
+    """Find the files, folders and patterns of this machine that nothing has the name of.
+
+    Args:
+        names: Paths, patterns and URIs; URIs are left out.
+
+    Returns:
+        Those that nothing is there for, as they were given.
+
+    Raises:
+        ConfigError: As ``to_place``.
+        VideoError: If a folder cannot be read.
+    """
+    return [
+        name
+        for name, place in ((name, to_place(name)) for name in names)
+        if not is_remote(place) and find_facts(place) is None and not _match(place)
+    ]
 
 
 def is_folder(place: str) -> bool:

@@ -15,7 +15,17 @@ from typing import Any, BinaryIO, cast
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files.store import describe, file_errors, file_system, foreign_errors, is_remote
 
-__all__ = ["check_writable", "discard", "fetch", "open_to_read", "publish", "remove", "sync_file", "write_bytes"]
+__all__ = [
+    "check_writable",
+    "discard",
+    "fetch",
+    "open_folder",
+    "open_to_read",
+    "publish",
+    "remove",
+    "sync_file",
+    "write_bytes",
+]
 
 BLOCK_BYTES = 2 * 1024**2
 """Block size of remote reads; the last 32 blocks are kept."""
@@ -159,6 +169,37 @@ def remove(places: Iterable[str]) -> None:
     if remote:
         with file_errors(remote[0], "removing"), suppress(FileNotFoundError):
             file_system(remote[0]).rm(remote)
+
+
+@contextmanager
+def open_folder(place: str) -> Iterator[None]:
+    """Create a folder of this machine, with its parents, for a block that writes into it.
+
+    Those that were created and are still empty after the block are removed.
+
+    Args:
+        place: Path or URI; nothing is done for a URI, since stores have no folders.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        VideoError: If it cannot be created.
+    """
+    made: list[str] = []
+    if not is_remote(place):
+        missing = place.rstrip("/") or "/"
+        while not os.path.isdir(missing) and missing not in ("", "/"):
+            made.append(missing)
+            missing = os.path.dirname(missing)
+        with file_errors(place, "creating the folder"):
+            os.makedirs(place, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of the first one that is not empty
+            for folder in made:
+                os.rmdir(folder)
 
 
 class _Remote(io.RawIOBase):

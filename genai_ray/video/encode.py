@@ -99,7 +99,8 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
     encoding = encoding.fit(suffix)
     known = (*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX)
     if suffix not in known:
-        raise ConfigError(f"an output ending in {suffix or 'nothing'!r}", " or ".join(known))
+        do = "" if suffix else "End the name of a folder with /."
+        raise ConfigError(f"an output ending in {suffix or 'nothing'!r}", " or ".join(known), do)
     if encoding.encoder not in CODECS:
         raise ConfigError(f"codec {encoding.codec!r}", ", ".join((*CODECS, *CODEC_ALIASES)))
     codec = CODECS[encoding.encoder]

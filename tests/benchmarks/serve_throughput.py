@@ -189,7 +189,7 @@ def many_models(options) -> dict[str, dict[str, float]]:
         for index in range(NUM_MODELS):
             write_matmul(Path(folder, f"m{index:02}.onnx"), MODEL_BYTES, seed=index)
         budget = int((ROOM + 0.5) * reserved_of_one(Path(folder)))
-        with endpoint("--model-repository", folder, "--model", MODEL, "--max-memory-bytes", budget) as (port, _, _):
+        with endpoint("--model-repository", folder, "--model", MODEL, "--max-memory", budget) as (port, _, _):
             body, headers = infer_request("x", VECTOR, frames=False)
             kinds = [(f"/v2/models/m{index:02}/infer", headers) for index in range(NUM_MODELS)]
             done = drive(Target(port, body, kinds, order), clients=CLIENTS, seconds=options.many_seconds)

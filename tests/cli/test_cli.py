@@ -10,7 +10,10 @@ import ray.cluster_utils
 import genai_ray
 from genai_ray import ModelCatalog
 from genai_ray.catalog import load_spec
-from tests.processes import run
+from tests.processes import ROOT, run
+from tests.video.clips import write
+
+CLIP = str(ROOT / "samples" / "bigbuckbunny-360p.mp4")
 
 
 def test_version():
@@ -40,11 +43,25 @@ def test_models_are_listed_and_shown(tmp_path):
     ("arguments", "words"),
     [
         (["models", "show", "waifu"], "Did you mean waifu2x"),
-        (["models", "pull", "rife"], "rife has no url"),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--param", "sigma=1/0"], "NAME=VALUE"),
+        (
+            ["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--param", "sigma=0.5"],
+            "0 to 0.294, or 1 to 75 of 255",
+        ),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--param", "sigma=76"], "0 to 0.294, or 1 to 75 of 255"),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--max-memory", "2 apples"], "2GB or 512MiB"),
+        (["serve", "--max-memory", "0"], "--max-memory=0; allowed: more than 0"),
         (["models", "inspect", "none.onnx"], "none.onnx"),
-        (["enhance", "a.mp4", "-o", "b.mp4"], "--model"),
-        (["enhance", "a.mp4", "-o", "b.mp4", "--model", "esrgan", "--param", "sigma"], "NAME=VALUE"),
-        (["enhance", "a.mp4", "-o", "b.mp4", "--model", "esrgan", "--precision", "FP32"], "fp32"),
+        (["enhance", "nothere.mp4", "-o", "x.mp4"], "error: nothere.mp4: no such file"),
+        (["enhance", "none/*.mp4", "-o", "x/"], "error: none/*.mp4: no such file"),
+        (["enhance", "a.mp4"], "Missing option '--output'"),
+        (["enhance", CLIP, "-o", "b.mp4"], "background-removal: selfie-segmentation"),
+        (["enhance", CLIP, "-o", "b.mp4"], "denoising: ffdnet; interpolation: rife; low-light: zero-dce"),
+        (["enhance", CLIP, CLIP, "-o", "b.mp4", "-m", "esrgan"], "several inputs need a folder"),
+        (["enhance", CLIP, "-o", f"{CLIP}/b/", "-m", "esrgan"], "is a file"),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--param", "sigma"], "NAME=VALUE"),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--precision", "FP32"], "fp32"),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--dance"], "genai-ray enhance --help"),
         (["cache", "status", "--address", "127.0.0.1:9"], "no Ray cluster at 127.0.0.1:9"),
         (["dance"], "dance"),
     ],
@@ -53,14 +70,39 @@ def test_wrong_use_is_exit_code_2_and_says_what_to_do(arguments, words):
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in " ".join(done.stderr.split())
+    assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+    told = run(*arguments, "--json")
+    if "--json" not in told.stderr:  # the command has this option
+        (line,) = told.stdout.splitlines()
+        assert words.removeprefix("error: ") in " ".join(json.loads(line)["error"]["message"].split())
+
+
+def test_a_job_that_fails_leaves_no_new_folder(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video " * 100)
+    done = run("enhance", "text.mp4", "-o", "new/deep/x.mp4", "-m", "websr-x2-s", cwd=tmp_path)
+    assert (done.returncode, "not a video" in done.stderr) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+@pytest.mark.slow
+def test_the_folders_of_results_are_created(tmp_path):
+    (tmp_path / "clips").mkdir()
+    write(tmp_path / "clips" / "a.mp4", tracks=0, pts=[0, 1, 2])
+    for output, result in (("new/enhanced/", "new/enhanced/a.mp4"), ("other/b.mkv", "other/b.mkv")):
+        source = "clips" if output.endswith("/") else "clips/a.mp4"
+        done = run("enhance", source, "-o", output, "-m", "websr-x2-s", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["outputs"] == [str(tmp_path / result)]
+        assert (tmp_path / result).is_file()
 
 
 @pytest.mark.parametrize("command", [("enhance",), ("cache", "load")])
 def test_help_and_errors_offer_what_works(command):
-    told = run(*command, "--help").stdout
+    told = run(*command, "-h").stdout
     assert "onnx" in told
     assert "fp16" in told
+    assert told == run(*command, "--help").stdout
     refused = [run(*command, "a", *option) for option in (("--backend", "openvino"), ("--precision", "int8"))]
     assert [done.returncode for done in refused] == [2, 2]
     offered = "".join([told, *(done.stderr.replace("'openvino'", "").replace("'int8'", "") for done in refused)])
@@ -83,10 +125,11 @@ def test_the_cache_of_a_running_cluster():
         done = run("cache", "status", *address)
         assert done.returncode == 2
         assert "no cache 'default' in this cluster" in done.stderr  # and none is made by looking
-        loaded = cache("load", "esrgan", "--precision", "fp16", "--memory-bytes", 300_000_000)
+        loaded = cache("load", "esrgan", "--precision", "fp16", "--memory", "300MB", "--max-memory", "2GiB")
         (model,) = loaded["models"]
         assert (model["model_id"], model["precision"], model["state"]) == ("esrgan-4x", "fp16", "ready")
         assert model["bytes"] >= 300_000_000
+        assert loaded["budget_bytes"] <= 2 * 1024**3
         cache("load", "websr-x2-s")
         assert [model["model_id"] for model in cache("status")["models"]] == ["esrgan-4x", "websr-x2-s"]
         table = run("cache", "status", *address).stdout

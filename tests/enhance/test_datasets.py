@@ -347,7 +347,19 @@ def test_a_killed_job_of_many_goes_on(tmp_path):
     out.mkdir()
     for number in range(12):
         write(clips / f"{number:02d}.mkv", pts=list(range(20)), tracks=0)
-    command = ["enhance", clips, "-o", out, "--model", MODEL, "--preset", "ultrafast", "--segment-frames", 8, "--json"]
+    command = [
+        "enhance",
+        clips,
+        "-o",
+        out,
+        "--model",
+        MODEL,
+        "--encoder-preset",
+        "ultrafast",
+        "--segment-frames",
+        8,
+        "--json",
+    ]
     job = start(*command)
     wait_until(lambda: len(list(out.glob("*.mkv"))) >= 3, job)
     children = descendants(job.pid)
@@ -372,7 +384,7 @@ def test_exit_codes_failures_and_progress_lines(tmp_path):
     out.mkdir()
     write(clips / "a.mkv", size=(640, 360), pts=list(range(300)), tracks=0)
     (clips / "bad.mkv").write_bytes(b"no video" * 100)
-    command = ["enhance", clips, "-o", out, "--model", "waifu2x-x2", "--preset", "ultrafast"]
+    command = ["enhance", clips, "-o", out, "--model", "waifu2x-x2", "--encoder-preset", "ultrafast"]
     job = start(*command)
     told = job.stderr.readline()
     assert told.startswith(("starting:", "enhancing:"))

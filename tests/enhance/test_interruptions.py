@@ -32,7 +32,7 @@ from tests.video.clips import write
 
 pytestmark = pytest.mark.cluster
 
-MODEL = ["--model", "websr-x2-l", "--preset", "ultrafast", "--segment-frames", 6, "--json"]
+MODEL = ["--model", "websr-x2-l", "--encoder-preset", "ultrafast", "--segment-frames", 6, "--json"]
 
 
 HELD_UP_S = 7.0

@@ -60,7 +60,7 @@ def test_uhd_four_times_larger_takes_what_is_predicted(four_times, tmp_path):
         tmp_path / "b.mkv",
         "--model",
         four_times,
-        "--preset",
+        "--encoder-preset",
         "ultrafast",
         "--segment-frames",
         1,

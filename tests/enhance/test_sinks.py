@@ -83,7 +83,7 @@ def test_pictures_are_turned_as_a_player_would(ray_session, tmp_path):
         ("%d/%d.png", "one number in the file name"),
         ("full/%d.png", "not empty"),
         ("file/%d.png", "is a file"),
-        ("nowhere/frames/%d.png", "nowhere does not exist"),
+        ("file/frames/%d.png", "file is a file"),
         ("frames.gif", "an output ending in '.gif'"),
     ],
 )

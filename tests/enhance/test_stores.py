@@ -16,7 +16,7 @@ from tests.video.clips import NUM_FRAMES, write
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = ["--model", "websr-x2-s", "--preset", "ultrafast", "--segment-frames", 16, "--json"]
+OPTIONS = ["--model", "websr-x2-s", "--encoder-preset", "ultrafast", "--segment-frames", 16, "--json"]
 
 SERVERS = {
     "s3": """

@@ -16,7 +16,17 @@ from tests.enhance.test_same_bytes import ray_of
 from tests.processes import descendants, is_alive, kill, start, title, wait_until
 from tests.video.clips import write
 
-MODEL = ["--model", "websr-x2-s", "--preset", "ultrafast", "--segment-frames", 8, "--json", "--address", "local"]
+MODEL = [
+    "--model",
+    "websr-x2-s",
+    "--encoder-preset",
+    "ultrafast",
+    "--segment-frames",
+    8,
+    "--json",
+    "--address",
+    "local",
+]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from genai_ray.cluster.messages import LeaseRequest, SessionRequest, key_of
 from genai_ray.cluster.runtime.connect import connect
 from genai_ray.errors import ConfigError
 from genai_ray.inspection import canonical_id
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
 __all__ = ["ModelCache", "open_session", "router_of"]
 
@@ -36,8 +36,8 @@ class ModelCache:
     ``shutdown`` ends the cache for everybody.
 
     Args:
-        max_memory_bytes: Budget of a new cache; None to join one, or for the default: 60 % of Ray's memory on a CPU
-            node, 95 % of a GPU.
+        max_memory_bytes: Budget of a new cache: a number, or text such as ``2GB`` or ``512MiB``. None to join one, or
+            for the default: 60 % of Ray's memory on a CPU node, 95 % of a GPU.
         name: Name of the cache.
         address: Ray cluster to join; None for the one that runs on this machine, else a new one for this process alone.
         deadline_s: Most seconds that a call of this client or of its sessions may take.
@@ -58,7 +58,7 @@ class ModelCache:
 
     def __init__(
         self,
-        max_memory_bytes: int | None = None,
+        max_memory_bytes: int | str | None = None,
         *,
         name: str = "default",
         address: str | None = None,
@@ -68,13 +68,12 @@ class ModelCache:
     ) -> None:
         if not deadline_s > 0:
             raise ConfigError(f"deadline_s={deadline_s}", "more than 0")
-        if max_memory_bytes is not None and max_memory_bytes <= 0:
-            raise ConfigError(f"max_memory_bytes={max_memory_bytes}", "more than 0")
+        budget_bytes = parse_bytes(max_memory_bytes) if max_memory_bytes is not None else None
         if not is_text(name):
             raise ConfigError(f"cache name {name}", "UTF-8 text")
         self.name = name
         self.is_embedded = connect(address)
-        self._connection = Connection(name, max_memory_bytes, options, deadline_s)
+        self._connection = Connection(name, budget_bytes, options, deadline_s)
         self._router = Router(self._connection, deadline_s, is_online=is_online)
 
     @property

@@ -18,7 +18,7 @@ from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_sh
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
 from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options
+from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
 from genai_ray.enhance.plan.timeline import Timeline, plan_result
 from genai_ray.enhance.segment.segment import find_requests, predict_segment_bytes
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
@@ -237,6 +237,7 @@ def _own_options(target: ClipTarget, specs: Sequence[ModelSpec], common: Enhance
     options = replace(options, encoding=options.encoding.fit(target.suffix))
     if target.changes:
         check_chain_options(specs, options)
+        options = convert_params(specs, options)
     return options
 
 

@@ -19,7 +19,7 @@ from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, name_segment
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.plan.clip_target import ClipTarget, resolve_targets
-from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import find_facts, temporary_folder
 from genai_ray.inspection import find_model
@@ -109,8 +109,9 @@ def forecast_videos(
         GenAIRayError: As ``enhance_videos`` before anything is started.
     """
     options = options or EnhanceOptions()
-    specs = check_models(models, options)
     targets = resolve_targets(inputs, output, options)
+    specs = check_models(models, options)
+    options = convert_params(specs, options)
     results = Results(targets.folder) if targets.folder is not None else None
     kinds = [node_kind(is_gpu=is_gpu) for is_gpu in (False, True)]  # nobody knows the cluster's before the job begins
 

@@ -35,10 +35,11 @@ from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.scheduler import DO_AGAIN, Scheduler
 from genai_ray.enhance.job.segment_store import discard_partials, node_kind
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
-from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
 from genai_ray.enhance.plan.timeline import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.segment.segment import JobContext, find_requests
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError
+from genai_ray.files import open_folder
 from genai_ray.video import describe_video
 
 __all__ = ["enhance_videos"]
@@ -85,11 +86,11 @@ def enhance_videos(
             the column ``uri``.
         output: For one input file a file ending in .mp4, .mkv, .mov or .webm, a pattern of frames such as
             ``frames/%06d.png`` (or .jpg), or a .parquet file of frames; otherwise a folder, where results have the
-            names that ``options.name`` makes, and ``results.parquet`` has a row for each.
+            names that ``options.name`` makes, and ``results.parquet`` has a row for each. Missing folders are created.
         models: Model ids, aliases or paths of .onnx files, in the order in which frames pass them.
         options: Everything else; by default ONNX Runtime, FP32, and the encoder that suits the output (libx264, preset
             medium, CRF 18).
-        on_progress: Called about twice a second from a thread of the job.
+        on_progress: Called when a stage begins, and about twice a second from a thread of the job.
 
     Returns:
         What was done, with counts and speeds. It lists videos that failed; a job of one video raises the error.
@@ -103,8 +104,9 @@ def enhance_videos(
     """
     started_at = time.time()
     options = options or EnhanceOptions()
-    specs = check_models(models, options)
     targets = resolve_targets(inputs, output, options)
+    specs = check_models(models, options)
+    options = convert_params(specs, options)
     return _Job(targets, specs, options, on_progress, started_at).run()
 
 
@@ -126,7 +128,7 @@ class _Job:
 
     def run(self) -> EnhanceReport:
         """Do everything; see ``enhance_videos``."""
-        with self.claims as claims:
+        with open_folder(self.targets.parent), self.claims as claims:
             claims.take_all(self.targets)
             if self.targets.folder is None:
                 uses = self._run_one()
@@ -139,6 +141,7 @@ class _Job:
         """Plan a single video here: its errors come before anything is started."""
         (target,) = self.targets
         self.claims.take(target)
+        self._tell("planning")
         examined = examine_clip(target, self.specs, self.options)
         uses: tuple[ModelUse, ...] = ()
         if isinstance(examined, ClipOutcome):
@@ -151,6 +154,11 @@ class _Job:
                 raise
         forget([target])
         return uses
+
+    def _tell(self, stage: str) -> None:
+        """Report what is done before there is anything to count."""
+        if self.on_progress is not None:
+            self.on_progress(Progress(0, 0, stage, clips_total=len(self.targets)))
 
     def _skip_all(self) -> bool:
         """Note every video as skipped, if an earlier job has done them all: nothing has to be started for that."""
@@ -173,6 +181,7 @@ class _Job:
         """Run all videos, or the one of ``plan``; return the models as they ran."""
         options = self.options
         tag = f"enhance-{uuid.uuid4().hex[:12]}"
+        self._tell("starting")
         with _node_death_named():
             cache = ModelCache(
                 options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S

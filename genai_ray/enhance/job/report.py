@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan
+from genai_ray.enhance.segment.segment import SegmentResult
 
 __all__ = ["EnhanceReport", "ModelUse", "Progress", "ProgressMeter"]
+
+SPEED_AFTER_S = 2.0
+"""The time left is told when the speed was measured for this long."""
+
+SMOOTH_S = 5.0
+"""Time constant of the smoothing of the end: of a change, 63 % is told after this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +88,20 @@ class Progress:
     frames_done: int
     """Frames enhanced or reused so far."""
     frames_total: int
-    """Frames of the whole job; a video that is not planned yet counts as much as the others on average."""
+    """Frames of the whole job; a video that is not planned yet counts as much as the others on average. 0 while none is
+    planned."""
     stage: str
-    """What it is doing: ``starting``, ``enhancing`` or ``joining``."""
+    """What it is doing: ``planning`` (reading packets), ``starting`` (Ray), ``enhancing`` or ``joining``."""
     clips_done: int = 0
     """Videos that are done, skipped or failed."""
     clips_total: int = 1
     """Videos of the whole job."""
     clips_failed: int = 0
     """Videos that failed."""
+    fps: float = 0.0
+    """Frames made per second since the first decoded frame, as in the report; 0 before."""
     seconds_left: float | None = None
-    """To the end of the whole job at the speed so far; None while it is not known."""
+    """To the last frame of the whole job, smoothed over some seconds; None while it is not known."""
 
 
 class ProgressMeter:
@@ -97,12 +109,14 @@ class ProgressMeter:
 
     Args:
         clips: Videos of the job.
+        clock: Returns seconds since the epoch: the first decoded frame is noted by other processes.
     """
 
-    def __init__(self, clips: int) -> None:
+    def __init__(self, clips: int, clock: Callable[[], float] = time.time) -> None:
         self.first_plan: ClipPlan | None = None
         """The first video that has segments to make."""
         self._clips = clips
+        self._clock = clock
         self._lock = threading.Lock()
         self._num_planned = 0
         self._num_unplanned = 0
@@ -112,6 +126,7 @@ class ProgressMeter:
         self._frames_reused = 0
         self._frames_made = 0
         self._first_at: float | None = None
+        self._end = _SmoothEnd()
 
     def add_plan(self, plan: ClipPlan) -> None:
         """Count a video that is planned.
@@ -136,17 +151,19 @@ class ProgressMeter:
         with self._lock:
             self._num_planned += 1
             self._frames_planned += outcome.frames
-            self._frames_made += made
             self._frames_reused += outcome.frames - made
+        for result in outcome.results:
+            self.add_segment(result)
 
-    def add_frames(self, frames: int) -> None:
+    def add_segment(self, result: SegmentResult) -> None:
         """Count a segment that is done.
 
         Args:
-            frames: Its frames.
+            result: What became of it.
         """
         with self._lock:
-            self._frames_made += frames
+            self._frames_made += result.frames
+            self._first_at = min(result.started_at, self._first_at or result.started_at)
 
     def end(self, *, is_failed: bool, was_planned: bool) -> None:
         """Count a video that has ended.
@@ -167,18 +184,50 @@ class ProgressMeter:
             computed: Frames that the sessions have computed for it, with those of unfinished segments.
 
         Returns:
-            The counts; the time left assumes the speed since the first frame.
+            The counts, the speed since the first decoded frame, and the time left.
         """
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             made = max(self._frames_made, computed)
             left = self._clips - self._num_planned - self._num_unplanned
             expected = self._frames_planned / self._num_planned * left if self._num_planned else 0
             total = self._frames_planned + round(expected)
             done = min(self._frames_reused + made, total)
             if made and self._first_at is None:
-                self._first_at = now
+                self._first_at = now  # until a segment has told when its first frame was decoded
             seconds = now - self._first_at if self._first_at is not None else 0.0
-            seconds_left = (total - done) * seconds / made if made and seconds > 1.0 and self._num_planned else None
-            stage = "joining" if total and done >= total else "enhancing" if done else "starting"
-            return Progress(done, total, stage, self._num_ended, self._clips, self._num_failed, seconds_left)
+            is_joining = bool(total) and done >= total
+            return Progress(
+                done,
+                total,
+                "joining" if is_joining else "enhancing" if self._num_planned else "planning",
+                self._num_ended,
+                self._clips,
+                self._num_failed,
+                fps=made / seconds if made and seconds > 0 else 0.0,
+                seconds_left=None if is_joining else self._end.seconds_left(now, made, total - done),
+            )
+
+
+class _SmoothEnd:
+    """When the last frame will be made: batches come in bursts, and the end must not jump with each of them."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+        self._read_at = 0.0
+        self._end_at: float | None = None
+
+    def seconds_left(self, now: float, made: int, left: int) -> float | None:
+        """Return the smoothed time to the end; None before the speed is known."""
+        if not made:
+            return None
+        if self._first is None:
+            self._first = (now, made)
+        first_at, first_made = self._first
+        if now - first_at < SPEED_AFTER_S or made <= first_made:
+            return None
+        end_at = now + left * (now - first_at) / (made - first_made)
+        weight = 1 - math.exp((self._read_at - now) / SMOOTH_S)
+        self._end_at = end_at if self._end_at is None else self._end_at + weight * (end_at - self._end_at)
+        self._read_at = now
+        return max(0.0, self._end_at - now)

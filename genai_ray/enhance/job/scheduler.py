@@ -298,7 +298,7 @@ class Scheduler:
         else:
             result = given if step.kind == "segment" else clip.away.pop(step.index)[0]
             clip.results[step.index] = result
-            self._meter.add_frames(result.frames)
+            self._meter.add_segment(result)
             self._join_if_complete(clip)
 
     def _start_segments(self, clip: _OpenClip, plan: ClipPlan) -> None:

@@ -27,6 +27,7 @@ from genai_ray.video import (
     PICTURE_SUFFIXES,
     SOURCE_SUFFIXES,
     SUFFIXES,
+    TABLE_SUFFIX,
     folder_of_pictures,
     validate_encoding,
 )
@@ -158,6 +159,11 @@ class Targets:
     walk: Callable[[], Iterator[ClipTarget]]
     """Gives them in order."""
 
+    @property
+    def parent(self) -> str:
+        """The folder that must exist before a result can appear in it: ``folder``, or that of the one result."""
+        return self.folder if self.folder is not None else os.path.dirname(next(self.walk()).place)
+
     def __len__(self) -> int:
         return self.count
 
@@ -171,7 +177,8 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
     Args:
         inputs: Video files, folders, patterns or URIs; or one manifest, a .csv or .parquet file with the column
             ``uri``.
-        output: A file for one input file; else a folder, where results have the names that ``options.name`` makes.
+        output: A file for one input file; else a folder, where results have the names that ``options.name`` makes. It
+            need not exist; a name that ends in ``/`` is a folder.
         options: The job's options.
 
     Returns:
@@ -179,8 +186,9 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
 
     Raises:
         VideoError: If nothing matches a folder or pattern.
-        ConfigError: If outputs collide, equal an input, have an unsupported suffix, or their folder is missing or not
-            writable; if a manifest has an unknown column; or if the encoder is missing.
+        ConfigError: If outputs collide, equal an input, have an unsupported suffix, or their folder is a file or not
+            writable; if several inputs have one file as output; if a manifest has an unknown column; or if the encoder
+            is missing.
     """
     if isinstance(inputs, str | Path):
         inputs = [inputs]
@@ -191,17 +199,20 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
     places = [to_place(place) for place in inputs]
     check_writable(result)
     if len(places) == 1 and places[0].lower().endswith(TABLE_SUFFIXES):
+        _check_holds_many(result)
         _check_folder(result, options)
         manifest = places[0]
         walk = functools.partial(_read_manifest, manifest, result, options)
         return Targets(_check_all(walk, options), result.rstrip("/"), walk)
     listed = [(place, _expand(place, result)) for place in places]
     to_folder = len(places) > 1 or listed[0][1] is not None
-    if not to_folder and not is_folder(result):
+    if not to_folder and not result.endswith("/") and not is_folder(result):
         target = _target(0, places[0], result, options)
         _check_all(lambda: iter([target]), options)
         _check_folder(os.path.dirname(target.place), options)
         return Targets(1, None, lambda: iter([target]))
+    if to_folder:
+        _check_holds_many(result)
     _check_folder(result, options)
     targets: list[ClipTarget] = []
     for place, below in listed:
@@ -370,16 +381,26 @@ def _is_same(target: ClipTarget) -> bool:
     )
 
 
+def _check_holds_many(output: str) -> None:
+    """Refuse the name of a file as the output of several inputs."""
+    is_file_name = output.lower().endswith((*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX))
+    if is_file_name and not is_folder(output):
+        raise ConfigError(f"output {output} is one file", "several inputs need a folder", "Pass --output FOLDER/.")
+
+
 def _check_folder(folder: str, options: EnhanceOptions) -> None:
+    """Check that results can be written into a folder, or that it can be created."""
     if is_remote(folder):
         check_writable(folder)
-    elif not os.path.isdir(folder):
-        if find_facts(folder) is not None:
-            raise ConfigError(f"output {folder} is a file", "a folder, for several inputs")
-        raise ConfigError(f"output folder {folder} does not exist", do="Create it first.")
-    for place in (folder, options.work_dir):
-        if place is not None and os.path.isdir(place):
-            _check_writable(Path(place))
+    else:
+        there = folder
+        while find_facts(there) is None:
+            there = os.path.dirname(there.rstrip("/"))
+        if not os.path.isdir(there):
+            raise ConfigError(f"output folder {folder}: {there} is a file", "a folder, or a name that is free")
+        _check_writable(Path(there))
+    if options.work_dir is not None and os.path.isdir(options.work_dir):
+        _check_writable(Path(options.work_dir))
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
 from genai_ray.backends import resolve_device
-from genai_ray.catalog import ModelSpec
+from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
 from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.inspection import find_model
-from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
+from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, parse_bytes
 from genai_ray.video import Encoding
 
-__all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models"]
+__all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
 
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 """One or several."""
@@ -34,7 +34,8 @@ class EnhanceOptions:
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     params: Mapping[str, float] = field(default_factory=dict)
-    """Extra inputs by name, for every model of the chain that has one of that name."""
+    """Extra inputs by name, for every model of the chain that has one of that name. If the catalog names a scale for
+    users, values of 1 or more are on that scale: ``sigma`` of ffdnet may be 15, for 15/255."""
     encoding: Encoding = field(default_factory=Encoding)
     """Video encoder and its settings."""
     tile_size_px: int | None = None
@@ -61,8 +62,8 @@ class EnhanceOptions:
     """Frames in one call of a session; fewer if frames are large."""
     segment_frames: int = 128
     """Most frames in a segment, the unit of work and of resuming."""
-    max_memory_bytes: int | None = None
-    """Budget of the model cache; None for automatic."""
+    max_memory_bytes: int | str | None = None
+    """Budget of the model cache: a number, or text such as ``2GB`` or ``512MiB``; None for automatic."""
     cache_name: str = "default"
     """Name of the model cache."""
     replicas: int | None = 1
@@ -96,10 +97,14 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
         models = [models]
     if not models:
         raise ConfigError(
-            "no model", "at least one model", "Pass --model (models=[...]); `genai-ray models list` shows them."
+            "no model is given",
+            describe_tasks(),
+            "Pass --model (models=[...]); `genai-ray models show ID` says what one is.",
         )
     if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
+    if options.max_memory_bytes is not None:
+        parse_bytes(options.max_memory_bytes)
     resolve_device(options.device, options.backend)
     if options.replicas is not None and options.replicas < 1:
         raise ConfigError(f"{options.replicas} devices", "1 or more, or all")
@@ -109,6 +114,20 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
     check_chain(specs)
     check_chain_options(specs, options)
     return specs
+
+
+def describe_tasks() -> str:
+    """List the models that ``enhance`` can use, by what they are for.
+
+    Returns:
+        Such as ``denoising: ffdnet; interpolation: rife``.
+    """
+    catalog = ModelCatalog.default()
+    found: dict[str, list[str]] = {}
+    for spec in map(catalog.get, catalog.ids()):
+        if spec.is_image_model:
+            found.setdefault(spec.task.value, []).append(spec.model_id)
+    return "; ".join(f"{task}: {', '.join(ids)}" for task, ids in sorted(found.items()))
 
 
 def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
@@ -131,14 +150,34 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
             "a chain with one",
             "Add --model selfie-segmentation.",
         )
-    known = {
+    known = _params_of(specs)
+    for name, value in options.params.items():
+        if name not in known:
+            raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")
+        own = known[name].in_own_unit(value)
+        if not known[name].minimum <= own <= known[name].maximum:
+            raise InvalidInputError(f"param {name}={value:g}", known[name].describe_limits())
+
+
+def convert_params(specs: Sequence[ModelSpec], options: EnhanceOptions) -> EnhanceOptions:
+    """Convert params that the user gave on another scale than the model's own.
+
+    Args:
+        specs: The chain.
+        options: The options of the job, or of one video; checked already.
+
+    Returns:
+        The options with every param in its model's own unit.
+    """
+    known = _params_of(specs)
+    return replace(options, params={name: known[name].in_own_unit(value) for name, value in options.params.items()})
+
+
+def _params_of(specs: Sequence[ModelSpec]) -> dict[str, ParamSpec]:
+    """Return what users may set: the time between two frames follows from ``factor`` and ``fps``."""
+    return {
         name: param
         for spec in specs
         for name, param in spec.params.items()
         if (spec.task, name) != (ModelTask.INTERPOLATION, TIMESTEP)
     }
-    for name, value in options.params.items():
-        if name not in known:
-            raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")
-        if not known[name].minimum <= value <= known[name].maximum:
-            raise InvalidInputError(f"param {name}={value}", f"from {known[name].minimum} to {known[name].maximum}")

@@ -1,0 +1,149 @@
+"""How far a job is, on standard error: a bar on a terminal, otherwise a line now and then; and Ctrl-C while it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from genai_ray.enhance import Progress as JobProgress
+
+__all__ = ["Bar", "Lines", "Silence", "stopping"]
+
+LINE_EVERY_S = 10.0
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+class Silence:
+    """Shows nothing."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, progress: JobProgress) -> None:
+        """Take how far the job is."""
+
+    def end(self) -> None:
+        """Show nothing more."""
+
+
+class Lines(Silence):
+    """One line every ten seconds, for output that is not a terminal."""
+
+    def __init__(self) -> None:
+        self._printed_s = time.monotonic()
+
+    def __call__(self, progress: JobProgress) -> None:
+        """Print how far the job is, if the last line is old enough."""
+        if time.monotonic() - self._printed_s < LINE_EVERY_S:
+            return
+        self._printed_s = time.monotonic()
+        print(f"{progress.stage}: {', '.join(_parts_of(progress))}".rstrip(": "), file=sys.stderr)
+
+
+class Bar(Silence):
+    """A progress bar on the terminal: videos if there are several, stage, frames, frames per second, time left.
+
+    Args:
+        console: Of standard error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), _FramesBar(bar_width=None), _Facts())
+        self._progress = Progress(*columns, console=console, transient=True, expand=True)
+        self._task = self._progress.add_task("starting", total=None, facts="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def __call__(self, progress: JobProgress) -> None:
+        """Draw how far the job is."""
+        videos, *facts = _parts_of(progress) if progress.clips_total > 1 else ("", *_parts_of(progress))
+        self._progress.update(
+            self._task,
+            completed=progress.frames_done,
+            total=progress.frames_total or None,
+            description=f"{videos}, {progress.stage}".lstrip(", "),
+            facts="  ".join(facts),
+        )
+
+    def end(self) -> None:
+        """Remove the bar."""
+        self._progress.stop()
+
+
+class _FramesBar(BarColumn):
+    """A bar, once it is known how many frames there are."""
+
+    def render(self, task: Task) -> Any:
+        return super().render(task) if task.total is not None else Text("")
+
+
+class _Facts(ProgressColumn):
+    """What the job told last."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["facts"], no_wrap=True)
+
+
+def _parts_of(progress: JobProgress) -> list[str]:
+    """Say what is known, in order: videos if there are several, frames, speed, time left."""
+    parts = []
+    if progress.clips_total > 1:
+        failed = f" ({progress.clips_failed} failed)" if progress.clips_failed else ""
+        parts.append(f"{progress.clips_done} of {progress.clips_total} videos{failed}")
+    if progress.frames_total:
+        parts.append(f"{progress.frames_done} of {progress.frames_total} frames")
+    if progress.fps:
+        parts.append(f"{progress.fps:.1f} frames/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{timedelta(seconds=round(progress.seconds_left))} left")
+    return parts
+
+
+@contextmanager
+def stopping(shown: Silence) -> Iterator[None]:
+    """Answer the first Ctrl-C in the block at once, and end the process at the second.
+
+    Args:
+        shown: What shows the progress; it ends with the first Ctrl-C.
+
+    Yields:
+        Nothing. The first Ctrl-C raises ``KeyboardInterrupt``: cleanup takes some seconds.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, abandon)
+        shown.end()
+        print("stopping: finished segments are kept; press Ctrl-C again to abandon", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    def abandon(number: int, frame: FrameType | None) -> NoReturn:
+        os.write(sys.stderr.fileno(), b"abandoned\n")
+        os._exit(INTERRUPTED)  # Ray's processes end by themselves when this one is gone
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,108 @@
+"""The help of every command, at the widths that terminals have, and its examples."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+
+from genai_ray.cli import app
+from genai_ray.cli.choices import Group
+from genai_ray.cli.enhance import EXAMPLES
+from genai_ray.enhance import EnhanceOptions
+from genai_ray.video import Encoding
+from genai_ray.video.codecs import CODEC_ALIASES
+from tests.processes import ROOT, run
+from tests.video.clips import write
+
+WIDTHS = (80, 120)
+
+
+def told(*command, width=80):
+    done = run(*command, env=os.environ | {"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "dumb"})
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= width for line in done.stdout.splitlines())
+    return done.stdout
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_options_stand_in_groups_with_examples_at_the_end(width):
+    text = told("enhance", "--help", width=width)
+    titles = re.findall(r"^╭─ ([\w ]+) ─", text, re.M)
+    assert titles == ["Arguments", *Group]
+    common = text.partition("Common")[2].partition("Time and size")[0]
+    for words in (
+        "--output",
+        "-o",
+        "--model",
+        "-m",
+        "--quiet",
+        "-q",
+        "--verbose",
+        "-v",
+        "-y",
+        "--dry-run",
+        "--help",
+        "-h",
+    ):
+        assert words in common
+    assert "Runtime." not in text
+    lines = text.rstrip().splitlines()
+    examples = [line for line in EXAMPLES.splitlines() if line.startswith("genai-ray")]
+    assert [line.strip() for line in lines[-len(examples) :]] == examples  # none is broken
+
+
+def test_aliases_of_codecs_are_in_the_help():
+    text = told("enhance", "--help", width=120)
+    assert [alias for alias in CODEC_ALIASES if alias not in text] == []
+
+
+def test_the_help_of_every_command_fits():
+    def walk(command, words=()):
+        yield words
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, (*words, name))
+
+    commands = list(walk(typer.main.get_command(app)))
+    assert ("models", "list") in commands
+    for words in commands:
+        assert "Usage: " in told(*words, "-h")
+
+
+def test_names_on_the_page_are_those_of_the_code():
+    """Each option stands beside its field, and no field is missing."""
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    rows = re.findall(r"^\| ((?:`--[\w-]+`(?:, )?)+) \| ((?:`[\w.]+`(?:, )?)+) \|", page, re.M)
+    pairs = [pair for left, right in rows for pair in zip(left.split(", "), right.split(", "), strict=True)]
+    command = typer.main.get_command(app).commands["enhance"]
+    options = {word for param in command.params for word in param.opts}
+    assert {option.strip("`") for option, _ in pairs} <= options
+    listed = [name.strip("`") for _, name in pairs]
+    encoding = {f"encoding.{field.name}" for field in fields(Encoding) if field.init}
+    assert sorted(listed) == sorted({field.name for field in fields(EnhanceOptions)} - {"encoding"} | encoding)
+
+
+def test_completion_can_be_installed():
+    assert "--install-completion" in told("--help")
+    command = Path(sys.executable).with_name("genai-ray")
+    asked = {"_GENAI_RAY_COMPLETE": "complete_bash", "COMP_WORDS": "genai-ray enh", "COMP_CWORD": "1"}
+    done = subprocess.run([command], capture_output=True, text=True, check=False, env=os.environ | asked)
+    assert done.stdout.split() == ["enhance"], done.stderr
+
+
+@pytest.mark.slow
+def test_the_examples_run_as_they_stand(tmp_path):
+    (tmp_path / "clips").mkdir()
+    write(tmp_path / "clips" / "a.mp4", tracks=0, pts=[0, 1, 2])
+    write(tmp_path / "in.mp4", tracks=0, pts=[0, 1, 2])
+    for line in EXAMPLES.splitlines():
+        if line.startswith("genai-ray "):
+            done = run(*shlex.split(line)[1:], "-y", "-q", cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (tmp_path / "out.mp4").exists()
+    assert (tmp_path / "enhanced" / "a.mp4").exists()

@@ -266,6 +266,7 @@ def test_an_own_cluster_is_private_and_leaves_nothing(place):
         heard = listeners(everybody)
         assert len(heard) > 5
         assert [host for host, _, _ in heard if not ipaddress.ip_address(host).is_loopback] == []
+        assert not [words for words in map(title, everybody) if "monitor.py" in words or "dashboard.py" in words]
     kept = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
     assert kept == {".ray/auth_token", ".cache/genai_ray/session_bytes.json"}  # no telemetry among it
     assert [*base.iterdir(), *other.iterdir()] == []

@@ -33,7 +33,8 @@ def test_chains_that_make_sense(models, parts):
     chain = specs(*models)
     check_chain(chain)
     cut = split_chain(chain, models)
-    assert (list(cut.before), cut.between, list(cut.after), cut.mask) == parts
+    before, after = list(cut.before_interpolation), list(cut.after_interpolation)
+    assert (before, cut.interpolation, after, cut.mask) == parts
 
 
 @pytest.mark.parametrize(

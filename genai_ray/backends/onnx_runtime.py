@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from genai_ray.backends import TensorInfo, Tensors
+from genai_ray.backends import RuntimeOptions, TensorInfo, Tensors, check_feeds
 from genai_ray.errors import BackendUnavailableError, InferenceError, InvalidInputError, ModelLoadError
 from genai_ray.files import temporary_folder
 from genai_ray.graph import Graph, sort_nodes
@@ -69,33 +69,22 @@ class OnnxRuntimeSession:
 
     Args:
         model: A serialised ONNX model, or the path of one.
-        backend: The provider: ``onnx`` is CUDA on a CUDA device, and the CPU provider otherwise.
-        device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
-        threads: Threads of one run on the CPU provider. Several runs of one thread are faster than one run of several
-            threads (1.10 to 1.16 of the plain script's speed against 1.01), so callers ask for one.
-        max_bytes: Most bytes of the CUDA arena; None for no limit.
-        folder: Folder of a serialised model's external data; None for a model without.
+        options: How; ``backend`` is the provider: ``onnx`` means CUDA on a CUDA device, and the CPU provider otherwise.
 
     Raises:
         BackendUnavailableError: If the provider is not available.
         ModelLoadError: If the model cannot be loaded.
     """
 
-    def __init__(
-        self,
-        model: bytes | Path,
-        *,
-        backend: ModelBackend = ModelBackend.ONNX,
-        device: str = "cpu",
-        threads: int = 1,
-        max_bytes: int | None = None,
-        folder: Path | None = None,
-    ) -> None:
-        providers = _build_providers(backend, device, max_bytes)
-        options = _build_options(threads)
-        if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        self._session: ort.InferenceSession | None = _create(model, options, providers)
+    def __init__(self, model: bytes | Path, options: RuntimeOptions) -> None:
+        device = options.device
+        providers = _build_providers(options.backend, device, options.max_bytes)
+        settings = _build_settings(options.threads)
+        if options.folder is not None:
+            settings.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(options.folder)
+            )
+        self._session: ort.InferenceSession | None = _create(model, settings, providers)
         wanted = providers[0][0]
         got = self._session.get_providers()[0]
         if wanted != got:
@@ -126,7 +115,7 @@ class OnnxRuntimeSession:
         session = self._session
         if session is None:
             raise InferenceError("a run on a closed session", do="Open a new one.")
-        self._check(feeds)
+        check_feeds(self.inputs, feeds)
         with _run_errors():
             names = [tensor.name for tensor in self.outputs]
             if self._bfloat16:
@@ -160,25 +149,6 @@ class OnnxRuntimeSession:
         return {
             name: _read_bfloat16(value) if name in self._bfloat16 else value.numpy() for name, value in results.items()
         }
-
-    def _check(self, feeds: Tensors) -> None:
-        wanted = {tensor.name: tensor for tensor in self.inputs}
-        if set(feeds) != set(wanted):
-            raise InvalidInputError(f"inputs {sorted(feeds)}", f"exactly {sorted(wanted)}")
-        for name, array in feeds.items():
-            info = wanted[name]
-            if info.shape == () or not info.is_tensor:
-                continue  # the graph may not declare the shape, or it is no tensor: the runtime checks it
-            if not isinstance(array, np.ndarray):
-                raise InvalidInputError(f"input {name!r} of type {type(array).__name__}", "a numpy array")
-            fits = len(array.shape) == len(info.shape) and all(
-                b in (None, a) for a, b in zip(array.shape, info.shape, strict=True)
-            )
-            if not fits or info.dtype not in (object, array.dtype):
-                shape = "(" + ", ".join("any" if axis is None else str(axis) for axis in info.shape) + ")"
-                raise InvalidInputError(
-                    f"input {name!r} of shape {array.shape}, {array.dtype}", f"shape {shape}, {info.dtype}"
-                )
 
 
 @functools.cache
@@ -228,7 +198,7 @@ def to_fp16(model: Graph) -> Graph:
     return converted
 
 
-def _build_options(threads: int) -> ort.SessionOptions:
+def _build_settings(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -39,6 +39,7 @@ class Backend(StrEnum):
     """Runtimes."""
 
     ONNX = ModelBackend.ONNX
+    OPENVINO = ModelBackend.OPENVINO
     TENSORRT = ModelBackend.TENSORRT
     COREML = ModelBackend.COREML
     DIRECTML = ModelBackend.DIRECTML
@@ -49,6 +50,7 @@ class Precision(StrEnum):
 
     FP32 = ModelPrecision.FP32
     FP16 = ModelPrecision.FP16
+    BF16 = ModelPrecision.BF16
 
 
 class Task(StrEnum):

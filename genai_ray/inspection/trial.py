@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.backends import RuntimeSession, TensorInfo, open_runtime
+from genai_ray.backends import RuntimeOptions, RuntimeSession, TensorInfo, open_runtime
 from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
 from genai_ray.errors import GenAIRayError, InferenceError, InvalidInputError, ModelLoadError, ModelNotFoundError
 from genai_ray.graph import (
@@ -72,7 +72,9 @@ def inspect_model(path: Path, within_s: float = math.inf) -> ModelSpec:
     model = read_header(path)
     is_small = path.stat().st_size <= WHOLE_FILE_BYTES
     # With the weights as external data, the runtime maps a large file instead of copying it.
-    runtime = open_runtime(path) if is_small else open_runtime(model.SerializeToString(), folder=path.parent)
+    runtime = (
+        open_runtime(path) if is_small else open_runtime(model.SerializeToString(), RuntimeOptions(folder=path.parent))
+    )
     try:
         trial = _Trial(path, runtime, within_s)
         spec = trial.describe()
@@ -286,7 +288,7 @@ class _Trial:
         """Find out whether the model takes frames at all, and whether in batches and in tiles."""
         is_batchable = False
         with contextlib.suppress(ModelLoadError):  # an inner shape may be fixed
-            freed = open_runtime(free_batch(model).SerializeToString(), folder=self.path.parent)
+            freed = open_runtime(free_batch(model).SerializeToString(), RuntimeOptions(folder=self.path.parent))
             try:
                 self.runtime = freed
                 is_batchable = self.is_batchable(spec)
@@ -300,7 +302,9 @@ class _Trial:
             update={"batchable": is_batchable, "receptive_field_px": field_px, "tile_stride": stride}
         )
         try:
-            fused = open_runtime(fuse_frames(model, spec, np.uint8).SerializeToString(), folder=self.path.parent)
+            fused = open_runtime(
+                fuse_frames(model, spec, np.uint8).SerializeToString(), RuntimeOptions(folder=self.path.parent)
+            )
         except ModelLoadError as exc:
             return self._refuse_frames(spec, exc)
         try:

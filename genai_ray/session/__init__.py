@@ -2,8 +2,8 @@
 
 A call of ``infer`` passes ``session`` (checks frames and params, and owns everything), ``sizing`` (how large tiles are
 and what a session takes), ``runs`` (makes the runtime calls on threads) with ``tiling`` (cuts frames into tiles), and
-``genai_ray.backends``. ``variants`` holds the model once per dtype, ``precision`` converts it to FP16, ``process``
-knows this process's cores and memory.
+``genai_ray.backends``. ``variants`` holds the model once per dtype, ``precision`` compares other precisions and
+runtimes with FP32, ``process`` knows this process's cores and memory.
 """
 
 from genai_ray.session.process import anonymous_bytes, count_cores

@@ -1,74 +1,79 @@
-"""Converts a model to another precision, and refuses it if its results change too much."""
+"""Compares a model in another precision or runtime with FP32 in ONNX Runtime, and refuses it if it differs too much."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.backends import open_runtime
-from genai_ray.backends.onnx_runtime import to_fp16
+from genai_ray.backends import RuntimeOptions, open_runtime
 from genai_ray.catalog import ModelSpec
-from genai_ray.errors import ConfigError, InferenceError, ModelLoadError
+from genai_ray.errors import InferenceError, InvalidInputError, ModelLoadError
 from genai_ray.graph import Graph, fuse_frames
-from genai_ray.types import ModelPrecision
+from genai_ray.session.process import release_freed_memory
+from genai_ray.session.sizing import fixed_tile, padded_size
+from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["convert_model"]
+__all__ = ["measure_agreement"]
 
 MIN_AGREEMENT_DB = 40.0
-"""PSNR that a converted model must reach against FP32 on the calibration frames."""
+"""PSNR that a model in another precision must reach against FP32 on the calibration frames."""
+MIN_FP32_DB = 80.0
+"""PSNR that FP32 in another runtime must reach: the catalog's models reach 128 dB or more, in BF16 at most 72."""
 
 _CALIBRATION_SIZE_PX = 96
 
 
-def convert_model(model: Graph, spec: ModelSpec, precision: ModelPrecision) -> tuple[Graph, float | None]:
-    """Convert a model to a precision, and measure how well it still agrees with FP32.
+def measure_agreement(model: Graph, converted: Graph, spec: ModelSpec, options: RuntimeOptions) -> float:
+    """Measure how well a model agrees with FP32 in ONNX Runtime on calibration frames, on the CPU.
 
     Args:
-        model: The model of the file, in FP32.
+        model: The image model of the file, in FP32.
+        converted: The model to load: the same, or with weights in another precision.
         spec: Its spec.
-        precision: The number format.
+        options: How it will be loaded; OpenVINO computes in OpenVINO, other backends in ONNX Runtime.
 
     Returns:
-        The model to load, and its agreement with FP32 in dB: PSNR of the outputs for calibration frames on the CPU,
-        ``inf`` for equal outputs, None if nothing was converted or measured.
+        PSNR of the outputs in dB, ``inf`` for equal outputs.
 
     Raises:
-        ConfigError: If the precision is neither fp32 nor fp16.
-        ModelLoadError: If the model cannot be converted, or agrees with FP32 by less than 40 dB.
+        ModelLoadError: If it does not run, or agrees by less than 40 dB, or 80 dB in FP32.
+        BackendUnavailableError: If the runtime or precision is not available.
     """
-    if precision is ModelPrecision.FP32:
-        return model, None
-    if precision is not ModelPrecision.FP16:
-        raise ConfigError(f"precision {precision.value!r}", "fp32 or fp16")
-    converted = to_fp16(model)
-    if not spec.is_image_model:
-        return converted, None
-    reference = _run_calibration(model, spec)
+    precision = options.precision
+    reference = _run_calibration(model, spec, RuntimeOptions(folder=options.folder))
+    candidate_options = RuntimeOptions(folder=options.folder)
+    if options.backend is ModelBackend.OPENVINO:
+        candidate_options = replace(options, num_runs=1, may_compile=None)
+    way = f"{spec.model_id} in {precision.value}"
+    do = "Use fp32."
+    if options.backend is ModelBackend.OPENVINO:
+        way += " on OpenVINO"
+        do = "Use backend onnx." if precision is ModelPrecision.FP32 else "Use fp32, or backend onnx."
     try:
-        candidate = _run_calibration(converted, spec)
-    except (ModelLoadError, InferenceError) as exc:
-        raise ModelLoadError(
-            f"{spec.model_id} cannot be converted to {precision.value}: {exc.got}", do="Use fp32."
-        ) from exc
+        candidate = _run_calibration(converted, spec, candidate_options)
+    except (ModelLoadError, InferenceError, InvalidInputError) as exc:
+        raise ModelLoadError(f"{way} does not run: {exc.got}", do=do) from exc
+    release_freed_memory()
     mse = float(np.mean((reference.astype(np.float64) - candidate) ** 2))
-    agreement_db = float("-inf")  # the converted model gives no numbers
+    agreement_db = float("-inf")  # it gives no numbers
     if np.isfinite(mse):
         agreement_db = float("inf") if mse == 0 else 10 * float(np.log10(1 / mse))
-    if agreement_db < MIN_AGREEMENT_DB:
-        raise ModelLoadError(
-            f"{spec.model_id} in {precision.value} agrees with fp32 by only {agreement_db:.1f} dB",
-            f"at least {MIN_AGREEMENT_DB:.0f} dB",
-            "Use fp32.",
-        )
-    return converted, agreement_db
+    least_db = MIN_FP32_DB if precision is ModelPrecision.FP32 else MIN_AGREEMENT_DB
+    if agreement_db < least_db:
+        raise ModelLoadError(f"{way} agrees with fp32 by only {agreement_db:.1f} dB", f"at least {least_db:.0f} dB", do)
+    return agreement_db
 
 
-def _run_calibration(model: Graph, spec: ModelSpec) -> npt.NDArray[np.float32]:
-    runtime = open_runtime(fuse_frames(model, spec, np.float32).SerializeToString())
+def _run_calibration(model: Graph, spec: ModelSpec, options: RuntimeOptions) -> npt.NDArray[np.float32]:
+    height, width = padded_size(spec, _CALIBRATION_SIZE_PX, _CALIBRATION_SIZE_PX)
+    fixed = fixed_tile(spec)[0]
+    height, width = fixed[0] or height, fixed[1] or width
+    runtime = open_runtime(fuse_frames(model, spec, np.float32).SerializeToString(), options)
     try:
-        frames = calibration_frames(_CALIBRATION_SIZE_PX)
+        frames = np.ascontiguousarray(calibration_frames(max(height, width))[:, :height, :width])
         feeds: dict[str, npt.NDArray[Any]] = {"frames": frames[:1]}
         if len(spec.inputs) == 2:
             feeds = {"frames0": frames[:1], "frames1": frames[1:]}

@@ -14,14 +14,24 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.backends import RuntimeSession, TensorInfo, Tensors, open_runtime, resolve_device
+from genai_ray.backends import (
+    RuntimeOptions,
+    RuntimeSession,
+    TensorInfo,
+    Tensors,
+    check_precision,
+    open_runtime,
+    resolve_device,
+)
+from genai_ray.backends.onnx_runtime import to_fp16
 from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError, ResourceExhaustedError
-from genai_ray.graph import Graph, fuse_frames, has_outside_weights, read_model, read_weights
+from genai_ray.graph import Graph, fuse_frames, has_outside_weights, read_model, read_weights, weight_bytes
 from genai_ray.inspection import find_model
-from genai_ray.session.precision import convert_model
+from genai_ray.session.precision import measure_agreement
 from genai_ray.session.process import anonymous_bytes, count_cores, map_large_blocks, release_freed_memory
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames
 from genai_ray.session.sizing import (
+    MODEL_BASE_BYTES,
     SessionLimits,
     Shapes,
     bytes_per_px,
@@ -50,21 +60,22 @@ WARMUP_RUNS = 4
 class InferenceSession:
     """One model on one device. Several threads may use it; they share its limited number of concurrent runs.
 
-    Results do not depend on tiling, ``run_batch`` or the number of threads: bit for bit on the CPU provider.
+    Results do not depend on tiling, ``run_batch`` or the number of threads: bit for bit on a CPU.
 
     Args:
         model: Catalog id, alias, or path of an .onnx file.
-        backend: The runtime.
-        precision: The number format; a converted model must agree with FP32 by at least 40 dB.
+        backend: The runtime. A model in OpenVINO must agree with ONNX Runtime by at least 80 dB in FP32.
+        precision: The number format; another one than FP32 must agree with it by at least 40 dB.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
         threads: CPU threads in total; None for every core that this process may use.
         limits: Bytes, sizes and tiling.
 
     Raises:
         ModelNotFoundError: If there is no such model or file.
-        ModelLoadError: If the model is corrupt, has a wrong sha256, or cannot be converted.
-        BackendUnavailableError: If the runtime or device is not available.
-        ConfigError: If an option is not possible for the model.
+        ModelLoadError: If the model is corrupt, has a wrong sha256, cannot be converted, or computes something else
+            in this backend and precision.
+        BackendUnavailableError: If the runtime or device is not available, or the device lacks the precision.
+        ConfigError: If an option is not possible for the model or the backend.
         ResourceExhaustedError: If ``limits.max_bytes`` is too little for the model.
 
     Example:
@@ -90,11 +101,18 @@ class InferenceSession:
             raise ConfigError(
                 "backend or precision 'auto' for one session", "a backend and a precision by name", "Use onnx and fp32."
             )
+        check_precision(self.backend, self.precision)
+        self._asked_device = resolve_device(device, self.backend)
         map_large_blocks()  # before the file is read
         self.spec, self._path = find_model(model)
+        if self.backend is ModelBackend.OPENVINO and not self.spec.is_image_model:
+            raise ConfigError(
+                f"backend 'openvino' for {self.spec.model_id}, which is not an image model: "
+                "its results cannot be compared with ONNX Runtime's",
+                "onnx",
+            )
         self.limits = limits or SessionLimits()
         self.threads = threads or count_cores()
-        self._asked_device = resolve_device(device, self.backend)
         self._bytes_before = anonymous_bytes()
         self._lock = threading.Lock()
         self._variants = Variants(self._load, self._may_take)
@@ -107,7 +125,7 @@ class InferenceSession:
         self._warm = False
         self._warm_bytes = 0
         is_cpu = self._asked_device == "cpu"
-        self.num_runs = runs_at_once(self.spec, self.threads, is_cpu)
+        self.num_runs = runs_at_once(self.spec, self.backend, self.threads if is_cpu else None)
         self.run_batch = run_batch_of(self.spec, self.limits, is_cpu)
         self._pool = RunPool(self.num_runs)
         with self._variants.use("uint8" if self.spec.is_image_model else "raw", int) as runtime:
@@ -409,9 +427,13 @@ class InferenceSession:
 
     def _build_graph(self, kind: str) -> Graph:
         model = read_model(self._path)
-        if self.precision is not ModelPrecision.FP32:
+        converted = model
+        if self.precision is not ModelPrecision.FP32 and self.backend is not ModelBackend.OPENVINO:
             read_weights(model, self._path)
-        converted, self._precision_db = convert_model(model, self.spec, self.precision)
+            converted = to_fp16(model)
+        is_other = converted is not model or self.backend is ModelBackend.OPENVINO
+        if is_other and self._precision_db is None and self.spec.is_image_model:
+            self._precision_db = measure_agreement(model, converted, self.spec, self._runtime_options(converted, kind))
         return converted if kind == "raw" else fuse_frames(converted, self.spec, np.dtype(kind))
 
     def _use_raw(self, shapes: Mapping[str, tuple[int, ...]]) -> AbstractContextManager[RuntimeSession]:
@@ -424,13 +446,32 @@ class InferenceSession:
 
     def _load(self, kind: str) -> RuntimeSession:
         model = self._build_graph(kind)
-        return open_runtime(
-            model.SerializeToString(),
+        return open_runtime(model.SerializeToString(), self._runtime_options(model, kind))
+
+    def _runtime_options(self, model: Graph, kind: str) -> RuntimeOptions:
+        threads = self.threads
+        if self._asked_device == "cpu":
+            is_single = self.backend is ModelBackend.OPENVINO  # with two threads, RIFE differs in bits
+            threads = 1 if is_single else max(self.threads // self.num_runs, 1)
+        stored_bytes = weight_bytes(model)
+
+        def may_compile(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+            if kind == "raw":
+                run_bytes = raw_run_bytes(self._path, shapes)
+            else:
+                height, width = next(shape[1:3] for shape in shapes.values() if shape)
+                run_bytes = self._run_bytes(height, width)
+            return self._may_take(MODEL_BASE_BYTES + stored_bytes + self.num_runs * run_bytes)
+
+        return RuntimeOptions(
             backend=self.backend,
+            precision=self.precision,
             device=self._asked_device,
-            threads=max(self.threads // self.num_runs, 1) if self._asked_device == "cpu" else self.threads,
+            threads=threads,
+            num_runs=self.num_runs,
             max_bytes=None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize(),
             folder=self._path.parent if has_outside_weights(model) else None,
+            may_compile=may_compile,
         )
 
 

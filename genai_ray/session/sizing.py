@@ -12,9 +12,10 @@ import numpy as np
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
-from genai_ray.types import ModelPrecision, ModelTask
+from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
 
 __all__ = [
+    "MODEL_BASE_BYTES",
     "SessionLimits",
     "Shapes",
     "bytes_per_px",
@@ -40,6 +41,8 @@ MAX_TILE_PX = 512
 """Largest side of a run that a session chooses."""
 MAX_EXACT_RADIUS_PX = 64
 """Above this radius the halos of exact tiles cost more than the frame, so frames stay whole."""
+MAX_WHOLE_RUNS = 4
+"""Most concurrent runs of whole frames of a model that cannot be tiled: each takes the bytes of a whole frame."""
 RUN_BYTES_FACTOR = 1.5
 """Bytes of the runtime's arena per byte of the tensors that live at the same time."""
 WEIGHT_BYTES_FACTOR = 2.0
@@ -157,21 +160,27 @@ def tile_step(spec: ModelSpec) -> int:
     return math.lcm(spec.tile_stride, spec.size_multiple)
 
 
-def runs_at_once(spec: ModelSpec, threads: int, is_cpu: bool) -> int:
+def runs_at_once(spec: ModelSpec, backend: ModelBackend, threads: int | None) -> int:
     """Return the number of concurrent runs.
 
     On a CPU, many runs of one thread are faster than one run of many threads; a model that cannot be tiled needs all
     cores for its single run. On a GPU two runs let a copy overlap with a run.
 
+    In OpenVINO a run has one thread: RIFE differs in bits with two. Models that cannot be tiled then have few runs.
+
     Args:
         spec: The model.
-        threads: CPU threads in total.
-        is_cpu: Whether a CPU computes.
+        backend: The runtime.
+        threads: CPU threads in total; None if a GPU computes.
 
     Returns:
         The number.
     """
-    return (threads if can_tile(spec) else 1) if is_cpu else 2
+    if threads is None:
+        return 2
+    if can_tile(spec):
+        return threads
+    return min(threads, MAX_WHOLE_RUNS) if backend is ModelBackend.OPENVINO else 1
 
 
 def run_batch_of(spec: ModelSpec, limits: SessionLimits, is_cpu: bool) -> int:
@@ -257,7 +266,13 @@ def raw_run_bytes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def predict_bytes(
-    path: Path, spec: ModelSpec, limits: SessionLimits, *, precision: ModelPrecision, threads: int, is_cpu: bool
+    path: Path,
+    spec: ModelSpec,
+    limits: SessionLimits,
+    *,
+    backend: ModelBackend,
+    precision: ModelPrecision,
+    threads: int | None,
 ) -> int:
     """Predict the memory that a warm session adds to its process, from its file alone.
 
@@ -265,9 +280,9 @@ def predict_bytes(
         path: The model's file.
         spec: The model.
         limits: What the session may take.
+        backend: The runtime.
         precision: The number format: half the bytes of weights for FP16 on a GPU, a quarter for INT8.
-        threads: CPU threads of its machine.
-        is_cpu: Whether a CPU computes.
+        threads: CPU threads of its machine; None if a GPU computes.
 
     Returns:
         Bytes of the weights, and of the activations of the largest concurrent runs at their peak.
@@ -276,14 +291,15 @@ def predict_bytes(
         ModelLoadError: If the file is corrupt.
     """
     model = read_header(path)
-    share = {ModelPrecision.FP16: 1.0 if is_cpu else 0.5, ModelPrecision.INT8: 0.25}.get(precision, 1.0)
+    share = {ModelPrecision.FP16: 0.5 if threads is None else 1.0, ModelPrecision.INT8: 0.25}.get(precision, 1.0)
     fixed = MODEL_BASE_BYTES + int(WEIGHT_BYTES_FACTOR * share * weight_bytes(model))
     activations = max((activation_bytes(model, dict(shapes)) for shapes in limits.warmup_shapes), default=0)
-    raw = int(RUN_BYTES_FACTOR * activations * runs_at_once(spec, threads, is_cpu))
+    num_runs = runs_at_once(spec, backend, threads)
+    raw = int(RUN_BYTES_FACTOR * activations * num_runs)
     if not spec.is_image_model:
         return fixed + raw
     if limits.warmup_shapes:  # frames and raw tensors have a runtime each
         raw += fixed
     height, width = largest_run(spec, limits, default_tile_px(spec, limits))
-    runs = runs_at_once(spec, threads, is_cpu) * run_batch_of(spec, limits, is_cpu)
+    runs = num_runs * run_batch_of(spec, limits, threads is not None)
     return raw + fixed + int(bytes_per_px(fuse_frames(model, spec, np.dtype(np.uint8)), spec) * height * width * runs)

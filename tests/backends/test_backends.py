@@ -2,6 +2,8 @@
 measured."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from genai_ray import InferenceSession, ModelBackend, ModelCatalog, ModelPrecision, errors
-from genai_ray.backends import open_runtime, resolve_device
+from genai_ray.backends import RuntimeOptions, open_runtime, resolve_device
 from genai_ray.backends.onnx_runtime import to_fp16
 from genai_ray.graph import fuse_frames, read_model
 
@@ -17,11 +19,97 @@ CATALOG = ModelCatalog.default()
 PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
 
 
+@pytest.fixture(params=[ModelBackend.ONNX, ModelBackend.OPENVINO])
+def options(request):
+    return RuntimeOptions(backend=request.param)
+
+
 @pytest.fixture
-def runtime():
+def runtime(options):
     spec = CATALOG.get("websr-x2-s")
-    runtime = open_runtime(fuse_frames(read_model(CATALOG.path(spec.model_id)), spec, "uint8").SerializeToString())
+    model = fuse_frames(read_model(CATALOG.path(spec.model_id)), spec, "uint8").SerializeToString()
+    runtime = open_runtime(model, options)
     yield runtime
+    runtime.close()
+
+
+def product(path=None):
+    """Return a model of one product of matrices, whose shapes only a run can check; also saved to the path."""
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, axes)
+        for name, axes in (("a", "nm"), ("b", "kl"), ("y", "nl"))
+    ]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["y"])], "g", ends[:2], ends[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if path is not None:
+        onnx.save(model, path)
+    return model.SerializeToString()
+
+
+def test_a_runtime_describes_its_tensors_and_device(runtime):
+    (frames,) = runtime.inputs
+    (output,) = runtime.outputs
+    assert (frames.name, frames.dtype, frames.shape) == ("frames", np.uint8, (None, None, None, 3))
+    assert (output.name, output.dtype, output.shape) == ("output", np.uint8, (None, None, None, 3))
+    assert (runtime.device, runtime.computes_in) == ("cpu", "fp32")
+
+
+def test_every_output_comes_back_if_no_array_is_given(options, tmp_path):
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((3, 4), np.float32)
+    product(tmp_path / "product.onnx")
+    for model in (product(), tmp_path / "product.onnx"):
+        runtime = open_runtime(model, options)
+        assert np.array_equal(runtime.run({"a": a, "b": b})["y"], a @ b)
+        runtime.close()
+
+
+def test_what_a_run_refuses_and_what_cannot_be_loaded(options, tmp_path):
+    runtime = open_runtime(product(), options)
+    with pytest.raises((errors.InvalidInputError, errors.InferenceError), match=r"(?i)dimension"):
+        runtime.run({"a": np.ones((2, 3), np.float32), "b": np.ones((4, 5), np.float32)})
+    runtime.close()
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    for model, name in ((b"not a model", "the model"), (tmp_path / "broken.onnx", r"broken\.onnx")):
+        with pytest.raises(errors.ModelLoadError, match=name):
+            open_runtime(model, options)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Unheard", ["x"], ["y"], domain="of")], "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("of", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    with pytest.raises(errors.ModelLoadError, match="Unheard"):
+        open_runtime(model.SerializeToString(), options)
+
+
+def test_weights_beside_the_model_are_found(options, tmp_path):
+    weights = numpy_helper.from_array(np.arange(4096, dtype=np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4096]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    outside = (tmp_path / "model.onnx").read_bytes()
+    assert len(outside) < 1000
+    runtime = open_runtime(outside, replace(options, folder=tmp_path))
+    assert np.array_equal(runtime.run({"x": np.ones(4096, np.float32)})["y"], np.arange(1, 4097, dtype=np.float32))
+    runtime.close()
+
+
+def test_runs_of_several_threads_and_shapes_do_not_mix(options):
+    """Ten shapes: more than OpenVINO keeps."""
+    spec = CATALOG.get("websr-x2-s")
+    model = fuse_frames(read_model(CATALOG.path(spec.model_id)), spec, "uint8").SerializeToString()
+    pictures = [np.random.default_rng(n).integers(0, 256, (1, 24 + n, 32, 3), np.uint8) for n in range(10)]
+    runtime = open_runtime(model, replace(options, num_runs=2))
+    with ThreadPoolExecutor(4) as pool:
+        found = [
+            *pool.map(lambda picture: runtime.run({"frames": picture})["output"], [*pictures * 3, *pictures[::-1]])
+        ]
+    for picture, outputs in zip(
+        pictures, zip(found[:10], found[10:20], found[20:30], found[:29:-1], strict=True), strict=True
+    ):
+        alone = open_runtime(model, options)
+        expected = alone.run({"frames": picture})["output"]
+        alone.close()
+        assert all(np.array_equal(output, expected) for output in outputs)
     runtime.close()
 
 
@@ -57,9 +145,11 @@ def test_devices_that_are_not_there_are_refused_by_name():
     for device in ("tpu", "cuda:x", ""):
         with pytest.raises(errors.ConfigError, match="device"):
             resolve_device(device, ModelBackend.ONNX)
-    for backend in (ModelBackend.TENSORRT, ModelBackend.COREML, ModelBackend.DIRECTML, ModelBackend.OPENVINO):
+    for backend in (ModelBackend.TENSORRT, ModelBackend.COREML, ModelBackend.DIRECTML):
         with pytest.raises(errors.BackendUnavailableError):
             InferenceSession("websr-x2-s", backend=backend)
+    with pytest.raises(errors.BackendUnavailableError, match="auto or cpu"):
+        InferenceSession("websr-x2-s", backend=ModelBackend.OPENVINO, device="cuda")
 
 
 def test_auto_says_once_what_it_chose(caplog):

@@ -1,6 +1,7 @@
 """The small parts of the cache that need no Ray: remembered bytes, routes, devices, options, the order of a session's
 runs."""
 
+import functools
 import json
 import logging
 import subprocess
@@ -170,9 +171,10 @@ with InferenceSession({model!r}, threads=2, limits=SessionLimits(max_frame=(144,
 def test_bytes_are_predicted_from_the_file(model):
     spec, path = find_model(model)
     limits = SessionLimits(max_frame=(144, 176))
-    predicted = predict_bytes(path, spec, limits, precision=ModelPrecision.FP32, threads=2, is_cpu=True)
-    larger = predict_bytes(
-        path, spec, SessionLimits(max_frame=(240, 256)), precision=ModelPrecision.FP32, threads=2, is_cpu=True
+    predict = functools.partial(
+        predict_bytes, path, spec, backend=ModelBackend.ONNX, precision=ModelPrecision.FP32, threads=2
     )
+    predicted = predict(limits=limits)
+    larger = predict(limits=SessionLimits(max_frame=(240, 256)))
     assert predicted < larger
     assert memory_bytes_alone(model) == pytest.approx(predicted, rel=0.4, abs=10_000_000)

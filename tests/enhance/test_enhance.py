@@ -115,6 +115,8 @@ def bad(tmp_path, samples):
         ("cut.mp4", "out.mp4", ["--device", "tpu"], 2, "tpu"),
         ("cut.mp4", "out.mp4", ["--profile", "desktop"], 2, "laptop"),
         ("cut.mp4", "out.mp4", ["--backend", "ONNX2"], 2, "ONNX2"),
+        ("cut.mp4", "out.mp4", ["--precision", "bf16"], 2, "precision 'bf16' of backend 'onnx'; allowed: fp32 or fp16"),
+        ("cut.mp4", "out.mp4", ["--backend", "openvino", "--device", "cuda"], 1, "allowed: auto or cpu"),
     ],
 )
 def test_refusals(bad, source, output, more, code, words, monkeypatch, capsys):

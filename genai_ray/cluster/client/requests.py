@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ray
 
+from genai_ray.backends import check_precision
 from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.cluster.messages import LoadRequest, SessionRequest
 from genai_ray.errors import ModelLoadError
@@ -31,6 +32,7 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
         The request with the canonical id, and the model's spec.
 
     Raises:
+        ConfigError: If the backend does not offer the precision.
         ModelNotFoundError: If the model is not known.
         ModelLoadError: If Ray cannot carry its path.
     """
@@ -39,6 +41,7 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
         if isinstance(model, SessionRequest)
         else SessionRequest(str(model), ModelBackend.ONNX, ModelPrecision.FP32)
     )
+    check_precision(request.backend, request.precision)
     spec, _ = find_model(request.model)
     if not is_text(spec.model_id):
         raise ModelLoadError(
@@ -102,9 +105,9 @@ def _predict(path: Path, modified_ns: int, request: SessionRequest) -> int:
         path,
         spec,
         request.limits(),
+        backend=request.backend,
         precision=request.precision,
-        threads=count_cores(),
-        is_cpu=not request.device.startswith("cuda"),
+        threads=None if request.device.startswith("cuda") else count_cores(),
     )
 
 

@@ -187,9 +187,9 @@ def _predict(plan: ClipPlan, specs: Sequence[ModelSpec]) -> dict[str, int]:
             find_model(spec.model_id)[1],
             spec,
             _limits(request),
+            backend=request.backend,
             precision=request.precision,
-            threads=count_cores(),
-            is_cpu=not request.device.startswith("cuda"),
+            threads=None if request.device.startswith("cuda") else count_cores(),
         )
     return found
 

@@ -27,6 +27,7 @@ from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.errors import VideoError
 from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
+from genai_ray.types import ModelBackend
 from genai_ray.video import VideoPlan
 
 __all__ = [
@@ -68,7 +69,11 @@ def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOp
     Returns:
         One hexadecimal key for each segment, 32 digits.
     """
-    common = _common(specs, options) | {"packets": plan.content_hash, "node": kind, "versions": _versions()}
+    common = _common(specs, options) | {
+        "packets": plan.content_hash,
+        "node": kind,
+        "versions": _versions(options.backend),
+    }
     return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
 
 
@@ -309,9 +314,9 @@ def node_kind(*, is_gpu: bool) -> str:
 
 
 @functools.cache
-def _versions() -> tuple[str, ...]:
+def _versions(backend: ModelBackend) -> tuple[str, ...]:
     found = []
-    for name in _VERSIONED:
+    for name in (*_VERSIONED, "openvino") if backend is ModelBackend.OPENVINO else _VERSIONED:
         try:
             found.append(f"{name}={importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
 
-from genai_ray.backends import resolve_device
+from genai_ray.backends import check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
 from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask
@@ -105,6 +105,7 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
         raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
     if options.max_memory_bytes is not None:
         parse_bytes(options.max_memory_bytes)
+    check_precision(options.backend, options.precision)
     resolve_device(options.device, options.backend)
     if options.replicas is not None and options.replicas < 1:
         raise ConfigError(f"{options.replicas} devices", "1 or more, or all")

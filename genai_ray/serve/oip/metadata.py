@@ -13,6 +13,7 @@ from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.engine.repository import Repository, ServedModel
 from genai_ray.serve.engine.statistics import ModelCounts, Statistics
 from genai_ray.serve.http.errors import without_folders
+from genai_ray.types import ModelBackend
 
 __all__ = [
     "EXTENSIONS",
@@ -89,7 +90,7 @@ def describe_config(target: Target) -> dict[str, Any]:
     return {
         "name": target.model.name,
         "platform": PLATFORM,
-        "backend": "onnxruntime",
+        "backend": "openvino" if serving.backend is ModelBackend.OPENVINO else "onnxruntime",
         "version_policy": {"all": {}},
         "max_batch_size": 0,
         "input": [_configure_tensor(tensor) for tensor in target.metadata.inputs],

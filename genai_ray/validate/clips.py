@@ -134,13 +134,14 @@ def check_is_another(reference: str, candidates: Sequence[str]) -> None:
     """
     if not candidates:
         raise QualityError("a reference without candidates", "at least one candidate")
-    seen = {_identify(reference): "the reference"}
+    seen: set[str] = set()
     for candidate in candidates:
-        earlier = seen.setdefault(_identify(candidate), "a candidate")
-        if earlier == "the reference":
+        file = _identify(candidate)
+        if file == _identify(reference):
             raise QualityError(f"{candidate}: the candidate is the reference itself", "another file")
-        if list(map(_identify, candidates)).count(_identify(candidate)) > 1:
+        if file in seen:
             raise QualityError(f"{candidate}: given twice as a candidate", "each candidate once")
+        seen.add(file)
 
 
 def check_alignment(reference: Clip, candidate: Clip) -> None:

@@ -81,7 +81,7 @@ def validate_videos(
         vmaf_model: A name of ``genai_ray.quality.VMAF_MODELS``; ``neg`` gives no credit for sharpening.
         threads: Threads that measure; None for every core that this process may use. Results do not depend on it.
         on_progress: Called with the frames measured so far and the frames to measure, counted for each candidate, and
-            once more for VMAF.
+            once more for VMAF; for VMAF in another thread.
 
     Returns:
         The numbers of every frame, pooled numbers, and the worst frames of each candidate.
@@ -151,7 +151,9 @@ def _check_metrics(metrics: Sequence[str]) -> list[str]:
 def _count_threads(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise InvalidInputError(f"{threads} threads", "1 or more")
-    return threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepare(reference: Clip, clip: Clip, metrics: Sequence[str], vmaf_model: str) -> _Work:

@@ -43,7 +43,7 @@ app = typer.Typer(
 app.command("enhance", epilog=enhance.EXAMPLES, add_help_option=False)(enhance.enhance)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("serve")(serve.serve)
-app.command("validate")(validate.validate)
+app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 

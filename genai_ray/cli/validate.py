@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,58 +14,74 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from genai_ray.cli.choices import option
+from genai_ray.cli.choices import flag, option
+from genai_ray.cli.tables import wide_console
 from genai_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from genai_ray.quality import QualityReport
 
-__all__ = ["validate"]
+__all__ = ["EXAMPLES", "validate"]
+
+EXAMPLES = """Two results of one video, with a page to look at:
+
+genai-ray validate original.mp4 a.mp4 b.mp4
+genai-ray validate original.mp4 a.mp4 --metrics psnr,vmaf --html report.html"""
+"""At the end of the help."""
 
 LINE_EVERY_S = 10.0
 
 
 def validate(
-    reference: Annotated[str, typer.Argument(help="Video or picture to compare with.", show_default=False)],
+    reference: Annotated[
+        str, typer.Argument(help="Video, PNG or JPEG file to compare with, as path or URI.", show_default=False)
+    ],
     candidates: Annotated[list[str], typer.Argument(help="Videos or pictures to measure.", show_default=False)],
-    metrics: Annotated[str, typer.Option(help="Some of psnr, ssim, ms-ssim and vmaf.")] = "psnr,ssim",
+    metrics: Annotated[
+        str, option(help="Some of psnr, ssim, ms-ssim and vmaf.", metavar="A,B,C", default="psnr,ssim")
+    ] = "psnr,ssim",
     vmaf_model: Annotated[
-        str, typer.Option(help="Model of VMAF; neg gives no credit for sharpening.")
+        str,
+        option(help="Model of VMAF; neg gives no credit for sharpening.", metavar="NAME", default="vmaf_v0.6.1neg"),
     ] = "vmaf_v0.6.1neg",
-    threads: Annotated[int | None, option(help="Threads that measure.", default="all cores")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of the table.")] = False,
-    csv: Annotated[Path | None, option(help="File for the numbers of every frame.")] = None,
-    html: Annotated[Path | None, option(help="File for a page with curves and the worst frames.")] = None,
+    threads: Annotated[int | None, option(help="Threads that measure.", metavar="N", default="all cores")] = None,
+    csv: Annotated[Path | None, option(help="Write the numbers of every frame.", metavar="FILE")] = None,
+    html: Annotated[
+        Path | None, option(help="Write a page with the table, curves and the worst frames.", metavar="FILE")
+    ] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "-y", help="Replace existing files.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one line of JSON, not a table.")] = False,
+    quiet: Annotated[bool, flag("--quiet", "-q", help="Print no progress and no table.")] = False,
 ) -> None:
     """Measure every frame of videos or pictures against a reference.
 
-    Frames pair by time. If a size is a whole multiple of the other, the larger frame is reduced by the mean.
+    Frames pair by time. If one size is a whole multiple of the other, the larger frame is reduced by the mean.
     """
     from genai_ray.validate import validate_videos
 
     for file in (csv, html):
-        if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"{file}: its folder does not exist", do=f"Make it first: mkdir -p {file.parent}")
+        if file is not None and file.exists() and not overwrite:
+            raise ConfigError(f"{file} exists", do="Choose another file, or pass --overwrite.")
     words = [word.strip() for word in metrics.split(",") if word.strip()]
     console = Console(stderr=True)
-    with _Bar(console) if console.is_terminal else _Lines() as shown:
+    with nullcontext() if quiet else _Bar(console) if console.is_terminal else _Lines() as shown:
         report = validate_videos(
             reference, candidates, metrics=words, vmaf_model=vmaf_model, threads=threads, on_progress=shown
         )
     for file, make in ((csv, report.to_csv), (html, report.to_html)):
         if file is not None:
-            _write(file, make())
+            _write(file.absolute(), make())
     if as_json:
         print(json.dumps(report.to_dict()))
-    else:
+    elif not quiet:
         _print_table(report)
 
 
 def _write(file: Path, text: str) -> None:
-    try:
+    from genai_ray.files import file_errors, open_folder
+
+    with open_folder(str(file.parent)), file_errors(str(file), "writing"):
         file.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"{file}: writing failed: {exc.strerror}") from exc
 
 
 class _Lines:
@@ -110,7 +127,7 @@ def _print_table(report: QualityReport) -> None:
     table = Table("metric", "pooled", *names, box=None)
     for definition, words, numbers in report.rows():
         table.add_row(definition, words, *numbers)
-    console = Console(soft_wrap=True)
+    console = wide_console()
     console.print(
         f"{report.reference}: {len(report.seconds)} frames of {width}x{height}", highlight=False, markup=False
     )

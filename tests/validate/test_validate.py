@@ -241,10 +241,10 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
 
 def test_the_command_prints_and_writes(files, tmp_path):
     paths, frames = files
-    page, table = tmp_path / "report.html", tmp_path / "report.csv"
+    page, table = tmp_path / "new" / "report.html", tmp_path / "report.csv"
     pair = [paths["reference"], paths["bad"]]
     done = run("validate", *pair, "--json", "--html", page, "--csv", table)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     expected = genai_ray.psnr(FRAMES, frames["bad"])
     assert told["candidates"][0]["pooled"]["psnr"]["of_mean_MSE"] == pytest.approx(expected)
@@ -255,10 +255,12 @@ def test_the_command_prints_and_writes(files, tmp_path):
     failed = run("validate", paths["reference"], paths["reference"])
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "the reference itself" in failed.stderr
-    for wrong in (["--metrics", "lpips"], ["--html", tmp_path / "none" / "a.html"]):
+    for wrong in (["--metrics", "lpips"], ["--html", page]):
         refused = run("validate", *pair, *wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith("error: ")
+    silent = run("validate", *pair, "--html", page, "--overwrite", "--quiet")
+    assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
 
 
 def test_the_packaged_pair(samples):

@@ -23,7 +23,7 @@ from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.model_metadata import ModelMetadataCache, read_metadata
 from genai_ray.serve.engine.preload import Preload
 from genai_ray.serve.engine.repository import Repository
-from genai_ray.types import ModelPrecision
+from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.enhance.test_stores import bucket  # noqa: F401 - a fixture
 from tests.serve.models import add_number, square, value
@@ -264,6 +264,30 @@ def test_index_and_ready_speak_of_the_requests_own_sessions(models, ray_session)
         ):
             options.write_text(text)
             assert told() == wanted, text
+
+
+def test_a_model_computes_in_openvino_and_says_so(models, ray_session):
+    shutil.copyfile(WEBSR, models / "picture.onnx")
+    for name in ("picture", "one"):
+        (models / f"{name}.serve.yaml").write_text("backend: openvino\n")
+    picture = np.random.default_rng(0).random((1, 3, 20, 28), dtype=np.float32)
+    tensors = [("picture", "input", picture), ("one", "x", np.zeros(2, np.float32))]
+    with application(models.parent / "videos", models) as app:
+        answers = []
+        for model, name, tensor in tensors:
+            fields = {"name": name, "datatype": "FP32", "shape": tensor.shape, "data": tensor.ravel().tolist()}
+            answers.append(ask(app, "POST", f"/v2/models/{model}/infer", json.dumps({"inputs": [fields]}).encode()))
+        config = json.loads(ask(app, "GET", "/v2/models/picture/config")[1])
+    (status, body, _), (refused, reason, _) = answers
+    assert status == 200, body
+    (output,) = json.loads(body)["outputs"]
+    with InferenceSession("websr-x2-s", backend=ModelBackend.OPENVINO) as session:
+        expected = session.run({"input": picture})["output"]
+    assert np.array_equal(np.array(output["data"], np.float32).reshape(output["shape"]), expected)
+    assert (config["backend"], config["parameters"]["backend"]["string_value"]) == ("openvino", "openvino")
+    assert refused >= 400
+    assert b"not an image model" in reason
+    ModelCache(name="people").shutdown()
 
 
 def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):

@@ -30,6 +30,7 @@ from genai_ray.graph import fuse_frames, read_model
 from genai_ray.session import precision as precisions
 from tests.caches import ending
 from tests.processes import foreign_files
+from tests.session.test_variants import run_alone
 from tests.video.clips import NUM_FRAMES, write
 
 CATALOG = ModelCatalog.default()
@@ -228,7 +229,7 @@ def test_a_shape_without_room_waits_for_the_runs_of_others():
     runtime.close()
 
 
-def test_a_session_reserves_further_shapes_and_nothing_else():
+def reserve_further_shapes():
     reserved = []
 
     def reserve(num_bytes):
@@ -246,6 +247,10 @@ def test_a_session_reserves_further_shapes_and_nothing_else():
         session.infer(np.zeros((100, 120, 3), np.uint8))
         (asked,) = reserved
         assert session.memory_bytes - warm < asked < 2 * warm
+
+
+def test_a_session_reserves_further_shapes_and_nothing_else():
+    run_alone(reserve_further_shapes)
 
 
 @pytest.mark.slow

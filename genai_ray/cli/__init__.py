@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import traceback
 from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated, Any
@@ -59,6 +60,7 @@ def _callback(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Before a command: print tracebacks of errors.")] = False,
 ) -> None:
     pass
 
@@ -80,6 +82,12 @@ def main() -> None:
         code = _INTERRUPTED
     except SystemExit as exc:
         code = exc.code
+    except Exception as exc:
+        if _is_debugging():
+            raise
+        text = f"{type(exc).__name__}: {exc}".splitlines()[0]
+        print(f"error: a fault of genai-ray: {text}. Run `genai-ray --debug ...` and report it.", file=sys.stderr)
+        raise SystemExit(1) from None
     if code == _INTERRUPTED:
         print("interrupted", file=sys.stderr)
     elif code == _TERMINATED:
@@ -87,11 +95,17 @@ def main() -> None:
     raise SystemExit(code)
 
 
+def _is_debugging() -> bool:
+    return "--debug" in sys.argv
+
+
 def _tell(error: GenAIRayError) -> None:
     """Print an error; with ``--json`` also as one line of JSON on stdout, so that a script need not read stderr."""
     if "--json" in sys.argv:
         told = {"class": type(error).__name__, "got": error.got, "allowed": error.allowed, "do": error.do}
         print(json.dumps({"error": {"message": str(error), **told}}))
+    if _is_debugging():
+        traceback.print_exception(error)
     print(f"error: {error}", file=sys.stderr)
 
 

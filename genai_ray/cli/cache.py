@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster: status, load, evict, watch.")
+app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster.")
 
 Address = Annotated[str | None, option(help="Ray cluster to join.", default="RAY_ADDRESS, or the one on this machine")]
 Name = Annotated[str, typer.Option("--cache", help="Name of the cache.", metavar="NAME")]
@@ -87,6 +88,39 @@ def evict(model: str, name: Name = "default", address: Address = None, as_json: 
     cache = _join(name, address)
     cache.evict(model)
     _show(cache.status(), as_json)
+
+
+@app.command("pin")
+def pin(model: str, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
+    """Keep a loaded model until it is unpinned."""
+    cache = _join(name, address)
+    cache.pin(model)
+    _show(cache.status(), as_json)
+
+
+@app.command("unpin")
+def unpin(model: str, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
+    """Allow a pinned model to be evicted again."""
+    cache = _join(name, address)
+    cache.unpin(model)
+    _show(cache.status(), as_json)
+
+
+@app.command("shutdown")
+def shutdown(
+    name: Name = "default",
+    address: Address = None,
+    yes: Annotated[bool, flag("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """End the cache and its sessions, for all jobs and endpoints that use it."""
+    cache = _join(name, address)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"cache {name!r} would end for everybody", do="Pass --yes.")
+        if not typer.confirm(f"End cache {name!r} for everybody?"):
+            raise typer.Exit(1)
+    cache.shutdown()
+    print(f"cache {name!r} has ended", file=sys.stderr)
 
 
 @app.command("watch")

@@ -10,6 +10,7 @@ import ray.cluster_utils
 import genai_ray
 from genai_ray import ModelCatalog
 from genai_ray.catalog import load_spec
+from genai_ray.cli import main
 from tests.processes import ROOT, run
 from tests.video.clips import write
 
@@ -142,11 +143,38 @@ def test_the_cache_of_a_running_cluster():
         assert "websr-x2-s" in watched.stdout
         assert "budget MB" in watched.stdout
         assert [model["model_id"] for model in cache("evict", "esrgan")["models"]] == ["websr-x2-s"]
+        assert [model["pinned"] for model in cache("pin", "websr-x2-s")["models"]] == [True]
+        assert [model["pinned"] for model in cache("unpin", "websr-x2-s")["models"]] == [False]
         done = run("cache", "evict", "rife", *address)
         assert done.returncode == 2
         assert "rife is not loaded" in done.stderr
+        done = run("cache", "shutdown", *address, stdin=subprocess.DEVNULL)
+        assert (done.returncode, "Pass --yes" in done.stderr) == (2, True)
+        assert run("cache", "shutdown", "-y", *address).returncode == 0
+        assert "no cache 'default'" in run("cache", "status", *address).stderr
     finally:
         cluster.shutdown()
+
+
+def test_tracebacks_are_for_those_who_ask():
+    plain, traced = (run(*words, "models", "show", "waifu") for words in ((), ("--debug",)))
+    assert (plain.returncode, traced.returncode) == (2, 2)
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in traced.stderr
+    assert traced.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]
+
+
+def test_a_fault_of_the_package_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["genai-ray", "models", "list"])
+    monkeypatch.setattr(ModelCatalog, "default", lambda: 1 / 0)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a fault of genai-ray: ZeroDivisionError: division by zero.")
+    monkeypatch.setattr(sys, "argv", ["genai-ray", "--debug", "models", "list"])
+    with pytest.raises(ZeroDivisionError):
+        main()
 
 
 def test_importing_the_command_line_starts_nothing():

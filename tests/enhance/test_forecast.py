@@ -1,11 +1,16 @@
 """``--dry-run``: what would be done, with nothing written."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance import forecast_videos
+from genai_ray.enhance.job.clip_plan import examine_clip
+from genai_ray.enhance.job.trial import ClipLoad, Trial, load_of, predict_seconds, try_chain
+from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.options import check_models
 from genai_ray.video import Encoding
 from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write
@@ -45,6 +50,31 @@ def test_chains_that_add_frames_and_masks_are_foreseen(folder):
     assert forecast.frames == 2 * NUM_FRAMES
     assert list(forecast.models) == chain
     assert forecast.expected_s > 0
+
+
+def test_time_is_that_of_all_work_or_of_the_longest_segment(monkeypatch):
+    monkeypatch.setattr("genai_ray.enhance.job.trial.count_cores", lambda: 4)
+    trial = Trial(startup_s=5.0, infer_source_s=0.01, infer_result_s=0.02, decode_s=0.01, encode_s=0.07, pixels=1000)
+    alone = ClipLoad(pixels=1000, sources=100, results=100, longest=1.0)
+    assert predict_seconds(trial, [alone]) == pytest.approx(5 + 8)  # one core encodes, while others compute
+    spread = ClipLoad(pixels=1000, sources=100, results=100, longest=0.1)
+    assert predict_seconds(trial, [spread]) == pytest.approx(5 + 3 + 2)
+    assert predict_seconds(trial, [spread] * 10) == pytest.approx(5 + 50)
+    larger = ClipLoad(pixels=4000, sources=100, results=100, longest=0.1)
+    assert predict_seconds(trial, [larger]) == pytest.approx(5 + 20)
+    assert predict_seconds(trial, []) == 5
+
+
+def test_the_trial_measures_each_part(folder):
+    (target,) = resolve_targets(folder / "clips" / "a.mp4", folder / "b.mp4", OPTIONS)
+    chain = ["ffdnet", "rife", "websr-x2-s"]
+    specs = check_models(chain, OPTIONS)
+    plan = examine_clip(target, specs, OPTIONS)
+    assert load_of(plan) == ClipLoad(96 * 64, NUM_FRAMES, 2 * NUM_FRAMES, 16 / NUM_FRAMES)
+    trial = try_chain(plan, specs)
+    assert all(getattr(trial, field.name) > 0 for field in fields(trial))
+    alone = try_chain(examine_clip(target, specs[:1], OPTIONS), specs[:1])
+    assert alone.infer_result_s == 0 < alone.infer_source_s
 
 
 def test_what_is_done_is_left_out(ray_session, folder):

@@ -1,6 +1,7 @@
 """One job of one or many videos, from its options to its report, in the order of a job.
 
-* ``job``: ``enhance_videos``. ``forecast``: what a job would do. ``claims``: the outputs that one job alone may write.
+* ``job``: ``enhance_videos``. ``forecast``: what a job would do, with a ``trial`` on some frames.
+* ``claims``: the outputs that one job alone may write.
 * ``scheduler``: which step of which video runs next, and the steps as Ray tasks.
 * ``clip_plan``: ``ClipPlan``, what is planned for a video. ``steps``: begin, segments and end of a video as functions.
 * ``segment_store``: finished segments in the work folder.

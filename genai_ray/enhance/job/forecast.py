@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, name_segments
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.segment_store import node_kind
+from genai_ray.enhance.job.trial import ClipLoad, limits_of, load_of, predict_seconds, try_chain
 from genai_ray.enhance.plan.clip_target import ClipTarget, resolve_targets
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
 from genai_ray.errors import GenAIRayError
-from genai_ray.files import find_facts, temporary_folder
+from genai_ray.files import find_facts
 from genai_ray.inspection import find_model
-from genai_ray.session import InferenceSession, SessionLimits, count_cores, predict_bytes
-from genai_ray.types import ModelTask
-from genai_ray.video import SegmentWriter, decode_segment
+from genai_ray.session import count_cores, predict_bytes
 
 __all__ = ["ClipForecast", "JobForecast", "forecast_videos"]
-
-TRIAL_FRAMES = 6
-"""Frames of one video that are really enhanced, to predict how long the others will take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +65,8 @@ class JobForecast:
     models: dict[str, int]
     """Predicted bytes of a session of each model, without its process."""
     expected_s: float | None
-    """Seconds for the frames on this machine alone, by a trial on a few of them; None if nothing is to be done."""
+    """Seconds of the whole job on this machine alone, with the start of Ray, by a trial on a few frames; None if
+    nothing is to be done."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as plain values, fit for JSON.
@@ -129,8 +121,8 @@ def forecast_videos(
 
     largest: ClipPlan | None = None
     clips: list[ClipForecast] = []
-    seconds_per_px = 0.0
-    expected_s = 0.0
+    first: ClipPlan | None = None
+    loads: list[ClipLoad] = []
     with ThreadPoolExecutor(max_workers=count_cores()) as pool:
         for target, found in zip(targets, pool.map(examine, targets), strict=True):
             clips.append(_describe(target, found))
@@ -138,8 +130,8 @@ def forecast_videos(
                 continue
             if largest is None or _pixels(found) > _pixels(largest):
                 largest = found
-            seconds_per_px = seconds_per_px or _try_chain(found, specs)
-            expected_s += seconds_per_px * _pixels(found) * (found.frames - found.frames_reused)
+            first = first or found
+            loads.append(load_of(found))
     todo = [clip for clip in clips if clip.status == "todo"]
     return JobForecast(
         clips=tuple(clips),
@@ -147,7 +139,7 @@ def forecast_videos(
         segments=sum(clip.segments - clip.segments_done for clip in todo),
         input_bytes=sum(clip.input_bytes for clip in todo),
         models=_predict(largest, specs) if largest is not None else {},
-        expected_s=expected_s if largest is not None else None,
+        expected_s=predict_seconds(try_chain(first, specs), loads) if first is not None else None,
     )
 
 
@@ -176,55 +168,15 @@ def _pixels(plan: ClipPlan) -> int:
     return info.width * info.height
 
 
-def _limits(request: SessionRequest) -> SessionLimits:
-    return SessionLimits(max_frame=request.max_frame, tile_size_px=request.tile_size_px)
-
-
 def _predict(plan: ClipPlan, specs: Sequence[ModelSpec]) -> dict[str, int]:
     found = {}
     for spec, request in zip(specs, plan.requests, strict=True):
         found[spec.model_id] = predict_bytes(
             find_model(spec.model_id)[1],
             spec,
-            _limits(request),
+            limits_of(request),
             backend=request.backend,
             precision=request.precision,
             threads=None if request.device.startswith("cuda") else count_cores(),
         )
     return found
-
-
-def _try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> float:
-    """Enhance a few frames; return seconds for each frame and input pixel, if all cores were at work as in a job."""
-    plan = planned.timeline.plan
-    options = planned.options
-    started = time.perf_counter()
-    decoded = itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), TRIAL_FRAMES)
-    frames = np.stack([frame.frame for frame in decoded])
-    alone_s = time.perf_counter() - started
-    inferred_s = 0.0
-    num_frames = len(frames)
-    for spec, request in zip(specs, planned.requests, strict=True):
-        params = {name: value for name, value in options.params.items() if name in spec.params}
-        needs_pair = len(frames) == 1 and spec.task is ModelTask.INTERPOLATION
-        batch = np.concatenate([frames, frames]) if needs_pair else frames
-        with InferenceSession(
-            spec.model_id,
-            backend=options.backend,
-            precision=options.precision,
-            device=options.device,
-            limits=_limits(request),
-        ) as session:
-            session.warmup()
-            started = time.perf_counter()
-            result = session.infer(batch, params)
-            inferred_s += time.perf_counter() - started
-        frames = frames if spec.task is ModelTask.BACKGROUND_REMOVAL else np.ascontiguousarray(result)
-    with temporary_folder("trial") as folder:
-        path = folder / "trial.nut"
-        started = time.perf_counter()
-        with SegmentWriter(path, info=plan.info, size=planned.size_out, encoding=options.encoding) as writer:
-            for frame, pts in zip(frames, plan.pts, strict=False):
-                writer.write(frame, pts)
-        alone_s += time.perf_counter() - started
-    return (inferred_s + alone_s / count_cores()) / num_frames / _pixels(planned)

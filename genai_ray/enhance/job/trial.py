@@ -1,0 +1,228 @@
+"""How long a job will take, measured on a few frames of one of its videos: nothing is guessed from the model's size."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_ray.catalog import ModelSpec
+from genai_ray.cluster import SessionRequest
+from genai_ray.enhance.job.clip_plan import ClipPlan
+from genai_ray.files import temporary_folder
+from genai_ray.session import InferenceSession, SessionLimits, count_cores
+from genai_ray.types import ModelTask
+from genai_ray.video import SegmentWriter, decode_segment
+
+__all__ = ["ClipLoad", "Trial", "limits_of", "load_of", "predict_seconds", "try_chain"]
+
+FEWEST_FRAMES = 4
+MOST_FRAMES = 32
+"""Frames that are really enhanced: the more, the less an encoder's first frames count."""
+
+FRAMES_WITHIN_S = 2.0
+"""A slow model gets fewer frames, so that about this time is enough."""
+
+STARTUP_IMPORTS = 3.0
+"""Ray, the cache, a session and the first task are processes that import Ray and this package one after the other, and
+partly at the same time: a job starts in about as many times the seconds of one such import."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What was measured."""
+
+    startup_s: float
+    """Seconds until the first frame is decoded, with the loading of the models."""
+    infer_source_s: float
+    """Seconds of all cores, or of the device, for each frame of the source: models before one that adds frames."""
+    infer_result_s: float
+    """The same for each frame of the result: the model that adds frames, and those after it."""
+    decode_s: float
+    """Seconds of one core for each frame of the source."""
+    encode_s: float
+    """Seconds of one core for each frame of the result."""
+    pixels: int
+    """Pixels of a frame of the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipLoad:
+    """What is to be done for one video: the numbers of a plan that time depends on."""
+
+    pixels: int
+    """Pixels of a frame of the source."""
+    sources: float
+    """Frames of the source in segments that are not finished."""
+    results: float
+    """Frames of the result in these segments."""
+    longest: float
+    """Share of the longest of these segments, in (0, 1]."""
+
+
+def load_of(plan: ClipPlan) -> ClipLoad:
+    """Return what is to be done for a planned video.
+
+    Args:
+        plan: Its plan.
+
+    Returns:
+        The numbers.
+    """
+    source = plan.timeline.plan
+    lengths = [source.segments[index].stop - source.segments[index].start for index in plan.todo]
+    num_sources = sum(lengths)
+    return ClipLoad(
+        pixels=source.info.width * source.info.height,
+        sources=num_sources,
+        results=plan.frames - plan.frames_reused,
+        longest=max(lengths, default=0) / max(num_sources, 1),
+    )
+
+
+def predict_seconds(trial: Trial, loads: Iterable[ClipLoad]) -> float:
+    """Predict how long a job takes on this machine alone.
+
+    Segments run at the same time, each decoded and encoded by one core, while sessions use all cores that are free: the
+    job takes as long as all work on all cores, or as its longest segment on one core.
+
+    Args:
+        trial: What was measured on one of the videos.
+        loads: What is to be done for each video.
+
+    Returns:
+        Seconds.
+    """
+    cores = count_cores()
+    shared_s = longest_s = 0.0
+    for load in loads:
+        scale = load.pixels / trial.pixels
+        alone_s = (load.sources * trial.decode_s + load.results * trial.encode_s) * scale
+        infer_s = (load.sources * trial.infer_source_s + load.results * trial.infer_result_s) * scale
+        shared_s += infer_s + alone_s / cores
+        longest_s = max(longest_s, alone_s * load.longest)
+    return trial.startup_s + max(shared_s, longest_s)
+
+
+def limits_of(request: SessionRequest) -> SessionLimits:
+    """Return the limits of a session in this process that is like one of the job.
+
+    Args:
+        request: The job's session.
+
+    Returns:
+        Its limits.
+    """
+    return SessionLimits(max_frame=request.max_frame, tile_size_px=request.tile_size_px)
+
+
+def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
+    """Enhance a few frames of a video in this process.
+
+    Args:
+        planned: Its plan.
+        specs: The chain.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        VideoError: If the frames do not decode.
+        GenAIRayError: What a session raises.
+    """
+    plan = planned.timeline.plan
+    startup_s = STARTUP_IMPORTS * _measure_import()
+    started = time.perf_counter()
+    decoded = itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), MOST_FRAMES)
+    frames = np.stack([frame.frame for frame in decoded])
+    decode_s = (time.perf_counter() - started) / len(frames)
+    started = time.perf_counter()
+    with _sessions(planned, specs) as stages:
+        startup_s += time.perf_counter() - started
+        first = _pass(frames[:FEWEST_FRAMES], stages)
+        once_s = (first.source_s + first.result_s) / len(frames[:FEWEST_FRAMES])
+        most = max(FEWEST_FRAMES, min(len(frames), int(FRAMES_WITHIN_S / max(once_s, 1e-6))))
+        passed = _pass(frames[:most], stages) if most > FEWEST_FRAMES else first
+    results = passed.frames
+    with temporary_folder("trial") as folder:
+        started = time.perf_counter()
+        with SegmentWriter(
+            folder / "trial.nut", info=plan.info, size=planned.size_out, encoding=planned.options.encoding
+        ) as writer:
+            for frame, pts in zip(results, plan.pts, strict=False):
+                writer.write(frame, pts)
+        encode_s = (time.perf_counter() - started) / len(results)
+    return Trial(
+        startup_s=startup_s,
+        infer_source_s=passed.source_s / most,
+        infer_result_s=passed.result_s / len(results),
+        decode_s=decode_s,
+        encode_s=encode_s,
+        pixels=plan.info.width * plan.info.height,
+    )
+
+
+@dataclass(slots=True)
+class _Passed:
+    """Frames that have passed a chain, and the seconds of its sessions."""
+
+    frames: npt.NDArray[Any]
+    source_s: float = 0.0
+    result_s: float = 0.0
+
+
+@contextmanager
+def _sessions(
+    planned: ClipPlan, specs: Sequence[ModelSpec]
+) -> Iterator[list[tuple[ModelSpec, InferenceSession, dict[str, float]]]]:
+    """Open a warm session of each model, with its params."""
+    options = planned.options
+    with ExitStack() as stack:
+        stages = []
+        for spec, request in zip(specs, planned.requests, strict=True):
+            session = InferenceSession(
+                spec.model_id,
+                backend=options.backend,
+                precision=options.precision,
+                device=options.device,
+                limits=limits_of(request),
+            )
+            stack.enter_context(session)
+            session.warmup()
+            stages.append((spec, session, {name: v for name, v in options.params.items() if name in spec.params}))
+        yield stages
+
+
+def _pass(frames: npt.NDArray[Any], stages: Sequence[tuple[ModelSpec, InferenceSession, dict[str, float]]]) -> _Passed:
+    passed = _Passed(frames)
+    adds_frames = False
+    for spec, session, params in stages:
+        batch = passed.frames
+        if len(batch) == 1 and spec.task is ModelTask.INTERPOLATION:
+            batch = np.concatenate([batch, batch])
+        started = time.perf_counter()
+        result = session.infer(batch, params)
+        seconds = time.perf_counter() - started
+        adds_frames = adds_frames or spec.task is ModelTask.INTERPOLATION
+        if adds_frames:
+            passed.result_s += seconds
+        else:
+            passed.source_s += seconds
+        if spec.task is not ModelTask.BACKGROUND_REMOVAL:
+            passed.frames = np.ascontiguousarray(result)
+    return passed
+
+
+def _measure_import() -> float:
+    """Return how long a new process needs to import what a worker of a job imports."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-Pc", f"import ray, {__name__}"], check=False, capture_output=True)
+    return time.perf_counter() - started

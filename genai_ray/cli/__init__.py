@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 import traceback
 from io import TextIOWrapper
 from types import FrameType
@@ -28,6 +29,9 @@ _TERMINATED = 143
 """What a shell makes of SIGTERM."""
 
 _WRONG_USE = 2
+
+_terminated = threading.Event()
+"""Whether SIGTERM has come."""
 
 _MISUSES = (ConfigError, FrameNotFoundError, InvalidInputError, ModelNotFoundError)
 
@@ -81,7 +85,8 @@ def main() -> None:
     except typer.Abort:  # what Typer makes of the end of its input
         code = _INTERRUPTED
     except SystemExit as exc:
-        code = exc.code
+        # If the signal comes while Ray waits, Ray raises SystemExit(1) instead of what the handler raised.
+        code = _TERMINATED if _terminated.is_set() else exc.code
     except Exception as exc:
         if _is_debugging():
             raise
@@ -121,4 +126,5 @@ def _tell_usage(error: Any) -> int:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second signal is ignored: cleanup finishes first
+    _terminated.set()
     raise SystemExit(_TERMINATED)

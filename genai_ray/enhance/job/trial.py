@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import subprocess
 import sys
 import time
@@ -31,9 +32,12 @@ MOST_FRAMES = 32
 FRAMES_WITHIN_S = 2.0
 """A slow model gets fewer frames, so that about this time is enough."""
 
-STARTUP_IMPORTS = 3.0
-"""Ray, the cache, a session and the first task are processes that import Ray and this package one after the other, and
-partly at the same time: a job starts in about as many times the seconds of one such import."""
+SLOW_S = 10.0
+"""A first pass that takes longer is not repeated."""
+
+STARTUP_IMPORTS = 6.5
+"""A job starts in about this many times the CPU seconds of one import of Ray and this package: Ray, the cache, a
+session and the first task are processes that import them one after the other, and partly at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +153,9 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
         startup_s += time.perf_counter() - started
         first = _pass(frames[:FEWEST_FRAMES], stages)
         once_s = (first.source_s + first.result_s) / len(frames[:FEWEST_FRAMES])
-        most = max(FEWEST_FRAMES, min(len(frames), int(FRAMES_WITHIN_S / max(once_s, 1e-6))))
-        passed = _pass(frames[:most], stages) if most > FEWEST_FRAMES else first
+        most = min(len(frames), max(FEWEST_FRAMES, int(FRAMES_WITHIN_S / max(once_s, 1e-6))))
+        # The first pass also fills memory and caches; only a very slow model is not asked twice.
+        passed = _pass(frames[:most], stages) if once_s * FEWEST_FRAMES < SLOW_S else first
     results = passed.frames
     with temporary_folder("trial") as folder:
         started = time.perf_counter()
@@ -222,7 +227,11 @@ def _pass(frames: npt.NDArray[Any], stages: Sequence[tuple[ModelSpec, InferenceS
 
 
 def _measure_import() -> float:
-    """Return how long a new process needs to import what a worker of a job imports."""
-    started = time.perf_counter()
+    """Return the CPU seconds in which a new process imports what a worker of a job imports.
+
+    Wall-clock time would count the disk, which a job that follows does not wait for again.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-Pc", f"import ray, {__name__}"], check=False, capture_output=True)
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

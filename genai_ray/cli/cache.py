@@ -14,9 +14,10 @@ import typer
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from genai_ray.cli.choices import Backend, Precision, flag, option, words
-from genai_ray.cli.tables import wide_console
+from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
@@ -156,7 +157,7 @@ def _draw(status: CacheStatus) -> Group:
     devices = Table("device", "kind", "used MB", "free MB", "budget MB", box=None)
     for device in status.devices:
         sizes = (device.used_bytes, device.free_bytes, device.budget_bytes)
-        devices.add_row(device.device, device.kind, *map(_mb, sizes))
+        add_row(devices, device.device, device.kind, *map(_mb, sizes))
     models = Table("model", box=None)
     figures = ("MB", "predicted", "replicas", "hits", "queue", "idle s", "load s", "evicted")
     for column in ("as", "on", "state", *figures, "stays"):
@@ -164,7 +165,8 @@ def _draw(status: CacheStatus) -> Group:
     models.columns[0].no_wrap = True
     for entry in status.models:
         history = status.history.get(entry.model_id, {})
-        models.add_row(
+        add_row(
+            models,
             entry.model_id,
             f"{entry.backend} {entry.precision}",
             entry.placed_on,
@@ -181,7 +183,7 @@ def _draw(status: CacheStatus) -> Group:
         *(f"{entry.model_id} waiting: {entry.reason}" for entry in status.waiting),
         *(f"{entry.model_id} failing: {entry.reason}" for entry in status.failing),
     ]
-    return Group(head, devices, models, *troubles)
+    return Group(Text(head), devices, models, *map(Text, troubles))
 
 
 def _evicted(history: Mapping[str, float]) -> str:

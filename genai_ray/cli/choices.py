@@ -144,5 +144,5 @@ def parse_pairs(
 def _parse_number(word: str) -> float:
     try:
         return float(Fraction(word))
-    except ZeroDivisionError as exc:
+    except (OverflowError, ZeroDivisionError) as exc:
         raise ValueError(word) from exc

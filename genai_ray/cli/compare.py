@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from genai_ray.cli.choices import Backend, Precision, Task, flag, option, parse_numbers, words
-from genai_ray.cli.tables import wide_console
+from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask
 
@@ -61,7 +61,7 @@ def compare(
     precision: Annotated[
         Precision, option(help=f"Number format: {words(Precision)}.", metavar="NAME", default="fp32")
     ] = Precision.FP32,
-    device: Annotated[str, option(help="Computes: auto, cpu or cuda.", metavar="NAME", default="auto")] = "auto",
+    device: Annotated[str, option(help="Device: auto, cpu or cuda.", metavar="NAME", default="auto")] = "auto",
     overwrite: Annotated[bool, flag("--overwrite", "-y", help="Replace an existing sheet and page.")] = False,
     as_json: Annotated[bool, flag("--json", help="Print one line of JSON, not a table.")] = False,
     quiet: Annotated[bool, flag("--quiet", "-q", help="Print no progress and no table.")] = False,
@@ -120,7 +120,8 @@ def _print(trials: Trials, console: Console) -> None:
     for name in ("scale", "s per frame", "whole video", "self-test", "without a model"):
         table.add_column(name, justify="right", overflow="fold")
     for model in trials.models:
-        table.add_row(
+        add_row(
+            table,
             model.model_id,
             f"x{model.scale}",
             f"{model.seconds_per_frame:.3f}",

@@ -27,7 +27,7 @@ from genai_ray.cli.choices import (
     words,
 )
 from genai_ray.cli.progress import Bar, Lines, Silence, stopping
-from genai_ray.cli.tables import print_forecast, print_report
+from genai_ray.cli.tables import print_failures, print_forecast, print_report
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, parse_bytes
 
@@ -97,7 +97,7 @@ def enhance(
     as_json: Annotated[bool, flag("--json", group=Group.COMMON, help="Print one line of JSON, not a table.")] = False,
     quiet: Annotated[bool, flag("--quiet", "-q", group=Group.COMMON, help="Print no progress and no table.")] = False,
     verbose: Annotated[
-        bool, flag("--verbose", "-v", group=Group.COMMON, help="Print notes that need not trouble you, too.")
+        bool, flag("--verbose", "-v", group=Group.COMMON, help="Also print notes about harmless findings.")
     ] = False,
     show_help: Annotated[
         bool,
@@ -124,7 +124,7 @@ def enhance(
         float,
         option(
             group=Group.TIME_AND_SIZE,
-            help="Neighbours less similar than this are a scene cut; 0 for never.",
+            help="A scene is cut between frames less similar than this; 0 for never.",
             metavar="X",
             default="0.3",
         ),
@@ -156,7 +156,7 @@ def enhance(
         option(group=Group.MODEL, help=f"Number format: {words(Precision)}.", metavar="NAME", default="fp32"),
     ] = None,
     device: Annotated[
-        str, option(group=Group.MODEL, help="Computes: auto, cpu or cuda.", metavar="NAME", default="auto")
+        str, option(group=Group.MODEL, help="Device: auto, cpu or cuda.", metavar="NAME", default="auto")
     ] = "auto",
     codec: Annotated[
         str | None,
@@ -328,6 +328,8 @@ def enhance(
         report = enhance_videos(inputs, output, models=models, options=options, on_progress=shown)
     report = replace(report, elapsed_s=report.elapsed_s + before_s, startup_s=report.startup_s + before_s)
     _print(report, partial(print_report, is_verbose=verbose), as_json=as_json, is_quiet=quiet)
+    if quiet and not as_json:
+        print_failures(report)
     if report.clips_failed > max_failures:
         raise typer.Exit(1)
 
@@ -354,6 +356,6 @@ def _choose_models(model: list[str] | None, preset: Preset | None, task: Task | 
 def _parse_devices(word: str) -> int | None:
     if word == "all":
         return None
-    if not word.isdigit() or int(word) < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise ConfigError(f"--devices {word}", "all, or a number of 1 or more")
     return int(word)

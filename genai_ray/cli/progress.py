@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
     from genai_ray.enhance import Progress as JobProgress
 
-__all__ = ["Bar", "Lines", "Silence", "stopping"]
+__all__ = ["INTERRUPTED", "Bar", "Lines", "Silence", "stopping"]
 
 LINE_EVERY_S = 10.0
+
+BAR_ROOM = 8
+"""Cells of a line that the bar gets at least, with the spinner and the gaps."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -65,7 +69,12 @@ class Bar(Silence):
     """
 
     def __init__(self, console: Console) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), _FramesBar(bar_width=None), _Facts())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            _FramesBar(bar_width=None),
+            _Facts(Column(no_wrap=True)),
+        )
         self._progress = Progress(*columns, console=console, transient=True, expand=True)
         self._task = self._progress.add_task("starting", total=None, facts="")
 
@@ -79,11 +88,15 @@ class Bar(Silence):
     def __call__(self, progress: JobProgress) -> None:
         """Draw how far the job is."""
         videos, *facts = _parts_of(progress) if progress.clips_total > 1 else ("", *_parts_of(progress))
+        description = f"{videos}, {progress.stage}".lstrip(", ")
+        room = self._progress.console.width - BAR_ROOM
+        while len(facts) > 1 and len(description) + len("  ".join(facts)) > room:
+            facts.pop(0)  # the time left is the last
         self._progress.update(
             self._task,
             completed=progress.frames_done,
             total=progress.frames_total or None,
-            description=f"{videos}, {progress.stage}".lstrip(", "),
+            description=description,
             facts="  ".join(facts),
         )
 
@@ -129,7 +142,8 @@ def stopping(shown: Silence) -> Iterator[None]:
         shown: What shows the progress; it ends with the first Ctrl-C.
 
     Yields:
-        Nothing. The first Ctrl-C raises ``KeyboardInterrupt``: cleanup takes some seconds.
+        Nothing. The first Ctrl-C raises ``KeyboardInterrupt``: cleanup takes some seconds. A process that
+        ignores SIGINT, such as a background job of a script, continues to ignore it.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -142,7 +156,11 @@ def stopping(shown: Silence) -> Iterator[None]:
         os.write(sys.stderr.fileno(), b"abandoned\n")
         os._exit(INTERRUPTED)  # Ray's processes end by themselves when this one is gone
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from genai_ray.enhance import EnhanceReport, JobForecast
+    from genai_ray.enhance.job.clip_outcome import ClipOutcome
 
-__all__ = ["print_forecast", "print_report", "wide_console"]
+__all__ = ["add_row", "print_failures", "print_forecast", "print_report", "wide_console"]
 
 MOST_SHOWN = 20
 """Videos that a table shows one by one."""
@@ -27,6 +30,33 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=200)
 
 
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain text: brackets in names of files and in errors are no markup.
+
+    Args:
+        table: The table.
+        cells: One text for each column.
+    """
+    table.add_row(*map(Text, cells))
+
+
+def print_failures(report: EnhanceReport) -> None:
+    """Print a line on standard error for each video that failed.
+
+    Args:
+        report: The result of ``enhance_videos``.
+    """
+    failed = [video for video in report.videos if video.status == "failed"]
+    for video in failed[:MOST_SHOWN]:
+        print(f"failed: {_failure_of(video)}", file=sys.stderr)
+    if len(failed) > MOST_SHOWN:
+        print(f"failed: {len(failed) - MOST_SHOWN} more videos", file=sys.stderr)
+
+
+def _failure_of(video: ClipOutcome) -> str:
+    return video.error if video.source in video.error else f"{video.source}: {video.error}"
+
+
 def print_forecast(forecast: JobForecast) -> None:
     """Print what a job would do.
 
@@ -35,28 +65,32 @@ def print_forecast(forecast: JobForecast) -> None:
     """
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     for clip in forecast.clips[:MOST_SHOWN]:
-        table.add_row("video", f"{clip.source} -> {clip.output}")
+        add_row(table, "video", f"{clip.source} -> {clip.output}")
         if clip.status == "todo":
             (width, height), (out_width, out_height) = clip.size_in, clip.size_out
             done = f" ({clip.segments_done} finished)" if clip.segments_done else ""
             sizes = f"{width}x{height} -> {out_width}x{out_height}"
-            table.add_row("", f"{sizes}, {clip.frames} frames out, {clip.segments} segments{done}")
+            add_row(table, "", f"{sizes}, {clip.frames} frames out, {clip.segments} segments{done}")
         else:
-            table.add_row("", clip.error or "done before")
+            add_row(table, "", clip.error or "done before")
     if len(forecast.clips) > MOST_SHOWN:
-        table.add_row("", f"and {len(forecast.clips) - MOST_SHOWN} more videos (--json has all)")
+        add_row(table, "", f"and {len(forecast.clips) - MOST_SHOWN} more videos (--json has all)")
     states = [clip.status for clip in forecast.clips]
-    table.add_row(
+    add_row(
+        table,
         "videos",
         f"{states.count('todo')} to do, {states.count('done')} done before, {states.count('failed')} would fail",
     )
-    table.add_row(
-        "total", f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB"
+    add_row(
+        table,
+        "total",
+        f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB",
     )
     for model_id, num_bytes in forecast.models.items():
-        table.add_row("model", f"{model_id}, {num_bytes / 1e6:.0f} MB")
+        add_row(table, "model", f"{model_id}, {num_bytes / 1e6:.0f} MB")
     if forecast.expected_s is not None:
-        table.add_row(
+        add_row(
+            table,
             "time",
             f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, from a trial on some frames",
         )
@@ -72,28 +106,29 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
     """
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     for video in report.videos if report.clips <= MOST_SHOWN else ():
-        table.add_row(
-            "video", f"{video.source} -> {video.output}{' (done before)' if video.status == 'skipped' else ''}"
+        add_row(
+            table, "video", f"{video.source} -> {video.output}{' (done before)' if video.status == 'skipped' else ''}"
         )
         if video.frames and video.size_in[0]:
             (width, height), (out_width, out_height) = video.size_in, video.size_out
-            table.add_row("size", f"{width}x{height} -> {out_width}x{out_height}")
+            add_row(table, "size", f"{width}x{height} -> {out_width}x{out_height}")
         if is_verbose and video.share_outside_rgb:
-            table.add_row("", f"{video.share_outside_rgb:.1%} of pixels lie outside the RGB gamut")
+            add_row(table, "", f"{video.share_outside_rgb:.1%} of pixels lie outside the RGB gamut")
         for note in video.notes:
-            table.add_row("note", note)
+            add_row(table, "note", note)
     failed = [video for video in report.videos if video.status == "failed"]
     for video in failed[:MOST_SHOWN]:
-        table.add_row("failed", video.error if video.source in video.error else f"{video.source}: {video.error}")
+        add_row(table, "failed", _failure_of(video))
     if report.results is not None:
-        table.add_row(
+        add_row(
+            table,
             "videos",
             f"{report.clips}, {report.clips_skipped} done before, {report.clips_failed} failed; {report.results}",
         )
     reused = f" ({report.segments_reused} of {report.segments} segments reused)" if report.segments_reused else ""
-    table.add_row("frames", f"{report.frames}{reused}")
-    table.add_row("speed", f"{report.fps:.1f} frames/s")
+    add_row(table, "frames", f"{report.frames}{reused}")
+    add_row(table, "speed", f"{report.fps:.1f} frames/s")
     for use in report.models:
-        table.add_row("model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")
-    table.add_row("seconds", f"{report.elapsed_s:.1f}, {report.startup_s:.1f} of them to start")
+        add_row(table, "model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")
+    add_row(table, "seconds", f"{report.elapsed_s:.1f}, {report.startup_s:.1f} of them to start")
     Console(soft_wrap=True).print(table)

@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from genai_ray.cli.choices import flag, option
-from genai_ray.cli.tables import wide_console
+from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,10 +124,10 @@ class _Bar:
 
 def _print_table(report: QualityReport) -> None:
     width, height = report.size
-    names = [Column(scores.candidate, justify="right", overflow="fold") for scores in report.candidates]
+    names = [Column(Text(scores.candidate), justify="right", overflow="fold") for scores in report.candidates]
     table = Table("metric", "pooled", *names, box=None)
     for definition, words, numbers in report.rows():
-        table.add_row(definition, words, *numbers)
+        add_row(table, definition, words, *numbers)
     console = wide_console()
     console.print(
         f"{report.reference}: {len(report.seconds)} frames of {width}x{height}", highlight=False, markup=False

@@ -111,13 +111,13 @@ def find_facts(place: str) -> FileFacts | None:
 
 
 def find_missing(names: Iterable[str]) -> list[str]:
-    """Find the files, folders and patterns of this machine that nothing has the name of.
+    """Find the paths and patterns of this machine that match no file or folder.
 
     Args:
         names: Paths, patterns and URIs; URIs are left out.
 
     Returns:
-        Those that nothing is there for, as they were given.
+        Those without a match, as they were given.
 
     Raises:
         ConfigError: As ``to_place``.

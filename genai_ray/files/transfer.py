@@ -187,18 +187,18 @@ def open_folder(place: str) -> Iterator[None]:
         VideoError: If it cannot be created.
     """
     made: list[str] = []
-    if not is_remote(place):
-        missing = place.rstrip("/") or "/"
-        while not os.path.isdir(missing) and missing not in ("", "/"):
-            made.append(missing)
-            missing = os.path.dirname(missing)
-        with file_errors(place, "creating the folder"):
-            os.makedirs(place, exist_ok=True)
     try:
+        if not is_remote(place):
+            missing = place.rstrip("/") or "/"
+            while not os.path.isdir(missing) and missing not in ("", "/"):
+                made.append(missing)
+                missing = os.path.dirname(missing)
+            with file_errors(place, "creating the folder"):
+                os.makedirs(place, exist_ok=True)
         yield
     finally:
         with suppress(OSError):  # of the first one that is not empty
-            for folder in made:
+            for folder in filter(os.path.isdir, made):
                 os.rmdir(folder)
 
 

@@ -4,11 +4,15 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import threading
 from dataclasses import dataclass
+
+from tests.processes import DEADLINE_S
 
 
 @dataclass
@@ -40,6 +44,8 @@ def run_in_terminal(*arguments, columns=80, **options):
         **options,
     )
     os.close(child)
+    deadline = threading.Timer(DEADLINE_S, os.killpg, (process.pid, signal.SIGKILL))
+    deadline.start()
     written = b""
     try:
         while data := os.read(parent, 65536):
@@ -48,4 +54,6 @@ def run_in_terminal(*arguments, columns=80, **options):
         pass
     finally:
         os.close(parent)
-    return Ended(process.wait(), written.decode(errors="replace"))
+        returncode = process.wait()
+        deadline.cancel()
+    return Ended(returncode, written.decode(errors="replace"))

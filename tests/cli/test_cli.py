@@ -11,6 +11,8 @@ import genai_ray
 from genai_ray import ModelCatalog
 from genai_ray.catalog import load_spec
 from genai_ray.cli import main
+from genai_ray.errors import VideoError
+from genai_ray.files import open_folder
 from tests.processes import ROOT, run
 from tests.video.clips import write
 
@@ -45,6 +47,8 @@ def test_models_are_listed_and_shown(tmp_path):
     [
         (["models", "show", "waifu"], "Did you mean waifu2x"),
         (["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--param", "sigma=1/0"], "NAME=VALUE"),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--param", "sigma=1e400"], "NAME=VALUE"),
+        (["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--devices", "²"], "a number of 1 or more"),
         (
             ["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--param", "sigma=0.5"],
             "0 to 0.294, or 1 to 75 of 255",
@@ -75,8 +79,11 @@ def test_wrong_use_is_exit_code_2_and_says_what_to_do(arguments, words):
     assert "Traceback" not in done.stderr
     told = run(*arguments, "--json")
     if "--json" not in told.stderr:  # the command has this option
+        assert told.returncode == 2
         (line,) = told.stdout.splitlines()
-        assert words.removeprefix("error: ") in " ".join(json.loads(line)["error"]["message"].split())
+        error = json.loads(line)["error"]
+        assert words.removeprefix("error: ") in " ".join(error["message"].split())
+        assert issubclass(getattr(genai_ray.errors, error["class"]), genai_ray.errors.GenAIRayError)
 
 
 def test_a_job_that_fails_leaves_no_new_folder(tmp_path):
@@ -84,6 +91,12 @@ def test_a_job_that_fails_leaves_no_new_folder(tmp_path):
     done = run("enhance", "text.mp4", "-o", "new/deep/x.mp4", "-m", "websr-x2-s", cwd=tmp_path)
     assert (done.returncode, "not a video" in done.stderr) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+def test_a_folder_that_cannot_be_created_leaves_no_parents(tmp_path):
+    with pytest.raises(VideoError), open_folder(str(tmp_path / "new" / ("x" * 300))):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -1,11 +1,18 @@
 """What a person sees while a job runs, in a terminal and without one; and Ctrl-C."""
 
+import io
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
+from genai_ray.cli.progress import Bar, Silence, stopping
+from genai_ray.cli.tables import add_row, print_failures
+from genai_ray.enhance import Progress
 from tests.cli.terminal import run_in_terminal
 from tests.processes import descendants, is_alive, start, wait_until
 from tests.video.clips import write
@@ -31,6 +38,54 @@ def test_the_bar_names_stages_and_fits_80_columns(tmp_path):
     assert "untagged colour" in table
     assert "RGB gamut" not in table
     assert re.search(r"speed +\d+\.\d frames/s", table)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(
+    "progress",
+    [
+        Progress(128, 14400, "enhancing", fps=9.8, seconds_left=1456.0),
+        Progress(12345, 123456, "enhancing", fps=123.4, seconds_left=36000.0),
+        Progress(12345, 123456, "enhancing", 10, 12, 3, fps=123.4, seconds_left=36000.0),
+        Progress(12345, 123456, "enhancing", 1000, 1234, 100, fps=123.4, seconds_left=36000.0),
+    ],
+)
+def test_the_bar_shows_the_whole_time_left(columns, progress):
+    screen = io.StringIO()
+    with Bar(Console(file=screen, force_terminal=True, width=columns)) as bar:
+        bar(progress)
+    drawn = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
+    (last,) = [line for line in drawn if "enhancing" in line][-1:]
+    assert last.rstrip().endswith("0:24:16 left" if progress.seconds_left < 3600 else "10:00:00 left")
+    assert "…" not in screen.getvalue()
+    assert "frames/s" in last
+    assert len(last) <= columns
+
+
+def test_brackets_are_no_markup():
+    screen = io.StringIO()
+    table = Table("")
+    add_row(table, "My clip [x264].mp4")
+    add_row(table, "odd [/x].mp4")
+    Console(file=screen, width=80).print(table)
+    assert "My clip [x264].mp4" in screen.getvalue()
+    assert "odd [/x].mp4" in screen.getvalue()
+
+
+def test_each_failed_video_is_a_line_up_to_a_limit(capsys):
+    videos = [SimpleNamespace(status="failed", source=f"{n}.mp4", error="not a video") for n in range(23)]
+    print_failures(SimpleNamespace(videos=[SimpleNamespace(status="done"), *videos]))
+    lines = capsys.readouterr().err.splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (21, "failed: 0.mp4: not a video", "failed: 3 more videos")
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping(Silence()):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.cluster

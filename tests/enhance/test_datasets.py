@@ -387,7 +387,7 @@ def test_exit_codes_failures_and_progress_lines(tmp_path):
     command = ["enhance", clips, "-o", out, "--model", "waifu2x-x2", "--encoder-preset", "ultrafast"]
     job = start(*command)
     told = job.stderr.readline()
-    assert told.startswith(("starting:", "enhancing:"))
+    assert told.startswith(("starting:", "planning:", "enhancing:"))
     assert " of 2 videos" in told
     os.killpg(job.pid, signal.SIGINT)
     _, told = job.communicate()

@@ -16,7 +16,7 @@ from genai_ray.enhance.segment.segment import SegmentResult
 __all__ = ["EnhanceReport", "ModelUse", "Progress", "ProgressMeter"]
 
 SPEED_AFTER_S = 2.0
-"""The time left is told when the speed was measured for this long."""
+"""The time left is reported once the speed has been measured for this long."""
 
 SMOOTH_S = 5.0
 """Time constant of the smoothing of the end: of a change, 63 % is told after this time."""
@@ -126,6 +126,7 @@ class ProgressMeter:
         self._frames_reused = 0
         self._frames_made = 0
         self._first_at: float | None = None
+        self._first_read: tuple[float, int] | None = None
         self._end = _SmoothEnd()
 
     def add_plan(self, plan: ClipPlan) -> None:
@@ -193,9 +194,12 @@ class ProgressMeter:
             expected = self._frames_planned / self._num_planned * left if self._num_planned else 0
             total = self._frames_planned + round(expected)
             done = min(self._frames_reused + made, total)
-            if made and self._first_at is None:
-                self._first_at = now  # until a segment has told when its first frame was decoded
-            seconds = now - self._first_at if self._first_at is not None else 0.0
+            if made and self._first_read is None:
+                self._first_read = (now, made)
+            first_at, first_made = self._first_read or (now, 0)
+            if self._first_at is not None:  # a segment has told when its first frame was decoded
+                first_at, first_made = self._first_at, 0
+            seconds = now - first_at
             is_joining = bool(total) and done >= total
             return Progress(
                 done,
@@ -204,7 +208,7 @@ class ProgressMeter:
                 self._num_ended,
                 self._clips,
                 self._num_failed,
-                fps=made / seconds if made and seconds > 0 else 0.0,
+                fps=(made - first_made) / seconds if made and seconds > 0 else 0.0,
                 seconds_left=None if is_joining else self._end.seconds_left(now, made, total - done),
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -60,29 +61,47 @@ def validate(
     """
     from genai_ray.validate import validate_videos
 
-    for file in (csv, html):
-        if file is not None and file.exists() and not overwrite:
-            raise ConfigError(f"{file} exists", do="Choose another file, or pass --overwrite.")
+    _check_targets([file for file in (csv, html) if file is not None], [reference, *candidates], overwrite)
     words = [word.strip() for word in metrics.split(",") if word.strip()]
     console = Console(stderr=True)
     with nullcontext() if quiet else _Bar(console) if console.is_terminal else _Lines() as shown:
         report = validate_videos(
             reference, candidates, metrics=words, vmaf_model=vmaf_model, threads=threads, on_progress=shown
         )
-    for file, make in ((csv, report.to_csv), (html, report.to_html)):
-        if file is not None:
-            _write(file.absolute(), make())
     if as_json:
         print(json.dumps(report.to_dict()))
     elif not quiet:
         _print_table(report)
+    for file, make in ((csv, report.to_csv), (html, report.to_html)):
+        if file is not None:
+            _write(file.absolute(), make())
+
+
+def _check_targets(files: list[Path], inputs: list[str], overwrite: bool) -> None:
+    """Refuse files that cannot be written, before hours of measuring."""
+    measured = {os.path.realpath(path) for path in inputs}
+    for number, file in enumerate(files):
+        place = os.path.realpath(file)
+        if place in measured:
+            raise ConfigError(f"{file} is one of the files to measure", do="Choose another file.")
+        if place in map(os.path.realpath, files[:number]):
+            raise ConfigError(f"{file} for both --csv and --html", do="Choose two files.")
+        if file.is_dir():
+            raise ConfigError(f"{file} is a folder", "the name of a file")
+        if file.exists() and not overwrite:
+            raise ConfigError(f"{file} exists", do="Choose another file, or pass --overwrite.")
 
 
 def _write(file: Path, text: str) -> None:
-    from genai_ray.files import file_errors, open_folder
+    from genai_ray.files import discard, file_errors, open_folder, publish
 
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with open_folder(str(file.parent)), file_errors(str(file), "writing"):
-        file.write_text(text, encoding="utf-8")
+        try:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
+            publish(partial, str(file))
+        finally:
+            discard(partial)
 
 
 class _Lines:

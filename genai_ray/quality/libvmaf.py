@@ -12,12 +12,13 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.errors import BackendUnavailableError, GenAIRayError, InvalidInputError, QualityError
+from genai_ray.errors import BackendUnavailableError, InvalidInputError, QualityError
 from genai_ray.files import temporary_folder
 from genai_ray.quality.planes import check_pictures
 
@@ -178,7 +179,7 @@ class _Feed:
         self.shape = shape
         self._dtype = dtype
         self.count = 0
-        self.error: GenAIRayError | None = None
+        self.error: BaseException | None = None
 
     def write(self, pipe: BinaryIO) -> None:
         """Write every frame and close the pipe. If FFmpeg ends early, its own error is reported."""
@@ -190,7 +191,9 @@ class _Feed:
                         raise QualityError(got, f"{self.shape} {self._dtype}, as the first")
                     pipe.write((frame if frame.shape[-1] == 3 else _with_grey_chroma(frame)).tobytes())
                     self.count += 1
-            except GenAIRayError as exc:
+            except BrokenPipeError:
+                raise
+            except BaseException as exc:  # noqa: BLE001  the caller raises it
                 self.error = exc
 
 
@@ -239,15 +242,17 @@ def _run_ffmpeg(reference: _Feed, candidate: _Feed, model: str, layout: tuple[st
             command += [*raw, "-i", f"pipe:{read_end}"]
         command += ["-filter_complex", graph, "-f", "null", "-"]
         ends = [reader.fileno() for reader in readers]
-        with subprocess.Popen(
-            command, pass_fds=ends, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:
+        with _start(command, folder, ends) as process:
             opened.close()  # otherwise a writer would wait for ever if FFmpeg ended early
-            for writer in writers:
-                writer.start()
-            _, said = process.communicate()
-            for writer in writers:
-                writer.join()
+            try:
+                for writer in writers:
+                    writer.start()
+                _, said = process.communicate()
+            finally:
+                process.kill()  # the writers' pipes break, if this thread was interrupted
+                for writer in writers:
+                    if writer.ident is not None:
+                        writer.join()
         for clip in (reference, candidate):
             if clip.error is not None:
                 raise clip.error
@@ -255,6 +260,15 @@ def _run_ffmpeg(reference: _Feed, candidate: _Feed, model: str, layout: tuple[st
         if process.returncode or not log.is_file():
             raise QualityError(f"libvmaf did not measure frames of {width}x{height}: {_reason(said)}")
         return [float(frame["metrics"]["vmaf"]) for frame in json.loads(log.read_text())["frames"]]
+
+
+def _start(command: list[str], folder: Path, ends: list[int]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, pass_fds=ends, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    except OSError as exc:
+        raise BackendUnavailableError(
+            f"VMAF cannot start its FFmpeg {command[0]}: {exc.strerror}", "a program of this machine"
+        ) from exc
 
 
 def _reason(said: bytes) -> str:

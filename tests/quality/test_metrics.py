@@ -4,6 +4,7 @@ The expected numbers were computed with scikit-image, BasicSR's formula, pytorch
 """
 
 import hashlib
+import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +13,17 @@ from skimage import data
 
 import genai_ray
 from genai_ray import errors
-from genai_ray.quality import VMAF_MODELS, ms_ssim, psnr, psnr_per_channel, ssim, ssim_per_channel, vmaf, vmaf_per_frame
+from genai_ray.quality import (
+    VMAF_MODELS,
+    ms_ssim,
+    psnr,
+    psnr_per_channel,
+    ssim,
+    ssim_per_channel,
+    vmaf,
+    vmaf_of_clips,
+    vmaf_per_frame,
+)
 from tests.quality.test_validator import vectors
 
 
@@ -127,6 +138,40 @@ def test_what_libvmaf_refuses_is_said_in_its_words(pairs):
 
 
 BLACK = np.zeros((32, 32, 3), np.uint8)
+
+
+def test_an_error_of_a_clip_reaches_the_caller_of_vmaf():
+    def break_off():
+        yield BLACK
+        raise ZeroDivisionError("a clip that breaks off")
+
+    with pytest.raises(ZeroDivisionError, match="breaks off"):
+        vmaf_of_clips(iter([BLACK] * 2), break_off())
+
+
+INTERRUPTED = """
+import itertools, os, signal
+import numpy as np
+from genai_ray.quality import vmaf_of_clips
+
+def interrupt():
+    for index in itertools.count():
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield np.zeros((32, 32, 3), np.uint8)
+
+try:
+    vmaf_of_clips(interrupt(), itertools.repeat(np.zeros((32, 32, 3), np.uint8)))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_ends_ffmpeg_and_its_writers():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 REFUSED = {
     "sizes": (ssim, BLACK, BLACK[:, :16], {}, errors.QualityError, "equal shape"),
     "dtypes": (ssim, BLACK, BLACK.astype(np.uint16), {}, errors.QualityError, "equal shape and dtype"),

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -259,6 +260,17 @@ def test_the_command_prints_and_writes(files, tmp_path):
         refused = run("validate", *pair, *wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith("error: ")
+    before = Path(paths["bad"]).read_bytes()
+    for wrong, words in (
+        (["--html", paths["bad"], "-y"], "one of the files to measure"),
+        (["--html", tmp_path / "same", "--csv", tmp_path / "same"], "both --csv and --html"),
+        (["--csv", tmp_path], "is a folder"),
+    ):
+        refused = run("validate", *pair, *wrong)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert words in refused.stderr
+    assert Path(paths["bad"]).read_bytes() == before
+    assert list(tmp_path.rglob("*.partial")) == []
     silent = run("validate", *pair, "--html", page, "--overwrite", "--quiet")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
 

@@ -123,7 +123,7 @@ class ValidationResult:
     colour_shift: float | None = None
     """Highest of any frame, a share of full range."""
     contrast: float | None = None
-    """Lowest of any frame, a ratio."""
+    """Farthest from 1 of any frame, a ratio."""
     clipped: float | None = None
     """Highest of any frame, a share of values."""
     flicker: float | None = None

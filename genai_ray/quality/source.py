@@ -29,8 +29,11 @@ KEEPS_FRAMES = KEEPS_PICTURE | {ModelTask.LOW_LIGHT}
 UPSCALED_DB = 26.0
 DENOISED_DB = 18.0
 
-FLICKER_BLOCKS = 8
-"""Blocks along each side of the picture whose means are followed over time."""
+MOST_BLOCKS = 8
+"""Blocks along each side of the picture whose means are compared, and followed over time."""
+
+LEAST_BLOCK_PX = 32
+"""Least side of a block, unless the picture is smaller: noise of 25 levels is 0.8 levels in the mean of 32 x 32."""
 
 SEAM_NEAR_PX = 1
 """A model that pads a tile's edge changes about so many pixels at each side of the line."""
@@ -38,8 +41,18 @@ SEAM_NEAR_PX = 1
 SEAM_FAR_PX = range(3, 7)
 """Distances from the line of the steps that it is compared with."""
 
-_FLAT = 1 / 255
-"""A source with a lower standard deviation has no contrast to compare."""
+SEAM_OF_EDGE = 0.1
+"""Share of a hard edge of the source that a clean result may differ by at the same line."""
+
+LEAST_EDGE_PX = 32
+"""A tile's edge that is shorter is measured together with its neighbour."""
+
+CLIP_DISTANCE = 8 / 255
+"""A value at an end of the range is clipped if the source is farther from that end than this share of full range."""
+
+_FLAT = 3 / 255
+"""A source whose blocks have a lower standard deviation has no contrast to compare; noise of 25 levels alone has
+0.8 / 255."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +81,13 @@ class SourceChecks:
     """Most ``FrameMeasures.colour_shift``."""
     min_contrast: float = 0.7
     """Least ``FrameMeasures.contrast``."""
+    max_contrast: float = 1.08
+    """Most ``FrameMeasures.contrast``."""
     max_clipped: float = 0.35
     """Most ``FrameMeasures.clipped``."""
     max_flicker: float = 0.03
     """Most ``FrameMeasures.flicker``."""
-    max_seam: float = 0.05
+    max_seam: float = 0.08
     """Most ``FrameMeasures.seam``."""
 
     def __post_init__(self) -> None:
@@ -94,6 +109,7 @@ LIMITS = {
     "min_consistency_db": "consistency_db",
     "max_colour_shift": "colour_shift",
     "min_contrast": "contrast",
+    "max_contrast": "contrast",
     "max_clipped": "clipped",
     "max_flicker": "flicker",
     "max_seam": "seam",
@@ -113,47 +129,74 @@ class FrameMeasures:
     """Values that are NaN, infinite or outside [0, 1]; always 0 for integers. If any, nothing else is measured."""
     consistency_db: float | None = None
     """``-10 log10(mean D^2)`` in dB, over all pixels and channels; ``inf`` if equal. The PSNR of the reduced result
-    against the source; super-resolution papers call it LR-consistency (Lugmayr et al., NTIRE 2021, section 3.2)."""
+    against the source; super-resolution papers call it LR-consistency (Lugmayr et al., NTIRE 2021, section 3.2), but
+    reduce by a bicubic kernel, so their numbers are not comparable with these."""
     colour_shift: float | None = None
     """The largest of the channels' ``|mean D|``, a share of full range: 0.01 is 2.55 levels of 255."""
     contrast: float | None = None
-    """Standard deviation of the reduced result over that of the source, each the root of the mean variance of the
-    channels; about 1, and 0 for a flat frame. None if the source is flat."""
+    """Standard deviation of the block means of the reduced result over that of the source, each the root of the mean
+    variance of the channels; about 1, and 0 for a flat frame. At most 8 x 8 blocks, of 32 x 32 pixels or more, so that
+    noise does not count. None if the source's is below 3 / 255."""
     clipped: float | None = None
-    """Share of values at either end of the range, minus that of the source; in [-1, 1]."""
+    """Share of values at either end of the range where the source is more than 8 / 255 away from that end."""
     seam: float | None = None
-    """``seam_energy`` of D; None without tiles."""
+    """``seam_energy`` of D and the source; None without tiles."""
     flicker: float | None = None
-    """How far the frame stands out from both neighbours in time, a share of full range: D is averaged in 8 x 8 blocks;
-    of each block and channel, the smaller of its two differences to the frames before and after if both have the same
-    sign, else 0; the largest of these. A scene cut differs to one side only. None at the ends of a clip."""
+    """How far the frame stands out from both neighbours in time, a share of full range: D is averaged in the blocks of
+    ``contrast``; of each block and channel, the smaller of its two differences to the frames before and after if both
+    have the same sign, else 0; the largest of these. A scene cut differs to one side only. None at the ends of a
+    clip."""
 
 
-def seam_energy(difference: npt.NDArray[np.float64], rows_px: Sequence[int], columns_px: Sequence[int]) -> float | None:
-    """Measure how much a picture jumps at given lines, compared with lines nearby.
+def seam_energy(
+    difference: npt.NDArray[np.float64],
+    source: npt.NDArray[np.float64],
+    rows_px: Sequence[int],
+    columns_px: Sequence[int],
+) -> float | None:
+    """Measure how much a result jumps at the edges of tiles, compared with places nearby and with its source.
 
-    The step at a line is the mean over the line of ``|D[k] - D[k - 1]|``. The energy of a line is the largest step at
-    k - 1, k and k + 1, minus the mean step at the distances 3 to 6, as measures of blocking compare steps at block
-    borders with those inside (Wu and Yuen 1997, "A generalized block-edge impairment metric").
+    A tile's edge is the stretch of a line between two crossing lines. The step at k is the mean over the edge of
+    ``|D[k] - D[k - 1]|``. Its excess is the largest step at k - 1, k and k + 1, minus the mean step at the distances 3
+    to 6, as measures of blocking compare steps at block borders with those inside (Wu and Yuen 1997, "A generalized
+    block-edge impairment metric"). A tenth of the source's own excess is subtracted: at hard edges of the picture, a
+    clean result differs from its source as well.
 
     Args:
-        difference: (H, W, C), shares of full range.
+        difference: (H, W, C), result minus source, shares of full range.
+        source: (H, W, C), shares of full range.
         rows_px: Rows at which a tile begins.
         columns_px: Columns at which a tile begins.
 
     Returns:
-        The largest energy of the lines, a share of full range; None if no line has pixels at both sides.
+        The largest energy of the edges, a share of full range; None if no line has pixels at both sides.
     """
     energies = []
-    for axis, lines in ((0, rows_px), (1, columns_px)):
-        steps = np.abs(np.diff(difference, axis=axis)).mean(axis=(1 - axis, 2))
+    for axis, lines, crossing in ((0, rows_px, columns_px), (1, columns_px, rows_px)):
+        if not lines:
+            continue
+        steps, own = (_steps(frame, axis, crossing) for frame in (difference, source))
         for line in lines:
             at = line - 1  # the step between pixels line - 1 and line
-            near = steps[max(at - SEAM_NEAR_PX, 0) : at + SEAM_NEAR_PX + 1]
+            near = slice(max(at - SEAM_NEAR_PX, 0), at + SEAM_NEAR_PX + 1)
             far = [at + way * px for px in SEAM_FAR_PX for way in (-1, 1) if 0 <= at + way * px < len(steps)]
-            if at < len(steps) and len(near) and far:
-                energies.append(float(near.max() - steps[far].mean()))
+            if at < len(steps) and far:
+                jumps, edges = (values[near].max(axis=0) - values[far].mean(axis=0) for values in (steps, own))
+                energies.append(float((jumps - SEAM_OF_EDGE * np.maximum(edges, 0)).max()))
     return max(energies, default=None)
+
+
+def _steps(frame: npt.NDArray[np.float64], axis: int, crossing_px: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return the mean step between neighbours along an axis: (pixels - 1, stretches between crossing lines)."""
+    steps = np.abs(np.diff(frame, axis=axis)).mean(axis=2)
+    if axis == 1:
+        steps = steps.T
+    starts = [0]
+    for line in sorted(crossing_px):
+        if starts[-1] + LEAST_EDGE_PX <= line <= steps.shape[1] - LEAST_EDGE_PX:
+            starts.append(line)
+    sums: npt.NDArray[np.float64] = np.add.reduceat(steps, starts, axis=1)
+    return sums / np.diff([*starts, steps.shape[1]])
 
 
 class SourceMeter:
@@ -191,7 +234,7 @@ class SourceMeter:
             reduced, before = _to_one_size(output, source)
             difference = (reduced - before) / top
             blocks = _block_means(difference) if self._checks.task in KEEPS_PICTURE else None
-            measures = self._measure(output, source, reduced, difference)
+            measures = self._measure(output, before / top, difference, blocks)
         self._blocks = [*self._blocks[-2:], blocks]
         self.frames.append(measures)
         if len(self._blocks) == 3 and self.frames[-2].num_invalid == 0:
@@ -200,24 +243,24 @@ class SourceMeter:
     def _measure(
         self,
         output: npt.NDArray[Any],
-        source: npt.NDArray[Any],
-        reduced: npt.NDArray[np.float64],
+        source: npt.NDArray[np.float64],
         difference: npt.NDArray[np.float64],
+        blocks: npt.NDArray[np.float64] | None,
     ) -> FrameMeasures:
-        clipped = _share_at_ends(output) - _share_at_ends(source)
-        if self._checks.task not in KEEPS_PICTURE:
+        clipped = _share_clipped(output, source)
+        if blocks is None:
             return FrameMeasures(0, clipped=clipped)
         means, squares = _moments(difference)
         mse = float(squares.mean())
-        top = full_range(source.dtype)
-        deviation = _deviation(source.astype(np.float64)) / top
+        before = _block_means(source)
+        deviation = _deviation(before)
         return FrameMeasures(
             0,
             consistency_db=math.inf if mse == 0 else -10 * math.log10(mse),
             colour_shift=float(np.abs(means).max()),
-            contrast=None if deviation < _FLAT else _deviation(reduced) / top / deviation,
+            contrast=None if deviation < _FLAT else _deviation(before + blocks) / deviation,
             clipped=clipped,
-            seam=seam_energy(difference, self._checks.seam_rows_px, self._checks.seam_columns_px),
+            seam=seam_energy(difference, source, self._checks.seam_rows_px, self._checks.seam_columns_px),
         )
 
     def _follow(self) -> None:
@@ -248,9 +291,16 @@ def _to_one_size(
     return reduce_frame(output, scale), source.astype(np.float64)
 
 
-def _share_at_ends(frame: npt.NDArray[Any]) -> float:
-    top = frame.dtype.type(full_range(frame.dtype))  # of another type, every value would be converted
-    return float((np.count_nonzero(frame <= 0) + np.count_nonzero(frame >= top)) / frame.size)
+def _share_clipped(output: npt.NDArray[Any], source: npt.NDArray[np.float64]) -> float:
+    """Count the values at either end whose source, a share of full range, is not near that end."""
+    height, width, channels = source.shape
+    blocks = output.reshape(height, output.shape[0] // height, width, output.shape[1] // width, channels)
+    top = output.dtype.type(full_range(output.dtype))  # of another type, every value would be converted
+    low, high = (
+        ends & apart[:, None, :, None]
+        for ends, apart in ((blocks <= 0, source > CLIP_DISTANCE), (blocks >= top, source < 1 - CLIP_DISTANCE))
+    )
+    return float((np.count_nonzero(low) + np.count_nonzero(high)) / output.size)
 
 
 def _moments(frame: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -265,12 +315,15 @@ def _deviation(frame: npt.NDArray[np.float64]) -> float:
     return math.sqrt(max(float((squares - np.square(means)).mean()), 0.0))
 
 
-def _block_means(difference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Average in blocks of even size: (rows, columns, C), at most 8 x 8."""
-    height, width, channels = difference.shape
-    rows = np.linspace(0, height, min(FLICKER_BLOCKS, height), endpoint=False, dtype=int)
-    columns = np.linspace(0, width, min(FLICKER_BLOCKS, width), endpoint=False, dtype=int)
-    sums = np.add.reduceat(np.add.reduceat(difference, rows, axis=0), columns, axis=1)
+def _block_means(frame: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Average in blocks of even size: (rows, columns, C), at most 8 x 8, of 32 x 32 pixels or more."""
+    height, width, channels = frame.shape
+    counts = (min(MOST_BLOCKS, max(side // LEAST_BLOCK_PX, 1)) for side in (height, width))
+    rows, columns = (
+        np.linspace(0, side, count, endpoint=False, dtype=int)
+        for side, count in zip((height, width), counts, strict=True)
+    )
+    sums = np.add.reduceat(np.add.reduceat(frame, rows, axis=0), columns, axis=1)
     sizes = np.outer(np.diff([*rows, height]), np.diff([*columns, width]))
     means: npt.NDArray[np.float64] = sums / sizes[..., None]
     return means.reshape(len(rows), len(columns), channels)

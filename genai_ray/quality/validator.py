@@ -52,8 +52,8 @@ class QualityValidator:
         >>> frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
         >>> QualityValidator(frames, threshold_db=30.0, ssim=0.9).validate(frames).passed
         True
-        >>> QualityValidator(None, source=frames).validate(frames * 0).contrast
-        0.0
+        >>> QualityValidator(None, source=frames).validate(frames * 0).passed
+        False
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class QualityValidator:
 
         Raises:
             QualityError: If shapes, dtypes or numbers of frames differ, there are no frames, a picture is too small for
-                a metric, there is nothing to compare with, or, with a reference, a value is not finite.
+                a metric, there is nothing to compare with or to measure, or, with a reference, a value is not finite.
             InvalidInputError: If it is none of these, or the dtype is wrong.
             VideoError: If a video cannot be read.
             BackendUnavailableError: If VMAF has a threshold and its extra is not installed.
@@ -156,7 +156,13 @@ class QualityValidator:
         frames = checks.frames
         if checks.task not in KEEPS_FRAMES:
             for after in _frames_of(output):
-                meter.add(_checked(after), None)
+                if _checked(after).dtype.kind != "f":
+                    raise QualityError(
+                        f"nothing to measure for the task {checks.task.value} and {after.dtype}",
+                        "float32, which is searched for invalid values, or a task that makes a frame of each frame",
+                        "Compare it with a reference.",
+                    )
+                meter.add(after, None)
             if not meter.frames:
                 raise QualityError("a result without frames", "at least one frame")
             return meter.frames
@@ -190,7 +196,10 @@ def _worst_of(frames: list[FrameMeasures]) -> dict[str, float | int | None]:
     worst: dict[str, float | int | None] = {"num_invalid": sum(frame.num_invalid for frame in frames)}
     for limit, name in LIMITS.items():
         known = [value for frame in frames if (value := getattr(frame, name)) is not None]
-        worst[name] = (min if limit.startswith("min") else max)(known, default=None)
+        if name == "contrast":
+            worst[name] = max(known, key=lambda ratio: abs(ratio - 1), default=None)
+        else:
+            worst[name] = (min if limit.startswith("min") else max)(known, default=None)
     return worst
 
 

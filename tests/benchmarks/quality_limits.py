@@ -1,8 +1,9 @@
 """What the source checks measure on clean results of the packaged models: the ground of the limits of ``SourceChecks``.
 
-Real clips, in frames of at most 320 x 180, without tiles. ``seam`` is measured at every row and column, as if a tile
-began there. For each model: the worst value of any frame of any clip. Faults planted into the results of one model show
-what is caught.
+Real clips, in frames of at most 320 x 180, without tiles; one of them also made dark, and of low contrast; and a hard
+edge. ``seam`` is measured as if the frame were made of tiles of 64 x 64, at many places. For each model: the worst
+value of any frame of any clip. Faults planted into the results of one model, in one frame and in all, show what is
+caught.
 """
 
 import math
@@ -11,7 +12,8 @@ import numpy as np
 from common import CLIPS, ROOT, keep
 
 from genai_ray import InferenceSession, ModelCatalog, VideoReader
-from genai_ray.quality.source import KEEPS_FRAMES, LIMITS, SourceChecks, SourceMeter
+from genai_ray.quality import reduce_frame
+from genai_ray.quality.source import KEEPS_FRAMES, KEEPS_PICTURE, LIMITS, SourceChecks, SourceMeter, seam_energy
 
 CLEAN = {
     "bigbuckbunny-360p": (ROOT / "samples" / "bigbuckbunny-360p.mp4", 60, 63),
@@ -24,8 +26,13 @@ CLEAN = {
 MOST = (180, 320)
 """Height and width of what is taken of the middle of larger frames."""
 
+TILE_PX = 64
+OFFSETS_PX = (*range(1, TILE_PX, 3), TILE_PX)
+"""Where the first tile may end; the hard edge is at 64."""
+
 FFDNET_NOISE = 25 / 255
-WORST = {name: (min if limit.startswith("min") else max) for limit, name in LIMITS.items()}
+WORST = {name: max for limit, name in LIMITS.items() if limit.startswith("max")}
+WORST |= {name: min for limit, name in LIMITS.items() if limit.startswith("min")}
 
 
 def read(place, start, stop):
@@ -35,10 +42,20 @@ def read(place, start, stop):
     return np.ascontiguousarray(frames[:, max(rows, 0) :, max(columns, 0) :][:, : MOST[0], : MOST[1]])
 
 
+def change(frames):
+    """Return clips that were made of a real one, by name."""
+    edge = np.full((3, 96, 128, 3), 30, np.uint8)
+    edge[:, :, 64:] = 230
+    return {
+        "carphone, dark": np.rint(frames * 0.15).astype(np.uint8),
+        "carphone, of low contrast": np.rint(118 + frames * 0.08).astype(np.uint8),
+        "carphone, small": np.ascontiguousarray(frames[:, :48, :48]),
+        "a hard edge": edge,
+    }
+
+
 def measure(output, source, task):
-    _, height, width, _ = source.shape
-    lines = tuple(range(8, height - 7)), tuple(range(8, width - 7))  # no tile is smaller than that
-    meter = SourceMeter(SourceChecks(task=task, seam_rows_px=lines[0], seam_columns_px=lines[1]))
+    meter = SourceMeter(SourceChecks(task=task))
     for after, before in zip(output, source, strict=True):
         meter.add(after, before)
     values = {}
@@ -48,7 +65,20 @@ def measure(output, source, task):
             values[name] = worst(known)
     if "contrast" in values:
         values["contrast_most"] = max(frame.contrast for frame in meter.frames if frame.contrast is not None)
+    if task in KEEPS_PICTURE:
+        seams = [seam_of_tiles(after, before) for after, before in zip(output, source, strict=True)]
+        values["seam"] = max(seam for seam in seams if seam is not None)
     return {name: round(value, 4) if math.isfinite(value) else "inf" for name, value in values.items()}
+
+
+def seam_of_tiles(output, source):
+    """Return the largest ``seam`` of tiles that begin at any of ``OFFSETS_PX``."""
+    before = source / 255
+    difference = reduce_frame(output, output.shape[0] // source.shape[0]) / 255 - before
+    height, width, _ = source.shape
+    lines = [(range(first, height, TILE_PX), range(first, width, TILE_PX)) for first in OFFSETS_PX]
+    energies = [seam_energy(difference, before, *pair) for pair in lines]
+    return max((energy for energy in energies if energy is not None), default=None)
 
 
 def worst_of(rows):
@@ -66,37 +96,40 @@ def noisy(frames, deviation):
 
 
 def plant(output):
-    """Return faults by name, each in a copy of a clean result of one model."""
+    """Return faults by name, each in one frame and in all frames of a copy of a clean result of one model."""
+    height, width = output.shape[1:3]
+    tile = np.zeros((height, width, 1))
+    tile[height // 4 : height // 2, width // 4 : width // 2] = 1
+    line = np.ones((height, width, 1))
+    line[height // 4 : height // 2, width // 4] = 0
     middle = len(output) // 2
     faults = {}
-    for name, change in {
-        "black frame": lambda frame: frame * 0,
-        "flat frame": lambda frame: np.broadcast_to(frame.mean(axis=(0, 1)), frame.shape),
-        "another frame": lambda frame: frame[::-1, ::-1],
+    for name, spoil in {
+        "black": lambda frame: frame * 0,
+        "flat": lambda frame: np.broadcast_to(frame.mean(axis=(0, 1)), frame.shape),
+        "another picture": lambda frame: frame[::-1, ::-1],
         "16 levels brighter": lambda frame: frame + 16.0,
         "32 levels brighter": lambda frame: frame + 32.0,
         "red and blue exchanged": lambda frame: frame[..., ::-1],
         "limited range for full": lambda frame: (frame - 16.0) * 255 / 219,
-        "tile 8 levels brighter": lambda frame: (
-            frame + 8.0 * (np.arange(frame.shape[1]) > frame.shape[1] // 2)[:, None]
-        ),
-        "tile 16 levels brighter": lambda frame: (
-            frame + 16.0 * (np.arange(frame.shape[1]) > frame.shape[1] // 2)[:, None]
-        ),
-        "tile of zeros at its edge": lambda frame: (
-            frame * (np.arange(frame.shape[1]) // 2 != frame.shape[1] // 4)[:, None]
-        ),
+        "full range for limited": lambda frame: frame * 219 / 255 + 16.0,
+        "a tile 16 levels brighter": lambda frame: frame + 16.0 * tile,
+        "a tile 40 levels brighter": lambda frame: frame + 40.0 * tile,
+        "a tile of zeros at its edge": lambda frame: frame * line,
         "four times as bright": lambda frame: frame * 4.0,
     }.items():
-        faulty = output.copy()
-        faulty[middle] = np.clip(np.rint(change(output[middle].astype(np.float64))), 0, 255)
-        faults[name] = faulty
+        for where, indices in (("one frame", [middle]), ("all frames", range(len(output)))):
+            faulty = output.copy()
+            for index in indices:
+                faulty[index] = np.clip(np.rint(spoil(output[index].astype(np.float64))), 0, 255)
+            faults[f"{name}, {where}"] = faulty
     return faults
 
 
 def main():
     catalog = ModelCatalog.default()
     clips = {name: read(*where) for name, where in CLEAN.items() if where[0].is_file()}
+    clips |= change(clips["carphone"]) if "carphone" in clips else {}
     models = {}
     faults = {}
     for model_id in catalog.ids():
@@ -111,10 +144,10 @@ def main():
                 if model_id == "websr-x2-s" and name in ("carphone", "bikes, a cut"):
                     faults[name] = {fault: measure(bad, frames, spec.task) for fault, bad in plant(output).items()}
             if model_id == "ffdnet":
-                frames = noisy(clips["carphone"], FFDNET_NOISE) if "carphone" in clips else None
-                if frames is not None:
+                for name in [name for name in clips if name.startswith("carphone")]:
+                    frames = noisy(clips[name], FFDNET_NOISE)
                     output = session.infer(frames, {"sigma": FFDNET_NOISE})
-                    rows["carphone, noise of 25 levels"] = measure(output, frames, spec.task)
+                    rows[f"{name}, noise of 25 levels"] = measure(output, frames, spec.task)
         models[model_id] = {"worst": worst_of(rows.values()), "clips": rows}
         print(model_id, models[model_id], flush=True)
     keep(

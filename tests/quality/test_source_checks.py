@@ -29,8 +29,15 @@ def plant(output, change, index=2):
 
 
 def brighten_tile(frame):
-    frame[:, 320:] += 20
+    frame[:, 320:] += 40
     return frame
+
+
+def make_tiles(checks, output):
+    """Return the rows and columns of a tile in the middle of a result."""
+    scale = output.shape[1] // checks.frames.shape[1]
+    rows, columns = ([0, *lines] for lines in (checks.seam_rows_px, checks.seam_columns_px))
+    return slice(rows[1] * scale, None), slice(columns[1] * scale, columns[2] * scale)
 
 
 FAULTS = {
@@ -63,6 +70,58 @@ def test_the_seam_of_a_tile_is_found_on_its_line_only(clip):
     assert any(text.startswith("seam") for text in result.failures)
     elsewhere = dataclasses.replace(checks, seam_rows_px=(), seam_columns_px=(120,))
     assert QualityValidator(None, source=elsewhere).validate(faulty).seam < checks.max_seam
+
+
+def test_one_tile_alone_is_found(clip):
+    checks, output = clip
+    rows, columns = make_tiles(checks, output)
+    faulty = output.astype(np.int16)
+    faulty[:, rows, columns] += 40
+    result = QualityValidator(None, source=checks).validate(np.clip(faulty, 0, 255).astype(np.uint8))
+    (found,) = [text for text in result.failures if text.startswith("seam")]
+    assert "of 5 frames 5 fail" in found
+
+
+@pytest.mark.parametrize("edge_px", [64, 65])
+def test_a_hard_edge_of_the_picture_is_no_seam(edge_px):
+    source = np.full((96, 128, 3), 30, np.uint8)
+    source[:, edge_px:] = 230
+    with InferenceSession("websr-x2-s") as session:
+        output = session.infer(source)
+    checks = SourceChecks(frames=source, seam_columns_px=(64,))
+    assert QualityValidator(None, source=checks).validate(output).passed
+    faulty = output.astype(np.int16)
+    faulty[:, 128:] -= 80
+    result = QualityValidator(None, source=checks).validate(np.clip(faulty, 0, 255).astype(np.uint8))
+    assert any(text.startswith("seam") for text in result.failures)
+
+
+@pytest.mark.parametrize("to", ["full range", "limited range"])
+def test_a_clip_of_another_range_is_found(clip, to):
+    checks, output = clip
+    values = (output - 16.0) * 255 / 219 if to == "full range" else output * 219 / 255 + 16.0
+    result = QualityValidator(None, source=checks).validate(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    assert any(text.startswith("contrast") and "of 5 frames 5 fail" in text for text in result.failures)
+
+
+@pytest.mark.parametrize(("level", "end"), [(2, 0), (253, 255)])
+def test_a_fade_is_not_clipped(level, end):
+    source = np.full((2, 64, 64, 3), level, np.uint8)
+    result = QualityValidator(None, source=source).validate(np.full_like(source, end))
+    assert (result.passed, result.clipped) == (True, 0.0)
+    source[:, :, 32:] = 128  # here an end of the range is wrong
+    assert QualityValidator(None, source=source).validate(np.full_like(source, end)).clipped == 0.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (128, 192)])
+@pytest.mark.parametrize("spread", [0, 12])
+def test_clean_denoising_of_a_picture_of_low_contrast_passes(height, width, spread):
+    clean = np.linspace(100, 100 + spread, width)[:, None] * np.ones((height, width, 3))
+    rng = np.random.default_rng(5)
+    noisy = [np.clip(np.rint(clean + rng.normal(0, 25, clean.shape)), 0, 255) for _ in range(8)]
+    checks = SourceChecks(frames=np.array(noisy, np.uint8), task=ModelTask.DENOISING)
+    result = QualityValidator(None, source=checks).validate(np.rint(np.array([clean] * 8)).astype(np.uint8))
+    assert result.passed, result.failures
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.5])
@@ -102,12 +161,15 @@ def test_clean_results_of_other_tasks_pass(clip, model):
     assert result.clipped is not None
 
 
-def test_masks_and_new_frames_are_searched_for_invalid_values():
+@pytest.mark.parametrize("task", ["background-removal", "interpolation", "other"])
+def test_masks_and_new_frames_are_searched_for_invalid_values(task):
     masks = np.random.default_rng(3).random((2, 8, 8, 1), np.float32)
-    checks = SourceChecks(task=ModelTask.BACKGROUND_REMOVAL)
+    checks = SourceChecks(task=task)
     assert QualityValidator(None, source=checks).validate(masks).passed
     masks[1, 2, 2] = np.nan
     assert QualityValidator(None, source=checks).validate(masks).num_invalid == 1
+    with pytest.raises(errors.QualityError, match=f"nothing to measure for the task {task} and uint8"):
+        QualityValidator(None, source=checks).validate(np.zeros((3, 8, 8, 1), np.uint8))
 
 
 def test_a_cut_is_no_flicker(shared):
@@ -115,8 +177,17 @@ def test_a_cut_is_no_flicker(shared):
         source = video[27:33].frames  # a scene ends with frame 29
     assert np.abs(source[3].mean() - source[2].mean()) > 1
     with InferenceSession("websr-x2-s") as session:
-        result = QualityValidator(None, source=source).validate(session.infer(source))
+        output = session.infer(source)
+    clean = QualityValidator(None, source=source).validate(output)
+    assert clean.passed, clean.failures
+    brighter = np.clip(output.astype(np.int16) + 12, 0, 255).astype(np.uint8)
+    checks = SourceChecks(frames=source, max_colour_shift=0.1)
+    since_the_cut = np.concatenate([output[:3], brighter[3:]])
+    result = QualityValidator(None, source=checks).validate(since_the_cut)
     assert result.passed, result.failures
+    in_one_frame = np.concatenate([output[:3], brighter[3:4], output[4:]])
+    (found,) = QualityValidator(None, source=checks).validate(in_one_frame).failures
+    assert found.startswith("flicker")
 
 
 def test_a_table_brings_its_source_along(clip):

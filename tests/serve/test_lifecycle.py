@@ -111,7 +111,7 @@ def test_an_endpoint_whose_node_dies_ends_and_says_so():
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.longest)])
 def test_a_signal_lets_what_is_computed_end_and_leaves_nothing(number):
     endpoint = serve("--replicas", 1, "--model", "waifu2x-x2")
     client = triton.InferenceServerClient(endpoint.http, network_timeout=120)
@@ -136,7 +136,7 @@ def test_a_signal_lets_what_is_computed_end_and_leaves_nothing(number):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.longest), signal.SIGINT])
 def test_a_signal_ends_an_endpoint_under_load_within_ten_seconds(number):
     """What was sent before the signal is answered or told to come again; what comes later is told so too, or finds
     nobody.

@@ -1,7 +1,7 @@
 """Measures of a result without a reference: against the frames it was made of, and against its own neighbours.
 
 Every measure is for one frame and catches accidents, not small losses: a black or flat frame, a shifted colour, NaN,
-clipping, a flicker, the seams of tiles. ``docs/quality.md`` has the values of the packaged models on clean clips.
+clipping, a flicker, the seams of tiles. ``docs/quality.md`` has values of packaged models on clean clips.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ _FLAT = 3 / 255
 class SourceChecks:
     """What a result without a reference is compared with, and the limits of each measure.
 
-    The limits lie beyond every value that the packaged models have on clean clips, with the margins of
-    ``docs/quality.md``.
+    The limits lie beyond every value that three packaged models have on clean clips; ``docs/quality.md`` names them and
+    the margins.
     """
 
     frames: Any = None

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 interrupted (SIGINT), 143
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -77,6 +78,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False, prog_name="genai-ray") or 0
+        sys.stdout.flush()
     except GenAIRayError as exc:
         _tell(exc)
         code = _WRONG_USE if isinstance(exc, _MISUSES) else 1
@@ -87,6 +89,10 @@ def main() -> None:
     except SystemExit as exc:
         # If the signal comes while Ray waits, Ray raises SystemExit(1) instead of what the handler raised.
         code = _TERMINATED if _terminated.is_set() else exc.code
+    except OSError as exc:
+        if _is_debugging():
+            raise
+        code = _tell_os_error(exc)
     except Exception as exc:
         if _is_debugging():
             raise
@@ -114,13 +120,23 @@ def _tell(error: GenAIRayError) -> None:
     print(f"error: {error}", file=sys.stderr)
 
 
+def _tell_os_error(error: OSError) -> int:
+    """Print what the system refused, such as a write to a full disk; nothing if the reader of a pipe has gone."""
+    if not isinstance(error, BrokenPipeError):
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+    # Standard output may be what failed: the interpreter would try again to write the rest when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
 def _tell_usage(error: Any) -> int:
     """Print what is wrong with the words of the command line, and where to find the right ones; or only the help."""
     if type(error).__name__ == "NoArgsIsHelpError":  # its text was printed when it was raised
         print(error.format_message(), end="", file=sys.stderr)
         return _WRONG_USE
     command = error.ctx.command_path if error.ctx is not None else "genai-ray"
-    _tell(ConfigError(error.format_message().rstrip("."), do=f"`{command} --help` lists what is allowed."))
+    _tell(ConfigError(error.format_message().rstrip(".?"), do=f"`{command} --help` lists what is allowed."))
     return _WRONG_USE
 
 

@@ -1,4 +1,4 @@
-"""Frames of whatever is validated: arrays, batches with a column of frames, and videos by their path."""
+"""Frames to validate: arrays, batches with a column of frames, and videos by their path."""
 
 from __future__ import annotations
 

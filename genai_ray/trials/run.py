@@ -167,7 +167,7 @@ def _try_model(
 
 
 def _degrade(frame: npt.NDArray[Any], spec: ModelSpec) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
-    """Return the true picture and a worse one of which the model should make it; None if there is no such test."""
+    """Return the true picture, and a worse one that the model should turn into it; None if there is no such test."""
     if spec.task is ModelTask.UPSCALING:
         height, width = (side - side % spec.scale for side in frame.shape[:2])
         if min(height, width) < spec.scale:

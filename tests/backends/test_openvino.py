@@ -256,8 +256,9 @@ def test_a_session_reserves_further_shapes_and_nothing_else():
 @pytest.mark.slow
 def test_a_job_and_the_cache_compute_with_it(ray_session, tmp_path):
     source = write(tmp_path / "in.mkv", tracks=0)
-    options = EnhanceOptions(backend=ModelBackend.OPENVINO, encoding=Encoding(codec="ffv1"))
-    report = enhance_videos(source, tmp_path / "out.mkv", models=["websr-x2-s"], options=options)
+    options = EnhanceOptions(backend=ModelBackend.OPENVINO, encoding=Encoding(codec="ffv1"), cache_name="job")
+    with ending(ModelCache(2_000_000_000, name="job")):  # else its session stays for the tests that count sessions
+        report = enhance_videos(source, tmp_path / "out.mkv", models=["websr-x2-s"], options=options)
     (use,) = report.models
     assert (use.backend, use.precision, use.device) == ("openvino", "fp32", "cpu")
     (row,) = report.videos

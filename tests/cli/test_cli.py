@@ -190,6 +190,16 @@ def test_a_fault_of_the_package_is_one_line(monkeypatch, capsys):
         main()
 
 
+def test_a_full_disk_is_named_and_a_closed_pipe_is_not():
+    command = [sys.executable, "-m", "genai_ray.cli", "models", "show", "rife"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        job.stdout.close()  # long before the first line is written
+        assert (job.stderr.read(), job.wait()) == ("", 1)
+
+
 def test_importing_the_command_line_starts_nothing():
     code = "import genai_ray.cli, sys; print([m for m in ('ray', 'onnxruntime', 'av') if m in sys.modules])"
     assert (

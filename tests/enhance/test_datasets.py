@@ -386,11 +386,11 @@ def test_exit_codes_failures_and_progress_lines(tmp_path):
     (clips / "bad.mkv").write_bytes(b"no video" * 100)
     command = ["enhance", clips, "-o", out, "--model", "waifu2x-x2", "--encoder-preset", "ultrafast"]
     job = start(*command)
-    told = job.stderr.readline()
-    assert told.startswith(("starting:", "planning:", "enhancing:"))
-    assert " of 2 videos" in told
+    first = job.stderr.readline()
     os.killpg(job.pid, signal.SIGINT)
     _, told = job.communicate()
+    assert first.startswith(("starting:", "planning:", "enhancing:"))
+    assert " of 2 videos" in first
     assert job.returncode == 130
     assert "results.parquet; the same job goes on from there" in told
     assert [run("enhance", clips / "bad.mkv", clips / "bad.mkv", "-o", out, "--model", MODEL).returncode] == [2]

@@ -14,6 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = (
+    "0"  # a test without Ray that needs it fails at once; Ray would start or join one
+)
+
+
 def pytest_configure():
     use_stderr()
     if "PYTEST_XDIST_WORKER" in os.environ:  # the tests beside these start and find clusters of their own

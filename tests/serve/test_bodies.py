@@ -21,7 +21,7 @@ from genai_ray.catalog import ServeProfile
 from genai_ray.inspection import find_model
 from genai_ray.serve.deployment.app import build_app, list_operations
 from genai_ray.serve.engine.engine import Engine
-from genai_ray.serve.engine.model_metadata import FRAMES, OUTPUT
+from genai_ray.serve.engine.model_metadata import FRAMES, OUTPUT, ModelMetadataCache
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.http import bodies
 from genai_ray.serve.oip.grpc import InferenceServicer, _InStream
@@ -41,6 +41,7 @@ class Echo(Engine):
             identity(folder / f"{datatype.lower()}.onnx", datatype, ("n",))
         cache = SimpleNamespace(loaded_models=list)
         super().__init__(ServeProfile(name="a", **limits), cache, Repository(folder, ()))
+        self._metadata = ModelMetadataCache(self.call, self.evict_outdated)  # reserves no memory in Ray
         self.gate, self.on_threads = asyncio.Event(), []
 
     async def _compute(self, target, request):

@@ -62,6 +62,17 @@ def ray_session():
 
 
 @pytest.fixture(scope="module")
+def in_shared_ray(ray_session):
+    """The environment in which the command line joins the Ray of this run: starting one takes longer than most jobs."""
+    import ray
+
+    from genai_ray import ModelCache
+
+    yield os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    ModelCache().shutdown()  # of these jobs; tests that count sessions come after
+
+
+@pytest.fixture(scope="module")
 def nodes():
     """A cluster of several raylets instead of the embedded Ray: a head without GPUs, nodes of logical GPUs by
     ``nodes.add(2)``."""

@@ -1,5 +1,6 @@
 """What a person can paste from the README works, and is what CI runs."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -49,18 +50,23 @@ LINES = [line for page in PAGES for text in re.findall(r"```sh\n(.*?)```", page,
 COMMANDS = sorted({line.partition("#")[0].strip() for line in LINES if "genai-ray " in line})
 
 
+@functools.cache
+def help_of(*verb):
+    told = run(*verb, "--help", env={"PATH": "", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_of_every_command_exist(command):
     words = command.rpartition("genai-ray ")[2].split()
-    verb = words[:2] if words[0] in ("models", "cache") else words[:1]
-    told = run(*verb, "--help", env={"PATH": "", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
-    assert told.returncode == 0, told.stderr
-    assert all(word in told.stdout for word in words if word.startswith("--"))
+    told = help_of(*(words[:2] if words[0] in ("models", "cache") else words[:1]))
+    assert all(word in told for word in words if word.startswith("--"))
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_of_tasks_run_as_they_stand(tmp_path, samples):
-    """On a small clip of the sample's name: six commands, of which each starts Ray anew."""
+def test_the_commands_of_the_page_of_tasks_run_as_they_stand(in_shared_ray, tmp_path, samples):
+    """On a small clip of the sample's name."""
     (tmp_path / "samples").mkdir()
     frames = frames_of(samples / "bigbuckbunny-360p.mp4")[1][:10, ::4, ::4]
     write_frames(tmp_path / "samples" / "bigbuckbunny-360p.mp4", frames, codec="libx264")
@@ -68,7 +74,7 @@ def test_the_commands_of_the_page_of_tasks_run_as_they_stand(tmp_path, samples):
     assert len(lines) == 6
     for line in lines:
         words = line.split()
-        done = run(*words, cwd=tmp_path)
+        done = run(*words, cwd=tmp_path, env=in_shared_ray)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / words[words.index("-o") + 1]).exists()
 

@@ -74,13 +74,23 @@ def bucket(request):
         server.communicate()
 
 
-def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
+@pytest.fixture(scope="module")
+def enhanced(in_shared_ray, tmp_path_factory):
+    """Clips in a folder of this machine, and what becomes of them."""
+    clips, local = (tmp_path_factory.mktemp(name) for name in ("clips", "local"))
+    (clips / "below").mkdir()
+    write(clips / "a.mp4")
+    write(clips / "below" / "b.mkv", tracks=0, options={"g": "8"})
+    assert run("enhance", clips, "-o", local, *OPTIONS, env=in_shared_ray).returncode == 0
+    return clips, local
+
+
+def test_a_folder_of_a_bucket_becomes_another_one(bucket, enhanced):
+    """In a Ray of its own, whose processes have the environment that the store needs."""
     scheme, store, environment = bucket
-    clips, local = tmp_path / "clips", tmp_path / "local"
-    (clips / "below").mkdir(parents=True)
-    local.mkdir()
-    for path in (write(clips / "a.mp4"), write(clips / "below" / "b.mkv", tracks=0, options={"g": "8"})):
-        store.put_file(str(path), f"bucket/in/{path.relative_to(clips)}")
+    clips, local = enhanced
+    for name in ("a.mp4", "below/b.mkv"):
+        store.put_file(str(clips / name), f"bucket/in/{name}")
     store.pipe_file("bucket/in/bad.mp4", b"no video" * 100)
 
     command = ["enhance", f"{scheme}://bucket/in", "-o", f"{scheme}://bucket/out", *OPTIONS]
@@ -90,7 +100,6 @@ def test_a_folder_of_a_bucket_becomes_another_one(bucket, tmp_path):
         done.stderr
     )
     assert store.find("bucket/out") == ["bucket/out/a.mp4", "bucket/out/below/b.mkv", "bucket/out/results.parquet"]
-    assert run("enhance", clips, "-o", local, *OPTIONS).returncode == 0
     for name in ("a.mp4", "below/b.mkv"):
         assert store.cat_file(f"bucket/out/{name}") == (local / name).read_bytes()
     with store.open("bucket/out/results.parquet") as file:

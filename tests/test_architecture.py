@@ -28,6 +28,7 @@ LEVELS = {
     "validate": 7,
     "serve": 8,
     "trials": 8,
+    "doctor": 8,
     "cli": 9,
 }
 ROOMS = {
@@ -51,7 +52,7 @@ GATEWAYS = {
     "rich": {"cli"},
     "starlette": {"serve"},
     "PIL": {"serve", "trials"},
-    "grpc": {"serve"},
+    "grpc": {"cluster", "serve"},
     "prometheus_client": {"serve"},
     "psutil": {"serve"},
     "skimage": {"quality"},

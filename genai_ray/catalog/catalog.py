@@ -91,6 +91,14 @@ class ModelCatalog:
         """
         return sorted(self._specs)
 
+    def left_out(self) -> dict[str, ConfigError]:
+        """Return why YAML files were left out.
+
+        Returns:
+            The errors by the files' names without their suffix.
+        """
+        return dict(self._left_out)
+
     def resolve(self, name: str) -> str:
         """Turn an id or alias into the canonical id.
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from genai_ray import __version__
-from genai_ray.cli import cache, compare, enhance, models, serve, validate
+from genai_ray.cli import cache, compare, doctor, enhance, models, serve, validate
 from genai_ray.errors import ConfigError, FrameNotFoundError, GenAIRayError, InvalidInputError, ModelNotFoundError
 
 __all__ = ["app", "main"]
@@ -50,6 +50,7 @@ app.command("enhance", epilog=enhance.EXAMPLES, add_help_option=False)(enhance.e
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("serve")(serve.serve)
 app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
+app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 

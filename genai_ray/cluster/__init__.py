@@ -22,6 +22,7 @@ from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.cluster.runtime.connect import connect, disconnect, has_own_node_died, own_folders, say_if_node_dies
 from genai_ray.cluster.runtime.driver import NODE_DIED
+from genai_ray.cluster.runtime.probe import RunningCluster, find_cluster
 
 __all__ = [
     "NODE_DIED",
@@ -33,10 +34,12 @@ __all__ = [
     "Lease",
     "ModelCache",
     "PendingCall",
+    "RunningCluster",
     "SessionRequest",
     "cache_names",
     "connect",
     "disconnect",
+    "find_cluster",
     "has_own_node_died",
     "hold_memory",
     "key_of",

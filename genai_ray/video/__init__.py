@@ -20,7 +20,7 @@ from genai_ray.video.codecs import (
     predict_encoder_bytes,
 )
 from genai_ray.video.colour import scale_alpha
-from genai_ray.video.container import check_container
+from genai_ray.video.container import check_container, describe_libraries
 from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment
 from genai_ray.video.encode import Encoding, SegmentWriter, choose_pixel_format, describe_losses, validate_encoding
 from genai_ray.video.info import Colour, HdrMetadata, VideoInfo, describe_video
@@ -64,6 +64,7 @@ __all__ = [
     "decode_png16",
     "decode_segment",
     "describe_leftovers",
+    "describe_libraries",
     "describe_losses",
     "describe_video",
     "encode_png",

@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from genai_ray.errors import GenAIRayError, VideoError
 from genai_ray.files import find_facts, is_remote, open_to_read
 
-__all__ = ["av_errors", "check_container", "explain", "main_stream", "open_video"]
+__all__ = ["av_errors", "check_container", "describe_libraries", "explain", "main_stream", "open_video"]
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,nut,dv,rm,ivf,gif,apng,yuv4mpegpipe,"
@@ -24,6 +24,15 @@ CONTAINERS = (
 """Formats of files that hold their own packets; without playlists, which name other files and hosts."""
 
 _OWN_PACKETS = "MP4, MOV, Matroska, WebM, AVI, MPEG and others that hold their own packets"
+
+
+def describe_libraries() -> tuple[str, frozenset[str]]:
+    """Say which FFmpeg this is.
+
+    Returns:
+        Versions of PyAV and FFmpeg in words, and FFmpeg's names of all encoders and decoders that it has.
+    """
+    return f"{av.ffmpeg_version_info}, PyAV {av.__version__}", frozenset(av.codecs_available)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ from genai_ray.video.codecs import (
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
 from genai_ray.video.info import YCGCO, Colour, HdrMetadata, VideoInfo
+
+# Errors only: SVT-AV1 would print its settings and the thread's priority whenever it is opened.
+os.environ.setdefault("SVT_LOG", "1")
 
 __all__ = ["Encoding", "SegmentWriter", "add_encoder", "choose_pixel_format", "describe_losses", "validate_encoding"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from genai_ray.cluster.runtime.connect import _find_running
+from genai_ray.cluster.runtime.connect import find_running
 from genai_ray.cluster.runtime.token import _keep_token
 from tests.processes import descendants, kill, listeners, title, wait_until
 
@@ -132,6 +132,46 @@ def test_a_wrong_token_for_a_cluster_is_one_sentence_at_once(cluster, place, tok
     )
 
 
+_LOOK = """
+import sys
+from genai_ray.doctor.clusters import check_cluster
+*_, last = check_cluster(sys.argv[1] if len(sys.argv) > 1 else None)
+print(last.state, last.detail)
+"""
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        (None, "broken it requires a token, and this user has none"),
+        ("f" * 64, "broken it requires a token, and refuses this user's"),
+        (TOKEN, "ok it requires a token, and takes this user's"),
+    ],
+)
+def test_the_doctor_asks_a_cluster_for_its_token(cluster, place, token, words):
+    folder, address = cluster
+    for said in ({"RAY_ADDRESS": address}, {"RAY_TMPDIR": folder}):
+        done = run_python(_LOOK, HOME=home_with(place, token), **said)
+        assert (done.stdout, done.stderr) == (f"{words}\n", "")
+
+
+@pytest.fixture
+def open_cluster():
+    """A cluster that requires no token, on every interface; its address."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        head = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield head.address
+    head.shutdown()
+
+
+def test_the_doctor_calls_a_cluster_without_token_open(open_cluster, place):
+    done = run_python(_LOOK, HOME=home_with(place, TOKEN), RAY_ADDRESS=open_cluster)
+    assert done.stdout == f"warning open: it requires no token, so whoever reaches {open_cluster} may run code in it\n"
+
+
 _STAY = f"""
 import os, sys
 {_CONNECT}
@@ -148,16 +188,16 @@ def test_a_cluster_of_another_user_is_not_joined_unasked(place, monkeypatch, cap
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         file.write_text(address)
-        assert _find_running() == address
+        assert find_running() == address
         os.chown(file, 54321, 54321)
-        assert _find_running() is None
+        assert find_running() is None
         file.rename(file.with_name("of-root"))
         os.chown(file.with_name("of-root"), 0, 0)
         file.symlink_to("of-root")
-        assert _find_running() is None
+        assert find_running() is None
         file.unlink()
         os.mkfifo(file)  # whoever reads it waits for ever
-        assert _find_running() is None
+        assert find_running() is None
     assert f"the Ray cluster at {address} is another user's" in caplog.text
 
 

@@ -23,7 +23,18 @@ from genai_ray.cluster.runtime.token import check_token, forget_token, make_toke
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
 
-__all__ = ["check_process", "connect", "disconnect", "has_own_node_died", "own_folders", "say_if_node_dies"]
+__all__ = [
+    "check_process",
+    "connect",
+    "disconnect",
+    "find_running",
+    "has_own_node_died",
+    "is_answering",
+    "is_on_loopback_alone",
+    "is_port",
+    "own_folders",
+    "say_if_node_dies",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -73,17 +84,17 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         check_process()
         return False
     asked = address or os.environ.get("RAY_ADDRESS")
-    wanted = _find_running() if not asked or asked == _ANY else asked
+    wanted = find_running() if not asked or asked == _ANY else asked
     if wanted and wanted != "local":
-        if not _answers(wanted):
+        if not is_answering(wanted):
             raise ConfigError(
                 f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START
             )
         use_token()
-        if _is_port(wanted):
+        if is_port(wanted):
             check_token(wanted)
         try:
-            with _on_loopback() if _is_on_loopback_alone(wanted) else contextlib.nullcontext(), undisturbed():
+            with _on_loopback() if is_on_loopback_alone(wanted) else contextlib.nullcontext(), undisturbed():
                 ray.init(address=wanted, job_config=Job(), logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as exc:
             raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
@@ -268,10 +279,13 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _find_running() -> str | None:
+def find_running() -> str | None:
     """Return the address of a cluster on this machine whose GCS port answers: a stale address file makes Ray hang.
 
     A cluster gets this user's token and code, so one that another user started is joined only if the caller names it.
+
+    Returns:
+        ``host:port``; None if there is none.
     """
     path = get_ray_address_file(None)
     try:
@@ -280,32 +294,53 @@ def _find_running() -> str | None:
             address = file.read(_MAX_ADDRESS).strip() if stat.S_ISREG(found.st_mode) else ""
     except (OSError, UnicodeDecodeError):
         return None
-    if not (_is_port(address) and address.isprintable()):
+    if not (is_port(address) and address.isprintable()):
         return None
     if found.st_uid not in (0, os.geteuid()):
         _log.warning("the Ray cluster at %s is another user's (%s): pass its address to join it", address, path)
         return None
-    return address if _answers(address) else None
+    return address if is_answering(address) else None
 
 
-def _is_port(address: str) -> bool:
-    """Tell whether an address is ``host:port``; Ray checks other forms itself."""
+def is_port(address: str) -> bool:
+    """Tell whether an address is ``host:port``; Ray checks other forms itself.
+
+    Args:
+        address: What the caller named.
+
+    Returns:
+        Whether it is.
+    """
     host, _, port = address.rpartition(":")
     return port.isdigit() and "/" not in host
 
 
-def _is_on_loopback_alone(address: str) -> bool:
-    """Tell whether ``connect`` started a cluster in another process: it listens on the loopback alone."""
+def is_on_loopback_alone(address: str) -> bool:
+    """Tell whether a cluster listens on the loopback alone, as one does that ``connect`` started in another process.
+
+    Args:
+        address: ``host:port``, or another form.
+
+    Returns:
+        Whether it does.
+    """
     host, _, port = address.rpartition(":")
-    if not _is_port(address) or host.strip("[]") not in ("localhost", "127.0.0.1", "::1"):
+    if not is_port(address) or host.strip("[]") not in ("localhost", "127.0.0.1", "::1"):
         return False
     node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return not _answers(f"{node}:{port}")
+    return not is_answering(f"{node}:{port}")
 
 
-def _answers(address: str) -> bool:
-    """Tell whether ``host:port`` can be reached; Ray itself would try for minutes."""
-    if not _is_port(address):
+def is_answering(address: str) -> bool:
+    """Tell whether ``host:port`` can be reached; Ray itself would try for minutes.
+
+    Args:
+        address: ``host:port``; any other form counts as reachable.
+
+    Returns:
+        Whether it can.
+    """
+    if not is_port(address):
         return True
     host, _, port = address.rpartition(":")
     try:

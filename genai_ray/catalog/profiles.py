@@ -21,7 +21,7 @@ _Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 class _Profile(_Options):

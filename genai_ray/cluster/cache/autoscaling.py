@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.devices import CPU, wants_gpu
@@ -55,6 +54,8 @@ class Autoscaling:
 
     async def _ask(self, bundles: list[dict[str, float]]) -> None:
         if bundles != self._shown:
+            from ray.autoscaler.sdk import request_resources  # noqa: PLC0415 - a tenth of a second in every process
+
             await asyncio.to_thread(request_resources, bundles=bundles)
             self._shown = bundles
 

@@ -108,3 +108,17 @@ def test_every_link_of_a_page_leads_somewhere(page):
         assert not anchor or anchor in [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings], (
             anchor
         )
+
+
+def test_every_public_name_is_in_the_reference():
+    import genai_ray
+
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    listed = re.findall(r"^::: genai_ray\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(set(genai_ray.__all__) - {"__version__"})
+
+
+def test_every_page_is_in_the_navigation():
+    named = re.findall(r"^ +- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))

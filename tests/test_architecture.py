@@ -22,6 +22,7 @@ LEVELS = {
     "inspection": 4,
     "session": 5,
     "cluster": 6,
+    "tune": 6,
     "batch": 7,
     "datasets": 7,
     "enhance": 7,

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from genai_ray import __version__
-from genai_ray.cli import cache, compare, doctor, enhance, models, serve, validate
+from genai_ray.cli import cache, compare, doctor, enhance, models, serve, tune, validate
 from genai_ray.errors import ConfigError, FrameNotFoundError, GenAIRayError, InvalidInputError, ModelNotFoundError
 
 __all__ = ["app", "main"]
@@ -48,6 +48,7 @@ app = typer.Typer(
 )
 app.command("enhance", epilog=enhance.EXAMPLES, add_help_option=False)(enhance.enhance)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("serve")(serve.serve)
 app.command("validate", epilog=validate.EXAMPLES)(validate.validate)
 app.command("doctor")(doctor.doctor)

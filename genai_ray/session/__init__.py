@@ -6,16 +6,20 @@ and what a session takes), ``runs`` (makes the runtime calls on threads) with ``
 runtimes with FP32, ``process`` knows this process's cores and memory.
 """
 
-from genai_ray.session.process import anonymous_bytes, count_cores
+from genai_ray.session.precision import calibration_frames
+from genai_ray.session.process import anonymous_bytes, count_cores, processor_facts
 from genai_ray.session.session import InferenceSession
-from genai_ray.session.sizing import SessionLimits, Shapes, describe_seams, predict_bytes
+from genai_ray.session.sizing import SessionLimits, Shapes, can_tile, describe_seams, predict_bytes
 
 __all__ = [
     "InferenceSession",
     "SessionLimits",
     "Shapes",
     "anonymous_bytes",
+    "calibration_frames",
+    "can_tile",
     "count_cores",
     "describe_seams",
     "predict_bytes",
+    "processor_facts",
 ]

@@ -16,7 +16,7 @@ from genai_ray.session.process import release_freed_memory
 from genai_ray.session.sizing import fixed_tile, padded_size
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["measure_agreement"]
+__all__ = ["calibration_frames", "measure_agreement"]
 
 MIN_AGREEMENT_DB = 40.0
 """PSNR that a model in another precision must reach against FP32 on the calibration frames."""

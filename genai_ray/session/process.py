@@ -10,11 +10,13 @@ import ctypes
 import functools
 import gc
 import os
+import platform
 import sys
 from pathlib import Path
 
-__all__ = ["anonymous_bytes", "count_cores", "map_large_blocks", "release_freed_memory"]
+__all__ = ["anonymous_bytes", "count_cores", "map_large_blocks", "processor_facts", "release_freed_memory"]
 
+_CPUINFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
 
 _M_TRIM_THRESHOLD = -1
@@ -29,6 +31,18 @@ def count_cores() -> int:
         The number; that of the machine if the system sets no limits for a process.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_facts() -> tuple[str, ...]:
+    """Return what tells one kind of processor from another.
+
+    Returns:
+        System, architecture, and on Linux the names and abilities of the processor, sorted.
+    """
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    kinds = ("model name", "flags", "Features")
+    facts = sorted({line.split(":", 1)[1].strip() for line in lines if line.startswith(kinds)})
+    return (platform.system(), platform.machine(), *facts)
 
 
 def anonymous_bytes() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from genai_ray.files import temporary_folder, to_place
 from genai_ray.quality import psnr
 from genai_ray.session import InferenceSession, SessionLimits
 from genai_ray.trials.pictures import enlarge, shrink
+from genai_ray.tune import time_infer
 from genai_ray.types import ModelTask, full_range
 from genai_ray.video import VideoReader
 
@@ -143,9 +143,9 @@ def _try_model(
     ) as session:
         session.warmup()
         for frame in frames:
-            started = time.perf_counter()
-            results.append(session.infer(frame[np.newaxis], options.params)[0])
-            seconds.append(time.perf_counter() - started)
+            result, taken_s = time_infer(session, frame[np.newaxis], options.params)
+            results.append(result[0])
+            seconds.append(taken_s)
             degraded = _degrade(frame, spec)
             if degraded is None:
                 continue

@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.errors import VideoError
 from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
+from genai_ray.session import processor_facts
 from genai_ray.types import ModelBackend
 from genai_ray.video import VideoPlan
 
@@ -304,12 +304,7 @@ def node_kind(*, is_gpu: bool) -> str:
     Returns:
         A hexadecimal digest.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    facts = sorted(
-        {line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))}
-    )
-    kind = "\n".join([platform.system(), platform.machine(), "gpu" if is_gpu else "cpu", *facts])
+    kind = "\n".join(["gpu" if is_gpu else "cpu", *processor_facts()])
     return hashlib.sha256(kind.encode()).hexdigest()
 
 

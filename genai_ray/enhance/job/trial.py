@@ -20,6 +20,7 @@ from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.job.clip_plan import ClipPlan
 from genai_ray.files import temporary_folder
 from genai_ray.session import InferenceSession, SessionLimits, count_cores
+from genai_ray.tune import time_infer
 from genai_ray.types import ModelTask
 from genai_ray.video import SegmentWriter, decode_segment
 
@@ -213,9 +214,7 @@ def _pass(frames: npt.NDArray[Any], stages: Sequence[tuple[ModelSpec, InferenceS
         batch = passed.frames
         if len(batch) == 1 and spec.task is ModelTask.INTERPOLATION:
             batch = np.concatenate([batch, batch])
-        started = time.perf_counter()
-        result = session.infer(batch, params)
-        seconds = time.perf_counter() - started
+        result, seconds = time_infer(session, batch, params)
         adds_frames = adds_frames or spec.task is ModelTask.INTERPOLATION
         if adds_frames:
             passed.result_s += seconds

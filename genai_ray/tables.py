@@ -27,11 +27,12 @@ ROWS_AT_A_TIME = 4096
 _DO = "Remove it, or choose another output folder."
 
 
-def iter_rows(place: str) -> Iterator[dict[str, Any]]:
+def iter_rows(place: str, *, texts: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Read a table row by row; this needs little memory for a table of any length.
 
     Args:
         place: Path or URI of a file ending in .csv or .parquet.
+        texts: Columns of a CSV file that stay as they are written; others become numbers or times if they look so.
 
     Yields:
         Values by column; empty cells are None.
@@ -43,7 +44,9 @@ def iter_rows(place: str) -> Iterator[dict[str, Any]]:
     with open_to_read(place) as file:
         try:
             if place.lower().endswith(".csv"):
-                options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+                options = pyarrow.csv.ConvertOptions(
+                    strings_can_be_null=True, column_types=dict.fromkeys(texts, pa.string())
+                )
                 batches: Any = pyarrow.csv.open_csv(file, convert_options=options)
             else:
                 batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=ROWS_AT_A_TIME)

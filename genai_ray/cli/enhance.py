@@ -38,13 +38,14 @@ __all__ = ["EXAMPLES", "enhance"]
 
 Told = TypeVar("Told", "EnhanceReport", "JobForecast")
 
-EXAMPLES = """Make it larger, remove noise, brighten, add frames, blur the background, a folder:
+EXAMPLES = """Make it larger, remove noise, brighten, add frames, blur the background, try 5 seconds of it, a folder:
 
 genai-ray enhance in.mp4 -o out.mp4 -m websr-x2-l
 genai-ray enhance in.mp4 -o out.mp4 -m ffdnet --param sigma=15
 genai-ray enhance in.mp4 -o out.mp4 -m zero-dce
 genai-ray enhance in.mp4 -o out.mp4 -m rife --fps 60
 genai-ray enhance in.mp4 -o out.mp4 -m selfie-segmentation --background blur
+genai-ray enhance in.mp4 -o out.mp4 -m websr-x2-l --preview
 genai-ray enhance clips/ -o enhanced/ -m websr-x2-l"""
 """One command for each task, at the end of the help."""
 
@@ -102,6 +103,29 @@ def enhance(
     show_help: Annotated[
         bool,
         flag("--help", "-h", group=Group.COMMON, is_eager=True, callback=_print_help, help="Print this and end."),
+    ] = False,
+    start: Annotated[
+        str | None,
+        option(
+            group=Group.TIME_AND_SIZE,
+            help="Begin there: seconds, 1:30.5, or f250 for frame 250, counted from 0.",
+            metavar="TIME",
+        ),
+    ] = None,
+    end: Annotated[
+        str | None, option(group=Group.TIME_AND_SIZE, help="End before that, as for --start.", metavar="TIME")
+    ] = None,
+    duration: Annotated[
+        str | None,
+        option(group=Group.TIME_AND_SIZE, help="Instead of --end: a length; f250 is 250 frames.", metavar="TIME"),
+    ] = None,
+    preview: Annotated[
+        bool,
+        flag(
+            "--preview",
+            group=Group.TIME_AND_SIZE,
+            help="Only 5 s from the middle, into NAME.preview.mp4 for NAME.mp4.",
+        ),
     ] = False,
     factor: Annotated[
         int | None,
@@ -277,12 +301,9 @@ def enhance(
     """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
     from genai_ray.catalog import JobProfile
     from genai_ray.enhance import EnhanceOptions, enhance_videos, forecast_videos, parse_background, parse_rate
-    from genai_ray.files import find_missing
     from genai_ray.video import Encoding
 
-    missing = find_missing(inputs)
-    if len(missing) == len(inputs):  # of several, one that is missing fails, and the others are enhanced
-        raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")
+    _check_inputs(inputs)
     models = _choose_models(model, preset, task)
     base = JobProfile.load(profile) if profile else JobProfile(name="default")
     options = EnhanceOptions(
@@ -293,6 +314,10 @@ def enhance(
         device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),
         params=parse_numbers(param, "--param"),
         background=parse_background(background) if background is not None else None,
+        start=start,
+        end=end,
+        duration=duration,
+        preview=preview,
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,
         scene_threshold=scene_threshold,
@@ -339,6 +364,15 @@ def _print(told: Told, show: Callable[[Told], None], *, as_json: bool, is_quiet:
         print(json.dumps(told.to_dict()))
     elif not is_quiet:
         show(told)
+
+
+def _check_inputs(inputs: list[str]) -> None:
+    """Refuse inputs that are all missing; of several, one that is missing fails, and the others are enhanced."""
+    from genai_ray.files import find_missing
+
+    missing = find_missing(inputs)
+    if len(missing) == len(inputs):
+        raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")
 
 
 def _choose_models(model: list[str] | None, preset: Preset | None, task: Task | None) -> list[str]:

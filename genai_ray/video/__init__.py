@@ -6,9 +6,9 @@ plan; a worker decodes its range from the original file and checks the frames ag
 ``container`` opens files and maps PyAV's errors; ``info`` describes a stream and builds its decoder; ``plan`` makes the
 plan, with ``packets`` (which packet is which frame), ``units`` (units of H.264 and HEVC) and ``truncation`` (is the end
 of the file there). ``decode`` gives the frames of a segment, ``colour`` converts them to RGB and back. ``encode``
-writes a segment with one of ``codecs``; ``join`` writes the result, and ``tracks`` copies everything beside the
-pictures. ``pictures`` writes frames as files of their own. ``reader`` gives users the frames of a video by index or
-time.
+writes a segment with one of ``codecs``; ``join`` writes the result, ``tracks`` copies everything beside the pictures,
+and ``excerpt`` cuts the copies to a piece. ``pictures`` writes frames as files of their own. ``reader`` gives users the
+frames of a video by index or time.
 """
 
 from genai_ray.video.codecs import (
@@ -35,7 +35,7 @@ from genai_ray.video.pictures import (
     read_pictures,
     write_pictures,
 )
-from genai_ray.video.plan import Segment, VideoPlan, plan_video
+from genai_ray.video.plan import Segment, VideoPlan, cut_segments, plan_video
 from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
 from genai_ray.video.tracks import check_result
 
@@ -60,6 +60,7 @@ __all__ = [
     "check_result",
     "choose_pixel_format",
     "count_frames",
+    "cut_segments",
     "decode_frames",
     "decode_png16",
     "decode_segment",

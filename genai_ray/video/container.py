@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from av.video.stream import VideoStream
 from genai_ray.errors import GenAIRayError, VideoError
 from genai_ray.files import find_facts, is_remote, open_to_read
 
-__all__ = ["av_errors", "check_container", "describe_libraries", "explain", "main_stream", "open_video"]
+__all__ = [
+    "av_errors",
+    "check_container",
+    "describe_libraries",
+    "explain",
+    "main_stream",
+    "open_video",
+    "read_sound_starts",
+]
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,nut,dv,rm,ivf,gif,apng,yuv4mpegpipe,"
@@ -151,6 +160,23 @@ def main_stream(container: InputContainer) -> VideoStream:
 
 def _moving_pictures(container: InputContainer) -> list[VideoStream]:
     return [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+
+
+def read_sound_starts(container: InputContainer) -> list[Fraction]:
+    """Read when the sound of each track starts.
+
+    Args:
+        container: An open container.
+
+    Returns:
+        Seconds of the file's times; negative if a decoder drops what is before zero. Nothing for tracks that do not
+        say it.
+    """
+    return [
+        Fraction(stream.start_time * stream.time_base)
+        for stream in container.streams.audio
+        if stream.start_time is not None and stream.time_base is not None
+    ]
 
 
 def check_container(path: Path) -> None:

@@ -18,7 +18,8 @@ from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
 from genai_ray.files import sync_file
-from genai_ray.video.container import av_errors, open_video
+from genai_ray.video.container import av_errors, open_video, read_sound_starts
+from genai_ray.video.excerpt import Excerpt, cut_chapters
 from genai_ray.video.info import is_alpha_beside, main_stream
 from genai_ray.video.plan import VideoPlan
 from genai_ray.video.tracks import (
@@ -91,16 +92,17 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             moved, plan = _set_apart(plan, sink)
             video = _add_video(sink, template, kept, plan, source)
             copies, left_out = add_copies(sink, source, plan)
-            sink.set_chapters(_move_chapters(source, late))
+            excerpt = Excerpt(plan.span, source, sink, copies) if plan.span is not None else None
+            sink.set_chapters(_move_chapters(source, late) if plan.span is None else cut_chapters(source, plan.span))
             sink.start_encoding()  # now streams have the units of their container
-            streams = heapq.merge(
-                _video_packets(kept, plan, video), _copied_packets(source, copies, late), key=lambda entry: entry[0]
-            )
+            copied = _copied_packets(source, copies, late) if excerpt is None else excerpt.packets()
+            streams = heapq.merge(_video_packets(kept, plan, video), copied, key=lambda entry: entry[0])
             order = Order(sink, copies)
             for _, packet in streams:
                 order.keep(packet)
                 sink.mux_one(packet)
-            notes = (*_describe(plan, sink, video, late), *moved, *left_out, *order.notes())
+            cut = excerpt.notes() if excerpt is not None else ()
+            notes = (*_describe(plan, sink, video, late), *moved, *left_out, *cut, *order.notes())
             sink.close()
             notes = (*notes, *describe_lost_metadata(source, {main_stream(source).index, *copies}, partial))
             sync_file(partial)
@@ -121,18 +123,16 @@ def _options(plan: VideoPlan, source: InputContainer, suffix: str) -> dict[str, 
 
 
 def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContainer) -> tuple[Fraction, VideoPlan]:
-    """Let a result in MP4 or MOV begin at zero if the source has times of a clock; all tracks move together.
+    """Let a piece begin at zero, or a result in MP4 or MOV if the source has a clock's times; all tracks move together.
 
     Returns:
         Seconds by which all times move, a multiple of the video's unit; and the moved plan.
     """
     base = plan.info.time_base
     discontinuous = cast(Any, Flags.ts_discont).value
-    starts = [
-        stream.start_time * stream.time_base
-        for stream in source.streams.audio
-        if stream.start_time is not None and stream.time_base is not None
-    ]
+    if plan.span is not None:
+        return plan.span[0], plan
+    starts = read_sound_starts(source)
     first = min(plan.pts[0] * base, *starts) if starts else plan.pts[0] * base
     is_clock = bool(source.format.flags & discontinuous) or first > MAX_PAUSE_S
     units = first // base if is_clock and sink.format.name in ("mp4", "mov") else 0
@@ -177,7 +177,7 @@ def _describe(plan: VideoPlan, sink: OutputContainer, video: Any, late: Fraction
     step = plan.info.time_base * 1000
     if is_matroska and any(pts * step.numerator % step.denominator for pts in plan.pts):
         yield f"times are rounded to whole milliseconds, the unit of {name}"
-    if late:
+    if late and plan.span is None:
         yield f"times begin at zero; in the source they begin at {float(late):.3f} s"
 
 

@@ -17,12 +17,12 @@ from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
-from genai_ray.video.container import open_video
+from genai_ray.video.container import open_video, read_sound_starts
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
 from genai_ray.video.packets import Decoded, Kind, PacketReader, decode_times
 from genai_ray.video.truncation import is_whole
 
-__all__ = ["Segment", "VideoPlan", "plan_video"]
+__all__ = ["Segment", "VideoPlan", "cut_segments", "plan_video"]
 
 END_TOLERANCE_S = 1.0
 """If a container's duration exceeds its last packet by more than this, its end is missing."""
@@ -72,9 +72,41 @@ class VideoPlan:
     truncated: str | None
     """Why the file seems to end too early; None if it is whole."""
     segments: tuple[Segment, ...]
-    """Ranges that together are the video."""
+    """Ranges that together are the video, or a piece of it."""
+    begins_s: Fraction
+    """When the first picture or sound is shown, in seconds of the file's times: zero for a player."""
     any_format: bool = False
     """Whether the file may name other files, as playlists do."""
+    span: tuple[Fraction, Fraction] | None = None
+    """Begin and end, half-open, of the piece that ``segments`` cover, in seconds of the file's times; the begin is the
+    time of its first frame. None for the whole video."""
+
+    @property
+    def first(self) -> int:
+        """First frame of the segments."""
+        return self.segments[0].start
+
+    @property
+    def stop(self) -> int:
+        """One past the last frame of the segments."""
+        return self.segments[-1].stop
+
+    def from_zero(self) -> VideoPlan:
+        """Return the plan of a result with the same frames.
+
+        Returns:
+            This plan; for a piece one whose frames and times are those of the piece, counted from zero.
+        """
+        if self.span is None:
+            return self
+        first = self.first
+        pts = tuple(time - self.pts[first] for time in self.pts[first : self.stop])
+        return replace(
+            self,
+            pts=pts,
+            duration=int((self.span[1] - self.span[0]) / self.info.time_base) - pts[-1],
+            segments=tuple(Segment(part.index, part.start - first, part.stop - first) for part in self.segments),
+        )
 
     def check_count(self, found: int, planned: int) -> None:
         """Check that a segment's file holds its frames.
@@ -160,6 +192,8 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         promised = _count_promised(container, stream, whole, shown.times[-1])
         is_cut = packets.is_cut or (container.format.name == "mpegts" and _ends_within_packet(path))
         ends_s = _end_from_header(path, container, packets)
+        sounds = [max(start, Fraction(0)) for start in read_sound_starts(container)]
+        begins_s = min([shown.times[0] * info.time_base, *sounds])
     pts = shown.times
     keys = shown.keys
     duration = max(shown.duration, 1)
@@ -182,7 +216,8 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         skipped=sum(time < shown.times[0] for time, _, _ in packets.times),
         num_frames_from_header=promised - (whole - len(pts)) if promised is not None else None,
         truncated=_find_cut(whole, promised, is_cut, packets.last_s, ends_s),
-        segments=_cut(len(pts), keys, segment_frames),
+        segments=cut_segments(len(pts), keys, segment_frames),
+        begins_s=begins_s,
         any_format=any_format,
     )
 
@@ -355,8 +390,17 @@ def _ends_within_packet(path: str) -> bool:
     return facts is not None and facts.size > 0 and all(facts.size % size for size in _TRANSPORT_PACKET_BYTES)
 
 
-def _cut(count: int, keys: tuple[int, ...], most: int) -> tuple[Segment, ...]:
-    """Cut evenly, at key frames if they are near, and less often if more frames would be dropped than kept."""
+def cut_segments(count: int, keys: tuple[int, ...], most: int) -> tuple[Segment, ...]:
+    """Cut evenly, at key frames if they are near, and less often if more frames would be dropped than kept.
+
+    Args:
+        count: Frames to cut.
+        keys: Positions of key frames, ascending; the first may be negative: decoding of frame 0 starts there.
+        most: Most frames in a segment, if key frames allow it.
+
+    Returns:
+        The segments, which begin at 0 and end at ``count``.
+    """
     number = -(-count // most)
     while True:
         cuts = [0]

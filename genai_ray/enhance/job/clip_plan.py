@@ -19,6 +19,7 @@ from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
 from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
+from genai_ray.enhance.plan.piece import take_piece
 from genai_ray.enhance.plan.timeline import Timeline, plan_result
 from genai_ray.enhance.segment.segment import find_requests, predict_segment_bytes
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
@@ -94,7 +95,7 @@ class ClipPlan:
     damaged: int = 0
     """Finished segments that are not what was written, and are computed again."""
     notes: tuple[str, ...] = ()
-    """What the report should say about the chain at frames of this size."""
+    """What the report should say about the piece, and about the chain at frames of this size."""
     home: SharedFolders = field(default_factory=SharedFolders)
     """The folders of result and segments."""
 
@@ -143,6 +144,7 @@ def examine_clip(
             f"{target.source} is truncated: {plan.truncated}",
             do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
         )
+    plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
     timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
     scale = math.prod(spec.scale for spec in specs)
     size_out = (plan.info.width * scale, plan.info.height * scale)
@@ -162,7 +164,7 @@ def examine_clip(
         frames=len(timeline.result.pts),
         segments=len(plan.segments),
         segment_bytes=predict_segment_bytes(size_out, timeline.result.info.bit_depth),
-        notes=tuple(dict.fromkeys(note for note in seams if note is not None)),
+        notes=(*told, *dict.fromkeys(note for note in seams if note is not None)),
     )
 
 

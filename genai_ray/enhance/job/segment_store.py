@@ -272,6 +272,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "device": [options.device, *sorted(options.device_kinds)],
             "params": dict(sorted(options.params.items())),
             "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),
+            "piece": repr(options.piece),
             "factor": options.factor,
             "fps": str(options.fps),
             "scene_threshold": options.scene_threshold,

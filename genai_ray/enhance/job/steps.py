@@ -316,9 +316,12 @@ def _share_outside(results: Iterable[SegmentResult]) -> float | None:
 
 
 def _frames_expected(timeline: Timeline) -> int:
-    """Return how many frames the result of the whole file would have, even if the file ends too early."""
-    promised = max(len(timeline.plan.pts), timeline.plan.num_frames_from_header or 0)
-    return promised * len(timeline.result.pts) // len(timeline.plan.pts)
+    """Return how many frames the result would have if the file did not end too early."""
+    plan = timeline.plan
+    count = len(plan.pts)
+    missing = max((plan.num_frames_from_header or 0) - count, 0) if plan.stop == count else 0
+    planned = plan.stop - plan.first
+    return (planned + missing) * len(timeline.result.pts) // planned
 
 
 def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:
@@ -328,11 +331,12 @@ def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:
     expected = _frames_expected(timeline)
     if frames < expected:
         yield f"truncated input: {frames} of {expected} frames"
-    if source.skipped:
+    if source.skipped and source.first == 0:
         yield f"{source.skipped} frames at the start do not decode: what they refer to is not in the file"
     if plan.damaged:
         yield f"{plan.damaged} finished segments of an earlier job were damaged, and were computed again"
-    moved = len(source.decoded_pts) - len(set(source.decoded_pts))
+    decoded = source.decoded_pts[source.first : source.stop]
+    moved = len(decoded) - len(set(decoded))
     if moved:
         step_s = float(source.info.time_base)
         yield f"{moved} frames share a time with the one before them: each is shown {step_s:g} s after it"

@@ -51,6 +51,10 @@ _OPTION_COLUMNS = (
     "overwrite",
     "segment_frames",
     "tile_size_px",
+    "start",
+    "end",
+    "duration",
+    "preview",
     "factor",
     "fps",
     "scene_threshold",
@@ -58,6 +62,9 @@ _OPTION_COLUMNS = (
 )
 _WORDS: Mapping[str, Callable[[str], Any]] = {"fps": parse_rate, "background": parse_background}
 """Columns that are read as on the command line."""
+
+_PLACES = ("start", "end", "duration")
+"""Columns that are texts in CSV: 01:30 would be a time of the day."""
 
 _PARAM_PREFIX = "param."
 
@@ -248,6 +255,8 @@ def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
 
 def _target(index: int, source: str, output: str, options: EnhanceOptions, **others: Any) -> ClipTarget:
     """Name the work folder of a video; ``others`` are fields of ``ClipTarget``."""
+    if others.get("changes", {}).get("preview", options.preview):
+        output = _name_preview(output)
     place = _place_of(output)
     work_dir = _beside(place)
     if options.work_dir is not None:  # results of several folders may have the same name
@@ -299,6 +308,15 @@ def _name(source: str, folder: str, index: int, options: EnhanceOptions) -> str:
     return options.name.format(folder=folder, stem=stem, suffix=suffix, index=index)
 
 
+def _name_preview(output: str) -> str:
+    """Name a preview after its result: ``NAME.preview.mp4`` for ``NAME.mp4``; of a folder of frames the folder."""
+    stem, suffix = os.path.splitext(output)
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        return f"{stem}.preview{suffix}"
+    folder, _, pattern = output.rpartition("/")
+    return f"{folder}.preview/{pattern}"
+
+
 def _check_template(template: str) -> None:
     try:
         used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -311,7 +329,7 @@ def _check_template(template: str) -> None:
 
 def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Iterator[ClipTarget]:
     base = manifest.rpartition("/")[0]
-    for index, row in enumerate(iter_rows(manifest)):
+    for index, row in enumerate(iter_rows(manifest, texts=_PLACES)):
         changes = {name: value for name, value in row.items() if name not in ("uri", "output") and value is not None}
         if index == 0:
             _check_columns(manifest, row)
@@ -360,6 +378,7 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
         sources.add(hash(target.source))
         outputs.add(hash(target.output))
         own = target.options(options)
+        _ = own.piece  # raises
         has_alpha = own.background is not None and own.background.kind == "alpha"
         known = (repr(own.encoding), target.suffix, has_alpha)
         if known not in encodings:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from genai_ray.backends import check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
 from genai_ray.enhance.plan.background import Background
+from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.inspection import find_model
@@ -40,6 +41,15 @@ class EnhanceOptions:
     """Video encoder and its settings."""
     tile_size_px: int | None = None
     """Longest side of a tile, halo included; 0 for never; None for automatic."""
+    start: str | float | Fraction | None = None
+    """Where a piece of each video begins: seconds, ``"1:30.5"``, or ``"f250"`` for frame 250, counted from 0; its first
+    frame is the first that is shown then or later. Zero is the beginning of the file. None for the first frame."""
+    end: str | float | Fraction | None = None
+    """Where it ends: the last frame is the last that begins before. None for the end of the video."""
+    duration: str | float | Fraction | None = None
+    """How long it is, instead of ``end``; ``"f250"`` for 250 frames."""
+    preview: bool = False
+    """Whether only 5 s from the middle of each video are enhanced, into ``NAME.preview.mp4`` for ``NAME.mp4``."""
     factor: int | None = None
     """Frames of the result for one of the source, if a model of the chain adds frames; None for 2."""
     fps: Fraction | None = None
@@ -75,6 +85,15 @@ class EnhanceOptions:
     input, ``{index}`` in the job."""
     fail_fast: bool = False
     """Whether the first video that fails ends the job; otherwise the report lists it at the end."""
+
+    @property
+    def piece(self) -> Piece | None:
+        """The piece of each video that is asked for; None for all of it.
+
+        Raises:
+            ConfigError: If ``start``, ``end`` or ``duration`` is wrong, or they contradict each other.
+        """
+        return parse_piece(self.start, self.end, self.duration, is_preview=self.preview)
 
 
 def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...]:
@@ -142,6 +161,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
         ConfigError: If no model has a param of that name, no model uses an option, or one is out of its range.
         InvalidInputError: If a param is out of its range.
     """
+    _ = options.piece
     if not 0 <= options.scene_threshold <= 1:
         raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
     check_rate(specs, options.factor, options.fps)

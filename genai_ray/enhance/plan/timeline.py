@@ -100,9 +100,11 @@ class Timeline:
     """The plan of a source and the plan of its result."""
 
     plan: VideoPlan
-    """The source."""
+    """The source; its segments cover the piece of it that is asked for."""
     result: VideoPlan
     """The result, cut into as many segments as the source; ``plan`` itself if no time changes."""
+    adds_frames: bool = False
+    """Whether frames are shown between those of the source."""
 
     def moments(self, index: int) -> list[Moment]:
         """Return the frames of the result that belong to a segment of the source: those shown from its first frame on.
@@ -114,14 +116,15 @@ class Timeline:
             The frames in order of time.
         """
         segment = self.result.segments[index]
-        source = self.plan.pts
+        first = self.plan.first
+        source = self.plan.from_zero().pts
         unit = self.result.info.time_base / self.plan.info.time_base
         moments = []
         for pts in self.result.pts[segment.start : segment.stop]:
             time = pts * unit
             left = bisect.bisect_right(source, time) - 1
             step = source[left + 1] - source[left] if left + 1 < len(source) else 0
-            moments.append(Moment(pts, left, (time - source[left]) / step if step else Fraction(0)))
+            moments.append(Moment(pts, first + left, (time - source[left]) / step if step else Fraction(0)))
         return moments
 
     def range_to_decode(self, index: int) -> Segment:
@@ -134,9 +137,7 @@ class Timeline:
             The segment; one frame longer if frames are added, because the last pair needs it.
         """
         segment = self.plan.segments[index]
-        if self.result.pts is self.plan.pts:
-            return segment
-        return replace(segment, stop=min(segment.stop + 1, len(self.plan.pts)))
+        return replace(segment, stop=min(segment.stop + 1, self.plan.stop)) if self.adds_frames else segment
 
     def count_frames(self, index: int) -> int:
         """Return how many frames a segment of the result is planned to have.
@@ -326,17 +327,18 @@ def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> 
     Raises:
         ConfigError: If ``fps`` is less than the source has, or times need a time base of more than 32 bits.
     """
+    source = plan.from_zero()
     if fps is None and factor == 1:
-        return Timeline(plan, plan)
+        return Timeline(plan, source)
     base = plan.info.time_base
-    bounds = (*plan.pts, plan.pts[-1] + plan.duration)
+    bounds = (*source.pts, source.pts[-1] + source.duration)
     if fps is None:
         unit = base / factor
         rate = plan.info.average_rate * factor
         times = [a * factor + step * (b - a) for a, b in pairwise(bounds) for step in range(factor)]
         end = bounds[-1] * factor
     else:
-        own = len(plan.pts) / ((bounds[-1] - bounds[0]) * base)
+        own = _rate_of(source)
         if own > fps * (1 + RATE_TOLERANCE):
             raise ConfigError(
                 f"{float(fps):g} frames per second from {plan.path} of {float(own):.3f}", "as many as it has, or more"
@@ -354,15 +356,22 @@ def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> 
             "Ask for another factor or rate.",
         )
     pts = tuple(time // common for time in times)
-    starts = [bisect.bisect_left(pts, plan.pts[segment.start] * base / unit) for segment in plan.segments]
+    starts = [bisect.bisect_left(pts, source.pts[segment.start] * base / unit) for segment in source.segments]
     result = replace(
-        plan,
+        source,
         info=replace(plan.info, time_base=unit, average_rate=rate),
         pts=pts,
         duration=end // common - pts[-1],
         segments=tuple(Segment(index, *pair) for index, pair in enumerate(pairwise((*starts, len(pts))))),
     )
-    return Timeline(plan, result)
+    return Timeline(plan, result, adds_frames=True)
+
+
+def _rate_of(source: VideoPlan) -> Fraction:
+    """Return frames per second; a piece may end while its last frame is shown, so that frame does not count there."""
+    is_cut = source.span is not None and len(source.pts) > 1
+    end = source.pts[-1] + (0 if is_cut else source.duration)
+    return (len(source.pts) - is_cut) / ((end - source.pts[0]) * source.info.time_base)
 
 
 def thumbnail(frame: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

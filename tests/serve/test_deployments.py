@@ -1,10 +1,9 @@
-"""What is deployed on a cluster: ``serve run deployments/serve.yaml``, with the environment that its comments say."""
+"""What is deployed on a cluster: ``serve run deployments/serve.yaml``, with the environment of ``ray-env.sh``."""
 
 import contextlib
 import http.client
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import yaml
 
 from genai_ray import InferenceSession
 from genai_ray.serve.deployment.ports import find_free_ports, find_port_block
-from tests.processes import DEADLINE_S, descendants, is_alive, kill, wait_until
+from tests.processes import DEADLINE_S, descendants, is_alive, kill, listeners, wait_until
 from tests.serve.test_http import feed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,17 +63,18 @@ def test_the_serve_config_is_deployed_as_it_is_but_for_addresses(tmp_path):
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     config["grpc_options"]["port"] = grpc_port
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
-    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
-    said = {name: quoted or plain for name, quoted, plain in re.findall(r'(RAY_\w+)=(?:"([^"]*)"|(\S+))', comments)}
-    assert said["RAY_SERVE_HAPROXY_RETRY_ON"] == "conn-failure empty-response junk-response"
     folder = Path(tempfile.mkdtemp(prefix="genai-ray-", dir="/tmp"))  # paths of sockets are short
     environment = (
         os.environ
         | _apart(folder)
-        | said
-        | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder), "HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
     )
-    command = [Path(sys.executable).with_name("serve"), "run", str(tmp_path / "serve.yaml")]
+    bin_folder = Path(sys.executable).parent
+    environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    script = f'. {ROOT}/deployments/ray-env.sh && exec "$@"'
+    command = ["sh", "-c", script, "sh", bin_folder / "serve", "run", str(tmp_path / "serve.yaml")]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=tmp_path
@@ -101,6 +101,10 @@ def test_the_serve_config_is_deployed_as_it_is_but_for_addresses(tmp_path):
         assert "/v1/enhance" in json.loads(connection.getresponse().read())["paths"]
         connection.close()
         mine |= descendants(process.pid)
+        closed = {int(environment[f"RAY_SERVE_HAPROXY_{name}_PORT"]) for name in ("METRICS", "STATS")}
+        heard = {at for _, at, _ in listeners(mine)}
+        assert port in heard
+        assert not closed & heard
         process.send_signal(signal.SIGINT)
         process.wait(DEADLINE_S)
         wait_until(lambda: not _is_ready(port))

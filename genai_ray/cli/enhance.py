@@ -20,6 +20,7 @@ from genai_ray.cli.choices import (
     Precision,
     Preset,
     Task,
+    check_inputs,
     flag,
     option,
     parse_numbers,
@@ -303,7 +304,7 @@ def enhance(
     from genai_ray.enhance import EnhanceOptions, enhance_videos, forecast_videos, parse_background, parse_rate
     from genai_ray.video import Encoding
 
-    _check_inputs(inputs)
+    check_inputs(inputs, is_any_enough=True)
     models = _choose_models(model, preset, task)
     base = JobProfile.load(profile) if profile else JobProfile(name="default")
     options = EnhanceOptions(
@@ -364,15 +365,6 @@ def _print(told: Told, show: Callable[[Told], None], *, as_json: bool, is_quiet:
         print(json.dumps(told.to_dict()))
     elif not is_quiet:
         show(told)
-
-
-def _check_inputs(inputs: list[str]) -> None:
-    """Refuse inputs that are all missing; of several, one that is missing fails, and the others are enhanced."""
-    from genai_ray.files import find_missing
-
-    missing = find_missing(inputs)
-    if len(missing) == len(inputs):
-        raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")
 
 
 def _choose_models(model: list[str] | None, preset: Preset | None, task: Task | None) -> list[str]:

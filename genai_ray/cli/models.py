@@ -13,14 +13,17 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 
 from genai_ray.cli.choices import flag
+from genai_ray.cli.help import Command, CommandGroup
 from genai_ray.cli.tables import wide_console
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Models: list, show, inspect, pull.")
+Model = Annotated[str, typer.Argument(help="Id or alias of a model.", show_default=False)]
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Models: list, show, inspect, pull.")
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_models(as_json: Annotated[bool, flag("--json", help="One line of JSON.")] = False) -> None:
     """List every model of the catalog; `genai-ray models show ID` says what one is."""
     from genai_ray.catalog import ModelCatalog
@@ -40,8 +43,8 @@ def list_models(as_json: Annotated[bool, flag("--json", help="One line of JSON."
     wide_console().print(table)
 
 
-@app.command("show")
-def show_model(model: str, as_json: Annotated[bool, flag("--json", help="One line of JSON.")] = False) -> None:
+@app.command("show", cls=Command)
+def show_model(model: Model, as_json: Annotated[bool, flag("--json", help="One line of JSON.")] = False) -> None:
     """Show the catalog entry of a model."""
     from genai_ray.catalog import ModelCatalog, dump_spec
 
@@ -49,8 +52,8 @@ def show_model(model: str, as_json: Annotated[bool, flag("--json", help="One lin
     print(json.dumps(spec.model_dump(mode="json")) if as_json else dump_spec(spec), end="\n" if as_json else "")
 
 
-@app.command("pull")
-def pull(model: str) -> None:
+@app.command("pull", cls=Command)
+def pull(model: Model) -> None:
     """Download a model that is not packaged into the user's model folder, and print its path."""
     from genai_ray.catalog import ModelCatalog, models_folder, pull_model
 
@@ -70,8 +73,8 @@ def pull(model: str) -> None:
     print(path)
 
 
-@app.command("inspect")
-def inspect(file: Path) -> None:
+@app.command("inspect", cls=Command)
+def inspect(file: Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]) -> None:
     """Find out what an .onnx file takes and gives, and print a spec to save as NAME.yaml beside it."""
     from genai_ray.catalog import dump_spec
     from genai_ray.inspection import inspect_model

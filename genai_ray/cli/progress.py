@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,18 +18,58 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column
 from rich.text import Text
 
+from genai_ray.cli.faults import INTERRUPTED, describe_stop
+
 if TYPE_CHECKING:
     from genai_ray.enhance import Progress as JobProgress
 
-__all__ = ["INTERRUPTED", "Bar", "Lines", "Silence", "stopping"]
+__all__ = ["Bar", "Lines", "Silence", "Step", "stopping", "tell_frames"]
 
 LINE_EVERY_S = 10.0
 
 BAR_ROOM = 8
 """Cells of a line that the bar gets at least, with the spinner and the gaps."""
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a command is that is not a job of Ray; it has what is shown of a job's ``Progress``."""
+
+    frames_done: int
+    """Frames so far."""
+    frames_total: int
+    """All of them."""
+    stage: str
+    """What it is doing."""
+    fps: float
+    """Frames per second."""
+    seconds_left: float | None
+    """To the last frame; None while it is not known."""
+    clips_done: int = 0
+    """Not counted."""
+    clips_total: int = 1
+    """Not counted."""
+    clips_failed: int = 0
+    """Not counted."""
+
+
+def tell_frames(shown: Silence, stage: str) -> Callable[[int, int], None]:
+    """Show the progress of a function that counts frames.
+
+    Args:
+        shown: What shows the progress.
+        stage: What is done to the frames.
+
+    Returns:
+        A function of the frames that are done and of all frames.
+    """
+    began_s = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        fps = done / max(time.monotonic() - began_s, 1e-3)
+        shown(Step(done, total, stage, fps, (total - done) / fps if done else None))
+
+    return show
 
 
 class Silence:
@@ -40,7 +81,7 @@ class Silence:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def __call__(self, progress: JobProgress) -> None:
+    def __call__(self, progress: JobProgress | Step) -> None:
         """Take how far the job is."""
 
     def end(self) -> None:
@@ -53,7 +94,7 @@ class Lines(Silence):
     def __init__(self) -> None:
         self._printed_s = time.monotonic()
 
-    def __call__(self, progress: JobProgress) -> None:
+    def __call__(self, progress: JobProgress | Step) -> None:
         """Print how far the job is, if the last line is old enough."""
         if time.monotonic() - self._printed_s < LINE_EVERY_S:
             return
@@ -85,7 +126,7 @@ class Bar(Silence):
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def __call__(self, progress: JobProgress) -> None:
+    def __call__(self, progress: JobProgress | Step) -> None:
         """Draw how far the job is."""
         videos, *facts = _parts_of(progress) if progress.clips_total > 1 else ("", *_parts_of(progress))
         description = f"{videos}, {progress.stage}".lstrip(", ")
@@ -119,7 +160,7 @@ class _Facts(ProgressColumn):
         return Text(task.fields["facts"], no_wrap=True)
 
 
-def _parts_of(progress: JobProgress) -> list[str]:
+def _parts_of(progress: JobProgress | Step) -> list[str]:
     """Say what is known, in order: videos if there are several, frames, speed, time left."""
     parts = []
     if progress.clips_total > 1:
@@ -154,6 +195,8 @@ def stopping(shown: Silence) -> Iterator[None]:
 
     def abandon(number: int, frame: FrameType | None) -> NoReturn:
         os.write(sys.stderr.fileno(), b"abandoned\n")
+        if sys.__stdout__ is not None:  # sys.stdout stands for standard error here
+            os.write(sys.__stdout__.fileno(), describe_stop(INTERRUPTED).encode())
         os._exit(INTERRUPTED)  # Ray's processes end by themselves when this one is gone
 
     before = signal.getsignal(signal.SIGINT)

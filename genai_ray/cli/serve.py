@@ -23,37 +23,45 @@ def _interrupt(*_: object) -> None:
 
 def serve(
     profile: Annotated[
-        str, typer.Option(help="A packaged profile (default, cluster), or the path of a YAML file.")
+        str, typer.Option(help="A packaged profile (default, cluster), or the path of a YAML file.", metavar="NAME")
     ] = "default",
-    host: Annotated[str | None, option(help="Address to listen on.", default="127.0.0.1")] = None,
-    port: Annotated[int | None, option(help="Port for HTTP.", default="8000", min=1, max=65535)] = None,
+    host: Annotated[str | None, option(help="Address to listen on.", metavar="HOST", default="127.0.0.1")] = None,
+    port: Annotated[int | None, option(help="Port for HTTP.", metavar="PORT", default="8000", min=1, max=65535)] = None,
     grpc_port: Annotated[
-        int | None, option(help="Port for gRPC, 0 for none.", default="8001", min=0, max=65535)
+        int | None, option(help="Port for gRPC, 0 for none.", metavar="PORT", default="8001", min=0, max=65535)
     ] = None,
-    model: Annotated[list[str] | None, option(help="Offer only these models of the catalog.", default="all")] = None,
+    model: Annotated[
+        list[str] | None, option(help="Offer only these models of the catalog.", metavar="ID", default="all")
+    ] = None,
     model_repository: Annotated[
         str | None,
         option(help="Folder or URI with more models: NAME.onnx or NAME/1/model.onnx.", metavar="DIR_OR_URI"),
     ] = None,
     replicas: Annotated[
-        int | None, option(help="Processes that take requests (Ray Serve replicas).", default="2", min=1)
+        int | None, option(help="Processes that take requests (Ray Serve replicas).", metavar="N", default="2", min=1)
     ] = None,
     max_memory: Annotated[
         str | None, option(help="Budget of a new model cache: 2GB, 512MiB.", default="automatic", metavar="SIZE")
     ] = None,
-    cache: Annotated[str | None, option(help="Name of the model cache.", default="default")] = None,
-    timeout: Annotated[float | None, option(help="Most seconds for one request.", default="60")] = None,
-    token_file: Annotated[Path | None, option(help="File with the bearer token that requests must have.")] = None,
+    cache: Annotated[str | None, option(help="Name of the model cache.", metavar="NAME", default="default")] = None,
+    timeout: Annotated[
+        float | None, option(help="Most seconds for one request.", metavar="SECONDS", default="60")
+    ] = None,
+    token_file: Annotated[
+        Path | None, option(help="File with the bearer token that requests must have.", metavar="FILE")
+    ] = None,
     cors_origin: Annotated[
-        list[str] | None, option(help="Origin whose pages may call the endpoint; * for all.")
+        list[str] | None, option(help="Origin whose pages may call the endpoint; * for all.", metavar="ORIGIN")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        option(help="Further host that requests may name; .lan allows every host below it."),
+        option(help="Further host that requests may name; .lan allows every host below it.", metavar="HOST"),
     ] = None,
-    access_log: Annotated[Path | None, option(help="File that gets one line of JSON for each HTTP request.")] = None,
+    access_log: Annotated[
+        Path | None, option(help="File that gets one line of JSON for each HTTP request.", metavar="FILE")
+    ] = None,
     address: Annotated[
-        str | None, option(help="Ray cluster to join.", default="RAY_ADDRESS, or one of its own")
+        str | None, option(help="Ray cluster to join.", metavar="HOST:PORT", default="RAY_ADDRESS, or one of its own")
     ] = None,
     as_json: Annotated[bool, flag("--json", help="Print one line of JSON when the endpoint takes requests.")] = False,
 ) -> None:

@@ -7,11 +7,10 @@ import html
 from datetime import timedelta
 from pathlib import Path
 
-from genai_ray.files import file_errors
 from genai_ray.trials.pictures import JPEG_QUALITY, encode_jpeg, enlarge, to_8_bits
 from genai_ray.trials.run import ModelTrial, Trials
 
-__all__ = ["write_page"]
+__all__ = ["build_page"]
 
 _SOURCE = "source, bicubic"
 
@@ -45,15 +44,14 @@ for (const part of document.querySelectorAll("section")) {
 """
 
 
-def write_page(trials: Trials, path: Path) -> None:
-    """Write the frames of all models, and the table, as one HTML file.
+def build_page(trials: Trials) -> str:
+    """Make one HTML file of the frames of all models, and the table.
 
     Args:
         trials: What ``try_models`` returned.
-        path: An .html file; replaced if it exists.
 
-    Raises:
-        VideoError: If it cannot be written.
+    Returns:
+        HTML that needs no other file.
     """
     most = max(model.scale for model in trials.models)
     names = [_SOURCE, *(model.model_id for model in trials.models)]
@@ -72,9 +70,7 @@ def write_page(trials: Trials, path: Path) -> None:
             '<div class="pair"><img alt="left"><img alt="right"></div>'
             '<input type="range" min="0" max="100" value="50" step="0.1" aria-label="border"></section>\n'
         )
-    text += f"<script>const pictures = [{','.join(rows)}];</script>\n{_SCRIPT}"
-    with file_errors(str(path), "writing the page"):
-        path.write_text(text, encoding="utf-8")
+    return f"{text}<script>const pictures = [{','.join(rows)}];</script>\n{_SCRIPT}"
 
 
 def _choice(names: list[str], chosen: int) -> str:

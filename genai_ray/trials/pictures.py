@@ -47,11 +47,10 @@ def enlarge(frame: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
         return frame
     height, width, channels = frame.shape
     size = (width * factor, height * factor)
-    planes = [
-        np.asarray(Image.fromarray(frame[..., at].astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-        for at in range(channels)
-    ]
-    larger: npt.NDArray[Any] = np.rint(np.clip(np.stack(planes, -1), 0, full_range(frame.dtype))).astype(frame.dtype)
+    larger = np.empty((height * factor, width * factor, channels), frame.dtype)
+    for at in range(channels):  # one after the other: as float32, all of them would take four times the memory
+        plane = np.asarray(Image.fromarray(frame[..., at].astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+        larger[..., at] = np.rint(np.clip(plane, 0, full_range(frame.dtype)))
     return larger
 
 

@@ -31,6 +31,12 @@ SHOWN_TASKS = (ModelTask.UPSCALING, ModelTask.DENOISING, ModelTask.LOW_LIGHT)
 PARTS = 4
 """Without other times, frames are taken where the video is cut into this many equal parts."""
 
+MAX_BYTES = 2_000_000_000
+"""Most bytes of frames, results and one enlarged picture, which are in memory together."""
+
+ENLARGED_BYTES_PER_PX = 15
+"""Bytes of one pixel while a frame is enlarged: RGB, and two planes of float32."""
+
 NOISE = 15 / 255
 """Standard deviation, over the full range, of the noise that the self-test of a denoising model adds."""
 
@@ -72,13 +78,13 @@ class Trials:
         """Return the measurements as plain values, fit for JSON.
 
         Returns:
-            Everything but the pictures.
+            Everything but the pictures; an infinite PSNR is the text ``"inf"``.
         """
         fields = [name for name in ModelTrial.__dataclass_fields__ if name != "results"]
         return {
             "source": self.source,
             "times_s": list(self.times_s),
-            "models": [{name: getattr(model, name) for name in fields} for model in self.models],
+            "models": [{name: _plain(getattr(model, name)) for name in fields} for model in self.models],
         }
 
 
@@ -103,7 +109,8 @@ def try_models(
         Results and measurements.
 
     Raises:
-        ConfigError: If there is no model, a model has another task, or an option makes no sense.
+        ConfigError: If there is no model, a model has another task, an option makes no sense, or all frames and results
+            do not fit into ``MAX_BYTES``.
         ModelNotFoundError: If a model is not known.
         FrameNotFoundError: If the video shows no frame at a time.
         VideoError: If the video is missing, or does not decode.
@@ -122,6 +129,7 @@ def try_models(
     with VideoReader(video) as reader:
         length_s = reader.end_seconds - reader.begin_seconds
         wanted = at_s or [reader.begin_seconds + length_s * part / PARTS for part in range(1, PARTS)]
+        _check_size(reader, len(wanted), specs)
         shown = [reader.frame_at(seconds) for seconds in wanted]
     frames = tuple(frame.frame for frame in shown)
     trials = []
@@ -131,6 +139,24 @@ def try_models(
         params = {name: value for name, value in options.params.items() if name in spec.params}
         trials.append(_try_model(video, spec, frames, convert_params([spec], replace(options, params=params))))
     return Trials(str(to_place(video)), tuple(frame.pts_seconds for frame in shown), frames, tuple(trials))
+
+
+def _check_size(reader: VideoReader, count: int, specs: Sequence[ModelSpec]) -> None:
+    info = reader.info
+    pixels = info.width * info.height
+    frame_bytes = pixels * 3 * (1 if info.bit_depth <= 8 else 2)
+    needed = count * frame_bytes * (1 + sum(spec.scale**2 for spec in specs))
+    needed += ENLARGED_BYTES_PER_PX * pixels * max(spec.scale for spec in specs) ** 2
+    if needed > MAX_BYTES:
+        raise ConfigError(
+            f"{count} frames of {info.width}x{info.height} through {len(specs)} models take {needed / 1e9:.1f} GB",
+            f"at most {MAX_BYTES / 1e9:g} GB",
+            "Compare fewer frames (--at), or fewer models at a time (--models).",
+        )
+
+
+def _plain(value: Any) -> Any:
+    return "inf" if isinstance(value, float) and np.isinf(value) else value
 
 
 def _try_model(

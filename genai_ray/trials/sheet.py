@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from genai_ray.files import file_errors
 from genai_ray.trials.pictures import enlarge, to_8_bits
 from genai_ray.trials.run import Trials
 
-__all__ = ["write_sheet"]
+__all__ = ["draw_sheet"]
 
 DETAIL_PX = (96, 160)
 """(height, width) in pixels of the source of the detail that is shown."""
@@ -25,17 +24,16 @@ MARGIN_PX = 8
 LABEL_PX = 24
 
 
-def write_sheet(trials: Trials, path: Path) -> None:
+def draw_sheet(trials: Trials) -> bytes:
     """Draw a row for each frame and a column for each model; the first column is the source, enlarged bicubically.
 
     All details have the scale of the model that enlarges most; others are enlarged bicubically to it.
 
     Args:
         trials: What ``try_models`` returned.
-        path: A .png file; replaced if it exists.
 
-    Raises:
-        VideoError: If it cannot be written.
+    Returns:
+        A PNG file.
     """
     most = max(model.scale for model in trials.models)
     height, width = (min(side, limit) for side, limit in zip(trials.frames[0].shape[:2], DETAIL_PX, strict=True))
@@ -66,8 +64,9 @@ def write_sheet(trials: Trials, path: Path) -> None:
             if image.size != cell:  # a model whose scale does not divide the largest one
                 image = image.resize(cell, Image.Resampling.BICUBIC)
             sheet.paste(image, (MARGIN_PX + column * (cell[0] + MARGIN_PX), top + LABEL_PX))
-    with file_errors(str(path), "writing the contact sheet"):
-        sheet.save(path, "PNG")
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
 
 
 def _find_detail(frame: npt.NDArray[Any], size: tuple[int, int]) -> tuple[int, int]:

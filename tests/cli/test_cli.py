@@ -10,7 +10,6 @@ import ray.cluster_utils
 import genai_ray
 from genai_ray import ModelCatalog
 from genai_ray.catalog import load_spec
-from genai_ray.cli import main
 from genai_ray.errors import VideoError
 from genai_ray.files import open_folder
 from tests.processes import ROOT, run
@@ -167,27 +166,6 @@ def test_the_cache_of_a_running_cluster():
         assert "no cache 'default'" in run("cache", "status", *address).stderr
     finally:
         cluster.shutdown()
-
-
-def test_tracebacks_are_for_those_who_ask():
-    plain, traced = (run(*words, "models", "show", "waifu") for words in ((), ("--debug",)))
-    assert (plain.returncode, traced.returncode) == (2, 2)
-    assert "Traceback" not in plain.stderr
-    assert "Traceback" in traced.stderr
-    assert traced.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]
-
-
-def test_a_fault_of_the_package_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["genai-ray", "models", "list"])
-    monkeypatch.setattr(ModelCatalog, "default", lambda: 1 / 0)
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: a fault of genai-ray: ZeroDivisionError: division by zero.")
-    monkeypatch.setattr(sys, "argv", ["genai-ray", "--debug", "models", "list"])
-    with pytest.raises(ZeroDivisionError):
-        main()
 
 
 def test_a_full_disk_is_named_and_a_closed_pipe_is_not():

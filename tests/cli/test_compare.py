@@ -5,14 +5,17 @@ import io
 import json
 import re
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from genai_ray import InferenceSession, VideoReader, errors, psnr
+from genai_ray.cli.choices import ShownTask
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.trials import try_models
 from genai_ray.trials.pictures import enlarge, shrink
+from genai_ray.trials.run import SHOWN_TASKS
 from tests.processes import run
 from tests.video.clips import write
 
@@ -88,13 +91,50 @@ def test_a_frame_is_shrunk_by_means_and_enlarged_bicubically():
         (["--models", "rife"], "models for upscaling, denoising, low-light"),
         (["--models", ","], "no model to compare"),
         (["--models", "websr-x2-s", "--param", "sigma"], "NAME=VALUE"),
-        (["--task", "interpolation"], "models for upscaling"),
+        (["--task", "interpolation"], "low-light"),
     ],
 )
 def test_what_cannot_be_compared(clip, tmp_path, options, words):
     done = run("compare", clip, *options, cwd=tmp_path)
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_that_are_offered_are_those_that_can_be_shown():
+    assert [*ShownTask] == [*SHOWN_TASKS]
+
+
+def test_outputs_are_refused_before_anything_is_measured(clip, tmp_path, command, monkeypatch):
+    monkeypatch.setattr("genai_ray.trials.run._try_model", lambda *_: pytest.fail("it measures"))
+    (tmp_path / "file").touch()
+    (tmp_path / "a" / "page.html").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "sheet.png").touch()
+    for folder, words in (("file", "cannot be written"), ("a", "is a folder"), ("b", "pass --overwrite")):
+        done = command("compare", clip, "-o", tmp_path / folder)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+def test_flat_frames_have_infinite_psnr_and_json_says_so(tmp_path, command):
+    clip = tmp_path / "grey.mkv"
+    with av.open(str(clip), "w") as sink:
+        stream = sink.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "bgr0"
+        for _ in range(4):
+            grey = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 128, np.uint8), format="rgb24")
+            sink.mux(stream.encode(grey.reformat(format="bgr0")))
+        sink.mux(stream.encode(None))
+    done = command("compare", clip, "--models", "websr-x2-s", "--at", "0", "-o", tmp_path / "out", "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert told["models"][0]["baseline_db"] == "inf"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["page.html", "sheet.png"]
+
+
+def test_more_than_fits_into_memory_is_refused(clip, monkeypatch):
+    monkeypatch.setattr("genai_ray.trials.run.MAX_BYTES", 10_000_000)
+    with pytest.raises(errors.ConfigError, match=r"300 frames of 96x64 through 1 models take .* GB.*fewer frames"):
+        try_models(clip, ["websr-x2-s"], at_s=[0.1] * 300)
 
 
 def test_a_param_that_no_model_has_is_refused(clip):

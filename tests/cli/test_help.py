@@ -71,7 +71,9 @@ def test_the_help_of_every_command_fits():
     commands = list(walk(typer.main.get_command(app)))
     assert ("models", "list") in commands
     for words in commands:
-        assert "Usage: " in told(*words, "-h")
+        text = told(*words, "-h")
+        assert "Usage: " in text
+        assert re.findall(r"<[\w\[\]]+>|TEXT|BOOLEAN|INTEGER|FLOAT|PATH", text) == []  # names of Python's types
 
 
 def test_names_on_the_page_are_those_of_the_code():

@@ -1,18 +1,18 @@
 """What a person sees while a job runs, in a terminal and without one; and Ctrl-C."""
 
 import io
+import json
 import os
 import re
 import signal
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from genai_ray.cli.progress import Bar, Silence, stopping
+from genai_ray.cli.progress import Bar, Lines, Silence, stopping, tell_frames
 from genai_ray.cli.tables import add_row, print_failures
-from genai_ray.enhance import Progress
+from genai_ray.enhance import Progress, enhance_videos
 from tests.cli.terminal import run_in_terminal
 from tests.processes import descendants, is_alive, start, wait_until
 from tests.video.clips import write
@@ -72,11 +72,24 @@ def test_brackets_are_no_markup():
     assert "odd [/x].mp4" in screen.getvalue()
 
 
-def test_each_failed_video_is_a_line_up_to_a_limit(capsys):
-    videos = [SimpleNamespace(status="failed", source=f"{n}.mp4", error="not a video") for n in range(23)]
-    print_failures(SimpleNamespace(videos=[SimpleNamespace(status="done"), *videos]))
+@pytest.mark.slow
+def test_each_failed_video_is_a_line_up_to_a_limit(ray_session, tmp_path, capsys):
+    for number in range(23):
+        (tmp_path / f"{number:02}.mp4").write_text(f"no video {number}" * 100)
+    report = enhance_videos(tmp_path, f"{tmp_path}/out/", models="websr-x2-s")
+    capsys.readouterr()
+    print_failures(report)
     lines = capsys.readouterr().err.splitlines()
-    assert (len(lines), lines[0], lines[-1]) == (21, "failed: 0.mp4: not a video", "failed: 3 more videos")
+    assert (len(lines), lines[-1]) == (21, "failed: 3 more videos")
+    assert lines[0].startswith(f"failed: {tmp_path}/00.mp4")
+    assert "not a video" in lines[0]
+
+
+def test_counted_frames_are_shown_as_those_of_a_job(capsys, monkeypatch):
+    monkeypatch.setattr("genai_ray.cli.progress.LINE_EVERY_S", 0.0)
+    with Lines() as lines:
+        tell_frames(lines, "measuring")(12, 48)
+    assert re.fullmatch(r"measuring: 12 of 48 frames, \d+\.\d frames/s, \d+:\d\d:\d\d left\n", capsys.readouterr().err)
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
@@ -91,7 +104,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
 @pytest.mark.cluster
 def test_ctrl_c_is_answered_at_once_and_a_second_one_ends(tmp_path):
     source = write(tmp_path / "a.mkv", size=(320, 180), pts=list(range(120)), options={"g": "6"})
-    job = start("enhance", source, "-o", tmp_path / "b.mkv", *FAST, "-m", "websr-x2-l")
+    job = start("enhance", source, "-o", tmp_path / "b.mkv", *FAST, "-m", "websr-x2-l", "--json")
     wait_until(lambda: list(tmp_path.glob("b.mkv.genai-ray/*.nut")), job)
     children = descendants(job.pid)
     os.killpg(job.pid, signal.SIGINT)
@@ -99,7 +112,8 @@ def test_ctrl_c_is_answered_at_once_and_a_second_one_ends(tmp_path):
     assert "press Ctrl-C again to abandon" in line
     assert job.poll() is None  # it was told before the cleanup
     os.killpg(job.pid, signal.SIGINT)
-    _, err = job.communicate()
+    out, err = job.communicate()
     assert (job.returncode, "abandoned" in err) == (130, True), err
+    assert json.loads(out)["error"]["class"] == "KeyboardInterrupt"
     assert "Traceback" not in err
     wait_until(lambda: not any(is_alive(pid) for pid in children))

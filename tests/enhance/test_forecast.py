@@ -1,6 +1,7 @@
 """``--dry-run``: what would be done, with nothing written."""
 
 import json
+import sys
 from dataclasses import fields
 
 import pytest
@@ -8,7 +9,16 @@ import pytest
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance import forecast_videos
 from genai_ray.enhance.job.clip_plan import examine_clip
-from genai_ray.enhance.job.trial import ClipLoad, Trial, load_of, predict_seconds, try_chain
+from genai_ray.enhance.job.trial import (
+    MOST_FRAMES,
+    ClipLoad,
+    Trial,
+    _measure_import,
+    _most_frames,
+    load_of,
+    predict_seconds,
+    try_chain,
+)
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.video import Encoding
@@ -63,6 +73,25 @@ def test_time_is_that_of_all_work_or_of_the_longest_segment(monkeypatch):
     larger = ClipLoad(pixels=4000, sources=100, results=100, longest=0.1)
     assert predict_seconds(trial, [larger]) == pytest.approx(5 + 20)
     assert predict_seconds(trial, []) == 5
+
+
+def test_a_trial_takes_bounded_memory(folder, monkeypatch):
+    (target,) = resolve_targets(folder / "clips" / "a.mp4", folder / "b.mp4", OPTIONS)
+    specs = check_models("websr-x2-s", OPTIONS)
+    plan = examine_clip(target, specs, OPTIONS)
+    frame_bytes = 96 * 64 * 3
+    assert _most_frames(plan) == MOST_FRAMES
+    monkeypatch.setattr("genai_ray.enhance.job.trial.MAX_BYTES", 3 * 5 * frame_bytes + 1)  # with results of x2
+    assert _most_frames(plan) == 3
+    monkeypatch.setattr("genai_ray.enhance.job.trial.MAX_BYTES", 1)
+    assert _most_frames(plan) == 1
+    assert try_chain(plan, specs).infer_source_s > 0
+
+
+def test_an_import_that_fails_is_no_measurement(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(errors.BackendUnavailableError, match=r"/bin/false ended with code 1 .*genai-ray doctor"):
+        _measure_import()
 
 
 def test_the_trial_measures_each_part(folder):

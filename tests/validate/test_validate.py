@@ -262,7 +262,7 @@ def test_the_command_prints_and_writes(files, tmp_path):
         assert refused.stderr.startswith("error: ")
     before = Path(paths["bad"]).read_bytes()
     for wrong, words in (
-        (["--html", paths["bad"], "-y"], "one of the files to measure"),
+        (["--html", paths["bad"], "-y"], "one of the inputs"),
         (["--html", tmp_path / "same", "--csv", tmp_path / "same"], "both --csv and --html"),
         (["--csv", tmp_path], "is a folder"),
     ):

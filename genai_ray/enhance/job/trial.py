@@ -18,6 +18,7 @@ import numpy.typing as npt
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.job.clip_plan import ClipPlan
+from genai_ray.errors import BackendUnavailableError
 from genai_ray.files import temporary_folder
 from genai_ray.session import InferenceSession, SessionLimits, count_cores
 from genai_ray.tune import time_infer
@@ -29,6 +30,9 @@ __all__ = ["ClipLoad", "Trial", "limits_of", "load_of", "predict_seconds", "try_
 FEWEST_FRAMES = 4
 MOST_FRAMES = 32
 """Frames that are really enhanced: the more, the less an encoder's first frames count."""
+
+MAX_BYTES = 1_000_000_000
+"""Most bytes of these frames and their results, which are in memory together; one frame is enhanced at least."""
 
 FRAMES_WITHIN_S = 2.0
 """A slow model gets fewer frames, so that about this time is enough."""
@@ -141,12 +145,13 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
 
     Raises:
         VideoError: If the frames do not decode.
+        BackendUnavailableError: If a new process cannot import Ray and this package.
         GenAIRayError: What a session raises.
     """
     plan = planned.timeline.plan
     startup_s = STARTUP_IMPORTS * _measure_import()
     started = time.perf_counter()
-    decoded = itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), MOST_FRAMES)
+    decoded = itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), _most_frames(planned))
     frames = np.stack([frame.frame for frame in decoded])
     decode_s = (time.perf_counter() - started) / len(frames)
     started = time.perf_counter()
@@ -174,6 +179,14 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
         encode_s=encode_s,
         pixels=plan.info.width * plan.info.height,
     )
+
+
+def _most_frames(planned: ClipPlan) -> int:
+    """Return how many frames fit into ``MAX_BYTES`` with their results."""
+    info = planned.timeline.plan.info
+    width, height = planned.size_out
+    pair_bytes = (info.width * info.height + width * height) * 3 * (1 if info.bit_depth <= 8 else 2)
+    return max(1, min(MOST_FRAMES, MAX_BYTES // pair_bytes))
 
 
 @dataclass(slots=True)
@@ -231,6 +244,14 @@ def _measure_import() -> float:
     Wall-clock time would count the disk, which a job that follows does not wait for again.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-Pc", f"import ray, {__name__}"], check=False, capture_output=True)
+    command = [sys.executable, "-Pc", f"import ray, {__name__}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="backslashreplace")
+    if done.returncode:
+        *_, reason = ["", *done.stderr.strip().splitlines()]
+        raise BackendUnavailableError(
+            f"a new process of {sys.executable} ended with code {done.returncode} while it imported Ray and genai_ray"
+            f"{f': {reason}' if reason else ''}",
+            do="Run `genai-ray doctor`.",
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

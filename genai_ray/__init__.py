@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from genai_ray.cluster import CacheOptions, CacheStatus, Lease, ModelCache, SessionRequest
     from genai_ray.datasets import FrameSelection, read_videos
     from genai_ray.enhance import Background, EnhanceOptions, EnhanceReport, enhance_videos, forecast_videos
+    from genai_ray.notebook import show
     from genai_ray.quality import Comparison, QualityReport, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
     from genai_ray.validate import validate_videos
@@ -52,6 +53,7 @@ __all__ = [
     "ms_ssim",
     "psnr",
     "read_videos",
+    "show",
     "ssim",
     "validate_videos",
     "vmaf",
@@ -65,6 +67,7 @@ _HOMES = {
     "genai_ray.cluster": ("CacheOptions", "CacheStatus", "Lease", "ModelCache", "SessionRequest"),
     "genai_ray.datasets": ("FrameSelection", "read_videos"),
     "genai_ray.enhance": ("Background", "EnhanceOptions", "EnhanceReport", "enhance_videos", "forecast_videos"),
+    "genai_ray.notebook": ("show",),
     "genai_ray.quality": (
         "Comparison",
         "QualityReport",

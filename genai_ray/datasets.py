@@ -23,6 +23,7 @@ from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.errors import ConfigError
 from genai_ray.files import expand, to_place
 from genai_ray.frames import FRAME_COLUMNS, build_index, build_table
+from genai_ray.types import take_fields
 from genai_ray.video import SOURCE_SUFFIXES, VideoPlan, decode_frames, plan_video
 
 __all__ = ["FrameSelection", "read_videos"]
@@ -44,6 +45,9 @@ class FrameSelection:
     """Whether only key frames are read; no other frame is decoded for them."""
     ranges_s: tuple[tuple[float, float], ...] = ()
     """Half-open ranges of seconds since the first frame, such as ((0, 5), (60, 65)); empty for the whole video."""
+
+    def __post_init__(self) -> None:
+        take_fields(self)
 
     def indices(self, plan: VideoPlan) -> list[int]:
         """Choose frames from a plan.

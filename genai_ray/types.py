@@ -8,13 +8,16 @@ and Ray's are) and are never written in place. The module does not know any runt
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.display import to_html
 from genai_ray.errors import ConfigError, InvalidInputError
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
     "check_frames",
     "full_range",
     "parse_bytes",
+    "take_fields",
+    "take_word",
 ]
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -83,6 +88,60 @@ class ModelPreset(StrEnum):
     BEST = "best"
 
 
+_Word = TypeVar("_Word", bound=StrEnum)
+_WORDS: dict[str, type[StrEnum]] = {kind.__name__: kind for kind in (ModelBackend, ModelPrecision, ModelTask)}
+_PLAIN: dict[str, tuple[type, str]] = {
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str": (str, "text"),
+}
+
+
+def take_word(kind: type[_Word], value: Any, name: str) -> _Word:
+    """Return the member of an enum that a word means.
+
+    Args:
+        kind: The enum.
+        value: One of its members or values.
+        name: Name of the argument, for the error.
+
+    Returns:
+        The member.
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(f"{name}={value!r}", ", ".join(kind)) from None
+
+
+def take_fields(options: Any) -> None:
+    """Check the fields of a frozen dataclass by their annotations; words become members of their enums.
+
+    Fields of other types than enums of this module, bool, int, float and str, or None beside them, are left alone.
+
+    Args:
+        options: The dataclass, while it is made.
+
+    Raises:
+        ConfigError: If the value of a field is of another type, or no word of its enum.
+    """
+    for field in fields(options):
+        kind, _, rest = str(field.type).partition(" | ")
+        value = getattr(options, field.name)
+        if rest not in ("", "None") or (value is None and rest):
+            continue
+        if kind in _WORDS:
+            object.__setattr__(options, field.name, take_word(_WORDS[kind], value, field.name))
+        elif kind in _PLAIN:
+            wanted, allowed = _PLAIN[kind]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                raise ConfigError(f"{field.name}={value!r}", allowed + (" or None" if rest else ""))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InferenceResult:
     """The result of one frame."""
@@ -130,6 +189,17 @@ class ValidationResult:
     """Highest of any frame, a share of full range."""
     seam: float | None = None
     """Highest of any frame, a share of full range."""
+
+    def _measured(self) -> list[tuple[str, object]]:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        measured = ((name, value) for name, value in values if value is not None and value != ())
+        return [(name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in measured]
+
+    def __repr__(self) -> str:
+        return f"ValidationResult({', '.join(f'{name}={value}' for name, value in self._measured())})"
+
+    def _repr_html_(self) -> str:
+        return to_html("ValidationResult", self._measured())
 
 
 def full_range(dtype: npt.DTypeLike) -> float:

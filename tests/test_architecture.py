@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "genai_ray").rglob("*.py"))
 LEVELS = {
     "errors": 0,
+    "display": 1,
     "types": 1,
     "files": 1,
     "confine": 1,
@@ -20,6 +21,7 @@ LEVELS = {
     "backends": 3,
     "quality": 3,
     "inspection": 4,
+    "notebook": 4,
     "session": 5,
     "cluster": 6,
     "tune": 6,
@@ -38,7 +40,7 @@ ROOMS = {
     "serve": ("engine", "http", "oip", "web", "deployment"),
 }
 """The rooms of the large packages, lowest first: a room imports only from itself and from those before it."""
-SAME_LEVEL = {("graph", "catalog"), ("enhance", "batch")}  # graph needs the ModelSpec that the catalog defines
+SAME_LEVEL = {("types", "display"), ("graph", "catalog"), ("enhance", "batch")}  # graph needs the catalog's ModelSpec
 GATEWAYS = {
     "onnx": {"graph"},
     "yaml": {"catalog"},
@@ -59,7 +61,7 @@ GATEWAYS = {
     "skimage": {"quality"},
     "scipy": {"quality"},
     "imageio_ffmpeg": {"quality"},
-    "matplotlib": {"quality"},
+    "matplotlib": {"display"},
 }
 
 

@@ -1,9 +1,21 @@
 """Values that every module shares."""
 
+from fractions import Fraction
+
 import pytest
 from pydantic import ValidationError
 
-from genai_ray import ModelCache, errors
+from genai_ray import (
+    Background,
+    CacheOptions,
+    Encoding,
+    FrameSelection,
+    InferenceSession,
+    ModelBackend,
+    ModelCache,
+    SessionLimits,
+    errors,
+)
 from genai_ray.catalog import JobProfile, ServeProfile
 from genai_ray.enhance import EnhanceOptions, enhance_videos
 from genai_ray.types import parse_bytes
@@ -46,3 +58,41 @@ def test_every_budget_may_have_a_unit(tmp_path, samples):
             models="websr-x2-s",
             options=EnhanceOptions(max_memory_bytes="much"),
         )
+
+
+def test_words_and_numbers_are_taken_as_what_they_mean():
+    options = EnhanceOptions(backend="openvino", precision="bf16", background="blur:7", fps="60000/1001", batch_size=2)
+    assert options.backend is ModelBackend.OPENVINO
+    assert options.background == Background(kind="blur", radius_px=7)
+    assert options.fps == Fraction(60000, 1001)
+    assert EnhanceOptions(fps=59.94).fps == Fraction("59.94")
+    assert CacheOptions(policy="gdsf").policy.value == "gdsf"
+    with InferenceSession("websr-x2-s", backend="onnx", precision="fp32") as session:
+        assert session.backend is ModelBackend.ONNX
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EnhanceOptions(backend="onyx"), "backend='onyx'; allowed: onnx, openvino"),
+        (lambda: EnhanceOptions(precision=32), "precision=32; allowed: fp32"),
+        (lambda: EnhanceOptions(background="blurred"), "background 'blurred'; allowed: alpha"),
+        (lambda: EnhanceOptions(background=7), "background=7; allowed: a Background"),
+        (lambda: EnhanceOptions(fps="fast"), "fps fast; allowed: a number or a fraction"),
+        (lambda: EnhanceOptions(encoding="hevc"), "encoding='hevc'; allowed: an Encoding"),
+        (lambda: EnhanceOptions(params=15), "params=15; allowed: numbers by name"),
+        (lambda: EnhanceOptions(batch_size="8"), "batch_size='8'; allowed: a whole number"),
+        (lambda: EnhanceOptions(factor=2.5), "factor=2.5; allowed: a whole number or None"),
+        (lambda: EnhanceOptions(overwrite="no"), "overwrite='no'; allowed: True or False"),
+        (lambda: EnhanceOptions(segment_frames=None), "segment_frames=None; allowed: a whole number"),
+        (lambda: Encoding(crf="18"), "crf='18'; allowed: a number or None"),
+        (lambda: SessionLimits(max_bytes="1GB"), "max_bytes='1GB'; allowed: a whole number or None"),
+        (lambda: FrameSelection(every=True), "every=True; allowed: a whole number"),
+        (lambda: CacheOptions(min_stay_s="5"), "min_stay_s='5'; allowed: a number"),
+        (lambda: InferenceSession("websr-x2-s", backend="tf"), "backend='tf'; allowed: onnx"),
+    ],
+)
+def test_what_an_option_cannot_be_is_said_when_it_is_made(make, words):
+    with pytest.raises(errors.ConfigError) as told:
+        make()
+    assert str(told.value).startswith(words)

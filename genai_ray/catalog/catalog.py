@@ -12,6 +12,7 @@ from pathlib import Path
 
 from genai_ray.catalog.files import SERVING_SUFFIX, configs_folder, load_spec
 from genai_ray.catalog.spec import ModelSpec
+from genai_ray.display import to_html
 from genai_ray.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from genai_ray.files import home_folder
 from genai_ray.types import ModelPreset, ModelTask
@@ -82,6 +83,13 @@ class ModelCatalog:
             ConfigError: If two models have the same id or alias.
         """
         return _read(models_folder())
+
+    def __repr__(self) -> str:
+        return f"ModelCatalog({len(self._specs)} models)"
+
+    def _repr_html_(self) -> str:
+        rows = [(spec.model_id, spec.task.value, f"x{spec.scale}", spec.licence) for spec in self._specs.values()]
+        return to_html(repr(self), sorted(rows), ("model", "task", "scale", "licence"))
 
     def ids(self) -> list[str]:
         """List the models.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from genai_ray.display import to_html
 from genai_ray.errors import BackendUnavailableError, InvalidInputError, QualityError
 from genai_ray.quality.libvmaf import vmaf
 from genai_ray.quality.noise_ratio import psnr
@@ -69,8 +69,7 @@ class Comparison:
         return f"Comparison({', '.join(f'{name}={value:.4g}' for name, value in measured if value is not None)})"
 
     def _repr_html_(self) -> str:
-        cells = (f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>" for name, text in self._rows())
-        return f"<table><tr><th>metric</th><th>value</th></tr>{''.join(cells)}</table>"
+        return to_html("Comparison", self._rows(), ("metric", "value"))
 
 
 def compare(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None) -> Comparison:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.errors import BackendUnavailableError, QualityError
+from genai_ray.display import new_figure
+from genai_ray.errors import QualityError
 from genai_ray.quality.libvmaf import MIN_VMAF_SIDE_PX, find_ffmpeg, options_of_model
 from genai_ray.quality.structure import MIN_MS_SSIM_SIDE_PX, MIN_SSIM_SIDE_PX
 
@@ -172,12 +173,7 @@ class QualityReport:
         Raises:
             BackendUnavailableError: If matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure  # noqa: PLC0415  an extra
-        except ImportError as exc:
-            do = "Install it with: pip install matplotlib"
-            raise BackendUnavailableError("matplotlib is not installed", "the extra 'notebooks'", do) from exc
-        figure = Figure(figsize=(9.0, 2.6 * len(self.metrics)), layout="constrained")
+        figure = new_figure(9.0, 2.6 * len(self.metrics))
         panels = figure.subplots(len(self.metrics), 1, sharex=True, squeeze=False)[:, 0]
         for panel, name in zip(panels, self.metrics, strict=True):
             for scores in self.candidates:

@@ -30,6 +30,7 @@ from genai_ray.inspection import find_model
 from genai_ray.session.precision import measure_agreement
 from genai_ray.session.process import anonymous_bytes, count_cores, map_large_blocks, release_freed_memory
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames
+from genai_ray.session.shown import Shown
 from genai_ray.session.sizing import (
     MODEL_BASE_BYTES,
     SessionLimits,
@@ -46,7 +47,7 @@ from genai_ray.session.sizing import (
     tile_step,
 )
 from genai_ray.session.variants import Variants
-from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames
+from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames, take_word
 
 __all__ = ["InferenceSession"]
 
@@ -57,7 +58,7 @@ WARMUP_RUNS = 4
 17 % above the measured one, after four up to 12 %."""
 
 
-class InferenceSession:
+class InferenceSession(Shown):
     """One model on one device. Several threads may use it; they share its limited number of concurrent runs.
 
     Results do not depend on tiling, ``run_batch`` or the number of threads: bit for bit on a CPU.
@@ -95,8 +96,8 @@ class InferenceSession:
         threads: int | None = None,
         limits: SessionLimits | None = None,
     ) -> None:
-        self.backend = ModelBackend(backend)
-        self.precision = ModelPrecision(precision)
+        self.backend = take_word(ModelBackend, backend, "backend")
+        self.precision = take_word(ModelPrecision, precision, "precision")
         if ModelBackend.AUTO is self.backend or ModelPrecision.AUTO is self.precision:
             raise ConfigError(
                 "backend or precision 'auto' for one session", "a backend and a precision by name", "Use onnx and fp32."
@@ -259,6 +260,9 @@ class InferenceSession:
     def avg_latency_ms(self) -> float:
         """Mean milliseconds per frame in ``infer``; that of warm-up until the first frame."""
         return 1000 * self._seconds_busy / max(self._frames_done, 1)
+
+    def __repr__(self) -> str:
+        return f"InferenceSession({self.spec.model_id}, {self.backend}, {self.precision}, {self.device})"
 
     def status(self) -> dict[str, Any]:
         """Describe this session in values that JSON can hold.

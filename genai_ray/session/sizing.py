@@ -12,7 +12,7 @@ import numpy as np
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
-from genai_ray.types import ModelBackend, ModelPrecision, ModelTask
+from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, take_fields
 
 __all__ = [
     "MODEL_BASE_BYTES",
@@ -70,6 +70,9 @@ class SessionLimits:
     reserve: Callable[[int], bool] | None = None
     """Tells whether this many more bytes may be taken. The session asks before frames of another dtype, or raw tensors
     beside frames, need another variant of the model; if not, the variants take turns. None for ``max_bytes`` only."""
+
+    def __post_init__(self) -> None:
+        take_fields(self)
 
 
 def can_tile(spec: ModelSpec) -> bool:

@@ -18,6 +18,7 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.types import take_fields
 from genai_ray.video.codecs import (
     CODEC_ALIASES,
     CODECS,
@@ -60,6 +61,9 @@ class Encoding:
     options: Mapping[str, str] = field(default_factory=dict)
     """More options of the encoder by FFmpeg's names; they override other options, and are appended to lists such as
     x264-params."""
+
+    def __post_init__(self) -> None:
+        take_fields(self)
 
     @property
     def encoder(self) -> str:

@@ -9,6 +9,7 @@ from genai_ray.cluster.cache.status import CacheStatus
 from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest, SessionRequest
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.errors import ConfigError
+from genai_ray.types import take_fields, take_word
 
 __all__ = ["CacheCalls", "CacheOptions"]
 
@@ -41,9 +42,8 @@ class CacheOptions:
     placement without GPUs. None for real ones, as NVML describes them."""
 
     def __post_init__(self) -> None:
-        if self.policy not in list(EvictionPolicy):
-            raise ConfigError(f"policy {self.policy!r}", " or ".join(EvictionPolicy))
-        object.__setattr__(self, "policy", EvictionPolicy(self.policy))
+        take_fields(self)
+        object.__setattr__(self, "policy", take_word(EvictionPolicy, self.policy, "policy"))
         if self.min_stay_s < 0:
             raise ConfigError(f"min_stay_s={self.min_stay_s}", "0 or more")
         for name in ("idle_release_s", "load_within_s", "logical_gpu_bytes"):

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.placement import SlotState
+from genai_ray.display import format_bytes, to_html
 
 __all__ = ["CacheStatus", "DeviceStatus", "PendingStatus", "SessionStatus", "describe_devices", "describe_sessions"]
 
@@ -137,6 +138,18 @@ class CacheStatus:
     """Models that wait for room."""
     failing: tuple[PendingStatus, ...]
     """Models whose load failed a short while ago."""
+
+    def __repr__(self) -> str:
+        room = f"{format_bytes(self.used_bytes)} of {format_bytes(self.budget_bytes)}"
+        counts = f"{self.loads} loads, {self.evictions} evictions, {self.failures} failures"
+        return f"CacheStatus({self.name}: {len(self.models)} sessions, {room}, {counts})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (one.model_id, one.backend, one.precision, one.placed_on, one.state, format_bytes(one.bytes), one.hits)
+            for one in self.models
+        ]
+        return to_html(repr(self), rows, ("model", "backend", "precision", "device", "state", "bytes", "hits"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, fit for JSON.

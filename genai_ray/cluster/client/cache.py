@@ -18,7 +18,7 @@ from genai_ray.cluster.messages import LeaseRequest, SessionRequest, key_of
 from genai_ray.cluster.runtime.connect import connect
 from genai_ray.errors import ConfigError
 from genai_ray.inspection import canonical_id
-from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
+from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes, take_word
 
 __all__ = ["ModelCache", "open_session", "router_of"]
 
@@ -76,6 +76,12 @@ class ModelCache:
         self._connection = Connection(name, budget_bytes, options, deadline_s)
         self._router = Router(self._connection, deadline_s, is_online=is_online)
 
+    def __repr__(self) -> str:
+        return f"ModelCache({self.name!r})"
+
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
+
     @property
     def deadline_s(self) -> float:
         """Most seconds that a call of this client or of its sessions may take."""
@@ -120,8 +126,8 @@ class ModelCache:
         if not isinstance(model, SessionRequest):
             model = SessionRequest(
                 str(model),
-                ModelBackend(backend),
-                ModelPrecision(precision),
+                take_word(ModelBackend, backend, "backend"),
+                take_word(ModelPrecision, precision, "precision"),
                 device,
                 floor_bytes=memory_bytes,
                 max_frame=max_frame,
@@ -154,8 +160,8 @@ class ModelCache:
         Raises:
             GenAIRayError: As ``load_model``.
         """
-        wanted_backend = ModelBackend(backend or ModelBackend.ONNX)
-        wanted_precision = ModelPrecision(precision or ModelPrecision.FP32)
+        wanted_backend = take_word(ModelBackend, backend or ModelBackend.ONNX, "backend")
+        wanted_precision = take_word(ModelPrecision, precision or ModelPrecision.FP32, "precision")
         request, spec = to_request(SessionRequest(str(model), wanted_backend, wanted_precision, device))
         if backend is None and precision is None:
             request = self._connection.call(CacheCalls.find, spec.model_id) or request

@@ -27,6 +27,7 @@ from genai_ray.cluster.client.router import Handle
 from genai_ray.cluster.messages import Retired, SessionRequest, isolate
 from genai_ray.cluster.runtime.replies import is_crash, wait_for
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
+from genai_ray.session import Shown
 from genai_ray.types import Frames, ModelTask, check_frames
 
 __all__ = ["CachedSession", "FrameRange", "PendingCall"]
@@ -92,7 +93,7 @@ class SessionSource(Protocol):
         ...
 
 
-class CachedSession:
+class CachedSession(Shown):
     """A session in the cache: the methods of ``InferenceSession``, computed in its process.
 
     If its process is evicted or dies, the call goes to another one; the caller does not notice.
@@ -107,6 +108,10 @@ class CachedSession:
         self.spec = spec
         self._source = source
         self._request = request
+
+    def __repr__(self) -> str:
+        request = self._request
+        return f"CachedSession({self.spec.model_id}, {request.backend}, {request.precision}, {request.device})"
 
     def touch(self) -> None:
         """Load the session if necessary, and count this as a use."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from genai_ray.display import to_html
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan
 from genai_ray.enhance.segment.segment import SegmentResult
@@ -71,6 +72,22 @@ class EnhanceReport:
     """Videos that failed."""
     results: str | None = None
     """Place of ``results.parquet``; None for a job of one file."""
+
+    def __repr__(self) -> str:
+        clips = f"{self.clips} video{'s'[: self.clips > 1]}, {self.clips_failed} failed"
+        return f"EnhanceReport({clips}, {self.frames} frames, {self.fps:.1f} frames/s, {self.elapsed_s:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        models = (f"{one.model_id} ({one.backend}, {one.precision}, {one.device})" for one in self.models)
+        rows = [
+            ("models", ", ".join(models)),
+            ("outputs", ", ".join(self.outputs[:10]) + (", ..." if len(self.outputs) > 10 else "")),
+            ("startup_s", f"{self.startup_s:.1f}"),
+            ("segments", f"{self.segments}, {self.segments_reused} reused"),
+        ]
+        if self.results:
+            rows.append(("results", self.results))
+        return to_html(repr(self), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, fit for JSON.

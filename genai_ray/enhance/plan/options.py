@@ -10,12 +10,12 @@ from typing import TypeAlias
 
 from genai_ray.backends import check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
-from genai_ray.enhance.plan.background import Background
+from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.piece import Piece, parse_piece
-from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask
+from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.inspection import find_model
-from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, parse_bytes
+from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
 from genai_ray.video import Encoding
 
 __all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
@@ -26,7 +26,13 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnhanceOptions:
-    """The options of an ``enhance`` job: everything except inputs, output and models."""
+    """The options of an ``enhance`` job: everything except inputs, output and models.
+
+    Words are taken for members: ``backend="openvino"``, ``background="blur"``; numbers for rates: ``fps=60``.
+
+    Raises:
+        ConfigError: If a value is of another type than its field, or no word of it.
+    """
 
     backend: ModelBackend = ModelBackend.ONNX
     """The runtime."""
@@ -94,6 +100,19 @@ class EnhanceOptions:
             ConfigError: If ``start``, ``end`` or ``duration`` is wrong, or they contradict each other.
         """
         return parse_piece(self.start, self.end, self.duration, is_preview=self.preview)
+
+    def __post_init__(self) -> None:
+        take_fields(self)
+        if isinstance(self.background, str):
+            object.__setattr__(self, "background", parse_background(self.background))
+        if self.fps is not None and not isinstance(self.fps, Fraction):
+            object.__setattr__(self, "fps", parse_rate(str(self.fps)))
+        if not isinstance(self.background, Background | None):
+            raise ConfigError(f"background={self.background!r}", "a Background, or a word such as 'blur' or '#00b140'")
+        if not isinstance(self.encoding, Encoding):
+            raise ConfigError(f"encoding={self.encoding!r}", "an Encoding, such as Encoding(codec='hevc')")
+        if not isinstance(self.params, Mapping):
+            raise ConfigError(f"params={self.params!r}", "numbers by name, such as {'sigma': 15}")
 
 
 def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...]:

@@ -43,7 +43,7 @@ def check_ingress() -> None:
     """
     ask: Any = ray.remote(num_cpus=0)(_opens_ports_here)
     asked = {}
-    for node in ray.nodes():
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked[ask.options(scheduling_strategy=there).remote()] = node["NodeManagerAddress"]

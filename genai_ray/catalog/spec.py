@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from genai_ray.errors import InvalidInputError
 from genai_ray.types import ModelBackend, ModelPreset, ModelTask
 
 __all__ = ["ModelSpec", "ParamSpec", "TensorSpec"]
@@ -48,9 +49,33 @@ class ParamSpec(_Frozen):
     """Largest sensible value."""
     full_scale: Annotated[float, Field(gt=1)] | None = None
     """Users may also give the value on a scale with this maximum: 255 means that 15 is 15/255. Such values are 1 or
-    more. None if there is no such scale."""
+    more, so ``maximum`` must be below 1. None if there is no such scale."""
     description: str = ""
     """What it does, with its unit."""
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> Self:
+        if self.full_scale is not None and self.maximum >= 1:
+            raise ValueError(f"full_scale needs a maximum below 1, not {self.maximum:g}: 1 would have two meanings")
+        return self
+
+    def read(self, name: str, value: float) -> float:
+        """Check a value that a user gave, and convert it. A value that was converted before stays as it is.
+
+        Args:
+            name: Name of the param, for the error.
+            value: In the model's own unit, or on the scale of ``full_scale``.
+
+        Returns:
+            The value in the model's own unit.
+
+        Raises:
+            InvalidInputError: If it is out of its limits.
+        """
+        own = self.in_own_unit(value)
+        if not self.minimum <= own <= self.maximum:
+            raise InvalidInputError(f"param {name}={value:g}", self.describe_limits())
+        return own
 
     def in_own_unit(self, value: float) -> float:
         """Convert a value that a user gave.

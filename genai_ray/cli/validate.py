@@ -15,6 +15,7 @@ from genai_ray.cli.choices import check_inputs, flag, option
 from genai_ray.cli.progress import Bar, Lines, Silence, tell_frames
 from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.cli.targets import check_targets, write_target
+from genai_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from genai_ray.quality import QualityReport
@@ -58,24 +59,35 @@ def validate(
     check_inputs([reference, *candidates])
     files = {option: file for option, file in (("--csv", csv), ("--html", html)) if file is not None}
     check_targets(files, [reference, *candidates], may_replace=overwrite)
-    words = [word.strip() for word in metrics.split(",") if word.strip()]
+    wanted = _parse_metrics(metrics)
     console = Console(stderr=True)
     with Silence() if quiet else Bar(console) if console.is_terminal else Lines() as shown:
         report = validate_videos(
             reference,
             candidates,
-            metrics=words,
+            metrics=wanted,
             vmaf_model=vmaf_model,
             threads=threads,
             on_progress=tell_frames(shown, "measuring"),
         )
     if as_json:
-        print(json.dumps(report.to_dict()))
+        print(json.dumps(report.to_dict(), allow_nan=False))
     elif not quiet:
         _print_table(report)
     for file, make in ((csv, report.to_csv), (html, report.to_html)):
         if file is not None:
             write_target(file, make().encode(errors="backslashreplace"))  # names need not be UTF-8
+
+
+def _parse_metrics(words: str) -> list[str]:
+    """Turn words into names of Python: ms-ssim is ``ms_ssim`` there."""
+    from genai_ray.validate import METRICS
+
+    names = {metric.replace("_", "-"): metric for metric in METRICS}
+    wanted = [word.strip() for word in words.split(",") if word.strip()]
+    if unknown := [word for word in wanted if word not in names]:
+        raise ConfigError(f"--metrics {','.join(unknown)}", ", ".join(names))
+    return [names[word] for word in wanted]
 
 
 def _print_table(report: QualityReport) -> None:

@@ -6,8 +6,8 @@ FFmpeg runs in a process of its own and gets both clips through pipes. This modu
 from __future__ import annotations
 
 import contextlib
+import csv
 import itertools
-import json
 import os
 import subprocess
 import threading
@@ -230,7 +230,7 @@ def _run_ffmpeg(reference: _Feed, candidate: _Feed, model: str, layout: tuple[st
     source, measured = layout
     convert = f"{_SCALE},format={measured}" if source != measured else f"format={measured}"
     raw = ["-f", "rawvideo", "-pix_fmt", source, "-s", f"{width}x{height}", "-r", "25"]
-    graph = f"[0:v]{convert}[c];[1:v]{convert}[r];[c][r]libvmaf=model={model}:log_fmt=json:log_path=scores.json"
+    graph = f"[0:v]{convert}[c];[1:v]{convert}[r];[c][r]libvmaf=model={model}:log_fmt=csv:log_path=scores.csv"
     with temporary_folder("vmaf") as folder, contextlib.ExitStack() as opened:
         command = [find_ffmpeg(), "-nostdin", "-v", "error"]
         readers = []
@@ -256,10 +256,11 @@ def _run_ffmpeg(reference: _Feed, candidate: _Feed, model: str, layout: tuple[st
         for clip in (reference, candidate):
             if clip.error is not None:
                 raise clip.error
-        log = folder / "scores.json"
+        log = folder / "scores.csv"
         if process.returncode or not log.is_file():
             raise QualityError(f"libvmaf did not measure frames of {width}x{height}: {_reason(said)}")
-        return [float(frame["metrics"]["vmaf"]) for frame in json.loads(log.read_text())["frames"]]
+        with log.open(newline="") as file:  # its JSON, with every feature of every frame, would be read as a whole
+            return [float(frame["vmaf"]) for frame in csv.DictReader(file)]
 
 
 def _start(command: list[str], folder: Path, ends: list[int]) -> subprocess.Popen[bytes]:

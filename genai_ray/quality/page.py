@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.quality.planes import reduce_frame
 from genai_ray.quality.report import CandidateScores, QualityReport, WorstFrame
 from genai_ray.types import full_range
 from genai_ray.video import encode_png
@@ -23,7 +24,13 @@ MAX_POINTS = 1000
 DIFFERENCE_GAIN = 8
 """Differences are shown so many times as large, on grey."""
 
+MAX_PICTURE_PX = 640
+"""Longest side of a picture on the page: larger frames are reduced by the mean of whole blocks of pixels."""
+
 _WIDTH, _HEIGHT, _MARGIN = 900, 180, 56
+_TOP, _INFINITE = 8, 20
+"""Where the curve's highest place is, and how much lower the largest finite number is if others are infinite."""
+
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222;background:#fff}
@@ -83,40 +90,49 @@ def _colour(index: int) -> str:
 
 def _build_curves(report: QualityReport, name: str) -> str:
     every = [scores.per_frame[name] for scores in report.candidates]
-    finite = np.concatenate(every)
-    finite = finite[np.isfinite(finite)]
+    values = np.concatenate(every)
+    finite = values[np.isfinite(values)]
     definition = html.escape(report.definitions[name])
     if finite.size == 0:
         return f"<figure><figcaption>{definition}: infinite in every frame</figcaption></figure>"
     low, high = float(finite.min()), float(finite.max())
-    span = (high - low) or 1.0
+    top = _TOP + (_INFINITE if finite.size < values.size else 0)
+    scale = (_HEIGHT - 24 - top) / ((high - low) or 1.0)
     end = float(report.seconds[-1]) or 1.0
     lines = []
-    for index, values in enumerate(every):
+    for index, curve in enumerate(every):
         points = [
-            f"{_MARGIN + seconds / end * (_WIDTH - _MARGIN - 8):.1f},{8 + (high - value) / span * (_HEIGHT - 32):.1f}"
-            for seconds, value in _thin(report.seconds, values)
+            (
+                f"{_MARGIN + seconds / end * (_WIDTH - _MARGIN - 8):.1f}",
+                f"{top + (high - value) * scale if np.isfinite(value) else _TOP:.1f}",
+            )
+            for seconds, value in _thin(report.seconds, curve)
         ]
-        mark = f'<circle r="3" cx="{points[0].split(",")[0]}" cy="{points[0].split(",")[1]}" fill="{_colour(index)}"/>'
-        line = f'<polyline fill="none" stroke="{_colour(index)}" stroke-width="1.3" points="{" ".join(points)}"/>'
-        lines.append(line if len(points) > 1 else mark)
+        (x, y), *others = points
+        mark = f'<circle r="3" cx="{x}" cy="{y}" fill="{_colour(index)}"/>'
+        path = " ".join(",".join(point) for point in points)
+        line = f'<polyline fill="none" stroke="{_colour(index)}" stroke-width="1.3" points="{path}"/>'
+        lines.append(line if others else mark)
     axis = (
-        f'<text x="0" y="14">{high:.5g}</text><text x="0" y="{_HEIGHT - 22}">{low:.5g}</text>'
+        f'<text x="0" y="{top + 6}">{high:.5g}</text><text x="0" y="{_HEIGHT - 22}">{low:.5g}</text>'
         f'<text x="{_MARGIN}" y="{_HEIGHT - 4}">0 s</text>'
         f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 4}" text-anchor="end">{report.seconds[-1]:.2f} s</text>'
         f'<path d="M{_MARGIN} 4V{_HEIGHT - 18}H{_WIDTH - 8}" fill="none" stroke="#aaa"/>'
     )
+    if top > _TOP:
+        axis += (
+            f'<text x="0" y="{_TOP + 6}">infinite</text>'
+            f'<path d="M{_MARGIN} {_TOP}H{_WIDTH - 8}" fill="none" stroke="#aaa" stroke-dasharray="2 4"/>'
+        )
     picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{definition}">{axis}{"".join(lines)}</svg>'
     return f"<figure><figcaption>{definition}</figcaption>{picture}</figure>"
 
 
 def _thin(seconds: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Keep the lowest value of each stretch of time; infinite values are drawn at the highest finite one."""
-    finite = values[np.isfinite(values)]
-    top = float(finite.max()) if finite.size else 0.0
+    """Keep the lowest value of each stretch of time; it is infinite only if all of the stretch is."""
     stretches = np.array_split(np.arange(len(values)), min(len(values), MAX_POINTS))
     lowest = [stretch[np.argmin(values[stretch])] for stretch in stretches]
-    return [(float(seconds[index]), min(float(values[index]), top)) for index in lowest]
+    return [(float(seconds[index]), float(values[index])) for index in lowest]
 
 
 def _build_worst(report: QualityReport, scores: CandidateScores) -> str:
@@ -130,16 +146,31 @@ def _build_worst(report: QualityReport, scores: CandidateScores) -> str:
         )
         parts.append(
             f'<figure><figcaption>{words}</figcaption><div class="frames">{images}</div>'
-            f"<small>reference, candidate, and their difference {DIFFERENCE_GAIN} times as large</small></figure>"
+            f"<small>reference, candidate, and their difference {DIFFERENCE_GAIN} times as large"
+            f"{_describe_reduction(frame)}</small></figure>"
         )
     return "".join(parts)
+
+
+def _describe_reduction(frame: WorstFrame) -> str:
+    height, width = frame.reference.shape[:2]
+    return f"; shown smaller than {width}x{height}" if max(height, width) > MAX_PICTURE_PX else ""
 
 
 def _pictures_of(frame: WorstFrame) -> list[npt.NDArray[np.uint8]]:
     scale = 255 / full_range(frame.reference.dtype)
     before, after = (picture.astype(np.float64) * scale for picture in (frame.reference, frame.candidate))
     difference = 128 + DIFFERENCE_GAIN * (after - before)
-    return [np.clip(np.rint(picture), 0, 255).astype(np.uint8) for picture in (before, after, difference)]
+    return [_reduce(np.clip(np.rint(picture), 0, 255).astype(np.uint8)) for picture in (before, after, difference)]
+
+
+def _reduce(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    height, width = picture.shape[:2]
+    factor = -(-max(height, width) // MAX_PICTURE_PX)
+    if factor == 1:
+        return picture
+    whole = picture[: height - height % factor, : width - width % factor]
+    return np.rint(reduce_frame(whole, factor)).astype(np.uint8)
 
 
 def _encode(picture: npt.NDArray[Any]) -> str:

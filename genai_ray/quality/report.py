@@ -21,15 +21,23 @@ from genai_ray.quality.structure import MIN_MS_SSIM_SIDE_PX, MIN_SSIM_SIDE_PX
 
 __all__ = ["CandidateScores", "QualityReport", "WorstFrame", "check_metric", "define_metric", "pool"]
 
-_MIN_SIDES_PX = {"ssim": MIN_SSIM_SIDE_PX, "ms-ssim": MIN_MS_SSIM_SIDE_PX, "vmaf": MIN_VMAF_SIDE_PX}
+_MIN_SIDES_PX = {"ssim": MIN_SSIM_SIDE_PX, "ms_ssim": MIN_MS_SSIM_SIDE_PX, "vmaf": MIN_VMAF_SIDE_PX}
 
 _DEFINITIONS = {
     "psnr": "PSNR, RGB, dB",
     "ssim": "SSIM, Wang 2004, Gaussian 11x11, RGB",
-    "ms-ssim": "MS-SSIM, Wang 2003, five scales, RGB",
+    "ms_ssim": "MS-SSIM, Wang 2003, five scales, RGB",
 }
 
-_DIGITS = {"psnr": 2, "ssim": 4, "ms-ssim": 4, "vmaf": 2}
+_POOLED = {
+    "psnr_of_mean_mse": "of mean MSE",
+    "mean": "mean of frames",
+    "harmonic_mean": "harmonic mean",
+    "min": "worst",
+}
+"""How tables call the numbers of ``pool``."""
+
+_DIGITS = {"psnr": 2, "ssim": 4, "ms_ssim": 4, "vmaf": 2}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,14 +106,14 @@ class QualityReport:
         lines = []
         pools = [scores.pooled for scores in self.candidates]
         for name, definition in self.definitions.items():
-            for words in pools[0][name]:
-                if words == "worst frame":
+            for key in pools[0][name]:
+                if key == "min_frame":
                     continue
-                numbers = [f"{pooled[name][words]:.{_DIGITS[name]}f}" for pooled in pools]
-                if words == "worst":
-                    frames = [int(pooled[name]["worst frame"]) for pooled in pools]
+                numbers = [f"{pooled[name][key]:.{_DIGITS[name]}f}" for pooled in pools]
+                if key == "min":
+                    frames = [pooled[name]["min_frame"] for pooled in pools]
                     numbers = [f"{number} (frame {frame})" for number, frame in zip(numbers, frames, strict=True)]
-                lines.append((definition, words, tuple(numbers)))
+                lines.append((definition, _POOLED[key], tuple(numbers)))
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +135,7 @@ class QualityReport:
                     "size": list(scores.size),
                     "notes": list(scores.notes),
                     "pooled": {
-                        name: {words.replace(" ", "_"): _plain(value) for words, value in pooled.items()}
+                        name: {key: _plain(value) for key, value in pooled.items()}
                         for name, pooled in scores.pooled.items()
                     },
                     "per_frame": {name: list(map(_plain, values)) for name, values in scores.per_frame.items()},
@@ -200,32 +208,32 @@ class QualityReport:
 def pool(metric: str, values: npt.NDArray[np.float64]) -> dict[str, float]:
     """Make one number of those of all frames.
 
-    Two meanings of the PSNR of a clip are in use, and differ: ``of mean MSE`` is the PSNR of the mean of the frames'
-    MSE, as FFmpeg's filter ``psnr`` reports it; ``mean of frames`` is the mean of the frames' PSNR, as most papers
-    report it. VMAF has its mean, and ``harmonic mean``, ``1 / mean(1 / (v + 1)) - 1`` as in libvmaf.
+    Two meanings of the PSNR of a clip are in use, and differ: ``psnr_of_mean_mse`` is the PSNR of the mean of the
+    frames' MSE, as FFmpeg's filter ``psnr`` reports it; ``mean`` is the mean of the frames' PSNR, as most papers report
+    it. VMAF has its mean, and ``harmonic_mean``, ``1 / mean(1 / (v + 1)) - 1`` as in libvmaf.
 
     Args:
-        metric: ``psnr``, ``ssim``, ``ms-ssim`` or ``vmaf``.
+        metric: ``psnr``, ``ssim``, ``ms_ssim`` or ``vmaf``.
         values: (N,), one of each frame.
 
     Returns:
-        The numbers by how they were made, also ``worst``, the lowest of any frame, and ``worst frame``, its position.
+        The numbers by how they were made, also ``min``, the lowest of any frame, and ``min_frame``, its position (int).
     """
     pooled: dict[str, float] = {}
     if metric == "psnr":
         mean_mse = float(np.mean(10.0 ** (-values / 10)))  # of a range of 1
-        pooled["of mean MSE"] = math.inf if mean_mse == 0 else -10 * math.log10(mean_mse)
-    pooled["mean of frames"] = float(np.mean(values))
+        pooled["psnr_of_mean_mse"] = math.inf if mean_mse == 0 else -10 * math.log10(mean_mse)
+    pooled["mean"] = float(np.mean(values))
     if metric == "vmaf":
-        pooled["harmonic mean"] = float(1 / np.mean(1 / (values + 1)) - 1)
-    return pooled | {"worst": float(np.min(values)), "worst frame": float(np.argmin(values))}
+        pooled["harmonic_mean"] = float(1 / np.mean(1 / (values + 1)) - 1)
+    return pooled | {"min": float(np.min(values)), "min_frame": int(np.argmin(values))}
 
 
 def define_metric(metric: str, vmaf_model: str | None) -> str:
     """Return the definition of a metric in words.
 
     Args:
-        metric: ``psnr``, ``ssim``, ``ms-ssim`` or ``vmaf``.
+        metric: ``psnr``, ``ssim``, ``ms_ssim`` or ``vmaf``.
         vmaf_model: The model of VMAF.
 
     Returns:
@@ -238,7 +246,7 @@ def check_metric(metric: str, width: int, height: int, vmaf_model: str) -> None:
     """Check that a metric can measure frames of a size, before any is decoded.
 
     Args:
-        metric: ``psnr``, ``ssim``, ``ms-ssim`` or ``vmaf``.
+        metric: ``psnr``, ``ssim``, ``ms_ssim`` or ``vmaf``.
         width: Of the frames that are compared, in pixels.
         height: The same.
         vmaf_model: A name of ``VMAF_MODELS``.
@@ -257,4 +265,6 @@ def check_metric(metric: str, width: int, height: int, vmaf_model: str) -> None:
 
 
 def _plain(value: float) -> float | str:
+    if isinstance(value, int):
+        return value
     return float(value) if math.isfinite(value) else "inf"

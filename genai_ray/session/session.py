@@ -146,7 +146,8 @@ class InferenceSession(Shown):
 
         Args:
             frames: (N, H, W, 3) or one frame (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1]; never written to.
-            params: Extra scalar inputs of the model by name, in the units of its spec; others have their defaults.
+            params: Extra scalar inputs of the model by name, in the units of its spec: 15 or 15/255 for ``sigma`` of
+                ffdnet. Others have their defaults.
             is_online: Whether a request waits for the result: its runs overtake those of batch jobs.
 
         Returns:
@@ -341,12 +342,7 @@ class InferenceSession(Shown):
             )
         scalars = {}
         for name, param in self.spec.params.items():
-            value = float(params.get(name, param.default))
-            if not param.minimum <= value <= param.maximum:
-                raise InvalidInputError(
-                    f"{name}={value} for {self.spec.model_id}", f"from {param.minimum} to {param.maximum}"
-                )
-            scalars[name] = np.full((), value, np.float32)
+            scalars[name] = np.full((), param.read(name, float(params.get(name, param.default))), np.float32)
         return scalars
 
     def _warm_raw(self, shapes: Shapes) -> None:

@@ -23,6 +23,12 @@ TOLERANCE_OF_INTERVAL = 4
 """Times may differ by at most this part of the shortest time between two frames, whatever the time bases are."""
 
 
+HDR = {16: "HDR (PQ)", 18: "HDR (HLG)"}
+"""Transfer characteristics of ITU-T H.273 whose numbers mean another light than those of SDR."""
+
+_ALPHA = "alpha is not compared"
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A video or a picture, before it is decoded."""
@@ -43,6 +49,8 @@ class Clip:
     """Seconds of one unit of the file's times; 0 for a picture."""
     notes: tuple[str, ...]
     """What is not compared."""
+    kind: str = "SDR"
+    """Transfer function: ``SDR``, ``HDR (PQ)`` or ``HDR (HLG)``."""
     plan: VideoPlan | None = None
     """The planned video; None for a picture."""
     picture: npt.NDArray[Any] | None = None
@@ -102,19 +110,32 @@ def open_clip(path: str) -> Clip:
         VideoError: If the file is missing, cannot be read, or has no frames.
     """
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
-        picture = read_picture(path)
-        return Clip(path, picture.shape[1], picture.shape[0], picture.dtype, 0, (0.0,), 0.0, (), picture=picture)
+        picture, has_alpha = read_picture(path)
+        return Clip(
+            path=path,
+            width=picture.shape[1],
+            height=picture.shape[0],
+            dtype=picture.dtype,
+            rotation=0,
+            seconds=(0.0,),
+            unit_s=0.0,
+            notes=(f"{path}: {_ALPHA}",) if has_alpha else (),
+            picture=picture,
+        )
     plan = plan_video(path)
     info = plan.info
     notes = [f"{path}: {plan.truncated}"] if plan.truncated else []
     if info.has_alpha:
-        notes.append(f"{path}: alpha is not compared")
+        notes.append(f"{path}: {_ALPHA}")
+    if plan.skipped:
+        notes.append(f"{path}: {plan.skipped} frames at the start do not decode and are not compared")
     return Clip(
         path=path,
         width=info.width,
         height=info.height,
         dtype=np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16),
         rotation=info.rotation % 360,
+        kind=HDR.get(info.colour.transfer, "SDR"),
         seconds=tuple(float((pts - plan.pts[0]) * info.time_base) for pts in plan.pts),
         unit_s=float(info.time_base),
         notes=tuple(notes),
@@ -155,8 +176,13 @@ def check_alignment(reference: Clip, candidate: Clip) -> None:
         candidate: The candidate.
 
     Raises:
-        QualityError: If a frame of one has no partner in the other, or bit depths or rotations differ.
+        QualityError: If a frame of one has no partner in the other, or bit depths, rotations or transfer functions
+            differ.
     """
+    if candidate.kind != reference.kind:
+        got = f"{candidate.path} of {candidate.kind} for {reference.path} of {reference.kind}"
+        do = "Convert one of them first: equal numbers mean another light."
+        raise QualityError(got, "SDR for both, or HDR of one transfer function", do)
     if candidate.dtype != reference.dtype:
         bits = [8 if clip.dtype == np.uint8 else "more than 8" for clip in (candidate, reference)]
         got = f"{candidate.path} of {bits[0]} bits for {reference.path} of {bits[1]} bits"

@@ -28,8 +28,8 @@ from genai_ray.validate.clips import Clip, check_alignment, check_is_another, ch
 
 __all__ = ["METRICS", "validate_videos"]
 
-METRICS = ("psnr", "ssim", "ms-ssim", "vmaf")
-"""The metrics by the words of the command line."""
+METRICS = ("psnr", "ssim", "ms_ssim", "vmaf")
+"""The metrics that can be measured."""
 
 NUM_WORST = 3
 """Frames of each candidate that the report shows."""
@@ -40,7 +40,7 @@ WORST_APART = 12
 JOBS_PER_THREAD = 4
 """Frames that are decoded ahead for each thread."""
 
-_OF_FRAME: dict[str, Callable[..., float]] = {"psnr": psnr, "ssim": ssim, "ms-ssim": ms_ssim}
+_OF_FRAME: dict[str, Callable[..., float]] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
 _Array = npt.NDArray[Any]
 
 
@@ -88,8 +88,8 @@ def validate_videos(
 
     Raises:
         InvalidInputError: If a metric or a number is not one of those allowed.
-        QualityError: If a candidate is the reference, or lengths, times, sizes, rotations or bit depths do not match,
-            or frames are too small for a metric.
+        QualityError: If a candidate is the reference, or lengths, times, sizes, rotations, bit depths or transfer
+            functions do not match, or frames are too small for a metric.
         VideoError: If a file is missing, is not a video or picture, has no frames, or does not decode.
         BackendUnavailableError: If VMAF is asked for and its extra is not installed.
 

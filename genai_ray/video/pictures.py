@@ -99,14 +99,15 @@ def write_pictures(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]
     )
 
 
-def read_picture(path: str) -> npt.NDArray[Any]:
+def read_picture(path: str) -> tuple[npt.NDArray[Any], bool]:
     """Read a PNG or JPEG file; its orientation tag and alpha are ignored.
 
     Args:
         path: Path or URI.
 
     Returns:
-        RGB (H, W, 3), C-contiguous: uint8, or uint16 in [0, 65535] for a PNG of 16 bits. JPEG is BT.601.
+        RGB (H, W, 3), C-contiguous: uint8, or uint16 in [0, 65535] for a PNG of 16 bits. JPEG is BT.601. And whether it
+        has alpha.
 
     Raises:
         VideoError: If the file is missing or is not such a picture.
@@ -117,7 +118,7 @@ def read_picture(path: str) -> npt.NDArray[Any]:
         frame = next((frame for packet in container.demux(stream) for frame in decode_packet(decoder, packet)), None)
         if frame is None:
             raise VideoError(f"{path}: the picture does not decode", "a whole PNG or JPEG file")
-        return to_rgb(frame, JFIF)
+        return to_rgb(frame, JFIF), any(component.is_alpha for component in frame.format.components)
 
 
 def read_pictures(plan: VideoPlan, part: Path, count: int) -> Iterator[npt.NDArray[Any]]:

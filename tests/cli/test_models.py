@@ -7,6 +7,8 @@ import pytest
 from genai_ray import ModelCatalog
 from genai_ray.catalog import ModelSpec
 from genai_ray.catalog.spec import ParamSpec
+from genai_ray.enhance import EnhanceOptions
+from genai_ray.enhance.plan.options import check_models, convert_params
 from genai_ray.types import ModelPreset, ModelTask
 from tests.cli.terminal import run_in_terminal
 from tests.processes import run
@@ -54,3 +56,16 @@ def test_params_may_be_given_on_the_scale_that_users_know():
     assert ParamSpec(default=0, minimum=0, maximum=1 / 3).describe_limits() == "from 0 to 0.333"
     assert ParamSpec(default=0, minimum=0, maximum=30).in_own_unit(15) == 15
     assert "presets" in ModelSpec.model_fields
+
+
+def test_params_are_converted_once():
+    specs = check_models("ffdnet", EnhanceOptions(params={"sigma": 15}))
+    options = convert_params(specs, EnhanceOptions(params={"sigma": 15}))
+    assert options.params == {"sigma": 15 / 255}
+    assert convert_params(specs, options) == options
+    assert specs[0].params["sigma"].read("sigma", 15 / 255) == 15 / 255
+
+
+def test_a_scale_needs_a_maximum_below_1():
+    with pytest.raises(ValueError, match="maximum below 1"):
+        ParamSpec(default=0, minimum=0, maximum=2, full_scale=255)

@@ -91,7 +91,9 @@ def test_metadata_and_configuration(client):
     assert [output["name"] for output in told["outputs"]] == ["sum", "difference"]
     config = client.get_model_config("add-sub")
     assert config["input"][0] == {"name": "a", "data_type": "TYPE_FP32", "dims": [-1, 4]}
-    assert client.get_model_metadata("ffdnet")["properties"]["parameter:sigma"].startswith("0")
+    assert client.get_model_metadata("ffdnet")["properties"]["parameter:sigma"] == (
+        "from 0 to 0.294, or 1 to 75 of 255; default 0.0588"
+    )
     assert client.get_model_metadata("versioned")["versions"] == ["1", "2"]
 
 
@@ -413,7 +415,7 @@ def test_bad_requests(served, content, words):
         ({"datatype": "UINT8", "shape": [0, 2, 2, 3], "data": []}, {}, "empty"),
         ({"datatype": "FP32", "shape": [1, 1, 1, 3], "data": [2, 0, 0]}, {}, "values from"),
         ({"datatype": "INT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}, {}, "one input of"),
-        ({"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}, {"sigma": 7}, "sigma"),
+        ({"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}, {"sigma": 0.7}, "sigma"),
         ({"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}, {"strength": 1}, "strength"),
     ],
 )

@@ -220,7 +220,7 @@ PICTURE = saved(Image.fromarray(PIXELS))
         ("model=websr-x2-s&params=sigma", PICTURE, 400, "NAME=NUMBER"),
         ("model=websr-x2-s&params=sigma=nan", PICTURE, 400, "NAME=NUMBER"),
         ("model=websr-x2-s&params=sigma=1", PICTURE, 400, "'sigma' for websr-x2-s"),
-        ("model=ffdnet&params=sigma=7", PICTURE, 400, "a number from 0"),
+        ("model=ffdnet&params=sigma=0.7", PICTURE, 400, "1 to 75 of 255"),
         ("model=websr-x2-s&format=gif", PICTURE, 400, "format='gif'; allowed: 'png', 'jpeg' or 'webp'"),
         ("model=websr-x2-s&format=jpeg&quality=high", PICTURE, 400, "a valid integer"),
         ("model=websr-x2-s&quality=50", PICTURE, 400, "quality for png"),

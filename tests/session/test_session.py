@@ -101,8 +101,12 @@ def test_ffdnet_takes_sigma_and_denoises():
     with InferenceSession("ffdnet") as session:
         out = session.infer(noisy, params={"sigma": 0.1})
         assert np.square(out - clean).mean() < 0.2 * np.square(noisy - clean).mean()
-        with pytest.raises(errors.InvalidInputError, match="sigma"):
-            session.infer(noisy, params={"sigma": 9.0})
+        assert np.array_equal(
+            session.infer(noisy, params={"sigma": 15}), session.infer(noisy, params={"sigma": 15 / 255})
+        )
+        for refused in (0.9, 76, -1, np.nan):
+            with pytest.raises(errors.InvalidInputError, match=r"sigma=.* from 0 to 0\.294, or 1 to 75 of 255"):
+                session.infer(noisy, params={"sigma": refused})
         with pytest.raises(errors.InvalidInputError, match="strength"):
             session.infer(noisy, params={"strength": 1.0})
 

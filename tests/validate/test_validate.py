@@ -1,10 +1,13 @@
 """Whole videos and pictures against a reference: numbers, alignment, reconciled sizes, reports, and what is refused."""
 
+import base64
 import csv
 import io
 import json
 import math
+import re
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +19,8 @@ import genai_ray
 from genai_ray import VideoReader, errors
 from genai_ray.quality import reduce_frame, vmaf_per_frame
 from genai_ray.validate import validate_videos
-from genai_ray.video import encode_png, encode_png16
+from genai_ray.validate.clips import open_clip
+from genai_ray.video import encode_png, encode_png16, plan_video, read_picture
 from tests.processes import run
 
 RNG = np.random.default_rng(11)
@@ -70,10 +74,10 @@ def test_every_frame_is_measured_and_pooled_both_ways(files):
         expected_ssim = [genai_ray.ssim(a, b) for a, b in zip(FRAMES, frames[name], strict=True)]
         assert scores.per_frame["ssim"].tolist() == pytest.approx(expected_ssim)
         pooled = scores.pooled["psnr"]
-        assert pooled["of mean MSE"] == pytest.approx(genai_ray.psnr(FRAMES, frames[name]))
-        assert pooled["mean of frames"] == pytest.approx(np.mean(expected))
-        assert pooled["worst"] == pytest.approx(min(expected))
-    assert report.candidates[1].pooled["psnr"]["worst frame"] == 17
+        assert pooled["psnr_of_mean_mse"] == pytest.approx(genai_ray.psnr(FRAMES, frames[name]))
+        assert pooled["mean"] == pytest.approx(np.mean(expected))
+        assert pooled["min"] == pytest.approx(min(expected))
+    assert report.candidates[1].pooled["psnr"]["min_frame"] == 17
     assert report.candidates[1].worst[0].index == 17
     assert np.array_equal(report.candidates[1].worst[0].candidate, frames["bad"][17])
     assert np.array_equal(report.candidates[1].worst[0].reference, FRAMES[17])
@@ -92,11 +96,78 @@ def test_numbers_do_not_depend_on_threads_or_company(files):
 def test_a_copy_is_infinite_and_json_says_so(files):
     report = validate_videos(files[0]["reference"], files[0]["copy"])
     (scores,) = report.candidates
-    assert scores.pooled["psnr"]["of mean MSE"] == math.inf
+    assert scores.pooled["psnr"]["psnr_of_mean_mse"] == math.inf
     told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert told["candidates"][0]["pooled"]["psnr"]["mean_of_frames"] == "inf"
+    assert told["candidates"][0]["pooled"]["psnr"]["mean"] == "inf"
     assert told["candidates"][0]["per_frame"]["ssim"] == [pytest.approx(1.0)] * 24
     assert "infinite in every frame" in report.to_html()
+
+
+def test_frames_of_infinite_psnr_have_their_own_line(files, tmp_path):
+    partly = noisy(FRAMES, 5)
+    partly[3:6] = FRAMES[3:6]
+    report = validate_videos(files[0]["reference"], write(tmp_path / "partly.mkv", partly), metrics=["psnr"])
+    page = report.to_html()
+    assert ">infinite</text>" in page
+    (points,) = re.findall(r'points="([^"]*)"', page)
+    heights = [float(point.split(",")[1]) for point in points.split()]
+    assert [index for index, height in enumerate(heights) if height == 8.0] == [3, 4, 5]
+    assert min(height for height in heights if height != 8.0) == 28.0
+    told = json.loads(json.dumps(report.to_dict(), allow_nan=False))["candidates"][0]
+    assert list(told["pooled"]["psnr"]) == ["psnr_of_mean_mse", "mean", "min", "min_frame"]
+    assert (told["pooled"]["psnr"]["mean"], told["per_frame"]["psnr"][3]) == ("inf", "inf")
+    assert isinstance(told["pooled"]["psnr"]["min_frame"], int)
+
+
+def test_pictures_of_the_page_are_small(tmp_path):
+    large = RNG.integers(0, 256, (300, 1301, 3), np.uint8)
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path, picture in zip(paths, (large, noisy(large, 5)), strict=True):
+        Path(path).write_bytes(encode_png(picture))
+    page = validate_videos(*paths, metrics=["psnr"]).to_html()
+    shown = re.findall(r"data:image/png;base64,([\w+/=]+)", page)
+    sizes = []
+    for number, text in enumerate(shown):
+        (tmp_path / f"shown-{number}.png").write_bytes(base64.b64decode(text))
+        sizes.append(read_picture(str(tmp_path / f"shown-{number}.png"))[0].shape)
+    assert sizes == [(100, 433, 3)] * 3
+    assert "shown smaller than 1301x300" in page
+
+
+def test_what_is_left_out_is_said(tmp_path, clip_of_pq):
+    for name, channels in (("a.png", 4), ("b.png", 3)):
+        with av.open(str(tmp_path / name), "w", format="image2", options={"update": "1"}) as sink:
+            stream = sink.add_stream("png", rate=1)
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = "rgba" if channels == 4 else "rgb24"
+            pixels = np.full((48, 64, channels), 100, np.uint8)
+            sink.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format=stream.pix_fmt)) + stream.encode(None))
+    report = validate_videos(str(tmp_path / "b.png"), str(tmp_path / "a.png"))
+    assert report.candidates[0].notes == (f"{tmp_path}/a.png: alpha is not compared",)
+    whole = write(tmp_path / "whole.mkv", FRAMES)
+    plan = plan_video(whole)
+    assert open_clip(whole).notes == ()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genai_ray.validate.clips.plan_video", lambda _: replace(plan, skipped=2))
+        assert open_clip(whole).notes == (f"{whole}: 2 frames at the start do not decode and are not compared",)
+    with pytest.raises(errors.QualityError, match=r"whole.mkv of SDR for .*pq.mkv of HDR \(PQ\).*another light"):
+        validate_videos(clip_of_pq, whole)
+
+
+@pytest.fixture
+def clip_of_pq(tmp_path):
+    path = tmp_path / "pq.mkv"
+    with av.open(str(path), "w") as sink:
+        stream = sink.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.color_trc = 16
+        stream.codec_context.color_primaries = stream.codec_context.colorspace = 9
+        for pixels in FRAMES:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+            frame.color_trc = 16
+            sink.mux(stream.encode(frame))
+        sink.mux(stream.encode(None))
+    return str(path)
 
 
 def test_the_larger_frame_is_reduced_and_the_report_says_so(files):
@@ -118,7 +189,7 @@ def test_vmaf_of_a_clip_is_libvmafs(files):
     )
     expected = vmaf_per_frame(FRAMES, frames["bad"], model="vmaf_v0.6.1neg")
     assert report.candidates[0].per_frame["vmaf"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
-    assert report.candidates[0].pooled["vmaf"]["harmonic mean"] <= report.candidates[0].pooled["vmaf"]["mean of frames"]
+    assert report.candidates[0].pooled["vmaf"]["harmonic_mean"] <= report.candidates[0].pooled["vmaf"]["mean"]
     assert report.definitions["vmaf"] == "VMAF, vmaf_v0.6.1neg, BT.709 luma"
     assert seen[-1] == (48, 48)
 
@@ -129,7 +200,7 @@ def test_frames_pair_by_time_whatever_the_time_base(tmp_path):
     late = [1000 * 90 + 90 * time for time in times]  # begins at one second, in units of a transport stream
     two = write(tmp_path / "two.nut", FRAMES[:5], times=late, time_base=Fraction(1, 90000))
     report = validate_videos(one, two)
-    assert report.candidates[0].pooled["psnr"]["of mean MSE"] == math.inf
+    assert report.candidates[0].pooled["psnr"]["psnr_of_mean_mse"] == math.inf
     assert report.seconds.tolist() == pytest.approx([time / 1000 for time in times])
     moved = write(tmp_path / "moved.mkv", FRAMES[:5], times=[0, 40, 120, 200, 240], time_base=Fraction(1, 1000))
     with pytest.raises(errors.QualityError, match=r"2 have no partner, the first of them at 0\.080 s"):
@@ -222,7 +293,7 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
         ),
         "another size": ([write(tmp_path / "d.mkv", FRAMES[:, :40])], {}, errors.QualityError, "64x40 for .* 64x48"),
         "deeper": ([write(tmp_path / "e.mkv", FRAMES, depth=10)], {}, errors.QualityError, "more than 8 bits"),
-        "small for MS-SSIM": ([paths["good"]], {"metrics": ["ms-ssim"]}, errors.QualityError, "64x48 for ms-ssim.*161"),
+        "small for MS-SSIM": ([paths["good"]], {"metrics": ["ms_ssim"]}, errors.QualityError, "64x48 for ms_ssim.*161"),
         "no metric": ([paths["good"]], {"metrics": ["psnr", "lpips"]}, errors.InvalidInputError, "lpips"),
         "no metrics": ([paths["good"]], {"metrics": []}, errors.InvalidInputError, "psnr, ssim"),
         "threads": ([paths["good"]], {"threads": 0}, errors.InvalidInputError, "0 threads"),
@@ -248,7 +319,7 @@ def test_the_command_prints_and_writes(files, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     expected = genai_ray.psnr(FRAMES, frames["bad"])
-    assert told["candidates"][0]["pooled"]["psnr"]["of_mean_MSE"] == pytest.approx(expected)
+    assert told["candidates"][0]["pooled"]["psnr"]["psnr_of_mean_mse"] == pytest.approx(expected)
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert len(table.read_text().splitlines()) == 25
     shown = run("validate", *pair, "--metrics", "psnr")
@@ -260,11 +331,14 @@ def test_the_command_prints_and_writes(files, tmp_path):
         refused = run("validate", *pair, *wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith("error: ")
+    wrong = run("validate", *pair, "--metrics", "ms_ssim")
+    assert "allowed: psnr, ssim, ms-ssim, vmaf" in wrong.stderr
     before = Path(paths["bad"]).read_bytes()
     for wrong, words in (
         (["--html", paths["bad"], "-y"], "one of the inputs"),
         (["--html", tmp_path / "same", "--csv", tmp_path / "same"], "both --csv and --html"),
         (["--csv", tmp_path], "is a folder"),
+        (["--csv", page / "below" / "a.csv"], "cannot be written"),
     ):
         refused = run("validate", *pair, *wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
@@ -278,7 +352,7 @@ def test_the_command_prints_and_writes(files, tmp_path):
 def test_the_packaged_pair(samples):
     small, large = (str(samples / f"bigbuckbunny-{lines}p.mp4") for lines in (360, 720))
     report = validate_videos(small, large, metrics=["psnr"])
-    assert report.candidates[0].pooled["psnr"]["of mean MSE"] == pytest.approx(41.16, abs=0.05)
+    assert report.candidates[0].pooled["psnr"]["psnr_of_mean_mse"] == pytest.approx(41.16, abs=0.05)
     with VideoReader(small) as first, VideoReader(large) as second:
         expected = genai_ray.psnr(first[40].frame, np.rint(reduce_frame(second[40].frame, 2)).astype(np.uint8))
     assert report.candidates[0].per_frame["psnr"][40] == pytest.approx(expected)

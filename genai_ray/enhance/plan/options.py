@@ -13,7 +13,7 @@ from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
 from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
-from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
 from genai_ray.video import Encoding
@@ -194,9 +194,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
     for name, value in options.params.items():
         if name not in known:
             raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")
-        own = known[name].in_own_unit(value)
-        if not known[name].minimum <= own <= known[name].maximum:
-            raise InvalidInputError(f"param {name}={value:g}", known[name].describe_limits())
+        known[name].read(name, value)
 
 
 def convert_params(specs: Sequence[ModelSpec], options: EnhanceOptions) -> EnhanceOptions:

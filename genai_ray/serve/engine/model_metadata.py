@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -320,12 +321,10 @@ def check_frame_request(request: InferRequest, metadata: ModelMetadata) -> tuple
         param = spec.params.get(name)
         if param is None:
             raise InvalidInputError(f"parameter {name[:40]!r} for {spec.model_id}", f"{sorted(spec.params) or 'none'}")
-        if isinstance(value, str | bool) or not param.minimum <= value <= param.maximum:
-            raise InvalidInputError(
-                f"parameter {name}={value!r:.40} for {spec.model_id}",
-                f"a number from {param.minimum} to {param.maximum}",
-            )
-        params[name] = float(value)
+        if isinstance(value, str | bool) or not abs(value) <= sys.float_info.max:
+            got = f"parameter {name}={value!r:.40} for {spec.model_id}"
+            raise InvalidInputError(got, f"a number {param.describe_limits()}")
+        params[name] = param.read(name, float(value))
     return frames, params
 
 

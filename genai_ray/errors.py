@@ -15,7 +15,7 @@
       DeadlineExceededError(TimeoutError)    not done by the caller's deadline
       CacheClosedError(RuntimeError)         a handle used after ``shutdown()`` or ``close()``
       VideoError(RuntimeError)               not a video, truncated, no video stream
-      QualityError(ValueError)               a quality check that is not possible
+      QualityError(ValueError)               frames that fail a check, or a check that is not possible
 
 Every error has three fields: ``got`` (what is wrong), ``allowed`` (what is allowed) and ``do`` (what the caller can
 do). All fields go to ``Exception.__init__`` and ``__str__`` makes the text, so that each class survives pickle. This
@@ -117,4 +117,4 @@ class VideoError(GenAIRayError, RuntimeError):
 
 
 class QualityError(GenAIRayError, ValueError):
-    """A quality check is not possible, because reference and candidate do not match."""
+    """Frames fail the checks of ``enhance``; or a check is impossible, as reference and candidate do not match."""

@@ -22,6 +22,7 @@ from genai_ray.errors import ConfigError, InvalidInputError
 
 __all__ = [
     "FRAME_DTYPES",
+    "CheckLevel",
     "Frames",
     "InferenceResult",
     "ModelBackend",
@@ -88,8 +89,22 @@ class ModelPreset(StrEnum):
     BEST = "best"
 
 
+class CheckLevel(StrEnum):
+    """How closely ``enhance`` compares frames with those that they were made of.
+
+    ``off`` not at all; ``default`` by means of blocks, with limits that only accidents pass; ``strict`` by every
+    measure of ``genai_ray.quality.FrameMeasures`` but the seams of tiles, with the limits of ``SourceChecks``.
+    """
+
+    OFF = "off"
+    DEFAULT = "default"
+    STRICT = "strict"
+
+
 _Word = TypeVar("_Word", bound=StrEnum)
-_WORDS: dict[str, type[StrEnum]] = {kind.__name__: kind for kind in (ModelBackend, ModelPrecision, ModelTask)}
+_WORDS: dict[str, type[StrEnum]] = {
+    kind.__name__: kind for kind in (CheckLevel, ModelBackend, ModelPrecision, ModelTask)
+}
 _PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "True or False"),
     "int": (Integral, "a whole number"),
@@ -180,6 +195,8 @@ class ValidationResult:
     consistency_db: float | None = None
     """Lowest of any frame; see ``genai_ray.quality.FrameMeasures`` for this and the following."""
     colour_shift: float | None = None
+    """Highest of any frame, a share of full range."""
+    block_shift: float | None = None
     """Highest of any frame, a share of full range."""
     contrast: float | None = None
     """Farthest from 1 of any frame, a ratio."""

@@ -165,7 +165,7 @@ def _draw(status: CacheStatus) -> Group:
         add_row(devices, device.device, device.kind, *map(_mb, sizes))
     models = Table("model", box=None)
     figures = ("MB", "predicted", "replicas", "hits", "queue", "idle s", "load s", "evicted")
-    for column in ("as", "on", "state", *figures, "stays"):
+    for column in ("as", "dB", "on", "state", *figures, "stays"):
         models.add_column(column, overflow="fold")
     models.columns[0].no_wrap = True
     for entry in status.models:
@@ -174,6 +174,7 @@ def _draw(status: CacheStatus) -> Group:
             models,
             entry.model_id,
             f"{entry.backend} {entry.precision}",
+            _agreement(entry.session),
             entry.placed_on,
             entry.state,
             _mb(entry.bytes),
@@ -189,6 +190,12 @@ def _draw(status: CacheStatus) -> Group:
         *(f"{entry.model_id} failing: {entry.reason}" for entry in status.failing),
     ]
     return Group(Text(head), devices, models, *map(Text, troubles))
+
+
+def _agreement(session: Mapping[str, Any]) -> str:
+    """Return the PSNR of another precision or runtime from FP32 in ONNX Runtime; nothing if it was not measured."""
+    measured = session.get("precision_db")
+    return "" if measured is None else f"{float(measured):.1f}"
 
 
 def _evicted(history: Mapping[str, float]) -> str:

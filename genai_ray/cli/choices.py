@@ -15,10 +15,11 @@ import typer
 from rich.markup import escape
 
 from genai_ray.errors import ConfigError
-from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelPreset, ModelTask
 
 __all__ = [
     "Backend",
+    "Check",
     "Group",
     "Precision",
     "Preset",
@@ -34,6 +35,7 @@ __all__ = [
 
 Value = TypeVar("Value")
 
+Check = CheckLevel
 Preset = ModelPreset
 
 

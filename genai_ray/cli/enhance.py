@@ -16,6 +16,7 @@ from rich.console import Console
 
 from genai_ray.cli.choices import (
     Backend,
+    Check,
     Group,
     Precision,
     Preset,
@@ -183,6 +184,15 @@ def enhance(
     device: Annotated[
         str, option(group=Group.MODEL, help="Device: auto, cpu or cuda.", metavar="NAME", default="auto")
     ] = "auto",
+    check: Annotated[
+        Check,
+        option(
+            group=Group.MODEL,
+            help=f"Compare frames with those of the source: {words(Check)}. Wrong ones are computed again in fp32.",
+            metavar="LEVEL",
+            default="default",
+        ),
+    ] = Check.DEFAULT,
     codec: Annotated[
         str | None,
         option(
@@ -319,6 +329,7 @@ def enhance(
         end=end,
         duration=duration,
         preview=preview,
+        check=check,
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,
         scene_threshold=scene_threshold,

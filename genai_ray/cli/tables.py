@@ -127,6 +127,9 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
         )
     reused = f" ({report.segments_reused} of {report.segments} segments reused)" if report.segments_reused else ""
     add_row(table, "frames", f"{report.frames}{reused}")
+    recomputed = f", {report.segments_recomputed} segments computed again in fp32" if report.segments_recomputed else ""
+    wrong = f", {report.segments_failed} segments wrong" if report.segments_failed else ""
+    add_row(table, "checked", f"{report.frames_checked} frames{recomputed}{wrong}")
     add_row(table, "speed", f"{report.fps:.1f} frames/s")
     for use in report.models:
         add_row(table, "model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")

@@ -239,6 +239,14 @@ def test_every_file_gives_what_it_must(job):
     assert {name: faults for name, faults in found.items() if faults} == {}
 
 
+def test_every_frame_of_every_file_passes_the_checks(job):
+    _, reports = job
+    done = [video for video in reports.values() if video.status == "done"]
+    assert sum(video.segments_recomputed + video.segments_failed for video in done) == 0
+    unchecked = {Path(video.source).name for video in done if video.frames_checked < video.frames}
+    assert unchecked == {"size_1x1.mkv", "size_2x2.mp4", "size_4x4.mp4"}
+
+
 def test_metadata_of_a_phone_are_there(job):
     rows, _ = job
     for output in (output for path, output, _ in rows if path.name == "apple.mov"):

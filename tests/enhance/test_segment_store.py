@@ -65,6 +65,7 @@ def test_the_order_of_encoder_options_does_not_count(plan):
         replace(BASE, factor=3),
         replace(BASE, fps=Fraction(60)),
         replace(BASE, scene_threshold=0.2),
+        replace(BASE, check="off"),
         replace(BASE, background=Background(kind="blur")),
         replace(BASE, background=Background(kind="blur", radius_px=3)),
         replace(BASE, background=Background(colour=(1, 2, 3))),

@@ -20,7 +20,7 @@ from genai_ray.errors import ConfigError
 from genai_ray.inspection import canonical_id
 from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes, take_word
 
-__all__ = ["ModelCache", "open_session", "router_of"]
+__all__ = ["ModelCache", "load_session", "open_session", "router_of"]
 
 DEADLINE_S = 3600.0
 """Longer than a load may take in the worst case, and than a batch of large frames takes on a slow CPU."""
@@ -353,6 +353,21 @@ def open_session(cache: ModelCache, request: SessionRequest) -> CachedSession:
     """
     request, spec = to_request(request)
     return CachedSession(router_of(cache), request, spec)
+
+
+def load_session(cache: ModelCache, request: SessionRequest, within_s: float) -> None:
+    """Have the session of a request loaded, if it is not. Internal.
+
+    Args:
+        cache: The client.
+        request: Which session.
+        within_s: Most seconds to wait for room and for the load.
+
+    Raises:
+        GenAIRayError: Why it is not loaded.
+    """
+    request, spec = to_request(request)
+    router_of(cache).acquire(request, spec, within_s=within_s)
 
 
 def router_of(cache: ModelCache) -> Router:

@@ -70,6 +70,12 @@ class ClipOutcome:
     share_outside_rgb: float | None = None
     """Share of the source's pixels, from 0 to 1, outside the RGB gamut: they cannot stay as they are. Measured on one
     frame of 32 of the segments that were made now; None if there was none."""
+    frames_checked: int = 0
+    """Frames of the result that were compared with those of the source, of the segments that were made now."""
+    segments_recomputed: int = 0
+    """Segments that had wrong frames, and were computed again in FP32 by ONNX Runtime, of those made now."""
+    segments_failed: int = 0
+    """Segments that still had wrong frames then."""
     key: str = ""
     """Hash of the input, models and options that it was made from; not in ``to_dict``."""
     size_bytes: int = 0

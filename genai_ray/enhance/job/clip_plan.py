@@ -21,6 +21,7 @@ from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
 from genai_ray.enhance.plan.piece import take_piece
 from genai_ray.enhance.plan.timeline import Timeline, plan_result
+from genai_ray.enhance.segment.checks import predict_check_bytes
 from genai_ray.enhance.segment.segment import find_requests, predict_segment_bytes
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, file_errors, find_facts, is_remote
@@ -163,7 +164,8 @@ def examine_clip(
         Packed((timeline, SegmentStore(target.work_dir, ()))),
         frames=len(timeline.result.pts),
         segments=len(plan.segments),
-        segment_bytes=predict_segment_bytes(size_out, timeline.result.info.bit_depth),
+        segment_bytes=predict_segment_bytes(size_out, timeline.result.info.bit_depth)
+        + predict_check_bytes(plan.info, options.check),
         notes=(*told, *dict.fromkeys(note for note in seams if note is not None)),
     )
 

@@ -100,6 +100,7 @@ def enhance_videos(
         VideoError: If the input is missing, is not a video, is truncated (see ``allow_truncated``) or does not decode.
         ModelNotFoundError: If a model is not known.
         ModelLoadError: If a model cannot be loaded.
+        QualityError: If frames are wrong (see ``check``), and are so again in FP32 by ONNX Runtime.
         GenAIRayError: What a session raises; of several videos with ``fail_fast`` the first error of any.
     """
     started_at = time.time()
@@ -267,6 +268,9 @@ class _Job:
                 "inferred": sum(result.frames_inferred for result in outcome.results),
                 "segments": outcome.segments,
                 "reused": outcome.segments_reused,
+                "checked": sum(result.frames_checked for result in outcome.results),
+                "recomputed": sum(bool(result.recomputed) for result in outcome.results),
+                "wrong": outcome.segments_failed,
             }
         )
         self.first_at = min([self.first_at, *(result.started_at for result in outcome.results)])
@@ -292,6 +296,9 @@ class _Job:
             segments=counts["segments"],
             segments_reused=counts["reused"],
             frames_inferred=counts["inferred"],
+            frames_checked=counts["checked"],
+            segments_recomputed=counts["recomputed"],
+            segments_failed=counts["wrong"],
             models=uses,
             videos=videos,
             clips=len(self.targets),

@@ -64,6 +64,12 @@ class EnhanceReport:
     """The chain."""
     videos: tuple[ClipOutcome, ...]
     """One entry for each input, in order; of jobs of more than 1,000 videos those that failed (``results`` has all)."""
+    frames_checked: int = 0
+    """Frames that were compared with those of the source, of the segments that were made now; see ``check``."""
+    segments_recomputed: int = 0
+    """Segments that had wrong frames, and were computed again in FP32 by ONNX Runtime."""
+    segments_failed: int = 0
+    """Segments that still had wrong frames then; their videos failed."""
     clips: int = 1
     """Videos of the job."""
     clips_skipped: int = 0

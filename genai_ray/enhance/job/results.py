@@ -33,6 +33,7 @@ _COLUMNS = {
     "precision_db": "float64",
     **dict.fromkeys(("segments", "segments_reused"), "int64"),
     "share_outside_rgb": "float64",
+    **dict.fromkeys(("frames_checked", "segments_recomputed", "segments_failed"), "int64"),
     "notes": "list",
     "key": "string",
     "size": "int64",
@@ -94,6 +95,9 @@ class Results:
             "uri": _text(target.source),
             "output": _text(target.output),
             "segments": outcome.segments,
+            "frames_checked": outcome.frames_checked,
+            "segments_recomputed": outcome.segments_recomputed,
+            "segments_failed": outcome.segments_failed,
             "key": outcome.key,
         }
         if outcome.status == "failed":

@@ -25,8 +25,9 @@ from genai_ray.enhance.job.clip_plan import ClipPlan
 from genai_ray.enhance.job.report import ProgressMeter
 from genai_ray.enhance.job.steps import begin_clip, finish_clip, run_segment
 from genai_ray.enhance.plan.clip_target import ClipTarget
-from genai_ray.enhance.segment.segment import JobContext, SegmentResult, cancel_job, check_cancelled, clear_cancellation
-from genai_ray.errors import GenAIRayError, ResourceExhaustedError, VideoError
+from genai_ray.enhance.segment.cancellation import cancel_job, check_cancelled, clear_cancellation
+from genai_ray.enhance.segment.segment import JobContext, SegmentResult
+from genai_ray.errors import GenAIRayError, QualityError, ResourceExhaustedError, VideoError
 from genai_ray.files import is_remote
 
 __all__ = ["DO_AGAIN", "Scheduler"]
@@ -67,6 +68,8 @@ class _OpenClip:
     outcome: ClipOutcome | None = None
     error: BaseException | None = None
     failed_at: int = -1
+    segments_failed: int = 0
+    """Segments whose frames fail the checks."""
     results: dict[int, SegmentResult] = field(default_factory=dict)
     away: dict[int, tuple[SegmentResult, Any]] = field(default_factory=dict)
     """Segments made on a node without the work folder, with references of their bytes."""
@@ -335,6 +338,7 @@ class Scheduler:
     def _blame(self, step: _Step, error: BaseException) -> None:
         """Note why a video has failed: if several segments did, the first one in the video counts."""
         clip = step.clip
+        clip.segments_failed += isinstance(error, QualityError)
         if clip.error is None or step.index < clip.failed_at:
             clip.error = error
             clip.failed_at = step.index
@@ -356,6 +360,9 @@ class Scheduler:
                 error=str(clip.error),
                 error_class=type(clip.error).__name__,
                 segments=clip.plan.segments if clip.plan is not None else 0,
+                frames_checked=sum(result.frames_checked for result in clip.results.values()),
+                segments_recomputed=sum(bool(result.recomputed) for result in clip.results.values()),
+                segments_failed=clip.segments_failed,
                 results=tuple(clip.results.values()),
                 exception=clip.error,
             )

@@ -277,6 +277,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "fps": str(options.fps),
             "scene_threshold": options.scene_threshold,
             "background": repr(options.background or Background()),
+            "check": str(options.check),
             "tile_size_px": options.tile_size_px,
             "allow_truncated": options.allow_truncated,
         },

@@ -156,11 +156,13 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
             frames_expected=_frames_expected(timeline),
             size_in=(info.width, info.height),
             size_out=plan.size_out,
-            notes=(*_notes(plan, sum(counts)), *notes),
+            notes=(*_notes(plan, sum(counts)), *_note_recomputed(results), *notes),
             seconds=seconds + time.monotonic() - started,
             segments=len(counts),
             segments_reused=len(plan.reused),
             share_outside_rgb=_share_outside(made),
+            frames_checked=sum(result.frames_checked for result in made),
+            segments_recomputed=sum(bool(result.recomputed) for result in made),
             key=plan.key,
             size_bytes=facts.st_size,
             stamp="" if is_remote(target.place) else str(facts.st_mtime_ns),
@@ -322,6 +324,15 @@ def _frames_expected(timeline: Timeline) -> int:
     missing = max((plan.num_frames_from_header or 0) - count, 0) if plan.stop == count else 0
     planned = plan.stop - plan.first
     return (planned + missing) * len(timeline.result.pts) // planned
+
+
+def _note_recomputed(results: Mapping[int, SegmentResult]) -> Iterator[str]:
+    """Say which segments had wrong frames."""
+    reasons = {index: result.recomputed for index, result in sorted(results.items()) if result.recomputed}
+    if reasons:
+        (index, reason), *_ = reasons.items()
+        count = f"{len(reasons)} segment{'s' if len(reasons) > 1 else ''}"
+        yield f"{count} computed again in fp32 by onnx because of wrong frames, such as segment {index}: {reason}"
 
 
 def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:

@@ -59,6 +59,7 @@ _OPTION_COLUMNS = (
     "fps",
     "scene_threshold",
     "background",
+    "check",
 )
 _WORDS: Mapping[str, Callable[[str], Any]] = {"fps": parse_rate, "background": parse_background}
 """Columns that are read as on the command line."""

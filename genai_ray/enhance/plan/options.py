@@ -15,7 +15,7 @@ from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
-from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
 from genai_ray.video import Encoding
 
 __all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
@@ -62,6 +62,8 @@ class EnhanceOptions:
     """Frames per second of the result instead."""
     scene_threshold: float = SCENE_THRESHOLD
     """Similarity of neighbours in [0, 1] below which a cut lies between them, and no frame is added; 0 for never."""
+    check: CheckLevel = CheckLevel.DEFAULT
+    """How closely frames are compared with those of the source: ``off``, ``default`` or ``strict``."""
     background: Background | None = None
     """What replaces a background that is removed; None for chroma-key green, since most encoders have no alpha."""
     address: str | None = None

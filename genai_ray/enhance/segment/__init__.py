@@ -1,6 +1,7 @@
 """One segment of one video, inside one Ray task.
 
-* ``segment``: the whole pipeline (decode, models, encode), and how a task learns that its job is cancelled.
+* ``segment``: the whole pipeline (decode, models, encode). ``cancellation``: how it learns that its job is over.
+* ``checks``: compares its frames with those of the source.
 """
 
 __all__: list[str] = []

@@ -1,18 +1,19 @@
 """One segment of one video: decode, models, encode, with a bounded number of frames in flight, in one Ray task.
 
 The pipeline in order: ``decode_segment`` gives frames, ``_batches`` gathers those that differ, ``_pass_chain`` sends
-each batch through the chain of sessions, ``_compose_results`` waits for results and composes frames, ``SegmentWriter``
-encodes.
+each batch through the chain of sessions, ``_compose_results`` waits for results, has them checked and composes frames,
+``SegmentWriter`` encodes. If a frame fails the checks, all of this is done once more in FP32 by ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -20,28 +21,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from ray.experimental import internal_kv
 
 from genai_ray.batch import BatchInference
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import FrameRange, ModelCache, PendingCall, SessionRequest
+from genai_ray.cluster import FrameRange, ModelCache, PendingCall, SessionRequest, load_session
 from genai_ray.enhance.plan.background import Background, compose
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.plan.timeline import TIMESTEP, Chain, Moment, Timeline, is_cut, split_chain, thumbnail
-from genai_ray.errors import GenAIRayError, VideoError
+from genai_ray.enhance.segment.cancellation import JobCancelledError, check_cancelled
+from genai_ray.enhance.segment.checks import SegmentChecks
+from genai_ray.errors import GenAIRayError, QualityError, VideoError
+from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segment, predict_encoder_bytes, scale_alpha
 
-__all__ = [
-    "JobCancelledError",
-    "JobContext",
-    "SegmentResult",
-    "cancel_job",
-    "check_cancelled",
-    "clear_cancellation",
-    "enhance_segment",
-    "find_requests",
-    "predict_segment_bytes",
-]
+__all__ = ["JobContext", "SegmentResult", "enhance_segment", "find_requests", "predict_segment_bytes"]
+
+_log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 32 * 1024**2
 """Bytes of results that one batch may have; larger frames go one by one."""
@@ -51,6 +46,9 @@ BATCHES_AHEAD = 2
 
 MAX_AHEAD_BYTES = 256 * 1024**2
 """Bytes of the results of those batches; if one frame is larger, the next one is sent when the last one is encoded."""
+
+RELOAD_WITHIN_S = 600.0
+"""A segment that is computed again waits this long for its sessions: the job's own may fill the cache."""
 
 CHECK_EVERY_S = 0.5
 """How often a segment checks whether its job is cancelled."""
@@ -84,18 +82,23 @@ class SegmentResult:
     frames: int
     """Frames written."""
     frames_inferred: int
-    """Frames that went through ``BatchInference``, once for each model."""
+    """Frames that went through ``BatchInference``, once for each model; of a segment that was computed again, those of
+    the second time."""
     started_at: float
     """``time.time()`` at the first decoded frame: wall-clock, since it is compared across processes."""
     outside: tuple[int, int] = (0, 0)
     """Pixels of the source outside the RGB gamut, and pixels that were checked for it."""
     digest: str = ""
     """Hash of its file, from ``hash_segment``; empty if it has no frame."""
+    frames_checked: int = 0
+    """Frames that were compared with those of the source."""
+    recomputed: str = ""
+    """Why it was computed again in FP32 by ONNX Runtime; empty if it was not."""
     is_away: bool = False
     """Whether it was made on a node without the work folder, so that its bytes must still be brought there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
     """Where one frame of the result will be."""
 
@@ -107,6 +110,8 @@ class _Piece:
     """Its position in the batch."""
     alpha: Array | None
     """Alpha of the source at that time, (H, W, 1), of the source's size; None if the source has none."""
+    origin: tuple[int, Array] | None = None
+    """Index and pixels of the frame of the source that it shows; None for a frame between two of them."""
 
 
 @dataclass(slots=True)
@@ -114,6 +119,8 @@ class _Batch:
     """Different frames in order, and the frames of the result that come from each of them."""
 
     frames: list[Array] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    """For each frame: its index in the source."""
     alphas: list[tuple[Array | None, Array | None]] = field(default_factory=list)
     """For each frame: its alpha, and that of the next one."""
     shown: list[list[tuple[int, Fraction]]] = field(default_factory=list)
@@ -121,8 +128,15 @@ class _Batch:
 
     def add(self, frame: DecodedFrame) -> None:
         self.frames.append(frame.frame)
+        self.indices.append(frame.index)
         self.alphas.append((frame.alpha, None))
         self.shown.append([])
+
+    def stack(self) -> Array:
+        """Return the frames as one array, (N, H, W, 3), and keep them only there."""
+        stacked = np.stack(self.frames)
+        self.frames = list(stacked)
+        return stacked
 
     def hold(self) -> None:
         """Show the last frame until the next one, with nothing between."""
@@ -130,7 +144,7 @@ class _Batch:
 
 
 def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext) -> SegmentResult:
-    """Enhance one segment of a video.
+    """Enhance one segment of a video; if frames fail the checks, once more in FP32 by ONNX Runtime.
 
     Args:
         timeline: The plan of the video and of its result.
@@ -144,7 +158,40 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext)
     Raises:
         JobCancelledError: If the job is over.
         VideoError: If the segment does not decode to the planned frames, or does not give those of the result.
+        QualityError: If frames fail the checks both times, or it cannot be computed the second time.
         GenAIRayError: What a session raises.
+    """
+    try:
+        return _make_segment(timeline, index, path, job, is_last_try=False)
+    except _ChecksFailedError as exc:
+        found = exc.got
+    failed = f"{timeline.plan.path}: segment {index} has wrong frames: {found}"
+    _log.warning("%s; it is computed again in fp32 by onnx", failed)
+    reference = tuple(
+        replace(request, backend=ModelBackend.ONNX, precision=ModelPrecision.FP32) for request in job.requests
+    )
+    do = "Use another model or precision; or pass --check off (check='off') to keep these frames."
+    try:
+        for request in reference:
+            load_session(job.cache, request, RELOAD_WITHIN_S)
+        result = _make_segment(timeline, index, path, replace(job, requests=reference), is_last_try=True)
+    except (JobCancelledError, VideoError):
+        raise
+    except _ChecksFailedError as exc:
+        raise QualityError(f"{failed}. In fp32 by onnx too: {exc.got}", do=do) from exc
+    except GenAIRayError as exc:
+        raise QualityError(f"{failed}. In fp32 by onnx it cannot be computed: {exc.got}", exc.allowed, do) from exc
+    return replace(result, recomputed=found)
+
+
+class _ChecksFailedError(GenAIRayError):
+    """Frames of a segment fail the checks; ``got`` describes them."""
+
+
+def _make_segment(timeline: Timeline, index: int, path: Path, job: JobContext, *, is_last_try: bool) -> SegmentResult:
+    """Enhance one segment; if frames fail the checks, raise and leave nothing of it.
+
+    The first try ends with the first batch that fails; the last one goes on, so that all bad frames are known.
     """
     plan = timeline.plan
     options = job.options
@@ -170,21 +217,27 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext)
     threshold = options.scene_threshold if chain.interpolation is not None else None
     batches = _batches(itertools.chain([first], frames), moments, batch_size, threshold)
     ahead = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // (batch_size * result_bytes))
-    info = timeline.result.info
-    has_alpha = info.has_alpha and options.encoding.has_alpha
+    has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     background = options.background or Background()
+    checks = SegmentChecks(plan, job.specs, options.check)
+    info = timeline.result.info
     written = 0
     with SegmentWriter(path, info=info, size=size, encoding=options.encoding, has_alpha=has_alpha) as writer:
         for pieces in _pass_chain(batches, chain, ahead):
-            for pts, frame in _compose_results(pieces, background, has_alpha):
+            for pts, frame in _compose_results(pieces, background, has_alpha, checks):
                 writer.write(frame, pts)
                 written += 1
             del pieces  # its large results must not outlive it while the next ones are computed
+            if checks.has_failed and not is_last_try:
+                break
+        if checks.has_failed:
+            raise _ChecksFailedError(checks.describe())
         if written != len(moments) and not options.allow_truncated:
             raise VideoError(f"{plan.path}: segment {index} gave {written} frames", f"{len(moments)}, as planned")
     pixels_outside, pixels_checked = zip(*outside, strict=True)
     inferred = sum(stage.frames_done for stage in stages)
-    return SegmentResult(written, inferred, started_at, (sum(pixels_outside), sum(pixels_checked)))
+    share = (sum(pixels_outside), sum(pixels_checked))
+    return SegmentResult(written, inferred, started_at, share, frames_checked=checks.num_checked)
 
 
 def find_requests(info: VideoInfo, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
@@ -296,7 +349,7 @@ def _pass_chain(
 ) -> Iterator[list[tuple[int, _Piece]]]:
     """Send batches through a chain, ``ahead`` of them before waiting for one; give pts and place of each frame."""
     waiting: deque[list[tuple[int, _Piece]]] = deque()
-    sent = ((batch, _submit_through(np.stack(batch.frames), chain.before_interpolation)) for batch in batches)
+    sent = ((batch, _submit_through(batch.stack(), chain.before_interpolation)) for batch in batches)
     # Only pairs need to know what follows; for others it would be one more batch in flight.
     entries = _with_next(sent) if chain.interpolation is not None else ((entry, None) for entry in sent)
     for (batch, passed), following in entries:
@@ -347,7 +400,8 @@ def _place(
                 masks[id(result)] = chain.mask.submit(result)
             for at in range(start, stop):
                 alpha = _blend(batch.alphas[at], step)
-                places[at, step] = _Piece(result, masks.get(id(result)), at - offset, alpha)
+                origin = None if step else (batch.indices[at], batch.frames[at])
+                places[at, step] = _Piece(result, masks.get(id(result)), at - offset, alpha, origin)
     return [(pts, places[position, step]) for position, shown in enumerate(batch.shown) for pts, step in shown]
 
 
@@ -385,11 +439,14 @@ def _blend(alphas: tuple[Array | None, Array | None], step: Fraction) -> Array |
 
 
 def _compose_results(
-    pieces: list[tuple[int, _Piece]], background: Background, has_alpha: bool
+    pieces: list[tuple[int, _Piece]], background: Background, has_alpha: bool, checks: SegmentChecks
 ) -> Iterator[tuple[int, Array]]:
-    """Wait for the results of a batch; give each frame of the result with its background and alpha."""
+    """Wait for the results of a batch and have them checked; give each frame with its background and alpha."""
     calls = {id(call): call for _, piece in pieces for call in (piece.frames, piece.mask) if call is not None}
     results = {key: call.result() if isinstance(call, PendingCall) else call for key, call in calls.items()}
+    for piece, shown in Counter(piece for _, piece in pieces).items():
+        if piece.origin is not None:
+            checks.add(*piece.origin, results[id(piece.frames)][piece.position], shown)
     for pts, piece in pieces:
         frame = results[id(piece.frames)][piece.position]
         alpha = piece.alpha
@@ -401,52 +458,3 @@ def _compose_results(
             if background.kind == "alpha":
                 alpha = mask if alpha is None else np.minimum(mask, alpha)
         yield pts, np.concatenate([frame, alpha], axis=-1) if alpha is not None and has_alpha else frame
-
-
-# Cancellation. Not ``ray.cancel``: if a task ends by itself at that moment, Ray 2.60 aborts the process that cancels it
-# (``TaskManager::CompletePendingTask``, "Tried to complete task that was not pending"): 7 of 64 jobs that failed at
-# their start did so. Instead a job sets a key in Ray's key-value store, and its tasks look for it between frames.
-
-_kv: Any = internal_kv
-"""Ray has no public key-value store."""
-
-_NAMESPACE = "genai_ray"
-
-
-class JobCancelledError(GenAIRayError):
-    """Raised in a task whose job is over; nobody waits for it."""
-
-
-def cancel_job(tag: str) -> None:
-    """Tell the tasks of a job that it is over.
-
-    Args:
-        tag: Name of the job.
-    """
-    _kv._internal_kv_put(_key(tag), b"1", namespace=_NAMESPACE)
-
-
-def clear_cancellation(tag: str) -> None:
-    """Remove the key of ``cancel_job`` when no task of the job is left.
-
-    Args:
-        tag: Name of the job.
-    """
-    _kv._internal_kv_del(_key(tag), namespace=_NAMESPACE)
-
-
-def check_cancelled(tag: str) -> None:
-    """Raise if a job is over; takes well below a millisecond.
-
-    Args:
-        tag: Name of the job.
-
-    Raises:
-        JobCancelledError: If it is over.
-    """
-    if _kv._internal_kv_exists(_key(tag), namespace=_NAMESPACE):
-        raise JobCancelledError(f"job {tag} is over")
-
-
-def _key(tag: str) -> str:
-    return f"halted:{tag}"

@@ -17,7 +17,7 @@ from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
 from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
 from genai_ray.video import check_container
 
 __all__ = ["SCHEMAS", "SOURCE", "TRIES", "VideoJob", "VideoRequest", "VideoRunner", "explain_failure", "read_job"]
@@ -52,6 +52,8 @@ class VideoRequest:
     """Words of which the kind of a device must have one; empty for any."""
     params: Mapping[str, float] = field(default_factory=dict)
     """Extra inputs of the models."""
+    check: str = "default"
+    """How closely frames are compared with those of the source."""
     name: str = "video"
     """The client's name for the video."""
     suffix: str = ".mp4"
@@ -181,6 +183,7 @@ class VideoRunner:
             device=request.device,
             device_kinds=request.device_kinds,
             params=request.params,
+            check=CheckLevel(request.check),
             overwrite=True,  # the process may have died just after it published the result
             cache_name=request.cache_name,
         )
@@ -208,6 +211,8 @@ def _summarize(report: EnhanceReport, names: Sequence[str]) -> dict[str, Any]:
         "elapsed_s": round(report.elapsed_s, 3),
         "segments": report.segments,
         "segments_reused": report.segments_reused,
+        "frames_checked": report.frames_checked,
+        "segments_recomputed": report.segments_recomputed,
         "size_in": list(video.size_in),
         "size_out": list(video.size_out),
         "notes": list(video.notes),

@@ -116,6 +116,7 @@ function refresh() {
   $("run").disabled = file === null || running !== null || models.size === 0;
   $("cancel").hidden = running === null;
   $("format-field").hidden = isVideo();
+  $("check-field").hidden = !isVideo();
 }
 
 // --- one run --------------------------------------------------------------------------------------------------------
@@ -182,6 +183,7 @@ async function runPicture(signal) {
 async function runVideo(signal) {
   const words = query();
   words.set("name", file.name || "clip");
+  words.set("check", $("check").value);
   let job = await json(`v1/videos?${words}`, { method: "POST", body: file, signal });
   const here = job.links.self.slice(1);
   try {
@@ -211,7 +213,7 @@ async function runVideo(signal) {
     Backend: `${use.backend} ${use.precision} on ${use.device}`,
     "Time a frame": job.report.fps ? milliseconds(1000 / job.report.fps) : "–",
     "Time in all": seconds(job.report.elapsed_s),
-    Frames: job.report.frames,
+    Frames: `${job.report.frames}, ${job.report.frames_checked} of them checked`,
     Size: `${job.report.size_in.join("×")} → ${job.report.size_out.join("×")}`,
     Bytes: `${bytes(file.size)} → ${bytes(result.size)}`,
   });

@@ -210,7 +210,7 @@ def test_another_level_is_refused(tmp_path, level, source):
         enhance_videos(tmp_path / "a.csv", tmp_path / "out", models="websr-x2-s")
 
 
-def test_a_segment_that_was_computed_again_is_kept_for_the_next_job(ray_session, models, source, tmp_path):
+def test_a_segment_computed_again_is_kept_for_the_next_job(ray_session, models, source, tmp_path):
     chosen = options(precision=ModelPrecision.FP16)
     model = models / "fp16.onnx"
     enhance_videos(source, tmp_path / "undisturbed.mkv", models=model, options=chosen)

@@ -385,7 +385,12 @@ def test_a_video_is_enhanced_as_by_hand(app, clip, tmp_path):
 def test_a_form_may_carry_the_video_and_its_name(app, clip):
     body, kind = form(('name="file"; filename="../holiday.mkv"', clip.read_bytes()))
     job = finish(app, submit(app, "model=websr-x2-s", body, **{"Content-Type": kind}))
-    assert (job["state"], job["name"]) == ("done", "holiday.mkv")
+    assert (job["state"], job["name"], job["report"]["frames_checked"]) == ("done", "holiday.mkv", 24)
+
+
+def test_checks_are_as_asked(app, clip):
+    job = finish(app, submit(app, "model=websr-x2-s&check=off", clip.read_bytes()))
+    assert (job["state"], job["report"]["frames_checked"], job["report"]["segments_recomputed"]) == ("done", 0, 0)
 
 
 @pytest.mark.slow
@@ -423,6 +428,7 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
         ("model=websr-x2-s", b"", 400, "an empty body"),
         ("model=websr-x2-s", bytes(3_000_001), 413, "3000001 bytes; allowed: 3000000"),
         ("model=websr-x2-s&format=exe", b"x", 400, "format='exe'; allowed: 'mp4', 'mkv', 'mov' or 'webm'"),
+        ("model=websr-x2-s&check=on", b"x", 400, "check='on'; allowed: 'default', 'strict' or 'off'"),
         ("model=websr-x2-z", b"x", 404, "no model 'websr-x2-z'"),
         ("model=websr-x2-s&params=sigma=1", b"x", 400, "param 'sigma'"),
         ("", b"x", 400, "a query without model"),

@@ -32,7 +32,7 @@ from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, Operation, ref
 from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest
 from genai_ray.serve.web.video_jobs import VideoDesk, VideoJobs
-from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
+from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import check_container
 
 __all__ = ["check_uri", "video_operations"]
@@ -58,7 +58,7 @@ class _VideoQuery(Query):
     params: Params = Field(default_factory=dict)
     format: Literal["mp4", "mkv", "mov", "webm"] = "mp4"
     """Format of the result; mp4 by default."""
-    check: CheckLevel = CheckLevel.DEFAULT
+    check: Literal["default", "strict", "off"] = "default"
     """How closely frames are compared with those of the source: ``default`` finds accidents such as black frames."""
     name: str = ""
     """A name for the video."""
@@ -181,7 +181,7 @@ class _Api:
                 device=serving.device,
                 device_kinds=serving.device_kinds,
                 params=query.params,
-                check=query.check.value,
+                check=query.check,
                 name=(query.name or sent or "video")[:200],
                 suffix=f".{query.format}",
                 uri=query.uri,

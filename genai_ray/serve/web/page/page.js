@@ -213,7 +213,8 @@ async function runVideo(signal) {
     Backend: `${use.backend} ${use.precision} on ${use.device}`,
     "Time a frame": job.report.fps ? milliseconds(1000 / job.report.fps) : "–",
     "Time in all": seconds(job.report.elapsed_s),
-    Frames: `${job.report.frames}, ${job.report.frames_checked} of them checked`,
+    Frames: job.report.frames,
+    Checked: `${job.report.frames_checked} frames`,
     Size: `${job.report.size_in.join("×")} → ${job.report.size_out.join("×")}`,
     Bytes: `${bytes(file.size)} → ${bytes(result.size)}`,
   });

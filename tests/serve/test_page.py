@@ -211,7 +211,7 @@ def test_a_clip_is_enhanced_and_played(page, tmp_path, shots):
     assert told["Checked"] == "40 frames"
     page.select_option("#check", "off")
     page.get_by_role("button", name="Enhance").click()
-    page.wait_for_function("document.querySelector('#facts').textContent.includes('Checked0 frames')")
+    page.wait_for_function("() => document.querySelector('#facts').textContent.includes('Checked0 frames')")
     assert page.locator("#layers video").evaluate_all("videos => videos.map(video => video.videoWidth)") == [320, 160]
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("() => document.querySelector('#layers video').currentTime > 0.2")

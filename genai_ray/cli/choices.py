@@ -18,6 +18,8 @@ from genai_ray.errors import ConfigError
 from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelPreset, ModelTask
 
 __all__ = [
+    "AutoBackend",
+    "AutoPrecision",
     "Backend",
     "Check",
     "Group",
@@ -58,6 +60,26 @@ class Backend(StrEnum):
     TENSORRT = ModelBackend.TENSORRT
     COREML = ModelBackend.COREML
     DIRECTML = ModelBackend.DIRECTML
+
+
+class AutoBackend(StrEnum):
+    """Runtimes of a command that can choose one."""
+
+    AUTO = ModelBackend.AUTO
+    ONNX = ModelBackend.ONNX
+    OPENVINO = ModelBackend.OPENVINO
+    TENSORRT = ModelBackend.TENSORRT
+    COREML = ModelBackend.COREML
+    DIRECTML = ModelBackend.DIRECTML
+
+
+class AutoPrecision(StrEnum):
+    """Number formats of a command that can choose one."""
+
+    AUTO = ModelPrecision.AUTO
+    FP32 = ModelPrecision.FP32
+    FP16 = ModelPrecision.FP16
+    BF16 = ModelPrecision.BF16
 
 
 class Precision(StrEnum):

@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 
 from genai_ray.cli.choices import (
-    Backend,
+    AutoBackend,
+    AutoPrecision,
     Check,
     Group,
-    Precision,
     Preset,
     Task,
     check_inputs,
@@ -174,12 +174,26 @@ def enhance(
         ),
     ] = None,
     backend: Annotated[
-        Backend | None,
-        option(group=Group.MODEL, help=f"Runs the model: {words(Backend)}.", metavar="NAME", default="onnx"),
+        AutoBackend | None,
+        option(group=Group.MODEL, help=f"Runs the model: {words(AutoBackend)}.", metavar="NAME", default="onnx"),
     ] = None,
     precision: Annotated[
-        Precision | None,
-        option(group=Group.MODEL, help=f"Number format: {words(Precision)}.", metavar="NAME", default="fp32"),
+        AutoPrecision | None,
+        option(
+            group=Group.MODEL,
+            help=f"Number format: {words(AutoPrecision)}; auto needs --backend auto.",
+            metavar="NAME",
+            default="fp32",
+        ),
+    ] = None,
+    min_quality_db: Annotated[
+        float | None,
+        option(
+            group=Group.MODEL,
+            help="With --backend auto: least PSNR from FP32 in ONNX Runtime, 40 to 120 dB.",
+            metavar="DB",
+            default="40",
+        ),
     ] = None,
     device: Annotated[
         str, option(group=Group.MODEL, help="Device: auto, cpu or cuda.", metavar="NAME", default="auto")
@@ -320,6 +334,7 @@ def enhance(
     options = EnhanceOptions(
         backend=ModelBackend(backend) if backend else base.backend,
         precision=ModelPrecision(precision) if precision else base.precision,
+        min_quality_db=min_quality_db,
         device=device,
         replicas=_parse_devices(devices),
         device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),

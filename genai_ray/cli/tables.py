@@ -88,6 +88,8 @@ def print_forecast(forecast: JobForecast) -> None:
     )
     for model_id, num_bytes in forecast.models.items():
         add_row(table, "model", f"{model_id}, {num_bytes / 1e6:.0f} MB")
+    if forecast.choice is not None:
+        add_row(table, "auto", str(forecast.choice))
     if forecast.expected_s is not None:
         add_row(
             table,
@@ -133,5 +135,7 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
     add_row(table, "speed", f"{report.fps:.1f} frames/s")
     for use in report.models:
         add_row(table, "model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")
+    if report.choice is not None:
+        add_row(table, "auto", str(report.choice))
     add_row(table, "seconds", f"{report.elapsed_s:.1f}, {report.startup_s:.1f} of them to start")
     Console(soft_wrap=True).print(table)

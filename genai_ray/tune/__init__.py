@@ -5,7 +5,7 @@ all of them in turn, ``record`` keeps the measurements on disk, and ``tune`` joi
 """
 
 from genai_ray.tune.measure import PART_PX, time_infer
-from genai_ray.tune.tune import Tuning, find_tuning, tune_model
+from genai_ray.tune.tune import Tuning, find_tuning, predict_tuning_bytes, tune_model
 from genai_ray.tune.ways import (
     MAX_QUALITY_DB,
     MIN_QUALITY_DB,
@@ -29,6 +29,7 @@ __all__ = [
     "check_quality",
     "choose_way",
     "find_tuning",
+    "predict_tuning_bytes",
     "time_infer",
     "tune_model",
 ]

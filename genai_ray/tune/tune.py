@@ -14,13 +14,13 @@ from genai_ray.backends import resolve_device
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import BackendUnavailableError, ConfigError, InvalidInputError
 from genai_ray.inspection import find_model
-from genai_ray.session import count_cores, processor_facts
-from genai_ray.tune.measure import measure_ways, part_of
+from genai_ray.session import count_cores, predict_bytes, processor_facts
+from genai_ray.tune.measure import limits_of_part, measure_ways, part_of
 from genai_ray.tune.record import RecordKey, read_record, write_record
 from genai_ray.tune.ways import Measured, Way, candidates
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["MAX_SIDE_PX", "Tuning", "find_tuning", "tune_model"]
+__all__ = ["MAX_SIDE_PX", "Tuning", "find_tuning", "predict_tuning_bytes", "tune_model"]
 
 MAX_SIDE_PX = 16384
 """Longest side of frames that are measured."""
@@ -131,6 +131,29 @@ def find_tuning(
     asked = _Asked(model, size, precision, device)
     known = read_record(asked.key, asked.ways)
     return None if known is None else asked.tuning(known, is_recorded=True)
+
+
+def predict_tuning_bytes(
+    model: str | Path, size: tuple[int, int], precision: ModelPrecision, *, is_gpu: bool = False
+) -> int:
+    """Predict the memory of measuring a model: its sessions in all ways are open at the same time.
+
+    Args:
+        model: As ``tune_model``.
+        size: As ``tune_model``.
+        precision: As ``tune_model``.
+        is_gpu: Whether a GPU computes.
+
+    Returns:
+        Bytes, without the process.
+    """
+    spec, path = find_model(model)
+    limits = limits_of_part(spec, size)
+    threads = None if is_gpu else count_cores()
+    return sum(
+        predict_bytes(path, spec, limits, backend=way.backend, precision=way.precision, threads=threads)
+        for way in candidates(precision, is_gpu=is_gpu)
+    )
 
 
 class _Asked:

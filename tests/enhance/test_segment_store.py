@@ -57,6 +57,8 @@ def test_the_order_of_encoder_options_does_not_count(plan):
         replace(BASE, encoding=replace(BASE.encoding, threads=2)),
         replace(BASE, encoding=replace(BASE.encoding, bit_depth=10)),
         replace(BASE, backend=ModelBackend.OPENVINO),
+        replace(BASE, backend=ModelBackend.AUTO),
+        replace(BASE, min_quality_db=50.0),
         replace(BASE, precision=ModelPrecision.FP16),
         replace(BASE, device="cpu"),
         replace(BASE, device_kinds=("L4",)),

@@ -24,11 +24,21 @@ from genai_ray.enhance.plan.timeline import Timeline, plan_result
 from genai_ray.enhance.segment.checks import predict_check_bytes
 from genai_ray.enhance.segment.segment import find_requests, predict_segment_bytes
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
-from genai_ray.files import FileFacts, file_errors, find_facts, is_remote
+from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, list_names
 from genai_ray.session import describe_seams
+from genai_ray.tune import Way, candidates
 from genai_ray.video import check_result, choose_pixel_format, plan_video
 
-__all__ = ["ClipPlan", "Packed", "examine_clip", "find_done_clip", "name_segments", "open_clip"]
+__all__ = [
+    "ClipPlan",
+    "Packed",
+    "examine_clip",
+    "find_begun",
+    "find_done_clip",
+    "name_segments",
+    "open_clip",
+    "settle_requests",
+]
 
 _FILTERS = ({"id": lzma.FILTER_DELTA, "dist": 5}, {"id": lzma.FILTER_LZMA2, "preset": 0})
 """Times take five bytes each in a pickle, and most differ from the one before by the same."""
@@ -74,7 +84,8 @@ class ClipPlan:
     options: EnhanceOptions
     """The options of this video."""
     requests: tuple[SessionRequest, ...]
-    """The sessions that it needs, each for the largest frame that it will get."""
+    """The sessions that it needs, each for the largest frame that it will get. With backend ``auto`` they say what was
+    chosen, once its segments have names."""
     key: str
     """Hash of input, models and options."""
     size_out: tuple[int, int]
@@ -170,13 +181,40 @@ def examine_clip(
     )
 
 
-def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> ClipPlan:
+def find_begun(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Way | None:
+    """Return in which runtime and number format an earlier job with backend ``auto`` began a video.
+
+    Args:
+        plan: From ``examine_clip``.
+        specs: The chain.
+        kind: ``node_kind`` of the node that the job was started on.
+
+    Returns:
+        The way of most of its finished segments; None if there is none that this job can use.
+
+    Raises:
+        VideoError: If the work folder cannot be read.
+    """
+    if not list_names(plan.target.work_dir):
+        return None
+    precision = plan.options.precision
+    counts: dict[Way, int] = {}
+    for way in (*candidates(precision, is_gpu=False), *candidates(precision, is_gpu=True)):
+        keys = key_segments(plan.timeline.plan, specs, plan.options, kind, way)
+        counts[way] = len(SegmentStore(plan.target.work_dir, keys).finished()[0])
+    most = max(counts, key=lambda way: counts[way])
+    return most if counts[most] else None
+
+
+def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str, way: Way | None = None) -> ClipPlan:
     """Name the segments of a plan, and find those that an earlier job has finished; nothing is written.
 
     Args:
         plan: From ``examine_clip``.
         specs: The chain.
         kind: ``node_kind`` of the node that the job was started on.
+        way: What the job has chosen with backend ``auto``; a video that was begun in another way goes on in that.
+            None for another backend.
 
     Returns:
         The plan with names.
@@ -185,19 +223,41 @@ def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Clip
         VideoError: If the work folder cannot be read.
     """
     timeline = plan.timeline
-    store = SegmentStore(plan.target.work_dir, key_segments(timeline.plan, specs, plan.options, kind))
+    if way is not None:
+        begun = find_begun(plan, specs, kind) or way
+        if begun != way:
+            plan = replace(
+                plan, notes=(*plan.notes, f"it was begun in {begun}, and goes on in it; the job is in {way}")
+            )
+        way = begun
+        plan = replace(plan, requests=settle_requests(plan.requests, way))
+    store = SegmentStore(plan.target.work_dir, key_segments(timeline.plan, specs, plan.options, kind, way))
     reused, damaged = store.finished()
     frames_reused = sum(timeline.count_frames(index) for index in reused)
     return replace(plan, packed=Packed((timeline, store)), reused=reused, frames_reused=frames_reused, damaged=damaged)
 
 
-def open_clip(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> ClipPlan:
+def settle_requests(requests: Sequence[SessionRequest], way: Way) -> tuple[SessionRequest, ...]:
+    """Return requests for a way that was chosen.
+
+    Args:
+        requests: With backend ``auto``.
+        way: The runtime and the number format.
+
+    Returns:
+        The same for this way.
+    """
+    return tuple(replace(request, backend=way.backend, precision=way.precision) for request in requests)
+
+
+def open_clip(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str, way: Way | None = None) -> ClipPlan:
     """Name the segments of a plan, and make its folders.
 
     Args:
         plan: From ``examine_clip``.
         specs: The chain.
         kind: ``node_kind`` of the node that the job was started on.
+        way: As ``name_segments``.
 
     Returns:
         The plan, ready for its segments.
@@ -205,7 +265,7 @@ def open_clip(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> ClipPlan
     Raises:
         VideoError: If a folder cannot be made or read.
     """
-    plan = name_segments(plan, specs, kind)
+    plan = name_segments(plan, specs, kind, way)
     place = plan.target.place
     if not is_remote(place):
         with file_errors(place, "making its folder"):

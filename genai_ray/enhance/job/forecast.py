@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from genai_ray.catalog import ModelSpec
+from genai_ray.enhance.job.choice import Choice, choose_here
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
-from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, name_segments
+from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, find_begun, name_segments
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.job.trial import ClipLoad, limits_of, load_of, predict_seconds, try_chain
-from genai_ray.enhance.plan.clip_target import ClipTarget, resolve_targets
+from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import find_facts
 from genai_ray.inspection import find_model
 from genai_ray.session import count_cores, predict_bytes
+from genai_ray.types import ModelBackend
 
 __all__ = ["ClipForecast", "JobForecast", "forecast_videos"]
 
@@ -67,6 +69,8 @@ class JobForecast:
     expected_s: float | None
     """Seconds of the whole job on this machine alone, with the start of Ray, by a trial on a few frames; None if
     nothing is to be done."""
+    choice: Choice | None = None
+    """What backend ``auto`` has chosen; None for another backend, or if nothing is to be done."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as plain values, fit for JSON.
@@ -74,7 +78,7 @@ class JobForecast:
         Returns:
             The fields by name, nested dataclasses as dictionaries.
         """
-        return asdict(self)
+        return asdict(replace(self, choice=None)) | {"choice": self.choice.to_dict() if self.choice else None}
 
 
 def forecast_videos(
@@ -85,6 +89,8 @@ def forecast_videos(
     options: EnhanceOptions | None = None,
 ) -> JobForecast:
     """Plan a job as ``enhance_videos`` would, write nothing, and enhance a few frames to predict how long it takes.
+
+    Only what backend ``auto`` measures is remembered.
 
     Args:
         inputs: As ``enhance_videos``.
@@ -105,7 +111,8 @@ def forecast_videos(
     specs = check_models(models, options)
     options = convert_params(specs, options)
     results = Results(targets.folder) if targets.folder is not None else None
-    kinds = [node_kind(is_gpu=is_gpu) for is_gpu in (False, True)]  # nobody knows the cluster's before the job begins
+    choice = _choose_first(targets, specs, options, results) if options.backend is ModelBackend.AUTO else None
+    way = choice.way if choice is not None else None
 
     def examine(target: ClipTarget) -> ClipPlan | ClipOutcome | GenAIRayError:
         recorded = results.recorded(target.output) if results is not None else None
@@ -113,7 +120,7 @@ def forecast_videos(
             found = examine_clip(target, specs, options, recorded)
             if isinstance(found, ClipOutcome):
                 return found
-            return max((name_segments(found, specs, kind) for kind in kinds), key=lambda plan: len(plan.reused))
+            return max((name_segments(found, specs, kind, way) for kind in _kinds()), key=lambda plan: len(plan.reused))
         except GenAIRayError as exc:
             if results is None:
                 raise
@@ -140,7 +147,32 @@ def forecast_videos(
         input_bytes=sum(clip.input_bytes for clip in todo),
         models=_predict(largest, specs) if largest is not None else {},
         expected_s=predict_seconds(try_chain(first, specs), loads) if first is not None else None,
+        choice=choice,
     )
+
+
+def _kinds() -> list[str]:
+    """Return the kinds that the job's node may have: nobody knows the cluster before the job begins."""
+    return [node_kind(is_gpu=is_gpu) for is_gpu in (False, True)]
+
+
+def _choose_first(
+    targets: Targets, specs: Sequence[ModelSpec], options: EnhanceOptions, results: Results | None
+) -> Choice | None:
+    """Choose for the first video that is to be done, as the job does."""
+    for target in targets:
+        try:
+            plan = examine_clip(
+                target, specs, options, results.recorded(target.output) if results is not None else None
+            )
+        except GenAIRayError:
+            if results is None:
+                raise
+            continue
+        if isinstance(plan, ClipPlan):
+            begun = [way for kind in _kinds() if (way := find_begun(plan, specs, kind)) is not None]
+            return Choice(begun[0], "begun") if begun else choose_here(plan.requests, options)
+    return None
 
 
 def _describe(target: ClipTarget, found: ClipPlan | ClipOutcome | GenAIRayError) -> ClipForecast:

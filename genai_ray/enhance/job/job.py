@@ -27,9 +27,17 @@ from genai_ray.cluster import (
     say_if_node_dies,
     uses_gpu,
 )
+from genai_ray.enhance.job.choice import Choice, choose_on_cluster
 from genai_ray.enhance.job.claims import Claims
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, forget
-from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, find_done_clip, open_clip
+from genai_ray.enhance.job.clip_plan import (
+    ClipPlan,
+    examine_clip,
+    find_begun,
+    find_done_clip,
+    open_clip,
+    settle_requests,
+)
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress, ProgressMeter
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.scheduler import DO_AGAIN, Scheduler
@@ -40,6 +48,7 @@ from genai_ray.enhance.plan.timeline import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.segment.segment import JobContext, find_requests
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError
 from genai_ray.files import open_folder
+from genai_ray.types import ModelBackend
 from genai_ray.video import describe_video
 
 __all__ = ["enhance_videos"]
@@ -124,6 +133,7 @@ class _Job:
     claims: Claims = field(default_factory=Claims)
     outcomes: list[tuple[int, ClipOutcome]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    choice: Choice | None = None
     first_at: float = float("inf")
     closed_at: float = 0.0
 
@@ -196,8 +206,11 @@ class _Job:
         left: list[ClipTarget] = []
         scheduler: Scheduler | None = None
         try:
-            kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
-            job = JobContext(self.specs, (), options, cache, tag, kind)
+            is_auto = options.backend is ModelBackend.AUTO
+            kind = node_kind(is_gpu=uses_gpu(options.device, ModelBackend.ONNX if is_auto else options.backend))
+            self.choice = self._choose(cache, plan, kind) if is_auto else None
+            way = self.choice.way if self.choice is not None else None
+            job = JobContext(self.specs, (), options, cache, tag, kind, way)
             scheduler = self._schedule(job, meter, lease, plan)
             factor = options.factor or DEFAULT_FACTOR
             with _watch(
@@ -227,6 +240,20 @@ class _Job:
                     _log.warning("what is done is recorded in %s; the same job goes on from there", self.results.place)
                 _discard_partials(left)
 
+    def _choose(self, cache: ModelCache, plan: ClipPlan | None, kind: str) -> Choice:
+        """Choose runtime and number format for the first video that is to be done."""
+        if plan is not None and (way := find_begun(plan, self.specs, kind)) is not None:
+            return Choice(way, "begun")
+        self._tell("measuring")
+        requests = plan.requests if plan is not None else ()
+        if self.results is not None:
+            with suppress(GenAIRayError):  # the step that plans this video raises it
+                requests = _first_requests(self.targets, self.specs, self.options, self.results)
+        if not requests:  # nobody knows the size of the frames
+            options = self.options
+            requests = tuple(SessionRequest(one.model_id, options.backend, options.precision) for one in self.specs)
+        return choose_on_cluster(cache, requests, self.options)
+
     def _schedule(self, job: JobContext, meter: ProgressMeter, lease: _ChainLease, plan: ClipPlan | None) -> Scheduler:
         def check() -> None:
             self.claims.check()
@@ -241,9 +268,9 @@ class _Job:
             claim=self.claims.take,
         )
         if self.results is not None:
-            lease.prefetch(self.targets, self.specs, self.results)
+            lease.prefetch(self.targets, job, self.results)
         if plan is not None:
-            scheduler.add_planned(open_clip(plan, self.specs, job.kind))
+            scheduler.add_planned(open_clip(plan, self.specs, job.kind, job.way))
         return scheduler
 
     def _end(self, target: ClipTarget, outcome: ClipOutcome, lease: _ChainLease) -> None:
@@ -305,7 +332,20 @@ class _Job:
             clips_skipped=counts["skipped"],
             clips_failed=counts["failed"],
             results=self.results.place if self.results is not None else None,
+            choice=self.choice,
         )
+
+
+def _first_requests(
+    targets: Iterable[ClipTarget], specs: Sequence[ModelSpec], options: EnhanceOptions, results: Results
+) -> tuple[SessionRequest, ...]:
+    """Return the sessions for the first of several videos that is to be done; none if all are done."""
+    records = ((target, results.recorded(target.output)) for target in targets)
+    first = next((target for target, record in records if record is None or not record.key), None)
+    if first is None:
+        return ()
+    info, _ = describe_video(first.source, any_format=options.any_format)
+    return find_requests(info, specs, first.options(options))
 
 
 class _ChainLease:
@@ -322,9 +362,9 @@ class _ChainLease:
         self.precision_db: float | None = None
         """The least PSNR of a converted precision from FP32 on calibration frames; None if nothing was converted."""
 
-    def prefetch(self, targets: Iterable[ClipTarget], specs: Sequence[ModelSpec], results: Results) -> None:
+    def prefetch(self, targets: Iterable[ClipTarget], job: JobContext, results: Results) -> None:
         """Begin to load for the first of several videos while it is planned; the lease finds models being loaded."""
-        self._start(self._prefetch, targets, specs, results)
+        self._start(self._prefetch, targets, job, results)
 
     def follow(self, meter: ProgressMeter) -> None:
         """Ask for the lease when the first video is planned; raise the error of a model that does not load."""
@@ -386,14 +426,13 @@ class _ChainLease:
         self._threads.append(thread)
         thread.start()
 
-    def _prefetch(self, targets: Iterable[ClipTarget], specs: Sequence[ModelSpec], results: Results) -> None:
+    def _prefetch(self, targets: Iterable[ClipTarget], job: JobContext, results: Results) -> None:
         with suppress(GenAIRayError, RayError, ValueError):  # the step that plans this video, or the lease, raises it
-            records = ((target, results.recorded(target.output)) for target in targets)
-            first = next((target for target, record in records if record is None or not record.key), None)
-            if first is not None:
-                info, _ = describe_video(first.source, any_format=self._options.any_format)
-                if not self._is_over and self._lease is None:
-                    self._cache.prefetch(find_requests(info, specs, first.options(self._options)))
+            requests = _first_requests(targets, job.specs, self._options, results)
+            if job.way is not None:
+                requests = settle_requests(requests, job.way)
+            if requests and not self._is_over and self._lease is None:
+                self._cache.prefetch(requests)
 
     def _load(self, requests: Sequence[SessionRequest], lease: Future[Lease]) -> None:
         options = self._options

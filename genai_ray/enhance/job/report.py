@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from genai_ray.display import to_html
+from genai_ray.enhance.job.choice import Choice
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan
 from genai_ray.enhance.segment.segment import SegmentResult
@@ -78,6 +79,8 @@ class EnhanceReport:
     """Videos that failed."""
     results: str | None = None
     """Place of ``results.parquet``; None for a job of one file."""
+    choice: Choice | None = None
+    """What backend ``auto`` has chosen; None for another backend, or if nothing was to be done."""
 
     def __repr__(self) -> str:
         clips = f"{self.clips} video{'s'[: self.clips > 1]}, {self.clips_failed} failed"
@@ -101,7 +104,10 @@ class EnhanceReport:
         Returns:
             The fields by name, nested dataclasses as dictionaries.
         """
-        return asdict(replace(self, videos=())) | {"videos": tuple(video.to_dict() for video in self.videos)}
+        return asdict(replace(self, videos=(), choice=None)) | {
+            "videos": tuple(video.to_dict() for video in self.videos),
+            "choice": self.choice.to_dict() if self.choice is not None else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,8 @@ class Progress:
     """Frames of the whole job; a video that is not planned yet counts as much as the others on average. 0 while none is
     planned."""
     stage: str
-    """What it is doing: ``planning`` (reading packets), ``starting`` (Ray), ``enhancing`` or ``joining``."""
+    """What it is doing: ``planning`` (reading packets), ``starting`` (Ray), ``measuring`` (for backend ``auto``),
+    ``enhancing`` or ``joining``."""
     clips_done: int = 0
     """Videos that are done, skipped or failed."""
     clips_total: int = 1

@@ -27,6 +27,7 @@ from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.errors import VideoError
 from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
 from genai_ray.session import processor_facts
+from genai_ray.tune import Way
 from genai_ray.types import ModelBackend
 from genai_ray.video import VideoPlan
 
@@ -55,7 +56,9 @@ READ_BYTES = 1024**2
 _VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
-def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, kind: str) -> tuple[str, ...]:
+def key_segments(
+    plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, kind: str, way: Way | None = None
+) -> tuple[str, ...]:
     """Name every segment of a plan after all that its bytes depend on.
 
     If nodes differ, any of them may plan a video or compute a segment; the kind of the job's own node counts.
@@ -65,6 +68,7 @@ def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOp
         specs: The chain.
         options: The job's options.
         kind: ``node_kind`` of the node that the job was started on.
+        way: What computes it if the options leave that to the job; else None.
 
     Returns:
         One hexadecimal key for each segment, 32 digits.
@@ -72,8 +76,10 @@ def key_segments(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOp
     common = _common(specs, options) | {
         "packets": plan.content_hash,
         "node": kind,
-        "versions": _versions(options.backend),
+        "versions": _versions(options.backend if way is None else way.backend),
     }
+    if way is not None:
+        common["way"] = str(way)
     return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
 
 
@@ -269,6 +275,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
         "options": {
             "backend": options.backend.value,
             "precision": options.precision.value,
+            "min_quality_db": options.min_quality_db,
             "device": [options.device, *sorted(options.device_kinds)],
             "params": dict(sorted(options.params.items())),
             "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),

@@ -71,7 +71,7 @@ def begin_clip(
     examined = examine_clip(target, job.specs, job.options, recorded)
     if isinstance(examined, ClipOutcome):
         return examined
-    plan = open_clip(examined, job.specs, job.kind)
+    plan = open_clip(examined, job.specs, job.kind, job.way)
     if not at_once or len(plan.todo) > 1 or plan.segment_bytes > MAX_AT_ONCE_BYTES:
         return plan
     results = {}

@@ -209,9 +209,9 @@ def _sessions(
         for spec, request in zip(specs, planned.requests, strict=True):
             session = InferenceSession(
                 spec.model_id,
-                backend=options.backend,
-                precision=options.precision,
-                device=options.device,
+                backend=request.backend,
+                precision=request.precision,
+                device=request.device,
                 limits=limits_of(request),
             )
             stack.enter_context(session)

@@ -15,6 +15,7 @@ from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
+from genai_ray.tune import check_quality
 from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
 from genai_ray.video import Encoding
 
@@ -35,9 +36,11 @@ class EnhanceOptions:
     """
 
     backend: ModelBackend = ModelBackend.ONNX
-    """The runtime."""
+    """The runtime; ``auto`` for the fastest one that agrees with ONNX Runtime in FP32, measured when the job begins."""
     precision: ModelPrecision = ModelPrecision.FP32
-    """The number format."""
+    """The number format; ``auto``, with backend ``auto`` only, for a lower one if it is faster."""
+    min_quality_db: float | None = None
+    """With backend ``auto``, the least PSNR in dB from ONNX Runtime in FP32, from 40 to 120; None for 40."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     params: Mapping[str, float] = field(default_factory=dict)
@@ -141,12 +144,9 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
             describe_tasks(),
             "Pass --model (models=[...]); `genai-ray models show ID` says what one is.",
         )
-    if ModelBackend.AUTO is options.backend or ModelPrecision.AUTO is options.precision:
-        raise ConfigError("backend or precision 'auto'", "a backend and a precision by name", "Use onnx and fp32.")
     if options.max_memory_bytes is not None:
         parse_bytes(options.max_memory_bytes)
-    check_precision(options.backend, options.precision)
-    resolve_device(options.device, options.backend)
+    _check_backend(options)
     if options.replicas is not None and options.replicas < 1:
         raise ConfigError(f"{options.replicas} devices", "1 or more, or all")
     if options.batch_size < 1 or options.segment_frames < 1:
@@ -155,6 +155,28 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
     check_chain(specs)
     check_chain_options(specs, options)
     return specs
+
+
+def _check_backend(options: EnhanceOptions) -> None:
+    """Check that backend, precision and device go together."""
+    backend, precision = options.backend, options.precision
+    if ModelBackend.AUTO is backend:
+        if precision not in (ModelPrecision.FP32, ModelPrecision.AUTO):
+            raise ConfigError(f"precision {precision.value!r} of backend 'auto'", "fp32 or auto")
+        if options.min_quality_db is not None:
+            check_quality(options.min_quality_db)
+        resolve_device(options.device)
+        return
+    if ModelPrecision.AUTO is precision:
+        raise ConfigError(f"precision 'auto' of backend {backend.value!r}", "backend 'auto'", "Pass --backend auto.")
+    if options.min_quality_db is not None:
+        raise ConfigError(
+            f"a least quality of {options.min_quality_db:g} dB with backend {backend.value!r}",
+            "backend 'auto'",
+            "Pass --backend auto, or no --min-quality-db: every other precision must reach 40 dB.",
+        )
+    check_precision(backend, precision)
+    resolve_device(options.device, backend)
 
 
 def describe_tasks() -> str:

@@ -31,6 +31,7 @@ from genai_ray.enhance.plan.timeline import TIMESTEP, Chain, Moment, Timeline, i
 from genai_ray.enhance.segment.cancellation import JobCancelledError, check_cancelled
 from genai_ray.enhance.segment.checks import SegmentChecks
 from genai_ray.errors import GenAIRayError, QualityError, VideoError
+from genai_ray.tune import Way
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segment, predict_encoder_bytes, scale_alpha
 
@@ -73,6 +74,8 @@ class JobContext:
     """Name of the job, under which sessions count its frames."""
     kind: str
     """Kind of the node that it was started on, see ``node_kind``."""
+    way: Way | None = None
+    """What it has chosen with backend ``auto``; None for another backend."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,8 @@ def tell_usage(error: Any) -> int:
         do = f"It has no command: `genai-ray {name}`."
     else:
         do = f"`{command} --help` lists what is allowed."
-    return tell(ConfigError(error.format_message().rstrip(".?"), do=do))
+    got = error.format_message().rstrip(".?").replace("Value error, ", "")  # Pydantic's words within Typer's
+    return tell(ConfigError(got, do=do))
 
 
 def tell_stop(code: int) -> None:

@@ -80,6 +80,7 @@ def test_debug_stands_before_or_after_a_command(command):
         (["--json", "models", "list"], "stand after it: `genai-ray COMMAND --json`"),
         (["cache", "--json", "status"], "stand after it: `genai-ray cache COMMAND --json`"),
         (["models", "list", "--version"], "It has no command: `genai-ray --version`"),
+        (["compare", CLIP, "--task", "dance"], "Invalid value for '--task': 'dance' is not one of 'upscaling'"),
         (["models", "list", "--dance"], "`genai-ray models list --help` lists what is allowed"),
     ],
 )

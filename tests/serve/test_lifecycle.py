@@ -453,6 +453,18 @@ def _ask_until(port, frames, wanted, is_over, outcomes, index):
     connection.close()
 
 
+def _check_that_open_ports_are_refused(nodes):
+    """A node whose HAProxy would open its ports for statistics and metrics comes and goes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        open_one = nodes.add()
+    refused = run("serve", "--address", nodes.cluster.address, "--port", find_free_ports(1)[0], "--grpc-port", 0)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "would open its ports for statistics (8404) and metrics (9101) to every network" in refused.stderr
+    nodes.remove(open_one)
+    wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2)
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_an_endpoint_leaves_a_joined_cluster_as_it_was(tmp_path):
@@ -462,6 +474,7 @@ def test_an_endpoint_leaves_a_joined_cluster_as_it_was(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), np.uint8)
     with Nodes() as nodes:
         nodes.add()
+        _check_that_open_ports_are_refused(nodes)
         endpoint = serve(
             "--address", nodes.cluster.address, "--profile", profile, "--replicas", 2, "--model", "websr-x2-s"
         )

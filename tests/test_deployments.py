@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 from pathlib import Path
@@ -270,9 +271,26 @@ def test_the_build_context_has_what_is_copied():
     assert sorted(place for places in copied for place in places) == sorted(allowed)
 
 
+def make_environment(folder, is_fresh):
+    """Make a virtual environment: an empty one, or one that lacks only this package."""
+    venv.create(folder, with_pip=True)
+    if not is_fresh:
+        lent = folder / "lent"
+        lent.mkdir()
+        for place in Path(sysconfig.get_path("purelib")).iterdir():
+            if "genai_ray" not in place.name and not place.name.startswith(("pip", "setuptools")):
+                (lent / place.name).symlink_to(place)
+        (packages,) = (folder / "lib").glob("python*/site-packages")
+        (packages / "lent.pth").write_text(str(lent))
+    return folder / "bin" / "python"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [TARGETS[0], pytest.param(TARGETS[1], marks=pytest.mark.longest)])
-def test_the_steps_of_an_image_run_in_a_fresh_environment(target, tmp_path):
+@pytest.mark.parametrize(
+    ("target", "is_fresh"),
+    [("cpu", False), *(pytest.param(target, True, marks=pytest.mark.longest) for target in TARGETS)],
+)
+def test_the_steps_of_an_image_run(target, is_fresh, tmp_path):
     """A virtual environment takes the place of each image. What the system's packages need is left out, and pip keeps
     its cache."""
     stages, variables, folder, python = {}, {}, None, None
@@ -287,9 +305,8 @@ def test_the_steps_of_an_image_run_in_a_fresh_environment(target, tmp_path):
             image, _, name = words.split()
             if image not in stages:
                 variables = {}
-                venv.create(tmp_path / name, with_pip=True)
-                python = tmp_path / name / "bin" / "python"
-                folder = python.parents[1]
+                folder = tmp_path / name
+                python = make_environment(folder, is_fresh)
             stages[name] = python
         elif word == "WORKDIR" and words == "/src":
             folder = Path(inside(words))

@@ -100,6 +100,12 @@ def test_every_file_that_a_page_names_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_that_starts_a_cluster_tells_of_the_token(page):
+    text = page.read_text()
+    assert not re.search(r"\bray (start|up)\b", text) or "token" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_somewhere(page):
     for place, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", page.read_text())):
         target = (page.parent / place) if place else page

@@ -33,9 +33,15 @@ def use_token() -> None:
 
     A cluster without authentication accepts any token. Ray itself sends it only if it found the cluster without an
     address. ``RAY_AUTH_MODE`` is respected.
+
+    Raises:
+        ConfigError: If the environment says that there is a token, and there is none: Ray would abort this process.
     """
-    if _MODE not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    has_token = _has_token()
+    if _MODE not in os.environ and has_token:
         ray_tokens._enable_token_auth()  # its public caller logs a warning
+    if os.environ.get(_MODE, "").lower() == "token" and not has_token:
+        raise ConfigError(f"{_MODE}=token, and this user has no token", "the token of the cluster", _DO)
 
 
 def make_token(folder: Path) -> None:
@@ -45,8 +51,14 @@ def make_token(folder: Path) -> None:
 
     Args:
         folder: Folder for the token if this user's home is not writable; only this user can enter it.
+
+    Raises:
+        ConfigError: If the environment names a file with a token that cannot be read.
     """
-    if os.environ.get(_MODE, "token").lower() != "token" or any(os.environ.get(name) for name in (_TOKEN, _PATH)):
+    if os.environ.get(_MODE, "token").lower() != "token":
+        return
+    if any(os.environ.get(name) for name in (_TOKEN, _PATH)):
+        _has_token()
         return
     try:
         path = home_folder() / ".ray" / "auth_token"
@@ -69,6 +81,16 @@ def forget_token() -> None:
         os.environ.pop(_forgotten.pop(), None)
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _has_token() -> bool:
+    """Tell whether this user has a token."""
+    try:
+        return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    except AuthenticationError as exc:
+        file = os.environ.get(_PATH)
+        do = "Name a file that this user can read, or unset the variable."
+        raise ConfigError(f"{_PATH}={file}: this file cannot be read, or is empty", "a file with a token", do) from exc
 
 
 def _keep_token(path: Path) -> None:
@@ -119,8 +141,7 @@ def check_token(address: str) -> None:
     try:
         GcsClient(address=address)
     except AuthenticationError as exc:
-        has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
-        answer = "refuses this user's token" if has_token else "requires a token, and this user has none"
+        answer = "refuses this user's token" if _has_token() else "requires a token, and this user has none"
         raise ConfigError(f"the Ray cluster at {address} {answer}", "the token that it was started with", _DO) from exc
     except (RayError, OSError, RuntimeError):  # ray.init tries more than once, and reports other errors
         return

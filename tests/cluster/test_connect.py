@@ -117,6 +117,7 @@ def test_a_named_cluster_takes_this_users_token(cluster, place):
 
 
 _PUT = "Put the cluster's token into ~/.ray/auth_token, or into RAY_AUTH_TOKEN."
+_NAME = "Name a file that this user can read, or unset the variable."
 _STARTED = f"allowed: the token that it was started with. {_PUT}"
 
 
@@ -133,8 +134,7 @@ _STARTED = f"allowed: the token that it was started with. {_PUT}"
         (
             None,
             {"RAY_AUTH_TOKEN_PATH": "/none"},
-            "RAY_AUTH_TOKEN_PATH=/none: this file cannot be read, or is empty; allowed: a file with a token. "
-            "Name a file that this user can read, or unset the variable.",
+            f"RAY_AUTH_TOKEN_PATH=/none: this file cannot be read, or is empty; allowed: a file with a token. {_NAME}",
         ),
     ],
     ids=["none", "wrong", "mode", "path"],

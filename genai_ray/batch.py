@@ -14,7 +14,8 @@ import numpy.typing as npt
 from genai_ray.cluster import CachedSession, FrameRange, ModelCache, PendingCall, SessionRequest, open_session
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.frames import append_results, check_is_new, iter_frames
-from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames
+from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames, take_word
+from genai_ray.video import encode_png, encode_png16
 
 if TYPE_CHECKING:
     import ray.data
@@ -38,9 +39,12 @@ class BatchInference:
         precision: The number format; None for that of the loaded entry used last, else FP32.
         params: Extra inputs of the model by name.
         cache_name: Cache that ``map`` and ``map_batches`` use.
+        keep_frames: Whether tables of results keep the column ``frame``.
+        as_png: Whether ``output`` of a table holds PNG files as bytes, lossless, in place of arrays: a table of videos
+            that goes into Parquet is then about as large as its pictures.
 
     Raises:
-        ConfigError: If ``batch_size`` is less than 1.
+        ConfigError: If ``batch_size`` is less than 1, or ``backend`` or ``precision`` is no word for one.
 
     Example:
         >>> frames = read_videos("samples/bigbuckbunny-360p.mp4", selection=FrameSelection(every=60))
@@ -48,7 +52,7 @@ class BatchInference:
         3
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords of one flat call, as Ray Data passes them
         self,
         model: str | Path,
         *,
@@ -57,13 +61,17 @@ class BatchInference:
         precision: ModelPrecision | None = None,
         params: Mapping[str, float] | None = None,
         cache_name: str = "default",
+        keep_frames: bool = True,
+        as_png: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}", "1 or more")
+        self.keep_frames = keep_frames
+        self.as_png = as_png
         self.model = model
         self.batch_size = batch_size
-        self.backend = backend
-        self.precision = precision
+        self.backend = None if backend is None else take_word(ModelBackend, backend, "backend")
+        self.precision = None if precision is None else take_word(ModelPrecision, precision, "precision")
         self.params = params
         self.cache_name = cache_name
         self.frames_done = 0
@@ -180,7 +188,8 @@ class BatchInference:
             latencies += [latency_ms] * len(output)
         if not outputs:
             raise InvalidInputError("a table without rows", "at least one frame")
-        return append_results(batch, outputs, np.array(latencies))
+        files = [_to_png(frame) for output in outputs for frame in output] if self.as_png else outputs
+        return append_results(batch, files, np.array(latencies), keeps_frames=self.keep_frames)
 
     def map(self, dataset: ray.data.Dataset, *, concurrency: int | tuple[int, int] = 1) -> ray.data.Dataset:
         """Send a dataset of frames through the model, by a pool of actors that send to the sessions of the cache.
@@ -209,6 +218,8 @@ class BatchInference:
             "precision": self.precision,
             "params": self.params,
             "cache_name": self.cache_name,
+            "keep_frames": self.keep_frames,
+            "as_png": self.as_png,
         }
         mapped: ray.data.Dataset = dataset.map_batches(
             BatchInference,
@@ -232,6 +243,12 @@ class BatchInference:
                 yield _wait_for_output(*waiting.popleft())
         while waiting:
             yield _wait_for_output(*waiting.popleft())
+
+
+def _to_png(frame: npt.NDArray[Any]) -> bytes:
+    if frame.dtype == np.float32:
+        raise InvalidInputError("frames of float32 as PNG", "uint8 or uint16", "Leave as_png out, or convert them.")
+    return encode_png16(frame) if frame.dtype == np.uint16 else encode_png(frame)
 
 
 def _wait_for_output(pending: PendingCall, sent_at: float) -> tuple[npt.NDArray[Any], float]:

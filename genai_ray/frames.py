@@ -168,13 +168,20 @@ def build_index(*, video: str, frame_index: Sequence[int], pts: Sequence[int], t
     return pa.table([*columns, pa.array([time_base] * count, pa.string())], names=list(FRAME_COLUMNS[:-1]))
 
 
-def append_results(batch: Any, outputs: Sequence[npt.NDArray[Any]], latencies_ms: npt.NDArray[np.float64]) -> Any:
+def append_results(
+    batch: Any,
+    outputs: Sequence[Any],
+    latencies_ms: npt.NDArray[np.float64],
+    *,
+    keeps_frames: bool = True,
+) -> Any:
     """Add the columns ``output`` and ``latency_ms`` to a batch of frames.
 
     Args:
         batch: A batch as for ``iter_frames``, with N rows.
-        outputs: Arrays (n, H, W, C) of N frames in total.
+        outputs: Arrays (n, H, W, C) of N frames in total, or N files as bytes.
         latencies_ms: Milliseconds of each row, N.
+        keeps_frames: Whether the column ``frame`` stays.
 
     Returns:
         A batch of the same type with two more columns; a table holds outputs of one shape without a copy.
@@ -183,19 +190,25 @@ def append_results(batch: Any, outputs: Sequence[npt.NDArray[Any]], latencies_ms
         InvalidInputError: If the batch is a table whose frames have one shape, but outputs have several.
     """
     if not isinstance(batch, pa.Table):
-        column = _join(outputs)
+        column = np.array(outputs, object) if isinstance(outputs[0], bytes) else _join(outputs)
         if isinstance(batch, Mapping):
-            return {**batch, "output": column, "latency_ms": latencies_ms}
-        return batch.assign(output=list(column), latency_ms=latencies_ms)
+            kept = {name: values for name, values in batch.items() if keeps_frames or name != "frame"}
+            return {**kept, "output": column, "latency_ms": latencies_ms}
+        kept = batch if keeps_frames else batch.drop(columns="frame")
+        return kept.assign(output=list(column), latency_ms=latencies_ms)
+    results = pa.array(outputs, pa.binary()) if isinstance(outputs[0], bytes) else _to_results(batch, outputs)
+    kept = batch if keeps_frames else batch.drop_columns("frame")
+    return kept.append_column("output", results).append_column("latency_ms", pa.array(latencies_ms, pa.float64()))
+
+
+def _to_results(batch: pa.Table, outputs: Sequence[npt.NDArray[Any]]) -> Any:
     shapes = {output.shape[1:] for output in outputs}
     if len(shapes) == 1:
-        results: Any = pa.chunked_array([to_column(output) for output in outputs])
-    else:
-        kind = type(batch.column("frame").chunk(0))  # Ray's type if the frames have several shapes as well
-        if not _is_variable(kind):
-            raise InvalidInputError(f"results of the shapes {sorted(shapes)} for frames of one shape", "one shape")
-        results = kind.from_numpy(_join(outputs))
-    return batch.append_column("output", results).append_column("latency_ms", pa.array(latencies_ms, pa.float64()))
+        return pa.chunked_array([to_column(output) for output in outputs])
+    kind: Any = type(batch.column("frame").chunk(0))  # Ray's type if the frames have several shapes as well
+    if not _is_variable(kind):
+        raise InvalidInputError(f"results of the shapes {sorted(shapes)} for frames of one shape", "one shape")
+    return kind.from_numpy(_join(outputs))
 
 
 class TableWriter:

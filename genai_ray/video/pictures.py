@@ -198,7 +198,7 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode a PNG of 8 bits per component.
 
     Args:
-        pixels: RGB (H, W, 3), uint8.
+        pixels: RGB (H, W, 3) or grey (H, W, 1), uint8.
 
     Returns:
         The whole file.
@@ -206,9 +206,10 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     Raises:
         InvalidInputError: If dtype or shape is wrong.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise InvalidInputError(f"pixels {pixels.dtype} {pixels.shape}", "uint8 (H, W, 3)")
-    return _encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
+        raise InvalidInputError(f"pixels {pixels.dtype} {pixels.shape}", "uint8 (H, W, 3) or (H, W, 1)")
+    plain = np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    return _encode(av.VideoFrame.from_ndarray(plain, format="rgb24" if plain.ndim == 3 else "gray"))
 
 
 def encode_png16(pixels: npt.NDArray[np.uint16]) -> bytes:

@@ -39,9 +39,6 @@ class BatchInference:
         precision: The number format; None for that of the loaded entry used last, else FP32.
         params: Extra inputs of the model by name.
         cache_name: Cache that ``map`` and ``map_batches`` use.
-        keep_frames: Whether tables of results keep the column ``frame``.
-        as_png: Whether ``output`` of a table holds PNG files as bytes, lossless, in place of arrays: a table of videos
-            that goes into Parquet is then about as large as its pictures.
 
     Raises:
         ConfigError: If ``batch_size`` is less than 1, or ``backend`` or ``precision`` is no word for one.
@@ -52,7 +49,7 @@ class BatchInference:
         3
     """
 
-    def __init__(  # noqa: PLR0913 - keywords of one flat call, as Ray Data passes them
+    def __init__(
         self,
         model: str | Path,
         *,
@@ -61,13 +58,9 @@ class BatchInference:
         precision: ModelPrecision | None = None,
         params: Mapping[str, float] | None = None,
         cache_name: str = "default",
-        keep_frames: bool = True,
-        as_png: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}", "1 or more")
-        self.keep_frames = keep_frames
-        self.as_png = as_png
         self.model = model
         self.batch_size = batch_size
         self.backend = None if backend is None else take_word(ModelBackend, backend, "backend")
@@ -159,12 +152,14 @@ class BatchInference:
                     results[index] = InferenceResult(index, one, latency_ms)
         return [results[index] for index in sorted(results)]
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, batch: Any, *, keep_frames: bool = True, as_png: bool = False) -> Any:
         """Enhance a batch of frames; this process does not copy those of a table.
 
         Args:
             batch: A ``pyarrow.Table``, a dict of numpy arrays or a pandas DataFrame with the column ``frame``: frames
                 of any sizes.
+            keep_frames: Whether the result keeps the column ``frame``.
+            as_png: Whether ``output`` holds PNG files as bytes, lossless, in place of arrays.
 
         Returns:
             The batch, of the same type, with the columns ``output`` and ``latency_ms``.
@@ -188,16 +183,26 @@ class BatchInference:
             latencies += [latency_ms] * len(output)
         if not outputs:
             raise InvalidInputError("a table without rows", "at least one frame")
-        files = [_to_png(frame) for output in outputs for frame in output] if self.as_png else outputs
-        return append_results(batch, files, np.array(latencies), keeps_frames=self.keep_frames)
+        files = [_to_png(frame) for output in outputs for frame in output] if as_png else outputs
+        return append_results(batch, files, np.array(latencies), keeps_frames=keep_frames)
 
-    def map(self, dataset: ray.data.Dataset, *, concurrency: int | tuple[int, int] = 1) -> ray.data.Dataset:
+    def map(
+        self,
+        dataset: ray.data.Dataset,
+        *,
+        concurrency: int | tuple[int, int] = 1,
+        keep_frames: bool = True,
+        as_png: bool = False,
+    ) -> ray.data.Dataset:
         """Send a dataset of frames through the model, by a pool of actors that send to the sessions of the cache.
 
         Args:
             dataset: Rows with the column ``frame``, such as those of ``read_videos``: (H, W, 3) of any sizes.
             concurrency: Actors that send frames, or the fewest and the most of them. They take no CPU: the sessions
                 compute.
+            keep_frames: Whether the result keeps the column ``frame``.
+            as_png: Whether ``output`` holds PNG files as bytes, lossless, in place of arrays: a table in Parquet is
+                then about as large as its pictures.
 
         Returns:
             The dataset with the columns ``output``, frames by the model's shape law, and ``latency_ms``; evaluated
@@ -218,12 +223,11 @@ class BatchInference:
             "precision": self.precision,
             "params": self.params,
             "cache_name": self.cache_name,
-            "keep_frames": self.keep_frames,
-            "as_png": self.as_png,
         }
         mapped: ray.data.Dataset = dataset.map_batches(
             BatchInference,
             fn_constructor_kwargs=arguments,
+            fn_kwargs={"keep_frames": keep_frames, "as_png": as_png},
             batch_format="pyarrow",
             batch_size=None,  # whole blocks, as they lie in memory
             num_cpus=0,

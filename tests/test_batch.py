@@ -255,21 +255,21 @@ def test_what_no_batch_may_be_is_said(cache, clip):
 
 
 def test_results_as_png_are_the_frames_and_small_in_parquet(cache, clip, expected, tmp_path):
-    batch = BatchInference(MODEL, batch_size=4, cache_name=cache.name, keep_frames=False, as_png=True)
-    batch.map(ray.data.from_arrow(table_of(clip, 0))).write_parquet(tmp_path / "out")
+    batch, small = BatchInference(MODEL, batch_size=4, cache_name=cache.name), {"keep_frames": False, "as_png": True}
+    batch.map(ray.data.from_arrow(table_of(clip, 0)), **small).write_parquet(tmp_path / "out")
     rows = sorted(ray.data.read_parquet(tmp_path / "out").take_all(), key=lambda row: row["frame_index"])
     assert list(rows[0]) == ["video", "frame_index", "pts", "time_base", "output", "latency_ms"]
     assert all(np.array_equal(pixels_of(row["output"]), wanted) for row, wanted in zip(rows, expected, strict=True))
     for name, columns in columns_of([{"name": "a", "frame": frame} for frame in clip[:2]]).items():
-        result = batch(columns)
+        result = batch(columns, **small)
         names = list(result.columns if name == "pandas" else result.column_names if name == "pyarrow" else result)
         assert names == ["name", "output", "latency_ms"]
         files = result["output"].to_pylist() if name == "pyarrow" else list(result["output"])
         assert np.array_equal(pixels_of(files[1]), expected[1])
-    deep = BatchInference(MODEL, cache_name=cache.name, as_png=True)({"frame": clip[:1].astype(np.uint16) * 257})
+    deep = batch({"frame": clip[:1].astype(np.uint16) * 257}, as_png=True)
     assert deep["output"][0][:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(errors.InvalidInputError, match="float32 as PNG"):
-        BatchInference(MODEL, cache_name=cache.name, as_png=True)({"frame": clip[:1].astype(np.float32) / 255})
+        batch({"frame": clip[:1].astype(np.float32) / 255}, as_png=True)
 
 
 def pixels_of(file):

@@ -91,6 +91,11 @@ class VideoPlan:
         """One past the last frame of the segments."""
         return self.segments[-1].stop
 
+    @property
+    def clock_s(self) -> float:
+        """What a player's clock shows when the piece begins; 0 for the whole video."""
+        return float(self.span[0] - self.begins_s) if self.span is not None else 0.0
+
     def from_zero(self) -> VideoPlan:
         """Return the plan of a result with the same frames.
 

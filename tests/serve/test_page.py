@@ -219,6 +219,29 @@ def test_a_clip_is_enhanced_and_played(page, tmp_path, shots):
     page.screenshot(path=shots / "clip.png", full_page=True)
 
 
+def test_a_piece_of_a_clip_is_shown_beside_the_same_frames(page, tmp_path, picture, shots):
+    page.select_option("#model", "websr-x2-s")
+    page.get_by_label("Start", exact=True).fill("noon")
+    page.set_input_files("#file", write(tmp_path / "clip.mp4", size=(160, 96), pts=list(range(60))))
+    page.wait_for_selector("#error:visible")
+    assert "start 'noon'" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Start", exact=True).fill("0:01")
+    page.get_by_label("Duration", exact=True).fill("f20")
+    page.click("#run")
+    page.wait_for_selector("#compare:visible")
+    assert facts(page)["Frames"] == "20"
+    times = "() => [...document.querySelectorAll('#layers video')].map(video => video.currentTime)"
+    assert page.evaluate(times) == [0, 1]
+    page.get_by_role("slider", name="Position in the clip").fill("500")
+    page.wait_for_function("() => document.querySelector('#layers video').currentTime > 0.3")
+    after, before = page.evaluate(times)
+    assert abs(before - after - 1) < 0.05
+    page.screenshot(path=shots / "piece.png", full_page=True)
+    page.set_input_files("#file", picture)
+    page.wait_for_selector("#layers img")
+    assert page.locator("#piece").is_hidden()
+
+
 def test_a_clip_is_cancelled(page, tmp_path):
     page.select_option("#model", "ffdnet")
     page.set_input_files("#file", write(tmp_path / "clip.mp4", size=(640, 360), pts=list(range(200))))

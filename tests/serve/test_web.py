@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -382,6 +383,25 @@ def test_a_video_is_enhanced_as_by_hand(app, clip, tmp_path):
     assert not (app.folder / job_id).exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("query", "options", "frames", "name"),
+    [
+        ("start=0.2&duration=f10", {"start": "0:00.2", "duration": "f10"}, 10, "clip-websr-x2-s.mkv"),
+        ("preview=true", {"preview": True}, 24, "clip-websr-x2-s.preview.mkv"),
+    ],
+)
+def test_a_piece_is_enhanced_as_by_hand(app, clip, tmp_path, query, options, frames, name):
+    job = finish(app, submit(app, f"model=websr-x2-s&format=mkv&name=clip.mkv&{query}", clip.read_bytes()))
+    assert (job["error"], job["report"]["frames"]) == (None, frames)
+    assert job["report"]["begins_s"] == (0.2 if "start" in options else 0)
+    _, result, headers = ask(app, "GET", job["links"]["result"])
+    assert name in headers["Content-Disposition"]
+    options = EnhanceOptions(cache_name="people", **options)
+    report = enhance_videos(clip, tmp_path / "b.mkv", models="websr-x2-s", options=options)
+    assert result == Path(report.outputs[0]).read_bytes()
+
+
 def test_a_form_may_carry_the_video_and_its_name(app, clip):
     body, kind = form(('name="file"; filename="../holiday.mkv"', clip.read_bytes()))
     job = finish(app, submit(app, "model=websr-x2-s", body, **{"Content-Type": kind}))
@@ -431,6 +451,11 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
         ("model=websr-x2-s&check=on", b"x", 400, "check='on'; allowed: 'default', 'strict' or 'off'"),
         ("model=websr-x2-z", b"x", 404, "no model 'websr-x2-z'"),
         ("model=websr-x2-s&params=sigma=1", b"x", 400, "param 'sigma'"),
+        ("model=websr-x2-s&start=noon", b"x", 400, "start 'noon'; allowed: seconds such as 90"),
+        ("model=websr-x2-s&start=5&end=3", b"x", 400, "an end after its start"),
+        ("model=websr-x2-s&end=5&duration=3", b"x", 400, "one of them"),
+        ("model=websr-x2-s&preview=true&end=3", b"x", 400, "one of them"),
+        ("model=websr-x2-s&preview=maybe", b"x", 400, "preview='maybe'"),
         ("", b"x", 400, "a query without model"),
         ("model=websr-x2-s&uri=http://127.0.0.1:1/a.mp4", b"", 400, "below a prefix"),
         ("model=websr-x2-s&uri={clips}/a.mp4", b"x", 400, "a body and a uri"),

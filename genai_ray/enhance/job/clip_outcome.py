@@ -53,6 +53,8 @@ class ClipOutcome:
     """(width, height) of the input in pixels."""
     size_out: tuple[int, int] = (0, 0)
     """(width, height) of the result in pixels."""
+    begins_s: float = 0.0
+    """When the piece that was asked for begins in the input, in seconds of a player's clock; 0 for all of it."""
     notes: tuple[str, ...] = ()
     """What a person should know: assumed colour, streams that the container could not take, a truncated input."""
     status: str = "done"

@@ -62,6 +62,19 @@ class VideoRequest:
     """Where to fetch the video from; None if it was uploaded."""
     cache_name: str = "default"
     """Name of the model cache."""
+    start: str | None = None
+    """Where the piece begins, as in ``EnhanceOptions``."""
+    end: str | None = None
+    """Where it ends."""
+    duration: str | None = None
+    """How long it is, instead of ``end``."""
+    preview: bool = False
+    """Whether only 5 s from the middle are enhanced."""
+
+    @property
+    def ending(self) -> str:
+        """End of the result's name, which tells a preview."""
+        return f".preview{self.suffix}" if self.preview else self.suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +197,10 @@ class VideoRunner:
             device_kinds=request.device_kinds,
             params=request.params,
             check=CheckLevel(request.check),
+            start=request.start,
+            end=request.end,
+            duration=request.duration,
+            preview=request.preview,
             overwrite=True,  # the process may have died just after it published the result
             cache_name=request.cache_name,
         )
@@ -215,6 +232,7 @@ def _summarize(report: EnhanceReport, names: Sequence[str]) -> dict[str, Any]:
         "segments_recomputed": report.segments_recomputed,
         "size_in": list(video.size_in),
         "size_out": list(video.size_out),
+        "begins_s": video.begins_s,
         "notes": list(video.notes),
         "models": [asdict(use) | {"model_id": name} for use, name in zip(report.models, names, strict=True)],
     }

@@ -431,7 +431,7 @@ def _is_orphan(folder: Path, now_s: float) -> bool:
 def _remove_files(folder: Path, keep: str = "") -> None:
     """Remove the files of a job but its state, and but its result if that is to be kept."""
     for path in list(folder.glob("*")):
-        if path.name != _STATE_FILE and not (keep and path.stem == keep and path.is_file()):
+        if path.name != _STATE_FILE and not (keep and path.name.startswith(f"{keep}.") and path.is_file()):
             _remove(path)
 
 

@@ -56,6 +56,14 @@ class _VideoQuery(Query):
     uri: str | SkipJsonSchema[None] = None
     """Where to fetch the video from, below a prefix that this server allows. Without it the body is the video."""
     params: Params = Field(default_factory=dict)
+    start: str | SkipJsonSchema[None] = None
+    """Where a piece of the video begins: seconds, 1:30.5, or f250 for frame 250, counted from 0."""
+    end: str | SkipJsonSchema[None] = None
+    """Where the piece ends."""
+    duration: str | SkipJsonSchema[None] = None
+    """How long the piece is, instead of its end; f250 is 250 frames."""
+    preview: bool = False
+    """Whether only 5 s from the middle are enhanced."""
     format: Literal["mp4", "mkv", "mov", "webm"] = "mp4"
     """Format of the result; mp4 by default."""
     check: Literal["default", "strict", "off"] = "default"
@@ -148,7 +156,7 @@ class _Api:
         async with hold_place(request, self._engine.admission):
             query = parse_query(request, _VideoQuery)
             targets = [await self._engine.find(name) for name in query.model]
-            await self._engine.call(_check_chain, targets, query.params)
+            await self._engine.call(_check_job, targets, query)
             length = request.headers.get("content-length", "")
             max_bytes = self._options.max_video_bytes
             if query.uri is not None:
@@ -186,6 +194,10 @@ class _Api:
                 suffix=f".{query.format}",
                 uri=query.uri,
                 cache_name=self._engine.profile.cache,
+                start=query.start,
+                end=query.end,
+                duration=query.duration,
+                preview=query.preview,
             )
             with on_disk():
                 return await self._call(VideoJobs.submit, job_id, asked)
@@ -237,12 +249,12 @@ class _Api:
             reason = f": {job.error}" if job.error else ""
             headers = {} if job.is_over else {"Retry-After": _RETRY_AFTER_S}
             raise HTTPException(_CONFLICT, f"video job {job.job_id} has no result, it is {job.state}{reason}", headers)
-        suffix = job.request.suffix
-        path = self._desk.folder / job.job_id / f"result{suffix}"
+        suffix, ending = job.request.suffix, job.request.ending
+        path = self._desk.folder / job.job_id / f"result{ending}"
         if not path.is_file():
             text = f"the result of video job {job.job_id} is not in the folder of videos that this node sees"
             raise HTTPException(_NOT_FOUND, text)
-        name = f"{PurePath(job.request.name).stem or 'video'}-{job.request.models[-1]}{suffix}"
+        name = f"{PurePath(job.request.name).stem or 'video'}-{job.request.models[-1]}{ending}"
         return _Download(path, media_type=_FORMATS[suffix[1:]], filename=re.sub(r"[^\w .()-]", "_", name))
 
     async def _save(self, request: Request, folder: Path) -> str:
@@ -287,7 +299,7 @@ class _Download(FileResponse):
             await JSONResponse({"error": f"Range: {reason}"}, refused[0]["status"], headers)(scope, receive, send)
 
 
-def _check_chain(targets: Sequence[Target], params: dict[str, float]) -> None:
+def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
     """Refuse at once what ``enhance_videos`` would refuse later."""
     ways = {
         (way.backend, way.precision, way.device, way.device_kinds) for way in (one.model.serving for one in targets)
@@ -299,6 +311,13 @@ def _check_chain(targets: Sequence[Target], params: dict[str, float]) -> None:
         )
     ((backend, precision, device, _),) = ways
     options = EnhanceOptions(
-        backend=ModelBackend(backend), precision=ModelPrecision(precision), device=device, params=params
+        backend=ModelBackend(backend),
+        precision=ModelPrecision(precision),
+        device=device,
+        params=query.params,
+        start=query.start,
+        end=query.end,
+        duration=query.duration,
+        preview=query.preview,
     )
     check_models([target.source for target in targets], options)

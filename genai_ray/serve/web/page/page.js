@@ -117,6 +117,7 @@ function refresh() {
   $("cancel").hidden = running === null;
   $("format-field").hidden = isVideo();
   $("check-field").hidden = !isVideo();
+  $("piece").hidden = file !== null && !isVideo();
 }
 
 // --- one run --------------------------------------------------------------------------------------------------------
@@ -184,6 +185,8 @@ async function runVideo(signal) {
   const words = query();
   words.set("name", file.name || "clip");
   words.set("check", $("check").value);
+  for (const name of ["start", "end", "duration"]) if ($(name).value.trim()) words.set(name, $(name).value.trim());
+  if ($("preview").checked) words.set("preview", "true");
   let job = await json(`v1/videos?${words}`, { method: "POST", body: file, signal });
   const here = job.links.self.slice(1);
   try {
@@ -205,8 +208,8 @@ async function runVideo(signal) {
   const attributes = { muted: true, loop: false, playsInline: true, preload: "auto" };
   const before = element("video", { ...attributes, ariaLabel: "Before: the original" });
   const after = element("video", { ...attributes, ariaLabel: "After: enhanced" });
-  await show(before, after, result, ["videoWidth", "videoHeight"], "loadeddata");
-  $("download").download = `${(file.name || "clip").replace(/\.[^.]*$/, "")}-${words.get("model")}.mp4`;
+  await show(before, after, result, ["videoWidth", "videoHeight"], "loadeddata", job.report.begins_s);
+  $("download").download = `${(file.name || "clip").replace(/\.[^.]*$/, "")}-${words.get("model")}${words.has("preview") ? ".preview" : ""}.mp4`;
   const [use] = job.report.models;
   showFacts({
     Model: use.model_id,
@@ -230,7 +233,8 @@ function pause(ms, signal) {
 
 // --- before and after -----------------------------------------------------------------------------------------------
 
-async function show(before, after, result, [wide, high], event) {
+/** Show both; `late` is the time in the original, in seconds, at which the result begins. */
+async function show(before, after, result, [wide, high], event, late = 0) {
   urls.forEach(URL.revokeObjectURL);
   urls = [URL.createObjectURL(file), URL.createObjectURL(result)];
   $("note").hidden = true;
@@ -249,7 +253,7 @@ async function show(before, after, result, [wide, high], event) {
   moveSplit(50);
   const videos = [before, after].filter((one) => one instanceof HTMLVideoElement && one.isConnected);
   $("player").hidden = videos.length === 0;
-  if (videos.length) follow(videos);
+  if (videos.length) follow(videos, hasAfter ? late : 0);
 }
 
 function arrive(media, url, event) {
@@ -270,11 +274,11 @@ function note(text) {
   $("note").hidden = false;
 }
 
-/** Play both clips as one; the last of them leads. */
-function follow(videos) {
+/** Play both clips as one; the last of them leads, and the others are `late` seconds further. */
+function follow(videos, late) {
   const leader = videos.at(-1);
   const others = videos.filter((video) => video !== leader);
-  const together = () => others.forEach((video) => Math.abs(video.currentTime - leader.currentTime) > 0.04 && (video.currentTime = leader.currentTime));
+  const together = () => others.forEach((video) => Math.abs(video.currentTime - leader.currentTime - late) > 0.04 && (video.currentTime = leader.currentTime + late));
   $("play").onclick = () => (leader.paused ? videos.forEach((video) => video.play()) : videos.forEach((video) => video.pause()));
   leader.onplay = leader.onpause = leader.onended = () => {
     $("play").textContent = leader.paused ? "Play" : "Pause";
@@ -291,6 +295,7 @@ function follow(videos) {
   };
   $("play").textContent = "Play";
   $("seek").value = 0;
+  together();
 }
 
 // --- the cache ------------------------------------------------------------------------------------------------------

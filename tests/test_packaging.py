@@ -34,7 +34,8 @@ def test_contents(wheel):
     assert {f"genai_ray/serve/web/page/{name}" for name in ("index.html", "page.css", "page.js")} <= set(names)
     assert {"genai_ray/py.typed", "genai_ray/serve/oip/inference.binpb"} <= set(names)
     assert any(name.endswith("licenses/NOTICE") for name in names)
-    assert not any(name.startswith(("tests", "samples")) for name in names)
+    assert any(name.endswith(".data/scripts/genai-ray-haproxy") for name in names)
+    assert not any(name.startswith(("tests", "samples", "deployments")) for name in names)
 
 
 def test_the_main_job_in_an_empty_environment(wheel, samples, tmp_path):

@@ -34,7 +34,8 @@ _log = logging.getLogger(__name__)
 APPLICATION = "genai_ray"
 """Name of the Serve application."""
 
-_DELETE_WITHIN_S = 7.0
+_DELETE_WITHIN_S, _SHUT_DOWN_WITHIN_S = 6.0, 2.5
+"""Most seconds for the application to end, and in a joined cluster for the rest of Ray Serve."""
 
 CHECK_EVERY_S = 0.5
 """How often Ray's node is checked."""
@@ -316,10 +317,29 @@ def _end_serve(*, is_all: bool) -> None:
         while APPLICATION in serve.status().applications and time.monotonic() < deadline:
             time.sleep(0.05)
         if is_all:
-            shutdown: Any = serve.shutdown
-            shutdown()
+            _end_controller()
     except (RayError, RayServeException, TimeoutError) as exc:
         _log.warning("Ray Serve did not end cleanly: %s", exc)
+
+
+def _end_controller() -> None:
+    """End Ray Serve as ``serve.shutdown`` does, which may wait for 30 s and leaves an error of a killed actor behind.
+
+    It goes on in the cluster by itself.
+    """
+    import ray  # noqa: PLC0415
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE  # noqa: PLC0415
+
+    deadline = time.monotonic() + _SHUT_DOWN_WITHIN_S
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_SHUT_DOWN_WITHIN_S)
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:  # there is none any more
+        return
+    _log.warning("Ray Serve still ends its processes in the cluster; they will be gone within a minute")
 
 
 def read_token(path: Path) -> str:

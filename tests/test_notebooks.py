@@ -1,4 +1,4 @@
-"""Every notebook runs from a fresh kernel, as a person runs it."""
+"""Every notebook runs from a fresh kernel, as a person runs it, and shows what it says."""
 
 from pathlib import Path
 
@@ -7,15 +7,42 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+JOINED = "02_video_batch"
+"""The notebook that joins whatever cluster runs: here the one that tests share, otherwise one of its own."""
+MAX_BYTES = 200_000
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_it_is_kept_small_with_outputs_and_ends_with_a_check(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "\nassert " in cells[-1].source
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert path.stat().st_size <= MAX_BYTES
+
+
+def execute(path):
+    NotebookClient(
+        nbformat.read(path, as_version=4), timeout=300, resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.longest if path.stem == JOINED else ()) for path in PATHS],
+    ids=lambda path: path.stem,
+)
 def test_it_runs(path):
-    notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "notebooks are kept without outputs"
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
-    text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
-    assert "132 frames" in text
-    assert "dB" in text
+    execute(path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_it_runs_in_a_cluster_that_it_did_not_start(in_shared_ray, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", in_shared_ray["RAY_ADDRESS"])
+    execute(FOLDER / f"{JOINED}.ipynb")

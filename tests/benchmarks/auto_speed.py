@@ -1,6 +1,7 @@
 """``enhance`` with ONNX Runtime, with ``--backend auto``, and with ``--precision auto`` too, against the plain script,
 one after the other; each AUTO job measures first. websr-x2-s on the whole clip, once more with what was remembered; the
-slow models on its first seconds. dB from ONNX Runtime's FP32 on frames of the clip."""
+slow models on its first seconds. dB from ONNX Runtime's FP32 on frames of the clip. Models may be named as arguments;
+kept figures of others stay."""
 
 import json
 import os
@@ -13,14 +14,14 @@ from pathlib import Path
 import av
 import numpy as np
 from backend_speed import psnr_db
-from common import CLIPS, MODELS, genai_ray, keep, write_small
+from common import CLIPS, MODELS, RESULTS, genai_ray, keep, write_small
 
 from genai_ray import InferenceSession, ModelBackend, ModelPrecision
 
 FILES = {
     "websr-x2-s": ("websr-anime4k-cnn-x2-s-rl.onnx", None),
-    "waifu2x-x2": ("waifu2x-upconv7-photo-scale2x.onnx", 6.0),
-    "realesr-animevideov3-x2": ("realesr-animevideov3-x2.onnx", 6.0),
+    "waifu2x-x2": ("waifu2x-upconv7-photo-scale2x.onnx", 5.0),
+    "realesr-animevideov3-x2": ("realesr-animevideov3-x2.onnx", 5.0),
 }
 """File of the model, and seconds of the clip; None for all of it."""
 
@@ -91,11 +92,14 @@ def measure(model_id: str, clip: Path, folder: Path) -> dict[str, object]:
 
 
 def main(*model_ids: str) -> None:
-    figures: dict[str, object] = {"clip": "iscc-demo.mkv", "load_average": os.getloadavg()}
+    kept = RESULTS / "auto_speed.json"
+    before = json.loads(kept.read_text()) if kept.exists() and model_ids else {}
+    figures: dict[str, object] = {"clip": "iscc-demo.mkv"} | {name: before[name] for name in FILES if name in before}
     rows = []
     for model_id in model_ids or FILES:
         with tempfile.TemporaryDirectory() as folder:
-            figures[model_id] = found = measure(model_id, CLIPS / "iscc-demo.mkv", Path(folder))
+            found = measure(model_id, CLIPS / "iscc-demo.mkv", Path(folder))
+        figures[model_id] = found | {"load_average": os.getloadavg()}
         for job, one in found.items():
             if isinstance(one, dict):
                 fps, wall = (one["fps"] / found["plain"]["fps"], found["plain"]["wall_s"] / one["wall_s"])

@@ -75,6 +75,9 @@ class VideoPlan:
     """Ranges that together are the video, or a piece of it."""
     begins_s: Fraction
     """When the first picture or sound is shown, in seconds of the file's times: zero for a player."""
+    tracks_s: tuple[tuple[int, float, float], ...]
+    """Index of each other track that has packets, when its first one begins and when its last one ends, in seconds of
+    the file's times."""
     any_format: bool = False
     """Whether the file may name other files, as playlists do."""
     span: tuple[Fraction, Fraction] | None = None
@@ -95,6 +98,20 @@ class VideoPlan:
     def clock_s(self) -> float:
         """What a player's clock shows when the piece begins; 0 for the whole video."""
         return float(self.span[0] - self.begins_s) if self.span is not None else 0.0
+
+    def lacks_track(self, index: int) -> bool:
+        """Tell whether a track ends before the piece or begins after it.
+
+        Args:
+            index: Index of the track.
+
+        Returns:
+            Whether nothing of it is in the piece; False for the whole video.
+        """
+        if self.span is None:
+            return False
+        begin_s, end_s = next(((begin_s, end_s) for track, begin_s, end_s in self.tracks_s if track == index), (0, 0))
+        return end_s <= self.span[0] or begin_s >= self.span[1]
 
     def from_zero(self) -> VideoPlan:
         """Return the plan of a result with the same frames.
@@ -146,6 +163,12 @@ class _Packets:
     """Whether each of ``times`` is certainly one frame, and key frames are in display order."""
     digest: str = ""
     """sha256 over packets and times."""
+    tracks_s: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Begin and end of the other tracks, by index."""
+
+    def add_other(self, index: int, begin_s: float, end_s: float) -> None:
+        first_s, last_s = self.tracks_s.get(index, (begin_s, end_s))
+        self.tracks_s[index] = min(first_s, begin_s), max(last_s, end_s)
 
     @property
     def count(self) -> int:
@@ -223,6 +246,7 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         truncated=_find_cut(whole, promised, is_cut, packets.last_s, ends_s),
         segments=cut_segments(len(pts), keys, segment_frames),
         begins_s=begins_s,
+        tracks_s=tuple((index, *times_s) for index, times_s in sorted(packets.tracks_s.items())),
         any_format=any_format,
     )
 
@@ -248,7 +272,10 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
         if packet.size == 0:
             continue
         if packet.pts is not None and packet.time_base is not None:
-            found.last_s = max(found.last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            found.last_s = max(found.last_s, end_s)
+            if packet.stream_index != stream.index:
+                found.add_other(packet.stream_index, float(packet.pts * packet.time_base), end_s)
         if packet.stream_index != stream.index:
             continue
         found.is_cut = bool(packet.is_corrupt)

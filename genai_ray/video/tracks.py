@@ -171,6 +171,9 @@ def add_copies(
         if stream.type == "video" and not is_cover:
             notes.append(f"{name} was left out: only stream {main_stream(source).index} is enhanced")
             continue
+        if stream.type == "audio" and plan.lacks_track(stream.index):  # MP4 cannot hold some codecs without a packet
+            notes.append(f"{name} was left out: it has no sound in this piece")
+            continue
         if sink.format.name == "matroska" and _attach(sink, stream, firsts):
             continue
         if stream.type in ("audio", "subtitle") or (is_cover and codec is not None):

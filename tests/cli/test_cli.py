@@ -150,6 +150,7 @@ def test_the_cache_of_a_running_cluster():
         table = run("cache", "status", *address).stdout
         assert "esrgan-4x" in table
         assert "websr-x2-s" in table
+        assert f"{float(model['session']['precision_db']):.1f}" in table  # of fp16 from fp32
         watched = run("cache", "watch", "--times", 2, "--every", 0.2, *address)
         assert watched.returncode == 0, watched.stderr
         assert "websr-x2-s" in watched.stdout

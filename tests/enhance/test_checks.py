@@ -18,6 +18,7 @@ from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.job.steps import run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
+from genai_ray.enhance.segment import segment
 from genai_ray.enhance.segment.checks import SegmentChecks
 from genai_ray.enhance.segment.segment import JobContext
 from genai_ray.types import CheckLevel, ModelPrecision
@@ -225,6 +226,27 @@ def test_a_segment_computed_again_is_kept_for_the_next_job(ray_session, models, 
     report = enhance_videos(source, tmp_path / "b.mkv", models=model, options=chosen)
     assert (report.segments_reused, report.segments_recomputed, report.frames_checked) == (1, 0, 8)
     assert (tmp_path / "b.mkv").read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
+
+
+def test_a_second_try_without_room_says_so(ray_session, models, source, tmp_path, monkeypatch):
+    """The cache is full of a session that is leased, as by the job itself."""
+    monkeypatch.setattr(segment, "RELOAD_WITHIN_S", 2.0)
+    chosen = options(precision=ModelPrecision.FP16)
+    specs = check_models(models / "fp16.onnx", chosen)
+    (target,) = resolve_targets([source], tmp_path / "b.mkv", chosen)
+    kind = node_kind(is_gpu=False)
+    planned = open_clip(examine_clip(target, specs, chosen), specs, kind)
+    with ending(ModelCache(2_000_000_000, name="measured")) as cache, cache.lease(planned.requests):
+        taken, _ = cache.memory_usage()
+    with (
+        ending(ModelCache(int(1.5 * taken), name="full")) as cache,
+        cache.lease(planned.requests),
+        pytest.raises(errors.QualityError, match=r"frame 5 .* In fp32 by onnx it cannot be computed: ") as caught,
+    ):
+        run_segment(planned, 1, JobContext(specs, (), chosen, cache, "full", kind))
+    assert isinstance(caught.value.__cause__, errors.DeadlineExceededError | errors.ResourceExhaustedError)
+    assert "--check off" in caught.value.do
+    assert not any((tmp_path / "b.mkv.genai-ray").iterdir())
 
 
 def test_a_text_names_some_frames_and_counts_the_others(samples):

@@ -6,6 +6,7 @@ clipping, a flicker, the seams of tiles. ``docs/quality.md`` has values of packa
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ class SourceChecks:
     max_clipped: float = 0.35
     """Most ``FrameMeasures.clipped``."""
     max_flicker: float = 0.03
-    """Most ``FrameMeasures.flicker``."""
+    """Most ``FrameMeasures.flicker``; it is not measured if this is infinite."""
     max_seam: float = 0.08
     """Most ``FrameMeasures.seam``."""
     by_blocks: bool = False
@@ -288,7 +289,8 @@ class SourceMeter:
                 measures, blocks = self._measure(output, source)
         self._blocks = [*self._blocks[-2:], blocks]
         self.frames.append(measures)
-        if len(self._blocks) == 3 and self.frames[-2].num_invalid == 0:
+        is_followed = math.isfinite(self._checks.max_flicker)
+        if is_followed and len(self._blocks) == 3 and self.frames[-2].num_invalid == 0:
             self._follow()
 
     def _measure(self, output: Array, source: Array) -> tuple[FrameMeasures, Blocks | None]:
@@ -322,7 +324,8 @@ class SourceMeter:
         contrast = _contrast(before, blocks)
         if self._checks.task not in KEEPS_PICTURE:
             return FrameMeasures(0, contrast=contrast), None
-        means = np.average(blocks, axis=(0, 1), weights=np.broadcast_to(_block_sizes(source)[..., None], blocks.shape))
+        sizes = _find_grid(*source.shape[:2], 1).sizes
+        means = (blocks * sizes).sum(axis=(0, 1)) / sizes.sum()
         measures = FrameMeasures(
             0,
             colour_shift=float(np.abs(means).max()),
@@ -397,21 +400,28 @@ def _contrast(before: Blocks, change: Blocks) -> float | None:
     return None if deviation < _FLAT else _deviation(before + change) / deviation
 
 
-def _block_starts(frame: Array, scale: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the first row and the first column of the blocks, which are those of the frame reduced by ``scale``."""
-    sides = [side // scale for side in frame.shape[:2]]
-    counts = (min(MOST_BLOCKS, max(side // LEAST_BLOCK_PX, 1)) for side in sides)
-    rows, columns = (
-        np.linspace(0, side, count, endpoint=False, dtype=int) * scale
-        for side, count in zip(sides, counts, strict=True)
-    )
-    return rows, columns
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """The blocks of frames of one size: at most 8 x 8, of even size, of 32 x 32 pixels of the source or more."""
+
+    rows: tuple[int, ...]
+    """First rows, and the height at the end."""
+    columns: tuple[int, ...]
+    """First columns."""
+    sizes: npt.NDArray[np.int64]
+    """Pixels of each block, (rows, columns, 1)."""
 
 
-def _block_sizes(frame: Array, scale: int = 1) -> npt.NDArray[Any]:
-    height, width, _ = frame.shape
-    rows, columns = _block_starts(frame, scale)
-    return np.outer(np.diff([*rows, height]), np.diff([*columns, width]))
+@functools.lru_cache(maxsize=8)
+def _find_grid(height: int, width: int, scale: int) -> _Grid:
+    """Return the blocks of a frame whose blocks are those of the frame reduced by ``scale``."""
+    starts = []
+    for side in (height // scale, width // scale):
+        count = min(MOST_BLOCKS, max(side // LEAST_BLOCK_PX, 1))
+        starts.append(tuple(int(start) * scale for start in np.linspace(0, side, count, endpoint=False, dtype=int)))
+    rows, columns = starts
+    sizes = np.outer(np.diff([*rows, height]), np.diff([*columns, width]))
+    return _Grid((*rows, height), columns, sizes[..., None])
 
 
 def _block_means(frame: Array, scale: int = 1) -> Blocks:
@@ -421,13 +431,11 @@ def _block_means(frame: Array, scale: int = 1) -> Blocks:
     integers.
     """
     height, width, channels = frame.shape
-    rows, columns = _block_starts(frame, scale)
+    grid = _find_grid(height, width, scale)
     kind = np.uint64 if frame.dtype.kind == "u" else np.float64
     narrow = np.uint32 if frame.dtype.kind == "u" and height <= 2**16 else kind  # 2**16 rows of 2**16 - 1 still fit
     flat = frame.reshape(height, width * channels)
-    bands = np.stack(
-        [flat[start:stop].sum(axis=0, dtype=narrow) for start, stop in itertools.pairwise((*rows, height))]
-    )
-    sums = np.add.reduceat(bands.reshape(len(rows), width, channels), columns, axis=1, dtype=kind)
-    means: Blocks = sums / _block_sizes(frame, scale)[..., None]
+    bands = np.stack([flat[start:stop].sum(axis=0, dtype=narrow) for start, stop in itertools.pairwise(grid.rows)])
+    sums = np.add.reduceat(bands.reshape(len(bands), width, channels), grid.columns, axis=1, dtype=kind)
+    means: Blocks = sums / grid.sizes
     return means

@@ -67,6 +67,9 @@ class _Track:
     """End of the piece."""
     preroll: int | None
     """How long before the begin packets are needed; None for the packet before."""
+    lead: int = 0
+    """What a decoder drops of a track's first packets; Matroska's times do not count it, so packets may begin so much
+    before zero."""
     early: list[Any] = field(default_factory=list)
     """Packets that are needed if the piece begins soon."""
     first: int | None = None
@@ -131,7 +134,8 @@ class Excerpt:
                 yield f"{track.name} has no sound in this piece"
             elif not self._has_edit_lists:
                 starts_ms, stops_ms = (
-                    float(time * track.unit * 1000) for time in (track.first, track.last - (track.end - track.begin))
+                    float(time * track.unit * 1000)
+                    for time in (track.first + track.lead, track.last - (track.end - track.begin))
                 )
                 yield (
                     f"{track.name} is cut to whole packets: it begins {_say(starts_ms)} the pictures "
@@ -151,7 +155,7 @@ class Excerpt:
             _keep_early(packet, track)
             if time < track.begin:
                 return []
-        elif time >= track.begin and (track.first is not None or packet.is_keyframe):
+        elif time >= track.begin - track.lead and (track.first is not None or packet.is_keyframe):
             track.early.append(packet)
         ready, track.early = track.early, []
         for kept in ready:
@@ -180,7 +184,13 @@ def _describe(stream: Any, span: tuple[Fraction, Fraction]) -> _Track:
         begin=round(span[0] / unit),
         end=round(span[1] / unit),
         preroll=None if preroll_s is None else math.ceil(preroll_s / unit),
+        lead=math.ceil(_read_pre_skip(bytes(stream.codec_context.extradata or b"")) / unit) if codec == "opus" else 0,
     )
+
+
+def _read_pre_skip(head: bytes) -> Fraction:
+    """Read the seconds that an Opus decoder drops at the start (RFC 7845, 5.1)."""
+    return Fraction(int.from_bytes(head[10:12], "little"), 48000)
 
 
 def _time_of(packet: Any) -> int | None:

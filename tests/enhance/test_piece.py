@@ -382,6 +382,16 @@ def test_matroska_gets_whole_packets_and_says_so(tmp_path):
     assert len([note for note in notes if "cut to whole packets" in note]) == 2
 
 
+def test_opus_from_the_start_loses_no_sample(tmp_path):
+    """Its first packet begins before zero, by what decoders drop."""
+    source, output = write_all(tmp_path / "a.mkv", ["libopus"]), tmp_path / "b.mkv"
+    _, notes = cut(source, output, Encoding(codec="h264", preset="ultrafast"), end=1)
+    (whole, starts), (got, begins) = heard(source), heard(output)
+    assert (starts, begins) == (0, 0)
+    assert np.array_equal(got[:40000], whole[:40000])
+    assert any("it begins 0.0 ms after the pictures" in note for note in notes)
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_subtitles_and_chapters_are_cut_with_it(suffix, tmp_path):
     """Subtitles are shown from 0 to 0.25 s, 0.3 to 0.55, 0.6 to 0.85; the chapter lasts to 0.8 s."""

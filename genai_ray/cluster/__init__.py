@@ -13,7 +13,7 @@ One session has three nouns: what a client asks for (``SessionRequest``), the ca
 """
 
 from genai_ray.cluster.cache import CacheOptions, CacheStatus
-from genai_ray.cluster.client.cache import ModelCache, load_session, open_session, router_of
+from genai_ray.cluster.client.cache import ModelCache, lease_within, open_session, router_of
 from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.client.lease import Lease
 from genai_ray.cluster.client.session import CachedSession, FrameRange, PendingCall
@@ -43,7 +43,7 @@ __all__ = [
     "has_own_node_died",
     "hold_memory",
     "key_of",
-    "load_session",
+    "lease_within",
     "open_session",
     "own_folders",
     "router_of",

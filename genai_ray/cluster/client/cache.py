@@ -20,7 +20,7 @@ from genai_ray.errors import ConfigError
 from genai_ray.inspection import canonical_id
 from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes, take_word
 
-__all__ = ["ModelCache", "load_session", "open_session", "router_of"]
+__all__ = ["ModelCache", "lease_within", "open_session", "router_of"]
 
 DEADLINE_S = 3600.0
 """Longer than a load may take in the worst case, and than a batch of large frames takes on a slow CPU."""
@@ -299,6 +299,18 @@ class ModelCache:
             ResourceExhaustedError: If the models do not fit together, or not by the deadline.
             GenAIRayError: As ``load_model``.
         """
+        within_s = self.deadline_s * CACHE_SHARE
+        return self._lease(models, within_s, replicas=replicas, device_kinds=device_kinds, follows_file=follows_file)
+
+    def _lease(
+        self,
+        models: Sequence[str | Path | SessionRequest],
+        within_s: float,
+        *,
+        replicas: int | None = 1,
+        device_kinds: Sequence[str] = (),
+        follows_file: bool = False,
+    ) -> Lease:
         if not models:
             raise ConfigError("a lease needs at least one model")
         if replicas is not None and replicas < 1:
@@ -322,7 +334,7 @@ class ModelCache:
         sessions = tuple(
             CachedSession(self._router, request, spec) for request, (_, spec) in zip(requests, chosen, strict=True)
         )
-        return take_lease(self._connection, build, sessions, self.deadline_s * CACHE_SHARE)
+        return take_lease(self._connection, build, sessions, within_s)
 
     def prefetch(self, models: Sequence[str | Path | SessionRequest]) -> None:
         """Begin to load models that will be needed soon, without waiting. It evicts nothing that is in use.
@@ -355,19 +367,21 @@ def open_session(cache: ModelCache, request: SessionRequest) -> CachedSession:
     return CachedSession(router_of(cache), request, spec)
 
 
-def load_session(cache: ModelCache, request: SessionRequest, within_s: float) -> None:
-    """Have the session of a request loaded, if it is not. Internal.
+def lease_within(cache: ModelCache, requests: Sequence[SessionRequest], within_s: float) -> Lease:
+    """Lease sessions as ``ModelCache.lease`` does, and wait less for room than the client's deadline. Internal.
 
     Args:
         cache: The client.
-        request: Which session.
-        within_s: Most seconds to wait for room and for the load.
+        requests: Which sessions.
+        within_s: Most seconds to wait for room.
+
+    Returns:
+        The lease.
 
     Raises:
-        GenAIRayError: Why it is not loaded.
+        GenAIRayError: As ``ModelCache.lease``.
     """
-    request, spec = to_request(request)
-    router_of(cache).acquire(request, spec, within_s=within_s)
+    return cache._lease(requests, within_s)
 
 
 def router_of(cache: ModelCache) -> Router:

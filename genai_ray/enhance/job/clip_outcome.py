@@ -75,7 +75,7 @@ class ClipOutcome:
     frames_checked: int = 0
     """Frames of the result that were compared with those of the source, of the segments that were made now."""
     segments_recomputed: int = 0
-    """Segments that had wrong frames, and were computed again in FP32 by ONNX Runtime, of those made now."""
+    """Finished segments that had wrong frames, and were computed again in FP32 by ONNX Runtime, of those made now."""
     segments_failed: int = 0
     """Segments that still had wrong frames then."""
     key: str = ""

@@ -68,7 +68,7 @@ class EnhanceReport:
     frames_checked: int = 0
     """Frames that were compared with those of the source, of the segments that were made now; see ``check``."""
     segments_recomputed: int = 0
-    """Segments that had wrong frames, and were computed again in FP32 by ONNX Runtime."""
+    """Finished segments that had wrong frames, and were computed again in FP32 by ONNX Runtime, of those made now."""
     segments_failed: int = 0
     """Segments that still had wrong frames then; their videos failed."""
     clips: int = 1

@@ -359,7 +359,7 @@ class Scheduler:
                 status="failed",
                 error=str(clip.error),
                 error_class=type(clip.error).__name__,
-                segments=clip.plan.segments if clip.plan is not None else 0,
+                segments=clip.plan.segments if clip.plan is not None else clip.segments_failed,
                 frames_checked=sum(result.frames_checked for result in clip.results.values()),
                 segments_recomputed=sum(bool(result.recomputed) for result in clip.results.values()),
                 segments_failed=clip.segments_failed,

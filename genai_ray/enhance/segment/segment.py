@@ -24,13 +24,19 @@ import numpy.typing as npt
 
 from genai_ray.batch import BatchInference
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import FrameRange, ModelCache, PendingCall, SessionRequest, load_session
+from genai_ray.cluster import FrameRange, Lease, ModelCache, PendingCall, SessionRequest, lease_within
 from genai_ray.enhance.plan.background import Background, compose
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.plan.timeline import TIMESTEP, Chain, Moment, Timeline, is_cut, split_chain, thumbnail
 from genai_ray.enhance.segment.cancellation import JobCancelledError, check_cancelled
 from genai_ray.enhance.segment.checks import SegmentChecks
-from genai_ray.errors import GenAIRayError, QualityError, VideoError
+from genai_ray.errors import (
+    DeadlineExceededError,
+    GenAIRayError,
+    QualityError,
+    ResourceExhaustedError,
+    VideoError,
+)
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segment, predict_encoder_bytes, scale_alpha
@@ -48,8 +54,11 @@ BATCHES_AHEAD = 2
 MAX_AHEAD_BYTES = 256 * 1024**2
 """Bytes of the results of those batches; if one frame is larger, the next one is sent when the last one is encoded."""
 
-RELOAD_WITHIN_S = 600.0
-"""A segment that is computed again waits this long for its sessions: the job's own may fill the cache."""
+RELOAD_WITHIN_S = 60.0
+"""A segment that is computed again waits this long for room for its sessions: the job's own may fill the cache."""
+
+LEASE_WITHIN_S = 2.0
+"""It looks as often whether its job is cancelled meanwhile."""
 
 CHECK_EVERY_S = 0.5
 """How often a segment checks whether its job is cancelled."""
@@ -161,8 +170,8 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext)
     Raises:
         JobCancelledError: If the job is over.
         VideoError: If the segment does not decode to the planned frames, or does not give those of the result.
-        QualityError: If frames fail the checks both times, or it cannot be computed the second time.
-        GenAIRayError: What a session raises.
+        QualityError: If frames fail the checks both times.
+        GenAIRayError: What a session raises, or why it cannot be computed the second time.
     """
     try:
         return _make_segment(timeline, index, path, job, is_last_try=False)
@@ -170,21 +179,38 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext)
         found = exc.got
     failed = f"{timeline.plan.path}: segment {index} has wrong frames: {found}"
     _log.warning("%s; it is computed again in fp32 by onnx", failed)
-    reference = tuple(
-        replace(request, backend=ModelBackend.ONNX, precision=ModelPrecision.FP32) for request in job.requests
-    )
+    reference = tuple(map(_to_reference, job.requests))
     do = "Use another model or precision; or pass --check off (check='off') to keep these frames."
     try:
-        for request in reference:
-            load_session(job.cache, request, RELOAD_WITHIN_S)
-        result = _make_segment(timeline, index, path, replace(job, requests=reference), is_last_try=True)
+        with _lease_reference(job, reference):
+            result = _make_segment(timeline, index, path, replace(job, requests=reference), is_last_try=True)
     except (JobCancelledError, VideoError):
         raise
     except _ChecksFailedError as exc:
         raise QualityError(f"{failed}. In fp32 by onnx too: {exc.got}", do=do) from exc
     except GenAIRayError as exc:
-        raise QualityError(f"{failed}. In fp32 by onnx it cannot be computed: {exc.got}", exc.allowed, do) from exc
+        raise type(exc)(f"{failed}. In fp32 by onnx it cannot be computed: {exc.got}", exc.allowed, do) from exc
     return replace(result, recomputed=found)
+
+
+def _to_reference(request: SessionRequest) -> SessionRequest:
+    """Return the session of FP32 by ONNX Runtime in the place of another one, on the same kind of device."""
+    device = "cpu" if request.backend is ModelBackend.OPENVINO else request.device
+    return replace(request, backend=ModelBackend.ONNX, precision=ModelPrecision.FP32, device=device)
+
+
+def _lease_reference(job: JobContext, reference: Sequence[SessionRequest]) -> Lease:
+    """Lease the sessions together, so that none is evicted for another; wait for room while the job goes on."""
+    deadline = time.monotonic() + RELOAD_WITHIN_S
+    while True:
+        check_cancelled(job.tag)
+        asked = time.monotonic()
+        try:
+            return lease_within(job.cache, reference, LEASE_WITHIN_S)
+        except (DeadlineExceededError, ResourceExhaustedError):
+            now = time.monotonic()
+            if now >= deadline or now - asked < LEASE_WITHIN_S / 2:  # room will not do: it said so at once
+                raise
 
 
 class _ChecksFailedError(GenAIRayError):

@@ -35,7 +35,7 @@ LEVELS = {
     "cli": 9,
 }
 ROOMS = {
-    "cluster": ("placement", "devices", "messages", "runtime", "session_actor", "cache", "client"),
+    "cluster": ("placement", "devices", "messages", "runtime", "served", "session_actor", "cache", "client"),
     "enhance": ("plan", "segment", "distribution", "job"),
     "serve": ("engine", "http", "oip", "web", "deployment"),
 }

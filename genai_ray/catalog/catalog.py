@@ -84,6 +84,11 @@ class ModelCatalog:
         """
         return _read(models_folder())
 
+    @staticmethod
+    def forget() -> None:
+        """Make the next ``default`` read the folders again: specs may have been changed."""
+        _read.cache_clear()
+
     def __repr__(self) -> str:
         return f"ModelCatalog({len(self._specs)} models)"
 

@@ -157,7 +157,8 @@ def _draw(status: CacheStatus) -> Group:
     """Lay out budget and counts, then devices, sessions, and the loads that wait or fail."""
     head = (
         f"cache {status.name}: {_mb(status.used_bytes)} of {_mb(status.budget_bytes)} MB, {status.policy}, "
-        f"{status.loads} loads, {status.evictions} evictions, {status.failures} failures, {status.leases} leases"
+        f"{status.loads} loads ({status.reuses} in used processes), {status.evictions} evictions, "
+        f"{status.failures} failures, {status.leases} leases"
     )
     devices = Table("device", "kind", "used MB", "free MB", "budget MB", box=None)
     for device in status.devices:

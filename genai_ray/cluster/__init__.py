@@ -4,7 +4,8 @@ From the caller down:
 
 * ``client``: ``ModelCache``, and ``CachedSession``, which sends frames to the process of a session.
 * ``cache``: ``CacheActor``, which a client asks if it does not know a session: it loads, evicts, and keeps count.
-* ``session_actor``: ``SessionActor``, the process that runs one model in an ``InferenceSession``.
+* ``session_actor``: ``SessionActor``, the process that runs one model in an ``InferenceSession``, and then perhaps
+  another one; ``served`` is what it knows of the one that it runs.
 * ``placement``: decides on which device a session starts, and which sessions are evicted for it. Pure, without Ray.
 * ``messages``: what travels between these. ``devices``: what a node has. ``runtime``: starts or joins Ray.
 

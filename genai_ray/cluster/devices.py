@@ -52,6 +52,11 @@ CPU_DEFAULT_SHARE = 0.6
 GPU_SHARE = 0.95
 """Of a GPU's bytes, the most that sessions may take."""
 
+MEMORY_UNIT_BYTES = 10_000_000
+"""Ray holds a multiple of this for a session on a CPU, so that sessions of about one size can use the same process:
+what is measured of one model differs by some MB from load to load. A session takes at least 80 MB, so that the rounding
+takes no more than what ``CPU_SHARE`` leaves of a node's memory."""
+
 GPU_UNITS = 10_000
 """Parts of a GPU: the smallest share that Ray can reserve is one of them."""
 
@@ -73,6 +78,8 @@ class Started:
     """Its process."""
     process_bytes: int
     """Bytes that it takes without a model: interpreter, libraries, Ray."""
+    actor: str = ""
+    """Name of its actor, which is that of its first session."""
 
 
 def nodes_alive() -> dict[str, dict[str, float]]:
@@ -97,7 +104,9 @@ def memory_of(node: str, resources: dict[str, float], has_budget: bool) -> list[
     """
     memory = int(resources.get("memory", 0))
     share = CPU_SHARE if has_budget else CPU_DEFAULT_SHARE
-    return [Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * share), memory)] if memory else []
+    unit = MEMORY_UNIT_BYTES
+    capacity = memory // unit * unit
+    return [Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * share), capacity, unit)] if capacity else []
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from genai_ray.types import ModelBackend, ModelPrecision
 __all__ = [
     "LEASE_TTL_S",
     "Acquired",
+    "Caller",
     "Description",
     "Key",
     "LeaseRequest",
@@ -188,6 +189,23 @@ class Acquired:
     """Bytes that were given when it was loaded."""
 
 
+class Caller(NamedTuple):
+    """Which session a call means, and for whom it computes.
+
+    Args:
+        session: Name of the session; its process may serve another one by then.
+        is_online: Whether somebody waits for the result.
+        tag: Whose progress the frames count as; None if nobody asks.
+    """
+
+    session: str
+    """Name of the session; its process may serve another one by then."""
+    is_online: bool = False
+    """Whether somebody waits for the result."""
+    tag: str | None = None
+    """Whose progress the frames count as; None if nobody asks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retired:
     """What a session answers when it has been retired: acquire another one."""
@@ -225,6 +243,8 @@ class Description:
 
     cache: str
     """Name of the cache that started it."""
+    name: str
+    """Its own name, which is not that of its actor if the process served others before."""
     request: SessionRequest
     """What it is a session of."""
     digest: str
@@ -234,12 +254,16 @@ class Description:
     reserved_bytes: int
     """Bytes that counted against the budgets when it started."""
     held_bytes: int
-    """Bytes that Ray holds for it."""
+    """Bytes that Ray holds for its process."""
     measured_bytes: int | None
-    """Bytes measured when it had loaded; None while it loads."""
+    """Bytes measured when it had loaded, or when it was closed; None while it loads."""
     load_s: float
     """Seconds that it took to load and warm."""
     retention: RetentionInfo
     """Why it is not evicted."""
     retired: bool
     """Whether it takes no new requests, and ends when those in flight are done."""
+    predecessor: str | None = None
+    """Name of the session whose process it has taken over; None if its process is its own."""
+    excess_bytes: int = 0
+    """Bytes that its process kept of earlier sessions, beyond what a new one grows by."""

@@ -1,11 +1,16 @@
-"""``SessionActor``: one ``InferenceSession`` in a process of its own."""
+"""``SessionActor``: one ``InferenceSession`` in a process of its own.
+
+When the cache evicts a session for another one, it may use the process again: ``close`` ends the first session and
+measures what the process still holds, ``reopen`` makes it the process of the second one. The actor keeps its name. A
+call therefore names the session that it means, and a call for an earlier session is answered ``Retired``.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +20,12 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from genai_ray.catalog import ModelCatalog
 from genai_ray.cluster.devices import Started, gpu_used_bytes
-from genai_ray.cluster.messages import Description, LoadRequest, Recency, RetentionInfo, Retired
-from genai_ray.errors import ResourceExhaustedError
-from genai_ray.session import InferenceSession, anonymous_bytes
+from genai_ray.cluster.messages import Caller, Description, LoadRequest, Recency, RetentionInfo, Retired
+from genai_ray.cluster.served import GROWTH_BYTES, Served
+from genai_ray.errors import InferenceError, InvalidInputError, ResourceExhaustedError
+from genai_ray.session import InferenceSession, anonymous_bytes, release_freed_memory
 from genai_ray.types import Frames
 
 __all__ = ["SessionActor"]
@@ -26,36 +33,29 @@ __all__ = ["SessionActor"]
 CONCURRENCY_GROUPS = {"infer": 16, "online": 16, "control": 2, "load": 2, "watch": 3}
 """Threads by kind of call: no inference delays questions about the session, nor do batch jobs delay online requests."""
 
-HOT_QUEUE = 6
-"""Requests that make a session hot if they stay for ``HOT_FOR_S``: three for each concurrent run on two cores."""
-
-HOT_FOR_S = 2.0
-"""A session is hot when its queue has been that long for this many seconds."""
-
-_LOOK_EVERY_S = 0.5
-
 FLOOR_SHARES = (1.0, 0.75)
 """Shares of the given bytes that a session tries to keep to, one after the other: predictions err by about a fifth."""
 
 RETIRED_FOR_S = 30.0
 """A retired session whose cache does not end it ends itself after this."""
 
-DRAIN_QUIET_S = 0.05
-"""A retired session that nobody has called for this long may end."""
-
 RESERVE_WITHIN_S = 30.0
 """A session waits this long for the cache to make room for another copy of its model."""
 
-DRAIN_MOST_S = 1.0
-"""A retired session may end after this, even if calls still come."""
+MAX_LOADS = 200
+"""A process that has loaded so many sessions serves no other one."""
+
+KEPT_SHARE = 0.1
+"""Of the bytes of a new process with ``GROWTH_BYTES``, the most that a process may hold in addition when its session is
+closed. A process of 79.6 MB held 84 to 87 MB after its first small model: imports, and heaps of Ray's threads."""
 
 
 class SessionActor:
-    """Wraps one session; every public method is called through Ray.
+    """Wraps one session at a time; every public method is called through Ray.
 
     Args:
         cache: Name of the cache that starts it.
-        load_request: Which session.
+        load_request: Which session; it has the name of the actor.
         reserved_bytes: Bytes that count against the budgets of the cache.
         held_bytes: Bytes that Ray holds for it: those in units of its device.
         keeper: Actor of the cache, which is asked for more bytes.
@@ -76,26 +76,21 @@ class SessionActor:
         if not self._has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and every GPU would be seen
         self._cache = cache
-        self._request = load_request.request
-        self._digest = load_request.digest
         self._keeper = keeper
-        self._reserved_bytes = reserved_bytes
         self._held_bytes = held_bytes
+        context = ray.get_runtime_context()
+        name = str(context.get_actor_name())
         self._started = Started(
-            ray.get_runtime_context().get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes()
+            context.get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes(), name
         )
         self._lock = threading.Lock()
         self._loading = threading.Lock()
-        self._session: InferenceSession | None = None
-        self._frames_of: Counter[str] = Counter()
-        self._in_flight = self._use_count = self._watchers = self._retirements = 0
-        self._measured_bytes: int | None = None
-        self._most_bytes = 0
-        self._load_s = 0.0
-        self._last_use_s = time.monotonic()
-        self._retired = self._is_online = False
-        self._retention = RetentionInfo()
-        self._last_refused_s = 0.0
+        self._served = Served(name, load_request, reserved_bytes)
+        self._timer: threading.Timer | None = None
+        self._loads = 0
+        self._has_failed = False
+        gc.collect()  # else garbage is kept for ever as well
+        gc.freeze()  # what is there stays: to go through it takes 40 ms at every load and every close
 
     @ray.method(concurrency_group="load")
     def start(self) -> Started:
@@ -117,98 +112,162 @@ class SessionActor:
             GenAIRayError: Whatever ``InferenceSession`` raises.
         """
         with self._loading:
-            if self._session is None:
+            served = self._served
+            if served.measured_bytes is None:
+                self._loads += 1
                 began_at = time.monotonic()
-                floor = self._request.floor_bytes
-                session = self._open(None) if floor is None else self._open_within(floor)
-                self._last_use_s = time.monotonic()
-                self._load_s = self._last_use_s - began_at
-                self._measured_bytes = self._bytes()
-                self._session = session
-            return self._measured_bytes or 0, self._load_s
+                floor = served.load_request.request.floor_bytes
+                try:
+                    session = self._open(served, None) if floor is None else self._open_within(served, floor)
+                except BaseException:
+                    self._has_failed = True
+                    raise
+                served.last_use_s = time.monotonic()
+                served.load_s = served.last_use_s - began_at
+                served.measured_bytes = self._bytes()
+                served.session = session
+            return served.measured_bytes, served.load_s
 
-    @ray.method(concurrency_group="watch")
-    def watch(self) -> bool:
-        """Return when the queue has been long for ``HOT_FOR_S``; if this process dies, the call fails within some ms.
+    @ray.method(concurrency_group="load")
+    def close(self, name: str) -> int | None:
+        """Close the session, which is retired and idle, and give its memory back.
+
+        Args:
+            name: The session.
 
         Returns:
-            Whether another replica would be of use; false if another caller watches now: a cache that has restarted.
+            Bytes that this process still holds, if it may serve another session: they were measured to be at most
+            ``KEPT_SHARE`` more than those of a new one that has worked, no call of its sessions has failed but for
+            invalid input, and it has loaded fewer than ``MAX_LOADS``. None if it may not.
+        """
+        with self._loading:
+            with self._lock:
+                served = self._served
+                session = served.session
+                if served.name != name or not served.retired or served.in_flight or session is None:
+                    return None
+                served.session = None
+            session.close()
+            del session
+            release_freed_memory()
+            served.measured_bytes = kept = anonymous_bytes()
+            served.is_closed = True
+            most = (1 + KEPT_SHARE) * (self._started.process_bytes + GROWTH_BYTES)
+            is_given_back = 0 < kept <= most  # 0: this system does not tell
+            return kept if is_given_back and self._loads < MAX_LOADS and not self._has_failed else None
+
+    @ray.method(concurrency_group="load")
+    def reopen(self, name: str, load_request: LoadRequest, reserved_bytes: int, excess_bytes: int) -> None:
+        """Become the process of another session, which loads nothing by itself; the one before it is closed.
+
+        Specs of models are read again, as a new process reads them.
+
+        Args:
+            name: Name of the new session.
+            load_request: Which session.
+            reserved_bytes: Bytes that count against the budgets of the cache.
+            excess_bytes: Those of them that this process kept of earlier sessions.
+
+        Raises:
+            InferenceError: If the session before it is still open.
+        """
+        with self._loading, self._lock:
+            before = self._served
+            if not before.is_closed:
+                raise InferenceError(f"process {self._started.pid} still serves {before.name}", do="Close it first.")
+            ModelCatalog.forget()
+            self._served = Served(name, load_request, reserved_bytes, before.name, excess_bytes)
+            if self._timer is not None:
+                self._timer.cancel()
+
+    @ray.method(concurrency_group="watch")
+    def watch(self, name: str) -> bool:
+        """Return when the queue has been long for ``HOT_FOR_S``; if this process dies, the call fails within some ms.
+
+        Args:
+            name: The session.
+
+        Returns:
+            Whether another replica would be of use; false if another caller watches now, a cache that has restarted,
+            or if this process serves another session.
         """
         with self._lock:
-            self._watchers += 1
-            mine = self._watchers
-        long_since_s = time.monotonic()
-        while time.monotonic() - long_since_s < HOT_FOR_S:
-            time.sleep(_LOOK_EVERY_S)
-            if mine != self._watchers:
+            served = self._served
+            if served.name != name:
                 return False
-            if self._in_flight < HOT_QUEUE:
-                long_since_s = time.monotonic()
-        return True
+            served.watchers += 1
+            mine = served.watchers
+        return served.watch(mine)
 
     @ray.method(concurrency_group="infer")
     def infer(
         self,
+        caller: Caller,
         frames: Frames | Retired,
         params: Mapping[str, float] | None = None,
-        tag: str | None = None,
-        is_online: bool = False,
         window: tuple[int, int] | None = None,
         following: Frames | Retired | None = None,
     ) -> Frames | Retired:
         """Enhance frames; see ``InferenceSession.infer``.
 
         Args:
+            caller: The session; one for whom somebody waits is called in the group ``online``.
             frames: Frames of the contract, or the result of another session.
             params: Extra inputs by name.
-            tag: Whose progress this counts as.
-            is_online: Whether somebody waits for it; then it is called in the group ``online``.
             window: Half-open range of the frames to enhance, counted over ``frames`` and ``following``; None for all.
             following: Frames of the batch after ``frames``, if the window reaches into it.
 
         Returns:
             Frames; or ``Retired`` if this session, or the one before it, has been retired.
         """
-        with self._use(is_online) as session:
+        with self._use(caller) as session:
             if session is None or isinstance(frames, Retired) or isinstance(following, Retired):
                 return Retired()
             if window is not None:
                 frames = _cut(frames, following, *window)
-            result = session.infer(frames, params, is_online=is_online)
-            if tag is not None:
-                with self._lock:
-                    self._frames_of[tag] += 1 if result.ndim == 3 else len(result)
+            result = session.infer(frames, params, is_online=caller.is_online)
+            if caller.tag is not None:
+                with self._lock:  # it is in use: this process serves no other one meanwhile
+                    self._served.frames_of[caller.tag] += 1 if result.ndim == 3 else len(result)
             return result
 
     @ray.method(concurrency_group="infer")
-    def run(self, feeds: dict[str, Any], is_online: bool = False) -> dict[str, Any] | Retired:
+    def run(self, caller: Caller, feeds: dict[str, Any]) -> dict[str, Any] | Retired:
         """Run raw tensors; see ``InferenceSession.run``.
 
         Args:
+            caller: As for ``infer``.
             feeds: Arrays by name.
-            is_online: Whether somebody waits for it; then it is called in the group ``online``.
 
         Returns:
             Outputs by name, or ``Retired``.
         """
-        with self._use(is_online) as session:
-            return Retired() if session is None else session.run(feeds, is_online=is_online)
+        with self._use(caller) as session:
+            return Retired() if session is None else session.run(feeds, is_online=caller.is_online)
 
     @ray.method(concurrency_group="control")
-    def status(self) -> dict[str, Any]:
+    def status(self, name: str) -> dict[str, Any] | Retired:
         """Return what the session is and has done.
+
+        Args:
+            name: The session.
 
         Returns:
             ``InferenceSession.status`` with the bytes of the whole process, and the GPUs that it sees: "" for none.
+            ``Retired`` if the session is closed, or if this process serves another one.
         """
-        status = {} if self._session is None else self._session.status()
-        return status | {
+        served = self._served
+        session = served.session
+        if served.name != name or (session is None and served.retired):
+            return Retired()
+        return ({} if session is None else session.status()) | {
             "memory_bytes": self._bytes(),
             "pid": os.getpid(),
+            "process_loads": self._loads,
             "gpu_ids": [] if self._started.gpu is None else [self._started.gpu],
             "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "retired": self._retired,
-            "in_flight": self._in_flight,
+            "retired": served.retired,
+            "in_flight": served.in_flight,
         }
 
     @ray.method(concurrency_group="control")
@@ -218,61 +277,74 @@ class SessionActor:
         Returns:
             Whose it is, what it is, and in which state.
         """
+        served = self._served
         return Description(
             cache=self._cache,
-            request=self._request,
-            digest=self._digest,
+            name=served.name,
+            request=served.load_request.request,
+            digest=served.load_request.digest,
             started=self._started,
-            reserved_bytes=self._reserved_bytes,
+            reserved_bytes=served.reserved_bytes,
             held_bytes=self._held_bytes,
-            measured_bytes=self._measured_bytes,
-            load_s=self._load_s,
-            retention=self._retention,
-            retired=self._retired,
+            measured_bytes=served.measured_bytes,
+            load_s=served.load_s,
+            retention=served.retention,
+            retired=served.retired,
+            predecessor=served.predecessor,
+            excess_bytes=served.excess_bytes,
         )
 
     @ray.method(concurrency_group="control")
-    def set_retention(self, retention: RetentionInfo) -> None:
+    def set_retention(self, name: str, retention: RetentionInfo) -> None:
         """Remember why this session is not evicted, for a cache that restarts.
 
         Args:
+            name: The session; nothing changes if this process serves another one.
             retention: The reasons.
         """
-        self._retention = retention
+        served = self._served
+        if served.name == name:
+            served.retention = retention
 
     @ray.method(concurrency_group="control")
     def recency(self) -> Recency:
-        """Return how long the session has been idle.
+        """Return how long the session has been idle; also asked to see whether this process answers.
 
         Returns:
             Idle seconds, uses so far and at the moment, and its bytes.
         """
         num_bytes = self._bytes()
         with self._lock:
-            idle_s = 0.0 if self._in_flight else time.monotonic() - self._last_use_s
-            return Recency(idle_s, self._use_count, self._in_flight, self._is_online, num_bytes)
+            served = self._served
+            idle_s = 0.0 if served.in_flight else time.monotonic() - served.last_use_s
+            return Recency(idle_s, served.use_count, served.in_flight, served.is_online, num_bytes)
 
     @ray.method(concurrency_group="control")
-    def touch(self, is_online: bool) -> Retired | None:
+    def touch(self, name: str, is_online: bool) -> Retired | None:
         """Count as a use: a session was asked for.
 
         Args:
+            name: The session.
             is_online: Whether by somebody who waits.
 
         Returns:
             ``Retired`` if it cannot be used any more.
         """
         with self._lock:
-            self._use_count += 1
-            self._last_use_s = time.monotonic()
-            self._is_online = is_online
-            return Retired() if self._retired else None
+            served = self._served
+            if served.name != name:
+                return Retired()
+            served.use_count += 1
+            served.last_use_s = time.monotonic()
+            served.is_online = is_online
+            return Retired() if served.retired else None
 
     @ray.method(concurrency_group="control")
-    def try_retire(self, use_count: int | None) -> bool:
+    def try_retire(self, name: str, use_count: int | None) -> bool:
         """Retire: new requests are told to acquire another session.
 
         Args:
+            name: The session.
             use_count: Uses that the cache knows of: refused if there were more meanwhile, or one is in flight. None to
                 retire all the same; what is in flight is still computed.
 
@@ -280,44 +352,58 @@ class SessionActor:
             Whether it is retired now.
         """
         with self._lock:
-            if use_count is not None and (self._in_flight or use_count != self._use_count):
+            served = self._served
+            if served.name != name:
                 return False
-            self._retired = True
-            self._retirements += 1
-            retirement = self._retirements
-        self._end_later(retirement)
+            if use_count is not None and (served.in_flight or use_count != served.use_count):
+                return False
+            served.retired = True
+            served.retirements += 1
+            retirement = served.retirements
+        self._end_later(served, retirement)
         return True
 
     @ray.method(concurrency_group="control")
-    def revive(self) -> None:
-        """Take back a retirement: what is in flight takes too long."""
-        self._retired = False
+    def revive(self, name: str) -> None:
+        """Take back a retirement: what is in flight takes too long.
+
+        Args:
+            name: The session; nothing changes if it is closed, or if this process serves another one.
+        """
+        with self._lock:
+            served = self._served
+            if served.name == name and served.session is not None:
+                served.retired = False
 
     @ray.method(concurrency_group="watch")
-    def drain(self) -> None:
-        """Return when nothing is in flight and no call has come for a while: calls on their way still get an answer."""
-        while self._in_flight and self._retired:
-            time.sleep(DRAIN_QUIET_S / 5)
-        started = time.monotonic()
-        while time.monotonic() < min(max(self._last_refused_s, started) + DRAIN_QUIET_S, started + DRAIN_MOST_S):
-            time.sleep(DRAIN_QUIET_S / 5)
+    def drain(self, name: str) -> None:
+        """Return when nothing is in flight and no call has come for a while: calls on their way still get an answer.
+
+        Args:
+            name: The session.
+        """
+        served = self._served
+        if served.name == name:
+            served.drain()
 
     @ray.method(concurrency_group="control")
-    def progress(self, tag: str) -> int:
+    def progress(self, name: str, tag: str) -> int:
         """Return how many frames were computed for a tag.
 
         Args:
+            name: The session.
             tag: Whose.
 
         Returns:
-            Frames so far.
+            Frames so far; 0 if this process serves another session.
         """
-        return self._frames_of[tag]
+        served = self._served
+        return served.frames_of[tag] if served.name == name else 0
 
-    def _open(self, room: int | None) -> InferenceSession:
-        request = self._request
+    def _open(self, served: Served, room: int | None) -> InferenceSession:
+        request = served.load_request.request
         device = "cuda" if self._has_gpu else "cpu"
-        limits = replace(request.limits(room), reserve=self._reserve)
+        limits = replace(request.limits(room), reserve=lambda more_bytes: self._reserve(served, more_bytes))
         session = InferenceSession(
             request.model, backend=request.backend, precision=request.precision, device=device, limits=limits
         )
@@ -328,71 +414,80 @@ class SessionActor:
             raise
         return session
 
-    def _open_within(self, floor_bytes: int) -> InferenceSession:
+    def _open_within(self, served: Served, floor_bytes: int) -> InferenceSession:
         """Keep to the given bytes by smaller tiles; they are a floor, not a ceiling: the model gets what it needs."""
+        room = floor_bytes - self._started.process_bytes - served.excess_bytes
         for share in FLOOR_SHARES:
             try:
-                return self._open(int(share * (floor_bytes - anonymous_bytes())))
+                return self._open(served, int(share * room))
             except ResourceExhaustedError:
                 continue
-        return self._open(None)
+        return self._open(served, None)
 
-    def _reserve(self, more_bytes: int) -> bool:
+    def _reserve(self, served: Served, more_bytes: int) -> bool:
         """Reserve bytes before another copy of the model takes them; if the cache has none, the copies take turns."""
-        if self._session is None:
+        if served.session is None:
             return True  # it loads: what it is warmed with has been reserved
-        self._most_bytes = now_bytes = self._bytes()
+        served.most_bytes = now_bytes = self._bytes()
         try:
-            asked = self._keeper.grow.remote(ray.get_runtime_context().get_actor_name(), now_bytes + more_bytes)
+            asked = self._keeper.grow.remote(served.name, now_bytes + more_bytes)
             may = bool(ray.get(asked, timeout=RESERVE_WITHIN_S))
         except (RayError, TimeoutError):
             return False
-        self._most_bytes += more_bytes if may else 0
+        served.most_bytes += more_bytes if may else 0
         return may
 
-    def _end_later(self, retirement: int) -> None:
-        """End this process in a while, unless the cache ends it first or takes the retirement back."""
+    def _end_later(self, served: Served, retirement: int) -> None:
+        """End this process in a while, unless the cache ends it first, uses it again or takes the retirement back."""
 
         def end() -> None:
-            if not self._retired or retirement != self._retirements:
-                return
-            if self._in_flight:
-                self._end_later(retirement)
-            else:
-                os._exit(0)
+            with self._lock:
+                if served is not self._served or not served.retired or retirement != served.retirements:
+                    return
+                if not served.in_flight:
+                    os._exit(0)
+            self._end_later(served, retirement)
 
         timer = threading.Timer(RETIRED_FOR_S, end)
         timer.daemon = True
         timer.start()
+        self._timer = timer
 
     def _bytes(self) -> int:
         """Return what this process takes of its device: of a real GPU what NVML says, otherwise anonymous memory."""
+        served = self._served
+        session = served.session
         if self._started.gpu is not None and self._has_gpu:
             used = gpu_used_bytes(self._started.gpu, self._started.pid)
-            return self._reserved_bytes if used is None else used
-        if self._session is not None and self._session.is_loading:
+            return served.reserved_bytes if used is None else used
+        if session is not None and session.is_loading:
             # the bytes of the file that it reads are freed again, as in the first load
-            return min(anonymous_bytes(), self._most_bytes or self._reserved_bytes)
+            return min(anonymous_bytes(), served.most_bytes or served.reserved_bytes)
         return anonymous_bytes()
 
     @contextmanager
-    def _use(self, is_online: bool) -> Iterator[InferenceSession | None]:
+    def _use(self, caller: Caller) -> Iterator[InferenceSession | None]:
         with self._lock:
-            if self._retired or self._session is None:
-                usable = None
-                self._last_refused_s = time.monotonic()
+            served = self._served
+            usable = served.session if served.name == caller.session and not served.retired else None
+            if usable is None:
+                served.last_refused_s = time.monotonic()
             else:
-                usable = self._session
-                self._in_flight += 1
-                self._use_count += 1
-                self._is_online = is_online
+                served.in_flight += 1
+                served.use_count += 1
+                served.is_online = caller.is_online
         try:
             yield usable
+        except InvalidInputError:
+            raise  # it did not reach the runtime
+        except BaseException:
+            self._has_failed = True
+            raise
         finally:
             if usable is not None:
                 with self._lock:
-                    self._in_flight -= 1
-                    self._last_use_s = time.monotonic()
+                    served.in_flight -= 1
+                    served.last_use_s = time.monotonic()
 
 
 def _cut(frames: Frames, following: Frames | None, start: int, stop: int) -> Frames:

@@ -7,7 +7,7 @@ runtimes with FP32, ``process`` knows this process's cores and memory, ``shown``
 """
 
 from genai_ray.session.precision import calibration_frames
-from genai_ray.session.process import anonymous_bytes, count_cores, processor_facts
+from genai_ray.session.process import anonymous_bytes, count_cores, processor_facts, release_freed_memory
 from genai_ray.session.session import InferenceSession
 from genai_ray.session.shown import Shown
 from genai_ray.session.sizing import SessionLimits, Shapes, can_tile, describe_seams, predict_bytes
@@ -24,4 +24,5 @@ __all__ = [
     "describe_seams",
     "predict_bytes",
     "processor_facts",
+    "release_freed_memory",
 ]

@@ -128,7 +128,7 @@ def test_a_restarted_cache_serves_others_beside_a_silent_session(cache, frames, 
 def test_a_session_retiring_while_the_cache_dies_holds_its_bytes(cache):
     cache.load_model(MODEL, memory_bytes=300_000_000)
     (entry,) = cache.status().models
-    assert ray.get(ray.get_actor(entry.name, namespace="genai_ray").try_retire.remote(None))
+    assert ray.get(ray.get_actor(entry.name, namespace="genai_ray").try_retire.remote(entry.name, None))
     os.kill(cache.status().pid, signal.SIGKILL)
     wait_until(lambda: cache.memory_usage()[0] == 0)
     assert not is_alive(entry.session["pid"])
@@ -145,13 +145,14 @@ def test_a_retirement_that_was_taken_back_ends_no_later_one(ray_session):
     remote = ray.remote(concurrency_groups=session_actor.CONCURRENCY_GROUPS, num_cpus=0)(Brief)
     asked = LoadRequest(SessionRequest(MODEL, ModelBackend.ONNX, ModelPrecision.FP32))
     session = remote.remote("no cache", asked, 0, 0, None)
-    assert ray.get(session.try_retire.remote(None))
+    name = ray.get(session.describe.remote()).name
+    assert ray.get(session.try_retire.remote(name, None))
     time.sleep(1.5)  # so that the first one is over well before the second
-    ray.get(session.revive.remote())
+    ray.get(session.revive.remote(name))
     began_s = time.monotonic()
-    assert ray.get(session.try_retire.remote(None))
+    assert ray.get(session.try_retire.remote(name, None))
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(session.watch.remote())  # which nothing but its end ends
+        ray.get(session.watch.remote(name))  # which nothing but its end ends
     assert time.monotonic() - began_s >= 3.0
 
 

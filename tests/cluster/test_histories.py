@@ -1,8 +1,8 @@
 """What a cache decides under any order of events, without Ray: one load for many waiters, ends by deadlines, restarts.
 
 The code is the cache's own, from ``CacheActor`` down. The machine plays what lies beyond it, the processes of sessions
-(``SessionProcesses`` and the calls of their handles): they start, load, refuse, end and die when it
-says so, on its own clock.
+(``SessionProcesses`` and the calls of their handles): they start, load, refuse, close for another session, end and die
+when it says so, on its own clock.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from genai_ray import errors
 from genai_ray.cluster.cache import CacheOptions, actor, eviction, leases, loading, maintenance, session_table
 from genai_ray.cluster.cache.measured_sizes import SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.devices import CPU, LOGICAL_GPU, Started
+from genai_ray.cluster.devices import CPU, LOGICAL_GPU, MEMORY_UNIT_BYTES, Started
 from genai_ray.cluster.messages import (
     Description,
     LeaseRequest,
@@ -40,6 +40,7 @@ from genai_ray.cluster.messages import (
     key_of,
 )
 from genai_ray.cluster.placement import Device, EvictionPolicy, Ledger, Need, SlotState
+from genai_ray.cluster.served import GROWTH_BYTES
 from genai_ray.types import ModelBackend, ModelPrecision
 
 MB = 1_000_000
@@ -56,6 +57,10 @@ MODELS = [
 NUMBERS = st.integers(0, len(MODELS) - 1)
 TURNS = 40
 """Turns of the event loop after which nothing happens any more before the clock moves."""
+
+
+EVICTION = ("try_retire", "drain", "close", "reopen", "load")
+"""The steps by which a session leaves its process to another one."""
 
 
 class NoProcesses:
@@ -115,46 +120,55 @@ class Call:
     name: str
     what: str
     answer: asyncio.Future
+    args: tuple
 
 
 class Handle:
     """A process as a cache calls it."""
 
-    def __init__(self, processes, name):
-        self._processes, self._name = processes, name
+    def __init__(self, processes, pid):
+        self._processes, self.pid = processes, pid
 
     def __getattr__(self, what):
-        return SimpleNamespace(remote=lambda *args: self._processes.ask(self._name, what, *args))
+        return SimpleNamespace(remote=lambda *args: self._processes.ask(self.pid, what, *args))
 
 
 class Processes:
-    """The processes of sessions, without Ray: those that are alive by name, and what they have not answered yet."""
+    """The processes of sessions, without Ray: those alive, by what each serves, and what they have not answered."""
 
     def __init__(self, nodes):
         self.nodes = nodes
-        self.alive, self.killed, self.calls, self.count = {}, set(), [], 0
+        self.alive, self.killed, self.closed, self.calls, self.count = {}, set(), {}, [], 0
+        self.violations = []
+
+    def expect(self, is_so, what):
+        """Note what must not be; an exception would only be taken by the cache for that of a process."""
+        if not is_so:
+            self.violations.append(what)
 
     def pending(self, *what):
         """What has not been answered; an answer that nobody waits for any more is forgotten."""
         self.calls = [call for call in self.calls if not call.answer.done()]
         return [call for call in self.calls if call.what in what]
 
-    def later(self, name, what):
+    def later(self, name, what, *args):
         answer = asyncio.get_running_loop().create_future()
-        self.calls.append(Call(name, what, answer))
+        self.calls.append(Call(name, what, answer, args))
         return answer
 
     async def start(self, record, device, free):
-        assert free[device] >= record.held_bytes
+        self.expect(free[device] >= record.held_bytes, f"Ray has {free[device]} for {record.held_bytes}")
+        self.expect(record.held_bytes >= record.reserved_bytes, f"{record.name} is reserved more than Ray holds")
         self.count += 1
         node, _, word = device.device_id.partition("/")
         started = Started(node, None if word == CPU else word.removeprefix("gpu"), self.count, 80 * MB)
-        record.handle = Handle(self, record.name)
+        record.handle = Handle(self, self.count)
         if node not in self.nodes:  # it died, and the cache has not heard of it
             raise RayActorError
         asked = record.load_request
         self.alive[record.name] = Description(
             "cache",
+            record.name,
             asked.request,
             asked.digest,
             started,
@@ -170,16 +184,45 @@ class Processes:
 
     def kill(self, record):
         if record.handle is not None:
-            self.die(record.name)
+            self.die(self.served_by(record.handle.pid))
 
     async def kill_and_wait(self, record):
-        if record.handle is not None and record.name in self.alive:
-            self.killed.add(record.name)
-            await self.later(record.name, "end")
+        name = record.handle and self.served_by(record.handle.pid)
+        if name is not None:
+            self.killed.add(name)
+            await self.later(name, "end")
+
+    def served_by(self, pid):
+        """The session that a process serves; None if it is dead."""
+        return next((name for name, found in self.alive.items() if found.started.pid == pid), None)
+
+    def reopen(self, old, name, load_request, reserved_bytes, excess_bytes):
+        """A process becomes that of another session."""
+        excess = max(self.closed.pop(old) - FRESH_BYTES, 0)
+        self.expect(excess_bytes == excess, f"{name}: {excess_bytes} instead of {excess} bytes were kept")
+        held = self.alive[old].held_bytes
+        self.expect(held >= reserved_bytes, f"{name} is reserved more than the {held} that Ray holds")
+        for call in self.pending("watch"):
+            if call.name == old:
+                call.answer.set_result(False)
+        self.alive[name] = replace(
+            self.alive.pop(old),
+            name=name,
+            request=load_request.request,
+            digest=load_request.digest,
+            reserved_bytes=reserved_bytes,
+            measured_bytes=None,
+            load_s=0.0,
+            retention=RetentionInfo(),
+            retired=False,
+            predecessor=old,
+            excess_bytes=excess_bytes,
+        )
 
     def die(self, name):
         if self.alive.pop(name, None) is not None:
-            for call in self.pending("start", "load", "try_retire", "drain", "watch", "end"):
+            self.closed.pop(name, None)
+            for call in self.pending("start", *EVICTION, "watch", "end"):
                 if call.name == name and call.what == "end":
                     call.answer.set_result(None)
                 elif call.name == name:
@@ -188,20 +231,26 @@ class Processes:
     def change(self, name, **changes):
         self.alive[name] = replace(self.alive[name], **changes)
 
-    def ask(self, name, what, *args):
+    def ask(self, pid, what, *args):
         """What a session answers at once; the rest is left to the machine."""
         answer = asyncio.get_running_loop().create_future()
+        name = self.served_by(pid)
         found = self.alive.get(name)
         if found is None or name in self.killed:
             answer.set_exception(RayActorError())
             answer.exception()
             return answer
+        if what == "reopen":
+            self.expect(name in self.closed, f"{args[0]} in the process of {name}, which is not closed")
+            return self.later(name, what, *args)
+        self.expect(what in ("recency", "describe", "load") or args[0] == name, f"{what} of {args[:1]} to {name}")
+        self.expect(what != "load" or name not in self.closed, f"load of {name}, which is closed")
         if what == "recency":
             answer.set_result(
                 Recency(CLOCK.now_s - USED.get(name, (0.0, 0))[0], USED.get(name, (0.0, 0))[1], 0, False, 0)
             )
         elif what == "set_retention":
-            self.change(name, retention=args[0])
+            self.change(name, retention=args[1])
             answer.set_result(None)
         elif what == "revive":
             self.change(name, retired=False)
@@ -213,6 +262,9 @@ class Processes:
         return answer
 
 
+FRESH_BYTES = 80 * MB + GROWTH_BYTES
+"""What a new process takes that has been used."""
+
 USED = {}
 """When each session was last used, and how often."""
 
@@ -223,9 +275,10 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(
         total=st.none() | st.integers(300, 1200),
         policy=st.sampled_from(EvictionPolicy),
-        chance=st.randoms(use_true_random=False),
+        chance=st.randoms(use_true_random=True),
+        is_full=st.booleans(),
     )
-    def begin_history(self, total, policy, chance):
+    def begin_history(self, total, policy, chance, is_full=False):
         self.chance = chance
         CLOCK.begin()
         USED.clear()
@@ -235,7 +288,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.processes = Processes(self.nodes)
         self.waiters, self.others, self.kept, self.count = [], [], {}, 0
         self.open()
-        self.node_comes(0, 600, 1)
+        self.node_comes(0, 600, 1, share=0.85 if is_full else 0.95)
+        for number in (0, 1, 3) if is_full else ():  # so that the next one has others evicted
+            self.ask(number, count=1, within_s=20.0, predicted=150, is_explicit=False)
+            self.work_is_done(40)
 
     def open(self):
         options = CacheOptions(policy=self.policy, min_stay_s=0.0)
@@ -284,7 +340,7 @@ class CacheMachine(RuleBasedStateMachine):
         number=NUMBERS,
         count=st.integers(1, 4),
         within_s=st.floats(0.1, 20),
-        predicted=st.integers(100, 500),
+        predicted=st.sampled_from((140, 150, 155)) | st.integers(100, 500),
         is_explicit=st.booleans(),
     )
     def ask(self, number, count, within_s, predicted, is_explicit):
@@ -315,12 +371,22 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=20))
     def time_does_its_work(self, choices):
-        """Processes go on, each by a step: it has started, loaded, agreed to retire, computed what it had, or ended."""
+        """Processes go on, each by a step: one has started, loaded, agreed to retire, computed, closed or ended."""
         for number in choices:
-            calls = self.processes.pending("start", "load", "try_retire", "drain", "end")
+            calls = self.processes.pending("start", *EVICTION, "end")
             if calls:
                 self.goes_on(calls[number % len(calls)])
                 self.never_over_budget()
+
+    @rule(most=st.integers(1, 40))
+    def work_is_done(self, most):
+        """All processes go on, in the order in which they were asked."""
+        for _ in range(most):
+            calls = self.processes.pending("start", *EVICTION, "end")
+            if not calls:
+                break
+            self.goes_on(calls[0])
+            self.never_over_budget()
 
     def goes_on(self, call):
         result = None
@@ -335,6 +401,14 @@ class CacheMachine(RuleBasedStateMachine):
             assert record.is_retiring
             self.processes.change(call.name, retired=True)
             result = True
+        elif call.what == "close":
+            assert self.book.records[call.name].is_retiring
+            kept = int((80 + 20 * self.chance.random()) * MB)
+            self.processes.change(call.name, measured_bytes=kept)
+            self.processes.closed[call.name] = kept
+            result = kept if kept < 96 * MB else None  # too much
+        elif call.what == "reopen" and call.name in self.processes.closed:  # else it was noted
+            self.processes.reopen(call.name, *call.args)
         if call.what == "end":
             self.processes.die(call.name)
         else:
@@ -356,6 +430,13 @@ class CacheMachine(RuleBasedStateMachine):
         assert not self.waiting_for(key) or any(
             not other.ready.is_set() for other in self.book.of_key(key)
         )  # sent back at once, but for those of a replica
+
+    @precondition(lambda self: self.processes.pending("try_retire", "drain", "close", "reopen"))
+    @rule(data=st.data())
+    def dies_while_it_is_evicted(self, data):
+        call = self.draw(data, self.processes.pending("try_retire", "drain", "close", "reopen"))
+        self.processes.die(call.name)
+        self.drive()
 
     @precondition(lambda self: self.processes.pending("load"))
     @rule(data=st.data(), dies=st.booleans())
@@ -445,20 +526,27 @@ class CacheMachine(RuleBasedStateMachine):
 
     # The cluster, and the cache itself
 
-    @rule(kind=st.integers(0, 2), budget=st.integers(150, 800), unit=st.sampled_from((1, 100_000)))
-    def node_comes(self, kind, budget, unit):
+    @rule(
+        kind=st.integers(0, 2),
+        budget=st.integers(150, 800),
+        unit=st.sampled_from((1, 100_000)),
+        step=st.sampled_from((1, MEMORY_UNIT_BYTES)),
+        share=st.sampled_from((0.6, 0.9)),
+    )
+    def node_comes(self, kind, budget, unit, step=1, share=0.95):
         """A node of memory only, or with one GPU or two; of the same name with another budget where one was before."""
         name = next((f"node{number}" for number in range(4) if f"node{number}" not in self.nodes), None)
         if name is not None:
             self.nodes[name] = [
-                (CPU, CPU, budget * MB, 1),
-                *((f"gpu{number}", LOGICAL_GPU, budget * MB, unit) for number in range(kind)),
+                (CPU, CPU, budget * MB, step, share),
+                *((f"gpu{number}", LOGICAL_GPU, budget * MB, unit, 0.95) for number in range(kind)),
             ]
             self.enter(name)
 
     def enter(self, name):
-        for word, kind, budget, unit in self.nodes[name]:
-            self.ledger.add_device(Device(f"{name}/{word}", name, kind, int(0.95 * budget), budget, unit))
+        for word, kind, budget, unit, share in self.nodes[name]:
+            capacity = budget // unit * unit
+            self.ledger.add_device(Device(f"{name}/{word}", name, kind, int(share * budget), capacity, unit))
         self.book.notify()
         self.drive()
 
@@ -486,6 +574,7 @@ class CacheMachine(RuleBasedStateMachine):
     def cache_starts_again(self, data):
         """The sessions say what they are, in any order; clients ask again, and holders tell of their leases."""
         old = {name: copy.copy(record) for name, record in self.ledger.slots.items()}
+        old |= {record.predecessor: record for record in old.values() if record.predecessor in self.processes.closed}
         old_book, waiters = self.book, self.waiters
         held = {key for lease in self.leases._leases.values() for key in lease.keys}
         self.waiters, self.others = [], []
@@ -501,15 +590,12 @@ class CacheMachine(RuleBasedStateMachine):
         async def adopt(names):
             for name in names:
                 found, was = self.processes.alive[name], old[name]
-                is_there = self.cache.take_over(name, Handle(self.processes, name), found)
+                is_there = self.cache.take_over(Handle(self.processes, found.started.pid), found)
                 assert is_there, f"no place for {name}, which was there"
                 slot = self.ledger.slots[name]
-                assert (slot.key, slot.device_id, slot.held_bytes, slot.floor_bytes) == (
-                    was.key,
-                    was.device_id,
-                    was.held_bytes,
-                    was.floor_bytes,
-                )
+                assert (slot.device_id, slot.held_bytes) == (was.device_id, was.held_bytes)
+                assert was.name != name or (slot.key, slot.floor_bytes) == (was.key, was.floor_bytes)
+                assert (slot.predecessor, slot.excess_bytes) == (found.predecessor, found.excess_bytes)
                 if found.retired:
                     assert slot.state is SlotState.RETIRING
                     assert (found.measured_bytes or 0) <= slot.reserved_bytes <= was.reserved_bytes
@@ -561,6 +647,26 @@ class CacheMachine(RuleBasedStateMachine):
             assert device.held_bytes == sum(slot.held_bytes for slot in slots) <= device.capacity_bytes
         assert self.ledger.used_bytes == sum(slot.reserved_bytes for slot in self.ledger.slots.values())
         assert self.ledger.used_bytes <= self.ledger.budget_bytes or self.has_grown()
+
+    @invariant()
+    def no_process_was_asked_for_what_it_cannot_do(self):
+        assert self.processes.violations == []
+
+    @invariant()
+    def what_a_process_keeps_is_in_the_ledger(self):
+        for name, kept in self.processes.closed.items():
+            slot = self.ledger.slots.get(name) or next(
+                (slot for slot in self.ledger.slots.values() if slot.predecessor == name), None
+            )
+            assert slot is None or slot.reserved_bytes >= kept
+
+    @invariant()
+    def every_process_has_one_session(self):
+        """What Ray holds for processes is what the ledger says: none is forgotten, and none serves two sessions."""
+        records = (self.ledger.slots | self.book.records).values()
+        for found in self.processes.alive.values():
+            owners = [record for record in records if record.handle and record.handle.pid == found.started.pid]
+            assert [owner.held_bytes for owner in owners] == [found.held_bytes]
 
     @invariant()
     def one_load_a_device_and_entry(self):
@@ -655,6 +761,219 @@ def let(machine, what, number, count=1):
         machine.goes_on(next(call for call in calls if call.name.startswith(f"session:model-{number}:")))
 
 
+def go_on(machine, until=None):
+    """Let all processes do their work, up to a step that one of them is asked for."""
+    for _ in range(100):
+        calls = machine.processes.pending("start", *EVICTION, "end")
+        if until is not None and until in [call.what for call in calls]:
+            return
+        if calls:
+            machine.goes_on(calls[0])
+        else:
+            machine.time_passes(0.5)
+        for check in (
+            machine.never_over_budget,
+            machine.no_process_was_asked_for_what_it_cannot_do,
+            machine.what_a_process_keeps_is_in_the_ledger,
+            machine.every_process_has_one_session,
+        ):
+            check()
+
+
+@pytest.fixture
+def full(machine):
+    """Each of the two nodes has one session; a third one, which fits neither beside it, is asked for."""
+    for number in (0, 1):
+        machine.ask(number, count=1, within_s=20.0, predicted=400, is_explicit=False)
+        go_on(machine, until="none")
+    machine.ask(3, count=1, within_s=60.0, predicted=380, is_explicit=False)
+    return machine
+
+
+def test_the_third_session_takes_over_the_process_of_the_first(full):
+    (held,) = [found.held_bytes for name, found in full.processes.alive.items() if "model-0" in name]
+    (waiter,) = full.waiters
+    go_on(full)
+    (session,) = waiter.task.result().replicas
+    assert "model-3" in session.name
+    assert full.ledger.slots[session.name].held_bytes == held == 480 * MB
+    assert full.ledger.slots[session.name].reserved_bytes <= 460 * MB
+    assert (full.processes.count, full.book.counts["reuses"]) == (2, 1)
+
+
+@pytest.mark.parametrize("step", EVICTION)
+def test_a_process_that_dies_while_it_is_taken_over_is_replaced(full, step):
+    (waiter,) = full.waiters
+    go_on(full, until=step)
+    (call,) = full.processes.pending(step)
+    full.processes.die(call.name)
+    full.drive()
+    go_on(full)
+    assert "model-3" in waiter.task.result().replicas[0].name
+    assert (full.processes.count, full.book.counts["reuses"], full.book.counts["failures"]) == (3, 0, 0)
+    is_evicted = step in ("close", "reopen", "load")  # before, it died by itself
+    assert full.book.counts["evictions"] == is_evicted
+
+
+@pytest.mark.parametrize(
+    ("step", "within_s"),
+    [
+        ("try_retire", eviction.ANSWER_WITHIN_S),
+        ("drain", eviction.ANSWER_WITHIN_S),
+        ("close", eviction.CLOSE_WITHIN_S),
+        ("reopen", loading.REOPEN_WITHIN_S),
+    ],
+)
+def test_a_process_that_hangs_while_it_is_taken_over_is_ended(full, step, within_s):
+    (waiter,) = full.waiters
+    go_on(full, until=step)
+    full.time_passes(within_s + 1)
+    go_on(full)
+    assert "model-3" in waiter.task.result().replicas[0].name
+    is_revived = step == "drain"  # it was at work, and is asked again
+    assert (full.processes.count, full.book.counts["reuses"]) == ((2, 1) if is_revived else (3, 0))
+    assert full.book.counts["evictions"] == (step != "try_retire")
+
+
+def test_what_a_process_keeps_is_reserved_and_not_remembered(full):
+    (waiter,) = full.waiters
+    full.chance = SimpleNamespace(random=lambda: 0.6)
+    go_on(full, until="load")
+    (slot,) = full.records(SlotState.LOADING)
+    assert (slot.reserved_bytes, slot.excess_bytes) == (467 * MB, 7 * MB)  # 92 MB were kept, of 85 that are usual
+    go_on(full)
+    (session,) = waiter.task.result().replicas
+    asked = full.book.records[session.name].load_request
+    known = full.cache._sizes.expected(asked.digest, asked.request, CPU, 0)
+    assert full.ledger.slots[session.name].reserved_bytes - known == 7 * MB
+    assert full.book.counts["reuses"] == 1
+
+
+def test_what_a_process_keeps_may_be_part_of_what_the_caller_gave(machine):
+    """Of 300 MB the models take 280, and the process keeps 7."""
+    machine.chance = SimpleNamespace(random=lambda: 0.6)
+    models = [replace(MODELS[2], model=f"given-{number}") for number in range(4)]
+    for model in models[:3]:
+        machine.wait(LoadRequest(model, model.model, 200 * MB), CLOCK.now_s + 60.0)
+        go_on(machine)
+    machine.wait(LoadRequest(models[3], "given-3", 200 * MB), CLOCK.now_s + 60.0)
+    go_on(machine, until="load")
+    (slot,) = machine.records(SlotState.LOADING)
+    assert (slot.reserved_bytes, slot.held_bytes, slot.excess_bytes) == (300 * MB, 300 * MB, 7 * MB)
+    go_on(machine)
+
+
+def test_a_process_that_keeps_more_than_ray_holds_beside_the_newcomer_is_ended(machine):
+    for number in (0, 1, 3):
+        machine.ask(number, count=1, within_s=60.0, predicted=395, is_explicit=False)
+        go_on(machine)
+    assert (machine.processes.count, machine.book.counts["reuses"], machine.book.counts["evictions"]) == (3, 0, 1)
+
+
+def test_a_session_of_another_runtime_takes_over_no_process(full):
+    go_on(full)
+    other = replace(MODELS[1], model="other", backend=ModelBackend.OPENVINO)
+    full.wait(LoadRequest(other, "other", 360 * MB), CLOCK.now_s + 60.0)
+    (waiter,) = full.waiters
+    go_on(full)
+    assert "other" in waiter.task.result().replicas[0].name
+    assert (full.processes.count, full.book.counts["reuses"]) == (3, 1)
+
+
+def test_a_node_that_leaves_while_a_process_is_taken_over_costs_no_request(full):
+    (waiter,) = full.waiters
+    go_on(full, until="reopen")
+    (call,) = full.processes.pending("reopen")
+    node = full.processes.alive[call.name].started.node
+    del full.nodes[node]
+
+    async def hear():
+        full.cache._maintenance._remove(node)
+
+    full.drive(hear())
+    full.goes_on(call)  # its answer was on the way
+    for name in [name for name, found in full.processes.alive.items() if found.started.node == node]:
+        full.processes.die(name)
+    go_on(full)
+    assert "model-3" in waiter.task.result().replicas[0].name
+    assert full.book.counts["failures"] == 0
+
+
+@pytest.fixture
+def crowded(machine):
+    """One node with room for 480 MB: a session of 239 MB, of another for which Ray holds 390; one of 83, one of 95."""
+    machine.teardown()
+    machine.begin_history(480, EvictionPolicy.LRU, SimpleNamespace(random=lambda: 0.0))
+    machine.node_comes(kind=0, budget=3000, unit=1)
+    machine.node_dies(Chosen("node0"), is_told_first=True)
+    return machine
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
+def test_sessions_go_in_their_order_whoever_leaves_its_process(crowded, first, second):
+    predicted = {0: 310, 1: 50, 3: 70}
+    for number in (first, second, 3):
+        crowded.ask(number, count=1, within_s=20.0, predicted=predicted[number], is_explicit=False)
+        go_on(crowded)
+    places = {
+        name: slot.name for slot in crowded.ledger.slots.values() for name in predicted if f"-{name}:" in slot.name
+    }
+    crowded.ask(4, count=1, within_s=60.0, predicted=300, is_explicit=False)
+    (call,) = crowded.processes.pending("try_retire")
+    assert call.name == places[first]
+    go_on(crowded, until="close" if first == 0 else "end")
+    let(crowded, "close" if first == 0 else "end", first)
+    (call,) = crowded.processes.pending("try_retire")
+    assert call.name == places[second]
+    crowded.refuses_to_retire(Chosen(call))
+    assert places[second] in crowded.processes.alive
+    if first == 0:  # nobody takes over what has closed
+        assert [call.name for call in crowded.processes.pending("end")] == [places[first]]
+    (waiter,) = crowded.waiters
+    go_on(crowded)
+    assert "model-4" in waiter.task.result().replicas[0].name
+
+
+@pytest.mark.parametrize("step", EVICTION)
+def test_a_cache_that_dies_while_a_process_is_taken_over_knows_what_it_serves(full, step):
+    go_on(full, until=step)
+    full.cache_starts_again(Chosen(sorted(full.processes.alive)))
+    (waiter,) = full.waiters
+    go_on(full)
+    assert "model-3" in waiter.task.result().replicas[0].name
+    assert full.book.counts["adoptions"] >= 1
+
+
+def test_a_load_that_fails_in_a_used_process_is_tried_in_a_new_one(full):
+    (waiter,) = full.waiters
+    go_on(full, until="load")
+    full.load_fails(Chosen(full.processes.pending("load")[0]), dies=False)
+    assert not waiter.task.done()
+    go_on(full)
+    assert "model-3" in waiter.task.result().replicas[0].name
+    assert (full.processes.count, full.book.counts["reuses"], full.book.counts["failures"]) == (3, 0, 0)
+
+
+def test_a_load_in_a_used_process_that_fails_after_a_restart_is_tried_in_a_new_one(full):
+    go_on(full, until="load")
+    full.cache_starts_again(Chosen(sorted(full.processes.alive)))
+    (waiter,) = full.waiters
+    full.load_fails(Chosen(full.processes.pending("load")[0]), dies=False)
+    go_on(full)
+    assert "model-3" in waiter.task.result().replicas[0].name
+    assert full.processes.count == 3
+
+
+def test_a_process_that_holds_memory_back_is_ended(full):
+    full.chance = SimpleNamespace(random=lambda: 0.9)
+    go_on(full, until="end")
+    (call,) = full.processes.pending("end")
+    assert "model-0" in call.name
+    assert full.ledger.slots[call.name].is_retiring  # its bytes are not free before its process is gone
+    go_on(full)
+    assert (full.processes.count, full.book.counts["reuses"]) == (3, 0)
+
+
 def test_nothing_starts_on_a_dead_node_not_yet_missed(machine):
     machine.node_comes(kind=0, budget=400, unit=1)
     machine.lease({0, 1}, 1)
@@ -715,12 +1034,16 @@ def test_a_session_is_told_of_the_pin_of_a_late_one(machine):
     let(machine, "start", 4)
     let(machine, "load", 4)
     (heir,) = machine.records(SlotState.READY)
+    found = machine.processes.alive[heir.name]
     machine.processes.alive["late"] = late = replace(
-        machine.processes.alive[heir.name], retention=RetentionInfo(is_pinned=True, leases=("lease 1",))
+        found,
+        name="late",
+        started=replace(found.started, pid=1000),
+        retention=RetentionInfo(is_pinned=True, leases=("lease 1",)),
     )
 
     async def come():
-        assert machine.cache.take_over("late", Handle(machine.processes, "late"), late)
+        assert machine.cache.take_over(Handle(machine.processes, 1000), late)
 
     machine.drive(come())
     assert machine.processes.alive[heir.name].retention == late.retention
@@ -762,7 +1085,7 @@ def test_a_renewed_lease_is_told_to_sessions_new_to_it():
     several, (session,) = books_of(1)
     told, stays = [], leases.Leases(several, None, None, None)
 
-    async def hear(retention):
+    async def hear(_, retention):
         told.append(retention.leases)
 
     session.handle = SimpleNamespace(set_retention=SimpleNamespace(remote=hear))
@@ -803,7 +1126,7 @@ def test_a_retiring_session_is_told_of_a_new_lease():
     told, stays = [], leases.Leases(several, None, None, None)
     for entry in (leaving, other):
 
-        async def hear(retention, name=entry.name):
+        async def hear(_, retention, name=entry.name):
             told.append((name, retention.leases))
 
         entry.handle = SimpleNamespace(set_retention=SimpleNamespace(remote=hear))
@@ -828,6 +1151,7 @@ def test_the_pin_of_a_late_session_passes_to_its_successor():
     started = Started("n0", None, 1, 0)
     found = Description(
         "cache",
+        "late",
         MODELS[0],
         "",
         started,
@@ -839,7 +1163,7 @@ def test_the_pin_of_a_late_session_passes_to_its_successor():
         retired=False,
     )
     stays = leases.Leases(several, None, None, None)
-    late = actor.enter("late", found, several, stays)
+    late = actor.enter(found, several, stays)
     assert late.key == other.key
     assert (late.is_retiring, len(stays)) == (True, 1)
     assert several.ledger.slots[other.name].is_pinned
@@ -910,7 +1234,7 @@ class Making(eviction.Evictor):
     async def ask(self, name):
         return None
 
-    async def retire(self, name, finish_within_s=None):
+    async def retire(self, name, finish_within_s=None, *, is_closed=False):
         self.going.append(name)
         await self.may_go.wait()
         self._table.drop(self._table.records[name])

@@ -27,11 +27,11 @@ from genai_ray.cluster.devices import CPU, GPU_UNITS
 from genai_ray.cluster.messages import LoadRequest
 from genai_ray.cluster.placement import Device
 from genai_ray.cluster.runtime.replies import is_crash
-from genai_ray.cluster.session_actor import HOT_FOR_S, HOT_QUEUE
+from genai_ray.cluster.served import HOT_FOR_S, HOT_QUEUE
 from genai_ray.enhance import EnhanceOptions, enhance_videos
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
-from tests.cluster.truth import is_reported, report, wait_until_true
+from tests.cluster.truth import is_reported, is_true, report, wait_until_true
 from tests.nodes import GPU_BYTES, LOGICAL_GPUS, NODE_BYTES
 from tests.processes import wait_until
 from tests.video.clips import write
@@ -94,6 +94,27 @@ def test_a_session_reserves_its_share_of_the_gpu(nodes, cache, frames, expected)
     wait_until(lambda: before["memory"] - ray.available_resources()["memory"] == 500_000_000)
     with pytest.raises(errors.ResourceExhaustedError, match=r"2000000000 bytes.*950000000"):
         cache.load_model(THIRD, memory_bytes=2_000_000_000)
+
+
+def test_a_process_on_a_logical_gpu_serves_the_next_session(nodes, cache, frames, expected):
+    """What Ray reserved of the GPU stays what the ledger holds, whoever has the process."""
+    nodes.add(num_gpus=1)
+    wait_until(lambda: len(devices(cache)) == 3)
+
+    def load(*models):
+        for model in models:
+            cache.load_model(model, memory_bytes=400_000_000)
+
+    def is_used_again():
+        load(OTHER, THIRD, MODEL)
+        return cache.status().reuses > 0
+
+    wait_until(is_used_again)
+    (entry,) = replicas(cache)
+    assert devices(cache)[entry.placed_on].kind == "logical-gpu"
+    assert np.array_equal(cache.get_session(MODEL).infer(frames), expected)
+    assert entry.session["gpu_ids"] == [entry.placed_on.rpartition("gpu")[2]]
+    wait_until(lambda: is_true(cache))
 
 
 def test_sessions_take_at_most_nine_tenths_of_a_nodes_memory(nodes):
@@ -233,7 +254,8 @@ def test_a_process_sees_only_the_gpu_that_it_was_given(nodes, cache):
     try:
         for kind in (CPU, "any GPU", "any GPU"):
             handles.append(ray.get(starter.start.remote(node, kind), timeout=60))
-            status = ray.get(handles[-1].status.remote(), timeout=60)
+            name = ray.get(handles[-1].describe.remote(), timeout=60).name
+            status = ray.get(handles[-1].status.remote(name), timeout=60)
             found.append((status["gpu_ids"], status["visible_gpus"]))
     finally:
         for handle in (*handles, starter):
@@ -468,12 +490,12 @@ def test_a_node_that_dies_takes_nothing_with_it_but_its_sessions(nodes, cache, f
         cache.get_session(MODEL).infer(frames)
     assert node not in {device.node for device in cache.status().devices}
     with pytest.raises(ray.exceptions.ActorDiedError) as told:
-        ray.get(actor.status.remote())
+        ray.get(actor.describe.remote())
     assert not is_crash(told.value)
     crashing = ray.get_actor(replicas(cache)[0].name, namespace="genai_ray")
     os.kill(replicas(cache)[0].session["pid"], signal.SIGKILL)
     with pytest.raises(ray.exceptions.ActorDiedError) as told:
-        wait_until(lambda: ray.get(crashing.status.remote()) is None)
+        wait_until(lambda: ray.get(crashing.describe.remote()) is None)
     assert is_crash(told.value)
 
 

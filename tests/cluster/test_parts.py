@@ -17,7 +17,7 @@ from genai_ray.cluster.client.router import REFRESH_S, Route
 from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
 from genai_ray.cluster.messages import Acquired, Replica, SessionRequest, key_of
 from genai_ray.cluster.placement import Device
-from genai_ray.cluster.session_actor import HOT_QUEUE
+from genai_ray.cluster.served import HOT_QUEUE
 from genai_ray.inspection import find_model
 from genai_ray.session import predict_bytes
 from genai_ray.session.runs import RunPool

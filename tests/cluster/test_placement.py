@@ -41,9 +41,13 @@ class LedgerMachine(RuleBasedStateMachine):
     budget.
     """
 
-    @initialize(total=st.none() | st.integers(500, 2500), policy=st.sampled_from(EvictionPolicy))
-    def begin(self, total, policy):
-        self.ledger = Ledger(total, policy)
+    @initialize(
+        total=st.none() | st.integers(500, 2500),
+        policy=st.sampled_from(EvictionPolicy),
+        unit=st.sampled_from((1, 10, 70)),
+    )
+    def begin(self, total, policy, unit):
+        self.ledger, self.unit = Ledger(total, policy), unit
         self.clock, self.names, self.leased, self.has_grown = 0.0, 0, [], False
         self.add(0, 1000, 1000)
 
@@ -54,7 +58,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(kind=st.sampled_from((0, 1)), budget=st.integers(200, 1000), capacity=st.integers(200, 1200))
     def add(self, kind, budget, capacity):
         self.names += 1
-        self.ledger.add_device(Device(f"device {self.names}", f"node {self.names % 3}", KINDS[kind], budget, capacity))
+        capacity = capacity // self.unit * self.unit
+        name, node = f"device {self.names}", f"node {self.names % 3}"
+        self.ledger.add_device(Device(name, node, KINDS[kind], budget, capacity, self.unit))
 
     @precondition(lambda self: len(self.ledger.devices) > 1)
     @rule(data=st.data())
@@ -75,19 +81,27 @@ class LedgerMachine(RuleBasedStateMachine):
         floor=st.integers(0, 900),
         kinds=st.none() | st.sets(st.sampled_from(KINDS), min_size=1),
         node=st.integers(0, 3),
+        reuses=st.booleans(),
     )
-    def load(self, key, num_bytes, floor, kinds, node):
+    def load(self, key, num_bytes, floor, kinds, node, reuses):
         need = Need(key, max(num_bytes, floor), None if kinds is None else frozenset(kinds), f"node {node}")
         found = plan(self.ledger, need)
         assert (found is not None) == self.could_fit(need)
         if found is None:
             return
         self.check_choice(need, found)
+        local = [name for name in found.victims if self.ledger.slots[name].device_id == found.device_id]
+        fitting = (name for name in local if reuses and self.ledger.can_take_over(need, name, found.victims))
+        donor = next(fitting, None)
         for name in found.victims:
-            self.evict(name)
+            if name != donor:
+                self.evict(name)
         self.names += 1
         slot = Slot(name=f"session {self.names}", key=key, floor_bytes=floor)
-        self.ledger.reserve(slot, need, found.device_id, self.now())
+        if donor is None:
+            self.ledger.reserve(slot, need, found.device_id, self.now())
+        else:
+            self.take_over(slot, need, donor)
         assert slot.state is SlotState.LOADING
         assert self.ledger.excess_bytes(found.device_id) <= 0
 
@@ -114,6 +128,51 @@ class LedgerMachine(RuleBasedStateMachine):
             slot = Slot(name=f"session {self.names}", key=need.key)
             self.ledger.reserve(slot, need, found.device_id, self.now())
             assert self.ledger.excess_bytes(found.device_id) <= 0
+
+    def take_over(self, slot, need, donor):
+        """What Ray holds stays as it is: enough, at most half as much again as for a new process, and so little that
+        every byte of the budget can still be used."""
+        assert self.is_free_to_go(self.ledger.slots[donor])
+        held, device_id = self.ledger.slots[donor].held_bytes, self.ledger.slots[donor].device_id
+        device = self.ledger.devices[device_id]
+        all_held = device.held_bytes
+        self.ledger.mark(donor, state=SlotState.RETIRING)
+        self.ledger.take_over(slot, need, donor, self.now())
+        assert donor not in self.ledger.slots
+        assert (slot.device_id, slot.reserved_bytes, slot.held_bytes) == (device_id, need.num_bytes, held)
+        new = -(-need.num_bytes // self.unit) * self.unit
+        assert new <= held <= 1.5 * new
+        assert device.held_bytes == all_held
+        assert device.capacity_bytes - device.held_bytes >= device.budget_bytes - device.used_bytes
+
+    @precondition(lambda self: self.ledger.slots)
+    @rule(data=st.data(), num_bytes=st.integers(1, 900))
+    def take_over_or_change_nothing(self, data, num_bytes):
+        """Whatever is asked of it: the session may be at work for all that the ledger knows."""
+        name = data.draw(st.sampled_from(sorted(self.ledger.slots)))
+        before, donor = self.state(), self.ledger.slots[name]
+        self.names += 1
+        slot = Slot(name=f"session {self.names}", key=donor.key)
+        fits = self.ledger.can_take_over(Need("new", num_bytes), name)
+        try:
+            self.ledger.take_over(slot, Need("new", num_bytes), name, self.now())
+        except errors.ResourceExhaustedError:
+            assert self.state() == before
+            assert (slot.state, slot.device_id) == (SlotState.WAITING, "")
+        else:
+            assert fits
+            assert donor.state is SlotState.WAITING
+
+    def state(self):
+        """All that the ledger knows, to compare."""
+        ledger = self.ledger
+        return (
+            ledger.used_bytes,
+            list(ledger.evictable()),
+            {key: list(ledger.of_key(key)) for key in "abcdefgh"},
+            {name: (slot.state, slot.device_id, slot.held_bytes) for name, slot in ledger.slots.items()},
+            {name: (device.used_bytes, device.held_bytes) for name, device in ledger.devices.items()},
+        )
 
     def could_fit(self, need):
         """Whether the bytes of all that may go, on one device and in all, are enough: counted without the code under
@@ -145,12 +204,16 @@ class LedgerMachine(RuleBasedStateMachine):
         for device in self.ledger.devices.values():
             local = [slot for slot in may_go if slot.device_id == device.device_id]
             used = device.budget_bytes - device.used_bytes + sum(slot.reserved_bytes for slot in local)
-            rooms[device.device_id] = min(
-                used, device.capacity_bytes - device.held_bytes + sum(slot.held_bytes for slot in local)
-            )
+            held = device.capacity_bytes - device.held_bytes + sum(slot.held_bytes for slot in local)
+            rooms[device.device_id] = max(used, 0), max(held, 0)
+
+        def has_room(name, sizes):
+            held = sum(-(-size // self.unit) * self.unit for size in sizes)
+            return sum(sizes) <= rooms[name][0] and held <= rooms[name][1]
+
         return any(
             all(
-                sum(need.num_bytes for need, at in zip(needs, places, strict=True) if at == name) <= max(rooms[name], 0)
+                has_room(name, [need.num_bytes for need, at in zip(needs, places, strict=True) if at == name])
                 for name in rooms
             )
             for places in product(rooms, repeat=len(needs))
@@ -331,6 +394,29 @@ def test_what_can_never_fit_is_refused_with_both_figures():
         check_fits(ledger, Need("big", 701))
     with pytest.raises(errors.ResourceExhaustedError, match=r"b, c need 800 bytes together"):
         check_all_fit(ledger, [Need("b", 400), Need("c", 400)])
+
+
+def test_what_ray_holds_for_pinned_sessions_is_not_free_either():
+    """A pinned session takes 100 bytes in a process for which Ray holds 700."""
+    ledger = Ledger(None)
+    ledger.add_device(Device("d0", "n0", "cpu", 900, 1000))
+    ledger.reserve(Slot(name="a", key="a"), Need("a", 700), "d0", 0.0)
+    ledger.settle("a", 100, 1.0, 0.0)
+    ledger.mark("a", is_pinned=True)
+    check_fits(ledger, Need("b", 300))
+    with pytest.raises(errors.ResourceExhaustedError, match="300 bytes beside what is pinned"):
+        check_fits(ledger, Need("b", 301))
+
+
+@pytest.mark.parametrize(("budget", "fits"), [(700, True), (901, False)])
+def test_no_process_is_taken_over_if_ray_would_hold_what_the_budget_has(budget, fits):
+    """Ray holds 300 of 1000 bytes for a process whose next session takes 200: of 901 bytes one could not be used."""
+    ledger = Ledger(None)
+    ledger.add_device(Device("d0", "n0", "cpu", budget, 1000))
+    put(ledger, "a", 300)
+    assert ledger.can_take_over(Need("b", 200), "a") == fits
+    put(ledger, "c", 300)
+    assert ledger.can_take_over(Need("b", 200), "a", ["a", "c"]) == fits
 
 
 def test_models_placed_together_share_devices_best():

@@ -51,7 +51,7 @@ def is_true(cache):
         for is_cpu in (True, False)
     ]
     return (
-        {entry.name for entry in status.models} == actors
+        {entry.actor for entry in status.models} == actors
         and {device.node for device in status.devices} == alive
         and all(pid is not None and Path(f"/proc/{pid}").exists() for pid in pids)
         and sum(entry.bytes for entry in status.models)

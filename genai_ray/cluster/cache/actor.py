@@ -279,23 +279,22 @@ class CacheActor(CacheCalls):
         self._table.is_surveyed = True
         self._spawn(self._maintenance.run(self._metrics))
 
-    async def _adopt(self, name: str) -> None:
+    async def _adopt(self, actor: str) -> None:
         """Enter a session that runs already; end it if it has no place, leave it alone if another cache owns it."""
         try:
-            handle = ray.get_actor(name, namespace=NAMESPACE)
+            handle = ray.get_actor(actor, namespace=NAMESPACE)
             found: Description = await asyncio.wait_for(handle.describe.remote(), _DESCRIBE_WITHIN_S)
-            if found.cache == self._name and not self.take_over(name, handle, found):
+            if found.cache == self._name and not self.take_over(handle, found):
                 ray.kill(handle)
         except (RayError, ValueError):
             return
         except TimeoutError:  # it does not answer, so nobody knows whose it is; or its device is not known yet
-            self._spawn(self._adopt_later(name))
+            self._spawn(self._adopt_later(actor))
 
-    def take_over(self, name: str, handle: Any, found: Description) -> bool:
+    def take_over(self, handle: Any, found: Description) -> bool:
         """Enter a session of this cache that runs already, and wait until it has loaded, or has retired.
 
         Args:
-            name: Name of its actor.
             handle: Its actor.
             found: What it says of itself.
 
@@ -305,7 +304,7 @@ class CacheActor(CacheCalls):
         Raises:
             TimeoutError: If its device is not known yet.
         """
-        record = enter(name, found, self._table, self._leases)
+        record = enter(found, self._table, self._leases)
         if record is None:
             return False
         record.handle = handle
@@ -315,9 +314,9 @@ class CacheActor(CacheCalls):
         self._spawn(self._evictor.end(record) if record.is_retiring else self._keep(record))
         return True
 
-    async def _adopt_later(self, name: str) -> None:
+    async def _adopt_later(self, actor: str) -> None:
         await asyncio.sleep(_RETRY_S)
-        await self._adopt(name)
+        await self._adopt(actor)
 
     def _begin(self, record: SessionRecord) -> None:
         """Load a session, unless it is being loaded already."""
@@ -360,6 +359,8 @@ class CacheActor(CacheCalls):
                 await self._loader.finish(record, self._evictor)
                 self._table.counts["adoptions"] += 1
             except (GenAIRayError, RayError, TimeoutError) as exc:
+                # in a used process that says nothing of the model: who waits has it loaded in another one
+                record.is_replica = record.predecessor is not None
                 self._loader.fail(record, to_load_error(exc, record.key.model))
                 return
         await self._leases.tell(record)
@@ -403,11 +404,10 @@ def _acquired(records: list[SessionRecord], queues: Mapping[str, int] = MappingP
     return Acquired(replicas, max(record.reserved_bytes for record in records), floor_bytes)
 
 
-def enter(name: str, found: Description, table: SessionTable, leases: Leases) -> SessionRecord | None:
+def enter(found: Description, table: SessionTable, leases: Leases) -> SessionRecord | None:
     """Enter a session as it describes itself, after a restart of the cache; one that is retired or doubled retires.
 
     Args:
-        name: Name of its actor.
         found: What it says.
         table: Sessions and bytes.
         leases: Leases in force.
@@ -420,6 +420,7 @@ def enter(name: str, found: Description, table: SessionTable, leases: Leases) ->
         TimeoutError: If its device is not known yet.
     """
     ledger = table.ledger
+    name = found.name
     device_id = device_of(found.started, ledger.devices.values())
     if device_id is None and found.started.node in table.unprobed:
         raise TimeoutError(f"{name} is on a node whose GPUs are not known yet")
@@ -427,12 +428,15 @@ def enter(name: str, found: Description, table: SessionTable, leases: Leases) ->
         return None
     load_request = LoadRequest(found.request, found.digest)
     record = SessionRecord(load_request, name=name, started=found.started, is_adopted=True, is_begun=True)
+    record.predecessor, record.excess_bytes = found.predecessor, found.excess_bytes
     for lease_id in found.retention.leases:
         leases.adopt(lease_id, load_request)
     if found.retention.is_pinned:
         table.pinned.add(record.key)
     is_doubled = any(other.device_id == device_id and not other.is_retiring for other in ledger.of_key(record.key))
-    taken = found.reserved_bytes if found.measured_bytes is None else max(found.measured_bytes, record.floor_bytes)
+    taken = found.reserved_bytes if found.measured_bytes is None else found.measured_bytes
+    if not found.retired:
+        taken = max(taken, record.floor_bytes)
     try:
         ledger.reserve(record, Need(record.key, taken), device_id, time.monotonic(), found.held_bytes)
     except ResourceExhaustedError:

@@ -1,19 +1,27 @@
-"""Making room: the cache asks sessions for their true recency before it evicts one; a session at work refuses."""
+"""Making room: the cache asks sessions for their true recency before it evicts one; a session at work refuses.
+
+If Ray's reservation for an evicted session fits the newcomer, the newcomer takes over its process. The evicted session
+closes, and its bytes count until it was measured that they are given back; what the process keeps is reserved for the
+newcomer in addition. In any other case, its process is ended.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ray.exceptions import ActorUnavailableError, RayError
 
-from genai_ray.cluster.cache.session_actors import ANSWER_WITHIN_S
+from genai_ray.cluster.cache.session_actors import ANSWER_WITHIN_S, CLOSE_WITHIN_S
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
+from genai_ray.cluster.devices import CPU, LOGICAL_GPU
 from genai_ray.cluster.messages import Recency
 from genai_ray.cluster.placement import Ledger, Need, Plan, Record, Slot, SlotState, check_fits, plan, plan_all
+from genai_ray.cluster.served import GROWTH_BYTES
 from genai_ray.errors import BackendUnavailableError, DeadlineExceededError, ResourceExhaustedError
 
 __all__ = ["Evictor"]
@@ -25,9 +33,10 @@ _RETRY_S = 0.1
 
 async def _recency_of(record: SessionRecord) -> Recency:
     """Ask a session for its recency; ask again while Ray cannot reach it, since its process may be alive."""
+    handle = record.handle
     while True:
         try:
-            recency: Recency = await record.handle.recency.remote()
+            recency: Recency = await handle.recency.remote()
         except ActorUnavailableError:
             await asyncio.sleep(_RETRY_S)
         else:
@@ -122,32 +131,80 @@ class Evictor:
             )
         rooms = {record.name: room for record, room in zip(waiting, zip(needs, plans, strict=True), strict=True)}
         self._rooms.update(rooms)
+        donor = self._donor_of(waiting[0], needs[0], plans[0]) if len(waiting) == 1 else None
         try:
-            for name in victims:
-                victim = ledger.slots.get(name)
-                if victim is not None and not await self.retire(name):
-                    return self._block(group, f"{victim.key.model}, the next to be evicted, is at work")
+            return await self._evict(group, victims, donor, needs) and self._reserve(group, waiting, rooms, donor)
         finally:
             for name in rooms:
                 del self._rooms[name]
-        return self._reserve(group, waiting, rooms)
+            closed = self._closed(donor)
+            if closed is not None:  # nobody has taken its process over
+                await self.end(closed)
+
+    def _donor_of(self, record: SessionRecord, need: Need, found: Plan) -> str | None:
+        """Return the victim whose process a session takes over: one of the same backend and precision.
+
+        Not on a real GPU, where a process keeps a CUDA context, nor for a request that may end its process.
+        """
+        ledger = self._table.ledger
+        if record.needs_new_process or record.key.alone:
+            return None
+        if ledger.devices[found.device_id].kind not in (CPU, LOGICAL_GPU):
+            return None
+        runtime = record.key.backend, record.key.precision
+        fitting = [
+            slot
+            for slot in map(ledger.slots.__getitem__, found.victims)
+            if slot.device_id == found.device_id
+            and not slot.key.alone
+            and (slot.key.backend, slot.key.precision) == runtime
+            and ledger.can_take_over(need, slot.name, found.victims)
+        ]
+        return min(fitting, key=lambda slot: slot.held_bytes).name if fitting else None
+
+    async def _evict(
+        self, group: Sequence[SessionRecord], victims: Iterable[str], donor: str | None, needs: Sequence[Need]
+    ) -> bool:
+        """Retire sessions in turn; one closes, if its process fits with what it keeps, the others end."""
+        ledger = self._table.ledger
+        for name in victims:
+            victim = ledger.slots.get(name)
+            if victim is not None and not await self.retire(name, is_closed=name == donor):
+                return self._block(group, f"{victim.key.model}, the next to be evicted, is at work")
+        closed = self._closed(donor)
+        if closed is not None and not ledger.can_take_over(_with_excess(needs[0], closed), closed.name):
+            await self.end(closed)
+        return True
+
+    def _closed(self, donor: str | None) -> SessionRecord | None:
+        """Return the session whose process waits for another one; None if it has not closed, or is gone."""
+        record = self._table.records.get(donor or "")
+        return None if record is None or record.kept_bytes is None else record
 
     def _waiting(self, group: Sequence[SessionRecord]) -> list[SessionRecord]:
         """Return those of a group that have no place yet; a lease and a load may both look for one."""
         return [record for record in group if not record.is_placed]
 
     def _reserve(
-        self, group: Sequence[SessionRecord], waiting: Sequence[SessionRecord], rooms: Mapping[str, tuple[Need, Plan]]
+        self,
+        group: Sequence[SessionRecord],
+        waiting: Sequence[SessionRecord],
+        rooms: Mapping[str, tuple[Need, Plan]],
+        donor: str | None,
     ) -> bool:
         """Reserve the bytes that were freed for a group; no other task runs meanwhile."""
         ledger = self._table.ledger
+        closed = self._closed(donor)
         done: list[SessionRecord] = []
         if any(record.ready.is_set() or record.gone.is_set() for record in waiting):  # given up meanwhile
             return self._block(group, "nobody waits for it any more")
         for record in self._waiting(waiting):
             need, found = rooms[record.name]
             try:
-                ledger.reserve(record, need, found.device_id, time.monotonic())
+                if closed is not None:
+                    self._table.take_over(record, closed, _with_excess(need, closed), _excess_of(closed))
+                else:
+                    ledger.reserve(record, need, found.device_id, time.monotonic())
             except (ResourceExhaustedError, KeyError):  # a session grew, or the device left, during the evictions
                 for placed in done:
                     ledger.release(placed.name)
@@ -350,16 +407,18 @@ class Evictor:
             ):
                 raise ResourceExhaustedError(f"{model} is at work", do="Try again when it is idle.")
 
-    async def retire(self, name: str, finish_within_s: float | None = None) -> bool:
-        """Take a session out of use and end its process.
+    async def retire(self, name: str, finish_within_s: float | None = None, *, is_closed: bool = False) -> bool:
+        """Take a session out of use and end its process, or close it for another session, if the process is fit.
 
         Args:
             name: The session.
             finish_within_s: Most seconds to wait for what it computes, while nothing more is sent there; None to leave
                 a session at work alone.
+            is_closed: Whether to close it, if possible: it then stays in the table, retiring, until its process is
+                taken over.
 
         Returns:
-            Whether it is gone; false if it is at work.
+            Whether it is gone, or closed; false if it is at work.
         """
         table = self._table
         record = table.records[name]
@@ -373,7 +432,7 @@ class Evictor:
             return True
         table.ledger.mark(name, state=SlotState.RETIRING)  # from here on nobody else removes it
         try:
-            asked = record.handle.try_retire.remote(recency.use_count if finish_within_s is None else None)
+            asked = record.handle.try_retire.remote(name, recency.use_count if finish_within_s is None else None)
             is_retired = await asyncio.wait_for(asked, ANSWER_WITHIN_S)
             drain_within_s = ANSWER_WITHIN_S if finish_within_s is None else finish_within_s
             if not is_retired or not await self._drain(record, drain_within_s):
@@ -383,10 +442,13 @@ class Evictor:
         except (RayError, TimeoutError):
             await self.end(record)
             return True
-        await table.processes.kill_and_wait(record)
         table.counts["evictions"] += 1
         self._on_evicted(record)
-        table.drop(record)
+        if is_closed:
+            with contextlib.suppress(RayError, TimeoutError):  # then it is ended
+                record.kept_bytes = await asyncio.wait_for(record.handle.close.remote(name), CLOSE_WITHIN_S)
+        if record.kept_bytes is None:
+            await self.end(record)
         return True
 
     async def end(self, record: SessionRecord) -> None:
@@ -401,9 +463,9 @@ class Evictor:
     async def _drain(self, record: SessionRecord, within_s: float) -> bool:
         """Wait until a retired session has computed what it had; take it back into use if that takes too long."""
         try:
-            await asyncio.wait_for(record.handle.drain.remote(), within_s)
+            await asyncio.wait_for(record.handle.drain.remote(record.name), within_s)
         except TimeoutError:
-            await asyncio.wait_for(record.handle.revive.remote(), ANSWER_WITHIN_S)
+            await asyncio.wait_for(record.handle.revive.remote(record.name), ANSWER_WITHIN_S)
             return False
         return True
 
@@ -416,6 +478,17 @@ class Evictor:
                 do,
             )
         return False
+
+
+def _excess_of(closed: SessionRecord) -> int:
+    """Return what the process of a closed session kept, beyond what a new one grows by."""
+    fresh = 0 if closed.started is None else closed.started.process_bytes + GROWTH_BYTES
+    return max((closed.kept_bytes or 0) - fresh, 0)
+
+
+def _with_excess(need: Need, closed: SessionRecord) -> Need:
+    """Add to a need what the process of a closed session kept, unless the caller gave enough for that as well."""
+    return replace(need, num_bytes=need.num_bytes + max(_excess_of(closed) - need.spare_bytes, 0))
 
 
 def _plan_on(ledger: Ledger[Record], needs: Sequence[Need]) -> list[Plan] | None:

@@ -255,7 +255,7 @@ class Leases:
         if record.is_usable or (record.ready.is_set() and record.is_retiring):
             # a dead one is removed soon, and the next session of its model is told
             with contextlib.suppress(RayError, TimeoutError):
-                told = record.handle.set_retention.remote(self.retention_of(record))
+                told = record.handle.set_retention.remote(record.name, self.retention_of(record))
                 await asyncio.wait_for(told, ANSWER_WITHIN_S)
 
     async def _tell(self, keys: Sequence[Key]) -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from ray.exceptions import RayError
 
 from genai_ray.cluster.cache.eviction import Evictor
-from genai_ray.cluster.cache.measured_sizes import GROWTH_BYTES, SizeMemory
+from genai_ray.cluster.cache.measured_sizes import SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
-from genai_ray.cluster.cache.session_actors import MisplacedError, to_load_error
+from genai_ray.cluster.cache.session_actors import REOPEN_WITHIN_S, MisplacedError, to_load_error
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key, LoadRequest, key_of
 from genai_ray.cluster.placement import Device, Need
+from genai_ray.cluster.served import GROWTH_BYTES
 from genai_ray.errors import (
     BackendUnavailableError,
     CacheClosedError,
@@ -133,11 +134,9 @@ class Loader:
         kinds = allowed_kinds(
             self._table.ledger.devices.values(), request.device, request.backend, request.device_kinds
         )
-        num_bytes = max(
-            (self.bytes_on(record, kind) for kind in kinds),
-            default=max(record.load_request.predicted_bytes, record.floor_bytes),
-        )
-        return Need(record.key, num_bytes, kinds, record.load_request.node, record.avoid)
+        expected = max((self._expected_on(record, kind) for kind in kinds), default=record.load_request.predicted_bytes)
+        spare = max(record.floor_bytes - expected, 0)
+        return Need(record.key, expected + spare, kinds, record.load_request.node, record.avoid, spare)
 
     def bytes_on(self, record: SessionRecord, kind: str) -> int:
         """Return what a session takes of a kind of device, by what is known now.
@@ -149,9 +148,11 @@ class Loader:
         Returns:
             Bytes, its process included; at least what the caller gave.
         """
+        return max(self._expected_on(record, kind), record.floor_bytes)
+
+    def _expected_on(self, record: SessionRecord, kind: str) -> int:
         asked = record.load_request
-        expected = self._sizes.expected(asked.digest, asked.request, kind, asked.predicted_bytes)
-        return max(expected, record.floor_bytes)
+        return self._sizes.expected(asked.digest, asked.request, kind, asked.predicted_bytes)
 
     def check_failing(self, key: Key) -> None:
         """Raise the error of a load of this key that failed a short while ago.
@@ -220,6 +221,8 @@ class Loader:
                 await self._start(record)
                 await self.finish(record, evictor)
             except (GenAIRayError, MisplacedError, RayError, TimeoutError) as exc:
+                if await self._renews_process(record, exc):
+                    continue
                 before = error
                 error = to_load_error(exc, record.key.model)
                 tries += 1
@@ -254,7 +257,7 @@ class Loader:
         """
         table = self._table
         ledger = table.ledger
-        device = ledger.devices[record.device_id]
+        device = self._device_of(record)
         turns = self._loads if device.kind == CPU else self._gpu_loads
         # an adopted session loads already, or has loaded
         async with contextlib.nullcontext() if record.is_adopted else turns[device.device_id]:
@@ -263,7 +266,8 @@ class Loader:
         measured = warm_bytes + GROWTH_BYTES if device.kind in (CPU, LOGICAL_GPU) else warm_bytes
         if not record.is_placed:
             raise ResourceExhaustedError(f"{record.key.model} was dropped while it loaded")
-        self._sizes.remember(record.load_request.digest, record.load_request.request, device.kind, measured)
+        remembered = measured - record.excess_bytes  # in a new process it takes that
+        self._sizes.remember(record.load_request.digest, record.load_request.request, device.kind, remembered)
         ledger.settle(record.name, measured, load_s, time.monotonic())
         if table.lacks_pin(record):
             ledger.mark(record.name, is_pinned=True)
@@ -274,6 +278,7 @@ class Loader:
             )
         if not record.is_adopted:
             table.counts["loads"] += 1
+            table.counts["reuses"] += record.predecessor is not None
             table.history[record.key.model]["loads"] += 1
             self._metrics.loaded(record.key.model, load_s)
         record.ready.set()
@@ -294,7 +299,13 @@ class Loader:
     async def _start(self, record: SessionRecord) -> None:
         """Start the process where it was placed, and correct the ledger by where Ray really put it."""
         ledger = self._table.ledger
-        device = ledger.devices[record.device_id]
+        device = self._device_of(record)
+        if record.predecessor is not None:
+            reopened = record.handle.reopen.remote(
+                record.name, record.load_request, record.reserved_bytes, record.excess_bytes
+            )
+            await asyncio.wait_for(reopened, REOPEN_WITHIN_S)
+            return
         is_gpu = device.kind != CPU
         twins = [
             other
@@ -316,11 +327,29 @@ class Loader:
             if ledger.excess_bytes(real) > 0 or real in record.avoid:
                 raise MisplacedError(f"started on {real} instead of {device.device_id}")
 
+    def _device_of(self, record: SessionRecord) -> Device:
+        """Return where a session was placed."""
+        if not record.is_placed:
+            raise DeadlineExceededError(f"{record.key.model}: its device left the cluster before it had loaded")
+        return self._table.ledger.devices[record.device_id]
+
     def _left_by_ray(self, device: Device) -> int:
         """Return the bytes of a device that no process holds; the ledger counts sessions without a process as well."""
         slots = self._table.ledger.slots.values()
         started = (slot for slot in slots if slot.started is not None and slot.device_id == device.device_id)
         return device.capacity_bytes - sum(slot.held_bytes for slot in started)
+
+    async def _renews_process(self, record: SessionRecord, exc: Exception) -> bool:
+        """End a used process in which a load failed: that says nothing of the model, which is tried in a new one."""
+        if record.predecessor is None or self._table.records.get(record.name) is not record:
+            return False
+        _log.warning("%s did not load in the process of %s: %s", record.key.model, record.predecessor, exc)
+        await self._table.end(record)
+        if self._table.records.get(record.name) is not record:
+            return False
+        record.needs_new_process = True
+        self._table.rename(record)
+        return True
 
     async def _prepare_next_try(self, record: SessionRecord, device_id: str, exc: Exception, tries: int) -> bool:
         """End what failed, and prepare another try, on another device first; false if it would fail in the same way."""

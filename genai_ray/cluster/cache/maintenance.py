@@ -178,7 +178,7 @@ class Maintenance:
         """
         while self._table.records.get(record.name) is record:
             try:
-                if await record.handle.watch.remote():
+                if await record.handle.watch.remote(record.name):
                     # no device may fit at the moment; the session is watched all the same
                     with contextlib.suppress(BackendUnavailableError, ConfigError):
                         await self.replicate(record)
@@ -249,8 +249,7 @@ class Maintenance:
                 return False
             others = {other.device_id for other in self._table.of_key(key)}
             if twin.device_id in others or self._seeks_place(key):  # another one failed or was placed meanwhile
-                self._table.ledger.release(twin.name)
-                self._table.notify()
+                await self._table.end(twin)  # it may have taken over a process
                 return False
             self._begin(twin)
             return True

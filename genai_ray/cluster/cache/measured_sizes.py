@@ -10,7 +10,7 @@ from pathlib import Path
 from genai_ray.cluster.messages import SessionRequest
 from genai_ray.files import cache_folder
 
-__all__ = ["GROWTH_BYTES", "SizeMemory", "shape_bucket", "sizes_file"]
+__all__ = ["SizeMemory", "shape_bucket", "sizes_file"]
 
 _log = logging.getLogger(__name__)
 
@@ -19,9 +19,6 @@ DEFAULT_PROCESS_BYTES = 80_000_000
 
 GPU_CONTEXT_BYTES = 600_000_000
 """Bytes of a CUDA context, until one was measured."""
-
-GROWTH_BYTES = 5_000_000
-"""By how much a warm session grows with use, in heaps of Ray's threads: 2 MB in 26 requests, 5 in 500, 9 in 8,000."""
 
 _BUCKET_PX = 64
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from genai_ray.cluster.devices import Started
 from genai_ray.cluster.messages import Key, LoadRequest, SessionRequest, key_of
-from genai_ray.cluster.placement import Device, Ledger, Slot, SlotState
+from genai_ray.cluster.placement import Device, Ledger, Need, Slot, SlotState
 from genai_ray.errors import DeadlineExceededError, GenAIRayError
 
 __all__ = ["SessionProcesses", "SessionRecord", "SessionTable"]
@@ -28,11 +28,19 @@ class SessionRecord(Slot):
     key: Key = field(init=False)
     """What it is a session of; replicas share it."""
     name: str = ""
-    """Name of its actor, never used twice."""
+    """Its name, never used twice; an actor has that of its first session."""
     handle: Any = None
-    """Its actor; None before it was started."""
+    """The actor of its process; None before it was started, and after another session has taken it over."""
     started: Started | None = None
     """Where its process is."""
+    predecessor: str | None = None
+    """Name of the session whose process it has taken over; None if its process is its own."""
+    kept_bytes: int | None = None
+    """Bytes that its process holds, which is closed and may serve another session; None for any other."""
+    excess_bytes: int = 0
+    """Bytes that its process kept of earlier sessions, beyond what a new one grows by: reserved in addition."""
+    needs_new_process: bool = False
+    """Whether it takes over no process: a load in a used one failed."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it has loaded or failed."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -128,7 +136,7 @@ class SessionTable:
         self.pinned: set[Key] = set()
         self.unprobed: set[str] = set()
         self.history: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self.counts = {"loads": 0, "adoptions": 0, "evictions": 0, "failures": 0}
+        self.counts = {"loads": 0, "reuses": 0, "adoptions": 0, "evictions": 0, "failures": 0}
         self._changed = asyncio.Event()
 
     def of_key(self, key: Key) -> list[SessionRecord]:
@@ -193,9 +201,34 @@ class SessionTable:
         """
         self._remove(record)
         record.name = record.new_name()
-        record.handle = None
-        record.started = None
+        record.handle = record.started = record.predecessor = None
+        record.excess_bytes = 0
         self.add(record)
+
+    def take_over(self, record: SessionRecord, closed: SessionRecord, need: Need, excess_bytes: int) -> None:
+        """Place a session in the process of another one, which has closed and is removed; its pin passes to a replica.
+
+        Args:
+            record: The session; it has no place.
+            closed: The other one.
+            need: What the session takes, ``excess_bytes`` included.
+            excess_bytes: What the process kept of earlier sessions, beyond what a new one grows by.
+
+        Raises:
+            ResourceExhaustedError: As ``Ledger.take_over``; nothing has changed then.
+        """
+        self.ledger.take_over(record, need, closed.name, time.monotonic())
+        record.handle, record.started, record.predecessor = closed.handle, closed.started, closed.name
+        record.excess_bytes = excess_bytes
+        closed.handle = None  # whoever still holds the record cannot end the process
+        self._leave(closed)
+
+    def _leave(self, record: SessionRecord) -> None:
+        """Remove a session whose bytes are free, and tell everybody."""
+        self._remove(record)
+        self.pass_pin_on(record.key)
+        record.gone.set()
+        self.notify()
 
     def pass_pin_on(self, key: Key) -> None:
         """Pin a usable session of a key that is to be pinned, unless one is.
@@ -226,12 +259,11 @@ class SessionTable:
         """
         if self.records.get(record.name) is not record:
             return
-        self._remove(record)
         self.ledger.release(record.name)
-        self.pass_pin_on(record.key)
-        record.gone.set()
-        self.processes.kill(record)
-        self.notify()
+        try:
+            self.processes.kill(record)
+        finally:
+            self._leave(record)
 
     def _remove(self, record: SessionRecord) -> None:
         del self.records[record.name]

@@ -11,6 +11,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
+from genai_ray.cluster.messages import Retired
 from genai_ray.cluster.placement import SlotState
 from genai_ray.display import format_bytes, to_html
 
@@ -71,7 +72,9 @@ class SessionStatus(_OfKey):
     placed_on: str
     """Id of its device."""
     name: str
-    """Name of its actor."""
+    """Its name."""
+    actor: str
+    """Name of its actor: that of the first session of its process; empty until it has started."""
     digest: str
     """Hash of the model's file."""
     state: str
@@ -79,7 +82,7 @@ class SessionStatus(_OfKey):
     bytes: int
     """Bytes that count against the budgets."""
     predicted_bytes: int
-    """Bytes that Ray holds for it: what it was expected to take."""
+    """Bytes that Ray holds for its process: what the first session of it was expected to take."""
     floor_bytes: int
     """Bytes that the caller reserved at the least; 0 for none."""
     pinned: bool
@@ -118,6 +121,8 @@ class CacheStatus:
     """Most bytes of all sessions together."""
     loads: int
     """Sessions that were loaded."""
+    reuses: int
+    """Of these, the sessions that were loaded in the process of an evicted one."""
     adoptions: int
     """Sessions that the cache found when its process started again."""
     evictions: int
@@ -203,13 +208,15 @@ async def _describe_session(table: SessionTable, record: SessionRecord, now_s: f
     placed_on = record.device_id
     if state is SlotState.READY:
         try:
-            told = await asyncio.wait_for(record.handle.status.remote(), _ANSWER_WITHIN_S)
+            told = await asyncio.wait_for(record.handle.status.remote(record.name), _ANSWER_WITHIN_S)
+            told = {} if isinstance(told, Retired) else told  # its process serves another session by now
         except (RayError, TimeoutError):
             told = {"dead": True}
     return SessionStatus(
         *record.key[:4],
         placed_on=placed_on,
         name=record.name,
+        actor="" if record.started is None else record.started.actor,
         digest=record.load_request.digest,
         state=state.value,
         bytes=record.reserved_bytes,

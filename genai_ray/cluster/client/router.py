@@ -20,7 +20,7 @@ from genai_ray.cluster.client.connection import Connection
 from genai_ray.cluster.client.requests import build_load_request, own_node
 from genai_ray.cluster.messages import Acquired, Key, LoadRequest, Replica, SessionRequest, key_of
 from genai_ray.cluster.runtime.replies import wait_for
-from genai_ray.cluster.session_actor import HOT_QUEUE
+from genai_ray.cluster.served import HOT_QUEUE
 from genai_ray.errors import CacheClosedError, ResourceExhaustedError
 
 __all__ = ["Handle", "Route", "Router"]
@@ -312,7 +312,9 @@ class Router:
             counts.setdefault(key.model, 0)
             for replica in route.replicas:
                 with contextlib.suppress(RayError):
-                    counts[key.model] += int(wait_for(replica.handle.progress.remote(self.tag), PROGRESS_WITHIN_S))
+                    counts[key.model] += int(
+                        wait_for(replica.handle.progress.remote(replica.name, self.tag), PROGRESS_WITHIN_S)
+                    )
         return counts
 
     def __getstate__(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ray.exceptions import (
 from genai_ray.backends import Tensors
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster.client.router import Handle
-from genai_ray.cluster.messages import Retired, SessionRequest, isolate
+from genai_ray.cluster.messages import Caller, Retired, SessionRequest, isolate
 from genai_ray.cluster.runtime.replies import is_crash, wait_for
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
 from genai_ray.session import Shown
@@ -33,6 +33,9 @@ from genai_ray.types import Frames, ModelTask, check_frames
 __all__ = ["CachedSession", "FrameRange", "PendingCall"]
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
+
+Call: TypeAlias = Callable[[str, Handle], Ref]
+"""Sends one call to an actor. It names the session that it means, since the actor may serve another one by then."""
 
 MAX_DEATHS = 3
 """A request that was in flight in this many sessions when they crashed is taken for the cause."""
@@ -116,7 +119,7 @@ class CachedSession(Shown):
     def touch(self) -> None:
         """Load the session if necessary, and count this as a use."""
         is_online = self._source.is_online
-        self._ask(lambda handle: handle.touch.remote(is_online))
+        self._ask(lambda name, handle: handle.touch.remote(name, is_online))
 
     def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
         """Enhance frames; see ``InferenceSession.infer``.
@@ -185,7 +188,7 @@ class CachedSession(Shown):
         """
         check_frames(frames)
         result: Frames = await self._ask_async(
-            lambda handle: self._infer(handle, frames, params), frames.nbytes, threads
+            lambda name, handle: self._infer(name, handle, frames, params), frames.nbytes, threads
         )
         return result
 
@@ -215,7 +218,7 @@ class CachedSession(Shown):
         Returns:
             ``InferenceSession.status`` with the bytes of its whole process.
         """
-        return dict(self._ask(lambda handle: handle.status.remote()))
+        return dict(self._ask(lambda name, handle: handle.status.remote(name)))
 
     @property
     def avg_latency_ms(self) -> float:
@@ -253,22 +256,20 @@ class CachedSession(Shown):
     def _in_class(self, method: Any) -> Any:
         return method.options(concurrency_group="online") if self._source.is_online else method
 
-    def _send_to_session(
-        self, call: Callable[[Handle], Ref], request: SessionRequest, lost: str | None, deadline: float
-    ) -> Sent:
+    def _send_to_session(self, call: Call, request: SessionRequest, lost: str | None, deadline: float) -> Sent:
         """Send a call to a session of the request; ``lost`` names the one that did not answer."""
         name, handle = self._source.acquire(request, self.spec, lost, max(deadline - time.monotonic(), 0.0))
-        return Sent(name, handle, call(handle))
+        return Sent(name, handle, call(name, handle))
 
     def _infer(
-        self, handle: Handle, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None
+        self, name: str, handle: Handle, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None
     ) -> Ref:
         parts = frames.parts if isinstance(frames, FrameRange) else (frames,)
         # Ray resolves references only if each is an argument of its own.
         first, *following = (part.ref if isinstance(part, PendingCall) else part for part in parts)
         window = (frames.start, frames.stop) if isinstance(frames, FrameRange) else None
         infer = self._in_class(handle.infer)
-        ref: Ref = infer.remote(first, params, self._source.tag, self._source.is_online, window, *following)
+        ref: Ref = infer.remote(self._caller(name), first, params, window, *following)
         return ref
 
     def _wait_for_session(self, sent: Sent, request: SessionRequest, deadline: float) -> Any:
@@ -290,21 +291,23 @@ class CachedSession(Shown):
                 if not self._source.knows(request, sent.name):
                     raise ActorUnavailableError(f"session {sent.name} is silent", None) from None
 
-    def _prepare_run(self, feeds: Tensors) -> Callable[[Handle], Ref]:
+    def _prepare_run(self, feeds: Tensors) -> Call:
         arrays = {name: np.asarray(array) for name, array in feeds.items()}
-        is_online = self._source.is_online
-        return lambda handle: self._in_class(handle.run).remote(arrays, is_online)
+        return lambda name, handle: self._in_class(handle.run).remote(self._caller(name), arrays)
 
-    def _ask(self, call: Callable[[Handle], Ref]) -> Any:
+    def _caller(self, name: str) -> Caller:
+        return Caller(name, self._source.is_online, self._source.tag)
+
+    def _ask(self, call: Call) -> Any:
         return self._send_and_wait(None, call, time.monotonic() + self.deadline_s)
 
-    async def _ask_async(self, call: Callable[[Handle], Ref], num_bytes: int, threads: Executor) -> Any:
+    async def _ask_async(self, call: Call, num_bytes: int, threads: Executor) -> Any:
         """Ask on the event loop while all goes well: to change threads twice costs more than a small model's run."""
         deadline = time.monotonic() + self.deadline_s
         sent: Sent | None = None
         known = self._source.pick(self._request) if num_bytes <= SMALL_BYTES else None
         if known is not None:
-            sent = Sent(*known, call(known[1]))
+            sent = Sent(*known, call(*known))
             with contextlib.suppress(RayError, TimeoutError):  # the thread waits for the same answer, and handles both
                 async with asyncio.timeout(min(self.deadline_s, SOON_S)):
                     answer = await sent.ref
@@ -312,13 +315,13 @@ class CachedSession(Shown):
                     return answer
         return await asyncio.get_running_loop().run_in_executor(threads, self._send_and_wait, sent, call, deadline)
 
-    def _send_and_wait(self, sent: Sent | None, call: Callable[[Handle], Ref], deadline: float) -> Any:
+    def _send_and_wait(self, sent: Sent | None, call: Call, deadline: float) -> Any:
         """Send a call, unless ``sent`` says that it is sent already, and wait for its answer."""
         sent = sent or self._send_to_session(call, self._request, None, deadline)
         answer, _ = self._wait_and_resend(sent, call, deadline)
         return answer
 
-    def _wait_and_resend(self, sent: Sent, call: Callable[[Handle], Ref], deadline: float) -> tuple[Any, Sent]:
+    def _wait_and_resend(self, sent: Sent, call: Call, deadline: float) -> tuple[Any, Sent]:
         """Wait for an answer.
 
         If the session retires or dies, send again; after two crashes, to a session that nobody else uses.
@@ -414,11 +417,11 @@ class PendingCall:
         result: Frames = answer
         return result
 
-    def _call(self, handle: Handle) -> Ref:
-        return self._session._infer(handle, self.source, self._params)
+    def _call(self, name: str, handle: Handle) -> Ref:
+        return self._session._infer(name, handle, self.source, self._params)
 
-    def _call_again(self, handle: Handle) -> Ref:
+    def _call_again(self, name: str, handle: Handle) -> Ref:
         for part in self.source.parts if isinstance(self.source, FrameRange) else (self.source,):
             if isinstance(part, PendingCall):
                 part.result()  # the session before this one may have retired as well
-        return self._call(handle)
+        return self._call(name, handle)

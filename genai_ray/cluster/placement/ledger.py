@@ -8,167 +8,28 @@ or leased is never a victim. Only the session knows whether it is at work: the c
 from __future__ import annotations
 
 import copy
-import math
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic
 
+from genai_ray.cluster.placement.slots import (
+    Device,
+    EvictionPolicy,
+    Need,
+    Order,
+    Record,
+    Slot,
+    SlotState,
+    gdsf_worth,
+)
 from genai_ray.errors import ResourceExhaustedError
 
-__all__ = ["Device", "EvictionPolicy", "Ledger", "Need", "Plan", "Record", "Slot", "SlotState", "gdsf_worth"]
+__all__ = ["Ledger"]
 
-_Order = tuple[bool, float, bool, float]
-
-
-class EvictionPolicy(StrEnum):
-    """Which idle session the cache evicts first."""
-
-    LRU = "lru"
-    """The one that was not used for the longest time."""
-    GDSF = "gdsf"
-    """The one whose return costs least for what it takes: GreedyDual-Size with frequency."""
-
-
-class SlotState(StrEnum):
-    """Where a session is in its life."""
-
-    WAITING = "waiting"
-    """It has no place."""
-    LOADING = "loading"
-    READY = "ready"
-    RETIRING = "retiring"
-
-
-@dataclass(slots=True, eq=False)
-class Device:
-    """One GPU, or the memory of one node."""
-
-    device_id: str
-    """Unique in the cluster."""
-    node: str
-    """The node that it belongs to."""
-    kind: str
-    """``cpu``, or the name of the GPU."""
-    budget_bytes: int
-    """Most bytes of all sessions on it together."""
-    capacity_bytes: int
-    """Bytes that Ray has of it: what it holds for sessions is never more."""
-    unit_bytes: int = 1
-    """What Ray holds is a multiple of this: of a GPU a ten-thousandth."""
-    used_bytes: int = 0
-    """Bytes of its sessions."""
-    held_bytes: int = 0
-    """Bytes that Ray holds for its sessions."""
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes that a new session may take; negative if sessions took more than was reserved."""
-        return min(self.budget_bytes - self.used_bytes, self.capacity_bytes - self.held_bytes)
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Slot:
-    """One session, as far as placement needs to know it; only the ledger changes it."""
-
-    name: str
-    """Name of the session, never used twice."""
-    key: Hashable
-    """Its model, runtime, precision and device; the replicas of a model share it."""
-    state: SlotState = SlotState.WAITING
-    """Where it is in its life."""
-    device_id: str = ""
-    """Where it is; empty while it has no place."""
-    reserved_bytes: int = 0
-    """Bytes that count against the budgets."""
-    held_bytes: int = 0
-    """Bytes that Ray holds for it: fixed when it started."""
-    floor_bytes: int = 0
-    """Bytes that the caller gave; the reservation is never less."""
-    arrived_s: float = 0.0
-    """When it started to load, and once it is ready, since when."""
-    last_used_s: float = 0.0
-    """Last known use on the owner's clock: a lower bound of the truth."""
-    is_pinned: bool = False
-    """Whether it is never evicted."""
-    is_surplus: bool = False
-    """Whether it is an idle replica beside another."""
-    is_online: bool = False
-    """Whether a request that somebody waits for used it last."""
-    uses: int = 0
-    """Known uses."""
-    load_s: float = 0.0
-    """Seconds that it took to load and warm."""
-    worth: float = 0.0
-    """What it is worth to the policy ``gdsf``."""
-
-    @property
-    def is_placed(self) -> bool:
-        """Whether it is in the ledger, and its bytes count."""
-        return self.state is not SlotState.WAITING
-
-    @property
-    def is_retiring(self) -> bool:
-        """Whether its process is being ended."""
-        return self.state is SlotState.RETIRING
-
-    def order(self, policy: EvictionPolicy) -> _Order:
-        """Return its place in the order of eviction.
-
-        Args:
-            policy: By what.
-
-        Returns:
-            A sort key, smallest first: idle replicas; of two used in the same second the one that nobody waited for.
-        """
-        coarse = math.floor(self.last_used_s) if policy is EvictionPolicy.LRU else self.worth
-        return not self.is_surplus, coarse, self.is_online, self.last_used_s
-
-
-Record = TypeVar("Record", bound=Slot)
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What a new session asks for."""
-
-    key: Hashable
-    """What it is a session of."""
-    num_bytes: int
-    """Bytes that it takes."""
-    kinds: frozenset[str] | None = None
-    """Kinds of devices that will do; None for any."""
-    node: str | None = None
-    """Node that is preferred if it has free room."""
-    avoid: frozenset[str] = frozenset()
-    """Devices that will not do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Where a new session is placed."""
-
-    device_id: str
-    """The device."""
-    victims: tuple[str, ...] = ()
-    """Names of the sessions that are evicted for it, in this order."""
-
-
-def gdsf_worth(inflation: float, uses: int, load_s: float, num_bytes: int) -> float:
-    """Return the worth of a session: GreedyDual-Size with frequency (Cherkasova, HPL-98-69R1, 1998), L + F * C / S.
-
-    Args:
-        inflation: L, the worth of the session that was evicted last: what is not used loses against it as time goes.
-        uses: F, uses since it was loaded; at least one counts.
-        load_s: C, seconds that loading and warming it took.
-        num_bytes: S, bytes that it takes; seconds a gigabyte is the unit of worth.
-
-    Returns:
-        Its worth, on the scale of ``inflation``.
-    """
-    return inflation + max(uses, 1) * load_s / (max(num_bytes, 1) / 1e9)
+REUSE_SHARE = 1.5
+"""Of what Ray would hold for a new process, the most that it may hold for a used one."""
 
 
 @dataclass(slots=True)
@@ -189,8 +50,8 @@ class Ledger(Generic[Record]):
     _leases: Counter[Hashable] = field(default_factory=Counter)
     _by_key: dict[Hashable, dict[str, Record]] = field(default_factory=dict)
     _free: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-    _order: list[tuple[_Order, str]] = field(default_factory=list)
-    _places: dict[str, _Order] = field(default_factory=dict)
+    _order: list[tuple[Order, str]] = field(default_factory=list)
+    _places: dict[str, Order] = field(default_factory=dict)
     _inflation: float = 0.0
 
     @property
@@ -251,23 +112,59 @@ class Ledger(Generic[Record]):
             ResourceExhaustedError: If the bytes are not free.
         """
         device = self.devices[device_id]
-        held = -(-need.num_bytes // device.unit_bytes) * device.unit_bytes if held_bytes is None else held_bytes
+        held = device.held_for(need.num_bytes) if held_bytes is None else held_bytes
         room = min(device.budget_bytes - device.used_bytes, self.budget_bytes - self.used_bytes)
         if need.num_bytes > room or held > device.capacity_bytes - device.held_bytes:
             free = min(device.free_bytes, room)
             raise ResourceExhaustedError(
                 f"{need.key} needs {need.num_bytes} bytes", f"{free} bytes are free on {device_id}"
             )
-        slot.state = SlotState.LOADING
-        slot.device_id = device_id
-        slot.arrived_s = now_s
-        slot.last_used_s = now_s
-        slot.is_pinned = slot.is_surplus = slot.is_online = False
-        slot.uses = 0
-        slot.load_s = slot.worth = 0.0
-        self.slots[slot.name] = slot
-        self._by_key.setdefault(slot.key, {})[slot.name] = slot
-        self._count(slot, need.num_bytes, held)
+        self._enter(slot, need.num_bytes, held, device_id, now_s)
+
+    def can_take_over(self, need: Need, name: str, without: Collection[str] = ()) -> bool:
+        """Tell whether the process of a session fits a new session, so that Ray's reservation need not change.
+
+        Args:
+            need: What the new session takes.
+            name: The session, on the device where the new one is placed.
+            without: Names of sessions that are evicted as well: they count as gone.
+
+        Returns:
+            Whether Ray holds for it what it would hold for a new process, or up to ``REUSE_SHARE`` of that; and holds
+            so little of the device then that all free bytes of the budget can be used.
+        """
+        slot = self.slots[name]
+        device = self.devices[slot.device_id]
+        gone = [self.slots[other] for other in set(without) - {name} if other in self.slots]
+        gone = [other for other in gone if other.device_id == slot.device_id]
+        used = device.used_bytes - slot.reserved_bytes + need.num_bytes - sum(other.reserved_bytes for other in gone)
+        unheld = device.capacity_bytes - device.held_bytes + sum(other.held_bytes for other in gone)
+        held = device.held_for(need.num_bytes)
+        return held <= slot.held_bytes <= REUSE_SHARE * held and unheld >= device.budget_bytes - used
+
+    def take_over(self, slot: Record, need: Need, name: str, now_s: float) -> None:
+        """Enter a session in place of another one, in whose process it starts to load.
+
+        Args:
+            slot: The session.
+            need: What it takes.
+            name: The other one; what Ray holds for it stays.
+            now_s: The owner's clock.
+
+        Raises:
+            ResourceExhaustedError: If the bytes are not free, or ``can_take_over`` says no; nothing has changed then.
+        """
+        before = self.slots[name]
+        device = self.devices[before.device_id]
+        room = before.reserved_bytes + min(device.budget_bytes - device.used_bytes, self.budget_bytes - self.used_bytes)
+        if need.num_bytes > room or not self.can_take_over(need, name):
+            raise ResourceExhaustedError(
+                f"{need.key} needs {need.num_bytes} bytes in the process of {name}",
+                f"{room} bytes are free, and Ray holds {before.held_bytes} for that process",
+            )
+        held_bytes = before.held_bytes
+        self.release(name)
+        self._enter(slot, need.num_bytes, held_bytes, device.device_id, now_s)
 
     def settle(self, name: str, measured_bytes: int, load_s: float, now_s: float) -> None:
         """Replace a reservation by what was measured, never less than the floor; the session is ready from here on.
@@ -453,6 +350,19 @@ class Ledger(Generic[Record]):
                 if need.node is None or not candidate[0]:
                     break
         return None if best is None else best[2]
+
+    def _enter(self, slot: Record, num_bytes: int, held_bytes: int, device_id: str, now_s: float) -> None:
+        """Enter a session that starts to load; its bytes are known to be free."""
+        slot.state = SlotState.LOADING
+        slot.device_id = device_id
+        slot.arrived_s = now_s
+        slot.last_used_s = now_s
+        slot.is_pinned = slot.is_surplus = slot.is_online = False
+        slot.uses = 0
+        slot.load_s = slot.worth = 0.0
+        self.slots[slot.name] = slot
+        self._by_key.setdefault(slot.key, {})[slot.name] = slot
+        self._count(slot, num_bytes, held_bytes)
 
     def _count(self, slot: Record, num_bytes: int, held_bytes: int) -> None:
         device = self.devices[slot.device_id]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from genai_ray.cluster.placement.ledger import Device, Ledger, Need, Plan, Record, Slot
+from genai_ray.cluster.placement.ledger import Ledger
+from genai_ray.cluster.placement.slots import Device, Need, Plan, Record, Slot
 from genai_ray.errors import ResourceExhaustedError
 
 __all__ = ["check_all_fit", "check_fits", "plan", "plan_all"]
@@ -39,14 +40,20 @@ def check_fits(ledger: Ledger[Record], need: Need) -> None:
             "Give the cache a larger budget or the cluster a larger device.",
         )
     pinned: Counter[str] = Counter()
+    held: Counter[str] = Counter()
     for slot in ledger.slots.values():
         if slot.is_pinned:
             pinned[slot.device_id] += slot.reserved_bytes
-    room = max(device.budget_bytes - pinned[device.device_id] for device in allowed)
-    if need.num_bytes > min(room, ledger.budget_bytes - pinned.total()):
+            held[slot.device_id] += slot.held_bytes
+    rooms = [
+        min(device.budget_bytes - pinned[device.device_id], device.capacity_bytes - held[device.device_id])
+        for device in allowed
+    ]
+    room = min(max(rooms), ledger.budget_bytes - pinned.total())
+    if need.num_bytes > room:
         raise ResourceExhaustedError(
             f"{need.key} needs {need.num_bytes} bytes",
-            f"{min(room, ledger.budget_bytes - pinned.total())} bytes beside what is pinned",
+            f"{room} bytes beside what is pinned",
             "Unpin a model, or give the cache a larger budget.",
         )
 

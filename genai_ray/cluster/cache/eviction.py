@@ -19,10 +19,10 @@ from ray.exceptions import ActorUnavailableError, RayError
 from genai_ray.cluster.cache.session_actors import ANSWER_WITHIN_S, CLOSE_WITHIN_S
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU
-from genai_ray.cluster.messages import Recency
+from genai_ray.cluster.messages import Key, Recency
 from genai_ray.cluster.placement import Ledger, Need, Plan, Record, Slot, SlotState, check_fits, plan, plan_all
-from genai_ray.cluster.served import GROWTH_BYTES
 from genai_ray.errors import BackendUnavailableError, DeadlineExceededError, ResourceExhaustedError
+from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["Evictor"]
 
@@ -142,22 +142,21 @@ class Evictor:
                 await self.end(closed)
 
     def _donor_of(self, record: SessionRecord, need: Need, found: Plan) -> str | None:
-        """Return the victim whose process a session takes over: one of the same backend and precision.
+        """Return the victim whose process a session takes over.
 
         Not on a real GPU, where a process keeps a CUDA context, nor for a request that may end its process.
         """
         ledger = self._table.ledger
-        if record.needs_new_process or record.key.alone:
+        if record.needs_new_process or record.key.alone or not _is_reusable(record.key):
             return None
         if ledger.devices[found.device_id].kind not in (CPU, LOGICAL_GPU):
             return None
-        runtime = record.key.backend, record.key.precision
         fitting = [
             slot
             for slot in map(ledger.slots.__getitem__, found.victims)
             if slot.device_id == found.device_id
             and not slot.key.alone
-            and (slot.key.backend, slot.key.precision) == runtime
+            and _is_reusable(slot.key)
             and ledger.can_take_over(need, slot.name, found.victims)
         ]
         return min(fitting, key=lambda slot: slot.held_bytes).name if fitting else None
@@ -202,7 +201,7 @@ class Evictor:
             need, found = rooms[record.name]
             try:
                 if closed is not None:
-                    self._table.take_over(record, closed, _with_excess(need, closed), _excess_of(closed))
+                    self._table.take_over(record, closed, _with_excess(need, closed))
                 else:
                     ledger.reserve(record, need, found.device_id, time.monotonic())
             except (ResourceExhaustedError, KeyError):  # a session grew, or the device left, during the evictions
@@ -480,15 +479,14 @@ class Evictor:
         return False
 
 
-def _excess_of(closed: SessionRecord) -> int:
-    """Return what the process of a closed session kept, beyond what a new one grows by."""
-    fresh = 0 if closed.started is None else closed.started.process_bytes + GROWTH_BYTES
-    return max((closed.kept_bytes or 0) - fresh, 0)
+def _is_reusable(key: Key) -> bool:
+    """Tell whether a process serves sessions of this kind in turn: no other one was tested."""
+    return (key.backend, key.precision) == (ModelBackend.ONNX.value, ModelPrecision.FP32.value)
 
 
 def _with_excess(need: Need, closed: SessionRecord) -> Need:
     """Add to a need what the process of a closed session kept, unless the caller gave enough for that as well."""
-    return replace(need, num_bytes=need.num_bytes + max(_excess_of(closed) - need.spare_bytes, 0))
+    return replace(need, num_bytes=need.num_bytes + max(closed.left_bytes - need.spare_bytes, 0))
 
 
 def _plan_on(ledger: Ledger[Record], needs: Sequence[Need]) -> list[Plan] | None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from genai_ray.cluster.devices import Started
 from genai_ray.cluster.messages import Key, LoadRequest, SessionRequest, key_of
 from genai_ray.cluster.placement import Device, Ledger, Need, Slot, SlotState
+from genai_ray.cluster.served import GROWTH_BYTES
 from genai_ray.errors import DeadlineExceededError, GenAIRayError
 
 __all__ = ["SessionProcesses", "SessionRecord", "SessionTable"]
@@ -69,6 +70,13 @@ class SessionRecord(Slot):
     def is_usable(self) -> bool:
         """Whether requests may be sent to it: it is loaded and not retiring."""
         return self.ready.is_set() and self.error is None and self.state is SlotState.READY
+
+    @property
+    def left_bytes(self) -> int:
+        """What its process, which is closed, holds beyond what a new one grows by."""
+        if self.kept_bytes is None or self.started is None:
+            return 0
+        return max(self.kept_bytes - self.started.process_bytes - GROWTH_BYTES, 0)
 
     def new_name(self) -> str:
         """Return a name that was never used.
@@ -205,21 +213,20 @@ class SessionTable:
         record.excess_bytes = 0
         self.add(record)
 
-    def take_over(self, record: SessionRecord, closed: SessionRecord, need: Need, excess_bytes: int) -> None:
+    def take_over(self, record: SessionRecord, closed: SessionRecord, need: Need) -> None:
         """Place a session in the process of another one, which has closed and is removed; its pin passes to a replica.
 
         Args:
             record: The session; it has no place.
             closed: The other one.
-            need: What the session takes, ``excess_bytes`` included.
-            excess_bytes: What the process kept of earlier sessions, beyond what a new one grows by.
+            need: What the session takes, with ``closed.left_bytes``.
 
         Raises:
             ResourceExhaustedError: As ``Ledger.take_over``; nothing has changed then.
         """
         self.ledger.take_over(record, need, closed.name, time.monotonic())
         record.handle, record.started, record.predecessor = closed.handle, closed.started, closed.name
-        record.excess_bytes = excess_bytes
+        record.excess_bytes = closed.left_bytes
         closed.handle = None  # whoever still holds the record cannot end the process
         self._leave(closed)
 

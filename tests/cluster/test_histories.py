@@ -849,7 +849,7 @@ def test_what_a_process_keeps_is_reserved_and_not_remembered(full):
     assert full.book.counts["reuses"] == 1
 
 
-def test_what_a_process_keeps_may_be_part_of_what_the_caller_gave(machine):
+def test_what_a_process_keeps_may_be_part_of_what_was_given(machine):
     """Of 300 MB the models take 280, and the process keeps 7."""
     machine.chance = SimpleNamespace(random=lambda: 0.6)
     models = [replace(MODELS[2], model=f"given-{number}") for number in range(4)]
@@ -863,7 +863,7 @@ def test_what_a_process_keeps_may_be_part_of_what_the_caller_gave(machine):
     go_on(machine)
 
 
-def test_a_process_that_keeps_more_than_ray_holds_beside_the_newcomer_is_ended(machine):
+def test_a_process_that_keeps_more_than_ray_has_room_for_ends(machine):
     for number in (0, 1, 3):
         machine.ask(number, count=1, within_s=60.0, predicted=395, is_explicit=False)
         go_on(machine)
@@ -880,7 +880,7 @@ def test_a_session_of_another_runtime_takes_over_no_process(full):
     assert (full.processes.count, full.book.counts["reuses"]) == (3, 1)
 
 
-def test_a_node_that_leaves_while_a_process_is_taken_over_costs_no_request(full):
+def test_a_node_that_leaves_during_a_takeover_costs_nothing(full):
     (waiter,) = full.waiters
     go_on(full, until="reopen")
     (call,) = full.processes.pending("reopen")
@@ -910,7 +910,7 @@ def crowded(machine):
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
-def test_sessions_go_in_their_order_whoever_leaves_its_process(crowded, first, second):
+def test_sessions_go_in_order_whoever_leaves_its_process(crowded, first, second):
     predicted = {0: 310, 1: 50, 3: 70}
     for number in (first, second, 3):
         crowded.ask(number, count=1, within_s=20.0, predicted=predicted[number], is_explicit=False)
@@ -935,7 +935,7 @@ def test_sessions_go_in_their_order_whoever_leaves_its_process(crowded, first, s
 
 
 @pytest.mark.parametrize("step", EVICTION)
-def test_a_cache_that_dies_while_a_process_is_taken_over_knows_what_it_serves(full, step):
+def test_a_cache_that_dies_during_a_takeover_knows_all(full, step):
     go_on(full, until=step)
     full.cache_starts_again(Chosen(sorted(full.processes.alive)))
     (waiter,) = full.waiters
@@ -944,7 +944,7 @@ def test_a_cache_that_dies_while_a_process_is_taken_over_knows_what_it_serves(fu
     assert full.book.counts["adoptions"] >= 1
 
 
-def test_a_load_that_fails_in_a_used_process_is_tried_in_a_new_one(full):
+def test_a_load_that_fails_in_a_used_process_is_tried_anew(full):
     (waiter,) = full.waiters
     go_on(full, until="load")
     full.load_fails(Chosen(full.processes.pending("load")[0]), dies=False)
@@ -954,7 +954,7 @@ def test_a_load_that_fails_in_a_used_process_is_tried_in_a_new_one(full):
     assert (full.processes.count, full.book.counts["reuses"], full.book.counts["failures"]) == (3, 0, 0)
 
 
-def test_a_load_in_a_used_process_that_fails_after_a_restart_is_tried_in_a_new_one(full):
+def test_a_used_process_that_fails_after_a_restart_is_replaced(full):
     go_on(full, until="load")
     full.cache_starts_again(Chosen(sorted(full.processes.alive)))
     (waiter,) = full.waiters

@@ -409,7 +409,7 @@ def test_what_ray_holds_for_pinned_sessions_is_not_free_either():
 
 
 @pytest.mark.parametrize(("budget", "fits"), [(700, True), (901, False)])
-def test_no_process_is_taken_over_if_ray_would_hold_what_the_budget_has(budget, fits):
+def test_ray_holds_nothing_that_the_budget_could_use(budget, fits):
     """Ray holds 300 of 1000 bytes for a process whose next session takes 200: of 901 bytes one could not be used."""
     ledger = Ledger(None)
     ledger.add_device(Device("d0", "n0", "cpu", budget, 1000))

@@ -77,7 +77,7 @@ def take_over(cache, **options):
     return pytest.fail("no load has taken over a process")
 
 
-def test_a_process_serves_the_next_session_with_the_bits_of_a_new_one(cache, frames, expected):
+def test_a_process_serves_the_next_session_with_the_same_bits(cache, frames, expected):
     load(cache, *MODELS[:2])
     stale = session_of(cache, MODELS[0])
     assert np.array_equal(stale.infer(frames), expected[MODELS[0]])
@@ -108,7 +108,7 @@ def test_openvino_has_processes_of_its_own(cache, frames):
     assert (cache.status().evictions, cache.status().reuses) == (2, 0)
 
 
-def test_what_ray_holds_is_what_the_ledger_says_when_a_process_is_used_again(cache):
+def test_the_ledger_is_true_when_a_process_is_used_again(cache):
     """The second session takes less than Ray holds for its process."""
     load(cache, *MODELS[:2])
     old, new = take_over(cache, memory_bytes=SHARE * 3 // 4)
@@ -193,7 +193,7 @@ def test_a_process_whose_runtime_has_failed_is_ended(cache, reshaping):
     assert cache.status().reuses == 0
 
 
-def test_a_used_process_that_dies_while_it_loads_loses_no_request(cache, frames, expected):
+def test_a_used_process_that_dies_loading_loses_no_request(cache, frames, expected):
     load(cache, *MODELS[:2])
     first = entry_of(cache, MODELS[0])
     actor = ray.get_actor(first.actor, namespace="genai_ray")
@@ -208,7 +208,7 @@ def test_a_used_process_that_dies_while_it_loads_loses_no_request(cache, frames,
     assert (status.reuses, status.failures, status.failing) == (0, 0, ())
 
 
-def test_a_cache_that_dies_meanwhile_finds_what_the_process_serves(cache, frames, expected):
+def test_a_cache_that_dies_finds_what_the_process_serves(cache, frames, expected):
     load(cache, *MODELS[:2])
     first = entry_of(cache, MODELS[0])
     actor = ray.get_actor(first.actor, namespace="genai_ray")
@@ -284,7 +284,7 @@ class Hoarding(session_actor.SessionActor):
         self._hoard = np.ones(20_000_000, np.uint8)
 
 
-def test_a_process_that_holds_memory_back_serves_no_other_session(start):
+def test_a_process_that_holds_memory_serves_no_other_session(start):
     for kind in (session_actor.SessionActor, Hoarding):
         actor, _ = start(kind=kind)
         ray.get(actor.load.remote())

@@ -1,5 +1,5 @@
 # The environment of every node of a Ray cluster: `. deployments/ray-env.sh && ray start ...`.
-# The images of deployments/docker have it already. `genai-ray serve` without --address sets it by itself.
+# The images of deployments/Dockerfile have it already. `genai-ray serve` without --address sets it by itself.
 
 # Ray asks everybody for its token: ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Whoever has it may run code
 # in the cluster. Make one with `ray get-auth-token --generate`, and copy it to every node and client.
@@ -8,7 +8,9 @@ export RAY_AUTH_MODE=token
 # Requests come in through HAProxy. This program starts it, without its ports for statistics (8404) and metrics (9101),
 # which Ray opens to every network.
 export RAY_SERVE_ENABLE_HA_PROXY=1
-export RAY_SERVE_HAPROXY_BINARY_PATH="$(command -v genai-ray-haproxy)"
+RAY_SERVE_HAPROXY_BINARY_PATH="$(command -v genai-ray-haproxy)" ||
+  { echo "genai-ray-haproxy is not on PATH: activate the virtual environment of genai-ray first" >&2; return 1; }
+export RAY_SERVE_HAPROXY_BINARY_PATH
 export RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S=60
 export RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=1.0
 # HAProxy knows within a second or two that a replica ends; Ray would keep each replica for 30 s.

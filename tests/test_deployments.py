@@ -222,6 +222,13 @@ def environment_of_nodes():
     return {name: value for name, value in found.items() if name.startswith(("RAY_", "ORT_"))}
 
 
+def test_the_environment_needs_the_program_that_closes_ports():
+    command = [shutil.which("sh"), "-c", f". {DEPLOYMENTS}/ray-env.sh && echo goes on"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={"PATH": "/nowhere"})
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert "genai-ray-haproxy is not on PATH" in done.stderr
+
+
 def test_all_ways_set_the_same_environment(tmp_path):
     nodes = environment_of_nodes()
     program = Path(nodes.pop("RAY_SERVE_HAPROXY_BINARY_PATH"))

@@ -130,6 +130,8 @@ def test_places_are_read_exactly(word, place):
         (-1, "from 0 to"),
         ("-1:30", "from 0 to"),
         ("-f3", "from 0 to"),
+        ("--5", "such as 90"),
+        ("-" * 5000, "such as 90"),
         ("99999999999999", "such as 90"),
         (1e300, "from 0 to"),
         ("9999999999", "from 0 to"),

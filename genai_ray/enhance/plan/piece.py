@@ -85,8 +85,9 @@ def _parse_number(number: Any) -> Place | None:
 
 def _parse_text(text: str) -> Place | None:
     text = text.strip()
-    if text.startswith("-") and (found := _parse_text(text[1:])) is not None:
-        return replace(found, value=-found.value - 1)  # refused as negative, also -0
+    if text.startswith("-"):
+        found = None if text.startswith("--") else _parse_text(text[1:])
+        return None if found is None else replace(found, value=-found.value - 1)  # refused as negative, also -0
     if (frames := _FRAMES.fullmatch(text)) is not None:
         return Place(Fraction(int(frames[1])), is_frame=True)
     if (clock := _CLOCK.fullmatch(text)) is None:

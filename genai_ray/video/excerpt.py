@@ -27,6 +27,10 @@ Other codecs need at most the packet before."""
 _NO_PREROLL = ("pcm_", "adpcm_", "flac", "alac", "tta", "wavpack")
 """First letters of codecs of which every packet decodes by itself."""
 
+_MOST_APART_S = Fraction(1)
+"""Packets further apart do not join, if they do not say how long they are; otherwise the longer one's length is the
+limit."""
+
 
 def cut_chapters(source: InputContainer, span: tuple[Fraction, Fraction]) -> Any:
     """Cut the chapters of a source to a piece.
@@ -120,6 +124,10 @@ class Excerpt:
                 latest = max(latest, float(time * kept.time_base)) if time is not None else latest
                 kept.stream = self._copies[kept.stream_index]
                 yield latest, kept
+        for index, track in self._tracks.items():
+            for kept in self._finish(track):
+                kept.stream = self._copies[index]
+                yield latest, kept
 
     def notes(self) -> Iterator[str]:
         """Describe how the sound was cut.
@@ -149,14 +157,23 @@ class Excerpt:
         if track.kind == "subtitle":
             return [packet] if _cut_subtitle(packet, track) else []
         time = _time_of(packet)
-        if time is None or time >= track.end:
+        if time is None:
             return []
+        if time >= track.end:
+            return self._finish(track)
         if self._has_edit_lists:
             _keep_early(packet, track)
             if time < track.begin:
                 return []
         elif time >= track.begin - track.lead and (track.first is not None or packet.is_keyframe):
             track.early.append(packet)
+        return self._take_early(track)
+
+    def _finish(self, track: _Track) -> list[Any]:
+        """Return the packets to write if no more begin within the piece: the last one may begin before and reach it."""
+        return self._take_early(track) if track.early and _end_of(track.early[-1]) > track.begin else []
+
+    def _take_early(self, track: _Track) -> list[Any]:
         ready, track.early = track.early, []
         for kept in ready:
             self._move(kept, track)
@@ -198,9 +215,19 @@ def _time_of(packet: Any) -> int | None:
     return time
 
 
+def _end_of(packet: Any) -> int:
+    end: int = (_time_of(packet) or 0) + (packet.duration or 0)
+    return end
+
+
 def _keep_early(packet: Any, track: _Track) -> None:
-    """Keep a packet, and forget those before the last key frame that is early enough for a decoder."""
+    """Keep a packet, and forget those before the last key frame that is early enough for a decoder, or before a gap."""
     preroll = (packet.duration or 0) if track.preroll is None else track.preroll
+    if track.early and (ends := _end_of(track.early[-1])) <= track.begin:
+        lengths = (track.early[-1].duration, packet.duration)
+        most = max(lengths) if all(lengths) else math.ceil(_MOST_APART_S / track.unit)
+        if (_time_of(packet) or 0) - ends > most:
+            track.early.clear()
     track.early.append(packet)
     enough = [
         place

@@ -358,6 +358,55 @@ def test_an_edit_list_cuts_sound_at_the_sample(codec, tmp_path):
     assert np.abs(got[: len(wanted)].astype(float) - wanted).max() <= (1e-4 if codec in ("aac", "ac3") else 0)
 
 
+def write_gap(path, codec):
+    """Write 6 s of pictures; the sound stops at 0.8 s and resumes at 4 s."""
+    plain = write_all(path.with_name(f"plain{path.suffix}"), [codec], frames=150)
+    with av.open(str(plain)) as box, av.open(str(path), "w") as sink:
+        copies = {stream: sink.add_stream_from_template(stream) for stream in box.streams}
+        for packet in box.demux():
+            if packet.size:
+                if packet.stream.type == "audio" and packet.pts * packet.time_base >= Fraction(8, 10):
+                    packet.pts += round(Fraction(32, 10) / packet.time_base)
+                    packet.dts = packet.pts
+                packet.stream = copies[packet.stream]
+                sink.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["aac", "libmp3lame", "flac"])
+@pytest.mark.parametrize("start", ["3.8", "4.12"])
+def test_sound_before_a_gap_is_not_kept(codec, start, tmp_path):
+    """The second piece begins soon after the gap, before a decoder of MP3 has all that it needs."""
+    source, output = write_gap(tmp_path / "a.mkv", codec), tmp_path / "b.mp4"
+    cut(source, output, Encoding(codec="libx264", preset="ultrafast"), start=start, end="4.6")
+    assert packets(output, "audio")[0][1] > -0.3
+    with av.open(str(source)) as box:
+        track = box.streams.audio[0]
+        kept = trim(box.decode(track), track, f"start={start}:end=4.6")
+    wanted = np.concatenate([frame.to_ndarray().reshape(-1) for frame in kept])
+    got, starts = heard(output)
+    assert abs(starts - (kept[0].pts * kept[0].time_base - Fraction(start))) <= Fraction(1, 1000)
+    if codec == "flac":  # the other decoders give other sound at a gap
+        assert 0 <= len(got) - len(wanted) < 5000
+        assert np.array_equal(got[: len(wanted)], wanted)
+
+
+@pytest.mark.parametrize(("start", "end"), [("0.4", "0.44"), ("1.56", None)])
+def test_a_packet_that_covers_the_start_is_kept_alone(start, end, tmp_path):
+    """Packets last 96 ms, and the last one 64 ms: none begins within the piece of one picture."""
+    source, output = write_all(tmp_path / "a.mp4", ["flac"]), tmp_path / "b.mp4"
+    _, notes = cut(source, output, Encoding(codec="libx264", preset="ultrafast"), start=start, end=end)
+    assert not any("audio" in note for note in notes)
+    with av.open(str(source)) as box:
+        track = box.streams.audio[0]
+        kept = trim(box.decode(track), track, f"start={start}:duration=0.04")
+    wanted = np.concatenate([frame.to_ndarray().reshape(-1) for frame in kept])
+    got, starts = heard(output)
+    assert starts == 0
+    assert len(wanted) == 1920
+    assert np.array_equal(got[:1920], wanted)
+
+
 def packets(path, kind):
     """Return the packets of the first track of a kind: bytes, begin and end in seconds."""
     with av.open(str(path)) as box:

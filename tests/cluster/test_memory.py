@@ -52,15 +52,15 @@ def test_no_request_is_lost_when_ray_kills_for_memory(monkeypatch, frames):
         code = BALLAST.format(num_bytes=int((SHARE + 0.02) * info["MemTotal"]))
         ballast = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         try:
-            wait_until(lambda: not all(is_alive(pid) for pid in pids))
-            killed_s = time.monotonic()
-        finally:
-            ballast.kill()
-            ballast.communicate()
-        try:
+            try:
+                wait_until(lambda: not all(is_alive(pid) for pid in pids))
+                killed_s = time.monotonic()
+            finally:
+                ballast.kill()
+                ballast.communicate()
             wait_until(lambda: cache.get_session(MODELS[0]).status()["pid"] > 0)
             wait_until(lambda: cache.memory_usage()[0] == sum(entry.bytes for entry in cache.status().models))
             assert time.monotonic() - killed_s < 60
         finally:
-            over.set()
+            over.set()  # else the pool waits for them for ever
         assert all(one.result(60) > 0 for one in asking)

@@ -23,10 +23,12 @@ from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.cluster.runtime.connect import connect, disconnect, has_own_node_died, own_folders, say_if_node_dies
 from genai_ray.cluster.runtime.driver import NODE_DIED
-from genai_ray.cluster.runtime.probe import RunningCluster, find_cluster
+from genai_ray.cluster.runtime.probe import ANSWER_WITHIN_S, Answer, RunningCluster, find_cluster
 
 __all__ = [
+    "ANSWER_WITHIN_S",
     "NODE_DIED",
+    "Answer",
     "CacheOptions",
     "CacheStatus",
     "CachedSession",

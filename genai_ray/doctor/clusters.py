@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from genai_ray.cluster import RunningCluster, find_cluster
+from genai_ray.cluster import ANSWER_WITHIN_S, Answer, RunningCluster, find_cluster
 from genai_ray.doctor.findings import Finding, State
 
 __all__ = ["check_cluster"]
@@ -31,19 +32,35 @@ def check_cluster(address: str | None) -> Iterator[Finding]:
         detail = "none runs on this machine, and none is named: a job starts Ray for itself"
         yield Finding(TOPIC, "running", State.ABSENT, detail)
         return
-    if not found.is_answering:
-        named = "--address" if address else "RAY_ADDRESS"
-        do = f"Start it there with `ray start --head`, or leave {named} out."
-        yield Finding(TOPIC, "running", State.BROKEN, f"nothing answers at {found.address}, which {named} names", do)
-        return
-    yield Finding(TOPIC, "running", State.OK, f"at {found.address}")
-    yield _check_token(found)
+    yield _check_answer(found, address)
+    if found.answer is Answer.RAY:
+        yield _check_token(found)
+
+
+def _check_answer(found: RunningCluster, address: str | None) -> Finding:
+    named = "--address" if address else "RAY_ADDRESS"
+    place, leave = f"{found.address}, which {named} names", f"leave {named} out"
+    if found.address not in (address, os.environ.get("RAY_ADDRESS")):
+        place, leave = f"{found.address}, which Ray's file on this machine names", "end what listens there"
+    match found.answer:
+        case Answer.RAY:
+            return Finding(TOPIC, "running", State.OK, f"at {found.address}")
+        case Answer.NOT_TRIED:
+            do = "To have it tried, name it as host:port, as `ray start --head` prints it."
+            return Finding(TOPIC, "running", State.WARNING, f"not tried: {place}, is not host:port", do)
+        case Answer.TLS:
+            detail = f"not tried: {place}, speaks TLS"
+            return Finding(TOPIC, "running", State.WARNING, detail, "Ask who runs it whether it requires a token.")
+        case Answer.NOT_RAY:
+            detail = f"something listens at {place}, but does not answer as Ray within {ANSWER_WITHIN_S:.0f} s"
+            do = f"Name host:port as `ray start --head` prints it, start the cluster again, or {leave}."
+            return Finding(TOPIC, "running", State.BROKEN, detail, do)
+        case Answer.NOTHING:
+            do = f"Start it there with `ray start --head`, or {leave}."
+            return Finding(TOPIC, "running", State.BROKEN, f"nothing answers at {place}", do)
 
 
 def _check_token(found: RunningCluster) -> Finding:
-    if found.requires_token is None:
-        detail = "not known: what answers there does not speak Ray's protocol in plain text, as behind TLS or ray://"
-        return Finding(TOPIC, "access", State.WARNING, detail, "Ask who runs it whether it requires a token.")
     if found.requires_token and found.accepts_token:
         return Finding(TOPIC, "access", State.OK, "it requires a token, and takes this user's")
     if found.requires_token:

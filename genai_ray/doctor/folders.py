@@ -50,7 +50,8 @@ def check_folders() -> Iterator[Finding]:
 
 
 def _check(name: str, folder: Path, variable: str, *, is_needed: bool) -> Finding:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    # A path that may not be looked at is none that exists: Path.exists would raise.
+    there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

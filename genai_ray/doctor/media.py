@@ -42,6 +42,8 @@ def check_media() -> Iterator[Finding]:
     """
     libraries, formats = describe_libraries()
     names = {encoder: alias for alias, encoder in reversed(CODEC_ALIASES.items())}
+    yield Finding(TOPIC, "FFmpeg", State.OK, libraries)
+    yield Finding(TOPIC, "decodes too", State.OK, ", ".join(name for name in DECODERS if name in formats))
     working = []
     with temporary_folder("doctor") as folder:
         for encoder in CODECS:
@@ -53,9 +55,7 @@ def check_media() -> Iterator[Finding]:
                 yield Finding(TOPIC, f"codec {name}", state, str(exc), _DO)
             else:
                 working.append(name)
-    yield Finding(TOPIC, "FFmpeg", State.OK, libraries)
     yield Finding(TOPIC, "encodes, decodes", State.OK, ", ".join(working))
-    yield Finding(TOPIC, "decodes too", State.OK, ", ".join(name for name in DECODERS if name in formats))
     yield _check_vmaf()
 
 

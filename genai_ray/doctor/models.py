@@ -12,6 +12,7 @@ __all__ = ["check_models"]
 
 TOPIC = "models"
 
+_ANOTHER = "Set GENAI_RAY_MODELS to a folder that this user may read."
 _REINSTALL = "pip install --force-reinstall --no-deps genai-ray"
 
 
@@ -26,6 +27,9 @@ def check_models() -> Iterator[Finding]:
     except ConfigError as exc:
         yield Finding(TOPIC, "catalog", State.BROKEN, str(exc), f"Correct the .yaml files in {models_folder()}.")
         return
+    except OSError as exc:
+        yield Finding(TOPIC, "catalog", State.BROKEN, f"{exc.filename}: {exc.strerror}", _ANOTHER)
+        return
     found = {True: 0, False: 0}
     for model_id in catalog.ids():
         is_packaged = catalog.get(model_id).url is None
@@ -33,6 +37,9 @@ def check_models() -> Iterator[Finding]:
             catalog.path(model_id)
         except GenAIRayError as exc:
             yield _describe(model_id, exc, is_packaged=is_packaged)
+        except OSError as exc:
+            state = State.BROKEN if is_packaged else State.WARNING
+            yield Finding(TOPIC, model_id, state, f"{exc.filename}: {exc.strerror}", _ANOTHER)
         else:
             found[is_packaged] += 1
     yield Finding(TOPIC, "packaged", State.OK, f"{found[True]} models, each with the right hash")

@@ -152,6 +152,28 @@ def test_a_wrong_token_for_a_cluster_is_one_sentence_at_once(cluster, place, tok
     assert len(others) <= (0 if said else 1)  # what Ray prints of one refusal
 
 
+_DOCTOR = """
+from genai_ray.doctor.clusters import check_cluster
+for finding in check_cluster(None):
+    print(finding.name, finding.state, finding.detail, sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("token", "state", "words"),
+    [
+        (None, "broken", "it requires a token, and this user has none"),
+        ("f" * 64, "broken", "it requires a token, and refuses this user's"),
+        (TOKEN, "ok", "it requires a token, and takes this user's"),
+    ],
+    ids=["none", "wrong", "right"],
+)
+def test_the_doctor_asks_a_cluster_for_its_token(cluster, place, token, state, words):
+    _, address = cluster
+    done = run_python(_DOCTOR, RAY_ADDRESS=address, HOME=home_with(place, token))
+    assert done.stdout.splitlines()[1:] == [f"running|ok|at {address}", f"access|{state}|{words}"], done.stderr
+
+
 _STAY = f"""
 import os, sys
 {_CONNECT}

@@ -346,5 +346,5 @@ def is_answering(address: str) -> bool:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_WITHIN_S):
             return True
-    except OSError:
+    except (OSError, ValueError, OverflowError):  # a host or a port that cannot be one is not always an OSError
         return False

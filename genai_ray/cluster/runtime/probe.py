@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 from dataclasses import dataclass
+from enum import StrEnum
 
 import grpc
 
@@ -13,13 +16,30 @@ from ray.exceptions import AuthenticationError
 
 from genai_ray.cluster.runtime.connect import find_running, is_answering, is_on_loopback_alone, is_port
 
-__all__ = ["RunningCluster", "find_cluster"]
+__all__ = ["ANSWER_WITHIN_S", "Answer", "RunningCluster", "find_cluster"]
 
 _METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 """A call of Ray's control store that takes an empty request and that every client makes first."""
 
-_ANSWER_WITHIN_S = 3.0
+ANSWER_WITHIN_S = 10.0
+"""A busy cluster on a slow machine takes seconds."""
+_TLS_WITHIN_S = 2.0
 _ANY = "auto"
+
+
+class Answer(StrEnum):
+    """What comes back from an address."""
+
+    NOT_TRIED = "not tried"
+    """Not known: it is not ``host:port``."""
+    NOTHING = "nothing"
+    """Nobody listens there."""
+    NOT_RAY = "not ray"
+    """Somebody listens, but does not answer as Ray within ``ANSWER_WITHIN_S``."""
+    TLS = "tls"
+    """It speaks TLS, which this module does not: whether Ray is behind it is not known."""
+    RAY = "ray"
+    """A Ray cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +48,10 @@ class RunningCluster:
 
     address: str
     """``host:port``, or what else the caller named."""
-    is_answering: bool
-    """Whether something answers there."""
-    requires_token: bool | None = None
-    """Whether a call without a token is refused; None if what answers does not speak Ray's protocol in plain text."""
+    answer: Answer
+    """What answers there; only a ``RAY`` has what follows."""
+    requires_token: bool = False
+    """Whether a call without a token is refused."""
     accepts_token: bool | None = None
     """Whether it takes this user's token; None if it requires none, or this user has none."""
     is_local: bool = False
@@ -52,21 +72,17 @@ def find_cluster(address: str | None = None) -> RunningCluster | None:
     if not wanted or wanted == "local":
         return None
     if not is_port(wanted):
-        return RunningCluster(wanted, is_answering=True)
+        return RunningCluster(wanted, Answer.NOT_TRIED)
     if not is_answering(wanted):
-        return RunningCluster(wanted, is_answering=False)
+        return RunningCluster(wanted, Answer.NOTHING)
     refuses = _refuses(wanted, {})
     accepts = None
-    if refuses:
-        token = _read_token()
-        accepts = not _refuses(wanted, token) if token else None
-    return RunningCluster(
-        wanted,
-        is_answering=True,
-        requires_token=refuses,
-        accepts_token=accepts,
-        is_local=is_on_loopback_alone(wanted),
-    )
+    if refuses and (token := _read_token()):
+        refused = _refuses(wanted, token)
+        refuses, accepts = (None, None) if refused is None else (True, not refused)
+    if refuses is None:
+        return RunningCluster(wanted, Answer.TLS if _speaks_tls(wanted) else Answer.NOT_RAY)
+    return RunningCluster(wanted, Answer.RAY, refuses, accepts, is_local=is_on_loopback_alone(wanted))
 
 
 def _refuses(address: str, metadata: dict[str, str]) -> bool | None:
@@ -74,13 +90,30 @@ def _refuses(address: str, metadata: dict[str, str]) -> bool | None:
 
     Ray's own client would send the token that it finds, and would print each refusal.
     """
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
         call = channel.unary_unary(_METHOD)
         try:
-            call(b"", timeout=_ANSWER_WITHIN_S, metadata=tuple(metadata.items()))
+            call(b"", timeout=ANSWER_WITHIN_S, metadata=tuple(metadata.items()))
         except grpc.RpcError as exc:
             return True if exc.code() is grpc.StatusCode.UNAUTHENTICATED else None
     return False
+
+
+def _speaks_tls(address: str) -> bool:
+    """Tell whether TLS comes back from a port, be it only the alert that it wants a certificate."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent: only the protocol is asked
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_TLS_WITHIN_S) as connection,
+            context.wrap_socket(connection),
+        ):
+            return True
+    except ssl.SSLError as exc:
+        return "ALERT" in (exc.reason or "")
+    except OSError:
+        return False
 
 
 def _read_token() -> dict[str, str]:

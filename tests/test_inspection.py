@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from genai_ray import InferenceSession, ModelCatalog, errors
 from genai_ray.catalog import dump_spec, load_spec
 from genai_ray.graph import read_model, receptive_field
-from genai_ray.inspection import find_model, inspect_model, trial
+from genai_ray.inspection import find_model, hash_model, inspect_model, trial
 
 CATALOG = ModelCatalog.default()
 PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
@@ -199,3 +199,20 @@ def test_missing_and_corrupt_files(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"\x00\x01nonsense")
     with pytest.raises(errors.ModelLoadError, match=r"bad\.onnx"):
         inspect_model(tmp_path / "bad.onnx")
+
+
+def test_weights_in_other_files_are_part_of_the_hash(tmp_path):
+    path, weights = tmp_path / "net.onnx", tmp_path / "weights.bin"
+    model = onnx.load(CATALOG.path("websr-x2-s"))
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    spec = CATALOG.get("websr-x2-s").model_copy(update={"sha256": None, "file": str(path)})
+    before, graph = hash_model(spec, path), path.read_bytes()
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    assert path.read_bytes() == graph
+    assert hash_model(spec, path) != before
+    weights.unlink()
+    assert hash_model(spec, path) not in ("", before)  # a load says what is missing
+    weights.symlink_to("/dev/zero")
+    assert hash_model(spec, path) not in ("", before)  # and nothing outside the folder is read
+    packaged = CATALOG.get("websr-x2-s")
+    assert hash_model(packaged, CATALOG.path("websr-x2-s")) == packaged.sha256

@@ -4,8 +4,16 @@
 and remembers their results.
 """
 
-from genai_ray.inspection.find import canonical_id, find_model, read_tensors
+from genai_ray.inspection.find import canonical_id, find_model, hash_model, read_tensors
 from genai_ray.inspection.records import Hold, forget_failures
 from genai_ray.inspection.trial import inspect_model
 
-__all__ = ["Hold", "canonical_id", "find_model", "forget_failures", "inspect_model", "read_tensors"]
+__all__ = [
+    "Hold",
+    "canonical_id",
+    "find_model",
+    "forget_failures",
+    "hash_model",
+    "inspect_model",
+    "read_tensors",
+]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from genai_ray.catalog import ModelCatalog, ModelSpec, load_spec, read_content
+from genai_ray.catalog import ModelCatalog, ModelSpec, hash_file, load_spec, read_content
 from genai_ray.errors import ModelLoadError, ModelNotFoundError, VideoError
 from genai_ray.files import is_remote, mirror
-from genai_ray.graph import GraphTensor, graph_tensors, read_header
+from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
 from genai_ray.inspection.records import Hold, spec_of, tensors_of
 
-__all__ = ["canonical_id", "find_model", "read_tensors"]
+__all__ = ["canonical_id", "find_model", "hash_model", "read_tensors"]
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,42 @@ def find_model(model: str | Path, hold: Hold = nullcontext) -> tuple[ModelSpec, 
     saved = path.with_suffix(".yaml")
     spec = load_spec(saved) if _is_spec(saved) else spec_of(path, hold)
     return spec.model_copy(update={"model_id": canonical_id(model), "file": str(path)}), path
+
+
+def hash_model(spec: ModelSpec, path: Path) -> str:
+    """Hash everything that a model computes with: its file, and the files in its folder that hold weights of it.
+
+    Args:
+        spec: The model.
+        path: Its file.
+
+    Returns:
+        sha256, hexadecimal; that of the file alone if all weights are in it.
+
+    Raises:
+        ModelLoadError: If the file is corrupt.
+        OSError: If it cannot be read.
+    """
+    facts = path.stat()
+    digest = spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns)
+    others = _files_of_weights(path, facts.st_size, facts.st_mtime_ns)
+    if not others:
+        return digest
+    found = [digest]
+    for name in others:
+        place = (path.parent / name).resolve()
+        found.append(name)
+        with suppress(OSError):  # what is missing, or lies elsewhere, is refused by the load, which says why
+            if place.is_file() and place.is_relative_to(path.parent.resolve()):
+                state = place.stat()
+                found.append(hash_file(place, state.st_size, state.st_mtime_ns))
+    return hashlib.sha256("\0".join(found).encode(errors="surrogateescape")).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _files_of_weights(path: Path, size_bytes: int, modified_ns: int) -> tuple[str, ...]:
+    del size_bytes, modified_ns  # only part of the cache's key
+    return tuple(name for name in external_files(read_header(path)) if name != path.name)
 
 
 def read_tensors(

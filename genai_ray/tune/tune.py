@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from genai_ray.backends import resolve_device
-from genai_ray.catalog import ModelSpec
 from genai_ray.errors import BackendUnavailableError, ConfigError, InvalidInputError
-from genai_ray.inspection import find_model
+from genai_ray.inspection import find_model, hash_model
 from genai_ray.session import count_cores, predict_bytes, processor_facts
 from genai_ray.tune.measure import limits_of_part, measure_ways, part_of
 from genai_ray.tune.record import RecordKey, read_record, write_record
@@ -173,7 +171,7 @@ class _Asked:
         self.ways = candidates(precision, is_gpu=self.device != "cpu")
         self.device_name, facts = _describe_device(self.device)
         bucket = (_round_up(self.part[0]), _round_up(self.part[1]))
-        self.key = RecordKey(_hash_model(self.spec, path), facts, bucket)
+        self.key = RecordKey(hash_model(self.spec, path), facts, bucket)
 
     def tuning(self, measured: tuple[Measured, ...], *, is_recorded: bool) -> Tuning:
         return Tuning(self.spec.model_id, self.size, self.part, self.device_name, measured, is_recorded)
@@ -181,13 +179,6 @@ class _Asked:
 
 def _round_up(length_px: int) -> int:
     return -(-length_px // _BUCKET_PX) * _BUCKET_PX
-
-
-def _hash_model(spec: ModelSpec, path: Path) -> str:
-    if spec.sha256 is not None:
-        return spec.sha256
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

@@ -97,7 +97,8 @@ class Measured:
 def candidates(precision: ModelPrecision, *, is_gpu: bool) -> tuple[Way, ...]:
     """List the ways that AUTO tries.
 
-    ONNX Runtime computes FP16 on a CPU in FP32, so that is none of them; neither are backends without tests.
+    ONNX Runtime computes FP16 on a CPU in FP32, so that is none of them; neither are backends without tests, nor FP16
+    of a GPU, whose agreement with FP32 is measured on the CPU.
 
     Args:
         precision: ``fp32`` for this number format only, or ``auto``.
@@ -106,12 +107,10 @@ def candidates(precision: ModelPrecision, *, is_gpu: bool) -> tuple[Way, ...]:
     Returns:
         The reference first.
     """
-    onnx, openvino = ModelBackend.ONNX, ModelBackend.OPENVINO
+    openvino = ModelBackend.OPENVINO
     found = [REFERENCE] if is_gpu else [REFERENCE, Way(openvino, ModelPrecision.FP32)]
     if precision is ModelPrecision.AUTO:
-        lower = [(onnx, ModelPrecision.FP16)]
-        if not is_gpu:
-            lower = [(openvino, ModelPrecision.BF16), (openvino, ModelPrecision.FP16)]
+        lower = [] if is_gpu else [(openvino, ModelPrecision.BF16), (openvino, ModelPrecision.FP16)]
         found += [Way(*way) for way in lower]
     return tuple(found)
 
@@ -132,7 +131,12 @@ def check_quality(min_quality_db: float) -> None:
         )
 
 
-def choose_way(models: Sequence[Sequence[Measured]], precision: ModelPrecision, min_quality_db: float) -> Way:
+def choose_way(
+    models: Sequence[Sequence[Measured]],
+    precision: ModelPrecision,
+    min_quality_db: float,
+    pixels: Sequence[int] = (),
+) -> Way:
     """Choose the fastest way that suits all models of a chain, on every kind of device on which they were measured.
 
     Of FP32, the reference counts unless another runtime is faster by more than the noise; then a lower precision counts
@@ -142,6 +146,8 @@ def choose_way(models: Sequence[Sequence[Measured]], precision: ModelPrecision, 
         models: The measurements of each model, and of each device if there are several kinds.
         precision: ``fp32``, or ``auto`` for lower precisions too.
         min_quality_db: The least agreement with the reference.
+        pixels: Pixels of the frames that each of ``models`` gets: after an upscaler they are larger. Empty for frames
+            of one size.
 
     Returns:
         The way.
@@ -149,11 +155,12 @@ def choose_way(models: Sequence[Sequence[Measured]], precision: ModelPrecision, 
     tables = [{one.way: one for one in model} for model in models]
 
     def seconds(way: Way) -> float:
-        """Time for one pixel in all models; infinite if one of them does not run in this way, or not well enough."""
+        """Time for one frame in all models; infinite if one of them does not run in this way, or not well enough."""
         found = [table.get(way) for table in tables]
         if any(one is None or not one.agrees_by(min_quality_db) for one in found):
             return math.inf
-        return sum(1 / one.pixels_per_s for one in found if one is not None)
+        counts = pixels or [1] * len(found)
+        return sum(count / one.pixels_per_s for one, count in zip(found, counts, strict=True) if one is not None)
 
     tried = sorted({way for table in tables for way in table})
     exact = [way for way in tried if way.precision is ModelPrecision.FP32]

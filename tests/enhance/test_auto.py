@@ -184,6 +184,12 @@ def test_a_video_of_a_folder_goes_on_as_it_began(ray_session, records, tmp_path,
     notes = {video.source.rpartition("/")[2]: " ".join(video.notes) for video in report.videos}
     assert "begun in openvino fp32" in notes["a.mp4"]
     assert "begun" not in notes["b.mp4"]
+    rows = {row["uri"].rpartition("/")[2]: row for row in pq.read_table(report.results).to_pylist()}
+    assert [(rows[name]["backend"], rows[name]["precision"]) for name in ("a.mp4", "b.mp4")] == [
+        ("openvino", "fp32"),
+        ("onnx", "fp32"),
+    ]
+    assert [use.backend for use in report.models] == ["onnx"]
 
 
 def test_the_forecast_says_what_would_be_chosen(records, tmp_path, clip):

@@ -58,6 +58,12 @@ def test_the_choice_follows_from_measurements(models, precision, min_db, way):
     assert choose_way([list(reversed(model)) for model in models], precision, min_db) == way
 
 
+def test_a_model_after_an_upscaler_counts_by_its_larger_frames():
+    models = [table(100, 126, None), table(100, 95, None)]
+    assert choose_way(models, FP32, 40, [1, 1]) == EXACT
+    assert choose_way(models, FP32, 40, [1, 16]) == REFERENCE
+
+
 def test_the_choice_is_that_of_the_table_of_the_page():
     """Measurements that were kept: what docs/backends.md says of this processor."""
     kept = json.loads((ROOT / "tests/benchmarks/results/backend_speed.json").read_text())
@@ -92,7 +98,7 @@ def test_candidates_begin_with_the_reference():
     assert candidates(FP32, is_gpu=False) == (REFERENCE, EXACT)
     assert candidates(AUTO, is_gpu=False) == (REFERENCE, EXACT, LOWER, Way(ModelBackend.OPENVINO, FP16))
     assert candidates(FP32, is_gpu=True) == (REFERENCE,)
-    assert candidates(AUTO, is_gpu=True) == (REFERENCE, Way(ModelBackend.ONNX, FP16))
+    assert candidates(AUTO, is_gpu=True) == (REFERENCE,)
 
 
 @pytest.mark.parametrize(("model_id", "size"), [("websr-x2-s", (300, 70)), ("esrgan-2x", (40, 48)), ("rife", (64, 64))])

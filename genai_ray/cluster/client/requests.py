@@ -9,10 +9,10 @@ from pathlib import Path
 import ray
 
 from genai_ray.backends import check_precision
-from genai_ray.catalog import ModelSpec, hash_file
+from genai_ray.catalog import ModelSpec
 from genai_ray.cluster.messages import LoadRequest, SessionRequest
 from genai_ray.errors import ModelLoadError
-from genai_ray.inspection import find_model
+from genai_ray.inspection import find_model, hash_model
 from genai_ray.session import count_cores, predict_bytes
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -73,7 +73,7 @@ def build_load_request(
     """
     _, path = find_model(request.model)
     found = path.stat()
-    digest = spec.sha256 or hash_file(path, found.st_size, found.st_mtime_ns)
+    digest = hash_model(spec, path)
     predicted_bytes = _predict(path, found.st_mtime_ns, request)
     if request.floor_bytes is not None:
         predicted_bytes = 0  # the session tries to keep to the given bytes, by smaller tiles

@@ -150,7 +150,8 @@ def _choose(tunings: Sequence[Tuning], options: EnhanceOptions) -> Choice:
     measured = [
         [one for one in tuning.measured if may_use_cpu or one.way.backend is ModelBackend.ONNX] for tuning in tunings
     ]
-    way = choose_way(measured, options.precision, least_db)
+    pixels = [tuning.size[0] * tuning.size[1] for tuning in tunings]
+    way = choose_way(measured, options.precision, least_db, pixels)
     is_recorded = all(tuning.is_recorded for tuning in tunings)
     return Choice(way, "recorded" if is_recorded else "measured", tuple(tunings))
 

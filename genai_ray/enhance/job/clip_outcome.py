@@ -78,6 +78,8 @@ class ClipOutcome:
     """Finished segments that had wrong frames, and were computed again in FP32 by ONNX Runtime, of those made now."""
     segments_failed: int = 0
     """Segments that still had wrong frames then."""
+    way: str = ""
+    """Runtime and number format of a video made with backend ``auto``, such as ``openvino fp32``; else empty."""
     key: str = ""
     """Hash of the input, models and options that it was made from; not in ``to_dict``."""
     size_bytes: int = 0

@@ -48,6 +48,7 @@ from genai_ray.enhance.plan.timeline import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.segment.segment import JobContext, find_requests
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError
 from genai_ray.files import open_folder
+from genai_ray.tune import Way
 from genai_ray.types import ModelBackend
 from genai_ray.video import describe_video
 
@@ -257,7 +258,7 @@ class _Job:
     def _schedule(self, job: JobContext, meter: ProgressMeter, lease: _ChainLease, plan: ClipPlan | None) -> Scheduler:
         def check() -> None:
             self.claims.check()
-            lease.follow(meter)
+            lease.follow(meter, job.way)
 
         scheduler = Scheduler(
             iter(self.targets if plan is None else ()),
@@ -366,13 +367,17 @@ class _ChainLease:
         """Begin to load for the first of several videos while it is planned; the lease finds models being loaded."""
         self._start(self._prefetch, targets, job, results)
 
-    def follow(self, meter: ProgressMeter) -> None:
-        """Ask for the lease when the first video is planned; raise the error of a model that does not load."""
+    def follow(self, meter: ProgressMeter, way: Way | None) -> None:
+        """Ask for the lease when the first video is planned; raise the error of a model that does not load.
+
+        That video may have been begun in another way than the job's: its sessions are leased by nobody.
+        """
         if self._lease is not None and self._lease.done():
             self._lease.result()
         if self._lease is None and meter.first_plan is not None:
             self._lease = Future()
-            self._start(self._load, meter.first_plan.requests, self._lease)
+            requests = meter.first_plan.requests
+            self._start(self._load, requests if way is None else settle_requests(requests, way), self._lease)
 
     def uses(self, *, is_last: bool = False) -> tuple[ModelUse, ...]:
         """Return the chain as it runs; nothing if the lease does not follow its sessions soon."""

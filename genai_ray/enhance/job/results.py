@@ -123,6 +123,9 @@ class Results:
                 "device_kind": _join(kind for use in uses for kind in use.device_kind.split("+")),
                 "precision_db": precision_db,
             }
+        if uses and outcome.way not in ("", *(f"{use.backend} {use.precision}" for use in uses)):
+            backend, precision = outcome.way.split()  # it was begun so by an earlier job
+            row |= {"backend": backend, "precision": precision, "precision_db": None}
         self._rows.append(row)
         if time.monotonic() - self._flushed_at > max(FLUSH_EVERY_S, FLUSH_SHARE * self._flush_s):
             try:

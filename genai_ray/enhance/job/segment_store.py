@@ -26,6 +26,7 @@ from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.errors import VideoError
 from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
+from genai_ray.inspection import hash_model
 from genai_ray.session import processor_facts
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend
@@ -292,11 +293,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
 
 
 def _hash_model(spec: ModelSpec) -> str:
-    if spec.sha256 is not None:
-        return spec.sha256
-    path = Path(spec.file) if spec.is_path else ModelCatalog.default().path(spec.model_id)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_model(spec, Path(spec.file) if spec.is_path else ModelCatalog.default().path(spec.model_id))
 
 
 def _digest(value: dict[str, Any]) -> str:

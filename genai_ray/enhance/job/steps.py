@@ -27,6 +27,8 @@ from genai_ray.enhance.segment.segment import JobContext, SegmentResult, enhance
 from genai_ray.errors import VideoError
 from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish, temporary_folder
 from genai_ray.frames import TableWriter, build_table
+from genai_ray.tune import Way
+from genai_ray.types import ModelBackend
 from genai_ray.video import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIX,
@@ -164,6 +166,7 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
             share_outside_rgb=_share_outside(made),
             frames_checked=sum(result.frames_checked for result in made),
             segments_recomputed=sum(bool(result.recomputed) for result in made),
+            way=_way_of(plan),
             key=plan.key,
             size_bytes=facts.st_size,
             stamp="" if is_remote(target.place) else str(facts.st_mtime_ns),
@@ -325,6 +328,11 @@ def _frames_expected(timeline: Timeline) -> int:
     missing = max((plan.num_frames_from_header or 0) - count, 0) if plan.stop == count else 0
     planned = plan.stop - plan.first
     return (planned + missing) * len(timeline.result.pts) // planned
+
+
+def _way_of(plan: ClipPlan) -> str:
+    request = plan.requests[0]
+    return str(Way(request.backend, request.precision)) if plan.options.backend is ModelBackend.AUTO else ""
 
 
 def _note_recomputed(results: Mapping[int, SegmentResult]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from genai_ray.catalog import ServeProfile, hash_file
+from genai_ray.catalog import ServeProfile
 from genai_ray.cluster import CacheStatus, ModelCache, hold_memory, router_of
 from genai_ray.errors import (
     ConfigError,
@@ -26,7 +26,7 @@ from genai_ray.errors import (
     ModelNotFoundError,
     ResourceExhaustedError,
 )
-from genai_ray.inspection import find_model
+from genai_ray.inspection import find_model, hash_model
 from genai_ray.serve.engine.batching import SessionCalls
 from genai_ray.serve.engine.inference import InferRequest, InferResponse
 from genai_ray.serve.engine.limits import (
@@ -269,9 +269,7 @@ class Engine:
         spec = metadata.spec
         if not spec.is_path or spec.model_id not in self.cache.loaded_models():
             return
-        path = find_model(source)[1]
-        state = path.stat()
-        digest = hash_file(path, state.st_size, state.st_mtime_ns) if spec.sha256 is None else spec.sha256
+        digest = hash_model(spec, find_model(source)[1])
         outdated = [
             entry
             for entry in self.cache.status().models

@@ -207,7 +207,14 @@ def weights():
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no model", b"\x3a\xff\xff\xff\xff\x7f", b"\x3a\x02\x0a\x00" * 1_100_000, b"\xff" * 5_000_000]
+    "content",
+    [
+        b"",
+        b"no model",
+        b"\x3a\xff\xff\xff\xff\x7f",
+        pytest.param(b"\x3a\x02\x0a\x00" * 1_100_000, marks=pytest.mark.slow),  # a million graphs
+        b"\xff" * 5_000_000,
+    ],
 )
 def test_what_is_no_model_is_said_to_be_none(tmp_path, content):
     (tmp_path / "bad.onnx").write_bytes(content)

@@ -62,6 +62,7 @@ def explicit(way):
     return replace(AUTO, backend=way.backend, precision=way.precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [REFERENCE, EXACT], ids=str)
 def test_a_job_computes_as_the_record_says(ray_session, records, tmp_path, clip, way):
     prefer(records, way)
@@ -75,6 +76,7 @@ def test_a_job_computes_as_the_record_says(ray_session, records, tmp_path, clip,
     json.dumps(report.to_dict())
 
 
+@pytest.mark.slow
 def test_it_is_measured_once_in_a_process_of_its_own(ray_session, records, tmp_path, clip):
     stages = []
     options = replace(AUTO, overwrite=True)
@@ -96,6 +98,7 @@ def test_it_is_measured_once_in_a_process_of_its_own(ray_session, records, tmp_p
     assert job().choice.origin == "recorded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("began", [REFERENCE, EXACT], ids=str)
 def test_a_resumed_job_goes_on_as_it_began(ray_session, records, tmp_path, clip, began):
     other = EXACT if began == REFERENCE else REFERENCE
@@ -120,6 +123,7 @@ def test_a_resumed_job_goes_on_as_it_began(ray_session, records, tmp_path, clip,
     assert (tmp_path / "b.mkv").read_bytes() == (tmp_path / "named.mkv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_lower_precision_is_near_enough(ray_session, tmp_path, clip):
     """A larger model in what was measured as the fastest: its frames are those of FP32 within the least quality."""
     lossless = replace(AUTO, encoding=Encoding(codec="ffv1"), precision=ModelPrecision.AUTO, min_quality_db=45)
@@ -155,6 +159,7 @@ def test_one_node_of_each_kind_is_measured(records, tmp_path, clip):
             assert report.choice.way in ways
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_choice_and_what_is_done_stays(ray_session, records, tmp_path, clip):
     (tmp_path / "in").mkdir()
     clip.rename(tmp_path / "in" / "a.mp4")
@@ -169,6 +174,7 @@ def test_a_folder_has_one_choice_and_what_is_done_stays(ray_session, records, tm
     assert forecast_videos(tmp_path / "in", tmp_path / "out", models=MODEL, options=AUTO).choice is None
 
 
+@pytest.mark.slow
 def test_a_video_of_a_folder_goes_on_as_it_began(ray_session, records, tmp_path, clip):
     (tmp_path / "in").mkdir()
     clip.rename(tmp_path / "in" / "a.mp4")

@@ -361,6 +361,8 @@ class CacheActor(CacheCalls):
             except (GenAIRayError, RayError, TimeoutError) as exc:
                 # in a used process that says nothing of the model: who waits has it loaded in another one
                 record.is_replica = record.predecessor is not None
+                if record.is_replica:  # who waits takes its bytes at once: they are free when it is gone
+                    await self._table.end(record)
                 self._loader.fail(record, to_load_error(exc, record.key.model))
                 return
         await self._leases.tell(record)

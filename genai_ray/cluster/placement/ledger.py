@@ -130,14 +130,18 @@ class Ledger(Generic[Record]):
             without: Names of sessions that are evicted as well: they count as gone.
 
         Returns:
-            Whether Ray holds for it what it would hold for a new process, or up to ``REUSE_SHARE`` of that; and holds
-            so little of the device then that all free bytes of the budget can be used.
+            Whether the bytes are free then; Ray holds for it what it would hold for a new process, or up to
+            ``REUSE_SHARE`` of that; and holds so little of the device that all free bytes of the budget can be used.
         """
         slot = self.slots[name]
         device = self.devices[slot.device_id]
         gone = [self.slots[other] for other in set(without) - {name} if other in self.slots]
+        more = need.num_bytes - slot.reserved_bytes
+        total = self.used_bytes + more - sum(other.reserved_bytes for other in gone)
         gone = [other for other in gone if other.device_id == slot.device_id]
-        used = device.used_bytes - slot.reserved_bytes + need.num_bytes - sum(other.reserved_bytes for other in gone)
+        used = device.used_bytes + more - sum(other.reserved_bytes for other in gone)
+        if used > device.budget_bytes or total > self.budget_bytes:
+            return False
         unheld = device.capacity_bytes - device.held_bytes + sum(other.held_bytes for other in gone)
         held = device.held_for(need.num_bytes)
         return held <= slot.held_bytes <= REUSE_SHARE * held and unheld >= device.budget_bytes - used
@@ -156,11 +160,11 @@ class Ledger(Generic[Record]):
         """
         before = self.slots[name]
         device = self.devices[before.device_id]
-        room = before.reserved_bytes + min(device.budget_bytes - device.used_bytes, self.budget_bytes - self.used_bytes)
-        if need.num_bytes > room or not self.can_take_over(need, name):
+        if not self.can_take_over(need, name):
+            room = min(device.budget_bytes - device.used_bytes, self.budget_bytes - self.used_bytes)
             raise ResourceExhaustedError(
                 f"{need.key} needs {need.num_bytes} bytes in the process of {name}",
-                f"{room} bytes are free, and Ray holds {before.held_bytes} for that process",
+                f"{before.reserved_bytes + room} bytes are free, and Ray holds {before.held_bytes} for that process",
             )
         held_bytes = before.held_bytes
         self.release(name)

@@ -8,6 +8,7 @@ from onnx import helper
 from genai_ray import InferenceSession, ModelCache, SessionLimits
 from genai_ray.catalog import ModelSpec, TensorSpec, dump_spec
 from tests.caches import ending
+from tests.processes import wait_until
 from tests.session.test_any_model import save, value
 
 SIDE = 8
@@ -68,5 +69,10 @@ def test_the_cache_reserves_every_copy_and_makes_room_for_it(tmp_path, ray_sessi
             assert np.array_equal(call(), expected[name])
             used, budget = cache.memory_usage()
             assert used <= budget
-            entry = next(entry for entry in cache.status().models if entry.model_id == str(path))
-            assert entry.session["memory_bytes"] <= entry.bytes, name
+
+            def is_reserved():
+                """What a used process grows by is reserved when the cache looks next."""
+                entry = next(entry for entry in cache.status().models if entry.model_id == str(path))
+                return entry.session["memory_bytes"] <= entry.bytes
+
+            wait_until(is_reserved)

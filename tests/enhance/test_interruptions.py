@@ -93,7 +93,7 @@ def test_ctrl_c_ends_everything_and_keeps_finished_segments(source, undisturbed,
     children = descendants(job.pid)
     os.killpg(job.pid, signal.SIGINT)  # as a terminal does: to the whole group
     out, err = job.communicate()
-    assert (job.returncode, out) == (130, "")
+    assert (job.returncode, json.loads(out)["error"]["message"]) == (130, "interrupted")
     assert "interrupted" in err
     assert "Traceback" not in err
     wait_until(lambda: not any(is_alive(pid) for pid in children))
@@ -300,7 +300,7 @@ def test_sigterm_ends_everything_without_a_crash_dump(source, tmp_path, temporar
     kept, children = len(segments(output)), descendants(job.pid)
     os.kill(job.pid, signal.SIGTERM)
     out, err = job.communicate(timeout=DEADLINE_S)
-    assert (job.returncode, out) == (143, ""), err
+    assert (job.returncode, json.loads(out)["error"]["message"]) == (143, "ended by SIGTERM"), err
     assert "ended by SIGTERM" in err
     assert "***" not in err
     assert "Traceback" not in err

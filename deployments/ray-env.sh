@@ -1,8 +1,8 @@
 # The environment of every node of a Ray cluster: `. deployments/ray-env.sh && ray start ...`.
 # The images of deployments/Dockerfile have it already. `genai-ray serve` without --address sets it by itself.
 
-# Ray asks everybody for its token: ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Whoever has it may run code
-# in the cluster. Make one with `ray get-auth-token --generate`, and copy it to every node and client.
+# Ray asks everybody for its token: ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Anybody who has it may run
+# code in the cluster. Make one with `ray get-auth-token --generate`, and copy it to every node and client.
 export RAY_AUTH_MODE=token
 
 # Requests come in through HAProxy. This program starts it, without its ports for statistics (8404) and metrics (9101),

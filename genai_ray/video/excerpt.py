@@ -180,7 +180,7 @@ class Excerpt:
         return ready
 
     def _move(self, packet: Any, track: _Track) -> None:
-        """Move a packet of sound; where an edit list says when a track ends, the last one is shortened to the end."""
+        """Move a packet of sound; if an edit list says when a track ends, the last one is shortened to the end."""
         time: Any = _time_of(packet)
         packet.pts, packet.dts = (None if t is None else t - track.begin for t in (packet.pts, packet.dts))
         if self._has_edit_lists and packet.duration:

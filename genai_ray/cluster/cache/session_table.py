@@ -227,7 +227,7 @@ class SessionTable:
         self.ledger.take_over(record, need, closed.name, time.monotonic())
         record.handle, record.started, record.predecessor = closed.handle, closed.started, closed.name
         record.excess_bytes = closed.left_bytes
-        closed.handle = None  # whoever still holds the record cannot end the process
+        closed.handle = None  # a task that still holds the record cannot end the process
         self._leave(closed)
 
     def _leave(self, record: SessionRecord) -> None:

@@ -116,7 +116,7 @@ def loading():
 def test_a_lease_that_does_not_come_holds_nobody_up(loading, monkeypatch):
     monkeypatch.setattr(job, "LEASE_WITHIN_S", 0.01)
     assert loading.uses() == ()
-    loading.follow(None)
+    loading.follow(None, None)
     released = []
     loading.release()
     assert released == []
@@ -127,5 +127,5 @@ def test_a_lease_that_does_not_come_holds_nobody_up(loading, monkeypatch):
 def test_a_lease_that_fails_ends_the_job_with_its_own_error(loading):
     loading._lease.set_exception(errors.ModelLoadError("a model", "another one"))
     with pytest.raises(errors.ModelLoadError, match="a model"):
-        loading.follow(None)
+        loading.follow(None, None)
     loading.release()

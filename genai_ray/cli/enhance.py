@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from genai_ray.cli.choices import (
     AutoBackend,
@@ -28,17 +20,11 @@ from genai_ray.cli.choices import (
     parse_pairs,
     words,
 )
-from genai_ray.cli.progress import Bar, Lines, Silence, stopping
-from genai_ray.cli.tables import print_failures, print_forecast, print_report
+from genai_ray.cli.job import Manner, forecast_job, run_job
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, parse_bytes
 
-if TYPE_CHECKING:
-    from genai_ray.enhance import EnhanceReport, JobForecast
-
 __all__ = ["EXAMPLES", "enhance"]
-
-Told = TypeVar("Told", "EnhanceReport", "JobForecast")
 
 EXAMPLES = """Make it larger, remove noise, brighten, add frames, blur the background, try 5 seconds of it, a folder:
 
@@ -325,7 +311,7 @@ def enhance(
 ) -> None:
     """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
     from genai_ray.catalog import JobProfile
-    from genai_ray.enhance import EnhanceOptions, enhance_videos, forecast_videos, parse_background, parse_rate
+    from genai_ray.enhance import EnhanceOptions, parse_background, parse_rate
     from genai_ray.video import Encoding
 
     check_inputs(inputs, is_any_enough=True)
@@ -369,28 +355,13 @@ def enhance(
         max_memory_bytes=parse_bytes(max_memory, "--max-memory") if max_memory is not None else base.max_memory_bytes,
         cache_name=cache,
     )
+    manner = Manner(as_json=as_json, is_quiet=quiet, is_verbose=verbose)
     if dry_run:
-        forecast = forecast_videos(inputs, output, models=models, options=options)
-        _print(forecast, print_forecast, as_json=as_json, is_quiet=quiet)
+        forecast_job(inputs, output, models, options, manner)
         return
-    console = Console(stderr=True)
-    shown = Silence() if quiet else Bar(console) if console.is_terminal else Lines()
-    before_s = time.process_time()  # imports, in CPU seconds: this process may have begun as a shell
-    with stopping(shown), shown, redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
-        report = enhance_videos(inputs, output, models=models, options=options, on_progress=shown)
-    report = replace(report, elapsed_s=report.elapsed_s + before_s, startup_s=report.startup_s + before_s)
-    _print(report, partial(print_report, is_verbose=verbose), as_json=as_json, is_quiet=quiet)
-    if quiet and not as_json:
-        print_failures(report)
+    report = run_job(inputs, output, models, options, manner)
     if report.clips_failed > max_failures:
         raise typer.Exit(1)
-
-
-def _print(told: Told, show: Callable[[Told], None], *, as_json: bool, is_quiet: bool) -> None:
-    if as_json:
-        print(json.dumps(told.to_dict()))
-    elif not is_quiet:
-        show(told)
 
 
 def _choose_models(model: list[str] | None, preset: Preset | None, task: Task | None) -> list[str]:

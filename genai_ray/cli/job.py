@@ -1,0 +1,95 @@
+"""Runs the job of ``enhance`` and tells it: the plan or the report, as a table or as a line of JSON, and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Console
+
+from genai_ray.cli.progress import Bar, Lines, Silence, stopping
+from genai_ray.cli.tables import print_failures, print_forecast, print_report
+
+if TYPE_CHECKING:
+    from genai_ray.enhance import EnhanceOptions, EnhanceReport, JobForecast
+
+__all__ = ["Manner", "forecast_job", "run_job"]
+
+Told = TypeVar("Told", "EnhanceReport", "JobForecast")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a job is told."""
+
+    as_json: bool
+    """Whether standard output is one line of JSON instead of a table."""
+    is_quiet: bool
+    """Whether there is neither progress nor a table."""
+    is_verbose: bool
+    """Whether the table has notes about harmless findings too."""
+
+
+def forecast_job(
+    inputs: Sequence[str], output: str, models: Sequence[str], options: EnhanceOptions, manner: Manner
+) -> None:
+    """Print what a job would do.
+
+    Args:
+        inputs: As ``enhance_videos``.
+        output: As ``enhance_videos``.
+        models: As ``enhance_videos``.
+        options: As ``enhance_videos``.
+        manner: How it is told.
+
+    Raises:
+        GenAIRayError: As ``forecast_videos``.
+    """
+    from genai_ray.enhance import forecast_videos
+
+    _print(forecast_videos(inputs, output, models=models, options=options), print_forecast, manner)
+
+
+def run_job(
+    inputs: Sequence[str], output: str, models: Sequence[str], options: EnhanceOptions, manner: Manner
+) -> EnhanceReport:
+    """Run a job, show how far it is, and print its report.
+
+    Args:
+        inputs: As ``enhance_videos``.
+        output: As ``enhance_videos``.
+        models: As ``enhance_videos``.
+        options: As ``enhance_videos``.
+        manner: How it is told.
+
+    Returns:
+        The report; the start of this process counts in it.
+
+    Raises:
+        GenAIRayError: As ``enhance_videos``.
+    """
+    from genai_ray.enhance import enhance_videos
+
+    console = Console(stderr=True)
+    shown = Silence() if manner.is_quiet else Bar(console) if console.is_terminal else Lines()
+    before_s = time.process_time()  # imports, in CPU seconds: this process may have begun as a shell
+    with stopping(shown), shown, redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
+        report = enhance_videos(inputs, output, models=models, options=options, on_progress=shown)
+    report = replace(report, elapsed_s=report.elapsed_s + before_s, startup_s=report.startup_s + before_s)
+    _print(report, partial(print_report, is_verbose=manner.is_verbose), manner)
+    if manner.is_quiet and not manner.as_json:
+        print_failures(report)
+    return report
+
+
+def _print(told: Told, show: Callable[[Told], None], manner: Manner) -> None:
+    if manner.as_json:
+        print(json.dumps(told.to_dict()))
+    elif not manner.is_quiet:
+        show(told)

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from genai_ray.catalog import ModelCatalog, ModelSpec
     from genai_ray.cluster import CacheOptions, CacheStatus, Lease, ModelCache, SessionRequest
     from genai_ray.datasets import FrameSelection, read_videos
-    from genai_ray.enhance import Background, EnhanceOptions, EnhanceReport, enhance_videos, forecast_videos
+    from genai_ray.enhance import (
+        Background,
+        EnhanceOptions,
+        EnhanceReport,
+        VerifyReport,
+        enhance_videos,
+        forecast_videos,
+        verify_video,
+    )
     from genai_ray.notebook import show
     from genai_ray.quality import Comparison, QualityReport, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
@@ -44,6 +52,7 @@ __all__ = [
     "SessionLimits",
     "SessionRequest",
     "ValidationResult",
+    "VerifyReport",
     "VideoReader",
     "__version__",
     "compare",
@@ -56,6 +65,7 @@ __all__ = [
     "show",
     "ssim",
     "validate_videos",
+    "verify_video",
     "vmaf",
 ]
 
@@ -66,7 +76,15 @@ _HOMES = {
     "genai_ray.catalog": ("ModelCatalog", "ModelSpec"),
     "genai_ray.cluster": ("CacheOptions", "CacheStatus", "Lease", "ModelCache", "SessionRequest"),
     "genai_ray.datasets": ("FrameSelection", "read_videos"),
-    "genai_ray.enhance": ("Background", "EnhanceOptions", "EnhanceReport", "enhance_videos", "forecast_videos"),
+    "genai_ray.enhance": (
+        "Background",
+        "EnhanceOptions",
+        "EnhanceReport",
+        "VerifyReport",
+        "enhance_videos",
+        "forecast_videos",
+        "verify_video",
+    ),
     "genai_ray.notebook": ("show",),
     "genai_ray.quality": (
         "Comparison",

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from genai_ray import __version__
-from genai_ray.cli import cache, compare, doctor, enhance, models, serve, tune, validate
+from genai_ray.cli import cache, compare, doctor, enhance, models, serve, tune, validate, verify
 from genai_ray.cli.faults import INTERRUPTED, TERMINATED, tell, tell_stop, tell_usage
 from genai_ray.cli.help import Command, CommandGroup
 
@@ -40,6 +40,7 @@ app.command("compare", cls=Command, epilog=compare.EXAMPLES)(compare.compare)
 app.command("tune", cls=Command, epilog=tune.EXAMPLES)(tune.tune)
 app.command("serve", cls=Command)(serve.serve)
 app.command("validate", cls=Command, epilog=validate.EXAMPLES)(validate.validate)
+app.command("verify", cls=Command, epilog=verify.EXAMPLES)(verify.verify)
 app.command("doctor", cls=Command)(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")

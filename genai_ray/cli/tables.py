@@ -114,6 +114,8 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
         if video.frames and video.size_in[0]:
             (width, height), (out_width, out_height) = video.size_in, video.size_out
             add_row(table, "size", f"{width}x{height} -> {out_width}x{out_height}")
+        if video.record:
+            add_row(table, "record", video.record)
         if is_verbose and video.share_outside_rgb:
             add_row(table, "", f"{video.share_outside_rgb:.1%} of pixels lie outside the RGB gamut")
         for note in video.notes:

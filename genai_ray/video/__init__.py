@@ -8,7 +8,7 @@ plan, with ``packets`` (which packet is which frame), ``units`` (units of H.264 
 of the file there). ``decode`` gives the frames of a segment, ``colour`` converts them to RGB and back. ``encode``
 writes a segment with one of ``codecs``; ``join`` writes the result, ``tracks`` copies everything beside the pictures,
 and ``excerpt`` cuts the copies to a piece. ``pictures`` writes frames as files of their own. ``reader`` gives users the
-frames of a video by index or time.
+frames of a video by index or time. ``digest`` hashes decoded pictures, and names a result's record in its metadata.
 """
 
 from genai_ray.video.codecs import (
@@ -22,8 +22,9 @@ from genai_ray.video.codecs import (
 from genai_ray.video.colour import scale_alpha
 from genai_ray.video.container import check_container, describe_libraries
 from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment
+from genai_ray.video.digest import compare_frames, digest_part, digest_ranges, read_record_name
 from genai_ray.video.encode import Encoding, SegmentWriter, choose_pixel_format, describe_losses, validate_encoding
-from genai_ray.video.info import Colour, HdrMetadata, VideoInfo, describe_video
+from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.pictures import (
     decode_png16,
@@ -41,6 +42,7 @@ from genai_ray.video.tracks import check_result
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "LIMITED",
     "PICTURE_SUFFIXES",
     "SOURCE_SUFFIXES",
     "SUFFIXES",
@@ -59,6 +61,7 @@ __all__ = [
     "check_container",
     "check_result",
     "choose_pixel_format",
+    "compare_frames",
     "count_frames",
     "cut_segments",
     "decode_frames",
@@ -68,6 +71,8 @@ __all__ = [
     "describe_libraries",
     "describe_losses",
     "describe_video",
+    "digest_part",
+    "digest_ranges",
     "encode_png",
     "encode_png16",
     "folder_of_pictures",
@@ -76,6 +81,7 @@ __all__ = [
     "predict_encoder_bytes",
     "read_picture",
     "read_pictures",
+    "read_record_name",
     "scale_alpha",
     "validate_encoding",
     "write_pictures",

@@ -21,7 +21,7 @@ from genai_ray.video.container import open_video
 from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
 from genai_ray.video.plan import Segment, VideoPlan
 
-__all__ = ["DecodedFrame", "decode_frames", "decode_segment"]
+__all__ = ["DecodedFrame", "decode_frames", "decode_from", "decode_segment"]
 
 SEEK_TRIES = 2
 """Key frames to which decoding seeks before it starts at the beginning of the file."""
@@ -75,7 +75,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
     position = 0
     unplanned = None
     try:
-        for frame in _decode_from(plan, segment.start):
+        for frame in decode_from(plan, segment.start):
             if frame.pts is None or frame.pts < wanted[0]:
                 continue
             if position == len(wanted):
@@ -165,7 +165,7 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
     keys_only = bool(runs) and not plan.is_counted and set(indices) <= set(plan.keys)
     for run in [list(indices)] if keys_only else runs:
         waiting = deque(run)
-        for frame in _decode_from(plan, run[0], keys_only=keys_only):
+        for frame in decode_from(plan, run[0], keys_only=keys_only):
             if frame.pts is None or frame.pts < plan.pts[waiting[0]]:
                 continue
             if frame.pts > plan.pts[waiting[0]]:
@@ -179,8 +179,21 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
             raise VideoError(f"{plan.path}: frame {waiting[0]} of {len(plan.pts)} does not decode")
 
 
-def _decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Iterator[av.VideoFrame]:
-    """Decode from the key frame at or before a frame, or an earlier one if a seek misses it (MPEG-TS has no index)."""
+def decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Iterator[av.VideoFrame]:
+    """Decode from the key frame at or before a frame, or an earlier one if a seek misses it (MPEG-TS has no index).
+
+    Args:
+        plan: The planned video.
+        start: Position of the frame in display order.
+        keys_only: Whether to decode key frames alone.
+
+    Yields:
+        Pictures as they are stored, with the planned times, or None for one that is not planned; those before ``start``
+        too.
+
+    Raises:
+        VideoError: If the file cannot be read, or a picture does not decode.
+    """
     before = bisect.bisect_right(plan.keys, start)
     for key in (*reversed(plan.keys[max(before - SEEK_TRIES, 0) : before]), 0):
         with open_video(plan.path, any_format=plan.any_format) as container:

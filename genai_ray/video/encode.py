@@ -80,6 +80,11 @@ class Encoding:
         """Whether the encoder stores HDR10's static metadata."""
         return bool(hdr_options(self.encoder, HdrMetadata(None, None, (1, 1))))
 
+    @property
+    def has_full_range(self) -> bool:
+        """Whether players read full-range numbers of it as such; ProRes has no tag for them."""
+        return self.encoder != "prores_ks"
+
     def fit(self, suffix: str) -> Encoding:
         """Set the default encoder of an output's suffix if no encoder is set.
 

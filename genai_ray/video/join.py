@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from genai_ray.errors import VideoError
 from genai_ray.files import sync_file
 from genai_ray.video.container import av_errors, open_video, read_sound_starts
+from genai_ray.video.digest import name_record
 from genai_ray.video.excerpt import Excerpt, cut_chapters
 from genai_ray.video.info import is_alpha_beside, main_stream
 from genai_ray.video.plan import VideoPlan
@@ -59,7 +60,13 @@ def count_frames(part: Path) -> int:
         return sum(packet.size > 0 for packet in box.demux(box.streams.video[0]))
 
 
-def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> tuple[str, ...]:
+def join_segments(
+    plan: VideoPlan,
+    parts: Sequence[Path],
+    counts: Sequence[int],
+    output: Path,
+    record: Callable[[VideoPlan], str] | None = None,
+) -> tuple[str, ...]:
     """Write the result: the n-th frame gets the n-th planned time; audio and subtitle packets are copied unchanged.
 
     The file appears under its name only when it is whole and on disk. Two joins of the same parts give the same bytes.
@@ -69,6 +76,8 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
         parts: Files of the segments in order; those without frames are skipped.
         counts: Frames in each of them; fewer than planned only at the end of a truncated video.
         output: A file ending in one of ``SUFFIXES``; an existing one is replaced.
+        record: Writes the record of the result, whose times are those of the plan that it gets; returns the record's
+            hash for the file's metadata. None for a result without a record.
 
     Returns:
         Notes, such as the streams that the container cannot hold.
@@ -91,6 +100,7 @@ def join_segments(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int],
             late, plan = _begin_at_zero(plan, source, sink)
             moved, plan = _set_apart(plan, sink)
             video = _add_video(sink, template, kept, plan, source)
+            name_record(sink.metadata, record(plan) if record is not None else "")
             copies, left_out = add_copies(sink, source, plan)
             excerpt = Excerpt(plan.span, source, sink, copies) if plan.span is not None else None
             sink.set_chapters(_move_chapters(source, late) if plan.span is None else cut_chapters(source, plan.span))

@@ -6,6 +6,7 @@
 * ``clip_plan``: ``ClipPlan``, what is planned for a video. ``steps``: begin, segments and end of a video as functions.
 * ``segment_store``: finished segments in the work folder.
 * ``clip_outcome``: ``ClipOutcome``, what became of a video. ``results``: ``results.parquet``.
+* ``records``: the record of a result. ``verify``: ``verify_video``, with ``recompute`` for segments from the source.
 * ``report``: how far a job is, and its report at the end.
 """
 

@@ -80,6 +80,8 @@ class ClipOutcome:
     """Segments that still had wrong frames then."""
     way: str = ""
     """Runtime and number format of a video made with backend ``auto``, such as ``openvino fp32``; else empty."""
+    record: str = ""
+    """Path or URI of its record; empty without one, see ``check`` of ``EnhanceOptions``."""
     key: str = ""
     """Hash of the input, models and options that it was made from; not in ``to_dict``."""
     size_bytes: int = 0

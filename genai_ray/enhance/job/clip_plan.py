@@ -16,8 +16,9 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_shared_folders
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
+from genai_ray.enhance.job.records import describe_making
 from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
-from genai_ray.enhance.plan.clip_target import ClipTarget
+from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX, ClipTarget
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
 from genai_ray.enhance.plan.piece import take_piece
 from genai_ray.enhance.plan.timeline import Timeline, plan_result
@@ -27,7 +28,7 @@ from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, list_names
 from genai_ray.session import describe_seams
 from genai_ray.tune import Way, candidates
-from genai_ray.video import check_result, choose_pixel_format, plan_video
+from genai_ray.video import LIMITED, check_result, choose_pixel_format, plan_video
 
 __all__ = [
     "ClipPlan",
@@ -37,6 +38,7 @@ __all__ = [
     "find_done_clip",
     "name_segments",
     "open_clip",
+    "plan_timeline",
     "settle_requests",
 ]
 
@@ -110,6 +112,8 @@ class ClipPlan:
     """What the report should say about the piece, and about the chain at frames of this size."""
     home: SharedFolders = field(default_factory=SharedFolders)
     """The folders of result and segments."""
+    making: Mapping[str, Any] = field(default_factory=dict)
+    """How it is made, for the record; empty if the result gets none."""
 
     @property
     def timeline(self) -> Timeline:
@@ -150,14 +154,10 @@ def examine_clip(
     key = key_clip(source, specs, options)
     if done := _find_done(target, key, recorded, options):
         return done
-    plan = plan_video(target.source, segment_frames=options.segment_frames, any_format=options.any_format)
-    if plan.truncated and not options.allow_truncated:
-        raise VideoError(
-            f"{target.source} is truncated: {plan.truncated}",
-            do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
-        )
-    plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
-    timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
+    if target.has_record(options):
+        target.check_name(RECORD_SUFFIX)
+    timeline, told = plan_timeline(target.source, specs, options)
+    plan = timeline.plan
     scale = math.prod(spec.scale for spec in specs)
     size_out = (plan.info.width * scale, plan.info.height * scale)
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
@@ -179,6 +179,36 @@ def examine_clip(
         + predict_check_bytes(plan.info, options.check),
         notes=(*told, *dict.fromkeys(note for note in seams if note is not None)),
     )
+
+
+def plan_timeline(source: str, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[Timeline, tuple[str, ...]]:
+    """Plan a video and its result.
+
+    Args:
+        source: Path or URI of the video.
+        specs: The chain.
+        options: The options of this video.
+
+    Returns:
+        Both plans; and notes about the piece.
+
+    Raises:
+        ConfigError: If an option does not fit this video.
+        VideoError: If it is missing, is no video, or is truncated and that is not allowed.
+    """
+    plan = plan_video(source, segment_frames=options.segment_frames, any_format=options.any_format)
+    if plan.truncated and not options.allow_truncated:
+        raise VideoError(
+            f"{source} is truncated: {plan.truncated}",
+            do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
+        )
+    plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
+    timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
+    info = timeline.result.info
+    if not options.encoding.has_full_range and info.colour.range != LIMITED:
+        info = replace(info, colour=replace(info.colour, range=LIMITED))
+        timeline = replace(timeline, result=replace(timeline.result, info=info))
+    return timeline, tuple(told)
 
 
 def find_begun(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Way | None:
@@ -231,7 +261,10 @@ def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str, way: Wa
             )
         way = begun
         plan = replace(plan, requests=settle_requests(plan.requests, way))
-    store = SegmentStore(plan.target.work_dir, key_segments(timeline.plan, specs, plan.options, kind, way))
+    keys = key_segments(timeline.plan, specs, plan.options, kind, way)
+    if plan.target.has_record(plan.options):
+        plan = replace(plan, making=describe_making(specs, plan.options, kind, plan.requests[0]))
+    store = SegmentStore(plan.target.work_dir, keys, has_notes=bool(plan.making))
     reused, damaged = store.finished()
     frames_reused = sum(timeline.count_frames(index) for index in reused)
     return replace(plan, packed=Packed((timeline, store)), reused=reused, frames_reused=frames_reused, damaged=damaged)
@@ -314,7 +347,7 @@ def _find_done(
         return None
     known = [outcome for outcome in (recorded, read_marker(target)) if outcome is not None and outcome.is_of(there)]
     for outcome in known:
-        if outcome.key == key:
+        if outcome.key == key and (not target.has_record(options) or find_facts(target.record) is not None):
             return replace(outcome, status="skipped")
     if not known:
         _check_replaceable(target, options)

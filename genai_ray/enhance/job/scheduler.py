@@ -23,7 +23,7 @@ from genai_ray.enhance.distribution.shared_folders import AWAY, HomeNode, Shared
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan
 from genai_ray.enhance.job.report import ProgressMeter
-from genai_ray.enhance.job.steps import begin_clip, finish_clip, run_segment
+from genai_ray.enhance.job.steps import begin_clip, finish_clip, note_of, run_segment
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.segment.cancellation import cancel_job, check_cancelled, clear_cancellation
 from genai_ray.enhance.segment.segment import JobContext, SegmentResult
@@ -264,7 +264,7 @@ class Scheduler:
         elif step.kind == "segment":
             ref, data = task.remote(clip.plan_ref, step.index, self._job)
         elif step.kind == "bring":
-            ref = task.remote(clip.plan_ref, step.index, clip.away[step.index][1])
+            ref = task.remote(clip.plan_ref, step.index, *clip.away[step.index])
         else:
             ref = task.remote(clip.plan_ref, clip.results, time.monotonic() - clip.begun_at, step.at_home)
         clip.in_flight += 1
@@ -408,9 +408,9 @@ def _run_segment(plan: ClipPlan, index: int, job: _JobRef) -> tuple[Any, npt.NDA
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _run_bring(plan: ClipPlan, index: int, data: npt.NDArray[np.uint8]) -> Any:
+def _run_bring(plan: ClipPlan, index: int, result: SegmentResult, data: npt.NDArray[np.uint8]) -> Any:
     try:
-        plan.store.put(index, data.data)
+        plan.store.put(index, data.data, note_of(plan, result))
     except _FAILURES as exc:
         return exc
     return None

@@ -3,7 +3,8 @@
 The name of a segment's file has a key, a hash of everything that its bytes depend on: the packets of the input, the
 range, models, options, the kind of node that the job was started on, whether the cluster had GPUs for it then, and the
 versions of the libraries that compute. A job that was killed finds its finished segments by these keys. The name also
-has a hash of the bytes: a damaged segment is computed again.
+has a hash of the bytes: a damaged segment is computed again. If the result gets a record, a file beside each segment
+has the segment's part of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,18 @@ from genai_ray.catalog import ModelCatalog, ModelSpec
 from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.errors import VideoError
-from genai_ray.files import FileFacts, file_errors, is_remote, join_place, list_names, open_to_read, publish, remove
+from genai_ray.files import (
+    FileFacts,
+    file_errors,
+    find_facts,
+    is_remote,
+    join_place,
+    list_names,
+    open_to_read,
+    publish,
+    remove,
+    temporary_folder,
+)
 from genai_ray.inspection import hash_model
 from genai_ray.session import processor_facts
 from genai_ray.tune import Way
@@ -36,9 +48,11 @@ __all__ = [
     "PARTIAL_SUFFIX",
     "SegmentStore",
     "discard_partials",
+    "hash_of_model",
     "hash_segment",
     "key_clip",
     "key_segments",
+    "list_versions",
     "node_kind",
     "remove_folder",
 ]
@@ -47,6 +61,9 @@ SEGMENT_SUFFIX = ".nut"
 
 PARTIAL_SUFFIX = ".partial"
 """Suffix of a segment that is being written."""
+
+NOTE_SUFFIX = ".note"
+"""Suffix of the file beside a segment that has its part of the record."""
 
 DIGITS = 32
 """Length of every hash in a name."""
@@ -77,7 +94,7 @@ def key_segments(
     common = _common(specs, options) | {
         "packets": plan.content_hash,
         "node": kind,
-        "versions": _versions(options.backend if way is None else way.backend),
+        "versions": list_versions(options.backend if way is None else way.backend),
     }
     if way is not None:
         common["way"] = str(way)
@@ -106,10 +123,12 @@ class SegmentStore:
     Args:
         folder: The work folder.
         keys: One key for each segment, from ``key_segments``.
+        has_notes: Whether a segment counts only with its part of the record.
     """
 
-    def __init__(self, folder: str, keys: Sequence[str]) -> None:
+    def __init__(self, folder: str, keys: Sequence[str], *, has_notes: bool = False) -> None:
         self.folder = folder
+        self._has_notes = has_notes
         self._names = tuple(f"{index:06d}-{key}" for index, key in enumerate(keys))
 
     @property
@@ -158,18 +177,20 @@ class SegmentStore:
             index = indices.get(found if len(digest) == DIGITS and found in indices else stem)
             if index is None or stem == name or index in whole:
                 continue
-            if found in indices and _is_whole(join_place(self.folder, name), digest):
+            is_whole = found in indices and _is_whole(join_place(self.folder, name), digest)
+            if is_whole and (not self._has_notes or self.read_note(index, digest) is not None):
                 whole[index] = digest
             else:
                 damaged.add(index)
         return whole, len(damaged - whole.keys())
 
-    def put(self, index: int, data: memoryview) -> None:
+    def put(self, index: int, data: memoryview, note: Mapping[str, Any] | None) -> None:
         """Write a segment that was made on a machine without this folder.
 
         Args:
             index: Index of the segment.
             data: Its bytes.
+            note: Its part of the record; None if the result gets none.
 
         Raises:
             VideoError: If it cannot be written.
@@ -178,7 +199,53 @@ class SegmentStore:
         with file_errors(str(partial), "writing"):
             os.makedirs(self.folder, exist_ok=True)
             partial.write_bytes(data)
-        publish(partial, self.place(index, hash_segment(str(partial))))
+        self.finish(index, partial, hash_segment(str(partial)), note)
+
+    def finish(self, index: int, partial: Path, digest: str, note: Mapping[str, Any] | None) -> None:
+        """Publish a segment under its name, its part of the record before it.
+
+        Args:
+            index: Index of the segment.
+            partial: Its file on this machine.
+            digest: Its hash, from ``hash_segment``.
+            note: Its part of the record, fit for JSON; None if the result gets none.
+
+        Raises:
+            VideoError: If it cannot be written.
+        """
+        place = self.place(index, digest)
+        if note is not None:
+            with temporary_folder("note") if self.is_remote else nullcontext(Path(self.folder)) as folder:
+                file = folder / f"{index:06d}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+                with file_errors(str(file), "writing"):
+                    file.write_text(json.dumps({"sha256": _digest(note), "note": note}))
+                publish(file, place.removesuffix(SEGMENT_SUFFIX) + NOTE_SUFFIX)
+        publish(partial, place)
+
+    def read_note(self, index: int, digest: str) -> dict[str, Any] | None:
+        """Read a segment's part of the record.
+
+        Args:
+            index: Index of the segment.
+            digest: Its hash, from ``hash_segment``.
+
+        Returns:
+            What ``finish`` got; None if it is missing or damaged.
+
+        Raises:
+            VideoError: If the store fails.
+        """
+        place = self.place(index, digest).removesuffix(SEGMENT_SUFFIX) + NOTE_SUFFIX
+        if find_facts(place) is None:
+            return None
+        with open_to_read(place) as file:
+            content = file.read()
+        with suppress(ValueError, TypeError, KeyError):
+            found = json.loads(content)
+            note: dict[str, Any] = found["note"]
+            if _digest(note) == found["sha256"]:
+                return note
+        return None
 
     def open(self, reused: Mapping[int, str]) -> None:
         """Make the folder, and remove what an earlier job left and this one cannot use.
@@ -192,14 +259,16 @@ class SegmentStore:
         if not self.is_remote:
             with file_errors(self.folder, "making the work folder"):
                 os.makedirs(self.folder, exist_ok=True)
-        self._clear(except_for={os.path.basename(self.place(index, digest)) for index, digest in reused.items()})
+        kept = [os.path.basename(self.place(index, digest)) for index, digest in reused.items()]
+        self._clear(except_for={*kept, *(name.removesuffix(SEGMENT_SUFFIX) + NOTE_SUFFIX for name in kept)})
 
     def clear(self) -> None:
         """Remove every segment, finished or not: the result is published."""
         self._clear(except_for=())
 
     def _clear(self, *, except_for: Collection[str]) -> None:
-        names = (name for name in list_names(self.folder) if name.endswith((SEGMENT_SUFFIX, PARTIAL_SUFFIX)))
+        suffixes = (SEGMENT_SUFFIX, NOTE_SUFFIX, PARTIAL_SUFFIX)
+        names = (name for name in list_names(self.folder) if name.endswith(suffixes))
         _remove(self.folder, (name for name in names if name not in except_for))
 
 
@@ -233,7 +302,10 @@ def discard_partials(folder: str) -> int:
     """
     if is_remote(folder):
         return sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
-    _remove(folder, (name for name in list_names(folder) if name.endswith(PARTIAL_SUFFIX)))
+    names = list_names(folder)
+    finished = {name.removesuffix(SEGMENT_SUFFIX) for name in names if name.endswith(SEGMENT_SUFFIX)}
+    alone = (name for name in names if name.endswith(NOTE_SUFFIX) and name.removesuffix(NOTE_SUFFIX) not in finished)
+    _remove(folder, [*(name for name in names if name.endswith(PARTIAL_SUFFIX)), *alone])
     kept = sum(name.endswith(SEGMENT_SUFFIX) for name in list_names(folder))
     if kept == 0:
         remove_folder(folder)
@@ -272,7 +344,7 @@ def _is_whole(place: str, digest: str) -> bool:
 def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, Any]:
     """Return everything that results depend on, except for the input."""
     return {
-        "models": [_hash_model(spec) for spec in specs],
+        "models": [hash_of_model(spec) for spec in specs],
         "options": {
             "backend": options.backend.value,
             "precision": options.precision.value,
@@ -292,11 +364,22 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
     }
 
 
-def _hash_model(spec: ModelSpec) -> str:
+def hash_of_model(spec: ModelSpec) -> str:
+    """Hash everything that a model of a chain computes with.
+
+    Args:
+        spec: The model.
+
+    Returns:
+        sha256, hexadecimal.
+
+    Raises:
+        ModelLoadError: If its file is corrupt.
+    """
     return hash_model(spec, Path(spec.file) if spec.is_path else ModelCatalog.default().path(spec.model_id))
 
 
-def _digest(value: dict[str, Any]) -> str:
+def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
@@ -315,7 +398,15 @@ def node_kind(*, is_gpu: bool) -> str:
 
 
 @functools.cache
-def _versions(backend: ModelBackend) -> tuple[str, ...]:
+def list_versions(backend: ModelBackend) -> tuple[str, ...]:
+    """List the versions of the libraries that compute and encode.
+
+    Args:
+        backend: The runtime.
+
+    Returns:
+        Such as ``av=18.0.0``.
+    """
     found = []
     for name in (*_VERSIONED, "openvino") if backend is ModelBackend.OPENVINO else _VERSIONED:
         try:

@@ -5,10 +5,11 @@ A step gets all that it needs as arguments, and leaves its work in the work fold
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,28 +21,41 @@ import numpy.typing as npt
 from genai_ray.enhance.distribution.shared_folders import check_there
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker, write_marker
 from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, open_clip
+from genai_ray.enhance.job.records import build_note, build_record, write_record
 from genai_ray.enhance.job.segment_store import PARTIAL_SUFFIX, hash_segment
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.segment import JobContext, SegmentResult, enhance_segment
 from genai_ray.errors import VideoError
-from genai_ray.files import FileFacts, discard, fetch, file_errors, find_facts, is_remote, publish, temporary_folder
+from genai_ray.files import (
+    FileFacts,
+    discard,
+    fetch,
+    file_errors,
+    find_facts,
+    is_remote,
+    publish,
+    remove,
+    temporary_folder,
+)
 from genai_ray.frames import TableWriter, build_table
 from genai_ray.tune import Way
-from genai_ray.types import ModelBackend
+from genai_ray.types import CheckLevel, ModelBackend
 from genai_ray.video import (
     IMAGE_SUFFIXES,
+    SUFFIXES,
     TABLE_SUFFIX,
     VideoPlan,
     count_frames,
     describe_leftovers,
     describe_losses,
+    digest_part,
     join_segments,
     read_pictures,
     write_pictures,
 )
 
-__all__ = ["begin_clip", "finish_clip", "run_segment", "write_result"]
+__all__ = ["begin_clip", "finish_clip", "note_of", "run_segment", "write_result"]
 
 MAX_AT_ONCE_BYTES = 1024**3
 """A segment that is predicted to take more is a task of its own, so that the scheduler knows how many of them run."""
@@ -80,7 +94,7 @@ def begin_clip(
     for index in plan.todo:
         results[index], data = run_segment(plan, index, job)
         if data is not None:
-            plan.store.put(index, data.data)
+            plan.store.put(index, data.data, note_of(plan, results[index]))
     return finish_clip(plan, results, time.monotonic() - started)
 
 
@@ -115,7 +129,20 @@ def run_segment(plan: ClipPlan, index: int, job: JobContext) -> tuple[SegmentRes
         _check_unchanged(plan, before)
         if not result.frames:
             return result, None
-        return replace(result, digest=hash_segment(str(local)), is_away=True), np.fromfile(local, np.uint8)
+        return replace(_hashed(plan, result, local), is_away=True), np.fromfile(local, np.uint8)
+
+
+def note_of(plan: ClipPlan, result: SegmentResult) -> dict[str, Any] | None:
+    """Return a finished segment's part of the record.
+
+    Args:
+        plan: The plan of the video.
+        result: What became of the segment.
+
+    Returns:
+        Fields of the record; None if the result gets no record.
+    """
+    return build_note(result, plan.requests[0]) if plan.making else None
 
 
 def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: float) -> ClipOutcome:
@@ -148,7 +175,10 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
         parts = _fetch_parts(plan, results, folder)
         counts = _count_parts(plan, results, parts)
         whole, output = _unpublished(target, folder)
-        notes = write_result(timeline.result, parts, counts, output)
+        record = folder / "record.json"
+        told = _read_notes(plan, results) if plan.making else ()
+        tell = functools.partial(_write_record, plan, told, record) if plan.making else None
+        notes = write_result(timeline.result, parts, counts, output, tell)
         facts = whole.stat()
         info = timeline.plan.info
         outcome = ClipOutcome(
@@ -167,12 +197,17 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
             frames_checked=sum(result.frames_checked for result in made),
             segments_recomputed=sum(bool(result.recomputed) for result in made),
             way=_way_of(plan),
+            record=target.record if plan.making else "",
             key=plan.key,
             size_bytes=facts.st_size,
             stamp="" if is_remote(target.place) else str(facts.st_mtime_ns),
             results=made,
         )
         write_marker(target, outcome)
+        if plan.making:
+            publish(record, target.record)
+        elif there is not None and target.suffix in SUFFIXES:
+            remove([target.record])  # of the result that is replaced
         publish(whole, target.place)
     store.clear()
     if not is_remote(target.place):
@@ -181,7 +216,13 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
     return replace(outcome, stamp=published.stamp if published else "")
 
 
-def write_result(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> tuple[str, ...]:
+def write_result(
+    plan: VideoPlan,
+    parts: Sequence[Path],
+    counts: Sequence[int],
+    output: Path,
+    record: Callable[[VideoPlan], str] | None = None,
+) -> tuple[str, ...]:
     """Write a result from its finished segments; it appears under its name only when it is whole.
 
     Args:
@@ -189,6 +230,7 @@ def write_result(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], 
         parts: The segments' files in order; those without frames need not exist.
         counts: Frames in each of them.
         output: A video file, a pattern such as ``frames/%06d.png``, or a .parquet file; replaced if it exists.
+        record: As ``join_segments``; for a video file only.
 
     Returns:
         Notes: what the result has no place for.
@@ -205,7 +247,7 @@ def write_result(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], 
             for table in _tables(plan, parts, counts):
                 writer.write(table)
         return tuple(describe_leftovers(plan, "a table of frames"))
-    return join_segments(plan, parts, counts, output)
+    return join_segments(plan, parts, counts, output, record)
 
 
 def _enhance_into(
@@ -217,11 +259,21 @@ def _enhance_into(
         _check_unchanged(plan, before)
         if not result.frames:
             return result
-        digest = hash_segment(str(partial))
-        publish(partial, plan.store.place(index, digest))
-        return replace(result, digest=digest)
+        result = _hashed(plan, result, partial)
+        plan.store.finish(index, partial, result.digest, note_of(plan, result))
+        return result
     finally:
         discard(partial)
+
+
+def _hashed(plan: ClipPlan, result: SegmentResult, path: Path) -> SegmentResult:
+    """Hash a segment's file and, for a record, its frames: what the encoder made must decode to as many."""
+    result = replace(result, digest=hash_segment(str(path)))
+    if not plan.making:
+        return result
+    count, frames_digest = digest_part(path)
+    plan.timeline.result.check_count(count, result.frames)
+    return replace(result, frames_digest=frames_digest)
 
 
 def _check_unchanged(plan: ClipPlan, before: FileFacts | None = None) -> FileFacts | None:
@@ -260,6 +312,27 @@ def _unpublished(target: ClipTarget, folder: Path) -> tuple[Path, Path]:
         return folder / "frames", folder / "frames" / os.path.basename(target.output)
     whole = folder / f"result{os.path.splitext(target.output)[1]}"
     return whole, whole
+
+
+def _read_notes(plan: ClipPlan, results: Mapping[int, SegmentResult]) -> list[dict[str, Any]]:
+    """Return each segment's part of the record; those of an earlier job are in the work folder."""
+    notes = []
+    for index in range(plan.segments):
+        note = (
+            plan.store.read_note(index, plan.reused[index])
+            if index in plan.reused
+            else build_note(results[index], plan.requests[0])
+        )
+        if note is None:
+            raise VideoError(
+                f"{plan.target.work_dir}: the note of segment {index} is damaged", do="Run the same job again."
+            )
+        notes.append(note)
+    return notes
+
+
+def _write_record(plan: ClipPlan, notes: Sequence[Mapping[str, Any]], path: Path, result: VideoPlan) -> str:
+    return write_record(build_record(plan.timeline.plan, plan.making, notes, result), path)
 
 
 def _fetch_parts(plan: ClipPlan, results: Mapping[int, SegmentResult], folder: Path) -> list[Path]:
@@ -348,6 +421,8 @@ def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:
     """Say what a person could not see in the result."""
     timeline = plan.timeline
     source = timeline.plan
+    if plan.options.check == CheckLevel.STRICT and not plan.making:
+        yield "it has no record: only a video file can name one"
     expected = _frames_expected(timeline)
     if frames < expected:
         yield f"truncated input: {frames} of {expected} frames"

@@ -22,6 +22,7 @@ from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files import check_writable, expand, find_facts, is_folder, is_remote, join_place, to_place
 from genai_ray.tables import TABLE_SUFFIXES, iter_rows
+from genai_ray.types import CheckLevel
 from genai_ray.video import (
     IMAGE_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -32,10 +33,13 @@ from genai_ray.video import (
     validate_encoding,
 )
 
-__all__ = ["WORK_SUFFIX", "ClipTarget", "Targets", "resolve_targets"]
+__all__ = ["RECORD_SUFFIX", "WORK_SUFFIX", "ClipTarget", "Targets", "resolve_targets"]
 
 WORK_SUFFIX = ".genai-ray"
 """Suffix of the folder of finished segments: it is named after the output."""
+
+RECORD_SUFFIX = ".record.json"
+"""Suffix of the record of a result: it is named after the output, too."""
 
 MAX_NAME_BYTES = 255
 """Longest name of a file on common file systems."""
@@ -98,6 +102,22 @@ class ClipTarget:
         return os.path.splitext(self.output)[1].lower()
 
     @property
+    def record(self) -> str:
+        """Where its record goes: beside the result."""
+        return self.place + RECORD_SUFFIX
+
+    def has_record(self, options: EnhanceOptions) -> bool:
+        """Tell whether the result gets a record.
+
+        Args:
+            options: The options of this video.
+
+        Returns:
+            Whether it is a video file and the checks are strict.
+        """
+        return options.check == CheckLevel.STRICT and self.suffix in SUFFIXES
+
+    @property
     def aside(self) -> str:
         """The folder beside the result in which it is made; without ``--work-dir`` this is the work folder."""
         return _beside(self.place)
@@ -118,13 +138,16 @@ class ClipTarget:
             "Pass --name (name=...) with {stem} or {index} and without {folder}, or rename it.",
         )
 
-    def check_name(self) -> None:
+    def check_name(self, suffix: str = "") -> None:
         """Refuse a name that is too long for a file.
+
+        Args:
+            suffix: That of a file beside the result, which is named after it.
 
         Raises:
             ConfigError: If it is too long.
         """
-        num_bytes = len(os.fsencode(os.path.basename(self.place)))
+        num_bytes = len(os.fsencode(os.path.basename(self.place) + suffix))
         if num_bytes > MAX_NAME_BYTES and not is_remote(self.place):
             raise ConfigError(
                 f"output {self.output}: a name of {num_bytes} bytes",

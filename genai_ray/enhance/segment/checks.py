@@ -7,6 +7,7 @@ workers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,23 @@ class SegmentChecks:
             reasons = _judge(self._meter.frames[position], self._limits)
             if reasons:
                 self._bad[position] = reasons
+
+    def measured(self) -> dict[str, float | str]:
+        """Return the worst value of each strict measure, for the record of the segment.
+
+        Returns:
+            Numbers of four digits by ``lowest_`` or ``highest_`` and the name of the measure; the text ``inf`` for an
+            infinite one. Empty if nothing was compared, or not strictly.
+        """
+        found: dict[str, float | str] = {}
+        if self._meter is None or self._limits is None or self._limits.by_blocks:
+            return found
+        for limit, name in LIMITS.items():
+            values = [value for one in self._meter.frames if (value := getattr(one, name)) is not None]
+            if values:
+                word, worst = ("lowest", min(values)) if limit.startswith("min") else ("highest", max(values))
+                found[f"{word}_{name}"] = float(f"{worst:.4g}") if math.isfinite(worst) else "inf"
+        return found
 
     def describe(self) -> str:
         """Say which frames are wrong, what was measured of them, and what is allowed.

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -104,6 +104,10 @@ class SegmentResult:
     """Hash of its file, from ``hash_segment``; empty if it has no frame."""
     frames_checked: int = 0
     """Frames that were compared with those of the source."""
+    measured: Mapping[str, float | str] = field(default_factory=dict)
+    """What the strict checks measured, see ``SegmentChecks.measured``."""
+    frames_digest: str = ""
+    """Hash of its decoded frames, from ``digest_part``; empty if the result has no record, or it has no frame."""
     recomputed: str = ""
     """Why it was computed again in FP32 by ONNX Runtime; empty if it was not."""
     is_away: bool = False
@@ -266,7 +270,8 @@ def _make_segment(timeline: Timeline, index: int, path: Path, job: JobContext, *
     pixels_outside, pixels_checked = zip(*outside, strict=True)
     inferred = sum(stage.frames_done for stage in stages)
     share = (sum(pixels_outside), sum(pixels_checked))
-    return SegmentResult(written, inferred, started_at, share, frames_checked=checks.num_checked)
+    num_checked = checks.num_checked
+    return SegmentResult(written, inferred, started_at, share, frames_checked=num_checked, measured=checks.measured())
 
 
 def find_requests(info: VideoInfo, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:

@@ -1,0 +1,256 @@
+"""Computes segments of a result again from its source, and compares them with the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray.exceptions import RayError
+
+from genai_ray.catalog import ModelSpec
+from genai_ray.cluster import ModelCache, disconnect, uses_gpu
+from genai_ray.enhance.job.clip_plan import plan_timeline
+from genai_ray.enhance.job.records import describe_source, options_of
+from genai_ray.enhance.job.segment_store import hash_of_model, list_versions, node_kind
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths
+from genai_ray.enhance.plan.timeline import Timeline, check_chain
+from genai_ray.enhance.segment.checks import predict_check_bytes
+from genai_ray.enhance.segment.segment import (
+    JobContext,
+    SegmentResult,
+    enhance_segment,
+    find_requests,
+    predict_segment_bytes,
+)
+from genai_ray.errors import ConfigError, GenAIRayError, QualityError
+from genai_ray.files import temporary_folder
+from genai_ray.inspection import find_model
+from genai_ray.video import VideoPlan, compare_frames, digest_part, validate_encoding
+
+__all__ = ["Again", "Recomputation", "find_specs"]
+
+TOLERANCE_DB = 30.0
+"""Least PSNR of each frame if frames need not be equal: two encodings of one picture differ by what both lose."""
+
+TASKS_SHARE = 0.4
+"""Most of the cluster's ``memory`` for segments, as in a job."""
+
+REQUEST_WITHIN_S = 24 * 3600.0
+"""As in a job: a batch of large frames may take hours on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What became of the segments that were computed again."""
+
+    indices: tuple[int, ...]
+    """The segments."""
+    failures: tuple[str, ...]
+    """One sentence for each one that differs, or why none was computed."""
+    inexact_because: str = ""
+    """Why frames needed only to be alike; empty if they had to be equal."""
+    tolerance_db: float | None = None
+    """Least PSNR of a frame then."""
+    lowest_db: float | None = None
+    """Lowest PSNR of any frame; ``inf`` if all are equal."""
+
+
+def find_specs(record: Mapping[str, Any], models: Paths) -> list[tuple[ModelSpec, str]]:
+    """Find the models of a record.
+
+    Args:
+        record: The record.
+        models: Paths of .onnx files.
+
+    Returns:
+        For each model its spec and the hash that it has here: of the given files one that has the record's hash, else
+        the first one of that name, else the catalog's.
+
+    Raises:
+        ConfigError: If it is a file, and none of its name or hash is given.
+        ModelNotFoundError: If the catalog has no such model.
+        ModelLoadError: If a file is corrupt.
+    """
+    given = [find_model(model)[0] for model in ([models] if isinstance(models, str | Path) else models)]
+    hashes = [(spec, hash_of_model(spec)) for spec in given]
+    found = []
+    for known in record["models"]:
+        name = str(known["model"])
+        fitting = [pair for pair in hashes if pair[1] == known["sha256"]]
+        fitting += [pair for pair in hashes if pair[0].is_path and Path(pair[0].file).name == name]
+        if not fitting:
+            if name.lower().endswith(".onnx"):
+                raise ConfigError(
+                    f"the record's model {name} is a file", "its path", "Pass --model PATH (models=[PATH])."
+                )
+            spec = find_model(name)[0]
+            fitting = [(spec, hash_of_model(spec))]
+        found.append(fitting[0])
+    return found
+
+
+class Recomputation:
+    """The segments of one result, to be computed again.
+
+    Args:
+        record: Its record.
+        result: The plan of its file.
+        source: Path or URI of its source.
+    """
+
+    def __init__(self, record: Mapping[str, Any], result: VideoPlan, source: str) -> None:
+        self._record = record
+        self._result = result
+        self._source = source
+        self._parts: Sequence[Mapping[str, Any]] = record["segments"]
+
+    def run(self, indices: Sequence[int], models: Sequence[tuple[ModelSpec, str]], address: str | None) -> Again:
+        """Compute segments again on Ray, and compare them.
+
+        Args:
+            indices: The segments, rising.
+            models: From ``find_specs``.
+            address: Ray cluster to join; None for a running one, or else one of this process alone.
+
+        Returns:
+            What differs.
+
+        Raises:
+            ConfigError: If an option of the record makes no sense, or its encoder is missing.
+            VideoError: If the source is missing or does not decode.
+            GenAIRayError: What a session raises.
+        """
+        specs = tuple(spec for spec, _ in models)
+        check_chain(specs)
+        options = replace(options_of(self._record), address=address)
+        validate_encoding(options.encoding, f".{self._result.path.rpartition('.')[2].lower()}")
+        timeline, _ = plan_timeline(self._source, specs, options)
+        other = self._compare_source(timeline)
+        if other:
+            return Again((), (other,))
+        cache = ModelCache(None, name=options.cache_name, address=address, deadline_s=REQUEST_WITHIN_S)
+        is_own = cache.is_embedded
+        try:
+            kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
+            requests = find_requests(timeline.plan.info, specs, options)
+            with cache.lease(requests), temporary_folder("verify") as folder:
+                job = JobContext(specs, requests, options, cache, f"verify-{folder.name}", kind)
+                return self._compare_all(_compute(timeline, indices, job), indices, job, folder)
+        finally:
+            if is_own:
+                cache.shutdown()
+            cache.close()
+            if is_own:
+                disconnect()
+
+    def _compare_source(self, timeline: Timeline) -> str:
+        """Return what differs of the source; empty if nothing does."""
+        known, found = self._record["source"], describe_source(timeline.plan)
+        if found["packets_sha256"] != known["packets_sha256"]:
+            return (
+                f"nothing was computed again: {self._source} is not the source: its packets are "
+                f"sha256:{found['packets_sha256']}, those of the record sha256:{known['packets_sha256']}"
+            )
+        segments = [[part.start, part.stop] for part in timeline.plan.segments]
+        if found != known or segments != [list(part["source_frames"]) for part in self._parts]:
+            return f"nothing was computed again: {self._source} gives other segments than the record says"
+        return ""
+
+    def _compare_all(
+        self,
+        computed: Iterator[tuple[int, SegmentResult | QualityError, npt.NDArray[np.uint8] | None]],
+        indices: Sequence[int],
+        job: JobContext,
+        folder: Path,
+    ) -> Again:
+        inexact_because = self._find_difference(job)
+        failures: dict[int, str] = {}
+        lowest_db = math.inf
+        for index, made, data in computed:
+            part = self._parts[index]
+            if isinstance(made, QualityError):
+                failures[index] = f"fails the checks when it is computed again: {made.got}"
+                continue
+            if made.frames != part["frames"]:
+                failures[index] = f"has {made.frames} frames when it is computed again, not {part['frames']}"
+                continue
+            if made.frames_digest == part["frames_sha256"] or data is None:
+                continue
+            file = folder / f"{index}.segment"
+            data.tofile(file)
+            first = sum(int(other["frames"]) for other in self._parts[:index])
+            segment_db = min(compare_frames(self._result, first, file))
+            lowest_db = min(lowest_db, segment_db)
+            if not inexact_because or segment_db < TOLERANCE_DB:
+                allowed = f"at least {TOLERANCE_DB:g} dB" if inexact_because else "equal frames"
+                failures[index] = (
+                    "has other frames when it is computed again from the source: "
+                    f"PSNR {segment_db:.1f} dB at worst (allowed: {allowed})"
+                )
+        return Again(
+            tuple(indices),
+            tuple(f"segment {index} {text}" for index, text in sorted(failures.items())),
+            inexact_because,
+            TOLERANCE_DB if inexact_because else None,
+            lowest_db,
+        )
+
+    def _find_difference(self, job: JobContext) -> str:
+        """Say what may round in another way here; empty if nothing does."""
+        here = set(list_versions(job.options.backend))
+        known = set(self._record["versions"])
+        if here != known:
+            return f"versions here: {', '.join(sorted(here - known))}; of the record: {', '.join(sorted(known - here))}"
+        if job.kind != self._record["node"]:
+            return "the record was made on another kind of processor or GPU"
+        return ""
+
+
+def _compute(
+    timeline: Timeline, indices: Sequence[int], job: JobContext
+) -> Iterator[tuple[int, SegmentResult | QualityError, npt.NDArray[np.uint8] | None]]:
+    """Compute segments in Ray tasks, as many at a time as there are CPUs and memory for; in any order."""
+    refs = (ray.put(timeline), ray.put(job))
+    waiting = list(reversed(indices))
+    running: dict[Any, int] = {}
+    most = _count_at_once(timeline, job.specs, job.options)
+    while waiting or running:
+        while waiting and len(running) < most:
+            index = waiting.pop()
+            running[_run_again.remote(*refs, index)] = index
+        (done,), _ = ray.wait(list(running))
+        index = running.pop(done)
+        made, data = ray.get(done)
+        if isinstance(made, BaseException) and not isinstance(made, QualityError):
+            raise made
+        yield index, made, data
+
+
+def _count_at_once(timeline: Timeline, specs: Sequence[ModelSpec], options: EnhanceOptions) -> int:
+    info = timeline.plan.info
+    scale = math.prod(spec.scale for spec in specs)
+    num_bytes = predict_segment_bytes((info.width * scale, info.height * scale), info.bit_depth)
+    num_bytes += predict_check_bytes(info, options.check)
+    cluster_resources: Any = ray.cluster_resources
+    resources = cluster_resources()
+    return max(1, min(int(resources.get("CPU", 1)), int(TASKS_SHARE * resources.get("memory", 0)) // num_bytes))
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _run_again(timeline: Timeline, job: JobContext, index: int) -> tuple[Any, npt.NDArray[np.uint8] | None]:
+    try:
+        with temporary_folder("verify") as folder:
+            path = folder / "segment"
+            result = enhance_segment(timeline, index, path, job)
+            if not result.frames:
+                return result, None
+            _, frames_digest = digest_part(path)
+            return replace(result, frames_digest=frames_digest), np.fromfile(path, np.uint8)
+    except (GenAIRayError, RayError, OSError, MemoryError) as exc:
+        return exc, None

@@ -1,0 +1,295 @@
+"""The record beside a result of ``check="strict"``, and ``verify``: what is planted in file or record is found."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from itertools import combinations
+
+import av
+import pytest
+
+from genai_ray import EnhanceOptions, enhance_videos, errors, verify_video
+from genai_ray.enhance.job.records import expand_times, options_of
+from genai_ray.enhance.job.verify import count_sampled, miss_rate
+from genai_ray.video import Encoding, read_record_name
+from tests.enhance.moving import pan, write_frames
+from tests.video.clips import write
+
+MODEL = "websr-x2-s"
+FRAMES = 12
+FAST = Encoding(preset="ultrafast")
+
+
+def strict(**others):
+    return EnhanceOptions(**{"encoding": FAST, "segment_frames": 4, "check": "strict"} | others)
+
+
+@pytest.fixture(scope="module")
+def clips(ray_session, tmp_path_factory):
+    """A folder with a source, its result, and the result's record."""
+    folder = tmp_path_factory.mktemp("verified")
+    write_frames(folder / "a.mkv", pan(FRAMES, size=(96, 64)))
+    enhance_videos(folder / "a.mkv", folder / "b.mp4", models=MODEL, options=strict())
+    return folder
+
+
+@pytest.fixture
+def copy(clips, tmp_path):
+    """The result with its record, to be spoiled."""
+    for name in ("b.mp4", "b.mp4.record.json"):
+        shutil.copy(clips / name, tmp_path)
+    return tmp_path / "b.mp4"
+
+
+def record_of(path):
+    return path.with_name(path.name + ".record.json")
+
+
+def test_a_record_says_what_was_made_of_what(clips):
+    content = record_of(clips / "b.mp4").read_bytes()
+    record = json.loads(content)
+    assert read_record_name(str(clips / "b.mp4")) == hashlib.sha256(content).hexdigest()
+    assert [len(record["models"]), record["models"][0]["model"], record["precision"]] == [1, MODEL, "fp32"]
+    assert [part["source_frames"] for part in record["segments"]] == [[0, 4], [4, 8], [8, 12]]
+    for part in record["segments"]:
+        assert (part["frames"], part["frames_checked"], len(part["frames_sha256"])) == (4, 4, 64)
+        assert part["measured"]["lowest_consistency_db"] > 26
+    assert expand_times(record["result"]) == [Fraction(index, 25) for index in range(FRAMES)]
+    assert options_of(record) == strict(encoding=FAST.fit(".mp4"))
+    assert str(clips) not in content.decode()
+
+
+def test_a_whole_result_passes(clips):
+    report = verify_video(clips / "b.mp4")
+    assert (report.passed, report.failures, report.frames, report.segments) == (True, (), FRAMES, 3)
+    assert (report.sampled, report.seed, report.miss_rates) == ((), None, ())
+    report = verify_video(clips / "b.mp4", clips / "a.mkv", sample="50%", seed=3)
+    assert (report.passed, report.is_exact, len(report.sampled), report.seed) == (True, True, 2, 3)
+    assert report.sampled == verify_video(clips / "b.mp4", clips / "a.mkv", sample="2", seed=3).sampled
+    assert dict(report.miss_rates) == {1: pytest.approx(1 / 3)}
+
+
+def spoil_picture(path):
+    """Encode one frame otherwise, and keep everything else."""
+    spoiled = path.with_name("spoiled.mp4")
+    with av.open(str(path)) as box, av.open(str(spoiled), "w") as sink:
+        old = box.streams.video[0]
+        stream = sink.add_stream("libx264", rate=25, options={"crf": "0", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = old.width, old.height, old.pix_fmt
+        stream.time_base = stream.codec_context.time_base = old.time_base
+        codec, before = stream.codec_context, old.codec_context
+        codec.colorspace, codec.color_range = before.colorspace, before.color_range
+        codec.color_primaries, codec.color_trc = before.color_primaries, before.color_trc
+        sink.metadata.update(box.metadata)
+        for index, frame in enumerate(box.decode(old)):
+            if index == 5:
+                plane = frame.planes[0]
+                data = bytearray(bytes(plane))
+                data[0] ^= 1
+                plane.update(bytes(data))
+            frame.pict_type = 0
+            sink.mux(stream.encode(frame))
+        sink.mux(stream.encode(None))
+    spoiled.replace(path)
+
+
+def remux(path, *, tag=None, delay=0, drop=()):
+    """Copy the packets with other tags or times."""
+    moved = path.with_name("moved.mp4")
+    with av.open(str(path)) as box, av.open(str(moved), "w") as sink:
+        old = box.streams.video[0]
+        stream = sink.add_stream_from_template(old)
+        stream.time_base = old.time_base
+        sink.metadata.update({key: value for key, value in box.metadata.items() if key != "comment" or tag is None})
+        if tag:
+            sink.metadata["comment"] = tag
+        packets = [packet for packet in box.demux(old) if packet.size]
+        for index, packet in enumerate(packets):
+            if index in drop:
+                continue
+            packet.stream = stream
+            if index >= len(packets) // 2:  # ultrafast has no B-frames: decode order is display order
+                packet.pts += delay
+                packet.dts += delay
+            sink.mux(packet)
+    moved.replace(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            spoil_picture,
+            "1 of 3 segments have other frames than the record says: 1; the first one begins with frame 4 at",
+        ),
+        (lambda path: remux(path, tag=""), "names no record"),
+        (lambda path: remux(path, tag=f"genai-ray record sha256:{'0' * 64}"), "names the record sha256:0000"),
+        (lambda path: remux(path, drop=range(8, 12)), "it has 8 frames; the record says 12"),
+        (lambda path: remux(path, delay=4000), "is shown at"),
+    ],
+    ids=["one bit of one pixel", "no name", "another name", "fewer frames", "later frames"],
+)
+def test_what_is_planted_in_the_file_is_found(copy, spoil, told):
+    spoil(copy)
+    report = verify_video(copy)
+    assert not report.passed
+    assert any(told in text for text in report.failures), report.failures
+
+
+def test_a_changed_record_is_found(copy):
+    record = json.loads(record_of(copy).read_bytes())
+    record["segments"][2]["frames_sha256"] = "0" * 64
+    record["result"]["colour"][0] = 9
+    record["result"]["steps"] = [[11, 1]]
+    record_of(copy).write_text(json.dumps(record))
+    told = " | ".join(verify_video(copy).failures)
+    for words in ("but the record beside it is", "colour tags", "segments have other frames than the record says: 2"):
+        assert words in told
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format": "genai-ray record 2"}', b"\xff"])
+def test_what_is_no_record_is_an_error(copy, content):
+    record_of(copy).write_bytes(content)
+    with pytest.raises(errors.VideoError, match=r"b\.mp4\.record\.json: (not a whole record|a record of format)"):
+        verify_video(copy)
+
+
+def test_missing_files_are_errors(copy, clips):
+    with pytest.raises(errors.VideoError, match="no such file"):
+        verify_video(copy.with_name("none.mp4"))
+    record_of(copy).unlink()
+    with pytest.raises(errors.VideoError, match=r"has no record.*--check strict"):
+        verify_video(copy)
+
+
+def test_another_source_or_model_is_found(clips, tmp_path, copy):
+    other = write_frames(tmp_path / "a.mkv", pan(FRAMES, size=(96, 64), step=(2, 1)))
+    report = verify_video(clips / "b.mp4", other)
+    assert (report.passed, report.sampled) == (False, ())
+    assert "a.mkv is not the source: its packets are sha256:" in report.failures[0]
+    record = json.loads(record_of(copy).read_bytes())
+    record["models"][0]["sha256"] = "0" * 64
+    record_of(copy).write_text(json.dumps(record))
+    assert "model websr-x2-s is sha256:" in verify_video(copy, clips / "a.mkv").failures[-1]
+    record["models"][0]["model"] = "mine.onnx"
+    record_of(copy).write_text(json.dumps(record))
+    with pytest.raises(errors.ConfigError, match=r"model mine\.onnx is a file.*--model"):
+        verify_video(copy, clips / "a.mkv")
+
+
+def rename(copy, record):
+    """Write a record, and name it in the file: what a computation gives that does not do what it says."""
+    content = json.dumps(record).encode()
+    record_of(copy).write_bytes(content)
+    remux(copy, tag=f"genai-ray record sha256:{hashlib.sha256(content).hexdigest()}")
+
+
+def test_what_was_computed_otherwise_is_found_by_computing_again(clips, tmp_path, copy):
+    record = json.loads(record_of(copy).read_bytes())
+    enhance_videos(clips / "a.mkv", tmp_path / "c.mp4", models="websr-x2-m", options=strict())
+    made = json.loads(record_of(tmp_path / "c.mp4").read_bytes())
+    made["models"] = record["models"]
+    rename(tmp_path / "c.mp4", made)
+    report = verify_video(tmp_path / "c.mp4", clips / "a.mkv", sample="100%")
+    assert len(report.failures) == 3
+    assert report.failures[0].startswith("segment 0 has other frames when it is computed again from the source: PSNR ")
+    assert verify_video(tmp_path / "c.mp4").passed  # nothing but the source can tell
+
+
+def test_other_versions_need_only_agree(clips, copy):
+    record = json.loads(record_of(copy).read_bytes())
+    record["versions"][0] = "genai-ray=0.0.1"
+    rename(copy, record)
+    report = verify_video(copy, clips / "a.mkv", sample="1")
+    assert (report.passed, report.is_exact, report.tolerance_db) == (True, False, 30.0)
+    assert "of the record: genai-ray=0.0.1" in report.inexact_because
+    assert report.to_dict()["lowest_db"] == "inf"
+
+
+def test_a_later_result_without_a_record_removes_the_old_one(clips, tmp_path):
+    options = strict(overwrite=True)
+    report = enhance_videos(clips / "a.mkv", tmp_path / "b.mp4", models=MODEL, options=options)
+    assert report.videos[0].record == str(record_of(tmp_path / "b.mp4"))
+    assert (tmp_path / "b.mp4").read_bytes() == (clips / "b.mp4").read_bytes()
+    report = enhance_videos(
+        clips / "a.mkv", tmp_path / "b.mp4", models=MODEL, options=strict(overwrite=True, check="off")
+    )
+    assert report.videos[0].record == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["b.mp4"]
+    assert read_record_name(str(tmp_path / "b.mp4")) == ""
+
+
+def test_a_result_of_a_result_names_its_own_record(clips, tmp_path):
+    enhance_videos(clips / "b.mp4", tmp_path / "c.mkv", models=MODEL, options=strict(end=0.16))
+    assert verify_video(tmp_path / "c.mkv", clips / "b.mp4", sample="100%").passed
+    enhance_videos(clips / "b.mp4", tmp_path / "d.mkv", models=MODEL, options=strict(end=0.16, check="default"))
+    assert read_record_name(str(tmp_path / "d.mkv")) == ""
+
+
+@pytest.mark.parametrize(
+    ("sample", "segments", "wanted"),
+    [("1%", 7, 1), ("1%", 1000, 10), ("0.1%", 1500, 2), ("7%", 100, 7), ("100%", 9, 9), ("3", 9, 3), ("20", 9, 9)],
+)
+def test_a_sample_is_a_share_or_a_number(sample, segments, wanted):
+    assert count_sampled(sample, segments) == wanted
+
+
+@pytest.mark.parametrize("sample", ["", "0", "0%", "101%", "1.5", "-1", "all", "1 in 5"])
+def test_another_sample_is_refused(clips, sample):
+    with pytest.raises(errors.ConfigError, match="a share such as 1%"):
+        verify_video(clips / "b.mp4", sample=sample)
+
+
+@pytest.mark.parametrize(("segments", "wrong", "sampled"), [(6, 1, 1), (6, 2, 3), (7, 3, 2), (5, 4, 3), (5, 0, 2)])
+def test_the_miss_rate_is_what_counting_gives(segments, wrong, sampled):
+    samples = list(combinations(range(segments), sampled))
+    missed = sum(min(sample) >= wrong for sample in samples)
+    assert miss_rate(segments, wrong, sampled) == pytest.approx(missed / len(samples))
+
+
+def test_the_command_says_what_differs(in_shared_ray, clips, copy):
+    def call(*words):
+        command = [sys.executable, "-m", "genai_ray.cli", "verify", *map(str, words)]
+        return subprocess.run(command, check=False, env=in_shared_ray, capture_output=True, text=True, timeout=300)
+
+    done = call(clips / "b.mp4", "--source", clips / "a.mkv", "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "1 of 3 segments computed again, seed 1",
+        "if there were 1 wrong segment: missed",
+        "as its record says",
+    ):
+        assert words in done.stdout
+    remux(copy, tag="")
+    done = call(copy, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["failures"] == ["the file names no record in its metadata"]
+
+
+CASES = [
+    (".mp4", "libx264", "yuv420p", {}),
+    (".mov", "prores_ks", "yuv422p10le", {}),
+    (".mkv", "ffv1", "yuv444p", {}),
+    (".webm", "libvpx-vp9", "yuv420p", {"preset": "8"}),
+    (".mkv", "libsvtav1", "yuv420p10le", {"preset": "12"}),
+    (".mp4", "libx265", "yuv420p10le", {"preset": "ultrafast"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "codec", "pix_fmt", "more"), CASES, ids=[f"{case[1]}{case[0]}" for case in CASES])
+def test_every_container_and_encoder_gives_its_frames_again(ray_session, tmp_path, suffix, codec, pix_fmt, more):
+    """Sound that begins first, times that vary, a comment of the source's own, and full-range colour."""
+    pts = [2 * index + index % 3 for index in range(40)]
+    clip = write(tmp_path / "a.mkv", pix_fmt="yuv420p", pts=pts, colour=(1, 2, 1, 1), options={"g": "7", "bf": "2"})
+    options = strict(
+        encoding=Encoding(codec=codec, bit_depth=10 if "10" in pix_fmt else None, **more), segment_frames=11
+    )
+    output = tmp_path / f"b{suffix}"
+    enhance_videos(clip, output, models=MODEL, options=options)
+    report = verify_video(output, clip, sample="100%")
+    assert report.failures == ()
+    assert len(report.sampled) == report.segments == 4

@@ -188,7 +188,8 @@ def enhance(
         Check,
         option(
             group=Group.MODEL,
-            help=f"Compare frames with those of the source: {words(Check)}. Wrong ones are computed again in fp32.",
+            help=f"Compare frames with the source: {words(Check)}. Wrong ones are computed again in fp32; strict also "
+            "writes a record.",
             metavar="LEVEL",
             default="default",
         ),

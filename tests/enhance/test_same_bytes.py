@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import ray
 
-from genai_ray import EnhanceOptions, enhance_videos
+from genai_ray import EnhanceOptions, enhance_videos, verify_video
 from genai_ray.cluster import connect, disconnect
 from genai_ray.video import Encoding
 from tests.processes import killing
@@ -57,11 +57,16 @@ def results(source, folder, kills):
                 "ray::_run_", kills, lambda work=work: any(work.glob("*.nut")) and any(work.glob("*.partial"))
             ) as killed:
                 report = enhance_videos(
-                    source, output, models="websr-x2-s", options=EnhanceOptions(encoding=encoding, segment_frames=6)
+                    source,
+                    output,
+                    models="websr-x2-s",
+                    options=EnhanceOptions(encoding=encoding, segment_frames=6, check="strict"),
                 )
             assert (report.frames, report.segments) == (60, 10)
             assert output.read_bytes() == found.setdefault(suffix, output.read_bytes())
+            assert verify_video(output).failures == ()  # so the records are the same, too: the files name them
             output.unlink()
+            output.with_name(output.name + ".record.json").unlink()
             if len(killed) == kills:
                 break
         assert len(killed) == kills, suffix

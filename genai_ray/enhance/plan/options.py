@@ -66,7 +66,8 @@ class EnhanceOptions:
     scene_threshold: float = SCENE_THRESHOLD
     """Similarity of neighbours in [0, 1] below which a cut lies between them, and no frame is added; 0 for never."""
     check: CheckLevel = CheckLevel.DEFAULT
-    """How closely frames are compared with those of the source: ``off``, ``default`` or ``strict``."""
+    """How closely frames are compared with those of the source: ``off``, ``default`` or ``strict``, which also writes a
+    record beside each video, for ``verify_video``."""
     background: Background | None = None
     """What replaces a background that is removed; None for chroma-key green, since most encoders have no alpha."""
     address: str | None = None

@@ -189,8 +189,7 @@ class ModelCatalog:
         for folder in (packaged, models_folder()):
             path = folder / spec.file
             if path.is_file():
-                facts = path.stat()
-                found = hash_file(path, facts.st_size, facts.st_mtime_ns)
+                found = hash_file(path)
                 if spec.sha256 is not None and found != spec.sha256:
                     raise ModelLoadError(
                         f"{path} has sha256 {found}",
@@ -209,18 +208,24 @@ def _read(user_folder: Path) -> ModelCatalog:
     return ModelCatalog(configs_folder() / "models", user_folder)
 
 
-@functools.lru_cache(maxsize=256)
-def hash_file(path: Path, size_bytes: int, modified_ns: int) -> str:
-    """Hash a file; the result is cached by path, size and time of change.
+def hash_file(path: Path) -> str:
+    """Hash a file; the result is cached until the file is replaced or written to.
 
     Args:
         path: The file.
-        size_bytes: Its size.
-        modified_ns: When it was changed last.
 
     Returns:
         sha256, hexadecimal.
+
+    Raises:
+        OSError: If it cannot be read.
     """
-    del size_bytes, modified_ns  # only part of the cache's key
+    facts = path.stat()
+    # The kernel sets the time of the last change; a file that is copied with its time of modification has another one.
+    return _hash(path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash(path: Path, *_identity: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

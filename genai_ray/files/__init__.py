@@ -13,6 +13,7 @@ others name.
 from genai_ray.files.local import (
     cache_folder,
     home_folder,
+    is_private,
     make_folder,
     remove_folder,
     sweep_folders,
@@ -62,6 +63,7 @@ __all__ = [
     "identify_folder",
     "is_folder",
     "is_of_this_machine",
+    "is_private",
     "is_remote",
     "join_place",
     "list_files",

@@ -21,6 +21,7 @@ from genai_ray.errors import ConfigError
 __all__ = [
     "cache_folder",
     "home_folder",
+    "is_private",
     "make_folder",
     "remove_folder",
     "sweep_folders",
@@ -52,7 +53,7 @@ def cache_folder() -> Path:
         return wanted
     with suppress(OSError, ConfigError):
         instead = Path(temporary_base(), f"{PREFIX}cache-{os.geteuid()}")
-        if _can_write(instead) and _is_private(instead):
+        if _can_write(instead) and is_private(instead):
             if wanted not in _told:
                 _told.add(wanted)
                 _log.warning(
@@ -193,7 +194,7 @@ def _hold(folder: Path) -> bool:
 
 
 def _sweep(folder: Path) -> bool:
-    if not _is_private(folder):
+    if not is_private(folder):
         return False
     descriptor = os.open(folder / _MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -212,7 +213,18 @@ def _can_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _is_private(folder: Path) -> bool:
-    """Tell whether this is a folder, not a link, that belongs to this user and that nobody else may write to."""
-    found = folder.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+def is_private(path: Path) -> bool:
+    """Tell whether a folder or file belongs to this user, and nobody else may write to it.
+
+    Args:
+        path: Its path.
+
+    Returns:
+        Whether it does; false for a link, a pipe or a device.
+
+    Raises:
+        OSError: If it is missing.
+    """
+    found = path.lstat()
+    is_plain = stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
+    return is_plain and found.st_uid == os.geteuid() and not found.st_mode & 0o022

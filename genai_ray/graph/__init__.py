@@ -1,9 +1,11 @@
 """Reads and rewrites ONNX graphs without running them. Only this package imports ``onnx``.
 
 ``header`` reads a model without its weights; ``model`` reads a whole model, sorts its nodes and predicts its memory;
-``field`` computes receptive fields; ``fuse`` builds a model that takes and returns frames.
+``field`` computes receptive fields; ``fuse`` builds a model that takes and returns frames; ``apart`` puts weights into
+a file of their own.
 """
 
+from genai_ray.graph.apart import copy_weights, refer_to_weights
 from genai_ray.graph.field import ReceptiveField, receptive_field
 from genai_ray.graph.fuse import fuse_frames
 from genai_ray.graph.header import WHOLE_FILE_BYTES, external_files, read_header
@@ -30,6 +32,7 @@ __all__ = [
     "ReceptiveField",
     "activation_bytes",
     "broken_rule",
+    "copy_weights",
     "element_name",
     "external_files",
     "free_batch",
@@ -41,6 +44,7 @@ __all__ = [
     "read_model",
     "read_weights",
     "receptive_field",
+    "refer_to_weights",
     "sort_nodes",
     "weight_bytes",
 ]

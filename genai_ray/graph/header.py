@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from genai_ray.errors import ModelLoadError
 from genai_ray.graph.model import Graph, put_in_order
 
-__all__ = ["WHOLE_FILE_BYTES", "external_files", "read_header"]
+__all__ = ["WHOLE_FILE_BYTES", "all_tensors", "external_files", "read_header"]
 
 MAX_HEADER_BYTES = 64 * 1024**2
 """Most bytes of a graph without its large tensors; the largest public models have a few MB."""
@@ -81,18 +81,31 @@ def external_files(model: Graph) -> list[str]:
         Sorted paths relative to the model's folder, without duplicates.
     """
     return sorted(
-        {entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"}
+        {
+            entry.value
+            for tensor in all_tensors(model.graph)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
     )
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Walk over the tensors of a graph and of its inner graphs.
+
+    Args:
+        graph: Any graph.
+
+    Yields:
+        Initialisers, and tensors that are attributes of nodes.
+    """
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.initializer:
-                    yield from _tensors(inner)
+                    yield from all_tensors(inner)
 
 
 class _Reader:

@@ -5,7 +5,7 @@ and remembers their results.
 """
 
 from genai_ray.inspection.find import canonical_id, find_model, hash_model, read_tensors
-from genai_ray.inspection.records import Hold, forget_failures
+from genai_ray.inspection.records import Hold, forget_failures, weight_files
 from genai_ray.inspection.trial import inspect_model
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "hash_model",
     "inspect_model",
     "read_tensors",
+    "weight_files",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 from contextlib import nullcontext, suppress
@@ -11,8 +10,8 @@ from pathlib import Path
 from genai_ray.catalog import ModelCatalog, ModelSpec, hash_file, load_spec, read_content
 from genai_ray.errors import ModelLoadError, ModelNotFoundError, VideoError
 from genai_ray.files import is_remote, mirror
-from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
-from genai_ray.inspection.records import Hold, spec_of, tensors_of
+from genai_ray.graph import GraphTensor, graph_tensors, read_header
+from genai_ray.inspection.records import Hold, spec_of, tensors_of, weight_files
 
 __all__ = ["canonical_id", "find_model", "hash_model", "read_tensors"]
 
@@ -88,9 +87,9 @@ def hash_model(spec: ModelSpec, path: Path) -> str:
         ModelLoadError: If the file is corrupt.
         OSError: If it cannot be read.
     """
-    facts = path.stat()
-    digest = spec.sha256 or hash_file(path, facts.st_size, facts.st_mtime_ns)
-    others = _files_of_weights(path, facts.st_size, facts.st_mtime_ns)
+    # What a spec beside a file says of its hash may be out of date; a file of the catalog was checked.
+    digest = spec.sha256 if spec.sha256 and not spec.is_path else hash_file(path)
+    others = weight_files(path)
     if not others:
         return digest
     found = [digest]
@@ -99,15 +98,8 @@ def hash_model(spec: ModelSpec, path: Path) -> str:
         found.append(name)
         with suppress(OSError):  # what is missing, or lies elsewhere, is refused by the load, which says why
             if place.is_file() and place.is_relative_to(path.parent.resolve()):
-                state = place.stat()
-                found.append(hash_file(place, state.st_size, state.st_mtime_ns))
+                found.append(hash_file(place))
     return hashlib.sha256("\0".join(found).encode(errors="surrogateescape")).hexdigest()
-
-
-@functools.lru_cache(maxsize=256)
-def _files_of_weights(path: Path, size_bytes: int, modified_ns: int) -> tuple[str, ...]:
-    del size_bytes, modified_ns  # only part of the cache's key
-    return tuple(name for name in external_files(read_header(path)) if name != path.name)
 
 
 def read_tensors(

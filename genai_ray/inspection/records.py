@@ -26,7 +26,7 @@ from genai_ray.files import cache_folder
 from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
 from genai_ray.inspection.trial import SAVE_SPEC, ask_runtime, inspect_model
 
-__all__ = ["Hold", "forget_failures", "spec_of", "tensors_of"]
+__all__ = ["Hold", "forget_failures", "spec_of", "tensors_of", "weight_files"]
 
 Hold: TypeAlias = Callable[[int], AbstractContextManager[object]]
 """Reserves so many bytes of memory for an inspection, or raises ``ResourceExhaustedError``."""
@@ -98,6 +98,29 @@ def tensors_of(path: Path, hold: Hold = nullcontext) -> tuple[tuple[GraphTensor,
     return inputs, outputs
 
 
+def weight_files(path: Path) -> tuple[str, ...]:
+    """Return the files beside a model's file that hold weights of it; the graph of each content is read once.
+
+    Args:
+        path: The model's file.
+
+    Returns:
+        Sorted paths relative to the file's folder; they may not exist.
+
+    Raises:
+        ModelLoadError: If the file is corrupt.
+        OSError: If it cannot be read.
+    """
+    # A large tensor in the file itself is a reference to its name: see ``read_header``.
+    name = _name_of(hash_file(path), f"files beside {path.name}")
+    record = _known.get(name) or _load(name)
+    if record is None:
+        record = {"result": [other for other in external_files(read_header(path)) if other != path.name]}
+        _store(name, record)
+    _known[name] = record
+    return tuple(record["result"])
+
+
 def forget_failures() -> None:
     """Allow failed files to be inspected again at once."""
     for name in [name for name, record in list(_known.items()) if "error" in record]:
@@ -142,10 +165,10 @@ def describe_file(path: str, is_tried: bool, data_bytes: int) -> dict[str, Any]:
 
 def _record_of(path: Path, hold: Hold, *, is_tried: bool) -> dict[str, Any]:
     facts = path.stat()
-    digest = hash_file(path, facts.st_size, facts.st_mtime_ns)
+    digest = hash_file(path)
     record = None
     for each in dict.fromkeys((True, is_tried)):  # a result with trial runs also has the description
-        name = _name_of(digest, is_tried=each)
+        name = _name_of(digest, each)
         found = _known.get(name) or _load(name)
         record = record or (found if found is not None and _is_current(found, path, is_tried=is_tried) else None)
     if record is None:
@@ -215,8 +238,8 @@ def _folder() -> Path:
     return cache_folder() / "inspected"
 
 
-def _name_of(digest: str, *, is_tried: bool) -> str:
-    return f"{hashlib.sha256(repr((digest, is_tried, _versions())).encode()).hexdigest()[:40]}.json"
+def _name_of(digest: str, what: bool | str) -> str:
+    return f"{hashlib.sha256(repr((digest, what, _versions())).encode()).hexdigest()[:40]}.json"
 
 
 def _state_of(path: Path) -> tuple[int, int]:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.backends import RuntimeSession
-from genai_ray.errors import InferenceError
+from genai_ray.backends import RuntimeSession, TensorInfo
+from genai_ray.errors import InferenceError, ModelLoadError
+from genai_ray.session.sizing import Shapes
 from genai_ray.session.tiling import Tile, split_exactly, split_frame
 
-__all__ = ["RunPlan", "RunPool", "pad_frames", "run_frames"]
+__all__ = ["RunPlan", "RunPool", "pad_frames", "run_frames", "zero_feeds"]
 
 Array = npt.NDArray[Any]
 _Work = tuple[Future[Any], Callable[[], Any]]
@@ -251,3 +252,34 @@ def _run_tile(
     result = runtime.run(contiguous)["output"]
     kept = result[:, tile.rows.kept_of_tile(plan.scale), tile.columns.kept_of_tile(plan.scale)]
     out[start:stop, tile.rows.kept_of_frame(plan.scale), tile.columns.kept_of_frame(plan.scale)] = kept
+
+
+def zero_feeds(inputs: tuple[TensorInfo, ...], shapes: Shapes) -> dict[str, Array]:
+    """Make zeros, or empty strings, for the inputs of one run.
+
+    Args:
+        inputs: The inputs of a graph.
+        shapes: Their shapes; an input whose axes are all fixed needs none.
+
+    Returns:
+        Arrays by name.
+
+    Raises:
+        ModelLoadError: If a shape does not fit, or is missing.
+    """
+    wanted = {info.name: info for info in inputs}
+    given = dict(shapes)
+    unknown = sorted(set(given) - set(wanted))
+    if unknown:
+        raise ModelLoadError(f"warmup_shapes of unknown inputs {unknown}", f"{sorted(wanted)}")
+    feeds = {}
+    for name, info in wanted.items():
+        allowed = [-1 if axis is None else axis for axis in info.shape]
+        shape = given.get(name, tuple(allowed))
+        if len(shape) != len(allowed) or any(
+            size < 1 or axis not in (-1, size) for size, axis in zip(shape, allowed, strict=True)
+        ):
+            got = f"{list(shape)} for input {name!r}" if name in given else f"without input {name!r}"
+            raise ModelLoadError(f"warmup_shapes {got}", f"{allowed}, with a size of 1 or more for each -1")
+        feeds[name] = np.full(shape, "", object) if info.dtype == object else np.zeros(shape, info.dtype)
+    return feeds

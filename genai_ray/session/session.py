@@ -17,7 +17,6 @@ import numpy.typing as npt
 from genai_ray.backends import (
     RuntimeOptions,
     RuntimeSession,
-    TensorInfo,
     Tensors,
     check_precision,
     open_runtime,
@@ -28,8 +27,9 @@ from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, Mod
 from genai_ray.graph import Graph, fuse_frames, has_outside_weights, read_model, read_weights, weight_bytes
 from genai_ray.inspection import find_model
 from genai_ray.session.precision import measure_agreement
+from genai_ray.session.prepared import find_prepared, forget_prepared
 from genai_ray.session.process import anonymous_bytes, count_cores, map_large_blocks, release_freed_memory
-from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames
+from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames, zero_feeds
 from genai_ray.session.shown import Shown
 from genai_ray.session.sizing import (
     MODEL_BASE_BYTES,
@@ -348,7 +348,7 @@ class InferenceSession(Shown):
     def _warm_raw(self, shapes: Shapes) -> None:
         try:
             with self._use_raw(dict(shapes)) as runtime:
-                feeds = _build_feeds(runtime.inputs, shapes)
+                feeds = zero_feeds(runtime.inputs, shapes)
                 count = WARMUP_RUNS * self.num_runs
                 runs = [self._pool.submit(runtime.run, feeds, is_online=False) for _ in range(count)]
                 for run in runs:
@@ -445,15 +445,27 @@ class InferenceSession(Shown):
         return self.limits.max_bytes is None or self.memory_bytes + num_bytes <= self.limits.max_bytes
 
     def _load(self, kind: str) -> RuntimeSession:
+        is_plain = self.precision is ModelPrecision.FP32 and self.backend is not ModelBackend.OPENVINO
+        found = find_prepared(self.spec, self._path, kind) if is_plain else None
+        if found is not None:
+            self._bytes_per_px = found.bytes_per_px or self._bytes_per_px
+            try:
+                return open_runtime(found.path, self._options(kind, found.weight_bytes, found.num_bytes))
+            except ModelLoadError as exc:  # it was removed meanwhile; if the model is at fault, the load below says so
+                forget_prepared(found)
+                _log.info("%s: its graph is made again: %s", self.spec.model_id, exc)
         model = self._build_graph(kind)
         return open_runtime(model.SerializeToString(), self._runtime_options(model, kind))
 
     def _runtime_options(self, model: Graph, kind: str) -> RuntimeOptions:
+        folder = self._path.parent if has_outside_weights(model) else None
+        return self._options(kind, weight_bytes(model), model.ByteSize(), folder)
+
+    def _options(self, kind: str, stored_bytes: int, model_bytes: int, folder: Path | None = None) -> RuntimeOptions:
         threads = self.threads
         if self._asked_device == "cpu":
             is_single = self.backend is ModelBackend.OPENVINO  # with two threads, RIFE differs in bits
             threads = 1 if is_single else max(self.threads // self.num_runs, 1)
-        stored_bytes = weight_bytes(model)
 
         def may_compile(shapes: Mapping[str, tuple[int, ...]]) -> bool:
             if kind == "raw":
@@ -469,27 +481,7 @@ class InferenceSession(Shown):
             device=self._asked_device,
             threads=threads,
             num_runs=self.num_runs,
-            max_bytes=None if self.limits.max_bytes is None else self.limits.max_bytes - model.ByteSize(),
-            folder=self._path.parent if has_outside_weights(model) else None,
+            max_bytes=None if self.limits.max_bytes is None else self.limits.max_bytes - model_bytes,
+            folder=folder,
             may_compile=may_compile,
         )
-
-
-def _build_feeds(inputs: tuple[TensorInfo, ...], shapes: Shapes) -> dict[str, npt.NDArray[Any]]:
-    """Make zeros, or empty strings, for the inputs of one run; an input whose axes are all fixed needs no shape."""
-    wanted = {info.name: info for info in inputs}
-    given = dict(shapes)
-    unknown = sorted(set(given) - set(wanted))
-    if unknown:
-        raise ModelLoadError(f"warmup_shapes of unknown inputs {unknown}", f"{sorted(wanted)}")
-    feeds = {}
-    for name, info in wanted.items():
-        allowed = [-1 if axis is None else axis for axis in info.shape]
-        shape = given.get(name, tuple(allowed))
-        if len(shape) != len(allowed) or any(
-            size < 1 or axis not in (-1, size) for size, axis in zip(shape, allowed, strict=True)
-        ):
-            got = f"{list(shape)} for input {name!r}" if name in given else f"without input {name!r}"
-            raise ModelLoadError(f"warmup_shapes {got}", f"{allowed}, with a size of 1 or more for each -1")
-        feeds[name] = np.full(shape, "", object) if info.dtype == object else np.zeros(shape, info.dtype)
-    return feeds

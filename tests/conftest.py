@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def own_cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _ray_stays():
+    """A test that ends the Ray of the others would make each of their jobs start its own, in silence."""
+    ray = sys.modules.get("ray")
+    was_connected = ray is not None and ray.is_initialized()
+    yield
+    assert not was_connected or ray.is_initialized(), "this test has ended the Ray of the other tests"
 
 
 @pytest.fixture(scope="session")

@@ -30,15 +30,15 @@ def test_the_installed_command_is_the_same():
     assert command.load() is genai_ray.cli.main
 
 
-def test_models_are_listed_and_shown(tmp_path):
-    listed = json.loads(run("models", "list", "--json").stdout)
+def test_models_are_listed_and_shown(command, tmp_path):
+    listed = json.loads(command("models", "list", "--json").stdout)
     assert [spec["model_id"] for spec in listed] == ModelCatalog.default().ids()
-    table = run("models", "list").stdout
+    table = command("models", "list").stdout
     assert "waifu2x-x2" in table
-    assert "not the 64 MB RRDB" in " ".join(run("models", "show", "esrgan").stdout.split())
-    (tmp_path / "shown.yaml").write_text(run("models", "show", "esrgan-4x").stdout)
+    assert "not the 64 MB RRDB" in " ".join(command("models", "show", "esrgan").stdout.split())
+    (tmp_path / "shown.yaml").write_text(command("models", "show", "esrgan-4x").stdout)
     assert load_spec(tmp_path / "shown.yaml") == ModelCatalog.default().get("esrgan-4x")
-    assert json.loads(run("models", "show", "ffdnet", "--json").stdout)["params"]["sigma"]["default"] > 0
+    assert json.loads(command("models", "show", "ffdnet", "--json").stdout)["params"]["sigma"]["default"] > 0
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,18 @@ def test_models_are_listed_and_shown(tmp_path):
         (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--param", "sigma"], "NAME=VALUE"),
         (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--precision", "FP32"], "fp32"),
         (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--dance"], "genai-ray enhance --help"),
-        (["cache", "status", "--address", "127.0.0.1:9"], "no Ray cluster at 127.0.0.1:9"),
         (["dance"], "dance"),
     ],
 )
-def test_wrong_use_is_exit_code_2_and_says_what_to_do(arguments, words):
+def test_wrong_use_is_exit_code_2_and_says_what_to_do(command, arguments, words):
+    is_refused_with(command, arguments, words)
+
+
+def test_a_cluster_that_is_not_there_is_wrong_use():
+    is_refused_with(run, ["cache", "status", "--address", "127.0.0.1:9"], "no Ray cluster at 127.0.0.1:9")
+
+
+def is_refused_with(run, arguments, words):
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in " ".join(done.stderr.split())
@@ -110,15 +117,15 @@ def test_the_folders_of_results_are_created(tmp_path):
         assert (tmp_path / result).is_file()
 
 
-@pytest.mark.parametrize("command", [("enhance",), ("cache", "load")])
-def test_help_and_errors_offer_what_works(command):
-    told = run(*command, "-h").stdout
+@pytest.mark.parametrize("words", [("enhance",), ("cache", "load")])
+def test_help_and_errors_offer_what_works(command, words):
+    told = command(*words, "-h").stdout
     assert "onnx" in told
     assert "openvino" in told
     assert "fp16" in told
     assert "bf16" in told
-    assert told == run(*command, "--help").stdout
-    refused = [run(*command, "a", *option) for option in (("--backend", "auto"), ("--precision", "int8"))]
+    assert told == command(*words, "--help").stdout
+    refused = [command(*words, "a", *option) for option in (("--backend", "auto"), ("--precision", "int8"))]
     assert [done.returncode for done in refused] == [2, 2]
     offered = "".join([told, *(done.stderr.replace("'auto'", "").replace("'int8'", "") for done in refused)])
     assert not any(word in offered for word in ("int8", "|auto"))

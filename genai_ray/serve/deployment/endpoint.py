@@ -100,6 +100,7 @@ class Endpoint:
         self._address = address
         self._preload: Preload | None = None
         self._is_serving = False
+        self._ends_ray = False
         self._folder: Path | None = None
         self._record: Record | None = None
         self._over = threading.Event()
@@ -177,10 +178,11 @@ class Endpoint:
             if self._preload is not None:
                 self._preload.release()
             if self._is_serving:
-                _end_serve(is_all=not own_folders())
+                _end_serve(is_all=not self._ends_ray)
         self._preload = None
         self._is_serving = False
-        disconnect()
+        if self._ends_ray:
+            disconnect()
         if self._record is not None:
             self._record.remove()
             self._record = None
@@ -198,10 +200,13 @@ class Endpoint:
         self.stop()
 
     def _start_ray(self, folder: Path) -> None:
+        import ray  # noqa: PLC0415
+
         for name, value in _environment(folder, self.profile.request_timeout_s).items():
             os.environ.setdefault(name, value)
         os.environ[HOST] = self.profile.host
         before = signal.getsignal(signal.SIGTERM)
+        self._ends_ray = not ray.is_initialized()  # a Ray that this process has already is not the endpoint's
         is_embedded = connect(self._address)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray replaced it by its own handler, which aborts

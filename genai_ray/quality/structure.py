@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
-from skimage.metrics import structural_similarity
 
 from genai_ray.errors import QualityError
 from genai_ray.quality.planes import Channels, take_planes
@@ -134,6 +132,8 @@ def _check_sides(pictures: npt.NDArray[Any], min_side_px: int, metric: str) -> N
 
 def _ssim_of(first: npt.NDArray[Any], second: npt.NDArray[Any], data_range: float) -> npt.NDArray[np.float64]:
     """Return SSIM of every picture and channel, (N, C)."""
+    from skimage.metrics import structural_similarity  # noqa: PLC0415 (with SciPy 0.1 s in each process)
+
     _check_sides(first, MIN_SSIM_SIDE_PX, "SSIM")
     values = np.empty((first.shape[0], first.shape[-1]))
     for n, c in np.ndindex(values.shape):
@@ -159,6 +159,8 @@ def _ms_ssim_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], data_ran
 
 def _similarity(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], data_range: float) -> tuple[float, float]:
     """Return SSIM and its contrast-structure part: the means over all positions of the window inside the plane."""
+    from scipy.ndimage import gaussian_filter  # noqa: PLC0415
+
     inside = slice(_RADIUS_PX, -_RADIUS_PX)
 
     def blur(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

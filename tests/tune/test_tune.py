@@ -101,7 +101,14 @@ def test_candidates_begin_with_the_reference():
     assert candidates(AUTO, is_gpu=True) == (REFERENCE,)
 
 
-@pytest.mark.parametrize(("model_id", "size"), [("websr-x2-s", (300, 70)), ("esrgan-2x", (40, 48)), ("rife", (64, 64))])
+@pytest.mark.parametrize(
+    ("model_id", "size"),
+    [
+        ("websr-x2-s", (300, 70)),
+        pytest.param("esrgan-2x", (40, 48), marks=pytest.mark.slow),
+        pytest.param("rife", (64, 64), marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_measured_is_real(folder, monkeypatch, model_id, size):
     """Speeds lie between the shortest call and the whole time; dB and refusals are those of sessions."""
     calls = {}
@@ -133,7 +140,7 @@ def test_what_is_measured_is_real(folder, monkeypatch, model_id, size):
         with InferenceSession(model_id, **options) as session:
             quality = session.status()["precision_db"]
         assert one.precision_db == (None if one.way == REFERENCE else pytest.approx(float(quality)))
-        assert one.memory_bytes > 0
+        assert one.memory_bytes >= 0  # a process that has used much memory before need not grow
         seconds, pixels = zip(*calls[one.way], strict=True)
         assert len(seconds) >= 2
         assert pixels[0] / elapsed_s < one.pixels_per_s <= pixels[0] / min(seconds)

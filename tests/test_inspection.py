@@ -16,6 +16,9 @@ from genai_ray.inspection import find_model, hash_model, inspect_model, trial
 CATALOG = ModelCatalog.default()
 PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
 
+HEAVY = {"realesrgan-x4plus", "realesrgan-x4plus-anime", "realcugan-x2"}
+"""Their trial runs take from 5 s to a minute."""
+
 
 def strip(model):
     del model.metadata_props[:]
@@ -26,7 +29,10 @@ def strip(model):
     return model
 
 
-@pytest.mark.parametrize("model_id", PACKAGED)
+@pytest.mark.parametrize(
+    "model_id",
+    [pytest.param(model_id, marks=pytest.mark.slow) if model_id in HEAVY else model_id for model_id in PACKAGED],
+)
 def test_trials_find_what_the_catalog_says(model_id, tmp_path):
     known = CATALOG.get(model_id)
     path = tmp_path / "unknown.onnx"

@@ -25,6 +25,7 @@ def wheel(tmp_path_factory):
 
 
 def test_contents(wheel):
+    assert wheel.stat().st_size < 100_000_000
     names = zipfile.ZipFile(wheel).namelist()
     weights = {path.name for path in (ROOT / "genai_ray" / "assets").glob("*.onnx")}
     assert {Path(name).name for name in names if name.endswith(".onnx")} == weights

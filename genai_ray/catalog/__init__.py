@@ -8,7 +8,7 @@ from genai_ray.catalog.catalog import ModelCatalog, hash_file, models_folder
 from genai_ray.catalog.files import SERVING_SUFFIX, dump_spec, load_spec, read_content
 from genai_ray.catalog.profiles import JobProfile, ModelServing, ServeProfile, WebOptions, load_model_serving
 from genai_ray.catalog.pull import pull_model
-from genai_ray.catalog.spec import ModelSpec, ParamSpec, TensorSpec
+from genai_ray.catalog.spec import ModelSpec, ParamSpec, TensorSpec, TileSpec
 
 __all__ = [
     "SERVING_SUFFIX",
@@ -19,6 +19,7 @@ __all__ = [
     "ParamSpec",
     "ServeProfile",
     "TensorSpec",
+    "TileSpec",
     "WebOptions",
     "dump_spec",
     "hash_file",

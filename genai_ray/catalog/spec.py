@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from genai_ray.errors import InvalidInputError
 from genai_ray.types import ModelBackend, ModelPreset, ModelTask
 
-__all__ = ["ModelSpec", "ParamSpec", "TensorSpec"]
+__all__ = ["ModelSpec", "ParamSpec", "TensorSpec", "TileSpec"]
 
 
 class _Frozen(BaseModel):
@@ -100,6 +100,21 @@ class ParamSpec(_Frozen):
         return f"{text}, or 1 to {self.maximum * self.full_scale:.3g} of {self.full_scale:.3g}"
 
 
+class TileSpec(_Frozen):
+    """Tiles whose halo is smaller than the receptive field.
+
+    Results differ a little from those of whole frames, and depend on the size of the tiles, which is therefore always
+    the same.
+    """
+
+    size_px: Annotated[int, Field(ge=1)]
+    """Longest side of a tile in input pixels, halo included."""
+    halo_px: Annotated[int, Field(ge=0)]
+    """How far a tile reaches beyond the part that is kept, in input pixels."""
+    error_levels: Annotated[float, Field(ge=0)] | None = None
+    """Largest difference from the result of the whole frame, measured, in levels of 255; None if not measured."""
+
+
 class ModelSpec(_Frozen):
     """Everything the engine needs to know about one model; each YAML file of ``configs/models`` holds one spec."""
 
@@ -141,6 +156,11 @@ class ModelSpec(_Frozen):
     """Radius in input pixels on which an output pixel depends; None for the whole frame (no tiling)."""
     tile_stride: Annotated[int, Field(ge=1)] = 1
     """Origins of tiles must be multiples of this, so that tiles equal the whole frame."""
+    tiles: TileSpec | None = None
+    """Tiles with a smaller halo than ``receptive_field_px``; None for exact tiles, or for none if the radius is too
+    large for them."""
+    edge_px: Annotated[int, Field(ge=0)] = 0
+    """Pixels by which frames are reflected on each side before the model gets them; results are cropped."""
     batchable: bool = True
     """Whether N > 1 frames in one run equal N single runs bit for bit; if so, fixed batch axes of 1 are freed."""
     backends: tuple[ModelBackend, ...] = (ModelBackend.ONNX,)
@@ -149,6 +169,17 @@ class ModelSpec(_Frozen):
     """Estimated bytes of a loaded session that computes one 640x360 frame; None if not known."""
     unsure: tuple[str, ...] = ()
     """What inspection could not find out for certain, one sentence each; empty for catalog models."""
+
+    @model_validator(mode="after")
+    def _check_tiles(self) -> Self:
+        if self.tiles is None:
+            return self
+        if self.is_fixed_size or self.task is ModelTask.INTERPOLATION:
+            raise ValueError("tiles are for models of single frames of any size")
+        least = 2 * self.tiles.halo_px + 16 * self.tile_stride
+        if self.tiles.size_px < least:
+            raise ValueError(f"tiles with a halo of {self.tiles.halo_px} px need a size_px of {least} or more")
+        return self
 
     @property
     def is_image_model(self) -> bool:
@@ -169,7 +200,10 @@ class ModelSpec(_Frozen):
     def is_tileable(self) -> bool:
         """Whether tiles equal the whole frame bit for bit."""
         return (
-            self.receptive_field_px is not None and not self.is_fixed_size and self.task is not ModelTask.INTERPOLATION
+            self.receptive_field_px is not None
+            and self.tiles is None
+            and not self.is_fixed_size
+            and self.task is not ModelTask.INTERPOLATION
         )
 
     @property

@@ -91,11 +91,9 @@ def print_forecast(forecast: JobForecast) -> None:
     if forecast.choice is not None:
         add_row(table, "auto", str(forecast.choice))
     if forecast.expected_s is not None:
-        add_row(
-            table,
-            "time",
-            f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone, from a trial on some frames",
-        )
+        whole = f"about {timedelta(seconds=round(forecast.expected_s))} on this machine alone"
+        models = f"the models take {forecast.seconds_per_frame:.2g} s a frame"
+        add_row(table, "time", f"{whole}, {models}, from a trial on some frames")
     Console(soft_wrap=True).print(table)
 
 

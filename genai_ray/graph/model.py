@@ -17,6 +17,7 @@ from onnx import helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from genai_ray.errors import ModelLoadError
+from genai_ray.graph.shapes import infer_shapes
 
 __all__ = [
     "Graph",
@@ -334,7 +335,7 @@ def activation_bytes(model: Graph, shapes: Mapping[str, tuple[int, ...]]) -> int
     for value in fixed.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    inferred = infer_shapes(fixed)
     sizes = {value.name: _value_bytes(value) for value in (*inferred.value_info, *inferred.input, *inferred.output)}
     last = {name: index for index, node in enumerate(inferred.node) for name in node.input}
     last |= {value.name: len(inferred.node) for value in inferred.output}

@@ -10,7 +10,7 @@ from genai_ray.session.precision import calibration_frames
 from genai_ray.session.process import anonymous_bytes, count_cores, processor_facts, release_freed_memory
 from genai_ray.session.session import InferenceSession
 from genai_ray.session.shown import Shown
-from genai_ray.session.sizing import SessionLimits, Shapes, can_tile, describe_seams, predict_bytes
+from genai_ray.session.sizing import SessionLimits, Shapes, can_tile, check_tile_size, describe_seams, predict_bytes
 
 __all__ = [
     "InferenceSession",
@@ -20,6 +20,7 @@ __all__ = [
     "anonymous_bytes",
     "calibration_frames",
     "can_tile",
+    "check_tile_size",
     "count_cores",
     "describe_seams",
     "predict_bytes",

@@ -38,13 +38,15 @@ class RunPlan:
     tile_size_px: int | None
     """Longest side of a call, halo included; None for whole frames."""
     overlap_px: int
-    """Halo of a tile: the receptive-field radius."""
+    """Halo of a tile: the receptive-field radius, or that of the spec's ``tiles``."""
     stride_px: int
     """Tile origins are multiples of it."""
     num_runs: int
     """Calls at the same time."""
     fixed_px: tuple[int | None, int | None] = (None, None)
     """(height, width) that every call must have; None for any length."""
+    is_exact: bool = True
+    """Whether tiles equal the whole frame. If not, results depend on the tiles: none are cut for idle cores."""
     is_online: bool = False
     """Whether a request waits for the result: its calls overtake those of batch jobs."""
 
@@ -73,7 +75,7 @@ class RunPlan:
         if len(tiles) > 1:
             return tiles
         strips = self.num_runs // num_busy
-        if strips > 1 and height_px >= strips * (16 * self.overlap_px + 2 * self.stride_px):
+        if self.is_exact and strips > 1 and height_px >= strips * (16 * self.overlap_px + 2 * self.stride_px):
             strip_px = -(-height_px // strips) + 2 * self.overlap_px + 2 * self.stride_px
             return tuple(
                 Tile(row, tiles[0].columns)
@@ -162,25 +164,28 @@ class RunPool:
             del future, call, item, result, error  # an idle thread must not keep frames alive
 
 
-def pad_frames(frames: Array, height_px: int, width_px: int) -> Array:
-    """Pad frames on the right and at the bottom: reflected as far as possible, then with the edge repeated.
+def pad_frames(frames: Array, height_px: int, width_px: int, edge_px: int = 0) -> Array:
+    """Pad frames: reflected as far as possible, then with the edge repeated.
 
     Args:
         frames: Frames (N, H, W, C); not written to.
-        height_px: The new height, at least that of the frames.
-        width_px: The new width, at least that of the frames.
+        height_px: The new height, at least that of the frames and of two edges.
+        width_px: The new width, at least that of the frames and of two edges.
+        edge_px: Pixels on the left and at the top; the others come on the right and at the bottom.
 
     Returns:
         ``frames`` itself if it has this size, else a larger copy.
     """
     for axis, target in ((1, height_px), (2, width_px)):
         length = frames.shape[axis]
+        before, after = edge_px, target - length - edge_px
         for mode, most in (("reflect", length - 1), ("edge", target)):
-            extra = min(target - frames.shape[axis], most)
-            if extra > 0:
-                pads = [(0, 0)] * frames.ndim
-                pads[axis] = (0, extra)
+            pads = [(0, 0)] * frames.ndim
+            pads[axis] = min(before, most), min(after, most)
+            if any(pads[axis]):
                 frames = np.pad(frames, pads, mode=mode)  # type: ignore[call-overload]
+            before -= pads[axis][0]
+            after -= pads[axis][1]
     return frames
 
 

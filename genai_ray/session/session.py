@@ -36,10 +36,12 @@ from genai_ray.session.sizing import (
     SessionLimits,
     Shapes,
     bytes_per_px,
+    check_tile_size,
     default_tile_px,
     describe_seams,
     fixed_tile,
     largest_run,
+    least_tile_px,
     padded_size,
     raw_run_bytes,
     run_batch_of,
@@ -55,13 +57,15 @@ _log = logging.getLogger(__name__)
 
 WARMUP_RUNS = 4
 """Runs of each thread in warm-up, without a pause, so that their peaks meet. After three runs the true peak was up to
-17 % above the measured one, after four up to 12 %."""
+17 % above the measured one, after four up to 12 %. One run is enough for a model with ``tiles``: its runs take seconds,
+and are made one after the other on a CPU."""
 
 
 class InferenceSession(Shown):
     """One model on one device. Several threads may use it; they share its limited number of concurrent runs.
 
-    Results do not depend on tiling, ``run_batch`` or the number of threads: bit for bit on a CPU.
+    Results do not depend on tiling, ``run_batch`` or the number of threads: bit for bit on a CPU. A model with
+    ``spec.tiles`` always computes the same tiles.
 
     Args:
         model: Catalog id, alias, or path of an .onnx file.
@@ -137,7 +141,7 @@ class InferenceSession(Shown):
             _log.info("%s: the weights are in fp16, and this device computes in fp32", self.spec.model_id)
         seams = describe_seams(self.spec, self.limits.max_frame)
         if seams is not None:
-            _log.warning("%s", seams)
+            _log.log(logging.INFO if self.spec.tiles is not None else logging.WARNING, "%s", seams)
         self.notes: tuple[str, ...] = () if seams is None else (seams,)
         self.tile_size_px = self._choose_tile_size()
 
@@ -162,7 +166,8 @@ class InferenceSession(Shown):
         started = time.perf_counter()
         batch = self._check(frames)
         scalars = self._scalars(params or {})
-        padded = pad_frames(batch, *padded_size(self.spec, *batch.shape[1:3]))
+        height, width = batch.shape[1:3]
+        padded = pad_frames(batch, *padded_size(self.spec, height, width), self.spec.edge_px)
         self._check_room(padded)
         is_pairs = self.spec.task is ModelTask.INTERPOLATION
         count = len(batch) - is_pairs
@@ -172,7 +177,8 @@ class InferenceSession(Shown):
         with self._variants.use(batch.dtype.name, lambda: self._warm_bytes or self._loaded_bytes) as runtime:
             calls = run_frames(runtime, padded, scalars, out, plan=self._plan(is_online), pool=self._pool)
         if padded is not batch:
-            out = np.ascontiguousarray(out[:, : batch.shape[1] * scale, : batch.shape[2] * scale])
+            edge = self.spec.edge_px * scale
+            out = np.ascontiguousarray(out[:, edge : edge + height * scale, edge : edge + width * scale])
         with self._lock:
             self._frames_done += count
             self._calls_done += calls
@@ -202,7 +208,8 @@ class InferenceSession(Shown):
     def warmup(self) -> None:
         """Make four of the largest runs on every thread; afterwards speed and ``memory_bytes`` are those of real work.
 
-        Sizes are those of ``limits``: of frames, and of the model's own tensors in ``limits.warmup_shapes``.
+        A model with ``spec.tiles`` makes one. Sizes are those of ``limits``: of frames, and of the model's own tensors
+        in ``limits.warmup_shapes``.
 
         Raises:
             InferenceError: If the runtime fails or the session is closed.
@@ -210,9 +217,10 @@ class InferenceSession(Shown):
             ResourceExhaustedError: If the session takes more than ``limits.max_bytes``.
         """
         if self.spec.is_image_model:
-            height, width = self._largest_run()
-            count = WARMUP_RUNS * self.num_runs * self.run_batch + (self.spec.task is ModelTask.INTERPOLATION)
-            self.infer(np.zeros((count, *padded_size(self.spec, height, width), 3), np.uint8))
+            size = [max(length - 2 * self.spec.edge_px, 1) for length in self._largest_run()]
+            turns = WARMUP_RUNS if self.spec.tiles is None else 1
+            count = turns * self.num_runs * self.run_batch + (self.spec.task is ModelTask.INTERPOLATION)
+            self.infer(np.zeros((count, *size, 3), np.uint8))
             with self._lock:
                 self._frames_done = 0
                 self._calls_done = 0
@@ -302,10 +310,12 @@ class InferenceSession(Shown):
         Returns:
             Rows and columns of that frame at which a tile begins, without 0; empty for a frame that is not tiled.
         """
-        tiles = [tile for tile in self._plan(False).tiles(height_px, width_px, 1) if tile is not None]
-        rows = {tile.rows.keep_start for tile in tiles}
-        columns = {tile.columns.keep_start for tile in tiles}
-        return tuple(sorted(rows - {0})), tuple(sorted(columns - {0}))
+        edge = self.spec.edge_px
+        found = self._plan(False).tiles(height_px + 2 * edge, width_px + 2 * edge, 1)
+        tiles = [tile for tile in found if tile is not None]
+        rows = {tile.rows.keep_start - edge for tile in tiles}
+        columns = {tile.columns.keep_start - edge for tile in tiles}
+        return tuple(sorted(rows - {-edge})), tuple(sorted(columns - {-edge}))
 
     def close(self) -> None:
         """End the session and give its memory back to the operating system; a second call does nothing."""
@@ -367,6 +377,7 @@ class InferenceSession(Shown):
             stride_px=tile_step(self.spec),
             num_runs=self.num_runs,
             fixed_px=fixed_px,
+            is_exact=self.spec.tiles is None,
             is_online=is_online,
         )
 
@@ -375,18 +386,11 @@ class InferenceSession(Shown):
 
     def _choose_tile_size(self) -> int | None:
         """Return the longest side of a run that fits ``limits.max_bytes``; None for whole frames."""
-        asked = self.limits.tile_size_px
+        check_tile_size(self.spec, self.limits.tile_size_px)
         side = default_tile_px(self.spec, self.limits)
         if side is None:
-            if asked:
-                raise ConfigError(
-                    f"tiles of {asked} px for {self.spec.model_id}, which has a fixed size or sees the whole frame",
-                    "0 (no tiles)",
-                )
             return None
-        least = 2 * (self.spec.receptive_field_px or 0) + 16 * self.spec.tile_stride
-        if asked is not None and asked < least:
-            raise ConfigError(f"tiles of {asked} px for {self.spec.model_id}", f"{least} px or more")
+        least = least_tile_px(self.spec)
         room = self._room_for_runs()
         while room is not None and self._run_bytes(side, side) * self.num_runs > room:
             side = side * 7 // 8
@@ -420,8 +424,9 @@ class InferenceSession(Shown):
         height, width = frames.shape[1:3]
         needed = self._run_bytes(height, width)
         if needed > room:
+            why = "sees the whole frame and " if self.spec.receptive_field_px is None else ""
             raise ResourceExhaustedError(
-                f"a frame of {width}x{height} needs {needed} bytes in {self.spec.model_id}, which cannot be tiled",
+                f"a frame of {width}x{height} needs {needed} bytes in {self.spec.model_id}, which {why}cannot be tiled",
                 f"{room} bytes",
             )
 

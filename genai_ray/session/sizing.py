@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from genai_ray.catalog import ModelSpec
+from genai_ray.errors import ConfigError
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, take_fields
 
@@ -20,10 +21,12 @@ __all__ = [
     "Shapes",
     "bytes_per_px",
     "can_tile",
+    "check_tile_size",
     "default_tile_px",
     "describe_seams",
     "fixed_tile",
     "largest_run",
+    "least_tile_px",
     "padded_size",
     "predict_bytes",
     "raw_run_bytes",
@@ -76,7 +79,7 @@ class SessionLimits:
 
 
 def can_tile(spec: ModelSpec) -> bool:
-    """Tell whether tiles equal whole frames and their halo is worth its cost.
+    """Tell whether frames are cut into tiles: exact ones whose halo is worth its cost, or those of ``spec.tiles``.
 
     Args:
         spec: The model.
@@ -84,7 +87,51 @@ def can_tile(spec: ModelSpec) -> bool:
     Returns:
         Whether frames may be tiled.
     """
-    return spec.is_tileable and (spec.receptive_field_px or 0) <= MAX_EXACT_RADIUS_PX
+    return spec.tiles is not None or (spec.is_tileable and (spec.receptive_field_px or 0) <= MAX_EXACT_RADIUS_PX)
+
+
+def least_tile_px(spec: ModelSpec) -> int:
+    """Return the smallest tile of a model that can be tiled.
+
+    Args:
+        spec: The model.
+
+    Returns:
+        Pixels: two halos and a little to keep; the size of ``spec.tiles``, which is never changed.
+    """
+    if spec.tiles is not None:
+        return spec.tiles.size_px
+    return 2 * (spec.receptive_field_px or 0) + 16 * spec.tile_stride
+
+
+def check_tile_size(spec: ModelSpec, asked_px: int | None) -> None:
+    """Check the size of tiles that a caller asks for.
+
+    Args:
+        spec: The model.
+        asked_px: Longest side of a tile in pixels; 0 for no tiles, None for automatic.
+
+    Raises:
+        ConfigError: If the model is not tiled, needs larger tiles, or is always tiled in the same way.
+    """
+    if asked_px is None or not spec.is_image_model:
+        return
+    if spec.tiles is not None and asked_px != spec.tiles.size_px:
+        got = f"tiles of {asked_px} px" if asked_px else "no tiles"
+        raise ConfigError(
+            f"{got} for {spec.model_id}, whose results depend on its tiles",
+            f"{spec.tiles.size_px} px, or automatic",
+            "Another size is another model: copy its file, and save a spec with other `tiles` beside the copy.",
+        )
+    if not asked_px:
+        return
+    if not can_tile(spec):
+        raise ConfigError(
+            f"tiles of {asked_px} px for {spec.model_id}, which has a fixed size or sees the whole frame",
+            "0 (no tiles)",
+        )
+    if asked_px < least_tile_px(spec):
+        raise ConfigError(f"tiles of {asked_px} px for {spec.model_id}", f"{least_tile_px(spec)} px or more")
 
 
 def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
@@ -94,9 +141,11 @@ def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
         spec: The model.
 
     Returns:
-        ((height, width), halo) in pixels; None for a free length. The halo is the receptive field, at most a quarter of
-        the tile.
+        ((height, width), halo) in pixels; None for a free length. The halo is that of ``spec.tiles`` or the receptive
+        field, in tiles of a fixed size at most a quarter of the tile.
     """
+    if spec.tiles is not None:
+        return (None, None), spec.tiles.halo_px
     if not spec.is_fixed_size or spec.is_resized:
         return (None, None), spec.receptive_field_px or 0
     size = spec.inputs[0].height, spec.inputs[0].width
@@ -105,7 +154,7 @@ def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
 
 
 def describe_seams(spec: ModelSpec, frame: tuple[int, int] | None = None) -> str | None:
-    """Warn if tiles of a fixed size may give other results than the whole frame.
+    """Warn if tiles may give other results than the whole frame: those of a fixed size, and those of ``spec.tiles``.
 
     Args:
         spec: The model.
@@ -114,6 +163,8 @@ def describe_seams(spec: ModelSpec, frame: tuple[int, int] | None = None) -> str
     Returns:
         One sentence; None if tiles overlap by the receptive field, or one tile is enough.
     """
+    if spec.tiles is not None:
+        return _describe_error(spec, frame)
     size, halo = fixed_tile(spec)
     fits = frame is not None and all(tile is None or length <= tile for tile, length in zip(size, frame, strict=True))
     if not spec.is_image_model or size == (None, None) or fits:
@@ -130,8 +181,22 @@ def describe_seams(spec: ModelSpec, frame: tuple[int, int] | None = None) -> str
     )
 
 
+def _describe_error(spec: ModelSpec, frame: tuple[int, int] | None) -> str | None:
+    if spec.tiles is None or (frame is not None and max(padded_size(spec, *frame)) <= spec.tiles.size_px):
+        return None
+    field = "is the whole frame" if spec.receptive_field_px is None else f"reaches {spec.receptive_field_px} px"
+    error = spec.tiles.error_levels
+    differ = "by an unknown amount" if error is None else f"by at most {error:g} of 255 levels, as measured"
+    return (
+        f"{Path(spec.model_id).name} computes tiles of {spec.tiles.size_px} px with a halo of {spec.tiles.halo_px} px, "
+        f"and its receptive field {field}: results differ from those of whole frames {differ}"
+    )
+
+
 def padded_size(spec: ModelSpec, height_px: int, width_px: int) -> tuple[int, int]:
     """Return the size to which frames are padded: a size that the model takes, or that tiles of its fixed size cover.
+
+    It includes ``spec.edge_px`` on each side.
 
     Args:
         spec: The model.
@@ -143,7 +208,8 @@ def padded_size(spec: ModelSpec, height_px: int, width_px: int) -> tuple[int, in
     """
     stride = tile_step(spec)
     sizes = []
-    for length, tile in zip((height_px, width_px), fixed_tile(spec)[0], strict=True):
+    for inner, tile in zip((height_px, width_px), fixed_tile(spec)[0], strict=True):
+        length = inner + 2 * spec.edge_px
         if tile is None:
             sizes.append(-(-max(length, spec.min_size_px) // spec.size_multiple) * spec.size_multiple)
         else:
@@ -167,7 +233,8 @@ def runs_at_once(spec: ModelSpec, backend: ModelBackend, threads: int | None) ->
     """Return the number of concurrent runs.
 
     On a CPU, many runs of one thread are faster than one run of many threads; a model that cannot be tiled needs all
-    cores for its single run. On a GPU two runs let a copy overlap with a run.
+    cores for its single run, and so does one with ``tiles``, each of which takes GBs. On a GPU two runs let a copy
+    overlap with a run.
 
     In OpenVINO a run has one thread: RIFE differs in bits with two. Models that cannot be tiled then have few runs.
 
@@ -181,7 +248,7 @@ def runs_at_once(spec: ModelSpec, backend: ModelBackend, threads: int | None) ->
     """
     if threads is None:
         return 2
-    if can_tile(spec):
+    if can_tile(spec) and spec.tiles is None:
         return threads
     return min(threads, MAX_WHOLE_RUNS) if backend is ModelBackend.OPENVINO else 1
 
@@ -197,7 +264,8 @@ def run_batch_of(spec: ModelSpec, limits: SessionLimits, is_cpu: bool) -> int:
     Returns:
         The number.
     """
-    return min(1 if is_cpu else GPU_RUN_BATCH, limits.max_batch or MAX_TILE_PX) if spec.batchable else 1
+    is_single = is_cpu or not spec.batchable or spec.tiles is not None  # one of these tiles keeps a GPU busy
+    return 1 if is_single else min(GPU_RUN_BATCH, limits.max_batch or GPU_RUN_BATCH)
 
 
 def default_tile_px(spec: ModelSpec, limits: SessionLimits) -> int | None:
@@ -212,6 +280,8 @@ def default_tile_px(spec: ModelSpec, limits: SessionLimits) -> int | None:
     """
     if not spec.is_image_model or limits.tile_size_px == 0 or not can_tile(spec):
         return None
+    if spec.tiles is not None:
+        return spec.tiles.size_px
     if limits.tile_size_px is None and limits.max_frame is not None:
         return min(max(DEFAULT_TILE_PX, 24 * (spec.receptive_field_px or 0)), MAX_TILE_PX)
     return limits.tile_size_px or DEFAULT_TILE_PX
@@ -229,7 +299,9 @@ def largest_run(spec: ModelSpec, limits: SessionLimits, tile_size_px: int | None
         (height, width) in pixels.
     """
     fixed = spec.inputs[0].height, spec.inputs[0].width
-    height, width = limits.max_frame or (tile_size_px or DEFAULT_TILE_PX,) * 2
+    height, width = (tile_size_px or DEFAULT_TILE_PX,) * 2
+    if limits.max_frame is not None:
+        height, width = (length + 2 * spec.edge_px for length in limits.max_frame)
     side = tile_size_px or max(height, width)
     return fixed[0] or min(height, side), fixed[1] or min(width, side)
 

@@ -1,6 +1,7 @@
 """Cuts a frame into tiles that together equal the whole frame, bit for bit.
 
-The model gets a tile with a halo of at least the receptive-field radius around the part that is kept. A tile ends at
+The model gets a tile with a halo of at least the receptive-field radius around the part that is kept; a smaller halo,
+that of a spec's ``tiles``, gives nearly the whole frame. A tile ends at
 the border of the frame, so that the model's own padding is the same as without tiles. Origins are multiples of the
 model's stride. Tiles of a frame have one shape (the last may be less than a stride longer).
 """

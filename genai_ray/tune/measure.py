@@ -41,6 +41,8 @@ GPU_FRAMES = 8
 """Frames in one call on a GPU: two runs at once of the largest batch."""
 MAX_WHOLE_FRAMES = 4
 """The same of a model that cannot be tiled: each run takes the memory of a whole frame."""
+HEAVY_FRAMES = 1
+"""The same of a model with ``tiles``: one frame keeps all cores, or a GPU, busy for seconds."""
 
 
 def part_of(spec: ModelSpec, size: tuple[int, int]) -> tuple[int, int]:
@@ -169,5 +171,7 @@ def _build_frames(spec: ModelSpec, size: tuple[int, int], device: str) -> Frames
     count = GPU_FRAMES if device != "cpu" else count_cores()
     if not can_tile(spec):
         count = min(count, MAX_WHOLE_FRAMES)
+    if spec.tiles is not None:
+        count = HEAVY_FRAMES
     count += spec.task is ModelTask.INTERPOLATION
     return np.stack([second if index % 2 else first for index in range(count)])

@@ -162,7 +162,10 @@ def test_auto_says_once_what_it_chose(caplog):
     assert sum("chose cpu" in record.getMessage() for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize("model_id", PACKAGED)
+@pytest.mark.parametrize(
+    "model_id",
+    [pytest.param(model_id, marks=pytest.mark.slow) if "x4plus" in model_id else model_id for model_id in PACKAGED],
+)
 def test_fp16_agrees_with_fp32_by_at_least_40_db(model_id, frames):
     with InferenceSession(model_id, precision=ModelPrecision.FP16) as session:
         status = session.status()

@@ -37,7 +37,10 @@ CATALOG = ModelCatalog.default()
 RUN = [model_id for model_id in CATALOG.ids() if ModelBackend.OPENVINO in CATALOG.get(model_id).backends]
 PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-SLOW_MODELS = {"esrgan-2x", "esrgan-4x", "realesr-animevideov3-x2", "realesr-animevideov3-x4", "waifu2x-x2"}
+SLOW_MODELS = {
+    *("esrgan-2x", "esrgan-4x", "realesr-animevideov3-x2", "realesr-animevideov3-x4", "waifu2x-x2"),
+    *("realcugan-x2", "realesrgan-x4plus", "realesrgan-x4plus-anime"),
+}
 CASES = [
     pytest.param(model_id, precision, marks=[pytest.mark.slow] if is_slow else [])
     for precision in (ModelPrecision.FP32, ModelPrecision.BF16)

@@ -1,7 +1,11 @@
 """The packaged catalog is true, and user folders extend it."""
 
 import hashlib
+import re
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +21,10 @@ def test_every_id_that_people_type_resolves():
         "esrgan-4x esrgan-2x rife u2net realesr-animevideov3-x2 realesr-animevideov3-x4 "
         "waifu2x-x2 websr-x2-s websr-x2-m websr-x2-l"
     )
-    wanted += " ffdnet selfie-segmentation zero-dce"
+    wanted += " ffdnet selfie-segmentation zero-dce realesrgan-x4plus realesrgan-x4plus-anime realcugan-x2"
     assert set(wanted.split()) <= set(CATALOG.ids())
     assert CATALOG.resolve("ESRGAN") == "esrgan-4x"
+    assert CATALOG.resolve("Real-ESRGAN") == "realesrgan-x4plus"
     assert "not the 64 MB RRDB" in CATALOG.get("esrgan").description
 
 
@@ -32,6 +37,36 @@ def test_every_file_has_its_hash_size_and_words(model_id):
     if spec.url is None:
         data = CATALOG.path(model_id).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (spec.size_bytes, spec.sha256)
+
+
+def test_weights_fit_into_the_wheel_and_are_named_in_the_notice():
+    """The wheel stays below 100 MB; weights cannot be compressed."""
+    root = Path(__file__).resolve().parents[2]
+    sizes = {path.name: path.stat().st_size for path in (root / "genai_ray" / "assets").glob("*.onnx")}
+    assert set(sizes) == {spec.file for spec in map(CATALOG.get, CATALOG.ids()) if spec.url is None}
+    assert max(sizes.values()) < 40_000_000
+    assert sum(sizes.values()) < 90_000_000
+    named = []
+    for word in re.findall(r"^(\S+\.onnx) ", (root / "NOTICE").read_text(), re.M):
+        start, brace, rest = word.partition("{")
+        ends, _, end = rest.partition("}")
+        named += [f"{start}{each}{end}" for each in ends.split(",")] if brace else [word]
+    assert sorted(named) == sorted(sizes)
+
+
+def test_starting_reads_no_weights():
+    code = (
+        "import sys\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)\n"
+        "import genai_ray\n"
+        "from genai_ray.cli.models import list_models\n"
+        "list_models()\n"
+        "assert any(name.endswith('realesrgan-x4plus.yaml') for name in opened)\n"
+        "assert not [name for name in opened if name.endswith('.onnx')]\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "realesrgan-x4plus" in told.stdout
 
 
 @pytest.mark.parametrize("model_id", CATALOG.ids())

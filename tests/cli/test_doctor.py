@@ -50,7 +50,7 @@ def test_what_this_machine_has_is_tried(told):
     assert found["encodes, decodes"]["detail"] == "h264, hevc, av1, vp9, ffv1, prores, png, jpeg"
     assert "mpeg2video" in found["decodes too"]["detail"]
     assert found["VMAF"]["state"] == "ok"
-    assert found["packaged"]["detail"].startswith("13 models")
+    assert found["packaged"]["detail"].startswith("16 models")
     assert (found["u2net"]["state"], found["u2net"]["do"]) == ("absent", "genai-ray models pull u2net")
     assert "GB free" in found["temporary"]["detail"]
 

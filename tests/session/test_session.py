@@ -16,17 +16,23 @@ CATALOG = ModelCatalog.default()
 PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
 PRODUCTS_ROWS = 5000
 PRODUCTS_BYTES = 4 * PRODUCTS_ROWS**2
+HEAVY = {"realesrgan-x4plus", "realesrgan-x4plus-anime"}
+"""They take 0.3 and 0.1 ms a pixel, of frames extended by 20 px: they get smaller frames."""
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name == "realesrgan-x4plus" else name for name in PACKAGED]
 TILEABLE = [model_id for model_id in PACKAGED if CATALOG.get(model_id).is_tileable]
 
 
-@pytest.mark.parametrize("model_id", PACKAGED)
+@pytest.mark.parametrize("model_id", CASES)
 def test_shape_law_and_batch_equals_single_frames(model_id, frames):
     spec = CATALOG.get(model_id)
+    if model_id in HEAVY:
+        frames = frames[:, :5, :7]
+    height, width = frames.shape[1:3]
     with InferenceSession(model_id) as session:
         out = session.infer(frames)
         pairs = spec.task == "interpolation"
         channels = 1 if spec.task == "background-removal" else 3
-        assert out.shape == (3 - pairs, 49 * spec.scale, 61 * spec.scale, channels)
+        assert out.shape == (3 - pairs, height * spec.scale, width * spec.scale, channels)
         assert out.dtype == np.uint8
         single = [session.infer(frames[i : i + 2])[0] if pairs else session.infer(frames[i]) for i in range(3 - pairs)]
         assert np.array_equal(out, np.stack(single))

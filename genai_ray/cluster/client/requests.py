@@ -13,7 +13,7 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.cluster.messages import LoadRequest, SessionRequest
 from genai_ray.errors import ModelLoadError
 from genai_ray.inspection import find_model, hash_model
-from genai_ray.session import count_cores, predict_bytes
+from genai_ray.session import check_tile_size, count_cores, predict_bytes
 from genai_ray.types import ModelBackend, ModelPrecision
 
 __all__ = ["CACHE_SHARE", "build_load_request", "is_text", "own_node", "to_request"]
@@ -32,7 +32,7 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
         The request with the canonical id, and the model's spec.
 
     Raises:
-        ConfigError: If the backend does not offer the precision.
+        ConfigError: If the backend does not offer the precision, or the model does not allow such tiles.
         ModelNotFoundError: If the model is not known.
         ModelLoadError: If Ray cannot carry its path.
     """
@@ -43,6 +43,7 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
     )
     check_precision(request.backend, request.precision)
     spec, _ = find_model(request.model)
+    check_tile_size(spec, request.tile_size_px)
     if not is_text(spec.model_id):
         raise ModelLoadError(
             f"{spec.model_id}: the path is not UTF-8 text",

@@ -14,7 +14,14 @@ from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, find_begun, name_segments
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.segment_store import node_kind
-from genai_ray.enhance.job.trial import ClipLoad, limits_of, load_of, predict_seconds, try_chain
+from genai_ray.enhance.job.trial import (
+    ClipLoad,
+    limits_of,
+    load_of,
+    predict_frame_seconds,
+    predict_seconds,
+    try_chain,
+)
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
 from genai_ray.errors import GenAIRayError
@@ -69,6 +76,8 @@ class JobForecast:
     expected_s: float | None
     """Seconds of the whole job on this machine alone, with the start of Ray, by a trial on a few frames; None if
     nothing is to be done."""
+    seconds_per_frame: float | None = None
+    """Seconds of the models for one frame of the result, of the first video that is to be done; None if none is."""
     choice: Choice | None = None
     """What backend ``auto`` has chosen; None for another backend, or if nothing is to be done."""
 
@@ -140,13 +149,15 @@ def forecast_videos(
             first = first or found
             loads.append(load_of(found))
     todo = [clip for clip in clips if clip.status == "todo"]
+    trial = try_chain(first, specs) if first is not None else None
     return JobForecast(
         clips=tuple(clips),
         frames=sum(clip.frames for clip in todo),
         segments=sum(clip.segments - clip.segments_done for clip in todo),
         input_bytes=sum(clip.input_bytes for clip in todo),
         models=_predict(largest, specs) if largest is not None else {},
-        expected_s=predict_seconds(try_chain(first, specs), loads) if first is not None else None,
+        expected_s=predict_seconds(trial, loads) if trial is not None else None,
+        seconds_per_frame=predict_frame_seconds(trial, loads[0]) if trial is not None else None,
         choice=choice,
     )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,10 @@ from genai_ray.tune import time_infer
 from genai_ray.types import ModelTask
 from genai_ray.video import SegmentWriter, decode_segment
 
-__all__ = ["ClipLoad", "Trial", "limits_of", "load_of", "predict_seconds", "try_chain"]
+__all__ = ["ClipLoad", "Trial", "limits_of", "load_of", "predict_frame_seconds", "predict_seconds", "try_chain"]
+
+_Stage: TypeAlias = tuple[ModelSpec, InferenceSession, dict[str, float]]
+"""A model, its warm session, and its params."""
 
 FEWEST_FRAMES = 4
 MOST_FRAMES = 32
@@ -38,7 +41,7 @@ FRAMES_WITHIN_S = 2.0
 """A slow model gets fewer frames, so that about this time is enough."""
 
 SLOW_S = 10.0
-"""A first pass that takes longer is not repeated."""
+"""If ``FEWEST_FRAMES`` take longer, the trial is a single frame."""
 
 STARTUP_IMPORTS = 6.5
 """A job starts in about this many times the CPU seconds of one import of Ray and this package: Ray, the cache, a
@@ -121,6 +124,20 @@ def predict_seconds(trial: Trial, loads: Iterable[ClipLoad]) -> float:
     return trial.startup_s + max(shared_s, longest_s)
 
 
+def predict_frame_seconds(trial: Trial, load: ClipLoad) -> float:
+    """Predict how long the models take for one frame of the result.
+
+    Args:
+        trial: What was measured on one of the videos.
+        load: What is to be done for this or another video.
+
+    Returns:
+        Seconds of all cores, or of the device, without decoding and encoding; 0 if nothing is to be done.
+    """
+    infer_s = load.sources * trial.infer_source_s + load.results * trial.infer_result_s
+    return infer_s * load.pixels / trial.pixels / load.results if load.results else 0.0
+
+
 def limits_of(request: SessionRequest) -> SessionLimits:
     """Return the limits of a session in this process that is like one of the job.
 
@@ -157,11 +174,7 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
     started = time.perf_counter()
     with _sessions(planned, specs) as stages:
         startup_s += time.perf_counter() - started
-        first = _pass(frames[:FEWEST_FRAMES], stages)
-        once_s = (first.source_s + first.result_s) / len(frames[:FEWEST_FRAMES])
-        most = min(len(frames), max(FEWEST_FRAMES, int(FRAMES_WITHIN_S / max(once_s, 1e-6))))
-        # The first pass also fills memory and caches; only a very slow model is not asked twice.
-        passed = _pass(frames[:most], stages) if once_s * FEWEST_FRAMES < SLOW_S else first
+        passed, most = _pass_some(frames, stages)
     results = passed.frames
     with temporary_folder("trial") as folder:
         started = time.perf_counter()
@@ -179,6 +192,18 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
         encode_s=encode_s,
         pixels=plan.info.width * plan.info.height,
     )
+
+
+def _pass_some(frames: npt.NDArray[Any], stages: Sequence[_Stage]) -> tuple[_Passed, int]:
+    """Pass as many frames as the speed of the chain allows; return what was measured, and how many frames passed."""
+    alone = _pass(frames[:1], stages)
+    if (alone.source_s + alone.result_s) * FEWEST_FRAMES >= SLOW_S:
+        return alone, 1
+    # The first passes also fill memory and caches; only a very slow model is not asked again.
+    first = _pass(frames[:FEWEST_FRAMES], stages)
+    once_s = (first.source_s + first.result_s) / len(frames[:FEWEST_FRAMES])
+    most = min(len(frames), max(FEWEST_FRAMES, int(FRAMES_WITHIN_S / max(once_s, 1e-6))))
+    return _pass(frames[:most], stages), most
 
 
 def _most_frames(planned: ClipPlan) -> int:
@@ -199,9 +224,7 @@ class _Passed:
 
 
 @contextmanager
-def _sessions(
-    planned: ClipPlan, specs: Sequence[ModelSpec]
-) -> Iterator[list[tuple[ModelSpec, InferenceSession, dict[str, float]]]]:
+def _sessions(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Iterator[list[_Stage]]:
     """Open a warm session of each model, with its params."""
     options = planned.options
     with ExitStack() as stack:
@@ -220,7 +243,7 @@ def _sessions(
         yield stages
 
 
-def _pass(frames: npt.NDArray[Any], stages: Sequence[tuple[ModelSpec, InferenceSession, dict[str, float]]]) -> _Passed:
+def _pass(frames: npt.NDArray[Any], stages: Sequence[_Stage]) -> _Passed:
     passed = _Passed(frames)
     adds_frames = False
     for spec, session, params in stages:

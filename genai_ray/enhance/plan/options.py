@@ -15,6 +15,7 @@ from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
+from genai_ray.session import check_tile_size
 from genai_ray.tune import check_quality
 from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
 from genai_ray.video import Encoding
@@ -132,7 +133,8 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
         Their specs in the same order.
 
     Raises:
-        ConfigError: If there is no model, ``enhance`` cannot use one, or an option or param fits none of them.
+        ConfigError: If there is no model, ``enhance`` cannot use one, one does not allow such tiles, or an option or
+            param fits none of them.
         InvalidInputError: If a param is out of its range.
         ModelNotFoundError: If a model is not known or its file is missing.
         ModelLoadError: If a model's file is corrupt or has a wrong sha256.
@@ -153,6 +155,8 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
     if options.batch_size < 1 or options.segment_frames < 1:
         raise ConfigError(f"batch_size={options.batch_size}, segment_frames={options.segment_frames}", "1 or more each")
     specs = tuple(find_model(model)[0] for model in models)
+    for spec in specs:
+        check_tile_size(spec, options.tile_size_px)
     check_chain(specs)
     check_chain_options(specs, options)
     return specs

@@ -152,6 +152,44 @@ def test_frames_are_tiled_to_a_fixed_size(tmp_path, size, scale, batch):
         session.warmup()
 
 
+def test_a_net_of_luma_and_a_fixed_size_is_tiled(tmp_path):
+    fixed = save_upscaler(tmp_path / "fixed.onnx", channels=1, scale=1, size=(224, 224), batch=1)
+    free = save_upscaler(tmp_path / "free.onnx", channels=1, scale=1)
+    frame = np.random.default_rng(5).integers(0, 256, (230, 300, 3), np.uint8)
+    with open_session(fixed) as session, open_session(free) as whole:
+        assert np.array_equal(session.infer(frame), whole.infer(frame))
+        assert session.runtime_calls == 4
+
+
+def save_rounding_up(path):
+    """An upscaler by 2 of a picture that the graph pads to multiples of 8, without cropping its result."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "two", "four"], ["size"]),
+        helper.make_node("Neg", ["size"], ["below"]),
+        helper.make_node("Mod", ["below", "eight"], ["extra"]),
+        helper.make_node("Concat", ["zeros", "extra"], ["pads"], axis=0),
+        helper.make_node("Pad", ["x", "pads"], ["padded"], mode="edge"),
+        helper.make_node("Resize", ["padded", "", "scales"], ["y"], mode="nearest"),
+    ]
+    weights = {
+        "two": np.array([2]),
+        "four": np.array([4]),
+        "eight": np.array([8]),
+        "zeros": np.zeros(6, np.int64),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+    }
+    return save(path, nodes, [value("x", ["n", 3, "h", "w"])], [value("y", ["n", 3, "h2", "w2"])], weights)
+
+
+def test_an_output_that_is_rounded_up_is_found_by_trial(tmp_path):
+    with open_session(save_rounding_up(tmp_path / "up.onnx")) as session:
+        assert (session.spec.scale, session.spec.size_multiple) == (2, 8)
+        for height, width in ((70, 90), (64, 48), (5, 3)):
+            frame = FRAMES[0, :height, :width]
+            assert np.array_equal(session.infer(frame), frame.repeat(2, 0).repeat(2, 1))
+
+
 def save_mean(path, size):
     """A picture less a tenth of its mean: every pixel sees the whole frame."""
     shape = [1, 3, *size]

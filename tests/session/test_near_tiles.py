@@ -163,7 +163,7 @@ def test_other_tiles_are_refused_wherever_they_are_asked_for(blur, asked, got):
     check_models(blur, EnhanceOptions(tile_size_px=TILE))
 
 
-def test_too_little_memory_is_refused_rather_than_other_tiles_taken(blur):
+def test_too_little_memory_is_refused_and_changes_no_tiles(blur):
     with pytest.raises(errors.ResourceExhaustedError, match="too little for tiles of 40 px"):
         InferenceSession(blur, limits=SessionLimits(max_bytes=10_000))
 

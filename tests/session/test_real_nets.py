@@ -85,7 +85,7 @@ def test_a_job_is_the_same_for_any_number_of_workers(ray_session, picture, tmp_p
     assert np.array_equal(*found)
 
 
-def test_real_cugan_is_never_tiled_and_refused_if_it_does_not_fit(picture):
+def test_real_cugan_is_never_tiled_and_refused_if_too_large(picture):
     spec = CATALOG.get("realcugan-x2")
     assert not can_tile(spec)
     assert describe_seams(spec, (2160, 3840)) is None

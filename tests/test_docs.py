@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.figures import FIGURE, fill
+from tests.benchmarks.figures import PAGES as FIGURE_PAGES
 from tests.test_architecture import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +116,21 @@ def test_every_link_of_a_page_leads_somewhere(page):
         assert not anchor or anchor in [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings], (
             anchor
         )
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if FIGURE.search(page.read_text())], ids=lambda page: page.name
+)
+def test_measured_figures_are_those_of_the_results(page):
+    assert page in FIGURE_PAGES
+    assert page.read_text() == fill(page.read_text()), "run tests/benchmarks/figures.py"
+
+
+def test_every_figure_of_the_readme_names_its_result():
+    table = re.search(r"^\| what \| genai_ray .*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+    rows = table.strip().splitlines()[2:]
+    assert len(rows) == 10
+    assert all(len(FIGURE.findall(row)) >= 2 and re.search(r"\d{4}-\d\d-\d\d<!--", row) for row in rows)
 
 
 def test_every_public_name_is_in_the_reference():

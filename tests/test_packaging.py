@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -12,16 +13,46 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = {path.name for path in (ROOT / "genai_ray" / "serve" / "web" / "page").iterdir()}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def dist(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True
+        [sys.executable, "-m", "build", "--sdist", "--wheel", "--outdir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
     )
-    (path,) = folder.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist):
+    (path,) = dist.glob("*.whl")
     return path
+
+
+def test_an_index_would_take_both_files(dist):
+    files = sorted(map(str, dist.iterdir()))
+    assert len(files) == 2
+    told = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stdout
+    assert told.stdout.count("PASSED") == 2
+
+
+def test_contents_of_the_source(dist):
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "NOTICE", "README.md", "pyproject.toml", "genai_ray/py.typed", "tests/conftest.py"} <= names
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= names
+    assert {path.rpartition("/")[2] for path in names if path.endswith(".onnx")} == {
+        path.name for path in (ROOT / "genai_ray" / "assets").glob("*.onnx")
+    }
+    assert not any(name.startswith((".venv", "samples/big")) for name in names)
 
 
 def test_contents(wheel):
@@ -32,7 +63,7 @@ def test_contents(wheel):
     for folder in ("models", "engine", "serve"):
         wanted = {f"genai_ray/configs/{folder}/{path.name}" for path in (ROOT / "configs" / folder).glob("*.yaml")}
         assert wanted <= set(names)
-    assert {f"genai_ray/serve/web/page/{name}" for name in ("index.html", "page.css", "page.js")} <= set(names)
+    assert {f"genai_ray/serve/web/page/{name}" for name in PAGE} <= set(names)
     assert {"genai_ray/py.typed", "genai_ray/serve/oip/inference.binpb"} <= set(names)
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert any(name.endswith(".data/scripts/genai-ray-haproxy") for name in names)

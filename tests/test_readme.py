@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.enhance.moving import frames_of, write_frames
+from genai_ray import VideoReader
+from tests.enhance.moving import write_frames
 from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+ASSETS = ROOT / "genai_ray" / "assets"
 
 
 def block(marker):
@@ -27,13 +29,31 @@ def test_the_two_commands_are_one_line_each_and_ci_runs_them():
     assert block("test-command").endswith("pytest")
 
 
+def put_samples(folder, samples):
+    """Put small clips of the samples' names into a folder, and a model without a spec."""
+    (folder / "samples").mkdir()
+    for name in ("bigbuckbunny-360p.mp4", "bigbuckbunny-720p.mp4"):
+        with VideoReader(samples / name) as video:
+            write_frames(folder / "samples" / name, video[:10].frames[:, ::4, ::4], codec="libx264")
+    (folder / "my-model.onnx").write_bytes((ASSETS / "websr-anime4k-cnn-x2-s-rl.onnx").read_bytes())
+
+
 @pytest.mark.slow
-def test_the_python_block_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0] == "(4, 144, 176, 3)"
-    assert "['websr-x2-s']" in done.stdout
-    assert "passed=True" in done.stdout
+def test_the_python_blocks_run(in_shared_ray, samples, tmp_path):
+    put_samples(tmp_path, samples)
+    environment = in_shared_ray | {"PYTHONPATH": str(ROOT)}
+    told = []
+    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    batch, notebook, own = told
+    assert batch.startswith("20 ")  # ten frames of each clip
+    assert notebook.startswith("(2, 180, 320, 3) Figure(")
+    assert own.splitlines() == ["2 upscaling", "(2, 180, 320, 3)"]
+    assert len(list((tmp_path / "enhanced").glob("*.mp4"))) == 2
 
 
 @pytest.mark.slow
@@ -65,18 +85,20 @@ def test_options_of_every_command_exist(command):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_of_tasks_run_as_they_stand(in_shared_ray, tmp_path, samples):
-    """On a small clip of the sample's name."""
-    (tmp_path / "samples").mkdir()
-    frames = frames_of(samples / "bigbuckbunny-360p.mp4")[1][:10, ::4, ::4]
-    write_frames(tmp_path / "samples" / "bigbuckbunny-360p.mp4", frames, codec="libx264")
-    lines = re.findall(r"^genai-ray (enhance .*)$", (ROOT / "docs" / "tasks.md").read_text(), re.M)
-    assert len(lines) == 6
+@pytest.mark.parametrize(("page", "count"), [("tasks.md", 6), ("tutorial.md", 8)])
+def test_the_commands_of_a_page_run_as_they_stand(in_shared_ray, tmp_path, samples, page, count):
+    """On small clips of the samples' names."""
+    put_samples(tmp_path, samples)
+    text = (ROOT / "docs" / page).read_text()
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    lines = [line for line in re.findall(r"^genai-ray (.*)$", blocks, re.MULTILINE) if line != "serve"]
+    assert len(lines) == count
     for line in lines:
         words = line.split()
         done = run(*words, cwd=tmp_path, env=in_shared_ray)
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / words[words.index("-o") + 1]).exists()
+        for option in {"-o", "--html"} & set(words):
+            assert (tmp_path / words[words.index(option) + 1]).exists() != ("--dry-run" in words)
 
 
 def test_every_packaged_model_is_in_the_table():

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ def machine() -> dict[str, Any]:
 
 
 def keep(name: str, figures: dict[str, Any], rows: list[tuple[str, Any]]) -> None:
-    """Print a table and write the figures, with the machine they were taken on, to results/NAME.json."""
+    """Print a table and write the figures, with the day and the machine, to results/NAME.json. Then ``figures.py``
+    writes them into the documents."""
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         print(f"{label:<{width}}  {value:.3f}" if isinstance(value, float) else f"{label:<{width}}  {value}")
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"benchmark": name, "machine": machine(), **figures}, indent=2)
+    text = json.dumps({"benchmark": name, "date": f"{date.today()}", "machine": machine(), **figures}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
 
 

@@ -464,8 +464,9 @@ def test_deadlines(served, client):
     assert response.getheader("Retry-After") == "1"
 
 
-def test_the_example_of_the_documentation(served, capsys):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "serve.md").read_text()
+@pytest.mark.parametrize("name", ["docs/serve.md", "README.md"])
+def test_the_example_of_the_documentation(served, capsys, name):
+    page = (Path(__file__).resolve().parents[2] / name).read_text()
     (code,) = re.findall(r"```py\n(.*?)```", page, re.S)
     over_grpc = code.replace("tritonclient.http", "tritonclient.grpc").replace("127.0.0.1:8000", served.grpc)
     for text in (code.replace("127.0.0.1:8000", served.http), over_grpc):

@@ -1,0 +1,49 @@
+"""The figures in the documents are those of the kept results. Each one that is measured names its result:
+``49.0<!-- enhance_speed: fps -->`` is ``fps`` of results/enhance_speed.json, ``a/b`` is ``b`` within ``a``.
+
+figures.py: writes every figure anew; run it after a benchmark. A test holds that they are up to date. Of several
+values the median counts. Numbers have three digits, or are whole if they have more.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+FIGURE = re.compile(r"([\w.,-]+)( %)?(<!-- (\w+): (.+?) -->)")
+
+
+@cache
+def read(name: str) -> dict[str, Any]:
+    return dict(json.loads((Path(__file__).parent / "results" / f"{name}.json").read_text()))
+
+
+def text_of(value: Any, *, is_share: bool = False) -> str:
+    if isinstance(value, str):
+        return value
+    value = (100 if is_share else 1) * (median(value) if isinstance(value, list) else value)
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if is_share else f"{value:#.3g}".rstrip(".")
+
+
+def fill(page: str) -> str:
+    """Return a page with the figures of the results."""
+
+    def figure(found: re.Match[str]) -> str:
+        _, share, source, name, path = found.groups()
+        value: Any = read(name)
+        for key in path.split("/"):
+            value = value[key]
+        return text_of(value, is_share=share is not None) + (share or "") + source
+
+    return FIGURE.sub(figure, page)
+
+
+if __name__ == "__main__":
+    for place in PAGES:
+        place.write_text(fill(place.read_text()))

@@ -26,7 +26,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from genai_ray.catalog import ServeProfile
 from genai_ray.cli import app
-from genai_ray.serve.deployment.endpoint import _environment
+from genai_ray.errors import ConfigError
+from genai_ray.serve.deployment.endpoint import _environment, read_token
 from genai_ray.serve.deployment.nodes import opens_ports
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,12 +164,30 @@ def words_of_systemd():
     return shlex.split(re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1])
 
 
+def words_of_image():
+    (line,) = re.findall(r"^CMD (.*)$", dockerfile(), re.MULTILINE)
+    return json.loads(line)
+
+
+def test_what_listens_on_every_address_needs_a_token(tmp_path):
+    for words in (words_of_image(), words_of_systemd()):
+        assert words[words.index("--host") + 1] == "0.0.0.0"
+        assert "--token-file" in words
+    with pytest.raises(ConfigError, match=r"token file .*none: No such file or directory; allowed"):
+        read_token(tmp_path / "none")
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    runs = re.findall(r"^docker run (?:.*\\\n)*.*$", page, re.MULTILINE)
+    assert len(runs) == 2
+    target = words_of_image()[-1]
+    assert all(f"target={target}" in line and "--shm-size" in line for line in runs)
+
+
 def test_commands_are_those_of_the_command_line(resources, tmp_path):
     token = tmp_path / "token"
     token.touch()
     commands = [
         shlex.split(resources["rayjob"]["spec"]["entrypoint"]),
-        json.loads(re.search(r"^CMD (.*)$", dockerfile(), re.MULTILINE)[1]),
+        [str(token) if "token" in word and "/" in word else word for word in words_of_image()],
         [str(token) if "token" in word and "/" in word else word for word in words_of_systemd()],
     ]
     main = typer.main.get_command(app)

@@ -362,7 +362,8 @@ def read_token(path: Path) -> str:
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"token file {path}: {exc}", "a file with one line") from exc
+        reason = getattr(exc, "strerror", None) or exc
+        raise ConfigError(f"token file {path}: {reason}", "a file with one line") from exc
     if not token or len(token.split()) != 1:
         raise ConfigError(f"token file {path} with {len(token.split())} words", "one word")
     if not token.isascii():

@@ -192,6 +192,6 @@ def check_container(path: Path) -> None:
         with av.open(os.path.abspath(path), options=_limits(is_remote=False)) as container:
             has_video = bool(container.streams.video)
     except (av.FFmpegError, OSError, ValueError) as exc:
-        raise VideoError(f"{path}: not a supported video ({exc})", _OWN_PACKETS) from exc
+        raise VideoError(f"{path}: not a supported video ({explain(exc)})", _OWN_PACKETS) from exc
     if not has_video:
         raise VideoError(f"{path}: no video stream", "a file with a video stream")

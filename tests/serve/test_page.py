@@ -168,14 +168,15 @@ def test_the_slider_by_keyboard_and_by_pointer(page, picture):
 def test_everything_is_reached_by_keyboard(page, picture):
     page.select_option("#model", "ffdnet")
     reached = []
-    for _ in range(12):
+    for _ in range(16):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("() => document.activeElement.id || document.activeElement.textContent"))
     assert [
         name for name in ("Enhance", "Cache", "file", "model", "param-sigma", "format") if name not in reached
     ] == []
     assert page.get_by_label("Model", exact=True).input_value() == "ffdnet"
-    assert "rife" not in page.locator("#model option").all_inner_texts()
+    groups = page.locator("#model optgroup").evaluate_all("groups => groups.map(group => group.label)")
+    assert groups == ["Enlarge", "Remove noise", "Add frames (clips only)", "Remove the background"]
 
 
 def test_an_error_is_shown_and_the_page_goes_on(page, picture, tmp_path):
@@ -184,6 +185,11 @@ def test_an_error_is_shown_and_the_page_goes_on(page, picture, tmp_path):
     page.set_input_files("#file", wrong)
     page.wait_for_selector("#error:visible")
     assert page.get_by_role("alert").inner_text().startswith("17 bytes that are no picture")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no clip at all")
+    page.set_input_files("#file", broken)
+    page.wait_for_function("() => document.querySelector('#error').textContent.includes('not a supported video')")
+    assert "rrno" not in page.get_by_role("alert").inner_text()
     page.select_option("#model", "ffdnet")
     page.set_input_files("#file", picture)
     page.wait_for_selector("#compare:visible")
@@ -200,6 +206,75 @@ def test_a_background_is_seen_through(page, picture, shots):
     page.set_input_files("#file", picture)
     page.wait_for_selector("#compare:visible")
     assert page.get_attribute("#download", "download") == "bunny-selfie-segmentation.webp"
+
+
+def test_a_sample_through_a_chain_zoomed_and_moved(page, shots):
+    page.select_option("#model", "ffdnet")
+    sigma = page.locator("#param-sigma")
+    assert (sigma.input_value(), sigma.get_attribute("max")) == ("15", "75")
+    assert page.locator("#params .hint").inner_text() == "Standard deviation of the noise: 0 to 75 of 255."
+    page.get_by_role("button", name="Add another model").click()
+    page.get_by_label("Then", exact=True).select_option("websr-x2-s")
+    with page.expect_request("**/v1/enhance?model=ffdnet**") as asked:
+        page.get_by_role("button", name="a picture", exact=True).click()
+    assert "format=png&params=sigma%3D15" in asked.value.url or "params=sigma%3D15&format=png" in asked.value.url
+    page.wait_for_selector("#compare:visible")
+    told = facts(page)
+    assert (told["Model"], told["Size"]) == ("ffdnet → websr-x2-s", "640×360 → 1280×720")
+    assert page.get_attribute("#download", "download") == "sample-ffdnet-websr-x2-s.webp"
+
+    places = "() => [...document.querySelectorAll('#layers img')].map(image => getComputedStyle(image).transform)"
+    assert page.evaluate(places) == ["matrix(1, 0, 0, 1, 0, 0)"] * 2
+    page.get_by_role("button", name="Zoom in").click()
+    page.get_by_role("button", name="Zoom in").click()
+    assert page.locator("#zoom-value").inner_text() == "4×"
+    box = page.locator("#frame").bounding_box()
+    x, y = box["x"] + box["width"] / 4, box["y"] + box["height"] / 2
+    before, split = page.evaluate(places), shown(page)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y + 20, steps=4)
+    page.mouse.up()
+    after = page.evaluate(places)
+    assert after[0] == after[1] != before[0]
+    assert shown(page) == split
+    page.mouse.move(box["x"] + box["width"] / 2, y)  # the divider
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, y, steps=4)
+    page.mouse.up()
+    assert abs(shown(page) - 70) <= 1
+    assert page.evaluate(places) == after
+    page.locator("#split").focus()
+    page.keyboard.press("Shift+ArrowRight")
+    assert page.evaluate(places) != after
+    page.screenshot(path=shots / "zoom.png", full_page=True)
+    page.get_by_role("button", name="Fit").click()
+    assert page.evaluate(places) == ["matrix(1, 0, 0, 1, 0, 0)"] * 2
+    page.get_by_role("button", name="Remove", exact=True).click()
+    assert page.get_by_label("Then", exact=True).count() == 0
+
+
+def test_a_sample_clip_gets_more_frames_and_another_background(page):
+    page.select_option("#model", "rife")
+    page.get_by_label("Frames of the result").select_option("factor=3")
+    page.get_by_role("button", name="Add another model").click()
+    page.get_by_label("Then", exact=True).select_option("selfie-segmentation")
+    page.get_by_label("Background").select_option("blur")
+    page.get_by_label("Duration", exact=True).fill("f4")
+    page.get_by_role("button", name="a clip", exact=True).click()
+    page.wait_for_selector("#compare:visible")
+    told = facts(page)
+    assert (told["Model"], told["Frames"], told["Size"]) == ("rife → selfie-segmentation", "12", "320×180 → 320×180")
+    page.get_by_role("button", name="a picture", exact=True).click()
+    page.wait_for_selector("#error:visible")
+    assert page.get_by_role("alert").inner_text().startswith("rife adds frames, which a picture does not have")
+
+
+def test_help_names_the_routes_of_this_server(page, served):
+    page.get_by_role("link", name="Help").click()
+    assert f"http://{served.http}/v1/enhance?model=" in page.locator("#help code").first.inner_text()
+    link = page.get_by_role("link", name="Every route of this server").get_attribute("href")
+    assert page.request.get(f"http://{served.http}/{link}").json()["openapi"]
 
 
 def test_a_clip_is_enhanced_and_played(page, tmp_path, shots):
@@ -279,14 +354,23 @@ def test_the_cache_is_shown_live(page, served, picture, shots):
 
 
 def test_a_narrow_screen_needs_no_sideways_scrolling(page, picture, shots):
-    page.set_viewport_size({"width": 360, "height": 740})
+    page.set_viewport_size({"width": 390, "height": 740})
     page.select_option("#model", "websr-x2-s")
     page.set_input_files("#file", picture)
     page.wait_for_selector("#compare:visible")
-    for view in ("#enhance", "#cache"):
+    wanted = {"#enhance": "#compare:visible", "#help": "#help:visible", "#cache": "#sessions td:visible"}
+    for view, selector in wanted.items():
         page.evaluate("view => { location.hash = view }", view)
-        page.wait_for_selector("#compare:visible" if view == "#enhance" else "#sessions td:visible")
+        page.wait_for_selector(selector)
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    boxes = "boxes => boxes.every(box => box.scrollWidth <= box.clientWidth)"
+    assert page.locator("#cache .scroll").evaluate_all(boxes)
+    names = (
+        page.locator("#sessions tr")
+        .first.locator("td")
+        .evaluate_all("cells => cells.map(cell => getComputedStyle(cell, '::before').content)")
+    )
+    assert names[:3] == ['"Model"', '"State"', '"Backend"']
     page.screenshot(path=shots / "narrow.png", full_page=True)
 
 

@@ -306,7 +306,9 @@ def test_wrong_methods_and_paths(app):
 def test_models_and_cache_are_told(app):
     told = {model["name"]: model for model in json.loads(ask(app, "GET", "/v1/models")[1])["models"]}
     assert told["ffdnet"]["params"]["sigma"]["maximum"] > 0
-    assert (told["websr-x2-s"]["takes_pictures"], told["rife"]["takes_pictures"]) == (True, False)
+    takes = {name: (model["takes_pictures"], model["takes_videos"]) for name, model in told.items()}
+    assert (takes["websr-x2-s"], takes["rife"]) == ((True, True), (False, True))
+    assert (told["websr-x2-s"]["presets"], told["websr-x2-m"]["presets"]) == (["fast"], [])
     enhance(app, "model=websr-x2-s", PICTURE)
     wait_until(
         lambda: any(
@@ -525,6 +527,31 @@ def test_ids_that_are_none(app):
     for job_id in ("0" * 32, "..%2F..", "x", "0" * 31):
         refusal(ask(app, "GET", f"/v1/videos/{job_id}"), 404)
         refusal(ask(app, "DELETE", f"/v1/videos/{job_id}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("model=websr-x2-s&fps=60", "without a model that adds frames"),
+        ("model=rife&fps=often", "fps often"),
+        ("model=rife&factor=3&fps=60", "factor 3 and 60 frames per second"),
+        ("model=rife&factor=0", "factor"),
+        ("model=websr-x2-s&background=blur", "without a model that removes it"),
+        ("model=selfie-segmentation&background=purple", "background 'purple'"),
+        (
+            "model=selfie-segmentation&background=alpha",
+            "with format=mp4, whose encoder stores no alpha; allowed: format=webm",
+        ),
+    ],
+)
+def test_options_that_no_model_uses_are_refused_at_once(app, clip, query, text):
+    assert text in refusal(ask(app, "POST", f"/v1/videos?{query}", clip.read_bytes()), 400)
+
+
+def test_a_subject_in_front_of_nothing_in_webm(app, clip):
+    query = "model=selfie-segmentation&background=alpha&format=webm&duration=f2"
+    job = finish(app, submit(app, query, clip.read_bytes()))
+    assert (job["state"], job["error"], job["report"]["frames"]) == ("done", None, 2)
 
 
 def test_a_video_is_fetched_from_an_allowed_folder(app, clip):

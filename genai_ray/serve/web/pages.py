@@ -1,4 +1,4 @@
-"""The web page at ``/``, which is three files in ``page/``, and ``GET /v1/cache``, which its second view shows."""
+"""The web page at ``/``, which are the files in ``page/``, and ``GET /v1/cache``, which its second view shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from genai_ray.cluster import CacheStatus
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.http.queries import Query, parse_query
-from genai_ray.serve.http.routes import COUNT, JSON, NAME, TEXT, Operation, Schema, list_of, record, ref
+from genai_ray.serve.http.routes import COUNT, FILE, JSON, NAME, TEXT, Operation, Schema, list_of, record, ref
 
 __all__ = ["SCHEMAS", "page_operations"]
 
@@ -22,7 +22,9 @@ _FOLDER = Path(__file__).parent / "page"
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    **{f"/{name}": (name, "text/javascript") for name in ("page.js", "parts.js", "compare.js", "cache.js")},
+    "/sample.webp": ("sample.webp", "image/webp"),
+    "/sample.mp4": ("sample.mp4", "video/mp4"),
 }
 _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -81,6 +83,7 @@ def page_operations(engine: Engine) -> list[Operation]:
 
 def _file_operation(path: str, name: str, media_type: str) -> Operation:
     content = (_FOLDER / name).read_bytes()
+    schema = TEXT if media_type.startswith("text/") else FILE
     headers = {
         "Content-Security-Policy": _POLICY,
         "X-Content-Type-Options": "nosniff",
@@ -91,7 +94,7 @@ def _file_operation(path: str, name: str, media_type: str) -> Operation:
     async def answer(request: Request) -> Response:
         return Response(content, media_type=media_type, headers=headers)
 
-    return Operation("GET", path, answer, name, "A file of the web page.", {media_type: TEXT}, is_open=True)
+    return Operation("GET", path, answer, name, "A file of the web page.", {media_type: schema}, is_open=True)
 
 
 class _Cache:

@@ -37,7 +37,7 @@ from genai_ray.serve.web.images import (
     encode_picture,
     measure_picture,
 )
-from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, full_range
+from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, full_range
 
 __all__ = ["SCHEMAS", "apply_output", "picture_operations", "to_frames"]
 
@@ -60,7 +60,9 @@ SCHEMAS: dict[str, Schema] = {
                         task={"enum": [task.value for task in ModelTask]},
                         description=TEXT,
                         scale={"type": "integer", "minimum": 1},
+                        presets=list_of({"enum": [preset.value for preset in ModelPreset]}),
                         takes_pictures={"type": "boolean"},
+                        takes_videos={"type": "boolean"},
                         backend={"enum": [backend.value for backend in ModelBackend]},
                         precision={"enum": [precision.value for precision in ModelPrecision]},
                         params=map_of({"type": "object"}),
@@ -252,7 +254,9 @@ class _Api:
             "task": spec.task.value,
             "description": spec.description,
             "scale": spec.scale,
+            "presets": [preset.value for preset in spec.presets],
             "takes_pictures": _takes_pictures(spec),
+            "takes_videos": spec.is_image_model and spec.task is not ModelTask.OTHER,
             "backend": model.serving.backend.value,
             "precision": model.serving.precision.value,
             "params": {name: param.model_dump() for name, param in spec.params.items()},

@@ -14,6 +14,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from genai_ray.catalog import WebOptions
 from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
+from genai_ray.enhance.plan.background import parse_background
+from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
 from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
@@ -70,6 +72,12 @@ class VideoRequest:
     """How long it is, instead of ``end``."""
     preview: bool = False
     """Whether only 5 s from the middle are enhanced."""
+    factor: int | None = None
+    """Frames of the result for one of the video, if a model adds frames; None for 2."""
+    fps: str | None = None
+    """Frames per second of the result instead."""
+    background: str | None = None
+    """What replaces a background that is removed, as ``parse_background`` reads it; None for green."""
 
     @property
     def ending(self) -> str:
@@ -201,6 +209,9 @@ class VideoRunner:
             end=request.end,
             duration=request.duration,
             preview=request.preview,
+            factor=request.factor,
+            fps=parse_rate(request.fps) if request.fps is not None else None,
+            background=parse_background(request.background) if request.background is not None else None,
             overwrite=True,  # the process may have died just after it published the result
             cache_name=request.cache_name,
         )

@@ -22,7 +22,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from genai_ray.enhance import EnhanceOptions
+from genai_ray.enhance.plan.background import parse_background
 from genai_ray.enhance.plan.options import check_models
+from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, VideoError
 from genai_ray.files import is_of_this_machine, open_below
 from genai_ray.serve.engine.engine import Engine
@@ -64,6 +66,12 @@ class _VideoQuery(Query):
     """How long the piece is, instead of its end; f250 is 250 frames."""
     preview: bool = False
     """Whether only 5 s from the middle are enhanced."""
+    factor: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = None
+    """Frames of the result for one of the video, if a model adds frames; 2 by default."""
+    fps: str | SkipJsonSchema[None] = None
+    """Frames per second of the result instead: a number, or a fraction such as 60000/1001."""
+    background: str | SkipJsonSchema[None] = None
+    """What replaces a background that a model removes: a colour such as #00b140 (the default), blur, mask or alpha."""
     format: Literal["mp4", "mkv", "mov", "webm"] = "mp4"
     """Format of the result; mp4 by default."""
     check: Literal["default", "strict", "off"] = "default"
@@ -198,6 +206,9 @@ class _Api:
                 end=query.end,
                 duration=query.duration,
                 preview=query.preview,
+                factor=query.factor,
+                fps=query.fps,
+                background=query.background,
             )
             with on_disk():
                 return await self._call(VideoJobs.submit, job_id, asked)
@@ -319,5 +330,12 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         end=query.end,
         duration=query.duration,
         preview=query.preview,
+        factor=query.factor,
+        fps=parse_rate(query.fps) if query.fps is not None else None,
+        background=parse_background(query.background) if query.background is not None else None,
     )
+    if options.background is not None and options.background.kind == "alpha" and query.format != "webm":
+        raise ConfigError(
+            f"background 'alpha' with format={query.format}, whose encoder stores no alpha", "format=webm"
+        )
     check_models([target.source for target in targets], options)

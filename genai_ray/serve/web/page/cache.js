@@ -79,5 +79,5 @@ function showCache(cache) {
     ),
   );
   $("no-sessions").hidden = cache.sessions.length > 0;
-  $("updated").textContent = `As of ${new Date().toLocaleTimeString("en-GB")}; ${cache.policy} decides what goes.`;
+  $("updated").textContent = `As of ${new Date().toLocaleTimeString("en-GB")}; ${cache.policy} decides which model is evicted.`;
 }

@@ -13,6 +13,7 @@ export async function show(before, after, [original, result], [wide, high], even
   urls.forEach(URL.revokeObjectURL);
   urls = [URL.createObjectURL(original), URL.createObjectURL(result)];
   $("note").hidden = true;
+  before.draggable = after.draggable = false; // else the browser takes a drag of the zoomed picture for its own
   const [hasBefore, hasAfter] = await Promise.all([arrive(before, urls[0], event), arrive(after, urls[1], event)]);
   const upper = element("div", { className: hasAfter ? "layer upper" : "layer" }, before);
   const frame = $("frame");

@@ -35,8 +35,9 @@ def verify(
         str | None, option(help="What it was made of; a sample of it is computed again.", metavar="FILE")
     ] = None,
     sample: Annotated[
-        str, option(help="Segments that are computed again: a share, or a number.", metavar="SHARE", default="1%")
-    ] = "1%",
+        str | None,
+        option(help="Segments that are computed again: a share, or a number.", metavar="SHARE", default="1%"),
+    ] = None,
     seed: Annotated[
         int | None, option(help="Chooses these segments.", metavar="N", default="random, and printed")
     ] = None,
@@ -47,19 +48,30 @@ def verify(
         str | None,
         option(help="Ray cluster to join.", metavar="HOST:PORT", default="RAY_ADDRESS, or Ray on this machine"),
     ] = None,
+    trust_encoder_options: Annotated[
+        bool,
+        flag("--trust-encoder-options", help="Pass the record's encoder options on: they may name files to write."),
+    ] = False,
     as_json: Annotated[bool, flag("--json", help="Print one line of JSON, not a table.")] = False,
     quiet: Annotated[bool, flag("--quiet", "-q", help="Print only what differs.")] = False,
 ) -> None:
     """Check that a video is what its record says; with its source, compute some of it again.
 
-    Exit code: 0 it is; 1 something differs; 2 wrong use. With --source the encoder options of the record are used: pass
-    it only with a record that you trust.
+    Exit code: 0 it is; 1 something differs; 2 wrong use.
     """
     from genai_ray.enhance import verify_video
 
     check_inputs([output, *([source] if source is not None else []), *(model or [])])
     with redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
-        report = verify_video(output, source, sample=sample, seed=seed, models=model or [], address=address)
+        report = verify_video(
+            output,
+            source,
+            sample=sample,
+            seed=seed,
+            models=model or [],
+            address=address,
+            trust_encoder_options=trust_encoder_options,
+        )
     if as_json:
         print(json.dumps(report.to_dict(), allow_nan=False))
     else:
@@ -82,7 +94,7 @@ def _print_table(report: VerifyReport) -> None:
         )
         for wrong, rate in report.miss_rates:
             words = f"{wrong} wrong segment{'s' if wrong > 1 else ''}"
-            add_row(table, "", f"if there were {words}: missed with a probability of {rate:.1%}")
+            add_row(table, "", f"if there were {words}: missed with a probability of {100 * rate:.3g} %")
         if report.is_exact:
             add_row(table, "", "frames had to be equal")
         else:
@@ -90,5 +102,5 @@ def _print_table(report: VerifyReport) -> None:
             add_row(table, "", f"lowest agreement: {report.lowest_db:.1f} dB")
     else:
         add_row(table, "sample", "nothing was computed again" + ("" if report.seed is not None else ": no --source"))
-    add_row(table, "result", "as its record says" if report.passed else "not what its record says")
+    add_row(table, "result", report.describe() if report.passed else "not what its record says")
     Console(soft_wrap=True).print(table)

@@ -1,8 +1,8 @@
 """Hashes of decoded pictures, and the words in a file's metadata that name its record.
 
-The hash of some frames is sha256 over, for each frame in display order, the text ``WIDTHxHEIGHT BITS`` and the rows of
-each plane as they are stored, without padding: Y, Cb, Cr and alpha of most results; two bytes little-endian for each
-value of more than 8 bits. So it depends on neither the container nor its metadata.
+The hash of some frames is sha256 over, for each frame in display order, the text ``WIDTHxHEIGHT BITS``, and for each
+plane the text ``WIDTHxHEIGHT`` and its rows as they are stored, without padding: Y, Cb, Cr and alpha of most results;
+two bytes little-endian for each value of more than 8 bits. So it depends on neither the container nor its metadata.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def compare_frames(plan: VideoPlan, start: int, part: Path) -> Iterator[float]:
     Raises:
         VideoError: If one of them does not decode, or frames have other sizes or bit depths.
     """
+    if start >= len(plan.pts):
+        raise VideoError(f"{plan.path}: frame {start} is missing")
     wanted = (frame for frame in decode_from(plan, start) if frame.pts is not None and frame.pts >= plan.pts[start])
     for own in _decode_part(part):
         frame = next(wanted, None)
@@ -113,7 +115,11 @@ def name_record(metadata: MutableMapping[str, str], digest: str) -> None:
     """
     key = next((key for key in metadata if key.lower() == _KEY), _KEY)
     found = metadata.get(key, "")
-    kept = [line for line in found.splitlines() if not _NAME.fullmatch(line)]
+    kept = []
+    for line in found.splitlines():
+        rest = _NAME.sub("", line).strip() if _NAME.search(line) else line
+        if rest or not line:
+            kept.append(rest)
     if digest:
         kept.append(f"genai-ray record sha256:{digest}")
     if kept != found.splitlines():
@@ -136,8 +142,8 @@ def read_record_name(path: str) -> str:
     """
     with open_video(path) as container:
         comments = [value for key, value in container.metadata.items() if key.lower() == _KEY]
-    found = [match[1] for comment in comments if (match := _NAME.search(comment)) is not None]
-    return found[0] if found else ""
+    found = [name for comment in comments for name in _NAME.findall(comment)]
+    return found[-1] if found else ""
 
 
 def _decode_part(part: Path) -> Iterator[av.VideoFrame]:
@@ -151,6 +157,7 @@ def _decode_part(part: Path) -> Iterator[av.VideoFrame]:
 def _add(digest: Any, frame: av.VideoFrame) -> None:
     digest.update(_describe(frame).encode())
     for plane in _planes(frame):
+        digest.update(f"{plane.shape[1]}x{plane.shape[0]}".encode())
         digest.update(np.ascontiguousarray(plane))
 
 

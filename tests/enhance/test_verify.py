@@ -15,6 +15,7 @@ from genai_ray import EnhanceOptions, enhance_videos, errors, verify_video
 from genai_ray.enhance.job.records import expand_times, options_of
 from genai_ray.enhance.job.verify import count_sampled, miss_rate
 from genai_ray.video import Encoding, read_record_name
+from genai_ray.video.digest import name_record
 from tests.enhance.moving import pan, write_frames
 from tests.video.clips import write
 
@@ -128,7 +129,7 @@ def remux(path, *, tag=None, delay=0, drop=()):
         (lambda path: remux(path, tag=""), "names no record"),
         (lambda path: remux(path, tag=f"genai-ray record sha256:{'0' * 64}"), "names the record sha256:0000"),
         (lambda path: remux(path, drop=range(8, 12)), "it has 8 frames; the record says 12"),
-        (lambda path: remux(path, delay=4000), "is shown at"),
+        (lambda path: remux(path, delay=4000), "s after the first one; the record says"),
     ],
     ids=["one bit of one pixel", "no name", "another name", "fewer frames", "later frames"],
 )
@@ -150,7 +151,36 @@ def test_a_changed_record_is_found(copy):
         assert words in told
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format": "genai-ray record 2"}', b"\xff"])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("segments",), []),
+        (("segments", 1, "frames"), 3),
+        (("segments", 1, "frames"), -4),
+        (("result", "frames"), 11),
+        (("result", "frames"), 12.0),
+        (("result", "steps"), [[10**12, 1]]),
+        (("segments", 0, "frames_sha256"), None),
+        (("models",), None),
+    ],
+)
+def test_a_record_whose_numbers_disagree_is_an_error(copy, place, value):
+    record = json.loads(record_of(copy).read_bytes())
+    spoiled = record
+    for name in place[:-1]:
+        spoiled = spoiled[name]
+    if value is None:
+        del spoiled[place[-1]]
+    else:
+        spoiled[place[-1]] = value
+    rename(copy, record)
+    with pytest.raises(errors.VideoError, match="not a whole record"):
+        verify_video(copy)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"format": "genai-ray record 2"}', b"\xff", b"[" * 10**5]
+)
 def test_what_is_no_record_is_an_error(copy, content):
     record_of(copy).write_bytes(content)
     with pytest.raises(errors.VideoError, match=r"b\.mp4\.record\.json: (not a whole record|a record of format)"):
@@ -204,9 +234,74 @@ def test_other_versions_need_only_agree(clips, copy):
     record["versions"][0] = "genai-ray=0.0.1"
     rename(copy, record)
     report = verify_video(copy, clips / "a.mkv", sample="1")
-    assert (report.passed, report.is_exact, report.tolerance_db) == (True, False, 30.0)
+    assert (report.passed, report.is_exact, report.tolerance_db, report.miss_rates) == (True, False, 30.0, ())
+    assert "which proves no model" in repr(report)
     assert "of the record: genai-ray=0.0.1" in report.inexact_because
     assert report.to_dict()["lowest_db"] == "inf"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("result", "colour"), [5, 1, 5, 6], "give the colour tags"),
+        (("result", "rotation"), 90, "give a rotation of 0 degrees; the record says 90"),
+        (("result", "steps"), [[5, 40], [6, 45]], "show frame 6 0.240 s after the first one; the record says 0.245 s"),
+        (("segments", 1, "precision"), "fp16", "segment 1 has another precision in the record"),
+        (("segments", 1, "measured"), {}, "segment 1 has another measured in the record"),
+    ],
+)
+def test_what_the_source_does_not_give_is_found(clips, copy, place, value, told):
+    record = json.loads(record_of(copy).read_bytes())
+    spoiled = record
+    for name in place[:-1]:
+        spoiled = spoiled[name]
+    spoiled[place[-1]] = value
+    rename(copy, record)
+    failures = " | ".join(verify_video(copy, clips / "a.mkv", sample="100%").failures)
+    assert told in failures
+
+
+def test_a_record_of_a_stranger_decides_nothing(clips, copy):
+    record = json.loads(record_of(copy).read_bytes())
+    record["options"]["cache_name"] = "theirs"
+    rename(copy, record)
+    with pytest.raises(errors.VideoError, match="'cache_name', which no record has"):
+        verify_video(copy, clips / "a.mkv")
+    del record["options"]["cache_name"]
+    record["options"]["encoding"]["options"] = {"x264-params": "pass=1:stats=theirs"}
+    rename(copy, record)
+    with pytest.raises(errors.ConfigError, match=r"pass=1:stats=theirs to the encoder.*--trust-encoder-options"):
+        verify_video(copy, clips / "a.mkv")
+
+
+@pytest.mark.parametrize("more", [{"sample": "1%"}, {"seed": 0}, {"models": "a.onnx"}, {"address": "auto"}])
+def test_options_for_computing_need_a_source(clips, more):
+    with pytest.raises(errors.ConfigError, match=rf"{next(iter(more))} without a source.*--source"):
+        verify_video(clips / "b.mp4", **more)
+
+
+def test_sound_before_zero_moves_all_times_of_matroska(clips, samples, tmp_path):
+    enhance_videos(samples / "bigbuckbunny-360p.mp4", tmp_path / "a.mp4", models=MODEL, options=strict(end=0.2))
+    enhance_videos(tmp_path / "a.mp4", tmp_path / "b.mkv", models=MODEL, options=strict())
+    assert verify_video(tmp_path / "b.mkv", tmp_path / "a.mp4").failures == ()
+
+
+def test_a_name_within_a_line_is_replaced():
+    metadata = {"comment": f"mine genai-ray record sha256:{'1' * 64}\n\nmore"}
+    name_record(metadata, "2" * 64)
+    assert metadata == {"comment": f"mine\n\nmore\ngenai-ray record sha256:{'2' * 64}"}
+    name_record(metadata, "")
+    assert metadata == {"comment": "mine\n\nmore"}
+
+
+def test_a_lost_record_is_written_again(clips, tmp_path):
+    """The work folder still has the marker, as after a job that died between publishing and clearing."""
+    shutil.copy(clips / "a.mkv", tmp_path)
+    made = enhance_videos(tmp_path / "a.mkv", tmp_path / "b.mp4", models=MODEL, options=strict(overwrite=True))
+    assert made.videos[0].record
+    record_of(tmp_path / "b.mp4").unlink()
+    enhance_videos(tmp_path / "a.mkv", tmp_path / "b.mp4", models=MODEL, options=strict(overwrite=True))
+    assert verify_video(tmp_path / "b.mp4").passed
 
 
 def test_a_later_result_without_a_record_removes_the_old_one(clips, tmp_path):
@@ -240,7 +335,7 @@ def test_a_sample_is_a_share_or_a_number(sample, segments, wanted):
 @pytest.mark.parametrize("sample", ["", "0", "0%", "101%", "1.5", "-1", "all", "1 in 5"])
 def test_another_sample_is_refused(clips, sample):
     with pytest.raises(errors.ConfigError, match="a share such as 1%"):
-        verify_video(clips / "b.mp4", sample=sample)
+        verify_video(clips / "b.mp4", clips / "a.mkv", sample=sample)
 
 
 @pytest.mark.parametrize(("segments", "wrong", "sampled"), [(6, 1, 1), (6, 2, 3), (7, 3, 2), (5, 4, 3), (5, 0, 2)])

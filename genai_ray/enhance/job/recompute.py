@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray.exceptions import RayError
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import ModelCache, disconnect, uses_gpu
 from genai_ray.enhance.job.clip_plan import plan_timeline
-from genai_ray.enhance.job.records import describe_source, options_of
+from genai_ray.enhance.job.records import build_note, describe_source, expand_times, find_late
 from genai_ray.enhance.job.segment_store import hash_of_model, list_versions, node_kind
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths
 from genai_ray.enhance.plan.timeline import Timeline, check_chain
@@ -28,7 +29,7 @@ from genai_ray.enhance.segment.segment import (
     find_requests,
     predict_segment_bytes,
 )
-from genai_ray.errors import ConfigError, GenAIRayError, QualityError
+from genai_ray.errors import ConfigError, GenAIRayError, QualityError, ResourceExhaustedError, VideoError
 from genai_ray.files import temporary_folder
 from genai_ray.inspection import find_model
 from genai_ray.video import VideoPlan, compare_frames, digest_part, validate_encoding
@@ -102,21 +103,22 @@ class Recomputation:
         record: Its record.
         result: The plan of its file.
         source: Path or URI of its source.
+        options: The record's options, with the address of the cluster to join.
     """
 
-    def __init__(self, record: Mapping[str, Any], result: VideoPlan, source: str) -> None:
+    def __init__(self, record: Mapping[str, Any], result: VideoPlan, source: str, options: EnhanceOptions) -> None:
         self._record = record
         self._result = result
         self._source = source
+        self._options = options
         self._parts: Sequence[Mapping[str, Any]] = record["segments"]
 
-    def run(self, indices: Sequence[int], models: Sequence[tuple[ModelSpec, str]], address: str | None) -> Again:
+    def run(self, indices: Sequence[int], models: Sequence[tuple[ModelSpec, str]]) -> Again:
         """Compute segments again on Ray, and compare them.
 
         Args:
             indices: The segments, rising.
             models: From ``find_specs``.
-            address: Ray cluster to join; None for a running one, or else one of this process alone.
 
         Returns:
             What differs.
@@ -128,13 +130,13 @@ class Recomputation:
         """
         specs = tuple(spec for spec, _ in models)
         check_chain(specs)
-        options = replace(options_of(self._record), address=address)
+        options = self._options
         validate_encoding(options.encoding, f".{self._result.path.rpartition('.')[2].lower()}")
         timeline, _ = plan_timeline(self._source, specs, options)
         other = self._compare_source(timeline)
         if other:
             return Again((), (other,))
-        cache = ModelCache(None, name=options.cache_name, address=address, deadline_s=REQUEST_WITHIN_S)
+        cache = ModelCache(None, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
         is_own = cache.is_embedded
         try:
             kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
@@ -160,6 +162,28 @@ class Recomputation:
         segments = [[part.start, part.stop] for part in timeline.plan.segments]
         if found != known or segments != [list(part["source_frames"]) for part in self._parts]:
             return f"nothing was computed again: {self._source} gives other segments than the record says"
+        return self._compare_plan(timeline.result)
+
+    def _compare_plan(self, planned: VideoPlan) -> str:
+        """Return what the record says of the result that its source and options do not give."""
+        wanted = self._record["result"]
+        colour = planned.info.colour
+        tags = [colour.matrix, colour.range, colour.primaries, colour.transfer]
+        if tags != wanted["colour"]:
+            return f"the source and options give the colour tags {tags}; the record says {wanted['colour']}"
+        if planned.info.rotation % 360 != wanted["rotation"]:
+            rotation = planned.info.rotation % 360
+            return f"the source and options give a rotation of {rotation} degrees; the record says {wanted['rotation']}"
+        times = [time * planned.info.time_base for time in planned.pts[: wanted["frames"]]]
+        is_set_apart = len({round(time * 1000) for time in times}) < len(times)  # if Matroska holds them
+        if len(times) != wanted["frames"]:
+            return f"the source and options give {len(times)} frames; the record says {wanted['frames']}"
+        if not is_set_apart and (late := find_late(expand_times(wanted), times, Fraction(0))):
+            index, time, other = late[0]
+            return (
+                f"the source and options show frame {index} {float(other):.3f} s after the first one; the record says "
+                f"{float(time):.3f} s"
+            )
         return ""
 
     def _compare_all(
@@ -181,11 +205,19 @@ class Recomputation:
                 failures[index] = f"has {made.frames} frames when it is computed again, not {part['frames']}"
                 continue
             if made.frames_digest == part["frames_sha256"] or data is None:
+                note = build_note(made, job.requests[0])
+                others = [name for name, value in note.items() if part.get(name) != value]
+                if others and not inexact_because:
+                    failures[index] = f"has another {others[0]} in the record than when it is computed again"
                 continue
             file = folder / f"{index}.segment"
             data.tofile(file)
             first = sum(int(other["frames"]) for other in self._parts[:index])
-            segment_db = min(compare_frames(self._result, first, file))
+            try:
+                segment_db = min(compare_frames(self._result, first, file))
+            except VideoError as exc:
+                failures[index] = f"cannot be compared with what is computed again: {exc.got}"
+                continue
             lowest_db = min(lowest_db, segment_db)
             if not inexact_because or segment_db < TOLERANCE_DB:
                 allowed = f"at least {TOLERANCE_DB:g} dB" if inexact_because else "equal frames"
@@ -226,9 +258,15 @@ def _compute(
             running[_run_again.remote(*refs, index)] = index
         (done,), _ = ray.wait(list(running))
         index = running.pop(done)
-        made, data = ray.get(done)
-        if isinstance(made, BaseException) and not isinstance(made, QualityError):
+        try:
+            made, data = ray.get(done)
+        except RayError as exc:
+            made, data = exc, None
+        if isinstance(made, GenAIRayError) and not isinstance(made, QualityError):
             raise made
+        if isinstance(made, Exception) and not isinstance(made, QualityError):
+            do = "Try again; if it was memory, on a cluster with more of it."
+            raise ResourceExhaustedError(f"segment {index} was not computed again: {made}", do=do) from made
         yield index, made, data
 
 

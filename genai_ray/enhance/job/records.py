@@ -1,7 +1,7 @@
 """The record of a result: a JSON file that says what it was made of and how, with hashes of its frames.
 
-It holds nothing of the run: no time, no machine's name, no path. So the same job gives the same record, and the hash in
-the video's metadata is the same too. ``docs/quality.md`` describes its fields.
+It holds nothing of the run: no time, no machine's name, no path but those in the encoder's own options. So the same job
+gives the same record, and the hash in the video's metadata is the same too. ``docs/quality.md`` describes its fields.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from genai_ray.enhance.job.segment_store import hash_of_model, list_versions
 from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.segment.segment import SegmentResult
-from genai_ray.errors import VideoError
+from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, VideoPlan
 
@@ -33,6 +33,7 @@ __all__ = [
     "describe_making",
     "describe_source",
     "expand_times",
+    "find_late",
     "options_of",
     "write_record",
 ]
@@ -169,6 +170,28 @@ def expand_times(result: Mapping[str, Any]) -> list[Fraction]:
     return [time * unit for time in pts]
 
 
+def find_late(
+    times: Sequence[Fraction], planned: Sequence[Fraction], unit: Fraction
+) -> list[tuple[int, Fraction, Fraction]]:
+    """Find frames that are shown at another time than planned, counted from the first one.
+
+    Matroska moves all tracks if one begins before zero, as AAC does, so only distances are compared.
+
+    Args:
+        times: Seconds of each frame.
+        planned: What is wanted, of as many frames.
+        unit: The unit in seconds to which a container rounds times.
+
+    Returns:
+        Index, time and planned time, in seconds after the first frame, of each frame that is off by more than a unit.
+    """
+    return [
+        (index, time - times[0], wanted - planned[0])
+        for index, (time, wanted) in enumerate(zip(times, planned, strict=True))
+        if abs((time - times[0]) - (wanted - planned[0])) > unit
+    ]
+
+
 def write_record(record: Mapping[str, Any], path: Path) -> str:
     """Write a record.
 
@@ -187,25 +210,36 @@ def write_record(record: Mapping[str, Any], path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def options_of(record: Mapping[str, Any]) -> EnhanceOptions:
+def options_of(record: Mapping[str, Any], *, is_trusted: bool = True) -> EnhanceOptions:
     """Return the options that a record says, with the runtime and number format that were really used.
 
     Args:
         record: A record.
+        is_trusted: Whether its own options may go to the encoder.
 
     Returns:
         The options, params in each model's own unit.
 
     Raises:
         VideoError: If it has an option that this version does not know.
-        ConfigError: If an option has a wrong value.
+        ConfigError: If an option has a wrong value, or the encoder's options are not trusted.
     """
-    found = {name: _from_plain(name, value) for name, value in record["options"].items()}
-    found |= {"backend": record["backend"], "precision": record["precision"], "min_quality_db": None}
     try:
-        return EnhanceOptions(**found)
-    except TypeError as exc:
+        strange = sorted(_UNUSED & set(record["options"]))
+        if strange:
+            raise VideoError(f"a record with the option {strange[0]!r}, which no record has", RECORD_FORMAT)
+        found = {name: _from_plain(name, value) for name, value in record["options"].items()}
+        found |= {"backend": record["backend"], "precision": record["precision"], "min_quality_db": None}
+        options = EnhanceOptions(**found)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as exc:
+        if isinstance(exc, GenAIRayError):
+            raise
         raise VideoError(f"a record with an option of another version ({exc})", RECORD_FORMAT) from exc
+    if options.encoding.options and not is_trusted:
+        given = " ".join(f"{name}={value}" for name, value in options.encoding.options.items())
+        do = "If you know who made it, pass --trust-encoder-options (trust_encoder_options=True)."
+        raise ConfigError(f"a record that passes {given} to the encoder, where options may name files to write", do=do)
+    return options
 
 
 def _to_plain(value: Any) -> Any:

@@ -168,7 +168,8 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
     made = tuple(results.values())
     there = find_facts(target.place)
     earlier = read_marker(target) if there is not None else None
-    if there is not None and earlier is not None and earlier.key == plan.key and earlier.is_of(there):
+    has_record = not plan.making or find_facts(target.record) is not None
+    if there is not None and earlier is not None and earlier.key == plan.key and earlier.is_of(there) and has_record:
         store.clear()  # an earlier try died after it had published
         return replace(earlier, stamp=there.stamp, results=made)
     with _result_folder(target) as folder:

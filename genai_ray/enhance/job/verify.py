@@ -9,14 +9,14 @@ import random
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.display import to_html
 from genai_ray.enhance.job.recompute import Recomputation, find_specs
-from genai_ray.enhance.job.records import RECORD_FORMAT, expand_times
+from genai_ray.enhance.job.records import RECORD_FORMAT, expand_times, find_late, options_of
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX
 from genai_ray.enhance.plan.options import Paths
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
@@ -31,8 +31,10 @@ MOST_NAMED = 3
 _SHARES = (0.01, 0.1)
 """Shares of wrong segments for which a report says how often a sample misses them all, beside a single one."""
 
-_BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
+_BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, RecursionError)
 """What reading a record raises if it has another form."""
+
+_DEFAULT_SAMPLE = "1%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class VerifyReport:
     source."""
     miss_rates: tuple[tuple[int, float], ...] = field(default=())
     """Pairs: if so many segments had been computed wrongly, this is the probability that the sample has none of
-    them."""
+    them. Empty if frames needed only to be alike: a wrong segment of the sample might agree by as much."""
 
     @property
     def passed(self) -> bool:
@@ -73,8 +75,16 @@ class VerifyReport:
         return not self.failures
 
     def __repr__(self) -> str:
-        found = "as its record says" if self.passed else self.failures[0]
+        found = self.describe()
         return f"VerifyReport({self.output}: {found}; {len(self.sampled)} of {self.segments} segments computed again)"
+
+    def describe(self) -> str:
+        """Return the result in a few words."""
+        if not self.passed:
+            return self.failures[0]
+        if self.sampled and not self.is_exact:
+            return f"as its record says; computed again it agrees by {self.tolerance_db:g} dB, which proves no model"
+        return "as its record says"
 
     def _repr_html_(self) -> str:
         return to_html(repr(self), [("failure", text) for text in self.failures])
@@ -96,59 +106,67 @@ def verify_video(
     output: str | Path,
     source: str | Path | None = None,
     *,
-    sample: str = "1%",
+    sample: str | None = None,
     seed: int | None = None,
     models: Paths = (),
     address: str | None = None,
+    trust_encoder_options: bool = False,
 ) -> VerifyReport:
     """Check that a result of ``check="strict"`` is what its record says; with its source, compute some of it again.
 
     The record must be the one that the file names; every frame must decode to the record's hashes, at the record's
-    times. Of the source's segments, a random sample is computed again on Ray.
+    times, counted from the first frame. Of the source's segments, a random sample is computed again on Ray.
 
     Args:
         output: Path or URI of the result; its record lies beside it.
         source: Path or URI of the source; None to compute nothing again.
-        sample: How many segments are computed again: a share such as ``"1%"``, at least one, or a number.
+        sample: How many segments are computed again: a share such as ``"1%"``, at least one, or a number; None for
+            1 %.
         seed: Chooses them; None for a random one, which the report names.
         models: Paths of .onnx files, for models of the record that are not of the catalog.
         address: Ray cluster to join; None for a running one, or else one of this process alone.
+        trust_encoder_options: Pass the record's own options to the encoder; some of them name files that it writes.
 
     Returns:
         What differs, if anything does.
 
     Raises:
-        ConfigError: If the sample is no share or number, or a model of the record is a file that was not given.
+        ConfigError: If the sample is no share or number, one of the options above is given without a source, a model of
+            the record is a file that was not given, or the record's encoder options are not trusted.
         ModelNotFoundError: If a model of the record is not known here.
         VideoError: If a file is missing or is not a video, or the record cannot be read.
         GenAIRayError: What a session raises.
     """
     place = to_place(output)
+    given = {"sample": sample, "seed": seed, "models": models, "address": address}
+    unused = [name for name, value in given.items() if value not in (None, (), [])]
+    if source is None and unused:
+        do = "Pass --source FILE (source=...): without it nothing is computed again."
+        raise ConfigError(f"{' and '.join(unused)} without a source", do=do)
+    sample = _DEFAULT_SAMPLE if sample is None else sample
     count_sampled(sample, 1)  # raises
     content = _read(place + RECORD_SUFFIX, place)
     failures = _check_name(place, content)
-    try:
-        record = json.loads(content)
-        if record["format"] != RECORD_FORMAT:
-            raise VideoError(f"{place}{RECORD_SUFFIX}: a record of format {record['format']!r}", RECORD_FORMAT)
-        parts: Sequence[Mapping[str, Any]] = record["segments"]
-        counts = [int(part["frames"]) for part in parts]
-        plan = plan_video(place)
-        failures += _check_pictures(plan, record["result"])
-        if len(plan.pts) == sum(counts):
-            failures += _check_frames(plan, parts, counts)
-        if source is None:
-            return VerifyReport(place, place + RECORD_SUFFIX, tuple(failures), sum(counts), len(parts))
-        seed = secrets.randbelow(2**32) if seed is None else seed
-        chosen = sorted(random.Random(seed).sample(range(len(parts)), count_sampled(sample, len(parts))))
-        specs = find_specs(record, models)
-        wrong = _check_models(specs, record)
-        again = Recomputation(record, plan, to_place(source)).run(chosen, specs, address) if not wrong else None
-    except _BROKEN as exc:
-        if isinstance(exc, GenAIRayError):
-            raise
-        raise VideoError(f"{place}{RECORD_SUFFIX}: not a whole record ({type(exc).__name__}: {exc})") from exc
+    record = _parse(content, place + RECORD_SUFFIX)
+    parts: Sequence[Mapping[str, Any]] = record["segments"]
+    counts = [part["frames"] for part in parts]
+    plan = plan_video(place)
+    failures += _check_pictures(plan, record["result"])
+    if len(plan.pts) == sum(counts):
+        failures += _check_frames(plan, parts, counts)
+    if source is None:
+        return VerifyReport(place, place + RECORD_SUFFIX, tuple(failures), sum(counts), len(parts))
+    options = options_of(record, is_trusted=trust_encoder_options)
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    chosen = sorted(random.Random(seed).sample(range(len(parts)), count_sampled(sample, len(parts))))
+    specs = find_specs(record, models)
+    wrong = _check_models(specs, record)
+    again = None
+    if not wrong:
+        options = replace(options, address=address)
+        again = Recomputation(record, plan, to_place(source), options).run(chosen, specs)
     done = again.indices if again is not None else ()
+    is_exact = again is not None and not again.inexact_because
     return VerifyReport(
         place,
         place + RECORD_SUFFIX,
@@ -157,11 +175,11 @@ def verify_video(
         len(parts),
         sampled=done,
         seed=seed,
-        is_exact=again is not None and not again.inexact_because,
+        is_exact=is_exact,
         inexact_because=again.inexact_because if again is not None else "",
         tolerance_db=again.tolerance_db if again is not None else None,
         lowest_db=again.lowest_db if again is not None else None,
-        miss_rates=_list_miss_rates(len(parts), len(done)) if done else (),
+        miss_rates=_list_miss_rates(len(parts), len(done)) if done and is_exact else (),
     )
 
 
@@ -220,6 +238,35 @@ def _read(place: str, output: str) -> bytes:
         return file.read()
 
 
+def _parse(content: bytes, place: str) -> Mapping[str, Any]:
+    """Read a record whose numbers agree with each other."""
+    try:
+        record = json.loads(content)
+        if record["format"] != RECORD_FORMAT:
+            raise VideoError(f"{place}: a record of format {record['format']!r}", RECORD_FORMAT)
+        counts = [part["frames"] for part in record["segments"]]
+        frames = record["result"]["frames"]
+        steps = record["result"]["steps"]
+        kinds = {type(number) for number in (*counts, frames, *(number for step in steps for number in step))}
+        if kinds != {int} or min(counts) < 0 or sum(counts) != frames:
+            raise ValueError(f"{len(counts)} segments of {counts[:MOST_NAMED]} frames for a result of {frames}")
+        if min((count for count, _ in steps), default=1) < 1 or 1 + sum(count for count, _ in steps) != frames:
+            raise ValueError(f"its times are not those of {frames} frames")
+        for part in record["segments"]:
+            _ = (str(part["frames_sha256"]), [int(number) for number in part["source_frames"]], part["measured"])
+        for known in record["models"]:
+            _ = (str(known["model"]), str(known["sha256"]))
+        for name in ("source", "options", "backend", "precision", "node", "versions"):
+            _ = record[name]
+        expand_times(record["result"])
+        _ = (record["source"]["packets_sha256"], record["result"]["colour"][3], record["result"]["rotation"])
+    except _BROKEN as exc:
+        if isinstance(exc, GenAIRayError):
+            raise
+        raise VideoError(f"{place}: not a whole record ({type(exc).__name__}: {exc})") from exc
+    return record
+
+
 def _check_name(output: str, content: bytes) -> list[str]:
     """Check that a file names this record."""
     named = read_record_name(output)
@@ -248,18 +295,13 @@ def _check_pictures(plan: VideoPlan, wanted: Mapping[str, Any]) -> list[str]:
         failures.append(f"it ends too early: {plan.truncated}")
     if len(plan.pts) != wanted["frames"]:
         return [*failures, f"it has {len(plan.pts)} frames; the record says {wanted['frames']}"]
-    unit = plan.info.time_base
-    # A container rounds times to its own unit.
-    late = [
-        (index, time * unit, planned)
-        for index, (time, planned) in enumerate(zip(plan.pts, expand_times(wanted), strict=True))
-        if abs(time * unit - planned) > unit
-    ]
+    late = find_late([time * plan.info.time_base for time in plan.pts], expand_times(wanted), plan.info.time_base)
     if late:
         index, time, planned = late[0]
         others = f", and {len(late) - 1} more frames are shown at other times" if len(late) > 1 else ""
         failures.append(
-            f"frame {index} is shown at {float(time):.3f} s; the record says {float(planned):.3f} s{others}"
+            f"frame {index} is shown {float(time):.3f} s after the first one; the record says "
+            f"{float(planned):.3f} s{others}"
         )
     return failures
 

@@ -236,6 +236,8 @@ def _add_video(
         stream.metadata["alpha_mode"] = "1"
     if template.codec_context.codec.canonical_name == "hevc" and sink.format.name in ("mp4", "mov"):
         stream.codec_context.codec_tag = "hvc1"  # Apple's players do not know hev1, FFmpeg's default
+    if template.codec_context.codec.canonical_name == "prores" and sink.format.name == "mov":
+        stream.codec_context.codec_tag = template.codec_context.codec_tag  # of the profile: ap4h has alpha, apch none
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)
     original = main_stream(source)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from itertools import combinations
 
 import av
+import numpy as np
 import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos, errors, verify_video
@@ -372,6 +373,24 @@ CASES = [
     (".mkv", "libsvtav1", "yuv420p10le", {"preset": "12"}),
     (".mp4", "libx265", "yuv420p10le", {"preset": "ultrafast"}),
 ]
+
+
+def test_alpha_of_prores_is_kept_and_recorded(ray_session, tmp_path):
+    frames = np.full((4, 64, 96, 4), 100, np.uint8)
+    frames[..., 3] = np.arange(96)
+    with av.open(str(tmp_path / "a.mov"), "w") as box:
+        stream = box.add_stream("qtrle", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "argb"
+        for frame in frames:
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgba").reformat(format="argb")))
+        box.mux(stream.encode(None))
+    enhance_videos(
+        tmp_path / "a.mov", tmp_path / "b.mov", models=MODEL, options=strict(encoding=Encoding(codec="prores_ks"))
+    )
+    with av.open(str(tmp_path / "b.mov")) as box:
+        context = box.streams.video[0].codec_context
+        assert (context.codec_tag, context.pix_fmt.startswith("yuva")) == ("ap4h", True)
+    assert verify_video(tmp_path / "b.mov").failures == ()
 
 
 @pytest.mark.slow

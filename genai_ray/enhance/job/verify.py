@@ -264,7 +264,7 @@ def _parse(content: bytes, place: str) -> Mapping[str, Any]:
         if isinstance(exc, GenAIRayError):
             raise
         raise VideoError(f"{place}: not a whole record ({type(exc).__name__}: {exc})") from exc
-    return record
+    return dict(record)
 
 
 def _check_name(output: str, content: bytes) -> list[str]:

@@ -79,7 +79,11 @@ class VerifyReport:
         return f"VerifyReport({self.output}: {found}; {len(self.sampled)} of {self.segments} segments computed again)"
 
     def describe(self) -> str:
-        """Return the result in a few words."""
+        """Say the result in a few words.
+
+        Returns:
+            What differs first, or that the video is as its record says, and how well that is known.
+        """
         if not self.passed:
             return self.failures[0]
         if self.sampled and not self.is_exact:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         forecast_videos,
         verify_video,
     )
+    from genai_ray.evaluation import EvaluationReport, evaluate_models
     from genai_ray.notebook import show
     from genai_ray.quality import Comparison, QualityReport, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
@@ -37,6 +38,7 @@ __all__ = [
     "Encoding",
     "EnhanceOptions",
     "EnhanceReport",
+    "EvaluationReport",
     "FrameSelection",
     "InferenceResult",
     "InferenceSession",
@@ -58,6 +60,7 @@ __all__ = [
     "compare",
     "enhance_videos",
     "errors",
+    "evaluate_models",
     "forecast_videos",
     "ms_ssim",
     "psnr",
@@ -85,6 +88,7 @@ _HOMES = {
         "forecast_videos",
         "verify_video",
     ),
+    "genai_ray.evaluation": ("EvaluationReport", "evaluate_models"),
     "genai_ray.notebook": ("show",),
     "genai_ray.quality": (
         "Comparison",

@@ -1,4 +1,4 @@
-"""Calls a function for an untrusted file in a process of its own, with limits of memory and time.
+"""Calls a function in a process of its own: for an untrusted file with a limit of memory, or to measure the process.
 
 Beyond a limit, only that process ends. Arguments and results travel as JSON, so only text is trusted.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from genai_ray import errors
 
-__all__ = ["call_confined"]
+__all__ = ["call_apart", "call_confined"]
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "MALLOC_ARENA_MAX": "2"
@@ -44,6 +44,32 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
         ResourceExhaustedError: If the process needed more memory, or died.
         DeadlineExceededError: If it took longer.
     """
+    own = _ONE_THREAD | {"CUDA_VISIBLE_DEVICES": ""}
+    return _call(function, args, own, max_bytes, within_s)
+
+
+def call_apart(function: Callable[..., Any], *args: Any, within_s: float) -> Any:
+    """Call a function in a process of its own, which may use all cores, GPUs and memory.
+
+    Args:
+        function: As ``call_confined``.
+        args: As ``call_confined``.
+        within_s: Most seconds that it may take.
+
+    Returns:
+        The result.
+
+    Raises:
+        GenAIRayError: If the function raises it; of the same class.
+        ResourceExhaustedError: If the process died.
+        DeadlineExceededError: If it took longer.
+    """
+    return _call(function, args, {}, None, within_s)
+
+
+def _call(
+    function: Callable[..., Any], args: tuple[Any, ...], env: dict[str, str], max_bytes: int | None, within_s: float
+) -> Any:
     request = {
         "module": function.__module__,
         "name": function.__qualname__,
@@ -51,12 +77,13 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
         "max_bytes": max_bytes,
         "within_s": within_s,
     }
-    own = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "CUDA_VISIBLE_DEVICES": ""}
+    path = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "genai_ray.confine"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | _ONE_THREAD | own,
+        env=os.environ | env | path,
+        process_group=0,  # Ctrl-C is for the caller, which ends this process
     )
     try:
         output, _ = process.communicate(json.dumps(request).encode(), timeout=within_s)
@@ -71,9 +98,8 @@ def call_confined(function: Callable[..., Any], *args: Any, max_bytes: int, with
     if process.returncode == -signal.SIGALRM:
         raise errors.DeadlineExceededError(f"took more than {within_s:g} s")
     if process.returncode or not output:
-        raise errors.ResourceExhaustedError(
-            f"its process ended ({_say_end(process.returncode)}) with a limit of {max_bytes} bytes"
-        )
+        limit = "" if max_bytes is None else f" with a limit of {max_bytes} bytes"
+        raise errors.ResourceExhaustedError(f"its process ended ({_say_end(process.returncode)}){limit}")
     answer = json.loads(output)
     if "error" in answer:
         kind, *fields = answer["error"]
@@ -85,14 +111,14 @@ def _say_end(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _limit(max_bytes: int, within_s: float) -> None:
+def _limit(max_bytes: int | None, within_s: float) -> None:
     """Limit this process; the alarm also ends it if its caller has died."""
     if sys.platform == "win32":
         return
     import resource  # noqa: PLC0415
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
+    if sys.platform == "linux" and max_bytes is not None:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(
             resource.RLIMIT_DATA, (max_bytes if most == resource.RLIM_INFINITY else min(max_bytes, most), most)
@@ -113,7 +139,9 @@ def _main() -> None:
     except errors.GenAIRayError as exc:
         answer = {"error": [type(exc).__name__, exc.got, exc.allowed, exc.do]}
     except MemoryError:
-        answer = {"error": ["ResourceExhaustedError", f"needed more than {request['max_bytes']} bytes", "", ""]}
+        limit = request["max_bytes"]
+        got = "needed more memory than there is" if limit is None else f"needed more than {limit} bytes"
+        answer = {"error": ["ResourceExhaustedError", got, "", ""]}
     with os.fdopen(own, "wb") as out:
         out.write(json.dumps(answer).encode())
         out.flush()

@@ -145,3 +145,13 @@ def test_every_page_is_in_the_navigation():
     named = re.findall(r"^ +- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     docs = ROOT / "docs"
     assert sorted(named) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))
+
+
+def test_the_page_of_models_has_what_each_is_for():
+    from genai_ray import ModelCatalog
+
+    table = (ROOT / "docs" / "choosing.md").read_text().partition("## What they are for\n")[2].partition("\n## ")[0]
+    catalog = ModelCatalog.default()
+    purposes = {spec.model_id: spec.purpose for spec in map(catalog.get, catalog.ids()) if spec.purpose}
+    assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", table, re.MULTILINE)) == purposes
+    assert len(purposes) >= 17

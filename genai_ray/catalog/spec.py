@@ -128,6 +128,8 @@ class ModelSpec(_Frozen):
     """The presets of its task that mean this model."""
     description: str = ""
     """One sentence for people who choose a model: which network this is."""
+    purpose: str = ""
+    """What the model is for, and what it is not for; empty if that is not known."""
     file: str
     """File name within ``genai_ray/assets`` or the user's model folder, or an absolute path."""
     url: str | None = None

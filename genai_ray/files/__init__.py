@@ -19,6 +19,7 @@ from genai_ray.files.local import (
     sweep_folders,
     temporary_base,
     temporary_folder,
+    write_whole,
 )
 from genai_ray.files.locks import Lock, read_lock
 from genai_ray.files.mirror import mirror
@@ -83,4 +84,5 @@ __all__ = [
     "temporary_base",
     "temporary_folder",
     "to_place",
+    "write_whole",
 ]

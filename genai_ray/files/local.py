@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "sweep_folders",
     "temporary_base",
     "temporary_folder",
+    "write_whole",
 ]
 
 _log = logging.getLogger(__name__)
@@ -61,6 +63,25 @@ def cache_folder() -> Path:
                 )
             return instead
     return wanted
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file whole or not at all; its folder is created.
+
+    Args:
+        path: The file, which may exist.
+        text: What it shall contain.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def home_folder() -> Path:

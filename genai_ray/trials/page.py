@@ -7,7 +7,8 @@ import html
 from datetime import timedelta
 from pathlib import Path
 
-from genai_ray.trials.pictures import JPEG_QUALITY, encode_jpeg, enlarge, to_8_bits
+from genai_ray.evaluation.degrade import enlarge
+from genai_ray.trials.pictures import JPEG_QUALITY, encode_jpeg, to_8_bits
 from genai_ray.trials.run import ModelTrial, Trials
 
 __all__ = ["build_page"]

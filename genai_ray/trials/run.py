@@ -15,12 +15,12 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.enhance import EnhanceOptions, forecast_videos
 from genai_ray.enhance.plan.options import check_models, convert_params
 from genai_ray.errors import ConfigError
+from genai_ray.evaluation.degrade import add_noise, enlarge, shrink
 from genai_ray.files import temporary_folder, to_place
 from genai_ray.quality import psnr
 from genai_ray.session import InferenceSession, SessionLimits
-from genai_ray.trials.pictures import enlarge, shrink
 from genai_ray.tune import time_infer
-from genai_ray.types import ModelTask, full_range
+from genai_ray.types import ModelTask
 from genai_ray.video import VideoReader
 
 __all__ = ["ModelTrial", "Trials", "try_models"]
@@ -36,9 +36,6 @@ MAX_BYTES = 2_000_000_000
 
 ENLARGED_BYTES_PER_PX = 15
 """Bytes of one pixel while a frame is enlarged: RGB, and two planes of float32."""
-
-NOISE = 15 / 255
-"""Standard deviation, over the full range, of the noise that the self-test of a denoising model adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +198,5 @@ def _degrade(frame: npt.NDArray[Any], spec: ModelSpec) -> tuple[npt.NDArray[Any]
         truth = np.ascontiguousarray(frame[:height, :width])
         return truth, shrink(truth, spec.scale)
     if spec.task is ModelTask.DENOISING:
-        most = full_range(frame.dtype)
-        noise = np.random.default_rng(0).normal(0.0, NOISE * most, frame.shape)
-        return frame, np.rint(np.clip(frame + noise, 0, most)).astype(frame.dtype)
+        return frame, add_noise(frame)
     return None

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from genai_ray.trials.pictures import enlarge, to_8_bits
+from genai_ray.evaluation.degrade import enlarge
+from genai_ray.trials.pictures import to_8_bits
 from genai_ray.trials.run import Trials
 
 __all__ = ["draw_sheet"]

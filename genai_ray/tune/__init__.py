@@ -5,7 +5,8 @@ all of them in turn, ``record`` keeps the measurements on disk, and ``tune`` joi
 """
 
 from genai_ray.tune.measure import PART_PX, time_infer
-from genai_ray.tune.tune import Tuning, find_tuning, predict_tuning_bytes, tune_model
+from genai_ray.tune.record import library_versions
+from genai_ray.tune.tune import Tuning, describe_device, find_tuning, predict_tuning_bytes, tune_model
 from genai_ray.tune.ways import (
     MAX_QUALITY_DB,
     MIN_QUALITY_DB,
@@ -28,7 +29,9 @@ __all__ = [
     "candidates",
     "check_quality",
     "choose_way",
+    "describe_device",
     "find_tuning",
+    "library_versions",
     "predict_tuning_bytes",
     "time_infer",
     "tune_model",

@@ -7,18 +7,17 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genai_ray.files import cache_folder
+from genai_ray.files import cache_folder, write_whole
 from genai_ray.tune.ways import REFERENCE, Measured, Way
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["RecordKey", "read_record", "write_record"]
+__all__ = ["RecordKey", "library_versions", "read_record", "write_record"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def read_record(key: RecordKey, ways: Sequence[Way]) -> tuple[Measured, ...] | N
     path = key.path
     try:
         found = json.loads(path.read_text())
-        if found["format"] != _FORMAT or found["versions"] != list(_versions()):
+        if found["format"] != _FORMAT or found["versions"] != list(library_versions()):
             _log.warning("%s was written by other versions of the libraries: the model is measured anew", path)
             return None
         known = {one.way: one for one in map(_parse, found["measured"])}
@@ -82,16 +81,13 @@ def write_record(key: RecordKey, measured: Sequence[Measured], about: dict[str, 
     """
     content = {
         "format": _FORMAT,
-        "versions": _versions(),
+        "versions": library_versions(),
         **about,
         "measured": [one.to_dict() for one in measured],
     }
     path = key.path
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=2))
-        partial.replace(path)
+        write_whole(path, json.dumps(content, indent=2))
     except OSError as exc:
         _log.warning("%s cannot be written (%s): the next job measures again", path, exc)
 
@@ -113,7 +109,12 @@ def _parse(entry: dict[str, Any]) -> Measured:
 
 
 @functools.cache
-def _versions() -> tuple[str, ...]:
+def library_versions() -> tuple[str, ...]:
+    """Return the versions on which speed depends, of this package and of the libraries that it computes with.
+
+    Returns:
+        Such as ``numpy=2.3.5``.
+    """
     found = []
     for name in _VERSIONED:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -18,7 +18,7 @@ from genai_ray.tune.record import RecordKey, read_record, write_record
 from genai_ray.tune.ways import Measured, Way, candidates
 from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["MAX_SIDE_PX", "Tuning", "find_tuning", "predict_tuning_bytes", "tune_model"]
+__all__ = ["MAX_SIDE_PX", "Tuning", "describe_device", "find_tuning", "predict_tuning_bytes", "tune_model"]
 
 MAX_SIDE_PX = 16384
 """Longest side of frames that are measured."""
@@ -169,7 +169,7 @@ class _Asked:
         self.part = part_of(self.spec, size)
         self.device = resolve_device(device, ModelBackend.ONNX)
         self.ways = candidates(precision, is_gpu=self.device != "cpu")
-        self.device_name, facts = _describe_device(self.device)
+        self.device_name, facts = describe_device(self.device)
         bucket = (_round_up(self.part[0]), _round_up(self.part[1]))
         self.key = RecordKey(hash_model(self.spec, path), facts, bucket)
 
@@ -182,8 +182,18 @@ def _round_up(length_px: int) -> int:
 
 
 @functools.cache
-def _describe_device(device: str) -> tuple[str, str]:
-    """Return the name of a device of this machine, and all that its speed depends on."""
+def describe_device(device: str) -> tuple[str, str]:
+    """Return what a device of this machine is.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
+
+    Returns:
+        Its name, and text with all that its speed depends on.
+
+    Raises:
+        BackendUnavailableError: If NVML does not know the GPU.
+    """
     if device == "cpu":
         system, machine, *facts = processor_facts()
         name = min(facts, key=len, default=machine)  # the flags of a processor are longer than its name

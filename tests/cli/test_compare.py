@@ -13,8 +13,8 @@ from PIL import Image
 from genai_ray import InferenceSession, VideoReader, errors, psnr
 from genai_ray.cli.choices import ShownTask
 from genai_ray.enhance import EnhanceOptions
+from genai_ray.evaluation.degrade import enlarge, shrink
 from genai_ray.trials import try_models
-from genai_ray.trials.pictures import enlarge, shrink
 from genai_ray.trials.run import SHOWN_TASKS
 from tests.processes import run
 from tests.video.clips import write

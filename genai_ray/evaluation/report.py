@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from genai_ray.display import to_html
 from genai_ray.types import ModelTask
@@ -67,8 +67,8 @@ class ModelEvaluation:
             return None
         return self.psnr - self.baseline_psnr
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ModelEvaluation:
         """Read what ``to_dict`` wrote.
 
         Args:
@@ -81,7 +81,7 @@ class ModelEvaluation:
             KeyError: If a field is missing.
             ValueError: If a value is of another kind, or no number of its field.
         """
-        known = {field.name: values[field.name] for field in fields(cls)}
+        known = {field.name: values[field.name] for field in fields(ModelEvaluation)}
         for name in ("psnr", "ssim", "vmaf", "baseline_psnr"):
             known[name] = None if known[name] is None else float(known[name])
         width, height = known["size"]
@@ -91,7 +91,7 @@ class ModelEvaluation:
         numbers = [value for value in known.values() if isinstance(value, float)]
         if known["frames_per_s"] <= 0 or any(map(math.isnan, numbers)):
             raise ValueError(f"no measurement of {known['model_id']}")
-        return cls(**known)
+        return ModelEvaluation(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, fit for JSON.

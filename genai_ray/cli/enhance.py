@@ -227,6 +227,34 @@ def enhance(
     threads: Annotated[
         int | None, option(group=Group.ENCODING, help="Encoder threads of one segment.", metavar="N", default="1")
     ] = None,
+    audio: Annotated[
+        str,
+        option(
+            group=Group.ENCODING,
+            help="Sound: auto copies what the output can hold and encodes the rest; copy, none, aac, ac3, alac, flac, "
+            "mp3, opus, pcm_s16le or pcm_s24le.",
+            metavar="NAME",
+            default="auto",
+        ),
+    ] = "auto",
+    subtitles: Annotated[
+        str,
+        option(
+            group=Group.ENCODING,
+            help="Subtitles: auto copies what the output can hold and converts text; copy or none.",
+            metavar="NAME",
+            default="auto",
+        ),
+    ] = "auto",
+    streams: Annotated[
+        str | None,
+        option(
+            group=Group.ENCODING,
+            help="Sound and subtitles to keep: numbers of streams, audio, subtitles:0, audio:eng or eng, with commas.",
+            metavar="LIST",
+            default="all",
+        ),
+    ] = None,
     devices: Annotated[
         str, option(group=Group.CLUSTER, help="Devices that each model is loaded on, or all.", metavar="N", default="1")
     ] = "1",
@@ -331,6 +359,9 @@ def enhance(
         end=end,
         duration=duration,
         preview=preview,
+        audio=audio,
+        subtitles=subtitles,
+        streams=streams,
         check=check,
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,

@@ -51,6 +51,8 @@ class Step:
     """Not counted."""
     clips_failed: int = 0
     """Not counted."""
+    notes: tuple[str, ...] = ()
+    """None."""
 
 
 def tell_frames(shown: Silence, stage: str) -> Callable[[int, int], None]:
@@ -95,7 +97,9 @@ class Lines(Silence):
         self._printed_s = time.monotonic()
 
     def __call__(self, progress: JobProgress | Step) -> None:
-        """Print how far the job is, if the last line is old enough."""
+        """Print notes, and how far the job is if the last line is old enough."""
+        for note in progress.notes:
+            print(f"note: {note}", file=sys.stderr)
         if time.monotonic() - self._printed_s < LINE_EVERY_S:
             return
         self._printed_s = time.monotonic()
@@ -127,7 +131,9 @@ class Bar(Silence):
         self.end()
 
     def __call__(self, progress: JobProgress | Step) -> None:
-        """Draw how far the job is."""
+        """Print notes above the bar, and draw how far the job is."""
+        for note in progress.notes:
+            self._progress.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         videos, *facts = _parts_of(progress) if progress.clips_total > 1 else ("", *_parts_of(progress))
         description = f"{videos}, {progress.stage}".lstrip(", ")
         room = self._progress.console.width - BAR_ROOM

@@ -71,6 +71,8 @@ def print_forecast(forecast: JobForecast) -> None:
             done = f" ({clip.segments_done} finished)" if clip.segments_done else ""
             sizes = f"{width}x{height} -> {out_width}x{out_height}"
             add_row(table, "", f"{sizes}, {clip.frames} frames out, {clip.segments} segments{done}")
+            for note in clip.notes:
+                add_row(table, "note", note)
         else:
             add_row(table, "", clip.error or "done before")
     if len(forecast.clips) > MOST_SHOWN:

@@ -6,9 +6,11 @@ plan; a worker decodes its range from the original file and checks the frames ag
 ``container`` opens files and maps PyAV's errors; ``info`` describes a stream and builds its decoder; ``plan`` makes the
 plan, with ``packets`` (which packet is which frame), ``units`` (units of H.264 and HEVC) and ``truncation`` (is the end
 of the file there). ``decode`` gives the frames of a segment, ``colour`` converts them to RGB and back. ``encode``
-writes a segment with one of ``codecs``; ``join`` writes the result, ``tracks`` copies everything beside the pictures,
-and ``excerpt`` cuts the copies to a piece. ``pictures`` writes frames as files of their own. ``reader`` gives users the
-frames of a video by index or time. ``digest`` hashes decoded pictures, and names a result's record in its metadata.
+writes a segment with one of ``codecs``; ``join`` writes the result. ``tracks`` adds everything beside the pictures as
+``track_options`` ask for it: it copies, or ``sound`` encodes and ``subtitles`` converts; ``excerpt`` cuts the copies to
+a piece, and ``order`` keeps decode times ascending. ``pictures`` writes frames as files of their own. ``reader`` gives
+users the frames of a video by index or time. ``digest`` hashes decoded pictures, and names a result's record in its
+metadata.
 """
 
 from genai_ray.video.codecs import (
@@ -38,6 +40,7 @@ from genai_ray.video.pictures import (
 )
 from genai_ray.video.plan import Segment, VideoPlan, cut_segments, plan_video
 from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
+from genai_ray.video.track_options import TrackOptions, parse_track_options
 from genai_ray.video.tracks import check_result
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "HdrMetadata",
     "Segment",
     "SegmentWriter",
+    "TrackOptions",
     "VideoFrame",
     "VideoFrames",
     "VideoInfo",
@@ -77,6 +81,7 @@ __all__ = [
     "encode_png16",
     "folder_of_pictures",
     "join_segments",
+    "parse_track_options",
     "plan_video",
     "predict_encoder_bytes",
     "read_picture",

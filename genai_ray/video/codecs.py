@@ -17,10 +17,14 @@ __all__ = [
     "DEFAULT_CODECS",
     "IMAGE_SUFFIXES",
     "PICTURE_SUFFIXES",
+    "SOUND_CODECS",
+    "SOUND_FOR",
     "SOURCE_SUFFIXES",
     "SUFFIXES",
     "TABLE_SUFFIX",
+    "TEXT_FOR",
     "Codec",
+    "SoundCodec",
     "bound_options",
     "fixed_options",
     "hdr_options",
@@ -171,6 +175,75 @@ CODECS = {
     "mjpeg": Codec(suffixes=(".jpg", ".jpeg"), formats={"444": ("yuv444p",)}),
 }
 """Encoders by FFmpeg's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoundCodec:
+    """What is known about one encoder of sound."""
+
+    encoder: str
+    """FFmpeg's name of it."""
+    name: str
+    """Its name for people."""
+    suffixes: tuple[str, ...]
+    """Outputs that take its packets."""
+    formats: tuple[str, ...]
+    """FFmpeg's names of its sample formats; of two, the first for up to 16 bits and the second for 24 bits."""
+    bits: tuple[int, ...] = ()
+    """Bits of a sample in each of ``formats`` if the encoder is lossless; else empty."""
+    channel_bit_rate: int = 0
+    """Bits per second for each channel; 0 if the encoder is lossless."""
+    max_bit_rate: int = 10**9
+    """Most bits per second of a track."""
+
+    def bit_rate(self, rate: int, channels: int) -> int:
+        """Return the bit rate that a track gets.
+
+        Args:
+            rate: Samples per second.
+            channels: Channels.
+
+        Returns:
+            Bits per second; 0 for a lossless encoder.
+        """
+        each = self.channel_bit_rate
+        if self.encoder == "aac":
+            each = min(each, 6 * rate)  # a frame of 1024 samples has at most 6144 bits (ISO/IEC 14496-3, 4.5.3)
+        if self.encoder == "libmp3lame" and rate < 32000:
+            each = min(each, 80_000)  # MPEG-2 has no more than 160 kb/s
+        wanted = min(each * channels, self.max_bit_rate)
+        if self.encoder == "ac3":
+            return next((known for known in _AC3_BIT_RATES if known >= wanted), self.max_bit_rate)
+        return wanted
+
+
+_AC3_BIT_RATES = (96_000, 192_000, 320_000, 384_000, 512_000, 576_000, 640_000)
+"""Of AC-3's bit rates (ATSC A/52, table 5.18), those that 1 to 6 channels get here."""
+
+SOUND_CODECS = {
+    "aac": SoundCodec(encoder="aac", name="AAC", suffixes=_MOV, formats=("fltp",), channel_bit_rate=96_000),
+    "ac3": SoundCodec(
+        encoder="ac3",
+        name="AC-3",
+        suffixes=_MOV,
+        formats=("fltp",),
+        channel_bit_rate=96_000,
+        max_bit_rate=640_000,
+    ),
+    "mp3": SoundCodec(encoder="libmp3lame", name="MP3", suffixes=_MOV, formats=("fltp",), channel_bit_rate=96_000),
+    "opus": SoundCodec(encoder="libopus", name="Opus", suffixes=_WEB, formats=("flt",), channel_bit_rate=64_000),
+    "alac": SoundCodec(encoder="alac", name="ALAC", suffixes=_MOV, formats=("s16p", "s32p"), bits=(16, 24)),
+    "flac": SoundCodec(encoder="flac", name="FLAC", suffixes=(".mp4", ".mkv"), formats=("s16", "s32"), bits=(16, 24)),
+    "pcm_s16le": SoundCodec(encoder="pcm_s16le", name="PCM", suffixes=_MOV, formats=("s16",), bits=(16,)),
+    "pcm_s24le": SoundCodec(encoder="pcm_s24le", name="PCM", suffixes=_MOV, formats=("s32",), bits=(24,)),
+}
+"""Encoders of sound by the word that asks for them."""
+
+SOUND_FOR = {".mp4": ("aac", "alac"), ".mov": ("aac", "alac"), ".mkv": ("aac", "flac"), ".webm": ("opus", "opus")}
+"""What sound becomes that an output cannot hold: by suffix, for lossy and for lossless sources."""
+
+TEXT_FOR = {".mp4": "mov_text", ".mov": "mov_text", ".mkv": "subrip", ".webm": "webvtt"}
+"""What subtitles of text become that an output cannot hold: FFmpeg's names of encoders by suffix."""
 
 
 X265_BLOCK_PX = 64

@@ -15,7 +15,7 @@ from typing import Any
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
 
-__all__ = ["Excerpt", "cut_chapters"]
+__all__ = ["Excerpt", "cut_chapters", "drop_statistics"]
 
 _STATISTICS = ("bps", "duration", "number_of_", "_statistics")
 """First letters of Matroska's tags about a whole track: they would be wrong for a piece."""
@@ -53,6 +53,16 @@ def cut_chapters(source: InputContainer, span: tuple[Fraction, Fraction]) -> Any
         if stops > starts:
             chapters.append({**chapter, "start": starts, "end": stops})
     return chapters
+
+
+def drop_statistics(stream: Stream) -> None:
+    """Remove Matroska's tags about a whole track from a track of other packets.
+
+    Args:
+        stream: A stream of the result.
+    """
+    for key in [key for key in stream.metadata if key.lower().startswith(_STATISTICS)]:
+        stream.metadata.pop(key)
 
 
 @dataclass(slots=True)
@@ -99,35 +109,35 @@ class Excerpt:
         sink: OutputContainer,
         copies: Mapping[int, Stream],
     ) -> None:
-        self._source = source
         self._copies = copies
         self._has_edit_lists = sink.format.name in ("mp4", "mov")
         self._tracks = {index: _describe(source.streams[index], span) for index in copies}
         for copy in copies.values():
-            for key in [key for key in copy.metadata if key.lower().startswith(_STATISTICS)]:
-                copy.metadata.pop(key)
+            drop_statistics(copy)
 
-    def packets(self) -> Iterator[tuple[float, Any]]:
-        """Read the packets of the piece.
+    def cut(self, packet: Any) -> list[Any]:
+        """Take a packet of the source.
 
-        Yields:
-            Decode time in seconds, ascending, and packet, which belongs to its stream of the result.
+        Args:
+            packet: The next one of a copied track.
+
+        Returns:
+            Packets to write now, from the begin of the piece, that belong to their stream of the result.
         """
-        if not self._copies:
-            return
-        latest = float("-inf")
-        for packet in self._source.demux([self._source.streams[index] for index in self._copies]):
-            if packet.size == 0:
-                continue
-            for kept in self._cut(packet, self._tracks[packet.stream_index]):
-                time: Any = kept.dts if kept.dts is not None else kept.pts
-                latest = max(latest, float(time * kept.time_base)) if time is not None else latest
-                kept.stream = self._copies[kept.stream_index]
-                yield latest, kept
-        for index, track in self._tracks.items():
-            for kept in self._finish(track):
-                kept.stream = self._copies[index]
-                yield latest, kept
+        return self._give(packet.stream_index, self._cut(packet, self._tracks[packet.stream_index]))
+
+    def finish(self) -> list[Any]:
+        """End all tracks.
+
+        Returns:
+            The last packets.
+        """
+        return [packet for index, track in self._tracks.items() for packet in self._give(index, self._finish(track))]
+
+    def _give(self, index: int, packets: list[Any]) -> list[Any]:
+        for packet in packets:
+            packet.stream = self._copies[index]
+        return packets
 
     def notes(self) -> Iterator[str]:
         """Describe how the sound was cut.

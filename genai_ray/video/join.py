@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,15 +22,9 @@ from genai_ray.video.container import av_errors, open_video, read_sound_starts
 from genai_ray.video.digest import name_record
 from genai_ray.video.excerpt import Excerpt, cut_chapters
 from genai_ray.video.info import is_alpha_beside, main_stream
+from genai_ray.video.order import Order, rescale
 from genai_ray.video.plan import VideoPlan
-from genai_ray.video.tracks import (
-    TECHNICAL_KEYS,
-    Order,
-    add_copies,
-    describe_lost_metadata,
-    read_metadata,
-    rescale,
-)
+from genai_ray.video.tracks import TECHNICAL_KEYS, Tracks, add_tracks, describe_lost_metadata, read_metadata
 
 __all__ = ["count_frames", "join_segments"]
 
@@ -67,7 +61,7 @@ def join_segments(
     output: Path,
     record: Callable[[VideoPlan], str] | None = None,
 ) -> tuple[str, ...]:
-    """Write the result: the n-th frame gets the n-th planned time; audio and subtitle packets are copied unchanged.
+    """Write the result: the n-th frame gets the n-th planned time; other tracks are added.
 
     The file appears under its name only when it is whole and on disk. Two joins of the same parts give the same bytes.
 
@@ -101,20 +95,21 @@ def join_segments(
             moved, plan = _set_apart(plan, sink)
             video = _add_video(sink, template, kept, plan, source)
             name_record(sink.metadata, record(plan) if record is not None else "")
-            copies, left_out = add_copies(sink, source, plan)
-            excerpt = Excerpt(plan.span, source, sink, copies) if plan.span is not None else None
+            tracks = add_tracks(sink, source, plan, late=late)
+            excerpt = Excerpt(plan.span, source, sink, tracks.copies) if plan.span is not None else None
             sink.set_chapters(_move_chapters(source, late) if plan.span is None else cut_chapters(source, plan.span))
             sink.start_encoding()  # now streams have the units of their container
-            copied = _copied_packets(source, copies, late) if excerpt is None else excerpt.packets()
-            streams = heapq.merge(_video_packets(kept, plan, video), copied, key=lambda entry: entry[0])
-            order = Order(sink, copies)
+            others = _other_packets(source, tracks, late, excerpt)
+            streams = heapq.merge(_video_packets(kept, plan, video), others, key=lambda entry: entry[0])
+            order = Order(sink, tracks.streams)
             for _, packet in streams:
                 order.keep(packet)
                 sink.mux_one(packet)
             cut = excerpt.notes() if excerpt is not None else ()
-            notes = (*_describe(plan, sink, video, late), *moved, *left_out, *cut, *order.notes())
+            lacks = (note for one in tracks.made.values() for note in one.notes())
+            notes = (*_describe(plan, sink, video, late), *moved, *tracks.notes, *cut, *lacks, *order.notes())
             sink.close()
-            notes = (*notes, *describe_lost_metadata(source, {main_stream(source).index, *copies}, partial))
+            notes = (*notes, *describe_lost_metadata(source, {main_stream(source).index, *tracks.streams}, partial))
             sync_file(partial)
             partial.replace(output)
     finally:
@@ -282,17 +277,39 @@ def _reorder_depth(part: _Part) -> int:
     return max(position - ranks[time] for position, time in enumerate(part.times))
 
 
-def _copied_packets(source: InputContainer, copies: dict[int, Stream], late: Fraction) -> Iterator[tuple[float, Any]]:
-    if not copies:
+def _other_packets(
+    source: InputContainer, tracks: Tracks, late: Fraction, excerpt: Excerpt | None
+) -> Iterator[tuple[float, Any]]:
+    """Give the packets of all tracks beside the pictures."""
+    streams = tracks.streams
+    if not streams:
         return
     latest = float("-inf")
-    for packet in source.demux([source.streams[index] for index in copies]):
+
+    def in_time(packets: Iterable[Any]) -> Iterator[tuple[float, Any]]:
+        nonlocal latest
+        for packet in packets:
+            time: Any = packet.dts if packet.dts is not None else packet.pts
+            latest = max(latest, float(time * packet.time_base)) if time is not None else latest
+            yield latest, packet
+
+    for packet in source.demux([source.streams[index] for index in streams]):
         if packet.size == 0:
             continue
-        if late:
-            units = round(late / packet.time_base)
-            packet.pts, packet.dts = (None if time is None else time - units for time in (packet.pts, packet.dts))
-        time: Any = packet.dts if packet.dts is not None else packet.pts
-        latest = max(latest, float(time * packet.time_base)) if time is not None else latest
-        packet.stream = copies[packet.stream_index]
-        yield latest, packet
+        if packet.stream_index in tracks.made:
+            yield from in_time(tracks.made[packet.stream_index].feed(packet))
+        elif excerpt is not None:
+            yield from in_time(excerpt.cut(packet))
+        else:
+            yield from in_time([_move(packet, streams[packet.stream_index], late)])
+    for ending in (*([excerpt] if excerpt is not None else []), *tracks.made.values()):
+        yield from in_time(ending.finish())
+
+
+def _move(packet: Any, stream: Stream, late: Fraction) -> Any:
+    """Move a copied packet to its stream of the result."""
+    if late:
+        units = round(late / packet.time_base)
+        packet.pts, packet.dts = (None if time is None else time - units for time in (packet.pts, packet.dts))
+    packet.stream = stream
+    return packet

@@ -157,8 +157,10 @@ def describe_leftovers(plan: VideoPlan, place: str) -> Iterator[str]:
         VideoError: If the file does not open.
     """
     with open_video(plan.path, any_format=plan.any_format) as container:
+        chosen = plan.tracks.choose(container, plan.path)
         for stream in container.streams:
-            if stream.index != main_stream(container).index:
+            is_wanted = stream.index in chosen or stream.type not in ("audio", "subtitle")
+            if stream.index != main_stream(container).index and is_wanted:
                 yield f"{stream.type} stream {stream.index} was left out: {place} cannot hold it"
 
 

@@ -20,6 +20,7 @@ from genai_ray.files import find_facts
 from genai_ray.video.container import open_video, read_sound_starts
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
 from genai_ray.video.packets import Decoded, Kind, PacketReader, decode_times
+from genai_ray.video.track_options import TrackOptions
 from genai_ray.video.truncation import is_whole
 
 __all__ = ["Segment", "VideoPlan", "cut_segments", "plan_video"]
@@ -83,6 +84,8 @@ class VideoPlan:
     span: tuple[Fraction, Fraction] | None = None
     """Begin and end, half-open, of the piece that ``segments`` cover, in seconds of the file's times; the begin is the
     time of its first frame. None for the whole video."""
+    tracks: TrackOptions = field(default_factory=TrackOptions)
+    """What is asked of the tracks beside the pictures."""
 
     @property
     def first(self) -> int:

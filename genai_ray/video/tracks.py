@@ -1,6 +1,7 @@
-"""Everything that a result copies beside the pictures: sound, subtitles, covers, attachments and their metadata.
+"""Everything that a result has beside the pictures: sound, subtitles, covers, attachments and their metadata.
 
-What a container can hold is found out before the first frame, by writing a header or a short file.
+A track is copied if the container holds it. What a container can hold is found out before the first frame, by writing a
+header or a short file.
 """
 
 from __future__ import annotations
@@ -8,32 +9,34 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import av
 from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer, OutputContainer
-from av.format import Flags
 from av.stream import Disposition, Stream
 
 from genai_ray.errors import ConfigError
-from genai_ray.video.codecs import CODECS, SUFFIXES, keep_scheduling
+from genai_ray.video.codecs import CODECS, SOUND_CODECS, SOUND_FOR, SUFFIXES, TEXT_FOR, keep_scheduling
 from genai_ray.video.container import explain, open_video
 from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
+from genai_ray.video.excerpt import drop_statistics
 from genai_ray.video.info import main_stream
 from genai_ray.video.plan import VideoPlan
+from genai_ray.video.sound import SoundEncoder, plan_sound, read_sound
+from genai_ray.video.subtitles import STYLED_CODECS, TEXT_CODECS, SubtitleConverter
 
 __all__ = [
     "TECHNICAL_KEYS",
-    "Order",
-    "add_copies",
+    "Tracks",
+    "add_tracks",
     "check_result",
     "describe_lost_metadata",
     "read_metadata",
-    "rescale",
 ]
 
 _FORMATS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov", ".webm": "webm"}
@@ -65,8 +68,8 @@ MOST_LOOKED_AT = 20_000
 
 def check_result(
     plan: VideoPlan, size: tuple[int, int], encoding: Encoding, suffix: str, *, has_alpha: bool = False
-) -> None:
-    """Try the start of a result: open the encoder for its size, and write a header with every copied track.
+) -> tuple[str, ...]:
+    """Try the start of a result: open the encoder for its size, and write a header with every track.
 
     Args:
         plan: The planned result.
@@ -75,9 +78,12 @@ def check_result(
         suffix: Suffix of the output, lower case, with its dot.
         has_alpha: Whether alpha is stored.
 
+    Returns:
+        Notes on tracks that are not copied; none for frames without a container.
+
     Raises:
-        ConfigError: If the encoder does not support the size, or the container cannot hold an audio track; the error
-            names those that can.
+        ConfigError: If the encoder does not support the size, a track that is asked for is not there, or the container
+            can hold one neither as it is nor as it is asked for; the error names containers that can.
         VideoError: If the source does not open.
     """
     if not _opens(plan, size, encoding, has_alpha):
@@ -93,14 +99,18 @@ def check_result(
             "Choose another codec.",
         )
     if suffix not in _FORMATS:
-        return
+        if plan.tracks.streams:
+            with open_video(plan.path, any_format=plan.any_format) as source:
+                plan.tracks.choose(source, plan.path)
+        return ()
     part = _parts_of(encoding, size)[0]
     with open_video(plan.path, any_format=plan.any_format) as source:
         sink = av.open(io.BytesIO(), "w", format=_FORMATS[suffix])
         try:
             _open_encoder(sink, plan, part, encoding, has_alpha)
-            add_copies(sink, source, plan, CODECS[encoding.encoder].suffixes)
+            tracks = add_tracks(sink, source, plan, suffixes=CODECS[encoding.encoder].suffixes)
             sink.start_encoding()
+            return tracks.notes
         except (av.FFmpegError, ValueError) as exc:
             if isinstance(exc, ConfigError):
                 raise
@@ -139,67 +149,190 @@ def _open_encoder(
         add_encoder(sink, encoding, plan.info, size, pix_fmt).codec_context.open(strict=False)
 
 
-def add_copies(
-    sink: OutputContainer, source: InputContainer, plan: VideoPlan, suffixes: Sequence[str] = SUFFIXES
-) -> tuple[dict[int, Stream], tuple[str, ...]]:
-    """Add all copied streams to a result.
+@dataclass(frozen=True, slots=True)
+class Tracks:
+    """The tracks of a result beside its pictures, by the source's index."""
+
+    copies: Mapping[int, Stream]
+    """Those that are copied."""
+    made: Mapping[int, SoundEncoder | SubtitleConverter]
+    """Those that are encoded or converted."""
+    notes: tuple[str, ...]
+    """What is not copied, and why."""
+
+    @property
+    def streams(self) -> dict[int, Stream]:
+        """The streams of the result."""
+        return {**self.copies, **{index: one.stream for index, one in self.made.items()}}
+
+
+def add_tracks(
+    sink: OutputContainer,
+    source: InputContainer,
+    plan: VideoPlan,
+    *,
+    suffixes: Sequence[str] = SUFFIXES,
+    late: Fraction = Fraction(0),
+) -> Tracks:
+    """Add all streams beside the pictures to a result.
 
     Args:
         sink: The result, which has its video stream.
         source: The source, open.
         plan: Its plan.
         suffixes: Outputs that can hold the pictures.
+        late: Seconds by which all times move.
 
     Returns:
-        The new streams by the source's index, and notes on the streams that the container cannot hold.
+        The tracks.
 
     Raises:
-        ConfigError: If the container cannot hold an audio track and another one can. WebM, which holds only two audio
-            codecs, leaves such tracks out.
+        ConfigError: If a track that is asked for is not there, or the container can hold one neither as it is nor as
+            it is asked for.
         VideoError: If the source does not open.
     """
-    copies: dict[int, Stream] = {}
-    notes: list[str] = []
-    firsts = _first_packets(source, plan)
-    stream: Any
+    adder = _Adder(sink, source, plan, suffixes, late)
     for stream in source.streams:
-        if stream.type == "video" and stream.index == main_stream(source).index:
-            continue
-        codec = getattr(stream, "codec_context", None)
+        if stream.index != adder.main:
+            adder.add(stream)
+    return Tracks(adder.copies, adder.made, tuple(adder.notes))
+
+
+@dataclass(slots=True)
+class _Adder:
+    """Adds one stream after the other."""
+
+    sink: OutputContainer
+    source: InputContainer
+    plan: VideoPlan
+    suffixes: Sequence[str]
+    late: Fraction
+    copies: dict[int, Stream] = field(default_factory=dict)
+    made: dict[int, SoundEncoder | SubtitleConverter] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    main: int = field(init=False)
+    chosen: frozenset[int] = field(init=False)
+    firsts: Mapping[int, Any] = field(init=False)
+    own: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.main = main_stream(self.source).index
+        self.chosen = self.plan.tracks.choose(self.source, self.plan.path)
+        self.firsts = _first_packets(self.source, self.plan)
+        self.own = next(suffix for suffix, kind in _FORMATS.items() if kind == self.sink.format.name)
+
+    def add(self, stream: Any) -> None:
+        is_track = stream.type in ("audio", "subtitle")
         is_cover = bool(stream.disposition & Disposition.attached_pic)
         name = f"{'cover' if is_cover else stream.type} stream {stream.index}"
+        if is_track and stream.index not in self.chosen:
+            return
         if stream.type == "video" and not is_cover:
-            notes.append(f"{name} was left out: only stream {main_stream(source).index} is enhanced")
-            continue
-        if stream.type == "audio" and plan.lacks_track(stream.index):  # MP4 cannot hold some codecs without a packet
-            notes.append(f"{name} was left out: it has no sound in this piece")
-            continue
-        if sink.format.name == "matroska" and _attach(sink, stream, firsts):
-            continue
-        if stream.type in ("audio", "subtitle") or (is_cover and codec is not None):
-            guesses = _find_way(stream, sink.format.name, firsts)
-            if guesses is not None:
-                copies[stream.index] = _add_copy(sink, stream, guesses_layout=guesses)
-                continue
-            takers = _find_takers(stream, suffixes, firsts) if stream.type == "audio" else []
-            if takers and sink.format.name != "webm":
-                own = next(suffix for suffix, kind in _FORMATS.items() if kind == sink.format.name)
-                raise ConfigError(
-                    f"{plan.path}: {own} cannot hold {name} ({_name_codec(stream)})",
-                    " or ".join(takers),
-                    f"Choose such an output; for the files of a folder pass --name '{{folder}}{{stem}}{takers[-1]}'.",
-                )
-        notes.append(f"{name} was left out: {sink.format.name} cannot hold it ({_name_codec(stream)})")
-    return copies, tuple(notes)
+            self.notes.append(f"{name} was left out: only stream {self.main} is enhanced")
+        elif stream.type == "audio" and self.plan.lacks_track(stream.index):  # MP4 needs a packet of some codecs
+            self.notes.append(f"{name} was left out: it has no sound in this piece")
+        elif self.sink.format.name == "matroska" and _attach(self.sink, stream, self.firsts):
+            pass
+        elif stream.type == "audio":
+            self._add_sound(stream, name)
+        elif stream.type == "subtitle":
+            self._add_subtitles(stream, name)
+        elif not (is_cover and getattr(stream, "codec_context", None) is not None and self._copy(stream)):
+            self._leave_out(stream, name)
+
+    def _copy(self, stream: Any) -> bool:
+        guesses = _find_way(stream, self.sink.format.name, self.firsts)
+        if guesses is not None:
+            self.copies[stream.index] = _add_copy(self.sink, stream, guesses_layout=guesses)
+        return guesses is not None
+
+    def _add_sound(self, stream: Any, name: str) -> None:
+        mode = self.plan.tracks.audio
+        codec = SOUND_CODECS.get(mode)
+        is_wanted = codec is None or _name_codec(stream) == av.Codec(codec.encoder, "w").canonical_name
+        if is_wanted and self._copy(stream):
+            return
+        if mode != "copy" and self._encode(stream, name, why=f": {self.own} cannot hold it" if is_wanted else ""):
+            return
+        if codec is not None:
+            raise ConfigError(
+                f"{self.plan.path}: audio {mode!r} for {name} ({_name_codec(stream)}), which does not decode or has "
+                "too many channels for it",
+                "auto, copy, none or another codec",
+                "Or choose tracks with --streams (streams=...).",
+            )
+        takers = self._find_takers(stream, self.suffixes)
+        if takers or mode == "copy":
+            self._refuse(stream, name, takers, mode)
+        self._leave_out(stream, name)
+
+    def _encode(self, stream: Any, name: str, why: str) -> bool:
+        frame = read_sound(self.plan, stream.index)
+        word = self.plan.tracks.audio
+        if frame is not None and word not in SOUND_CODECS:
+            word = SOUND_FOR[self.own][_is_lossless(stream)]
+        recipe = plan_sound(frame, word) if frame is not None else None
+        if recipe is None:
+            return False
+        self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span))
+        self.notes.append(f"{name} ({_name_codec(stream)}, {recipe.source}) is encoded as {recipe}{why}")
+        return True
+
+    def _add_subtitles(self, stream: Any, name: str) -> None:
+        if self._copy(stream):
+            return
+        if self.plan.tracks.subtitles == "copy":
+            self._refuse(stream, name, self._find_takers(stream, self.suffixes), "copy")
+        codec = _name_codec(stream)
+        if stream.codec_context is None or codec not in TEXT_CODECS:
+            self._leave_out(stream, name)
+            return
+        encoder = TEXT_FOR[self.own]
+        self._add_made(stream, SubtitleConverter(self.sink, stream, encoder, self.late, self.plan.span))
+        lost = "; its positions and most of its styles are lost" if codec in STYLED_CODECS else ""
+        self.notes.append(f"{name} ({codec}) is converted to {encoder}: {self.own} cannot hold it{lost}")
+
+    def _add_made(self, stream: Any, made: SoundEncoder | SubtitleConverter) -> None:
+        made.stream.metadata.update(read_metadata(stream))
+        drop_statistics(made.stream)
+        made.stream.disposition = stream.disposition
+        self.made[stream.index] = made
+
+    def _find_takers(self, stream: Any, suffixes: Sequence[str]) -> list[str]:
+        return [
+            suffix
+            for suffix in suffixes
+            if suffix != self.own and _find_way(stream, _FORMATS[suffix], self.firsts) is not None
+        ]
+
+    def _refuse(self, stream: Any, name: str, takers: Sequence[str], mode: str) -> NoReturn:
+        """Say which outputs can hold a track and the pictures."""
+        kind = "subtitles" if stream.type == "subtitle" else "audio"
+        other = f"pass --{kind} auto or none ({kind}='auto'), or choose tracks with --streams (streams=...)."
+        do = (
+            f"Choose such an output; for files of a folder pass --name '{{folder}}{{stem}}{takers[-1]}'."
+            if takers
+            else ""
+        )
+        if mode == "copy":
+            do = f"{do} Or {other}" if takers else other.capitalize()
+        raise ConfigError(
+            f"{self.plan.path}: {self.own} cannot hold {name} ({_name_codec(stream)})",
+            " or ".join(takers) or "tracks that a result can hold",
+            do,
+        )
+
+    def _leave_out(self, stream: Any, name: str) -> None:
+        takers = self._find_takers(stream, SUFFIXES) if stream.type in ("audio", "subtitle") else []
+        words = f"{self.sink.format.name} cannot hold it ({_name_codec(stream)})"
+        others = f", {' and '.join(takers)} can" if takers else ""
+        self.notes.append(f"{name} was left out: {words}{others}")
 
 
-def _find_takers(stream: Any, suffixes: Sequence[str], firsts: Mapping[int, Any]) -> list[str]:
-    """Return the outputs, other than WebM, that can hold an audio track."""
-    return [
-        suffix
-        for suffix in suffixes
-        if _FORMATS[suffix] != "webm" and _find_way(stream, _FORMATS[suffix], firsts) is not None
-    ]
+def _is_lossless(stream: Any) -> bool:
+    """Tell whether a codec of sound loses nothing; of DTS only an extension does, which is rare."""
+    codec = stream.codec_context.codec
+    return bool(codec.lossless) and codec.canonical_name != "dts"
 
 
 def _name_codec(stream: Any) -> str:
@@ -343,68 +476,3 @@ def describe_lost_metadata(source: InputContainer, tracks: Collection[int], resu
 
 def _is_track(stream: Any, kind: str) -> bool:
     return bool(stream.type == kind) and not stream.disposition & Disposition.attached_pic
-
-
-class Order:
-    """Makes the decode times of copied tracks ascend as the container requires, by the smallest moves, as FFmpeg does.
-
-    Args:
-        sink: The result; its header is written.
-        copies: Its copied streams.
-    """
-
-    def __init__(self, sink: OutputContainer, copies: Mapping[int, Stream]) -> None:
-        nonstrict: Any = Flags.ts_nonstrict
-        is_strict = not sink.format.flags & nonstrict.value
-        self._names = {copy.index: f"{copy.type} stream {index}" for index, copy in copies.items()}
-        self._steps = {copy.index: int(is_strict and copy.type != "subtitle") for copy in copies.values()}
-        self._last: dict[int, int] = {}
-        self._moved: dict[int, int] = {}
-
-    def keep(self, packet: Any) -> None:
-        """Move a packet's times if they do not ascend.
-
-        Args:
-            packet: The next packet to write, of any stream of the result.
-        """
-        index = packet.stream_index
-        unit = packet.stream.time_base
-        if index not in self._names or packet.dts is None:
-            return
-        dts = rescale(packet.dts, packet.time_base, unit)
-        pts = dts if packet.pts is None else rescale(packet.pts, packet.time_base, unit)
-        step = self._steps[index]
-        wanted = max(min(dts, pts), self._last.get(index, dts - step) + step)
-        if wanted != dts:
-            packet.duration = rescale(packet.duration or 0, packet.time_base, unit)
-            packet.dts = wanted
-            packet.pts = max(pts, wanted)
-            packet.time_base = unit
-            self._moved[index] = self._moved.get(index, 0) + 1
-        self._last[index] = wanted
-
-    def notes(self) -> Iterator[str]:
-        """Describe the moves.
-
-        Yields:
-            One sentence for each stream.
-        """
-        for index, count in self._moved.items():
-            yield f"times of {count} packets of {self._names[index]} were moved: they did not ascend"
-
-
-def rescale(time: int, base: Fraction, unit: Fraction) -> int:
-    """Convert a time to another unit, rounding halves away from zero, as FFmpeg does.
-
-    Args:
-        time: The time, in units of ``base``.
-        base: Seconds per unit of ``time``.
-        unit: Seconds per unit of the result.
-
-    Returns:
-        The time, in units of ``unit``.
-    """
-    numerator = abs(time) * base.numerator * unit.denominator
-    denominator = base.denominator * unit.numerator
-    rounded = (2 * numerator + denominator) // (2 * denominator)
-    return rounded if time >= 0 else -rounded

@@ -109,7 +109,8 @@ class ClipPlan:
     damaged: int = 0
     """Finished segments that are not what was written, and are computed again."""
     notes: tuple[str, ...] = ()
-    """What the report should say about the piece, and about the chain at frames of this size."""
+    """What the report should say about the piece, the tracks that are not copied, and the chain at frames of this
+    size."""
     home: SharedFolders = field(default_factory=SharedFolders)
     """The folders of result and segments."""
     making: Mapping[str, Any] = field(default_factory=dict)
@@ -162,7 +163,7 @@ def examine_clip(
     size_out = (plan.info.width * scale, plan.info.height * scale)
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=has_alpha)
-    check_result(timeline.result, size_out, options.encoding, target.suffix, has_alpha=has_alpha)
+    others = check_result(timeline.result, size_out, options.encoding, target.suffix, has_alpha=has_alpha)
     requests = find_requests(plan.info, specs, options)
     seams = (describe_seams(spec, request.max_frame) for spec, request in zip(specs, requests, strict=True))
     return ClipPlan(
@@ -177,7 +178,7 @@ def examine_clip(
         segments=len(plan.segments),
         segment_bytes=predict_segment_bytes(size_out, timeline.result.info.bit_depth)
         + predict_check_bytes(plan.info, options.check),
-        notes=(*told, *dict.fromkeys(note for note in seams if note is not None)),
+        notes=(*told, *others, *dict.fromkeys(note for note in seams if note is not None)),
     )
 
 
@@ -203,6 +204,7 @@ def plan_timeline(source: str, specs: Sequence[ModelSpec], options: EnhanceOptio
             do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
         )
     plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
+    plan = replace(plan, tracks=options.tracks)
     timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
     info = timeline.result.info
     if not options.encoding.has_full_range and info.colour.range != LIMITED:

@@ -57,6 +57,8 @@ class ClipForecast:
     """Size of the input."""
     error: str = ""
     """Why it would fail."""
+    notes: tuple[str, ...] = ()
+    """What is known before the first frame, such as sound that would be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ def _describe(target: ClipTarget, found: ClipPlan | ClipOutcome | GenAIRayError)
         size_in=(info.width, info.height),
         size_out=found.size_out,
         input_bytes=facts.size if facts is not None else 0,
+        notes=found.notes,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,6 +23,9 @@ SPEED_AFTER_S = 2.0
 
 SMOOTH_S = 5.0
 """Time constant of the smoothing of the end: of a change, 63 % is told after this time."""
+
+MAX_NOTES = 100
+"""Notes that are kept until they are told, the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,9 @@ class Progress:
     """Frames made per second since the first decoded frame, as in the report; 0 before."""
     seconds_left: float | None = None
     """To the last frame of the whole job, smoothed over some seconds; None while it is not known."""
+    notes: tuple[str, ...] = ()
+    """What is known of videos that were planned since the last call, such as sound that will be encoded: each note
+    with its file. The report has all notes."""
 
 
 class ProgressMeter:
@@ -155,6 +162,7 @@ class ProgressMeter:
         self._frames_planned = 0
         self._frames_reused = 0
         self._frames_made = 0
+        self._untold: deque[str] = deque(maxlen=MAX_NOTES)
         self._first_at: float | None = None
         self._first_read: tuple[float, int] | None = None
         self._end = _SmoothEnd()
@@ -169,6 +177,7 @@ class ProgressMeter:
             self._num_planned += 1
             self._frames_planned += plan.frames
             self._frames_reused += plan.frames_reused
+            self._untold.extend(f"{plan.target.source}: {note}" for note in plan.notes)
             if self.first_plan is None and plan.todo:
                 self.first_plan = plan
 
@@ -231,6 +240,8 @@ class ProgressMeter:
                 first_at, first_made = self._first_at, 0
             seconds = now - first_at
             is_joining = bool(total) and done >= total
+            notes = tuple(self._untold)
+            self._untold.clear()
             return Progress(
                 done,
                 total,
@@ -240,6 +251,7 @@ class ProgressMeter:
                 self._num_failed,
                 fps=(made - first_made) / seconds if made and seconds > 0 else 0.0,
                 seconds_left=None if is_joining else self._end.seconds_left(now, made, total - done),
+                notes=notes,
             )
 
 

@@ -114,7 +114,8 @@ def key_clip(source: FileFacts | None, specs: Sequence[ModelSpec], options: Enha
     Returns:
         A hexadecimal key, 32 digits.
     """
-    return _digest(_common(specs, options) | {"source": [source.size, source.stamp] if source else None})
+    there = [source.size, source.stamp] if source else None
+    return _digest(_common(specs, options) | {"source": there, "tracks": repr(options.tracks)})
 
 
 class SegmentStore:

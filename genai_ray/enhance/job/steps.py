@@ -190,7 +190,7 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
             size_in=(info.width, info.height),
             size_out=plan.size_out,
             begins_s=timeline.plan.clock_s,
-            notes=(*_notes(plan, sum(counts)), *_note_recomputed(results), *notes),
+            notes=tuple(dict.fromkeys((*_notes(plan, sum(counts)), *_note_recomputed(results), *notes))),
             seconds=seconds + time.monotonic() - started,
             segments=len(counts),
             segments_reused=len(plan.reused),

@@ -59,6 +59,9 @@ _OPTION_COLUMNS = (
     "end",
     "duration",
     "preview",
+    "audio",
+    "subtitles",
+    "streams",
     "factor",
     "fps",
     "scene_threshold",
@@ -68,7 +71,7 @@ _OPTION_COLUMNS = (
 _WORDS: Mapping[str, Callable[[str], Any]] = {"fps": parse_rate, "background": parse_background}
 """Columns that are read as on the command line."""
 
-_PLACES = ("start", "end", "duration")
+_TEXTS = ("start", "end", "duration", "streams")
 """Columns that are texts in CSV: 01:30 would be a time of the day."""
 
 _PARAM_PREFIX = "param."
@@ -353,7 +356,7 @@ def _check_template(template: str) -> None:
 
 def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Iterator[ClipTarget]:
     base = manifest.rpartition("/")[0]
-    for index, row in enumerate(iter_rows(manifest, texts=_PLACES)):
+    for index, row in enumerate(iter_rows(manifest, texts=_TEXTS)):
         changes = {name: value for name, value in row.items() if name not in ("uri", "output") and value is not None}
         if index == 0:
             _check_columns(manifest, row)
@@ -404,9 +407,10 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
         own = target.options(options)
         _ = own.piece  # raises
         has_alpha = own.background is not None and own.background.kind == "alpha"
-        known = (repr(own.encoding), target.suffix, has_alpha)
+        known = (repr(own.encoding), own.tracks, target.suffix, has_alpha)
         if known not in encodings:
             validate_encoding(own.encoding, target.suffix, has_alpha=has_alpha)
+            own.tracks.check(target.suffix)
             encodings.add(known)
     if sources & outputs:
         clash = next(target.output for target in walk() if hash(target.output) in sources)

@@ -18,7 +18,7 @@ from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
 from genai_ray.tune import check_quality
 from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
-from genai_ray.video import Encoding
+from genai_ray.video import Encoding, TrackOptions, parse_track_options
 
 __all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
 
@@ -60,6 +60,16 @@ class EnhanceOptions:
     """How long it is, instead of ``end``; ``"f250"`` for 250 frames."""
     preview: bool = False
     """Whether only 5 s from the middle of each video are enhanced, into ``NAME.preview.mp4`` for ``NAME.mp4``."""
+    audio: str = "auto"
+    """Sound of the results: ``auto`` copies each track that the container holds, and encodes the others as AAC, ALAC,
+    FLAC or Opus, with a note; ``copy`` refuses a video with a track that cannot be copied; ``none``; or ``aac``,
+    ``ac3``, ``alac``, ``flac``, ``mp3``, ``opus``, ``pcm_s16le``, ``pcm_s24le``: tracks of other codecs are encoded."""
+    subtitles: str = "auto"
+    """Subtitles of the results: ``auto`` copies each track that the container holds, converts text, and leaves out
+    pictures that it cannot hold, with a note; ``copy`` refuses a video with a track that cannot be copied; ``none``."""
+    streams: str | None = None
+    """Tracks of sound and subtitles, by words and commas: ``2`` for stream 2, ``audio``, ``subtitles``, ``audio:0`` for
+    the first track of sound, ``subtitles:eng`` or ``eng`` by language. None for all."""
     factor: int | None = None
     """Frames of the result for one of the source, if a model of the chain adds frames; None for 2."""
     fps: Fraction | None = None
@@ -107,6 +117,15 @@ class EnhanceOptions:
             ConfigError: If ``start``, ``end`` or ``duration`` is wrong, or they contradict each other.
         """
         return parse_piece(self.start, self.end, self.duration, is_preview=self.preview)
+
+    @property
+    def tracks(self) -> TrackOptions:
+        """What is asked of the tracks beside the pictures.
+
+        Raises:
+            ConfigError: If ``audio``, ``subtitles`` or ``streams`` is wrong, or they contradict each other.
+        """
+        return parse_track_options(self.audio, self.subtitles, self.streams)
 
     def __post_init__(self) -> None:
         take_fields(self)
@@ -209,7 +228,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
         ConfigError: If no model has a param of that name, no model uses an option, or one is out of its range.
         InvalidInputError: If a param is out of its range.
     """
-    _ = options.piece
+    _ = options.piece, options.tracks
     if not 0 <= options.scene_threshold <= 1:
         raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
     check_rate(specs, options.factor, options.fps)

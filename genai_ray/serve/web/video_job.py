@@ -72,6 +72,12 @@ class VideoRequest:
     """How long it is, instead of ``end``."""
     preview: bool = False
     """Whether only 5 s from the middle are enhanced."""
+    audio: str = "auto"
+    """Sound of the result, as in ``EnhanceOptions``."""
+    subtitles: str = "auto"
+    """Subtitles of the result."""
+    streams: str | None = None
+    """Tracks of sound and subtitles to keep; None for all."""
     factor: int | None = None
     """Frames of the result for one of the video, if a model adds frames; None for 2."""
     fps: str | None = None
@@ -209,6 +215,9 @@ class VideoRunner:
             end=request.end,
             duration=request.duration,
             preview=request.preview,
+            audio=request.audio,
+            subtitles=request.subtitles,
+            streams=request.streams,
             factor=request.factor,
             fps=parse_rate(request.fps) if request.fps is not None else None,
             background=parse_background(request.background) if request.background is not None else None,

@@ -66,6 +66,14 @@ class _VideoQuery(Query):
     """How long the piece is, instead of its end; f250 is 250 frames."""
     preview: bool = False
     """Whether only 5 s from the middle are enhanced."""
+    audio: Literal["auto", "copy", "none", "aac", "ac3", "mp3", "opus", "alac", "flac", "pcm_s16le", "pcm_s24le"] = (
+        "auto"
+    )
+    """Sound of the result: copied, or encoded if the format cannot hold it; copy, none or a codec."""
+    subtitles: Literal["auto", "copy", "none"] = "auto"
+    """Subtitles of the result: copied, or converted if the format cannot hold them; copy or none."""
+    streams: str | SkipJsonSchema[None] = None
+    """Tracks of sound and subtitles to keep, such as 2, audio:0, subtitles or eng, with commas; all by default."""
     factor: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = None
     """Frames of the result for one of the video, if a model adds frames; 2 by default."""
     fps: str | SkipJsonSchema[None] = None
@@ -206,6 +214,9 @@ class _Api:
                 end=query.end,
                 duration=query.duration,
                 preview=query.preview,
+                audio=query.audio,
+                subtitles=query.subtitles,
+                streams=query.streams,
                 factor=query.factor,
                 fps=query.fps,
                 background=query.background,
@@ -330,6 +341,9 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         end=query.end,
         duration=query.duration,
         preview=query.preview,
+        audio=query.audio,
+        subtitles=query.subtitles,
+        streams=query.streams,
         factor=query.factor,
         fps=parse_rate(query.fps) if query.fps is not None else None,
         background=parse_background(query.background) if query.background is not None else None,
@@ -338,4 +352,5 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         raise ConfigError(
             f"background 'alpha' with format={query.format}, whose encoder stores no alpha", "format=webm"
         )
+    options.tracks.check(f".{query.format}")
     check_models([target.source for target in targets], options)

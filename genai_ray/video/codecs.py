@@ -239,8 +239,14 @@ SOUND_CODECS = {
 }
 """Encoders of sound by the word that asks for them."""
 
-SOUND_FOR = {".mp4": ("aac", "alac"), ".mov": ("aac", "alac"), ".mkv": ("aac", "flac"), ".webm": ("opus", "opus")}
-"""What sound becomes that an output cannot hold: by suffix, for lossy and for lossless sources."""
+SOUND_FOR = {
+    ".mp4": (("aac",), ("alac", "flac", "aac")),
+    ".mov": (("aac",), ("alac", "aac")),
+    ".mkv": (("aac",), ("flac", "aac")),
+    ".webm": (("opus",), ("opus",)),
+}
+"""What sound becomes that an output cannot hold, by suffix, for lossy and for lossless sources: the first codec that
+has so many channels."""
 
 TEXT_FOR = {".mp4": "mov_text", ".mov": "mov_text", ".mkv": "subrip", ".webm": "webvtt"}
 """What subtitles of text become that an output cannot hold: FFmpeg's names of encoders by suffix."""

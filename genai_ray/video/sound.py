@@ -35,6 +35,12 @@ _PREROLL_S = 1
 _MOST_READ = 20_000
 """Packets that are read to find the first sample of a track."""
 
+_DTYPES: dict[str, type[np.generic]] = {"s16": np.int16, "s32": np.int32, "flt": np.float32}
+"""Values of packed samples."""
+
+_MAX_PLANES = 7
+"""PyAV (18) counts the planes of a frame wrongly if it has more; samples are packed here."""
+
 _SHORT_FORMATS = ("u8", "u8p", "s16", "s16p")
 """Sample formats of up to 16 bits."""
 
@@ -102,6 +108,8 @@ def plan_sound(frame: Any, name: str) -> SoundRecipe | None:
     if codec.encoder not in av.codecs_available:
         return None
     channels = frame.layout.nb_channels
+    if _has_no_names(frame) and frame.format.is_planar and channels > _MAX_PLANES:
+        return None
     rate = _choose_rate(codec, frame.sample_rate)
     is_long = frame.format.name not in _SHORT_FORMATS
     for layout in (frame.layout.name, f"{channels}c"):  # the default for this count of channels
@@ -113,8 +121,8 @@ def plan_sound(frame: Any, name: str) -> SoundRecipe | None:
             bit_rate=codec.bit_rate(rate, channels),
             source=f"{frame.sample_rate} Hz, {frame.layout.name}",
         )
-        if layout[:1].isdigit() and layout.endswith("channels"):
-            continue  # nothing says which they are
+        if layout == frame.layout.name and _has_no_names(frame):
+            continue
         with av.open("nothing", "w", format="null") as sink:
             try:
                 named = _add_stream(sink, recipe)
@@ -167,11 +175,13 @@ class SoundEncoder:
     ) -> None:
         self.stream: Stream = _add_stream(sink, recipe)
         self._encoder: Any = self.stream
+        self._channels = int(self._encoder.codec_context.layout.nb_channels)
         self._source = source
         self._recipe = recipe
         self._late = late
         self._span = span
-        self._first, self._stop = (None, None) if span is None else (0, round((span[1] - span[0]) * recipe.rate))
+        self._first = None if span is None else 0
+        self._stop = None if span is None else round((span[1] - span[0]) * recipe.rate)
         self._run: _Run | None = None
         self._at: int | None = None
         self._drop = 0
@@ -260,18 +270,17 @@ class SoundEncoder:
             return []
         made: list[Any] = []
         self._drop = max(self._at - target, 0)
-        shape = self._shape()
         stop = target if self._stop is None else min(target, self._stop)
         while self._at < stop:
             count = min(stop - self._at, self._recipe.rate)
             self._num_silent += max(min(count, self._at + count - (self._first or 0)), 0)
-            made += self._put(np.zeros((shape[0], count * shape[1]), self._dtype()))
+            made += self._put(np.zeros((1, count * self._channels), _DTYPES[_packed(self._recipe.format)]))
         self._at = max(self._at, target)
         return made
 
     def _put(self, samples: npt.NDArray[Any]) -> list[Any]:
         """Encode the part of samples that is wanted."""
-        width = self._shape()[1]
+        width = self._channels
         count = samples.shape[1] // width
         skipped = min(self._drop, count)
         self._drop -= skipped
@@ -284,19 +293,11 @@ class SoundEncoder:
         if first == stop:
             return []
         wanted = np.ascontiguousarray(samples[:, (skipped + first) * width : (skipped + stop) * width])
-        frame = av.AudioFrame.from_ndarray(wanted, format=self._recipe.format, layout=self._recipe.layout)
+        frame = av.AudioFrame.from_ndarray(wanted, format=_packed(self._recipe.format), layout=self._recipe.layout)
         frame.rate = self._recipe.rate
         frame.pts = at + first
         frame.time_base = Fraction(1, self._recipe.rate)
         return list(self._encoder.encode(frame))
-
-    def _shape(self) -> tuple[int, int]:
-        """Return planes, and values of a sample in each of them."""
-        channels = self._encoder.codec_context.layout.nb_channels
-        return (channels, 1) if self._recipe.format.endswith("p") else (1, channels)
-
-    def _dtype(self) -> type[np.generic]:
-        return {"s": np.int16 if "16" in self._recipe.format else np.int32, "f": np.float32}[self._recipe.format[0]]
 
 
 class _Run:
@@ -305,7 +306,7 @@ class _Run:
     def __init__(self, first: Any, recipe: SoundRecipe, starts_s: Fraction) -> None:
         self._kind = _kind_of(first)
         self.ends_s = starts_s
-        self._converter = av.AudioResampler(format=recipe.format, layout=recipe.layout, rate=recipe.rate)
+        self._converter = av.AudioResampler(format=_packed(recipe.format), layout=recipe.layout, rate=recipe.rate)
 
     def fits(self, frame: Any) -> bool:
         """Tell whether a frame is of the same kind."""
@@ -318,7 +319,8 @@ class _Run:
 
     def end(self) -> list[npt.NDArray[Any]]:
         """Return what the converter still holds."""
-        return [one.to_ndarray() for one in self._converter.resample(None) if one is not None]
+        rest: list[Any] = self._converter.resample(None)
+        return [one.to_ndarray() for one in rest if one is not None]
 
 
 def _kind_of(frame: Any) -> tuple[str, str, int]:
@@ -327,7 +329,7 @@ def _kind_of(frame: Any) -> tuple[str, str, int]:
 
 def _name_channels(frame: Any) -> Any:
     """Give a frame whose layout is only a number of channels the default layout, and no time: samples are counted."""
-    if not frame.layout.name.endswith("channels"):
+    if not _has_no_names(frame):
         frame.pts = None
         return frame
     named = av.AudioFrame.from_ndarray(
@@ -335,3 +337,12 @@ def _name_channels(frame: Any) -> Any:
     )
     named.rate = frame.sample_rate
     return named
+
+
+def _has_no_names(frame: Any) -> bool:
+    """Tell whether the layout is only a number of channels."""
+    return bool(frame.layout.name.endswith("channels"))
+
+
+def _packed(name: str) -> str:
+    return name.removesuffix("p")

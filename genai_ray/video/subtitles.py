@@ -56,8 +56,9 @@ class SubtitleConverter:
     ) -> None:
         source.codec_context.open(strict=False)
         self._encoder: Any = sink.add_stream(encoder)
-        self._encoder.codec_context.subtitle_header = source.codec_context.subtitle_header
-        self._encoder.codec_context.time_base = _UNIT
+        codec: Any = self._encoder.codec_context
+        codec.subtitle_header = source.codec_context.subtitle_header
+        codec.time_base = _UNIT
         self._encoder.time_base = _UNIT
         self.stream: Stream = self._encoder
         self._source = source

@@ -268,10 +268,11 @@ class _Adder:
 
     def _encode(self, stream: Any, name: str, why: str) -> bool:
         frame = read_sound(self.plan, stream.index)
-        word = self.plan.tracks.audio
-        if frame is not None and word not in SOUND_CODECS:
-            word = SOUND_FOR[self.own][_is_lossless(stream)]
-        recipe = plan_sound(frame, word) if frame is not None else None
+        if frame is None:
+            return False
+        mode = self.plan.tracks.audio
+        words = (mode,) if mode in SOUND_CODECS else SOUND_FOR[self.own][_is_lossless(stream)]
+        recipe = next((recipe for word in words if (recipe := plan_sound(frame, word)) is not None), None)
         if recipe is None:
             return False
         self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span))

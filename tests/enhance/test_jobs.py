@@ -83,9 +83,14 @@ def test_subtitles_chapters_attachments_and_titles_come_along(ray_session, tmp_p
         assert [(stream.name, bytes(stream.data)) for stream in box.streams.attachments] == [("note.txt", b"kept")]
     assert [note for note in report.videos[0].notes if "left out" in note] == []
     report = enhance_videos(source, tmp_path / "b.mp4", models="websr-x2-s", options=EnhanceOptions(encoding=FAST))
-    left_out = [note for note in report.videos[0].notes if "left out" in note]
-    assert any("subtitle stream 2" in note for note in left_out)
-    assert any("attachment" in note for note in left_out)
+    assert "subtitle stream 2 (subrip) is converted to mov_text: .mp4 cannot hold it" in report.videos[0].notes
+    assert [data for data, *_ in subtitles_of(tmp_path / "b.mp4") if len(data) > 2] == [
+        b"\0\2un",
+        b"\0\4deux",
+        b"\0\5trois",
+    ]
+    (left_out,) = [note for note in report.videos[0].notes if "left out" in note]
+    assert "attachment" in left_out
 
 
 def test_a_truncated_video_is_refused_and_enhanced_when_allowed(ray_session, tmp_path):

@@ -25,7 +25,7 @@ from tests.enhance.test_same_bytes import ray_of
 from tests.enhance.test_tracks import add_unknown, packets
 from tests.processes import killing
 from tests.video.clips import write
-from tests.video.matrix import add_extras, picture
+from tests.video.matrix import picture
 
 SECONDS = 1.2
 
@@ -37,15 +37,14 @@ def noise(channels, rate, seconds=SECONDS):
     return (smooth * 0.15).clip(-0.9, 0.9).astype(np.float32)
 
 
-def make(path, *sounds, layout="stereo", rate=48000, start=0.0, **metadata):
+def make(path, *sounds, layout="stereo", rate=48000, start=0.0):
     """Write 30 pictures and tracks of noise."""
     with av.open(str(path), "w") as sink:
         video = sink.add_stream("mpeg4" if path.suffix in (".avi", ".wmv") else "libx264", rate=25)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         tracks = [sink.add_stream(codec, rate=rate, options={"strict": "experimental"}) for codec in sounds]
-        for track, language in zip(tracks, metadata.get("languages", [""] * len(tracks)), strict=True):
+        for track in tracks:
             track.layout, track.bit_rate = layout, 192_000
-            track.metadata["language"] = language
         for index in range(30):
             frame = av.VideoFrame.from_ndarray(picture(index, 64, 48)[..., :3].copy(), format="rgb24")
             frame = frame.reformat(format="yuv420p")
@@ -54,7 +53,8 @@ def make(path, *sounds, layout="stereo", rate=48000, start=0.0, **metadata):
         sink.mux(video.encode(None))
         for track in tracks:
             wave = noise(track.codec_context.layout.nb_channels, rate)
-            chunk = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
+            packed = np.ascontiguousarray(wave.T).reshape(1, -1)
+            chunk = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
             chunk.rate, chunk.pts, chunk.time_base = rate, round(start * rate), Fraction(1, rate)
             sink.mux(track.encode(chunk))
             sink.mux(track.encode(None))
@@ -94,9 +94,10 @@ def heard(path, index=0):
     starts_s = frames[0].pts * frames[0].time_base
     found = []
     for frame in frames:
-        values, channels = frame.to_ndarray(), frame.layout.nb_channels
-        values = values if frame.format.is_planar else values.reshape(-1, channels).T
-        found.append(values.astype(np.float64) / {"s16": 2**15, "s32": 2**31, "flt": 1}[frame.format.name.rstrip("p")])
+        kind, channels = frame.format.name.removesuffix("p"), frame.layout.nb_channels
+        packed = av.AudioResampler(format=kind).resample(frame)  # PyAV miscounts eight planes
+        values = packed[0].to_ndarray().reshape(-1, channels).T.astype(np.float64)
+        found.append((values - 128) / 128 if kind == "u8" else values / {"s16": 2**15, "s32": 2**31, "flt": 1}[kind])
     return np.concatenate(found, axis=1), starts_s
 
 
@@ -192,11 +193,14 @@ def test_sound_that_does_not_fit_is_encoded_where_it_was(codec, before, after, m
     late = Fraction(0)
     if before == ".ts" and after != ".webm":
         late = starts  # a clock's times begin at zero
-    assert abs(begins - (starts - late)) <= Fraction(1, 1000)
+    early = round((starts - late - begins) * 48000) if after == ".mov" else 0
+    assert early in range(1073)  # a late track of MP4 and MOV begins with what its encoder needs: silence
+    assert abs(begins + Fraction(early, 48000) - (starts - late)) <= Fraction(1, 1000)
+    got = got[:, early:]
     if made == "alac":
         assert np.array_equal(got, wanted)
     else:
-        assert 0 <= got.shape[1] - wanted.shape[1] <= 1024
+        assert -48 * bool(early) <= got.shape[1] - wanted.shape[1] <= 1024  # the source's times are milliseconds
         assert lag(got, wanted) == 0
         assert likeness_db(got, wanted) > 12
 
@@ -244,7 +248,7 @@ def test_a_track_of_the_wanted_codec_is_copied(clip, tmp_path):
     [
         ("5.1(side)", 48000, "aac", (48000, 6)),
         ("5.1(side)", 48000, "opus", (48000, 6)),
-        ("7.1", 48000, "alac", (48000, 8)),
+        ("7.1", 48000, "aac", (48000, 8)),
         ("mono", 44100, "opus", (48000, 1)),
         ("stereo", 96000, "ac3", (48000, 2)),
         ("stereo", 22050, "mp3", (22050, 2)),
@@ -340,7 +344,15 @@ def test_a_hole_in_the_sound_becomes_silence_and_what_follows_stays_in_time(clip
 
 
 def test_sound_whose_times_go_back_loses_what_was_heard(clip, tmp_path):
-    source = holed(clip("flac.mkv", "flac"), tmp_path / "a.mkv", Fraction(-2, 10))
+    """FFmpeg's own muxers write no such file, so its bytes are changed."""
+    plain = clip("flac.mkv", "flac")
+    data, (words, times) = bytearray(plain.read_bytes()), packets(plain)
+    for word in (word for word, time in zip(words, times, strict=True) if time >= 0.6):
+        at = data.index(word) - 3  # of a block: two bytes of time, one of flags
+        before = int.from_bytes(data[at : at + 2], "big", signed=True)
+        data[at : at + 2] = (before - 200).to_bytes(2, "big", signed=True)
+    source = tmp_path / "a.mkv"
+    source.write_bytes(data)
     _, notes = result(source, tmp_path / "b.mov")
     assert abs(heard(tmp_path / "b.mov")[0].shape[1] - 48000) <= 48
     assert "0.20 s of audio stream 1 were left out: times go back there" in notes
@@ -370,6 +382,7 @@ def test_copy_refuses_before_the_first_frame(clip, tmp_path):
         errors.ConfigError, match=r"\.mov cannot hold audio stream 1 \(flac\); allowed: \.mp4 or \.mkv.*--audio auto"
     ):
         examine_clip(target, specs, options)
+    options = replace(options, encoding=Encoding())
     (target,) = resolve_targets([source], tmp_path / "b.webm", options)
     with pytest.raises(
         errors.ConfigError, match=r"\.webm cannot hold audio stream 1 \(flac\); allowed: \.mp4 or \.mkv"
@@ -393,6 +406,30 @@ def test_notes_of_the_start_are_in_the_plan(clip, tmp_path):
     assert "audio stream 1 (flac, 48000 Hz, stereo) is encoded as ALAC with 16 bits, 48000 Hz, stereo" in plan.notes[0]
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, clip):
+    """A clip with sound in two languages, subtitles in a third one, and an attachment."""
+    words = tmp_path_factory.mktemp("mixed") / "a.srt"
+    words.write_text("1\n00:00:00,000 --> 00:00:00,250\nun\n")
+    languages = {"audio": iter(("eng", "deu")), "subtitle": iter(("fra",)), "video": iter(("und",))}
+    return merge(clip("mixed.mkv", "aac", "ac3"), words, languages)
+
+
+def merge(source, words, languages):
+    """Copy a clip and put subtitles and an attachment beside it."""
+    target = words.with_name("all.mkv")
+    with av.open(str(source)) as box, av.open(str(words)) as lines, av.open(str(target), "w") as sink:
+        copies = {stream: sink.add_stream_from_template(stream) for stream in (*box.streams, lines.streams[0])}
+        for stream, copy in copies.items():
+            copy.metadata["language"] = next(languages[stream.type])
+        sink.add_attachment("note.txt", "text/plain", b"kept")
+        for packet in (*lines.demux(), *box.demux()):
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                sink.mux(packet)
+    return target
+
+
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
@@ -408,28 +445,23 @@ def test_notes_of_the_start_are_in_the_plan(clip, tmp_path):
         ({"streams": "fra", "audio": "none"}, ["subtitle 3"]),
     ],
 )
-def test_tracks_are_chosen(words, kept, clip, tmp_path):
-    plain = clip("languages.mkv", "aac", "ac3", languages=["eng", "deu"])
-    source = plain.with_name("all.mkv")
-    if not source.exists():
-        add_extras(plain, source)
-    told, _ = result(source, tmp_path / "b.mkv", **words)
+def test_tracks_are_chosen(words, kept, mixed, tmp_path):
+    told, _ = result(mixed, tmp_path / "b.mkv", **words)
     assert told == ()
-    with av.open(str(source)) as box, av.open(str(tmp_path / "b.mkv")) as made:
+    with av.open(str(mixed)) as box, av.open(str(tmp_path / "b.mkv")) as made:
         wanted = [(box.streams[int(word[-1])].type, box.streams[int(word[-1])].metadata["language"]) for word in kept]
         tracks = [stream for stream in made.streams if stream.type in ("audio", "subtitle")]
         assert [(stream.type, stream.metadata["language"]) for stream in tracks] == wanted
         assert [stream.type for stream in made.streams if stream.type == "attachment"] == ["attachment"]
 
 
-def test_a_word_that_finds_no_track_is_refused(clip, tmp_path):
-    source = clip("languages.mkv", "aac", "ac3", languages=["eng", "deu"])
-    for word in ("0", "7", "audio:2", "subtitles", "audio:fra", "fra"):
+def test_a_word_that_finds_no_track_is_refused(mixed, tmp_path):
+    for word in ("0", "7", "audio:2", "subtitles:1", "audio:fra", "spa"):
         with pytest.raises(errors.ConfigError, match=rf"streams '{word}'; allowed: its tracks: 1 \(audio, eng\), 2"):
-            result(source, tmp_path / "b.mkv", streams=word)
-    options = EnhanceOptions(streams="fra")
-    (target,) = resolve_targets([source], tmp_path / "b.parquet", options)
-    with pytest.raises(errors.ConfigError, match="streams 'fra'"):
+            result(mixed, tmp_path / "b.mkv", streams=word)
+    options = EnhanceOptions(streams="spa")
+    (target,) = resolve_targets([mixed], tmp_path / "b.parquet", options)
+    with pytest.raises(errors.ConfigError, match="streams 'spa'"):
         examine_clip(target, check_models("websr-x2-s", options), options)
 
 
@@ -456,14 +488,8 @@ def styled(tmp_path_factory, clip):
     """A clip whose subtitles overlap."""
     words = tmp_path_factory.mktemp("ass") / "a.ass"
     words.write_text(ASS)
-    target = words.with_name("a.mkv")
-    with av.open(str(clip("plain.mkv", "aac"))) as box, av.open(str(words)) as lines, av.open(str(target), "w") as sink:
-        copies = {stream: sink.add_stream_from_template(stream) for stream in (*box.streams, lines.streams[0])}
-        for packet in (*lines.demux(), *box.demux()):
-            if packet.size:
-                packet.stream = copies[packet.stream]
-                sink.mux(packet)
-    return target
+    languages = {"audio": iter(("eng",)), "subtitle": iter(("fra",)), "video": iter(("und",))}
+    return merge(clip("plain.mkv", "aac"), words, languages)
 
 
 def shown(path):
@@ -494,8 +520,8 @@ def test_text_is_converted_and_lines_of_one_time_stay_together(suffix, codec, wa
     output = tmp_path / f"b{suffix}"
     told, notes = result(styled, output, audio="none")
     lost = "its positions and most of its styles are lost"
-    assert told == (f"subtitle stream 2 (ass) is converted to {codec}: {suffix} cannot hold it; {lost}",)
-    assert not [note for note in notes if "left out" in note]
+    assert told[:1] == (f"subtitle stream 2 (ass) is converted to {codec}: {suffix} cannot hold it; {lost}",)
+    assert not [note for note in notes if "left out" in note and "attachment" not in note]
     assert names(output, "subtitle") == [codec]
     assert shown(output) == wanted
 
@@ -521,16 +547,16 @@ def test_bold_text_stays_bold(styled, tmp_path):
     with av.open(str(tmp_path / "b.mp4")) as box:
         track = box.streams.subtitles[0]
         texts = [rect.ass for packet in box.demux(track) if packet.size for rect in track.codec_context.decode(packet)]
-    assert any(rb"{\b1}line{\b0}" in text for text in texts)
+    assert texts[0] == rb"0,0,Default,,0,0,0,,First {\b1}line"
 
 
-def test_pictures_of_subtitles_are_left_out_with_a_note_or_refused(tmp_path):
+def test_subtitles_that_are_neither_held_nor_text_are_left_out_with_a_note_or_refused(tmp_path):
     plain = write(tmp_path / "plain.mp4", tracks=0)
-    source = add_unknown(plain, tmp_path / "a.mkv", "hdmv_pgs_subtitle")
+    source = add_unknown(plain, tmp_path / "a.mkv", "hdmv_text_subtitle")
     told, _ = result(source, tmp_path / "b.mp4")
-    assert told == ("subtitle stream 1 was left out: mp4 cannot hold it (hdmv_pgs_subtitle), .mkv can",)
+    assert told == ("subtitle stream 1 was left out: mp4 cannot hold it (unknown codec), .mkv can",)
     with pytest.raises(
-        errors.ConfigError, match=r"\.mp4 cannot hold subtitle stream 1 \(hdmv_pgs_subtitle\); allowed: \.mkv"
+        errors.ConfigError, match=r"\.mp4 cannot hold subtitle stream 1 \(unknown codec\); allowed: \.mkv"
     ):
         result(source, tmp_path / "b.mp4", subtitles="copy")
     told, _ = result(source, tmp_path / "b.mkv", subtitles="copy")

@@ -375,11 +375,13 @@ def _share_clipped(output: npt.NDArray[Any], source: npt.NDArray[np.float64]) ->
     height, width, channels = source.shape
     blocks = output.reshape(height, output.shape[0] // height, width, output.shape[1] // width, channels)
     top = output.dtype.type(full_range(output.dtype))  # of another type, every value would be converted
-    low, high = (
-        ends & apart[:, None, :, None]
-        for ends, apart in ((blocks <= 0, source > CLIP_DISTANCE), (blocks >= top, source < 1 - CLIP_DISTANCE))
-    )
-    return float((np.count_nonzero(low) + np.count_nonzero(high)) / output.size)
+    # One end after the other, in place: these are the largest arrays of the measures if a chain enlarges much.
+    ends = blocks <= 0
+    ends &= (source > CLIP_DISTANCE)[:, None, :, None]
+    num_clipped = np.count_nonzero(ends)
+    np.greater_equal(blocks, top, out=ends)
+    ends &= (source < 1 - CLIP_DISTANCE)[:, None, :, None]
+    return float((num_clipped + np.count_nonzero(ends)) / output.size)
 
 
 def _moments(frame: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -12,9 +12,15 @@ import av
 import numpy as np
 import pytest
 
-from genai_ray import EnhanceOptions, enhance_videos, errors, verify_video
+from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors, verify_video
+from genai_ray.enhance.job.clip_plan import examine_clip, open_clip
 from genai_ray.enhance.job.records import expand_times, options_of
+from genai_ray.enhance.job.segment_store import node_kind
+from genai_ray.enhance.job.steps import run_segment
 from genai_ray.enhance.job.verify import count_sampled, miss_rate
+from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.options import check_models
+from genai_ray.enhance.segment.segment import JobContext
 from genai_ray.video import Encoding, read_record_name
 from genai_ray.video.digest import name_record
 from tests.enhance.moving import pan, write_frames
@@ -316,6 +322,34 @@ def test_a_later_result_without_a_record_removes_the_old_one(clips, tmp_path):
     assert report.videos[0].record == ""
     assert [path.name for path in tmp_path.iterdir()] == ["b.mp4"]
     assert read_record_name(str(tmp_path / "b.mp4")) == ""
+
+
+def test_a_resumed_job_gives_the_same_record(clips, tmp_path):
+    """Segments of an earlier job: two of them whole, and of one the note for the record is damaged."""
+    (target,) = resolve_targets([clips / "a.mkv"], tmp_path / "b.mp4", strict())
+    specs, kind = check_models(MODEL, strict()), node_kind(is_gpu=False)
+    planned = open_clip(examine_clip(target, specs, strict()), specs, kind)
+    cache = ModelCache()
+    for index in range(planned.segments):
+        run_segment(planned, index, JobContext(specs, (), strict(), cache, "resumed", kind))
+    cache.close()
+    first, *_ = notes = sorted((tmp_path / "b.mp4.genai-ray").glob("*.note"))
+    first.write_bytes(first.read_bytes().replace(b'"frames_checked": 4', b'"frames_checked": 3'))
+    assert len(notes) == 3
+    report = enhance_videos(clips / "a.mkv", tmp_path / "b.mp4", models=MODEL, options=strict())
+    assert (report.segments_reused, report.frames_checked) == (2, 4)
+    assert record_of(tmp_path / "b.mp4").read_bytes() == record_of(clips / "b.mp4").read_bytes()
+    assert (tmp_path / "b.mp4").read_bytes() == (clips / "b.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mp4", "b.mp4.record.json"]
+
+
+def test_only_videos_have_records(clips, tmp_path):
+    options = strict(encoding=Encoding())
+    report = enhance_videos(clips / "a.mkv", tmp_path / "b.parquet", models=MODEL, options=options)
+    assert report.videos[0].record == ""
+    assert "it has no record: only a video file can name one" in report.videos[0].notes
+    with pytest.raises(errors.ConfigError, match=r"a name of 2\d\d bytes"):
+        enhance_videos(clips / "a.mkv", tmp_path / f"{'b' * 240}.mp4", models=MODEL, options=strict())
 
 
 def test_a_result_of_a_result_names_its_own_record(clips, tmp_path):

@@ -177,7 +177,7 @@ def examine_clip(
         frames=len(timeline.result.pts),
         segments=len(plan.segments),
         segment_bytes=predict_segment_bytes(size_out, timeline.result.info.bit_depth)
-        + predict_check_bytes(plan.info, options.check),
+        + predict_check_bytes(plan.info, scale, options.check),
         notes=(*told, *others, *dict.fromkeys(note for note in seams if note is not None)),
     )
 

@@ -274,7 +274,7 @@ def _count_at_once(timeline: Timeline, specs: Sequence[ModelSpec], options: Enha
     info = timeline.plan.info
     scale = math.prod(spec.scale for spec in specs)
     num_bytes = predict_segment_bytes((info.width * scale, info.height * scale), info.bit_depth)
-    num_bytes += predict_check_bytes(info, options.check)
+    num_bytes += predict_check_bytes(info, scale, options.check)
     cluster_resources: Any = ray.cluster_resources
     resources = cluster_resources()
     return max(1, min(int(resources.get("CPU", 1)), int(TASKS_SHARE * resources.get("memory", 0)) // num_bytes))

@@ -24,7 +24,13 @@ LEAST_SIDE_PX = 16
 """Smaller frames are not compared: models make of them what they make of the padding around them."""
 
 STRICT_BYTES_PER_PX = 320
-"""Bytes of the strict measures for a pixel of the source, for an enlargement of 2; more of that adds little."""
+"""Most bytes of the strict measures for a pixel of the source, for enlargements up to 8."""
+
+STRICT_BYTES_PER_RESULT_PX = 3
+"""Bytes for a pixel of the result, beside ``STRICT_FIXED_BYTES_PER_PX`` for one of the source: with larger ones, this
+is more."""
+
+STRICT_FIXED_BYTES_PER_PX = 100
 
 MOST_NAMED = 3
 """Frames that a text describes one by one."""
@@ -120,17 +126,21 @@ class SegmentChecks:
         return "; ".join(texts)
 
 
-def predict_check_bytes(info: VideoInfo, level: CheckLevel) -> int:
+def predict_check_bytes(info: VideoInfo, scale: int, level: CheckLevel) -> int:
     """Predict the memory of the checks of one frame.
 
     Args:
         info: Properties of the source.
+        scale: Pixels of the result for one of the source along each axis.
         level: How closely frames are compared.
 
     Returns:
         Bytes; little unless the level is strict.
     """
-    return STRICT_BYTES_PER_PX * info.width * info.height if level == CheckLevel.STRICT else 0
+    if level != CheckLevel.STRICT:
+        return 0
+    bytes_per_px = max(STRICT_BYTES_PER_PX, STRICT_FIXED_BYTES_PER_PX + STRICT_BYTES_PER_RESULT_PX * scale**2)
+    return bytes_per_px * info.width * info.height
 
 
 def _choose(info: VideoInfo, specs: Sequence[ModelSpec], level: CheckLevel) -> SourceChecks | None:

@@ -338,11 +338,11 @@ class VideoJobs:
         }
 
     def _bytes_of(self, job: VideoJob) -> int:
-        """Return the bytes of a job's video, or of its result. A video that is not fetched yet counts in full."""
+        """Return the bytes of a job's video, or of its result and record. A video not fetched yet counts in full."""
         name = "result" if job.is_over else SOURCE
-        path = next((self._folder / job.job_id).glob(f"{name}.*"), None)
-        if path is not None:
-            return path.stat().st_size
+        paths = list((self._folder / job.job_id).glob(f"{name}.*"))
+        if paths:
+            return sum(path.stat().st_size for path in paths)
         return self._options.max_video_bytes if job.request.uri and not job.is_over else 0
 
     async def _keep_few(self) -> None:

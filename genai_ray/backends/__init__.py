@@ -29,6 +29,7 @@ __all__ = [
     "Tensors",
     "check_feeds",
     "check_precision",
+    "open_frames",
     "open_runtime",
     "resolve_device",
 ]
@@ -133,6 +134,28 @@ def open_runtime(model: bytes | Path, options: RuntimeOptions = RuntimeOptions()
             f"backend 'openvino': {exc}", do="Install it: pip install 'genai-ray[openvino]'. Or use backend onnx."
         ) from exc
     return OpenVinoSession(model, options)
+
+
+def open_frames(
+    core: RuntimeSession, before: bytes | Path, after: bytes | Path, output: str | None = None
+) -> RuntimeSession:
+    """Open a session of frames around the session of a model in ONNX Runtime on the CPU, which several may share.
+
+    Args:
+        core: The model; it stays open when the result is closed.
+        before: First result of ``genai_ray.graph.frame_ends``, serialised, or its path.
+        after: Its second result.
+        output: Name of the model's output that ``after`` reads; None for the first one.
+
+    Returns:
+        The session.
+
+    Raises:
+        ModelLoadError: If ONNX Runtime cannot load a graph.
+    """
+    from genai_ray.backends.onnx_runtime import FramesSession  # noqa: PLC0415
+
+    return FramesSession(core, before, after, output)
 
 
 def check_precision(backend: ModelBackend, precision: ModelPrecision) -> None:

@@ -13,7 +13,7 @@ import importlib.metadata
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from genai_ray.backends import RuntimeOptions, TensorInfo, Tensors, check_feeds
+from genai_ray.backends import RuntimeOptions, RuntimeSession, TensorInfo, Tensors, check_feeds
 from genai_ray.errors import BackendUnavailableError, InferenceError, InvalidInputError, ModelLoadError
 from genai_ray.files import temporary_folder
 from genai_ray.graph import Graph, sort_nodes
 from genai_ray.types import ModelBackend
 
-__all__ = ["OnnxRuntimeSession", "choose_device", "to_fp16"]
+__all__ = ["FramesSession", "OnnxRuntimeSession", "choose_device", "to_fp16"]
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +149,96 @@ class OnnxRuntimeSession:
         return {
             name: _read_bfloat16(value) if name in self._bfloat16 else value.numpy() for name, value in results.items()
         }
+
+
+class FramesSession:
+    """Frames through a model: two small graphs around its session, which others may use as well; a ``RuntimeSession``.
+
+    Args:
+        core: The model, on the CPU.
+        before: Serialised graph, or its path, whose outputs are the model's inputs, in their order.
+        after: The graph whose first input is an output of the model; its others are inputs of ``before``.
+        output: Name of that output; None for the first one.
+
+    Raises:
+        ModelLoadError: If a graph cannot be loaded.
+    """
+
+    def __init__(
+        self, core: RuntimeSession, before: bytes | Path, after: bytes | Path, output: str | None = None
+    ) -> None:
+        if not isinstance(core, OnnxRuntimeSession) or core.device != "cpu":
+            raise TypeError(f"a session on {core.device}: only ONNX Runtime on the CPU is shared")
+        self._core: OnnxRuntimeSession | None = core
+        self._output = output or core.outputs[0].name
+        self._before, self._after = (
+            _create(model, _build_settings(1), [("CPUExecutionProvider", {})]) for model in (before, after)
+        )
+        self.device, self.computes_in = core.device, core.computes_in
+        self.inputs = tuple(_describe(node) for node in self._before.get_inputs())
+        self.outputs = tuple(_describe(node) for node in self._after.get_outputs())
+        self._made = [node.name for node in self._before.get_outputs()]
+        self._result, *sized = (node.name for node in self._after.get_inputs())
+        self._sized = frozenset(sized)
+
+    def run(self, feeds: Tensors, into: Tensors | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Run once; see ``RuntimeSession.run``.
+
+        Args:
+            feeds: One array for each input, of its dtype and shape; may be read-only.
+            into: C-contiguous writable arrays that get the outputs without a copy.
+
+        Returns:
+            Every output by name, or only the arrays of ``into``.
+
+        Raises:
+            InvalidInputError: If names, dtypes or shapes do not fit the graph.
+            InferenceError: If the runtime fails, or the session is closed.
+        """
+        core = None if self._core is None else self._core._session
+        if core is None:
+            raise InferenceError("a run on a closed session", do="Open a new one.")
+        check_feeds(self.inputs, feeds)
+        with _run_errors():
+            made = _run_bound(_bind(self._before, feeds), self._before, self._made)
+            values = dict(zip((node.name for node in core.get_inputs()), made, strict=True))
+            del made  # each tensor goes back to its arena as soon as it was read
+            binding = _bind(core, {}, values)
+            values.clear()
+            (result,) = _run_bound(binding, core, [self._output])
+            del binding
+            binding = _bind(self._after, {name: feeds[name] for name in self._sized}, {self._result: result})
+            if into is None:
+                return {"output": _run_bound(binding, self._after, [self.outputs[0].name])[0].numpy()}
+            for name, array in into.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            self._after.run_with_iobinding(binding)
+            return dict(into)
+
+    def close(self) -> None:
+        """Release the two graphs, not the model; a second call does nothing."""
+        self._core = None
+
+
+def _bind(
+    session: ort.InferenceSession, arrays: Tensors, values: Mapping[str, ort.OrtValue] | None = None
+) -> ort.IOBinding:
+    """Bind inputs without a copy; arrays may be read-only."""
+    binding = session.io_binding()
+    for name, array in arrays.items():
+        binding.bind_cpu_input(name, array)
+    for name, value in (values or {}).items():
+        binding.bind_ortvalue_input(name, value)
+    return binding
+
+
+def _run_bound(binding: ort.IOBinding, session: ort.InferenceSession, names: Sequence[str]) -> list[ort.OrtValue]:
+    """Run once; the outputs stay in the memory of the runtime."""
+    for name in names:
+        binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    outputs: list[ort.OrtValue] = binding.get_outputs()
+    return outputs
 
 
 @functools.cache

@@ -7,7 +7,7 @@ a file of their own.
 
 from genai_ray.graph.apart import copy_weights, refer_to_weights
 from genai_ray.graph.field import ReceptiveField, receptive_field
-from genai_ray.graph.fuse import fuse_frames
+from genai_ray.graph.fuse import frame_ends, fuse_frames
 from genai_ray.graph.header import WHOLE_FILE_BYTES, external_files, read_header
 from genai_ray.graph.model import (
     Graph,
@@ -35,6 +35,7 @@ __all__ = [
     "copy_weights",
     "element_name",
     "external_files",
+    "frame_ends",
     "free_batch",
     "fuse_frames",
     "graph_inputs",

@@ -1,6 +1,7 @@
 """Fuses frames into a model: cast, scale, transpose, the model, clamp, round, cast and transpose become one graph.
 
-Inputs and outputs have a quarter of the bytes of float tensors, and numpy need not touch a frame.
+Inputs and outputs have a quarter of the bytes of float tensors, and numpy need not touch a frame. ``frame_ends`` builds
+what is added as graphs of their own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from genai_ray.errors import ModelLoadError
 from genai_ray.graph.model import Graph, free_batch, graph_inputs, graphs_of, walk_nodes
 from genai_ray.types import ModelTask, full_range
 
-__all__ = ["fuse_frames"]
+__all__ = ["frame_ends", "fuse_frames"]
 
 _PREFIX = "genai_ray."
+_MODEL = "genai_ray.model"
+"""Type and domain of the node that stands for a model between its ends."""
 _ANTIALIAS_OPSET = 18
+_ENDS_IR_VERSION = 8
 _OLDEST_OPSET = 7
 """From this set on, Mul and Add broadcast; ONNX Runtime does not support older sets."""
 
@@ -48,17 +52,83 @@ def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
     fused = free_batch(model) if spec.batchable else Graph()
     if not spec.batchable:
         fused.CopyFrom(model)
-    if _opset_of(fused) < _OLDEST_OPSET:
-        raise ModelLoadError(
-            f"{spec.model_id} has operator set {_opset_of(fused)}",
-            f"{_OLDEST_OPSET} or later for frames",
-            "Convert it, or use run().",
-        )
+    _check_opset(fused, spec)
     if spec.is_resized:
         fused = _raise_opset(fused)
     builder = _Builder(fused, spec, np.dtype(dtype), peak)
     builder.build()
     return fused
+
+
+def frame_ends(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> tuple[Graph, Graph]:
+    """Build what ``fuse_frames`` adds to a model as graphs of their own, so that frames of any dtype share the model.
+
+    Args:
+        model: The model of the file; not changed. Its weights are not needed.
+        spec: As for ``fuse_frames``.
+        dtype: uint8, uint16 or float32.
+
+    Returns:
+        The graph before the model, from ``frames`` and params to one output for each input of the model, in its order;
+        and the graph after it, from the model's output, its first input, to ``output``. If the second graph has an
+        input ``frames``, or ``frames0``, it reads their size.
+
+    Raises:
+        ModelLoadError: As ``fuse_frames``.
+        InvalidInputError: If the dtype is none of these.
+    """
+    _check_opset(model, spec)
+    model = free_batch(model) if spec.batchable else model
+    inputs = graph_inputs(model)
+    names = [value.name for value in inputs], [value.name for value in model.graph.output]
+    whole = helper.make_model(
+        helper.make_graph([helper.make_node(_MODEL, *names, domain=_MODEL)], "frames", inputs, model.graph.output),
+        opset_imports=[helper.make_opsetid("", _ANTIALIAS_OPSET), helper.make_opsetid(_MODEL, 1)],
+        ir_version=_ENDS_IR_VERSION,
+    )
+    _Builder(whole, spec, np.dtype(dtype), full_range(dtype)).build()
+    nodes = list(whole.graph.node)
+    at = next(index for index, node in enumerate(nodes) if node.op_type == _MODEL)
+    made = [f"{_PREFIX}input{index}" for index in range(len(inputs))]
+    links = [helper.make_node("Identity", [name], [end]) for name, end in zip(nodes[at].input, made, strict=True)]
+    kinds = [value.type.tensor_type.elem_type for value in inputs]
+    outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(made, kinds, strict=True)]
+    output = spec.outputs[0].name or names[1][0]
+    position = names[1].index(output)
+    result = helper.make_tensor_value_info(
+        nodes[at].output[position], model.graph.output[position].type.tensor_type.elem_type, None
+    )
+    read = {name for node in nodes[at + 1 :] for name in node.input}
+    frames = [value for value in whole.graph.input if value.name in read]
+    return (
+        _part_of(whole, [*nodes[:at], *links], list(whole.graph.input), outputs),
+        _part_of(whole, nodes[at + 1 :], [result, *frames], list(whole.graph.output)),
+    )
+
+
+def _part_of(
+    whole: Graph,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+) -> Graph:
+    """Make a graph of some nodes of another one, with the constants that they read."""
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in whole.graph.initializer if tensor.name in read]
+    return helper.make_model(
+        helper.make_graph(nodes, "frames", inputs, outputs, constants),
+        opset_imports=[helper.make_opsetid("", _ANTIALIAS_OPSET)],
+        ir_version=_ENDS_IR_VERSION,
+    )
+
+
+def _check_opset(model: Graph, spec: ModelSpec) -> None:
+    if _opset_of(model) < _OLDEST_OPSET:
+        raise ModelLoadError(
+            f"{spec.model_id} has operator set {_opset_of(model)}",
+            f"{_OLDEST_OPSET} or later for frames",
+            "Convert it, or use run().",
+        )
 
 
 class _Builder:

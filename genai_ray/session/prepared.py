@@ -31,8 +31,12 @@ from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import cache_folder, is_private
 from genai_ray.graph import (
+    Graph,
     copy_weights,
+    frame_ends,
+    free_batch,
     fuse_frames,
+    graph_tensors,
     read_header,
     read_model,
     refer_to_weights,
@@ -41,13 +45,16 @@ from genai_ray.graph import (
 from genai_ray.inspection import hash_model, weight_files
 from genai_ray.session.sizing import bytes_per_px
 
-__all__ = ["MAX_KEPT_BYTES", "Prepared", "find_prepared", "forget_prepared"]
+__all__ = ["ENDS", "MAX_KEPT_BYTES", "Prepared", "build_graphs", "find_prepared", "forget_prepared", "freed_inputs"]
 
 _log = logging.getLogger(__name__)
 
 MAX_KEPT_BYTES = 2 * 1024**3
 """Most bytes of all files; beyond that, those that were used least recently go. A model of more than half of it is not
 kept."""
+
+ENDS = "ends "
+"""How the kind of the graphs before and after a model begins."""
 
 _LEFT_FREE = 0.5
 """At least this share of the free bytes of the disk stays free."""
@@ -62,40 +69,80 @@ class Prepared:
 
     key: str
     """Name of its record."""
-    graph: str
-    """sha256 and name of its file."""
+    graphs: tuple[str, ...]
+    """sha256 and name of its file; the graphs before and after a model are two."""
     weights: str
     """sha256 and name of the file of its large weights; empty if all are in the graph's file."""
     num_bytes: int
-    """Bytes of both files."""
+    """Bytes of all files."""
     weight_bytes: int
     """Bytes of the weights, as stored."""
     bytes_per_px: float | None
-    """Predicted bytes of a run by input pixel; None for raw tensors."""
+    """Predicted bytes of a run by input pixel; None if it takes no frames, or has no weights."""
+    freed: tuple[str, ...]
+    """Inputs whose first axis is 1 in the model's file, and free in the graph."""
 
     @property
-    def path(self) -> Path:
-        """File of the graph."""
-        return _folder() / f"{self.graph}.onnx"
+    def paths(self) -> tuple[Path, ...]:
+        """Files of the graphs."""
+        return tuple(_folder() / f"{name}.onnx" for name in self.graphs)
 
     @property
     def files(self) -> tuple[tuple[Path, str], ...]:
         """Its files, each with its sha256."""
         weights = ((_folder() / f"{self.weights}.weights", self.weights),) if self.weights else ()
-        return ((self.path, self.graph), *weights)
+        return (*zip(self.paths, self.graphs, strict=True), *weights)
+
+
+def build_graphs(model: Graph, spec: ModelSpec, kind: str) -> tuple[Graph, ...]:
+    """Build what a session loads of a model.
+
+    Args:
+        model: The model of the file; not changed.
+        spec: The model's spec.
+        kind: ``raw`` for the model as it is; a dtype of frames for one that takes frames of it. For a model that all
+            dtypes share, ``core``; and ``ends`` with a dtype for the graphs before and after it.
+
+    Returns:
+        The graph, or the two ends.
+
+    Raises:
+        ModelLoadError: As ``genai_ray.graph.fuse_frames``.
+    """
+    if kind == "raw":
+        return (model,)
+    if kind == "core":
+        return (free_batch(model) if spec.batchable else model,)
+    if kind.startswith(ENDS):
+        return frame_ends(model, spec, np.dtype(kind.removeprefix(ENDS)))
+    return (fuse_frames(model, spec, np.dtype(kind)),)
+
+
+def freed_inputs(model: Graph, spec: ModelSpec) -> tuple[str, ...]:
+    """Tell which inputs take any number of frames in a session, but only one by the model's file.
+
+    Args:
+        model: The model of the file.
+        spec: The model's spec.
+
+    Returns:
+        Their names.
+    """
+    inputs = graph_tensors(model)[0] if spec.batchable else ()
+    return tuple(tensor.name for tensor in inputs if len(tensor.shape or ()) > 1 and (tensor.shape or ())[0] == 1)
 
 
 def find_prepared(spec: ModelSpec, path: Path, kind: str) -> Prepared | None:
-    """Return the graph of a model that is ready for ONNX Runtime, in FP32; make it, if there is none.
+    """Return graphs of a model that are ready for ONNX Runtime, in FP32; make them, if there are none.
 
     Args:
         spec: The model.
         path: Its file.
-        kind: A dtype of frames, or ``raw``.
+        kind: As for ``build_graphs``.
 
     Returns:
-        The graph; None if it cannot be kept: it is too large, the folder cannot be written to or belongs to others, or
-        the model is corrupt or changes meanwhile. The log says why.
+        The graph, or the two ends; None if they cannot be kept: the model is too large, corrupt or changes meanwhile,
+        or the folder cannot be written to or belongs to others. The log says why.
     """
     try:
         states = _states_of(path)
@@ -132,21 +179,25 @@ def _make(key: str, spec: ModelSpec, path: Path, kind: str, states: object) -> P
         _log.info("%s is too large to be kept", path)
         return None
     # To raise the operator set, all weights that are in the file must be in the graph.
-    model = read_model(path) if spec.is_resized else read_header(path)
-    fused = model if kind == "raw" else fuse_frames(model, spec, np.dtype(kind))
-    per_px = bytes_per_px(fused, spec) if kind == "uint8" else None
-    stored_bytes = weight_bytes(fused)
+    is_raised = spec.is_resized and kind in ("uint8", "uint16", "float32")
+    model = read_model(path) if is_raised else read_header(path)
+    freed = freed_inputs(model, spec)
+    per_px = bytes_per_px(fuse_frames(model, spec, np.uint8), spec) if kind in ("uint8", "core") else None
+    graphs = build_graphs(model, spec, kind)
+    stored_bytes = sum(map(weight_bytes, graphs))
+    names = []
     with _partial() as (file, partial):
-        num_bytes = copy_weights(fused, path, file)
+        num_bytes = max(copy_weights(one, path, file) for one in graphs)
         weights = _place(file, partial, ".weights") if num_bytes else ""
-    refer_to_weights(fused, f"{weights}.weights")
-    with _partial() as (file, partial):
-        num_bytes += file.write(fused.SerializeToString())
-        name = _place(file, partial, ".onnx")
+    for one in graphs:
+        refer_to_weights(one, f"{weights}.weights")
+        with _partial() as (file, partial):
+            num_bytes += file.write(one.SerializeToString())
+            names.append(_place(file, partial, ".onnx"))
     if _states_of(path) != states:
         _log.info("%s changes while it is read", path)
         return None
-    made = Prepared(key, name, weights, num_bytes, stored_bytes, per_px)
+    made = Prepared(key, tuple(names), weights, num_bytes, stored_bytes, per_px, freed)
     with _partial() as (file, partial):
         file.write(_seal(made))
         file.flush()
@@ -202,7 +253,8 @@ def _read(key: str) -> Prepared | None:
         if is_private(_record(key)):
             content = json.loads(_record(key).read_bytes())
             if content["check"] == _check_of(content["facts"]) and content["facts"]["key"] == key:
-                return Prepared(**content["facts"])
+                facts = content["facts"]
+                return Prepared(**facts | {name: tuple(facts[name]) for name in ("graphs", "freed")})
     return None
 
 

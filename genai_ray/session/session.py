@@ -19,15 +19,11 @@ from genai_ray.backends import (
     RuntimeSession,
     Tensors,
     check_precision,
-    open_runtime,
     resolve_device,
 )
-from genai_ray.backends.onnx_runtime import to_fp16
 from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError, ResourceExhaustedError
-from genai_ray.graph import Graph, fuse_frames, has_outside_weights, read_model, read_weights, weight_bytes
 from genai_ray.inspection import find_model
-from genai_ray.session.precision import measure_agreement
-from genai_ray.session.prepared import find_prepared, forget_prepared
+from genai_ray.session.opening import Opener
 from genai_ray.session.process import anonymous_bytes, count_cores, map_large_blocks, release_freed_memory
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames, zero_feeds
 from genai_ray.session.shown import Shown
@@ -35,10 +31,10 @@ from genai_ray.session.sizing import (
     MODEL_BASE_BYTES,
     SessionLimits,
     Shapes,
-    bytes_per_px,
     check_tile_size,
     default_tile_px,
     describe_seams,
+    ends_bytes,
     fixed_tile,
     largest_run,
     least_tile_px,
@@ -120,18 +116,17 @@ class InferenceSession(Shown):
         self.threads = threads or count_cores()
         self._bytes_before = anonymous_bytes()
         self._lock = threading.Lock()
-        self._variants = Variants(self._load, self._may_take)
-        self._precision_db: float | None = None
         self._frames_done = 0
         self._calls_done = 0
         self._seconds_busy = 0.0
         self._peak_bytes = 0
-        self._bytes_per_px: float | None = None
         self._warm = False
         self._warm_bytes = 0
         is_cpu = self._asked_device == "cpu"
         self.num_runs = runs_at_once(self.spec, self.backend, self.threads if is_cpu else None)
         self.run_batch = run_batch_of(self.spec, self.limits, is_cpu)
+        self._opener = Opener(self.spec, self._path, self._runtime_options(), self._may_compile)
+        self._variants = Variants(self._opener.open, self._may_take)
         self._pool = RunPool(self.num_runs)
         with self._variants.use("uint8" if self.spec.is_image_model else "raw", int) as runtime:
             self.device = runtime.device
@@ -174,7 +169,7 @@ class InferenceSession(Shown):
         scale = self.spec.scale
         channels = 1 if self.spec.task is ModelTask.BACKGROUND_REMOVAL else 3
         out = np.empty((count, padded.shape[1] * scale, padded.shape[2] * scale, channels), batch.dtype)
-        with self._variants.use(batch.dtype.name, lambda: self._warm_bytes or self._loaded_bytes) as runtime:
+        with self._variants.use(batch.dtype.name, self._frames_bytes) as runtime:
             calls = run_frames(runtime, padded, scalars, out, plan=self._plan(is_online), pool=self._pool)
         if padded is not batch:
             edge = self.spec.edge_px * scale
@@ -279,7 +274,7 @@ class InferenceSession(Shown):
         Returns:
             Model, device, precision (requested, of the weights, of the arithmetic), sizes, counts, bytes and notes.
         """
-        agreement = self._precision_db
+        agreement = self._opener.precision_db
         return {
             "model_id": self.spec.model_id,
             "backend": self.backend.value,
@@ -323,6 +318,7 @@ class InferenceSession(Shown):
         self._pool.close()
         for runtime in runtimes:
             runtime.close()
+        self._opener.close()
         del runtimes
         release_freed_memory()
 
@@ -411,11 +407,10 @@ class InferenceSession(Shown):
 
     def _run_bytes(self, height: int, width: int) -> int:
         """Predict the bytes of one run."""
-        if self._bytes_per_px is None:
-            self._bytes_per_px = bytes_per_px(self._build_graph("uint8"), self.spec)
-            if self.precision is ModelPrecision.FP16 and self.computes_in == "fp32":
-                self._bytes_per_px *= 2  # the device computes tensors twice as large as those of the graph
-        return int(self._bytes_per_px * height * width * self.run_batch)
+        per_px = self._opener.bytes_per_px()
+        if self.precision is ModelPrecision.FP16 and self.computes_in == "fp32":
+            per_px *= 2  # the device computes tensors twice as large as those of the graph
+        return int(per_px * height * width * self.run_batch)
 
     def _check_room(self, frames: npt.NDArray[Any]) -> None:
         room = self._room_for_runs()
@@ -430,63 +425,45 @@ class InferenceSession(Shown):
                 f"{room} bytes",
             )
 
-    def _build_graph(self, kind: str) -> Graph:
-        model = read_model(self._path)
-        converted = model
-        if self.precision is not ModelPrecision.FP32 and self.backend is not ModelBackend.OPENVINO:
-            read_weights(model, self._path)
-            converted = to_fp16(model)
-        is_other = converted is not model or self.backend is ModelBackend.OPENVINO
-        if is_other and self._precision_db is None and self.spec.is_image_model:
-            self._precision_db = measure_agreement(model, converted, self.spec, self._runtime_options(converted, kind))
-        return converted if kind == "raw" else fuse_frames(converted, self.spec, np.dtype(kind))
-
     def _use_raw(self, shapes: Mapping[str, tuple[int, ...]]) -> AbstractContextManager[RuntimeSession]:
-        return self._variants.use("raw", lambda: self._loaded_bytes + self.num_runs * raw_run_bytes(self._path, shapes))
+        return self._variants.use("raw", lambda: self._raw_bytes(shapes))
+
+    def _raw_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Predict what runs of raw tensors take in addition."""
+        run_bytes = raw_run_bytes(self._path, shapes)
+        if self._opener.is_shared:  # the runs of frames have taken their share of the same memory
+            return self.num_runs * max(run_bytes - self._run_bytes(*self._largest_run()), 0)
+        return self._loaded_bytes + self.num_runs * run_bytes
+
+    def _frames_bytes(self) -> int:
+        """Predict what frames of another dtype take in addition."""
+        if self._opener.is_shared:
+            return self.num_runs * ends_bytes(self.spec, *self._largest_run())
+        return self._warm_bytes or self._loaded_bytes
 
     def _may_take(self, num_bytes: int) -> bool:
         if self.limits.reserve is not None:
             return self.limits.reserve(num_bytes)
         return self.limits.max_bytes is None or self.memory_bytes + num_bytes <= self.limits.max_bytes
 
-    def _load(self, kind: str) -> RuntimeSession:
-        is_plain = self.precision is ModelPrecision.FP32 and self.backend is not ModelBackend.OPENVINO
-        found = find_prepared(self.spec, self._path, kind) if is_plain else None
-        if found is not None:
-            self._bytes_per_px = found.bytes_per_px or self._bytes_per_px
-            try:
-                return open_runtime(found.path, self._options(kind, found.weight_bytes, found.num_bytes))
-            except ModelLoadError as exc:  # it was removed meanwhile; if the model is at fault, the load below says so
-                forget_prepared(found)
-                _log.info("%s: its graph is made again: %s", self.spec.model_id, exc)
-        model = self._build_graph(kind)
-        return open_runtime(model.SerializeToString(), self._runtime_options(model, kind))
+    def _may_compile(self, kind: str, stored_bytes: int, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        if kind == "raw":
+            run_bytes = raw_run_bytes(self._path, shapes)
+        else:
+            height, width = next(shape[1:3] for shape in shapes.values() if shape)
+            run_bytes = self._run_bytes(height, width)
+        return self._may_take(MODEL_BASE_BYTES + stored_bytes + self.num_runs * run_bytes)
 
-    def _runtime_options(self, model: Graph, kind: str) -> RuntimeOptions:
-        folder = self._path.parent if has_outside_weights(model) else None
-        return self._options(kind, weight_bytes(model), model.ByteSize(), folder)
-
-    def _options(self, kind: str, stored_bytes: int, model_bytes: int, folder: Path | None = None) -> RuntimeOptions:
+    def _runtime_options(self) -> RuntimeOptions:
         threads = self.threads
         if self._asked_device == "cpu":
             is_single = self.backend is ModelBackend.OPENVINO  # with two threads, RIFE differs in bits
             threads = 1 if is_single else max(self.threads // self.num_runs, 1)
-
-        def may_compile(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-            if kind == "raw":
-                run_bytes = raw_run_bytes(self._path, shapes)
-            else:
-                height, width = next(shape[1:3] for shape in shapes.values() if shape)
-                run_bytes = self._run_bytes(height, width)
-            return self._may_take(MODEL_BASE_BYTES + stored_bytes + self.num_runs * run_bytes)
-
         return RuntimeOptions(
             backend=self.backend,
             precision=self.precision,
             device=self._asked_device,
             threads=threads,
             num_runs=self.num_runs,
-            max_bytes=None if self.limits.max_bytes is None else self.limits.max_bytes - model_bytes,
-            folder=folder,
-            may_compile=may_compile,
+            max_bytes=self.limits.max_bytes,
         )

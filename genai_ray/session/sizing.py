@@ -24,6 +24,7 @@ __all__ = [
     "check_tile_size",
     "default_tile_px",
     "describe_seams",
+    "ends_bytes",
     "fixed_tile",
     "largest_run",
     "least_tile_px",
@@ -32,6 +33,7 @@ __all__ = [
     "raw_run_bytes",
     "run_batch_of",
     "runs_at_once",
+    "shares_model",
     "tile_step",
 ]
 
@@ -52,6 +54,8 @@ WEIGHT_BYTES_FACTOR = 2.0
 """Bytes of the runtime per byte of stored weights: it repacks them for its kernels."""
 MODEL_BASE_BYTES = 12_000_000
 """Bytes of any loaded model: the runtime's own structures, measured with networks of 5 KB."""
+ENDS_BASE_BYTES = 2_000_000
+"""Bytes of the graphs around a model for frames of one dtype, without their tensors."""
 GPU_RUN_BATCH = 4
 """Frames in one call on a GPU; on a CPU it is one, since more are not faster and take more memory."""
 
@@ -253,6 +257,34 @@ def runs_at_once(spec: ModelSpec, backend: ModelBackend, threads: int | None) ->
     return min(threads, MAX_WHOLE_RUNS) if backend is ModelBackend.OPENVINO else 1
 
 
+def shares_model(spec: ModelSpec, backend: ModelBackend, *, is_cpu: bool) -> bool:
+    """Tell whether frames of all dtypes and raw tensors share one session of the model: in ONNX Runtime on a CPU.
+
+    Args:
+        spec: The model.
+        backend: The runtime.
+        is_cpu: Whether a CPU computes.
+
+    Returns:
+        Whether they do; for a model that takes no frames there is nothing to share.
+    """
+    return spec.is_image_model and backend is ModelBackend.ONNX and is_cpu
+
+
+def ends_bytes(spec: ModelSpec, height: int, width: int) -> int:
+    """Predict what frames of another dtype take in a session that shares its model: the graphs around it.
+
+    Args:
+        spec: The model.
+        height: Height of the largest run in pixels.
+        width: Its width.
+
+    Returns:
+        Bytes for one run at a time: two float32 tensors of three channels on each side of the model.
+    """
+    return ENDS_BASE_BYTES + 2 * 3 * 4 * (1 + spec.scale**2) * height * width
+
+
 def run_batch_of(spec: ModelSpec, limits: SessionLimits, is_cpu: bool) -> int:
     """Return how many frames go into one runtime call.
 
@@ -373,8 +405,8 @@ def predict_bytes(
     raw = int(RUN_BYTES_FACTOR * activations * num_runs)
     if not spec.is_image_model:
         return fixed + raw
-    if limits.warmup_shapes:  # frames and raw tensors have a runtime each
-        raw += fixed
+    if limits.warmup_shapes and not shares_model(spec, backend, is_cpu=threads is not None):
+        raw += fixed  # frames and raw tensors have a runtime each
     height, width = largest_run(spec, limits, default_tile_px(spec, limits))
     runs = num_runs * run_batch_of(spec, limits, threads is not None)
     return raw + fixed + int(bytes_per_px(fuse_frames(model, spec, np.dtype(np.uint8)), spec) * height * width * runs)

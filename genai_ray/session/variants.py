@@ -1,4 +1,8 @@
-"""The loaded variants of one model: uint8, uint16, float32 frames and raw tensors each need their own, with weights."""
+"""The loaded variants of one model: for uint8, uint16 and float32 frames, and for raw tensors.
+
+In ONNX Runtime on a CPU they share one session of the model, and only the small graphs around it differ. Elsewhere each
+variant has weights of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-from genai_ray.backends import RuntimeSession
+import numpy.typing as npt
+
+from genai_ray.backends import RuntimeSession, Tensors, check_feeds
 from genai_ray.errors import InferenceError
 from genai_ray.session.process import release_freed_memory
 
-__all__ = ["Variants"]
+__all__ = ["RawTensors", "Variants"]
 
 
 class Variants:
@@ -120,3 +128,39 @@ class Variants:
         while runtimes:
             runtimes.popitem()[1].close()
         release_freed_memory()
+
+
+class RawTensors:
+    """The raw tensors of a model whose session others share; a ``RuntimeSession``.
+
+    Args:
+        core: The model's session; it stays open when this one is closed.
+        freed: Inputs that take one frame by the model's file, and any number in the session.
+    """
+
+    def __init__(self, core: RuntimeSession, freed: tuple[str, ...]) -> None:
+        self._core = core
+        self.device, self.computes_in, self.outputs = core.device, core.computes_in, core.outputs
+        self.inputs = tuple(
+            replace(info, shape=(1, *info.shape[1:])) if info.name in freed else info for info in core.inputs
+        )
+
+    def run(self, feeds: Tensors, into: Tensors | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Run once; see ``RuntimeSession.run``.
+
+        Args:
+            feeds: One array for each input, of its dtype and shape.
+            into: Arrays that get the outputs.
+
+        Returns:
+            As ``RuntimeSession.run``.
+
+        Raises:
+            InvalidInputError: If names, dtypes or shapes do not fit the graph.
+            InferenceError: If the runtime fails, or the session is closed.
+        """
+        check_feeds(self.inputs, feeds)
+        return self._core.run(feeds, into)
+
+    def close(self) -> None:
+        """Do nothing: others use the model's session."""

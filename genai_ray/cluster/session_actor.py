@@ -478,8 +478,8 @@ class SessionActor:
                 served.is_online = caller.is_online
         try:
             yield usable
-        except InvalidInputError:
-            raise  # it did not reach the runtime
+        except (InvalidInputError, ResourceExhaustedError):
+            raise  # it did not reach the runtime: a frame may be too large for what is reserved
         except BaseException:
             self._has_failed = True
             raise

@@ -310,6 +310,40 @@ def test_only_what_says_nothing_of_the_process_may_fail_in_it(start, frames):
         assert (close(actor) is not None) == is_fit
 
 
+def test_a_frame_that_is_too_large_says_nothing_of_the_process(start):
+    request = SessionRequest(
+        MODELS[0], ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, max_frame=(64, 64), tile_size_px=0
+    )
+    actor, _ = start(asked=LoadRequest(request))
+    ray.get(actor.load.remote())
+    caller = Caller(ray.get(actor.describe.remote()).name)
+    with pytest.raises(errors.ResourceExhaustedError, match="cannot be tiled"):
+        ray.get(actor.infer.remote(caller, np.zeros((2160, 3840, 3), np.uint8)))
+    assert close(actor) is not None
+
+
+@pytest.mark.slow
+def test_what_is_reserved_covers_a_process_that_is_used_again_and_again(ray_session, tmp_path, frames):
+    spec, file = find_model(MODELS[2])
+    paths = [str(tmp_path / f"{name}.onnx") for name in "ab"]
+    for path in paths:
+        shutil.copyfile(file, path)
+        Path(path).with_suffix(".yaml").write_text(dump_spec(spec))
+    with ending(ModelCache(1_000_000_000, name="one")) as cache:
+        cache.load_model(paths[0])
+        one, _ = cache.memory_usage()
+    with ending(ModelCache(3 * one // 2, name="again", options=CacheOptions(min_stay_s=0.0))) as cache:
+        pids = set()
+        for number in range(16):
+            session = cache.get_session(paths[number % 2])
+            session.infer(frames)
+            pid = session.status()["pid"]
+            pids.add(pid)
+            wait_until(lambda path=paths[number % 2], pid=pid: rss_anon(pid) <= entry_of(cache, path).bytes)
+        assert cache.status().reuses >= 14
+        assert len(pids) <= 2
+
+
 def test_a_spec_that_was_edited_is_read_again(start, frames, tmp_path, monkeypatch):
     class OwnModels(session_actor.SessionActor):
         def __init__(self, *given):

@@ -56,7 +56,7 @@ def test_raw_tensors_keep_the_batch_of_the_file(tmp_path):
 @pytest.mark.slow
 def test_a_variant_with_weights_of_its_own_is_asked_for_before_it_is_loaded(tmp_path):
     """In OpenVINO."""
-    path, expected = expect(tmp_path, backend="openvino")
+    path, expected = expect(tmp_path, ("uint16",), backend="openvino")
     asked = []
     limits = SessionLimits(max_frame=(SIDE, SIDE), reserve=lambda num_bytes: not asked.append(num_bytes))
     with InferenceSession(path, backend="openvino", limits=limits) as session:

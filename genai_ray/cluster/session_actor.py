@@ -138,7 +138,7 @@ class SessionActor:
         Returns:
             Bytes that this process still holds, if it may serve another session: they were measured to be at most
             ``KEPT_SHARE`` more than those of a new one that has worked, no call of its sessions has failed but for
-            invalid input, and it has loaded fewer than ``MAX_LOADS``. None if it may not.
+            invalid input and frames that are too large, and it has loaded fewer than ``MAX_LOADS``. None if it may not.
         """
         with self._loading:
             with self._lock:

@@ -159,12 +159,15 @@ def one_model(options, pythons) -> dict[str, dict[str, list[float]]]:
 VECTOR = np.random.default_rng(0).random((1, round((MODEL_BYTES / 4) ** 0.5)), np.float32)
 
 
-def loads_of(port: int) -> int:
+def loads_of(port: int) -> dict[str, int]:
+    """Loads so far, and those of them in used processes."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        line = next(
-            line for line in answer.read().decode().splitlines() if line.startswith("genai_ray_cache_loads_total ")
-        )
-    return int(float(line.split()[1]))
+        lines = answer.read().decode().splitlines()
+    found = {}
+    for name in ("loads", "reuses"):
+        line = next(line for line in lines if line.startswith(f"genai_ray_cache_{name}_total "))
+        found[name] = int(float(line.split()[1]))
+    return found
 
 
 def reserved_of_one(folder: Path) -> int:
@@ -194,7 +197,7 @@ def many_models(options) -> dict[str, dict[str, float]]:
             kinds = [(f"/v2/models/m{index:02}/infer", headers) for index in range(NUM_MODELS)]
             done = drive(Target(port, body, kinds, order), clients=CLIENTS, seconds=options.many_seconds)
             figures["genai-ray"] = {
-                "loads": loads_of(port),
+                **loads_of(port),
                 "requests": len(done.latencies_s),
                 "requests_per_s": done.rate,
                 "refused": done.refused,

@@ -60,6 +60,7 @@ def test_metrics_follow_what_is_asked(served):
     assert rise["genai_ray_responses_total", ("404", "http")] == 1
     assert after["genai_ray_cache_budget_bytes", ()] > after["genai_ray_cache_used_bytes", ()] > 0
     assert after["genai_ray_cache_loads_total", ()] >= 1
+    assert after["genai_ray_cache_reuses_total", ()] <= after["genai_ray_cache_loads_total", ()]
     assert any(
         name == "genai_ray_session_bytes" and any(word.endswith("identity-int16.onnx") for word in labels)
         for name, labels in after

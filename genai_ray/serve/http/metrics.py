@@ -88,7 +88,7 @@ class _Figures(Collector):
         status = self._status
         for name in ("used_bytes", "budget_bytes", "leases"):
             yield GaugeMetricFamily(f"genai_ray_cache_{name}", f"{name} of the model cache.", getattr(status, name))
-        for name in ("loads", "evictions", "failures"):
+        for name in ("loads", "reuses", "evictions", "failures"):
             yield CounterMetricFamily(f"genai_ray_cache_{name}", f"{name} of the model cache.", getattr(status, name))
         labels = ["model_id", "session", "state"]
         taken = GaugeMetricFamily("genai_ray_session_bytes", "Bytes that are reserved for a session.", labels=labels)

@@ -49,7 +49,7 @@ def expect(folder, kinds=("uint8", "uint16", "float32", "raw"), **options):
 
 
 @pytest.mark.slow
-def test_what_is_reserved_is_what_frames_of_any_dtype_and_raw_tensors_take(tmp_path, ray_session):
+def test_what_is_reserved_is_what_every_kind_takes(tmp_path, ray_session):
     path, expected = expect(tmp_path)
     for first in expected:  # the dtype that a session gets first is no other than those that come later
         with ending(ModelCache(3_000_000_000, name=f"{first} first")) as cache:
@@ -65,7 +65,7 @@ def test_what_is_reserved_is_what_frames_of_any_dtype_and_raw_tensors_take(tmp_p
 
 
 @pytest.mark.slow
-def test_room_is_made_for_a_variant_with_weights_of_its_own(tmp_path, ray_session):
+def test_room_is_made_for_a_variant_with_its_own_weights(tmp_path, ray_session):
     """In OpenVINO."""
     path, expected = expect(tmp_path, ("uint8", "uint16"), backend="openvino")
 

@@ -310,7 +310,7 @@ def test_only_what_says_nothing_of_the_process_may_fail_in_it(start, frames):
         assert (close(actor) is not None) == is_fit
 
 
-def test_a_frame_that_is_too_large_says_nothing_of_the_process(start):
+def test_a_frame_too_large_says_nothing_of_the_process(start):
     request = SessionRequest(
         MODELS[0], ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, max_frame=(64, 64), tile_size_px=0
     )
@@ -323,7 +323,7 @@ def test_a_frame_that_is_too_large_says_nothing_of_the_process(start):
 
 
 @pytest.mark.slow
-def test_what_is_reserved_covers_a_process_that_is_used_again_and_again(ray_session, tmp_path, frames):
+def test_what_is_reserved_covers_a_process_used_often(ray_session, tmp_path, frames):
     spec, file = find_model(MODELS[2])
     paths = [str(tmp_path / f"{name}.onnx") for name in "ab"]
     for path in paths:

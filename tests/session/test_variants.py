@@ -54,7 +54,7 @@ def test_raw_tensors_keep_the_batch_of_the_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_variant_with_weights_of_its_own_is_asked_for_before_it_is_loaded(tmp_path):
+def test_a_variant_with_its_own_weights_is_asked_for_first(tmp_path):
     """In OpenVINO."""
     path, expected = expect(tmp_path, ("uint16",), backend="openvino")
     asked = []

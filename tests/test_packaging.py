@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = {path.name for path in (ROOT / "samples").iterdir()}
 PAGE = {path.name for path in (ROOT / "genai_ray" / "serve" / "web" / "page").iterdir()}
 
 
@@ -52,7 +53,8 @@ def test_contents_of_the_source(dist):
     assert {path.rpartition("/")[2] for path in names if path.endswith(".onnx")} == {
         path.name for path in (ROOT / "genai_ray" / "assets").glob("*.onnx")
     }
-    assert not any(name.startswith((".venv", "samples/big")) for name in names)
+    assert {f"samples/{name}" for name in SAMPLES} <= names
+    assert not any(name.startswith(".venv") for name in names)
 
 
 def test_contents(wheel):
@@ -65,6 +67,7 @@ def test_contents(wheel):
         assert wanted <= set(names)
     assert {f"genai_ray/serve/web/page/{name}" for name in PAGE} <= set(names)
     assert {"genai_ray/py.typed", "genai_ray/serve/oip/inference.binpb"} <= set(names)
+    assert {f"genai_ray/samples/{name}" for name in SAMPLES} <= set(names)
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert any(name.endswith(".data/scripts/genai-ray-haproxy") for name in names)
     assert not any(name.startswith(("tests", "samples", "deployments")) for name in names)

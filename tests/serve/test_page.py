@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
+from genai_ray import ModelCatalog
 from genai_ray.serve.deployment.ports import find_free_ports
 from tests.serve.conftest import serve
 from tests.video.clips import write
@@ -213,6 +214,7 @@ def test_a_sample_through_a_chain_zoomed_and_moved(page, shots):
     sigma = page.locator("#param-sigma")
     assert (sigma.input_value(), sigma.get_attribute("max")) == ("15", "75")
     assert page.locator("#params .hint").inner_text() == "Standard deviation of the noise: 0 to 75 of 255."
+    assert page.locator("#model-hint").inner_text() == ModelCatalog.default().get("ffdnet").purpose
     page.get_by_role("button", name="Add another model").click()
     page.get_by_label("Then", exact=True).select_option("websr-x2-s")
     with page.expect_request("**/v1/enhance?model=ffdnet**") as asked:

@@ -58,7 +58,7 @@ SCHEMAS: dict[str, Schema] = {
                     record(
                         name=NAME,
                         task={"enum": [task.value for task in ModelTask]},
-                        description=TEXT,
+                        **dict.fromkeys(("description", "purpose"), TEXT),
                         scale={"type": "integer", "minimum": 1},
                         presets=list_of({"enum": [preset.value for preset in ModelPreset]}),
                         takes_pictures={"type": "boolean"},
@@ -253,6 +253,7 @@ class _Api:
             "name": model.name,
             "task": spec.task.value,
             "description": spec.description,
+            "purpose": spec.purpose,
             "scale": spec.scale,
             "presets": [preset.value for preset in spec.presets],
             "takes_pictures": _takes_pictures(spec),

@@ -80,7 +80,8 @@ function addModel() {
 
 function chooseModels() {
   for (const select of [$("model"), ...$("more").querySelectorAll("select")]) {
-    $(`${select.id}-hint`).textContent = models.get(select.value)?.description ?? "This server offers no model for pictures or clips.";
+    const model = models.get(select.value);
+    $(`${select.id}-hint`).textContent = model ? model.purpose || model.description : "This server offers no model for pictures or clips.";
   }
   const params = new Map(chain().flatMap((model) => Object.entries(paramsOf(model))));
   $("params").replaceChildren(...[...params].map(([name, param]) => paramField(name, param)));

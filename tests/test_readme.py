@@ -50,7 +50,7 @@ def test_the_python_blocks_run(in_shared_ray, samples, tmp_path):
         assert done.returncode == 0, done.stderr
         told.append(done.stdout)
     batch, notebook, own = told
-    assert batch.startswith("20 ")  # ten frames of each clip
+    assert batch.startswith("16 ")  # eight frames of each clip
     assert notebook.startswith("(2, 180, 320, 3) Figure(")
     assert own.splitlines() == ["2 upscaling", "(2, 180, 320, 3)"]
     assert len(list((tmp_path / "enhanced").glob("*.mp4"))) == 2

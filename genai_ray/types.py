@@ -23,6 +23,7 @@ from genai_ray.errors import ConfigError, InvalidInputError
 __all__ = [
     "FRAME_DTYPES",
     "CheckLevel",
+    "Fit",
     "Frames",
     "InferenceResult",
     "ModelBackend",
@@ -101,9 +102,22 @@ class CheckLevel(StrEnum):
     STRICT = "strict"
 
 
+class Fit(StrEnum):
+    """How ``enhance`` puts a picture into a width and a height of another shape.
+
+    ``inside``: the largest picture that has room, and no more pixels than that. ``pad``: the same between black bars.
+    ``crop``: the middle of the smallest picture that covers both sides. ``stretch``: the whole picture out of shape.
+    """
+
+    INSIDE = "inside"
+    PAD = "pad"
+    CROP = "crop"
+    STRETCH = "stretch"
+
+
 _Word = TypeVar("_Word", bound=StrEnum)
 _WORDS: dict[str, type[StrEnum]] = {
-    kind.__name__: kind for kind in (CheckLevel, ModelBackend, ModelPrecision, ModelTask)
+    kind.__name__: kind for kind in (CheckLevel, Fit, ModelBackend, ModelPrecision, ModelTask)
 }
 _PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "True or False"),

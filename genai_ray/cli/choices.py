@@ -15,13 +15,14 @@ import typer
 from rich.markup import escape
 
 from genai_ray.errors import ConfigError
-from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelPreset, ModelTask
+from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, ModelPreset, ModelTask
 
 __all__ = [
     "AutoBackend",
     "AutoPrecision",
     "Backend",
     "Check",
+    "Fit",
     "Group",
     "Precision",
     "Preset",

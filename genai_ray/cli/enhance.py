@@ -10,6 +10,7 @@ from genai_ray.cli.choices import (
     AutoBackend,
     AutoPrecision,
     Check,
+    Fit,
     Group,
     Preset,
     Task,
@@ -115,6 +116,38 @@ def enhance(
             help="Only 5 s from the middle, into NAME.preview.mp4 for NAME.mp4.",
         ),
     ] = False,
+    size: Annotated[
+        str | None,
+        option(group=Group.TIME_AND_SIZE, help="Size out, such as 1920x1080.", metavar="SIZE", default="by the model"),
+    ] = None,
+    height: Annotated[
+        int | None, option(group=Group.TIME_AND_SIZE, help="Instead: the height; the width follows.", metavar="PIXELS")
+    ] = None,
+    width: Annotated[
+        int | None, option(group=Group.TIME_AND_SIZE, help="Instead: the width; the height follows.", metavar="PIXELS")
+    ] = None,
+    scale: Annotated[
+        str | None,
+        option(group=Group.TIME_AND_SIZE, help="Instead: times the size of the input, such as 1.5.", metavar="X"),
+    ] = None,
+    fit: Annotated[
+        Fit | None,
+        option(
+            group=Group.TIME_AND_SIZE,
+            help=f"How another shape is put into --size: {words(Fit)}.",
+            metavar="NAME",
+            default="inside",
+        ),
+    ] = None,
+    input_height: Annotated[
+        int | None,
+        option(
+            group=Group.TIME_AND_SIZE,
+            help="Reduce frames to this height before the first model.",
+            metavar="PIXELS",
+            default="as they are",
+        ),
+    ] = None,
     factor: Annotated[
         int | None,
         option(
@@ -362,6 +395,12 @@ def enhance(
         audio=audio,
         subtitles=subtitles,
         streams=streams,
+        size=size,
+        width=width,
+        height=height,
+        scale=scale,
+        fit=fit,
+        input_height=input_height,
         check=check,
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,
@@ -391,8 +430,7 @@ def enhance(
     if dry_run:
         forecast_job(inputs, output, models, options, manner)
         return
-    report = run_job(inputs, output, models, options, manner)
-    if report.clips_failed > max_failures:
+    if run_job(inputs, output, models, options, manner).clips_failed > max_failures:
         raise typer.Exit(1)
 
 

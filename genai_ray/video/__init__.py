@@ -21,11 +21,18 @@ from genai_ray.video.codecs import (
     TABLE_SUFFIX,
     predict_encoder_bytes,
 )
-from genai_ray.video.colour import scale_alpha
+from genai_ray.video.colour import resample, scale_alpha
 from genai_ray.video.container import check_container, describe_libraries
 from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment
 from genai_ray.video.digest import compare_frames, digest_part, digest_ranges, read_record_name
-from genai_ray.video.encode import Encoding, SegmentWriter, choose_pixel_format, describe_losses, validate_encoding
+from genai_ray.video.encode import (
+    Encoding,
+    SegmentWriter,
+    choose_pixel_format,
+    describe_losses,
+    find_side_step,
+    validate_encoding,
+)
 from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.pictures import (
@@ -79,6 +86,7 @@ __all__ = [
     "digest_ranges",
     "encode_png",
     "encode_png16",
+    "find_side_step",
     "folder_of_pictures",
     "join_segments",
     "parse_track_options",
@@ -87,6 +95,7 @@ __all__ = [
     "read_picture",
     "read_pictures",
     "read_record_name",
+    "resample",
     "scale_alpha",
     "validate_encoding",
     "write_pictures",

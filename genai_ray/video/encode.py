@@ -40,7 +40,15 @@ from genai_ray.video.info import YCGCO, Colour, HdrMetadata, VideoInfo
 # Errors only: SVT-AV1 would print its settings and the thread's priority whenever it is opened.
 os.environ.setdefault("SVT_LOG", "1")
 
-__all__ = ["Encoding", "SegmentWriter", "add_encoder", "choose_pixel_format", "describe_losses", "validate_encoding"]
+__all__ = [
+    "Encoding",
+    "SegmentWriter",
+    "add_encoder",
+    "choose_pixel_format",
+    "describe_losses",
+    "find_side_step",
+    "validate_encoding",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,11 +169,7 @@ def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, 
             f"alpha with {encoding.encoder}", ", ".join(name for name, other in CODECS.items() if other.alpha_formats)
         )
     by_sampling = codec.alpha_formats if has_alpha else codec.formats
-    is_odd = bool(size[0] % 2 or size[1] % 2)
-    wanted = (_sampling_of(source),) if codec.keeps_sampling else ()
-    sampling = next(
-        (name for name in (*wanted, "420", "422", "444") if name in by_sampling and (name == "444" or not is_odd)), None
-    )
+    sampling = _choose_sampling(encoding, source, is_odd=bool(size[0] % 2 or size[1] % 2), has_alpha=has_alpha)
     if sampling is None:
         raise ConfigError(
             f"{encoding.encoder} for pictures of {size[0]}x{size[1]}",
@@ -179,6 +183,28 @@ def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, 
             f"{encoding.encoder} with {chosen}, which this build of it lacks", do="Choose another bit depth or codec."
         )
     return chosen
+
+
+def find_side_step(encoding: Encoding, source: str, *, has_alpha: bool = False) -> int:
+    """Return of how many pixels the sides of a result must be a multiple, to be stored as an even size would be.
+
+    Args:
+        encoding: The settings, with a codec.
+        source: Pixel format of the source.
+        has_alpha: Whether alpha is stored.
+
+    Returns:
+        2 if fewer samples of chroma than of luma are stored; 1 for 4:4:4 and RGB.
+    """
+    return 1 if _choose_sampling(encoding, source, is_odd=False, has_alpha=has_alpha) == "444" else 2
+
+
+def _choose_sampling(encoding: Encoding, source: str, *, is_odd: bool, has_alpha: bool) -> str | None:
+    codec = CODECS[encoding.encoder]
+    by_sampling = codec.alpha_formats if has_alpha else codec.formats
+    wanted = (_sampling_of(source),) if codec.keeps_sampling else ()
+    known = (name for name in (*wanted, "420", "422", "444") if name in by_sampling)
+    return next((name for name in known if name == "444" or not is_odd), None)
 
 
 def _sampling_of(pix_fmt: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -56,8 +56,15 @@ def test_a_job_is_foreseen_and_nothing_is_written(folder):
 
 def test_chains_that_add_frames_and_masks_are_foreseen(folder):
     chain = ["rife", "websr-x2-s", "selfie-segmentation"]
-    forecast = forecast_videos(folder / "clips" / "a.mp4", folder / "b.mp4", models=chain, options=OPTIONS)
+    options = replace(OPTIONS, size="200x200", fit="pad", input_height=32)
+    forecast = forecast_videos(folder / "clips" / "a.mp4", folder / "b.mp4", models=chain, options=options)
     assert forecast.frames == 2 * NUM_FRAMES
+    (clip,) = forecast.clips
+    assert (clip.size_made, clip.size_out) == ((96, 64), (200, 200))
+    assert clip.notes == (
+        "input: 96x64 is reduced to 48x32 before the first model",
+        "size: the chain makes 96x64; it is resampled to 200x134, with black bars up to 200x200",
+    )
     assert list(forecast.models) == chain
     assert forecast.expected_s > 0
 

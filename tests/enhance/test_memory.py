@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from genai_ray import EnhanceOptions, enhance_videos
 from genai_ray.enhance.job import scheduler
-from genai_ray.enhance.segment.segment import predict_segment_bytes
+from genai_ray.enhance.segment.needs import predict_segment_bytes
 from genai_ray.video import Encoding, SegmentWriter, plan_video
 from genai_ray.video.codecs import bound_options
 from tests.processes import descendants, rss_anon, start, title

@@ -4,6 +4,7 @@ refused."""
 import functools
 import json
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -551,6 +552,7 @@ def test_a_manifest_says_which_piece(ray_session, kind, tmp_path):
 def test_workers_and_deaths_change_no_byte_of_a_piece(tmp_path):
     source = write(tmp_path / "a.mp4", size=(320, 180), pts=list(range(90)), options={"g": "12", "bf": "2"})
     options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=6, start="0.5", end="f80")
+    options = replace(options, size="400x400", fit="pad", input_height=90)
     output = tmp_path / "b.mp4"
     work = tmp_path / "b.mp4.genai-ray"
 
@@ -574,7 +576,7 @@ def test_workers_and_deaths_change_no_byte_of_a_piece(tmp_path):
 def test_a_killed_piece_goes_on_where_it_stopped(tmp_path):
     source = write(tmp_path / "a.mkv", size=(320, 180), pts=list(range(120)), options={"g": "6"})
     words = ["--model", "websr-x2-l", "--encoder-preset", "ultrafast", "--segment-frames", 6, "--json"]
-    words += ["--start", "f31", "--end", "0:04.4"]
+    words += ["--start", "f31", "--end", "0:04.4", "--size", "500x300", "--fit", "crop"]
     assert run("enhance", source, "-o", tmp_path / "undisturbed.mkv", *words).returncode == 0
     output = tmp_path / "b.mkv"
     job = start("enhance", source, "-o", output, *words)

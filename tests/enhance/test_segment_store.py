@@ -17,6 +17,7 @@ from genai_ray.enhance.job.clip_plan import ClipPlan, Packed, examine_clip, open
 from genai_ray.enhance.job.segment_store import SegmentStore, hash_segment, key_segments, node_kind
 from genai_ray.enhance.job.steps import finish_clip, run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.size import FrameSizes
 from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.segment import JobContext, SegmentResult
 from genai_ray.types import ModelBackend, ModelPrecision
@@ -64,6 +65,12 @@ def test_the_order_of_encoder_options_does_not_count(plan):
         replace(BASE, device_kinds=("L4",)),
         replace(BASE, params={"sigma": 0.1}),
         replace(BASE, tile_size_px=64),
+        replace(BASE, size="200x200"),
+        replace(BASE, size="200x200", fit="pad"),
+        replace(BASE, width=200),
+        replace(BASE, height=200),
+        replace(BASE, scale=1.5),
+        replace(BASE, input_height=32),
         replace(BASE, factor=3),
         replace(BASE, fps=Fraction(60)),
         replace(BASE, scene_threshold=0.2),
@@ -81,6 +88,8 @@ def test_whatever_changes_no_byte_keeps_the_key(plan):
     assert keys(
         plan, replace(BASE, replicas=4, overwrite=True, batch_size=2, max_memory_bytes=10**9, background=Background())
     ) == keys(plan)
+    assert keys(plan, replace(BASE, scale="3/2")) == keys(plan, replace(BASE, scale=1.5))
+    assert keys(plan, replace(BASE, size="200x200", fit="inside")) == keys(plan, replace(BASE, size="200x200"))
 
 
 def test_models_and_input_are_part_of_the_key(plan, tmp_path):
@@ -183,7 +192,7 @@ def test_the_plan_of_a_long_video_outlives_its_node(plan, tmp_path):
     frames = 10 * 3600 * 25
     long = replace(plan, pts=tuple(range(0, 40 * frames, 40)), keys=tuple(range(0, frames, 250)))
     store = SegmentStore(str(tmp_path), [f"{index:032x}" for index in range(len(long.segments))])
-    planned = ClipPlan(None, BASE, (), "", (96, 64), None, Packed((Timeline(long, long), store)))
+    planned = ClipPlan(None, BASE, (), "", FrameSizes(*[(96, 64)] * 4), None, Packed((Timeline(long, long), store)))
     packed = pickle.dumps(planned)
     assert len(packed) < 100_000
     again = pickle.loads(packed)

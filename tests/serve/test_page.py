@@ -289,9 +289,11 @@ def test_a_clip_is_enhanced_and_played(page, tmp_path, shots):
     assert (told["Frames"], told["Size"], told["Backend"]) == ("40", "160×96 → 320×192", "onnx fp32 on cpu")
     assert told["Checked"] == "40 frames"
     page.select_option("#check", "off")
+    page.fill("#size", "200x200")
+    page.select_option("#fit", "pad")
     page.get_by_role("button", name="Enhance").click()
     page.wait_for_function("() => document.querySelector('#facts').textContent.includes('Checked0 frames')")
-    assert page.locator("#layers video").evaluate_all("videos => videos.map(video => video.videoWidth)") == [320, 160]
+    assert page.locator("#layers video").evaluate_all("videos => videos.map(video => video.videoWidth)") == [200, 160]
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("() => document.querySelector('#layers video').currentTime > 0.2")
     page.get_by_role("slider", name="Position in the clip").fill("500")

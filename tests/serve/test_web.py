@@ -399,6 +399,12 @@ def test_a_video_is_enhanced_as_by_hand(app, clip, tmp_path):
     [
         ("start=0.2&duration=f10", {"start": "0:00.2", "duration": "f10"}, 10, "clip-websr-x2-s.mkv"),
         ("preview=true", {"preview": True}, 24, "clip-websr-x2-s.preview.mkv"),
+        (
+            "size=100x100&fit=crop&input_height=32",
+            {"size": "100x100", "fit": "crop", "input_height": 32},
+            24,
+            "clip-websr-x2-s.mkv",
+        ),
     ],
 )
 def test_a_piece_is_enhanced_as_by_hand(app, clip, tmp_path, query, options, frames, name):
@@ -466,6 +472,12 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
         ("model=websr-x2-s&end=5&duration=3", b"x", 400, "one of them"),
         ("model=websr-x2-s&preview=true&end=3", b"x", 400, "one of them"),
         ("model=websr-x2-s&preview=maybe", b"x", 400, "preview='maybe'"),
+        ("model=websr-x2-s&size=big", b"x", 400, "size 'big'; allowed: WIDTHxHEIGHT"),
+        ("model=websr-x2-s&height=0", b"x", 400, "height 0; allowed: from 1"),
+        ("model=websr-x2-s&height=1081", b"x", 400, "even sides"),
+        ("model=websr-x2-s&width=64&scale=2", b"x", 400, "one of them"),
+        ("model=websr-x2-s&size=64x64&fit=zoom", b"x", 400, "fit='zoom'"),
+        ("model=websr-x2-s&input_height=tall", b"x", 400, "input_height='tall'"),
         ("", b"x", 400, "a query without model"),
         ("model=websr-x2-s&uri=http://127.0.0.1:1/a.mp4", b"", 400, "below a prefix"),
         ("model=websr-x2-s&uri={clips}/a.mp4", b"x", 400, "a body and a uri"),

@@ -53,6 +53,8 @@ class ClipOutcome:
     """(width, height) of the input in pixels."""
     size_out: tuple[int, int] = (0, 0)
     """(width, height) of the result in pixels."""
+    size_made: tuple[int, int] = (0, 0)
+    """(width, height) of what the models made, which was resampled to the result if a size was asked for."""
     begins_s: float = 0.0
     """When the piece that was asked for begins in the input, in seconds of a player's clock; 0 for all of it."""
     notes: tuple[str, ...] = ()

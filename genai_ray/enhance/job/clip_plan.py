@@ -21,9 +21,10 @@ from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segm
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX, ClipTarget
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
 from genai_ray.enhance.plan.piece import take_piece
+from genai_ray.enhance.plan.size import FrameSizes, plan_sizes
 from genai_ray.enhance.plan.timeline import Timeline, plan_result
 from genai_ray.enhance.segment.checks import predict_check_bytes
-from genai_ray.enhance.segment.segment import find_requests, predict_segment_bytes
+from genai_ray.enhance.segment.needs import find_requests, predict_segment_bytes
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, list_names
 from genai_ray.session import describe_seams
@@ -90,8 +91,8 @@ class ClipPlan:
     chosen, once its segments have names."""
     key: str
     """Hash of input, models and options."""
-    size_out: tuple[int, int]
-    """(width, height) of the result in pixels."""
+    sizes: FrameSizes
+    """Sizes of its frames, from the first model to the result."""
     source: FileFacts | None
     """Size and version of the input when it was planned."""
     packed: Packed
@@ -109,7 +110,7 @@ class ClipPlan:
     damaged: int = 0
     """Finished segments that are not what was written, and are computed again."""
     notes: tuple[str, ...] = ()
-    """What the report should say about the piece, the tracks that are not copied, and the chain at frames of this
+    """What the report should say about piece and size, the tracks that are not copied, and the chain at frames of this
     size."""
     home: SharedFolders = field(default_factory=SharedFolders)
     """The folders of result and segments."""
@@ -157,13 +158,11 @@ def examine_clip(
         return done
     if target.has_record(options):
         target.check_name(RECORD_SUFFIX)
-    timeline, told = plan_timeline(target.source, specs, options)
+    timeline, sizes, told = plan_timeline(target.source, specs, options)
     plan = timeline.plan
-    scale = math.prod(spec.scale for spec in specs)
-    size_out = (plan.info.width * scale, plan.info.height * scale)
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
-    choose_pixel_format(options.encoding, size_out, plan.info.pix_fmt, has_alpha=has_alpha)
-    others = check_result(timeline.result, size_out, options.encoding, target.suffix, has_alpha=has_alpha)
+    choose_pixel_format(options.encoding, sizes.result, plan.info.pix_fmt, has_alpha=has_alpha)
+    others = check_result(timeline.result, sizes.result, options.encoding, target.suffix, has_alpha=has_alpha)
     requests = find_requests(plan.info, specs, options)
     seams = (describe_seams(spec, request.max_frame) for spec, request in zip(specs, requests, strict=True))
     return ClipPlan(
@@ -171,18 +170,20 @@ def examine_clip(
         options,
         requests,
         key,
-        size_out,
+        sizes,
         source,
         Packed((timeline, SegmentStore(target.work_dir, ()))),
         frames=len(timeline.result.pts),
         segments=len(plan.segments),
-        segment_bytes=predict_segment_bytes(size_out, timeline.result.info.bit_depth)
-        + predict_check_bytes(plan.info, scale, options.check),
+        segment_bytes=predict_segment_bytes(sizes.result, timeline.result.info.bit_depth, sizes.made)
+        + predict_check_bytes(plan.info, sizes.scale, options.check),
         notes=(*told, *others, *dict.fromkeys(note for note in seams if note is not None)),
     )
 
 
-def plan_timeline(source: str, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[Timeline, tuple[str, ...]]:
+def plan_timeline(
+    source: str, specs: Sequence[ModelSpec], options: EnhanceOptions
+) -> tuple[Timeline, FrameSizes, tuple[str, ...]]:
     """Plan a video and its result.
 
     Args:
@@ -191,7 +192,7 @@ def plan_timeline(source: str, specs: Sequence[ModelSpec], options: EnhanceOptio
         options: The options of this video.
 
     Returns:
-        Both plans; and notes about the piece.
+        Both plans, the sizes of frames on their way, and notes about piece and size.
 
     Raises:
         ConfigError: If an option does not fit this video.
@@ -209,8 +210,12 @@ def plan_timeline(source: str, specs: Sequence[ModelSpec], options: EnhanceOptio
     info = timeline.result.info
     if not options.encoding.has_full_range and info.colour.range != LIMITED:
         info = replace(info, colour=replace(info.colour, range=LIMITED))
-        timeline = replace(timeline, result=replace(timeline.result, info=info))
-    return timeline, tuple(told)
+    has_alpha = info.has_alpha and options.encoding.has_alpha
+    scale = math.prod(spec.scale for spec in specs)
+    sizes = plan_sizes(plan.info, scale, options.result_size, options.encoding, has_alpha=has_alpha)
+    info = replace(info, sample_aspect_ratio=sizes.sample_aspect_ratio)
+    timeline = replace(timeline, result=replace(timeline.result, info=info))
+    return timeline, sizes, (*told, *sizes.describe(plan.info))
 
 
 def find_begun(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Way | None:

@@ -53,12 +53,14 @@ class ClipForecast:
     """(width, height) of the input in pixels."""
     size_out: tuple[int, int] = (0, 0)
     """(width, height) of the result in pixels."""
+    size_made: tuple[int, int] = (0, 0)
+    """(width, height) of what the models make, which is resampled to the result if a size is asked for."""
     input_bytes: int = 0
     """Size of the input."""
     error: str = ""
     """Why it would fail."""
     notes: tuple[str, ...] = ()
-    """What is known before the first frame, such as sound that would be encoded."""
+    """What is known before the first frame: the piece, sizes, sound that would be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,8 @@ def _describe(target: ClipTarget, found: ClipPlan | ClipOutcome | GenAIRayError)
         segments=found.segments,
         segments_done=len(found.reused),
         size_in=(info.width, info.height),
-        size_out=found.size_out,
+        size_out=found.sizes.result,
+        size_made=found.sizes.made,
         input_bytes=facts.size if facts is not None else 0,
         notes=found.notes,
     )

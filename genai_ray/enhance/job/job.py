@@ -45,7 +45,8 @@ from genai_ray.enhance.job.segment_store import discard_partials, node_kind
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
 from genai_ray.enhance.plan.timeline import DEFAULT_FACTOR, count_results
-from genai_ray.enhance.segment.segment import JobContext, find_requests
+from genai_ray.enhance.segment.needs import find_requests
+from genai_ray.enhance.segment.segment import JobContext
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError
 from genai_ray.files import open_folder
 from genai_ray.tune import Way

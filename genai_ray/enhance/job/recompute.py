@@ -20,15 +20,11 @@ from genai_ray.enhance.job.clip_plan import plan_timeline
 from genai_ray.enhance.job.records import build_note, describe_source, expand_times, find_late
 from genai_ray.enhance.job.segment_store import hash_of_model, list_versions, node_kind
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths
+from genai_ray.enhance.plan.size import FrameSizes
 from genai_ray.enhance.plan.timeline import Timeline, check_chain
 from genai_ray.enhance.segment.checks import predict_check_bytes
-from genai_ray.enhance.segment.segment import (
-    JobContext,
-    SegmentResult,
-    enhance_segment,
-    find_requests,
-    predict_segment_bytes,
-)
+from genai_ray.enhance.segment.needs import find_requests, predict_segment_bytes
+from genai_ray.enhance.segment.segment import JobContext, SegmentResult, enhance_segment
 from genai_ray.errors import ConfigError, GenAIRayError, QualityError, ResourceExhaustedError, VideoError
 from genai_ray.files import temporary_folder
 from genai_ray.inspection import find_model
@@ -132,7 +128,7 @@ class Recomputation:
         check_chain(specs)
         options = self._options
         validate_encoding(options.encoding, f".{self._result.path.rpartition('.')[2].lower()}")
-        timeline, _ = plan_timeline(self._source, specs, options)
+        timeline, sizes, _ = plan_timeline(self._source, specs, options)
         other = self._compare_source(timeline)
         if other:
             return Again((), (other,))
@@ -143,7 +139,7 @@ class Recomputation:
             requests = find_requests(timeline.plan.info, specs, options)
             with cache.lease(requests), temporary_folder("verify") as folder:
                 job = JobContext(specs, requests, options, cache, f"verify-{folder.name}", kind)
-                return self._compare_all(_compute(timeline, indices, job), indices, job, folder)
+                return self._compare_all(_compute(timeline, sizes, indices, job), indices, job, folder)
         finally:
             if is_own:
                 cache.shutdown()
@@ -245,13 +241,13 @@ class Recomputation:
 
 
 def _compute(
-    timeline: Timeline, indices: Sequence[int], job: JobContext
+    timeline: Timeline, sizes: FrameSizes, indices: Sequence[int], job: JobContext
 ) -> Iterator[tuple[int, SegmentResult | QualityError, npt.NDArray[np.uint8] | None]]:
     """Compute segments in Ray tasks, as many at a time as there are CPUs and memory for; in any order."""
-    refs = (ray.put(timeline), ray.put(job))
+    refs = (ray.put(timeline), sizes, ray.put(job))
     waiting = list(reversed(indices))
     running: dict[Any, int] = {}
-    most = _count_at_once(timeline, job.specs, job.options)
+    most = _count_at_once(timeline, sizes, job.options)
     while waiting or running:
         while waiting and len(running) < most:
             index = waiting.pop()
@@ -270,22 +266,23 @@ def _compute(
         yield index, made, data
 
 
-def _count_at_once(timeline: Timeline, specs: Sequence[ModelSpec], options: EnhanceOptions) -> int:
+def _count_at_once(timeline: Timeline, sizes: FrameSizes, options: EnhanceOptions) -> int:
     info = timeline.plan.info
-    scale = math.prod(spec.scale for spec in specs)
-    num_bytes = predict_segment_bytes((info.width * scale, info.height * scale), info.bit_depth)
-    num_bytes += predict_check_bytes(info, scale, options.check)
+    num_bytes = predict_segment_bytes(sizes.result, info.bit_depth, sizes.made)
+    num_bytes += predict_check_bytes(info, sizes.scale, options.check)
     cluster_resources: Any = ray.cluster_resources
     resources = cluster_resources()
     return max(1, min(int(resources.get("CPU", 1)), int(TASKS_SHARE * resources.get("memory", 0)) // num_bytes))
 
 
 @ray.remote(num_cpus=1, max_retries=2)
-def _run_again(timeline: Timeline, job: JobContext, index: int) -> tuple[Any, npt.NDArray[np.uint8] | None]:
+def _run_again(
+    timeline: Timeline, sizes: FrameSizes, job: JobContext, index: int
+) -> tuple[Any, npt.NDArray[np.uint8] | None]:
     try:
         with temporary_folder("verify") as folder:
             path = folder / "segment"
-            result = enhance_segment(timeline, index, path, job)
+            result = enhance_segment(timeline, sizes, index, path, job)
             if not result.frames:
                 return result, None
             _, frames_digest = digest_part(path)

@@ -354,6 +354,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "params": dict(sorted(options.params.items())),
             "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),
             "piece": repr(options.piece),
+            "size": repr(options.result_size),
             "factor": options.factor,
             "fps": str(options.fps),
             "scene_threshold": options.scene_threshold,

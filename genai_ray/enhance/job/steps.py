@@ -125,7 +125,7 @@ def run_segment(plan: ClipPlan, index: int, job: JobContext) -> tuple[SegmentRes
         local = folder / "segment"
         if store.is_remote:
             return _enhance_into(local, plan, index, job, before), None
-        result = enhance_segment(plan.timeline, index, local, job)
+        result = enhance_segment(plan.timeline, plan.sizes, index, local, job)
         _check_unchanged(plan, before)
         if not result.frames:
             return result, None
@@ -188,7 +188,8 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
             frames=sum(counts),
             frames_expected=_frames_expected(timeline),
             size_in=(info.width, info.height),
-            size_out=plan.size_out,
+            size_out=plan.sizes.result,
+            size_made=plan.sizes.made,
             begins_s=timeline.plan.clock_s,
             notes=tuple(dict.fromkeys((*_notes(plan, sum(counts)), *_note_recomputed(results), *notes))),
             seconds=seconds + time.monotonic() - started,
@@ -256,7 +257,7 @@ def _enhance_into(
 ) -> SegmentResult:
     """Enhance one segment into a file of this machine, and publish it in the work folder."""
     try:
-        result = enhance_segment(plan.timeline, index, partial, job)
+        result = enhance_segment(plan.timeline, plan.sizes, index, partial, job)
         _check_unchanged(plan, before)
         if not result.frames:
             return result
@@ -440,4 +441,4 @@ def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:
     colour = source.info.colour
     if colour.assumed:
         yield f"untagged colour: read and tagged as {colour.standard}, by its height of {source.info.height}"
-    yield from describe_losses(timeline.result.info, plan.options.encoding, plan.size_out)
+    yield from describe_losses(timeline.result.info, plan.options.encoding, plan.sizes.result)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.job.clip_plan import ClipPlan
+from genai_ray.enhance.segment.resize import add_bars, fit_frame, reduce_frames
 from genai_ray.errors import BackendUnavailableError
 from genai_ray.files import temporary_folder
 from genai_ray.session import InferenceSession, SessionLimits, count_cores
@@ -168,8 +169,9 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
     plan = planned.timeline.plan
     startup_s = STARTUP_IMPORTS * _measure_import()
     started = time.perf_counter()
-    decoded = itertools.islice(decode_segment(plan, plan.segments[0], allow_truncated=True), _most_frames(planned))
-    frames = np.stack([frame.frame for frame in decoded])
+    sizes = planned.sizes
+    decoded = reduce_frames(decode_segment(plan, plan.segments[0], allow_truncated=True), sizes)
+    frames = np.stack([frame.frame for frame in itertools.islice(decoded, _most_frames(planned))])
     decode_s = (time.perf_counter() - started) / len(frames)
     started = time.perf_counter()
     with _sessions(planned, specs) as stages:
@@ -179,10 +181,10 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
     with temporary_folder("trial") as folder:
         started = time.perf_counter()
         with SegmentWriter(
-            folder / "trial.nut", info=plan.info, size=planned.size_out, encoding=planned.options.encoding
+            folder / "trial.nut", info=plan.info, size=sizes.result, encoding=planned.options.encoding
         ) as writer:
             for frame, pts in zip(results, plan.pts, strict=False):
-                writer.write(frame, pts)
+                writer.write(add_bars(fit_frame(frame, sizes), sizes), pts)
         encode_s = (time.perf_counter() - started) / len(results)
     return Trial(
         startup_s=startup_s,
@@ -209,8 +211,8 @@ def _pass_some(frames: npt.NDArray[Any], stages: Sequence[_Stage]) -> tuple[_Pas
 def _most_frames(planned: ClipPlan) -> int:
     """Return how many frames fit into ``MAX_BYTES`` with their results."""
     info = planned.timeline.plan.info
-    width, height = planned.size_out
-    pair_bytes = (info.width * info.height + width * height) * 3 * (1 if info.bit_depth <= 8 else 2)
+    pixels = sum(width * height for width, height in (planned.sizes.given, planned.sizes.made))
+    pair_bytes = pixels * 3 * (1 if info.bit_depth <= 8 else 2)
     return max(1, min(MOST_FRAMES, MAX_BYTES // pair_bytes))
 
 

@@ -3,6 +3,7 @@
 * ``options``: ``EnhanceOptions``, and the checks of models against them.
 * ``clip_target``: ``ClipTarget``: one input with its output.
 * ``piece``: the piece of a video that is asked for.
+* ``size``: the size of the result that is asked for, and those of frames on their way.
 * ``timeline``: the order of a chain, the times of the result's frames, and cuts.
 * ``background``: what replaces a background.
 """

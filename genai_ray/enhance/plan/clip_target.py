@@ -18,6 +18,7 @@ from typing import Any
 
 from genai_ray.enhance.plan.background import parse_background
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths
+from genai_ray.enhance.plan.size import check_sides
 from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files import check_writable, expand, find_facts, is_folder, is_remote, join_place, to_place
@@ -62,6 +63,12 @@ _OPTION_COLUMNS = (
     "audio",
     "subtitles",
     "streams",
+    "size",
+    "width",
+    "height",
+    "scale",
+    "fit",
+    "input_height",
     "factor",
     "fps",
     "scene_threshold",
@@ -412,6 +419,7 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
             validate_encoding(own.encoding, target.suffix, has_alpha=has_alpha)
             own.tracks.check(target.suffix)
             encodings.add(known)
+        check_sides(own.result_size, own.encoding.fit(target.suffix))
     if sources & outputs:
         clash = next(target.output for target in walk() if hash(target.output) in sources)
         raise ConfigError(f"output {clash} is an input", "another file", "The input is never replaced.")

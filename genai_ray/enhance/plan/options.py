@@ -12,12 +12,13 @@ from genai_ray.backends import check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
 from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.piece import Piece, parse_piece
+from genai_ray.enhance.plan.size import ResultSize, parse_size
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
 from genai_ray.tune import check_quality
-from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
+from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
 from genai_ray.video import Encoding, TrackOptions, parse_track_options
 
 __all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
@@ -70,6 +71,19 @@ class EnhanceOptions:
     streams: str | None = None
     """Tracks of sound and subtitles, by words and commas: ``2`` for stream 2, ``audio``, ``subtitles``, ``audio:0`` for
     the first track of sound, ``subtitles:eng`` or ``eng`` by language. None for all."""
+    size: str | None = None
+    """Both sides of results, such as ``"1920x1080"``, as players show them; None for what the chain makes."""
+    width: int | None = None
+    """Only the width, in pixels; the height follows."""
+    height: int | None = None
+    """Only the height, in pixels; the width follows."""
+    scale: str | float | Fraction | None = None
+    """Sides of results over those of their sources instead, such as 1.5 or ``"3/2"``."""
+    fit: Fit | None = None
+    """How a picture of another shape is put into ``size``: ``inside``, ``pad``, ``crop`` or ``stretch``; None for
+    inside."""
+    input_height: int | None = None
+    """Height in pixels to which frames are reduced before the first model, for sources that were enlarged before."""
     factor: int | None = None
     """Frames of the result for one of the source, if a model of the chain adds frames; None for 2."""
     fps: Fraction | None = None
@@ -126,6 +140,22 @@ class EnhanceOptions:
             ConfigError: If ``audio``, ``subtitles`` or ``streams`` is wrong, or they contradict each other.
         """
         return parse_track_options(self.audio, self.subtitles, self.streams)
+
+    @property
+    def result_size(self) -> ResultSize | None:
+        """The size that is asked for; None for what the chain makes of frames as they are.
+
+        Raises:
+            ConfigError: As ``parse_size``.
+        """
+        return parse_size(
+            self.size,
+            width=self.width,
+            height=self.height,
+            scale=self.scale,
+            fit=self.fit,
+            input_height=self.input_height,
+        )
 
     def __post_init__(self) -> None:
         take_fields(self)
@@ -228,7 +258,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
         ConfigError: If no model has a param of that name, no model uses an option, or one is out of its range.
         InvalidInputError: If a param is out of its range.
     """
-    _ = options.piece, options.tracks
+    _ = options.piece, options.tracks, options.result_size  # they raise
     if not 0 <= options.scene_threshold <= 1:
         raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
     check_rate(specs, options.factor, options.fps)

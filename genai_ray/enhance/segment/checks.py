@@ -1,5 +1,6 @@
 """Compares the frames of a segment with those of the source that they were made of, while the segment is made.
 
+What the chain has made is compared with what its first model got: before it is resampled to a size that was asked for.
 Every frame of the result that shows one frame of the source is compared, before the background is put in; frames that a
 model adds between two of them are not. So what is found depends on the video alone, never on time or the number of
 workers.
@@ -52,11 +53,18 @@ class SegmentChecks:
         plan: The source.
         specs: The chain.
         level: How closely frames are compared.
+        given: (width, height) of the frames that the first model gets; None for those of the source.
     """
 
-    def __init__(self, plan: VideoPlan, specs: Sequence[ModelSpec], level: CheckLevel) -> None:
+    def __init__(
+        self,
+        plan: VideoPlan,
+        specs: Sequence[ModelSpec],
+        level: CheckLevel,
+        given: tuple[int, int] | None = None,
+    ) -> None:
         self._plan = plan
-        self._limits = _choose(plan.info, specs, level)
+        self._limits = _choose(given or (plan.info.width, plan.info.height), specs, level)
         self._meter = SourceMeter(self._limits) if self._limits is not None else None
         self._indices: list[int] = []
         self._bad: dict[int, list[str]] = {}
@@ -78,8 +86,8 @@ class SegmentChecks:
 
         Args:
             index: Its index in the source; rising.
-            source: (H, W, 3), uint8 or uint16.
-            output: (sH, sW, 3) of the same dtype.
+            source: What the first model got, (H, W, 3), uint8 or uint16.
+            output: What the chain has made of it, (sH, sW, 3) of the same dtype.
             shown: How often the result shows it.
         """
         if self._meter is None or self._limits is None:
@@ -143,7 +151,7 @@ def predict_check_bytes(info: VideoInfo, scale: int, level: CheckLevel) -> int:
     return bytes_per_px * info.width * info.height
 
 
-def _choose(info: VideoInfo, specs: Sequence[ModelSpec], level: CheckLevel) -> SourceChecks | None:
+def _choose(size: tuple[int, int], specs: Sequence[ModelSpec], level: CheckLevel) -> SourceChecks | None:
     """Return the limits for a chain; None if its frames cannot be compared with those of the source."""
     between = (ModelTask.INTERPOLATION, ModelTask.BACKGROUND_REMOVAL)
     # Of a model without a spec only the size is known: it may keep the picture or colour it.
@@ -154,7 +162,7 @@ def _choose(info: VideoInfo, specs: Sequence[ModelSpec], level: CheckLevel) -> S
     ]
     if level == CheckLevel.OFF or not tasks or not KEEPS_FRAMES.issuperset(tasks):
         return None
-    if min(info.width, info.height) < LEAST_SIDE_PX:
+    if min(size) < LEAST_SIDE_PX:
         return None
     task = next((one for one in (ModelTask.LOW_LIGHT, ModelTask.DENOISING) if one in tasks), ModelTask.UPSCALING)
     return SourceChecks(task=task) if level == CheckLevel.STRICT else SourceChecks.for_accidents(task)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +26,11 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import FrameRange, Lease, ModelCache, PendingCall, SessionRequest, lease_within
 from genai_ray.enhance.plan.background import Background, compose
 from genai_ray.enhance.plan.options import EnhanceOptions
+from genai_ray.enhance.plan.size import FrameSizes
 from genai_ray.enhance.plan.timeline import TIMESTEP, Chain, Moment, Timeline, is_cut, split_chain, thumbnail
 from genai_ray.enhance.segment.cancellation import JobCancelledError, check_cancelled
 from genai_ray.enhance.segment.checks import SegmentChecks
+from genai_ray.enhance.segment.resize import add_bars, fit_alpha, fit_frame, reduce_frames
 from genai_ray.errors import (
     DeadlineExceededError,
     GenAIRayError,
@@ -39,9 +40,16 @@ from genai_ray.errors import (
 )
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend, ModelPrecision
-from genai_ray.video import DecodedFrame, SegmentWriter, VideoInfo, decode_segment, predict_encoder_bytes, scale_alpha
+from genai_ray.video import DecodedFrame, SegmentWriter, decode_segment
 
-__all__ = ["JobContext", "SegmentResult", "enhance_segment", "find_requests", "predict_segment_bytes"]
+__all__ = [
+    "BATCHES_AHEAD",
+    "MAX_AHEAD_BYTES",
+    "MAX_BATCH_BYTES",
+    "JobContext",
+    "SegmentResult",
+    "enhance_segment",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -159,11 +167,12 @@ class _Batch:
         self.shown[-1] = [(pts, Fraction(0)) for pts, _ in self.shown[-1]]
 
 
-def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext) -> SegmentResult:
+def enhance_segment(timeline: Timeline, sizes: FrameSizes, index: int, path: Path, job: JobContext) -> SegmentResult:
     """Enhance one segment of a video; if frames fail the checks, once more in FP32 by ONNX Runtime.
 
     Args:
         timeline: The plan of the video and of its result.
+        sizes: The plan of the sizes of its frames.
         index: Index of the segment.
         path: Where it is written; if it fails or has no frame, nothing is left there.
         job: Models, options and cache.
@@ -178,7 +187,7 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext)
         GenAIRayError: What a session raises, or why it cannot be computed the second time.
     """
     try:
-        return _make_segment(timeline, index, path, job, is_last_try=False)
+        return _make_segment(timeline, sizes, index, path, job, is_last_try=False)
     except _ChecksFailedError as exc:
         found = exc.got
     failed = f"{timeline.plan.path}: segment {index} has wrong frames: {found}"
@@ -187,7 +196,8 @@ def enhance_segment(timeline: Timeline, index: int, path: Path, job: JobContext)
     do = "Use another model or precision; or pass --check off (check='off') to keep these frames."
     try:
         with _lease_reference(job, reference):
-            result = _make_segment(timeline, index, path, replace(job, requests=reference), is_last_try=True)
+            again = replace(job, requests=reference)
+            result = _make_segment(timeline, sizes, index, path, again, is_last_try=True)
     except (JobCancelledError, VideoError):
         raise
     except _ChecksFailedError as exc:
@@ -221,7 +231,9 @@ class _ChecksFailedError(GenAIRayError):
     """Frames of a segment fail the checks; ``got`` describes them."""
 
 
-def _make_segment(timeline: Timeline, index: int, path: Path, job: JobContext, *, is_last_try: bool) -> SegmentResult:
+def _make_segment(
+    timeline: Timeline, sizes: FrameSizes, index: int, path: Path, job: JobContext, *, is_last_try: bool
+) -> SegmentResult:
     """Enhance one segment; if frames fail the checks, raise and leave nothing of it.
 
     The first try ends with the first batch that fails; the last one goes on, so that all bad frames are known.
@@ -234,17 +246,15 @@ def _make_segment(timeline: Timeline, index: int, path: Path, job: JobContext, *
     stages = _open_stages(job)
     outside: list[tuple[int, int]] = []
     decoded = decode_segment(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated)
-    frames = _watched(decoded, job.tag, outside)
+    frames = reduce_frames(_watched(decoded, job.tag, outside), sizes)
     first = next(frames, None)
     started_at = time.time()
     if first is None:
         if not options.allow_truncated:
             raise VideoError(f"{plan.path}: segment {index} has no frame that decodes")
         return SegmentResult(0, 0, started_at)
-    scale = math.prod(spec.scale for spec in job.specs)
-    size = (plan.info.width * scale, plan.info.height * scale)
     per_frame = -(-len(moments) // (plan.segments[index].stop - plan.segments[index].start))
-    result_bytes = size[0] * size[1] * 3 * first.frame.itemsize * per_frame
+    result_bytes = sizes.made[0] * sizes.made[1] * 3 * first.frame.itemsize * per_frame
     batch_size = max(1, min(options.batch_size, MAX_BATCH_BYTES // result_bytes))
     chain = split_chain(job.specs, stages)
     threshold = options.scene_threshold if chain.interpolation is not None else None
@@ -252,12 +262,12 @@ def _make_segment(timeline: Timeline, index: int, path: Path, job: JobContext, *
     ahead = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // (batch_size * result_bytes))
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     background = options.background or Background()
-    checks = SegmentChecks(plan, job.specs, options.check)
+    checks = SegmentChecks(plan, job.specs, options.check, sizes.given)
     info = timeline.result.info
     written = 0
-    with SegmentWriter(path, info=info, size=size, encoding=options.encoding, has_alpha=has_alpha) as writer:
+    with SegmentWriter(path, info=info, size=sizes.result, encoding=options.encoding, has_alpha=has_alpha) as writer:
         for pieces in _pass_chain(batches, chain, ahead):
-            for pts, frame in _compose_results(pieces, background, has_alpha, checks):
+            for pts, frame in _compose_results(pieces, background, has_alpha, sizes, checks):
                 writer.write(frame, pts)
                 written += 1
             del pieces  # its large results must not outlive it while the next ones are computed
@@ -272,52 +282,6 @@ def _make_segment(timeline: Timeline, index: int, path: Path, job: JobContext, *
     share = (sum(pixels_outside), sum(pixels_checked))
     num_checked = checks.num_checked
     return SegmentResult(written, inferred, started_at, share, frames_checked=num_checked, measured=checks.measured())
-
-
-def find_requests(info: VideoInfo, specs: Sequence[ModelSpec], options: EnhanceOptions) -> tuple[SessionRequest, ...]:
-    """Return the sessions that the chain needs, each for the largest frame that it will get.
-
-    Args:
-        info: Properties of the video.
-        specs: The chain.
-        options: The options of the video.
-
-    Returns:
-        One request for each model.
-    """
-    height = info.height
-    width = info.width
-    requests = []
-    for spec in specs:
-        request = SessionRequest(
-            spec.model_id,
-            options.backend,
-            options.precision,
-            device=options.device,
-            max_frame=(height, width),
-            tile_size_px=options.tile_size_px,
-            device_kinds=options.device_kinds,
-        )
-        requests.append(request)
-        height *= spec.scale
-        width *= spec.scale
-    return tuple(requests)
-
-
-def predict_segment_bytes(size: tuple[int, int], bit_depth: int) -> int:
-    """Predict the memory of a task that makes one segment: frames in flight and the encoder, without the sessions.
-
-    Args:
-        size: (width, height) of the result in pixels.
-        bit_depth: Bits of a component.
-
-    Returns:
-        Bytes.
-    """
-    frame_bytes = size[0] * size[1] * 3 * (1 if bit_depth <= 8 else 2)
-    batch_bytes = max(frame_bytes, MAX_BATCH_BYTES)
-    batches = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // batch_bytes) + 2  # one is encoded, and one computed
-    return batches * batch_bytes + 2 * frame_bytes + predict_encoder_bytes(size, bit_depth)
 
 
 def _open_stages(job: JobContext) -> list[BatchInference]:
@@ -473,22 +437,22 @@ def _blend(alphas: tuple[Array | None, Array | None], step: Fraction) -> Array |
 
 
 def _compose_results(
-    pieces: list[tuple[int, _Piece]], background: Background, has_alpha: bool, checks: SegmentChecks
+    pieces: list[tuple[int, _Piece]], background: Background, has_alpha: bool, sizes: FrameSizes, checks: SegmentChecks
 ) -> Iterator[tuple[int, Array]]:
-    """Wait for the results of a batch and have them checked; give each frame with its background and alpha."""
+    """Wait for the results of a batch and have them checked; give each frame with its size, background and alpha."""
     calls = {id(call): call for _, piece in pieces for call in (piece.frames, piece.mask) if call is not None}
     results = {key: call.result() if isinstance(call, PendingCall) else call for key, call in calls.items()}
     for piece, shown in Counter(piece for _, piece in pieces).items():
         if piece.origin is not None:
             checks.add(*piece.origin, results[id(piece.frames)][piece.position], shown)
     for pts, piece in pieces:
-        frame = results[id(piece.frames)][piece.position]
-        alpha = piece.alpha
-        if alpha is not None and has_alpha:
-            alpha = scale_alpha(alpha, (frame.shape[1], frame.shape[0]))
+        frame = fit_frame(results[id(piece.frames)][piece.position], sizes)
+        alpha = fit_alpha(piece.alpha, sizes) if piece.alpha is not None and has_alpha else None
         if piece.mask is not None:
-            mask = results[id(piece.mask)][piece.position]
+            mask = fit_frame(results[id(piece.mask)][piece.position], sizes)
             frame = compose(frame, mask, background)
             if background.kind == "alpha":
                 alpha = mask if alpha is None else np.minimum(mask, alpha)
-        yield pts, np.concatenate([frame, alpha], axis=-1) if alpha is not None and has_alpha else frame
+        if alpha is not None and has_alpha:
+            frame = np.concatenate([frame, alpha], axis=-1)
+        yield pts, add_bars(frame, sizes)

@@ -19,7 +19,7 @@ from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
 from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
-from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
+from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision
 from genai_ray.video import check_container
 
 __all__ = ["SCHEMAS", "SOURCE", "TRIES", "VideoJob", "VideoRequest", "VideoRunner", "explain_failure", "read_job"]
@@ -84,6 +84,18 @@ class VideoRequest:
     """Frames per second of the result instead."""
     background: str | None = None
     """What replaces a background that is removed, as ``parse_background`` reads it; None for green."""
+    size: str | None = None
+    """Size of the result, as in ``EnhanceOptions``."""
+    width: int | None = None
+    """Only its width."""
+    height: int | None = None
+    """Only its height."""
+    scale: str | None = None
+    """Its size over that of the video."""
+    fit: str | None = None
+    """How a picture of another shape is put into ``size``."""
+    input_height: int | None = None
+    """Height of the frames that the first model gets."""
 
     @property
     def ending(self) -> str:
@@ -221,6 +233,12 @@ class VideoRunner:
             factor=request.factor,
             fps=parse_rate(request.fps) if request.fps is not None else None,
             background=parse_background(request.background) if request.background is not None else None,
+            size=request.size,
+            width=request.width,
+            height=request.height,
+            scale=request.scale,
+            fit=Fit(request.fit) if request.fit is not None else None,
+            input_height=request.input_height,
             overwrite=True,  # the process may have died just after it published the result
             cache_name=request.cache_name,
         )
@@ -252,6 +270,7 @@ def _summarize(report: EnhanceReport, names: Sequence[str]) -> dict[str, Any]:
         "segments_recomputed": report.segments_recomputed,
         "size_in": list(video.size_in),
         "size_out": list(video.size_out),
+        "size_made": list(video.size_made),
         "begins_s": video.begins_s,
         "notes": list(video.notes),
         "models": [asdict(use) | {"model_id": name} for use, name in zip(report.models, names, strict=True)],

@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.plan.background import parse_background
 from genai_ray.enhance.plan.options import check_models
+from genai_ray.enhance.plan.size import check_sides
 from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, VideoError
 from genai_ray.files import is_of_this_machine, open_below
@@ -34,7 +35,7 @@ from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, Operation, ref
 from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest
 from genai_ray.serve.web.video_jobs import VideoDesk, VideoJobs
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.types import Fit, ModelBackend, ModelPrecision
 from genai_ray.video import check_container
 
 __all__ = ["check_uri", "video_operations"]
@@ -80,6 +81,18 @@ class _VideoQuery(Query):
     """Frames per second of the result instead: a number, or a fraction such as 60000/1001."""
     background: str | SkipJsonSchema[None] = None
     """What replaces a background that a model removes: a colour such as #00b140 (the default), blur, mask or alpha."""
+    size: str | SkipJsonSchema[None] = None
+    """Size of the result, such as 1920x1080, as players show it; without it the size that the models make."""
+    width: int | SkipJsonSchema[None] = None
+    """Only the width in pixels; the height follows."""
+    height: int | SkipJsonSchema[None] = None
+    """Only the height in pixels; the width follows."""
+    scale: str | SkipJsonSchema[None] = None
+    """The size of the result over that of the clip instead, such as 1.5."""
+    fit: Literal["inside", "pad", "crop", "stretch"] | SkipJsonSchema[None] = None
+    """How a picture of another shape is put into ``size``; inside by default."""
+    input_height: int | SkipJsonSchema[None] = None
+    """Height in pixels to which frames are reduced before the first model."""
     format: Literal["mp4", "mkv", "mov", "webm"] = "mp4"
     """Format of the result; mp4 by default."""
     check: Literal["default", "strict", "off"] = "default"
@@ -220,6 +233,12 @@ class _Api:
                 factor=query.factor,
                 fps=query.fps,
                 background=query.background,
+                size=query.size,
+                width=query.width,
+                height=query.height,
+                scale=query.scale,
+                fit=query.fit,
+                input_height=query.input_height,
             )
             with on_disk():
                 return await self._call(VideoJobs.submit, job_id, asked)
@@ -347,6 +366,12 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         factor=query.factor,
         fps=parse_rate(query.fps) if query.fps is not None else None,
         background=parse_background(query.background) if query.background is not None else None,
+        size=query.size,
+        width=query.width,
+        height=query.height,
+        scale=query.scale,
+        fit=Fit(query.fit) if query.fit is not None else None,
+        input_height=query.input_height,
     )
     if options.background is not None and options.background.kind == "alpha" and query.format != "webm":
         raise ConfigError(
@@ -354,3 +379,4 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         )
     options.tracks.check(f".{query.format}")
     check_models([target.source for target in targets], options)
+    check_sides(options.result_size, options.encoding.fit(f".{query.format}"))

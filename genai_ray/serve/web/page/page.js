@@ -119,7 +119,7 @@ function refresh() {
   $("cancel").hidden = running === null;
   $("format-field").hidden = isVideo();
   $("check-field").hidden = !isVideo();
-  for (const id of ["piece", "tracks"]) $(id).hidden = file !== null && !isVideo();
+  for (const id of ["piece", "tracks", "sizes"]) $(id).hidden = file !== null && !isVideo();
   const tasks = chain().map((model) => model.task);
   $("rate-field").hidden = !tasks.includes("interpolation");
   $("background-field").hidden = !tasks.includes("background-removal") || (file !== null && !isVideo());
@@ -219,7 +219,8 @@ async function runVideo(signal) {
   if (!$("rate-field").hidden) words.set(...$("rate").value.split("="));
   if (!$("background-field").hidden) words.set("background", $("background").value);
   words.set("check", $("check").value);
-  for (const name of ["start", "end", "duration", "streams"]) if ($(name).value.trim()) words.set(name, $(name).value.trim());
+  const typed = ["start", "end", "duration", "streams", "size", "width", "height", "scale", "fit", "input_height"];
+  for (const name of typed) if ($(name).value.trim()) words.set(name, $(name).value.trim());
   for (const name of ["audio", "subtitles"]) words.set(name, $(name).value);
   if ($("preview").checked) words.set("preview", "true");
   let job = await json(`v1/videos?${words}`, { method: "POST", body: file, signal });

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,16 @@ import numpy.typing as npt
 from genai_ray.cluster import CachedSession, FrameRange, ModelCache, PendingCall, SessionRequest, open_session
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.frames import append_results, check_is_new, iter_frames
-from genai_ray.types import Frames, InferenceResult, ModelBackend, ModelPrecision, ModelTask, check_frames, take_word
+from genai_ray.types import (
+    Frames,
+    InferenceResult,
+    ModelBackend,
+    ModelPrecision,
+    ModelTask,
+    Params,
+    check_frames,
+    take_word,
+)
 from genai_ray.video import encode_png, encode_png16
 
 if TYPE_CHECKING:
@@ -56,7 +65,7 @@ class BatchInference:
         batch_size: int = 8,
         backend: ModelBackend | None = None,
         precision: ModelPrecision | None = None,
-        params: Mapping[str, float] | None = None,
+        params: Params | None = None,
         cache_name: str = "default",
     ) -> None:
         if batch_size < 1:
@@ -91,9 +100,7 @@ class BatchInference:
         self._cache = cache
         return self._session
 
-    def submit(
-        self, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None = None
-    ) -> PendingCall:
+    def submit(self, frames: Frames | PendingCall | FrameRange, params: Params | None = None) -> PendingCall:
         """Send one batch without waiting; ``open`` comes first.
 
         Args:

@@ -8,11 +8,12 @@ and Ray's are) and are never written in place. The module does not know any runt
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from fractions import Fraction
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ __all__ = [
     "ModelPrecision",
     "ModelPreset",
     "ModelTask",
+    "Params",
     "ValidationResult",
     "check_frames",
     "full_range",
@@ -40,6 +42,9 @@ __all__ = [
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 """Frames of the contract of this module."""
+
+Params: TypeAlias = Mapping[str, float | Sequence[float]]
+"""Extra inputs of models by name: a number, or the numbers of a vector."""
 
 FRAME_DTYPES: tuple[np.dtype[np.generic], ...] = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 """The dtypes a frame may have."""

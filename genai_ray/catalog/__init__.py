@@ -8,7 +8,7 @@ from genai_ray.catalog.catalog import ModelCatalog, hash_file, models_folder
 from genai_ray.catalog.files import SERVING_SUFFIX, dump_spec, load_spec, read_content
 from genai_ray.catalog.profiles import JobProfile, ModelServing, ServeProfile, WebOptions, load_model_serving
 from genai_ray.catalog.pull import pull_model
-from genai_ray.catalog.spec import ModelSpec, ParamSpec, TensorSpec, TileSpec
+from genai_ray.catalog.spec import ModelSpec, ParamSpec, ParamValue, TensorSpec, TileSpec
 
 __all__ = [
     "SERVING_SUFFIX",
@@ -17,6 +17,7 @@ __all__ = [
     "ModelServing",
     "ModelSpec",
     "ParamSpec",
+    "ParamValue",
     "ServeProfile",
     "TensorSpec",
     "TileSpec",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genai_ray.errors import InvalidInputError
 from genai_ray.types import ModelBackend, ModelPreset, ModelTask
 
-__all__ = ["ModelSpec", "ParamSpec", "TensorSpec", "TileSpec"]
+__all__ = ["ModelSpec", "ParamSpec", "ParamValue", "TensorSpec", "TileSpec"]
 
 
 class _Frozen(BaseModel):
@@ -38,15 +39,22 @@ class TensorSpec(_Frozen):
     """Width in pixels if the graph fixes it; None for any width."""
 
 
-class ParamSpec(_Frozen):
-    """One extra scalar input of a model, such as FFDNet's sigma."""
+ParamValue: TypeAlias = float | tuple[float, ...]
+"""A number, or the numbers of a vector."""
 
-    default: float
+
+class ParamSpec(_Frozen):
+    """One extra input of a model that is no picture: a number, such as FFDNet's sigma, or a vector of numbers."""
+
+    default: ParamValue
     """Value if the caller gives none, in the model's own unit."""
     minimum: float
-    """Smallest sensible value."""
+    """Smallest sensible value, also of each number of a vector."""
     maximum: float
-    """Largest sensible value."""
+    """Largest sensible value, also of each number of a vector."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """How many numbers a vector has, such as the weights of styles; they fill the model's input in order. None for one
+    number, which fills an input of any shape."""
     full_scale: Annotated[float, Field(gt=1)] | None = None
     """Users may also give the value on a scale with this maximum: 255 means that 15 is 15/255. Such values are 1 or
     more, so ``maximum`` must be below 1. None if there is no such scale."""
@@ -57,27 +65,38 @@ class ParamSpec(_Frozen):
     def _check_scale(self) -> Self:
         if self.full_scale is not None and self.maximum >= 1:
             raise ValueError(f"full_scale needs a maximum below 1, not {self.maximum:g}: 1 would have two meanings")
+        given = len(self.default) if isinstance(self.default, tuple) else None
+        if given != self.size:
+            raise ValueError(f"a default of {given or 'one'} numbers for a param of size {self.size}")
         return self
 
-    def read(self, name: str, value: float) -> float:
+    def read(self, name: str, value: float | Sequence[float]) -> ParamValue:
         """Check a value that a user gave, and convert it. A value that was converted before stays as it is.
 
         Args:
             name: Name of the param, for the error.
-            value: In the model's own unit, or on the scale of ``full_scale``.
+            value: In the model's own unit, or on the scale of ``full_scale``; any sequence for a vector.
 
         Returns:
             The value in the model's own unit.
 
         Raises:
-            InvalidInputError: If it is out of its limits.
+            InvalidInputError: If it is out of its limits, or a vector has another size.
         """
-        own = self.in_own_unit(value)
-        if not self.minimum <= own <= self.maximum:
-            raise InvalidInputError(f"param {name}={value:g}", self.describe_limits())
+        try:
+            given = _numbers_of(value)
+        except (TypeError, ValueError):
+            raise InvalidInputError(f"param {name}={str(value)[:40]}", self.describe_limits()) from None
+        if (len(given) if isinstance(given, tuple) else None) != self.size:
+            got = f"{len(given)} numbers" if isinstance(given, tuple) else f"{given:g}"
+            raise InvalidInputError(f"param {name}={got}", self.describe_limits())
+        own = self.in_own_unit(given)
+        for number, converted in zip(_listed(given), _listed(own), strict=True):
+            if not self.minimum <= converted <= self.maximum:
+                raise InvalidInputError(f"param {name}={number:g}", self.describe_limits())
         return own
 
-    def in_own_unit(self, value: float) -> float:
+    def in_own_unit(self, value: float | Sequence[float]) -> ParamValue:
         """Convert a value that a user gave.
 
         Args:
@@ -86,18 +105,42 @@ class ParamSpec(_Frozen):
         Returns:
             The value in the model's own unit.
         """
-        return value / self.full_scale if self.full_scale is not None and value >= 1 else value
+        given = _numbers_of(value)
+        return tuple(map(self._convert, given)) if isinstance(given, tuple) else self._convert(given)
+
+    def _convert(self, number: float) -> float:
+        return number / self.full_scale if self.full_scale is not None and number >= 1 else number
+
+    def describe_default(self) -> str:
+        """Return the default, rounded.
+
+        Returns:
+            Such as ``0.0588``, or ``0.5,0.5`` for a vector.
+        """
+        return ",".join(f"{number:.3g}" for number in _listed(self.default))
 
     def describe_limits(self) -> str:
         """Return what is allowed, rounded.
 
         Returns:
-            Such as ``from 0 to 0.294, or 1 to 75 of 255``.
+            Such as ``from 0 to 0.294, or 1 to 75 of 255``, or ``26 numbers, each from 0 to 1``.
         """
         text = f"from {self.minimum:.3g} to {self.maximum:.3g}"
+        if self.size is not None:
+            text = f"{self.size} numbers, each {text}"
         if self.full_scale is None:
             return text
         return f"{text}, or 1 to {self.maximum * self.full_scale:.3g} of {self.full_scale:.3g}"
+
+
+def _numbers_of(value: Any) -> ParamValue:
+    """Return a tuple for anything that has several values, and a number for the rest."""
+    is_vector = isinstance(value, Iterable) and not isinstance(value, str)
+    return tuple(map(float, value)) if is_vector else float(value)
+
+
+def _listed(value: ParamValue) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class TileSpec(_Frozen):
@@ -147,7 +190,7 @@ class ModelSpec(_Frozen):
     outputs: tuple[TensorSpec, ...] = ()
     """The image output; further outputs of the graph are ignored."""
     params: dict[str, ParamSpec] = {}
-    """Extra scalar inputs by their name in the graph."""
+    """Extra inputs that are no pictures, by their name in the graph."""
     scale: Annotated[int, Field(ge=1)] = 1
     """Output pixels per input pixel along each axis."""
     size_multiple: Annotated[int, Field(ge=1)] = 1

@@ -31,8 +31,8 @@ __all__ = [
     "check_inputs",
     "flag",
     "option",
-    "parse_numbers",
     "parse_pairs",
+    "parse_params",
     "words",
 ]
 
@@ -159,20 +159,21 @@ def check_inputs(inputs: Sequence[str], *, is_any_enough: bool = False) -> None:
         raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")
 
 
-def parse_numbers(pairs: list[str] | None, refused: str) -> dict[str, float]:
-    """Read options of the form NAME=NUMBER; a number may be a fraction, such as 15/255.
+def parse_params(pairs: list[str] | None, refused: str) -> dict[str, float | tuple[float, ...]]:
+    """Read options of the form NAME=VALUE: a number or a fraction such as 15/255, numbers with commas, or @FILE.npy.
 
     Args:
         pairs: The words; None for none.
         refused: Name of the option, for the error.
 
     Returns:
-        The numbers by name.
+        The values by name; tuples for vectors.
 
     Raises:
-        ConfigError: If a word has another form.
+        ConfigError: If a word has another form, or a file cannot be read.
     """
-    return parse_pairs(pairs, _parse_number, refused, "NAME=VALUE with a number, such as sigma=15")
+    allowed = "NAME=VALUE with a number, such as sigma=15, numbers for a vector, such as 0,0.5,1, or its @FILE.npy"
+    return parse_pairs(pairs, _parse_value, refused, allowed)
 
 
 def parse_pairs(
@@ -199,9 +200,29 @@ def parse_pairs(
             raise ConfigError(f"{refused} {pair}", allowed)
         try:
             parsed[name.strip()] = convert(value)
+        except ConfigError:
+            raise
         except ValueError as exc:
             raise ConfigError(f"{refused} {pair}", allowed) from exc
     return parsed
+
+
+def _parse_value(word: str) -> float | tuple[float, ...]:
+    if word.startswith("@"):
+        return _read_vector(word[1:])
+    return tuple(map(_parse_number, word.split(","))) if "," in word else _parse_number(word)
+
+
+def _read_vector(path: str) -> tuple[float, ...]:
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as exc:
+        raise ConfigError(f"{path} cannot be read as an array: {exc}", "a file that numpy.save wrote") from exc
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        raise ConfigError(f"{path} is no array of numbers", "a file that numpy.save wrote")
+    return tuple(array.ravel().astype(float).tolist())
 
 
 def _parse_number(word: str) -> float:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from genai_ray.cli.choices import Backend, Precision, ShownTask, check_inputs, flag, option, parse_numbers, words
+from genai_ray.cli.choices import Backend, Precision, ShownTask, check_inputs, flag, option, parse_params, words
 from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.cli.targets import check_targets, write_target
 from genai_ray.errors import ConfigError
@@ -89,7 +89,7 @@ def compare(
             backend=ModelBackend(backend),
             precision=ModelPrecision(precision),
             device=device,
-            params=parse_numbers(param, "--param"),
+            params=parse_params(param, "--param"),
         ),
         on_model=None if quiet else lambda name: print(f"trying {name}", file=sys.stderr),
     )

@@ -17,8 +17,8 @@ from genai_ray.cli.choices import (
     check_inputs,
     flag,
     option,
-    parse_numbers,
     parse_pairs,
+    parse_params,
     words,
 )
 from genai_ray.cli.job import Manner, forecast_job, run_job
@@ -386,7 +386,7 @@ def enhance(
         device=device,
         replicas=_parse_devices(devices),
         device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),
-        params=parse_numbers(param, "--param"),
+        params=parse_params(param, "--param"),
         background=parse_background(background) if background is not None else None,
         start=start,
         end=end,

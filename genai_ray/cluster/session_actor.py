@@ -11,7 +11,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ from genai_ray.cluster.messages import Caller, Description, LoadRequest, Recency
 from genai_ray.cluster.served import GROWTH_BYTES, Served
 from genai_ray.errors import InferenceError, InvalidInputError, ResourceExhaustedError
 from genai_ray.session import InferenceSession, anonymous_bytes, release_freed_memory
-from genai_ray.types import Frames
+from genai_ray.types import Frames, Params
 
 __all__ = ["SessionActor"]
 
@@ -204,7 +204,7 @@ class SessionActor:
         self,
         caller: Caller,
         frames: Frames | Retired,
-        params: Mapping[str, float] | None = None,
+        params: Params | None = None,
         window: tuple[int, int] | None = None,
         following: Frames | Retired | None = None,
     ) -> Frames | Retired:

@@ -39,9 +39,9 @@ def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
         dtype: uint8, uint16 or float32.
 
     Returns:
-        A model with the input ``frames`` [N, H, W, 3] (``frames0`` and ``frames1`` for interpolation), one scalar
-        float32 input [] for each param under its own name, and the output ``output`` [N, s*H, s*W, C]; frames are of
-        ``dtype``. Only a runtime can tell whether it runs.
+        A model with the input ``frames`` [N, H, W, 3] (``frames0`` and ``frames1`` for interpolation), one float32
+        input for each param under its own name, [] for a number and [size] for a vector, and the output ``output``
+        [N, s*H, s*W, C]; frames are of ``dtype``. Only a runtime can tell whether it runs.
 
     Raises:
         ModelLoadError: If the graph has inputs that are neither images nor params, differs from the spec, or has an
@@ -190,7 +190,10 @@ class _Builder:
         graph = self.model.graph
         first = "frames" if self.spec.batchable else 1
         inputs = [helper.make_tensor_value_info(end, self.kind, [first, "height", "width", 3]) for end in ends]
-        inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in self.spec.params]
+        inputs += [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [] if param.size is None else [param.size])
+            for name, param in self.spec.params.items()
+        ]
         result = helper.make_tensor_value_info("output", self.kind, [first, "out_height", "out_width", channels])
         for field, values in ((graph.input, inputs), (graph.output, [result])):
             del field[:]
@@ -231,17 +234,21 @@ class _Builder:
         self._rename_input(name, value)
 
     def _param(self, name: str, value: onnx.ValueInfoProto, frames: str) -> None:
-        """Expand a scalar to the shape of the graph's input; a free first axis gets one value per frame."""
+        """Expand a number or a vector to the shape of the graph's input; a free first axis gets one for each frame."""
         dims = value.type.tensor_type.shape.dim
         kind = value.type.tensor_type.elem_type
         spread = name
+        if self.spec.params[name].size is not None:
+            spread = self._node(
+                "Reshape", name, self._constant(np.array([dim.dim_value or 1 for dim in dims], np.int64))
+            )
         if dims:
             sizes = np.array([dim.dim_value or 1 for dim in dims], np.int64)
             shape = self._constant(sizes)
             if self.spec.batchable and not dims[0].dim_value:
                 count = self._axes(frames, 0, 1)
                 shape = self._node("Concat", count, self._constant(sizes[1:]), axis=0) if len(dims) > 1 else count
-            spread = self._spread(name, shape, len(dims))
+            spread = self._spread(spread, shape, len(dims))
         if kind != TensorProto.FLOAT:
             spread = self._node("Cast", spread, to=kind)
         if spread != name:

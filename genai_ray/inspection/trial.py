@@ -47,6 +47,8 @@ SAVE_SPEC = (
 )
 """Advice for a model that cannot be tried out."""
 _MAX_MINIMUM_PX = 64
+_MAX_VECTOR = 4096
+"""Most numbers of an extra input that is taken for a vector."""
 _COLOURS = (1, 3)
 _CLEAR_RATIO = 1.3
 
@@ -140,15 +142,16 @@ class _Trial:
     def describe(self) -> ModelSpec:
         spec = ModelSpec(model_id=self.path.stem, file=str(self.path.resolve()))
         images = [info for info in self.runtime.inputs if _layout_of(info) is not None]
-        params = [info for info in self.runtime.inputs if info not in images and _is_scalar(info)]
+        params = [info for info in self.runtime.inputs if info not in images and _vector_size(info) is not None]
         rest = [info.name for info in self.runtime.inputs if info not in images and info not in params]
         if rest or len(images) not in (1, 2) or (len(images) == 2 and images[0].shape != images[1].shape):
             shapes = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in self.runtime.inputs) or "none"
             self.unsure.append(f"whether it is an image model at all; its inputs are: {shapes}")
             return spec
-        unknown = ParamSpec(default=0.5, minimum=0.0, maximum=1.0, description="not known")
         inputs = tuple(_describe_input(info) for info in images)
-        spec = spec.model_copy(update={"inputs": inputs, "params": {info.name: unknown for info in params}})
+        spec = spec.model_copy(
+            update={"inputs": inputs, "params": {info.name: _describe_param(info) for info in params}}
+        )
         for info in params:
             self.unsure.append(f"the default and range of the extra input {info.name!r}")
         return self._try_sizes(spec)
@@ -311,7 +314,7 @@ class _Trial:
             names = ("frames",) if len(spec.inputs) == 1 else ("frames0", "frames1")
             size = spec.inputs[0].height or self.size_px, spec.inputs[0].width or self.size_px
             feeds: dict[str, npt.NDArray[Any]] = {name: np.zeros((1, *size, 3), np.uint8) for name in names}
-            scalars = {name: np.full((), param.default, np.float32) for name, param in spec.params.items()}
+            scalars = {name: np.asarray(param.default, np.float32) for name, param in spec.params.items()}
             self._timed(feeds | scalars, fused, size[0] * size[1])
         except (InferenceError, InvalidInputError) as exc:
             return self._refuse_frames(spec, exc)
@@ -365,7 +368,13 @@ class _Trial:
             shape = [
                 count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(infos[name].shape)
             ]
-            feeds[name] = np.full(shape, param.default, infos[name].dtype)
+            value = np.asarray(param.default, infos[name].dtype)
+            one = (
+                value.reshape([1, *shape[1:]] if shape and infos[name].shape[0] is None else shape)
+                if value.ndim
+                else value
+            )
+            feeds[name] = np.ascontiguousarray(np.broadcast_to(one, shape))
         try:
             outputs = self._timed(feeds, self.runtime, count * height * width)
             return [array if isinstance(array, np.ndarray) else np.empty(0) for array in outputs.values()]
@@ -382,14 +391,28 @@ def _layout_of(info: TensorInfo) -> str | None:
     """Return the layout of an image input; None for other inputs."""
     if len(info.shape) != 4 or not np.issubdtype(info.dtype, np.floating) or info.shape[0] not in (None, 1):
         return None
-    if info.shape[1] in _COLOURS and not _is_scalar(info):
+    if info.shape[1] in _COLOURS and _vector_size(info) is None:
         return "nchw"
-    return "nhwc" if info.shape[3] in _COLOURS and not _is_scalar(info) else None
+    return "nhwc" if info.shape[3] in _COLOURS and _vector_size(info) is None else None
 
 
-def _is_scalar(info: TensorInfo) -> bool:
-    first_is_batch = len(info.shape) > 0 and info.shape[0] is None
-    return bool(np.issubdtype(info.dtype, np.floating)) and all(axis == 1 for axis in info.shape[int(first_is_batch) :])
+def _vector_size(info: TensorInfo) -> int | None:
+    """Return how many numbers an input takes: 1 for a scalar; None if it is neither that nor a vector."""
+    if not np.issubdtype(info.dtype, np.floating):
+        return None
+    axes = info.shape[1:] if info.shape and info.shape[0] is None else info.shape
+    numbers = [axis for axis in axes if axis != 1]
+    if not numbers:
+        return 1
+    return numbers[0] if len(numbers) == 1 and numbers[0] is not None and numbers[0] <= _MAX_VECTOR else None
+
+
+def _describe_param(info: TensorInfo) -> ParamSpec:
+    size = _vector_size(info) or 1
+    default = 0.5 if size == 1 else (0.5,) * size
+    return ParamSpec(
+        default=default, minimum=0.0, maximum=1.0, size=None if size == 1 else size, description="not known"
+    )
 
 
 def _describe_input(info: TensorInfo) -> TensorSpec:

@@ -45,7 +45,7 @@ from genai_ray.session.sizing import (
     tile_step,
 )
 from genai_ray.session.variants import Variants
-from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, check_frames, take_word
+from genai_ray.types import Frames, ModelBackend, ModelPrecision, ModelTask, Params, check_frames, take_word
 
 __all__ = ["InferenceSession"]
 
@@ -140,13 +140,13 @@ class InferenceSession(Shown):
         self.notes: tuple[str, ...] = () if seams is None else (seams,)
         self.tile_size_px = self._choose_tile_size()
 
-    def infer(self, frames: Frames, params: Mapping[str, float] | None = None, *, is_online: bool = False) -> Frames:
+    def infer(self, frames: Frames, params: Params | None = None, *, is_online: bool = False) -> Frames:
         """Enhance frames.
 
         Args:
             frames: (N, H, W, 3) or one frame (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1]; never written to.
-            params: Extra scalar inputs of the model by name, in the units of its spec: 15 or 15/255 for ``sigma`` of
-                ffdnet. Others have their defaults.
+            params: Extra inputs of the model by name, in the units of its spec: 15 or 15/255 for ``sigma`` of ffdnet,
+                a sequence of numbers for a vector. Others have their defaults.
             is_online: Whether a request waits for the result: its runs overtake those of batch jobs.
 
         Returns:
@@ -340,7 +340,7 @@ class InferenceSession(Shown):
             raise InvalidInputError(f"{len(batch)} frame for interpolation", "at least two neighbours, (N, H, W, 3)")
         return batch
 
-    def _scalars(self, params: Mapping[str, float]) -> dict[str, npt.NDArray[np.float32]]:
+    def _scalars(self, params: Params) -> dict[str, npt.NDArray[np.float32]]:
         unknown = sorted(set(params) - set(self.spec.params))
         if unknown:
             raise InvalidInputError(
@@ -348,7 +348,7 @@ class InferenceSession(Shown):
             )
         scalars = {}
         for name, param in self.spec.params.items():
-            scalars[name] = np.full((), param.read(name, float(params.get(name, param.default))), np.float32)
+            scalars[name] = np.asarray(param.read(name, params.get(name, param.default)), np.float32)
         return scalars
 
     def _warm_raw(self, shapes: Shapes) -> None:
@@ -450,7 +450,7 @@ class InferenceSession(Shown):
         if kind == "raw":
             run_bytes = raw_run_bytes(self._path, shapes)
         else:
-            height, width = next(shape[1:3] for shape in shapes.values() if shape)
+            height, width = next(shape[1:3] for shape in shapes.values() if len(shape) == 4)
             run_bytes = self._run_bytes(height, width)
         return self._may_take(MODEL_BASE_BYTES + stored_bytes + self.num_runs * run_bytes)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from genai_ray.display import draw_pictures, to_html
 from genai_ray.errors import InvalidInputError
-from genai_ray.types import Frames
+from genai_ray.types import Frames, Params
 
 __all__ = ["Shown"]
 
 
 class _Session(Protocol):
-    def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames: ...
+    def infer(self, frames: Frames, params: Params | None = None) -> Frames: ...
 
     def status(self) -> dict[str, Any]: ...
 
@@ -23,7 +22,7 @@ class _Session(Protocol):
 class Shown:
     """A figure, and a table for notebooks, of whatever has ``infer`` and ``status``."""
 
-    def compare(self: _Session, frame: Frames, params: Mapping[str, float] | None = None) -> Any:
+    def compare(self: _Session, frame: Frames, params: Params | None = None) -> Any:
         """Draw a frame before and after.
 
         Args:

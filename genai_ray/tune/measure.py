@@ -13,7 +13,7 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.errors import GenAIRayError
 from genai_ray.session import InferenceSession, SessionLimits, calibration_frames, can_tile, count_cores
 from genai_ray.tune.ways import REFERENCE, Measured, Way
-from genai_ray.types import Frames, ModelTask
+from genai_ray.types import Frames, ModelTask, Params
 
 __all__ = ["PART_PX", "limits_of_part", "measure_ways", "part_of", "time_infer"]
 
@@ -130,9 +130,7 @@ def measure_ways(
     )
 
 
-def time_infer(
-    session: InferenceSession, frames: Frames, params: Mapping[str, float] | None = None
-) -> tuple[Frames, float]:
+def time_infer(session: InferenceSession, frames: Frames, params: Params | None = None) -> tuple[Frames, float]:
     """Enhance frames, and measure how long that takes.
 
     Args:

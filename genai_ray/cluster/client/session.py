@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -28,7 +28,7 @@ from genai_ray.cluster.messages import Caller, Retired, SessionRequest, isolate
 from genai_ray.cluster.runtime.replies import is_crash, wait_for
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
 from genai_ray.session import Shown
-from genai_ray.types import Frames, ModelTask, check_frames
+from genai_ray.types import Frames, ModelTask, Params, check_frames
 
 __all__ = ["CachedSession", "FrameRange", "PendingCall"]
 
@@ -121,7 +121,7 @@ class CachedSession(Shown):
         is_online = self._source.is_online
         self._ask(lambda name, handle: handle.touch.remote(name, is_online))
 
-    def infer(self, frames: Frames, params: Mapping[str, float] | None = None) -> Frames:
+    def infer(self, frames: Frames, params: Params | None = None) -> Frames:
         """Enhance frames; see ``InferenceSession.infer``.
 
         Args:
@@ -136,9 +136,7 @@ class CachedSession(Shown):
         """
         return self.submit(frames, params).result()
 
-    def submit(
-        self, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None = None
-    ) -> PendingCall:
+    def submit(self, frames: Frames | PendingCall | FrameRange, params: Params | None = None) -> PendingCall:
         """Send frames without waiting for the result.
 
         Args:
@@ -171,7 +169,7 @@ class CachedSession(Shown):
         """
         return dict(self._ask(self._prepare_run(feeds)))
 
-    async def infer_async(self, frames: Frames, params: Mapping[str, float] | None, threads: Executor) -> Frames:
+    async def infer_async(self, frames: Frames, params: Params | None, threads: Executor) -> Frames:
         """Enhance frames as ``infer`` does, from an event loop.
 
         Args:
@@ -262,7 +260,7 @@ class CachedSession(Shown):
         return Sent(name, handle, call(name, handle))
 
     def _infer(
-        self, name: str, handle: Handle, frames: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None
+        self, name: str, handle: Handle, frames: Frames | PendingCall | FrameRange, params: Params | None
     ) -> Ref:
         parts = frames.parts if isinstance(frames, FrameRange) else (frames,)
         # Ray resolves references only if each is an argument of its own.
@@ -386,7 +384,7 @@ class PendingCall:
     """
 
     def __init__(
-        self, session: CachedSession, source: Frames | PendingCall | FrameRange, params: Mapping[str, float] | None
+        self, session: CachedSession, source: Frames | PendingCall | FrameRange, params: Params | None
     ) -> None:
         self._session, self.source, self._params = session, source, params
         if isinstance(source, PendingCall | FrameRange):

@@ -23,12 +23,12 @@ from genai_ray.errors import BackendUnavailableError
 from genai_ray.files import temporary_folder
 from genai_ray.session import InferenceSession, SessionLimits, count_cores
 from genai_ray.tune import time_infer
-from genai_ray.types import ModelTask
+from genai_ray.types import ModelTask, Params
 from genai_ray.video import SegmentWriter, decode_segment
 
 __all__ = ["ClipLoad", "Trial", "limits_of", "load_of", "predict_frame_seconds", "predict_seconds", "try_chain"]
 
-_Stage: TypeAlias = tuple[ModelSpec, InferenceSession, dict[str, float]]
+_Stage: TypeAlias = tuple[ModelSpec, InferenceSession, Params]
 """A model, its warm session, and its params."""
 
 FEWEST_FRAMES = 4
@@ -230,7 +230,7 @@ def _sessions(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Iterator[list[_S
     """Open a warm session of each model, with its params."""
     options = planned.options
     with ExitStack() as stack:
-        stages = []
+        stages: list[_Stage] = []
         for spec, request in zip(specs, planned.requests, strict=True):
             session = InferenceSession(
                 spec.model_id,

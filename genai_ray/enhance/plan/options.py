@@ -18,7 +18,7 @@ from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
 from genai_ray.tune import check_quality
-from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, ModelTask, parse_bytes, take_fields
+from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, ModelTask, Params, parse_bytes, take_fields
 from genai_ray.video import Encoding, TrackOptions, parse_track_options
 
 __all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
@@ -45,9 +45,10 @@ class EnhanceOptions:
     """With backend ``auto``, the least PSNR in dB from ONNX Runtime in FP32, from 40 to 120; None for 40."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
-    params: Mapping[str, float] = field(default_factory=dict)
-    """Extra inputs by name, for every model of the chain that has one of that name. If the catalog names a scale for
-    users, values of 1 or more are on that scale: ``sigma`` of ffdnet may be 15, for 15/255."""
+    params: Params = field(default_factory=dict)
+    """Extra inputs by name, a number or a sequence of numbers, for every model of the chain that has one of that name.
+    If the catalog names a scale for users, values of 1 or more are on that scale: ``sigma`` of ffdnet may be 15, for
+    15/255."""
     encoding: Encoding = field(default_factory=Encoding)
     """Video encoder and its settings."""
     tile_size_px: int | None = None
@@ -168,7 +169,9 @@ class EnhanceOptions:
         if not isinstance(self.encoding, Encoding):
             raise ConfigError(f"encoding={self.encoding!r}", "an Encoding, such as Encoding(codec='hevc')")
         if not isinstance(self.params, Mapping):
-            raise ConfigError(f"params={self.params!r}", "numbers by name, such as {'sigma': 15}")
+            raise ConfigError(
+                f"params={self.params!r}", "numbers by name, such as {'sigma': 15}, or sequences of numbers"
+            )
 
 
 def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.catalog import ModelSpec, ServeProfile
+from genai_ray.catalog import ModelSpec, ParamValue, ServeProfile
 from genai_ray.cluster import CachedSession, ModelCache, SessionRequest, router_of
 from genai_ray.cluster.client.router import Router
 from genai_ray.errors import (
@@ -221,7 +221,7 @@ class SessionCalls:
         self._threads = ThreadPoolExecutor(profile.max_waiting, thread_name_prefix="genai-ray-serve")
         """For what blocks in requests to sessions: a model that loads for long may hold them all."""
 
-    async def infer(self, target: Target, frames: Array, params: dict[str, float], deadline: float) -> Array:
+    async def infer(self, target: Target, frames: Array, params: dict[str, ParamValue], deadline: float) -> Array:
         """Enhance frames.
 
         Args:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.catalog import ModelSpec
+from genai_ray.catalog import ModelSpec, ParamValue
 from genai_ray.cluster import SessionRequest
 from genai_ray.errors import ConfigError, InvalidInputError, ModelLoadError, ResourceExhaustedError, VideoError
 from genai_ray.graph import GraphTensor
@@ -284,7 +284,7 @@ def check_feeds(request: InferRequest, metadata: ModelMetadata) -> dict[str, Arr
     return feeds
 
 
-def check_frame_request(request: InferRequest, metadata: ModelMetadata) -> tuple[Array, dict[str, float]]:
+def check_frame_request(request: InferRequest, metadata: ModelMetadata) -> tuple[Array, dict[str, ParamValue]]:
     """Check a request for frames against the frame contract and the model's extra inputs.
 
     Args:
@@ -314,13 +314,17 @@ def check_frame_request(request: InferRequest, metadata: ModelMetadata) -> tuple
     least = 2 if spec.task is ModelTask.INTERPOLATION else 1
     if len(frames) < least:
         raise InvalidInputError(f"{len(frames)} frames for {spec.model_id}", f"{least} or more")
-    params = {}
+    params: dict[str, ParamValue] = {}
     for name, value in request.parameters.items():
         if name in _RESERVED or name.startswith("triton_"):
             continue
         param = spec.params.get(name)
         if param is None:
             raise InvalidInputError(f"parameter {name[:40]!r} for {spec.model_id}", f"{sorted(spec.params) or 'none'}")
+        if param.size is not None:
+            given: Any = value.split(",") if isinstance(value, str) else value
+            params[name] = param.read(name, given)
+            continue
         if isinstance(value, str | bool) or not abs(value) <= sys.float_info.max:
             got = f"parameter {name}={value!r:.40} for {spec.model_id}"
             raise InvalidInputError(got, f"a number {param.describe_limits()}")

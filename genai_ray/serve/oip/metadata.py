@@ -59,7 +59,7 @@ def describe_model(target: Target) -> dict[str, Any]:
     if spec.is_image_model:
         properties |= {"frames": "UINT8, UINT16 or FP32 [N,H,W,3]", "scale": str(spec.scale)}
         for name, param in spec.params.items():
-            properties[f"parameter:{name}"] = f"{param.describe_limits()}; default {param.default:.3g}"
+            properties[f"parameter:{name}"] = f"{param.describe_limits()}; default {param.describe_default()}"
     return {
         "name": target.model.name,
         "versions": sorted(target.model.versions, key=int),

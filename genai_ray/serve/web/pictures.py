@@ -260,7 +260,7 @@ class _Api:
             "takes_videos": spec.is_image_model and spec.task is not ModelTask.OTHER,
             "backend": model.serving.backend.value,
             "precision": model.serving.precision.value,
-            "params": {name: param.model_dump() for name, param in spec.params.items()},
+            "params": {name: param.model_dump() for name, param in spec.params.items() if param.size is None},
         }
 
 

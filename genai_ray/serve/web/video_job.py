@@ -19,7 +19,7 @@ from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
 from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
-from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision
+from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, Params
 from genai_ray.video import check_container
 
 __all__ = ["SCHEMAS", "SOURCE", "TRIES", "VideoJob", "VideoRequest", "VideoRunner", "explain_failure", "read_job"]
@@ -52,7 +52,7 @@ class VideoRequest:
     """``auto``, ``cpu`` or ``cuda``."""
     device_kinds: tuple[str, ...] = ()
     """Words of which the kind of a device must have one; empty for any."""
-    params: Mapping[str, float] = field(default_factory=dict)
+    params: Params = field(default_factory=dict)
     """Extra inputs of the models."""
     check: str = "default"
     """How closely frames are compared with those of the source."""

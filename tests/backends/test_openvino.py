@@ -28,6 +28,7 @@ from genai_ray.backends import RuntimeOptions, open_runtime
 from genai_ray.backends.openvino import MAX_SHAPES
 from genai_ray.graph import fuse_frames, read_model
 from genai_ray.session import precision as precisions
+from genai_ray.session.runs import pad_frames
 from tests.caches import ending
 from tests.processes import foreign_files
 from tests.session.test_variants import run_alone
@@ -70,9 +71,12 @@ def test_promises_hold_bit_for_bit(model_id, precision):
     pairs = spec.task == "interpolation"
     step = np.lcm(spec.tile_stride, spec.size_multiple)
     tile = 2 * (spec.receptive_field_px or 0) + 16 * spec.tile_stride
-    height, width = (-(-size // step) * step for size in ((tile + 9, tile + 9) if spec.is_tileable else (75, 98)))
+    edge = spec.edge_px
+    whole_px = (25, 34) if edge else (75, 98)
+    untiled = SessionLimits(tile_size_px=0 if spec.tiles is None else None)
+    height, width = (-(-size // step) * step for size in ((tile + 9, tile + 9) if spec.is_tileable else whole_px))
     pictures = np.random.default_rng(1).integers(0, 256, (2 + pairs, height, width, 3), np.uint8)
-    with openvino(model_id, precision=precision, threads=1, limits=SessionLimits(tile_size_px=0)) as session:
+    with openvino(model_id, precision=precision, threads=1, limits=untiled) as session:
         whole = session.infer(pictures)
         assert session.runtime_calls == 2
         assert np.array_equal(session.infer(pictures), whole)
@@ -81,7 +85,7 @@ def test_promises_hold_bit_for_bit(model_id, precision):
         status = session.status()
     assert (status["backend"], status["precision"], status["computes_in"]) == ("openvino", precision, precision)
     assert status["precision_db"] == "inf" or status["precision_db"] >= (80 if precision is ModelPrecision.FP32 else 40)
-    with openvino(model_id, precision=precision, threads=2, limits=SessionLimits(tile_size_px=0)) as session:
+    with openvino(model_id, precision=precision, threads=2, limits=untiled) as session:
         assert np.array_equal(session.infer(pictures), whole)
         if spec.is_tileable:
             assert np.array_equal(session.infer(pictures[0]), whole[0])
@@ -94,10 +98,12 @@ def test_promises_hold_bit_for_bit(model_id, precision):
             fuse_frames(read_model(CATALOG.path(model_id)), spec, "uint8").SerializeToString(),
             RuntimeOptions(backend=ModelBackend.OPENVINO, precision=precision),
         )
-        feeds = {"frames0": pictures[:-1], "frames1": pictures[1:]} if pairs else {"frames": pictures}
+        padded = pad_frames(pictures, height + 2 * edge, width + 2 * edge, edge)
+        feeds = {"frames0": padded[:-1], "frames1": padded[1:]} if pairs else {"frames": padded}
         feeds |= {name: np.full((), param.default, np.float32) for name, param in spec.params.items()}
         if height % spec.size_multiple == 0 and width % spec.size_multiple == 0:
-            assert np.array_equal(runtime.run(feeds)["output"], whole)
+            rows, columns = (slice(edge * spec.scale, (edge + size) * spec.scale) for size in (height, width))
+            assert np.array_equal(runtime.run(feeds)["output"][:, rows, columns], whole)
         runtime.close()
 
 

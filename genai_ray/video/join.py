@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ from genai_ray.video.tracks import TECHNICAL_KEYS, Tracks, add_tracks, describe_
 __all__ = ["count_frames", "join_segments"]
 
 _MILLISECOND = Fraction(1, 1000)
+
+MAX_MOVIE_SCALE = 1_000_000
+"""Most units in a second of MP4's edit lists for the sake of sound: an hour still has 32 bits."""
 
 MAX_PAUSE_S = 60
 """If the first time of a source is later than this, its times are those of a clock."""
@@ -122,9 +126,18 @@ def _options(plan: VideoPlan, source: InputContainer, suffix: str) -> dict[str, 
     if suffix in (".mp4", ".mov"):
         # FFmpeg writes QuickTime's own keys (com.apple.quicktime.make) only with this flag.
         flags = "+faststart" + ("+use_metadata_tags" if any(key.startswith("com.") for key in source.metadata) else "")
-        # Edit lists are in movie units: with the default of 1/1000 s a late start would be rounded.
-        options |= {"movflags": flags, "movie_timescale": str(max(plan.info.time_base.denominator, 1000))}
+        options |= {"movflags": flags, "movie_timescale": str(_choose_movie_scale(plan, source))}
     return options
+
+
+def _choose_movie_scale(plan: VideoPlan, source: InputContainer) -> int:
+    """Choose the units in a second of edit lists, so that late starts of pictures and sound are not rounded."""
+    scale = max(plan.info.time_base.denominator, 1000)
+    for stream in source.streams.audio:
+        rate = stream.codec_context.sample_rate if stream.codec_context is not None else 0
+        if rate and math.lcm(scale, rate) <= MAX_MOVIE_SCALE:
+            scale = math.lcm(scale, rate)
+    return scale
 
 
 def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContainer) -> tuple[Fraction, VideoPlan]:

@@ -32,6 +32,9 @@ _MAX_DRIFT_S = Fraction(1, 10)
 _PREROLL_S = 1
 """How long before a piece decoding begins: every decoder's sound is right by then."""
 
+_LONGEST_S = 10
+"""Length of a packet that does not say how long it is, at most."""
+
 _MOST_READ = 20_000
 """Packets that are read to find the first sample of a track."""
 
@@ -189,41 +192,45 @@ class SoundEncoder:
         self._num_silent = 0
         self._num_dropped = 0
 
-    def feed(self, packet: Any) -> list[Any]:
+    def feed(self, packet: Any) -> Iterator[Any]:
         """Take a packet of the source.
 
         Args:
             packet: The next one; it is left as it is.
 
-        Returns:
+        Yields:
             Packets of ``stream``.
         """
         time = packet.pts if packet.pts is not None else packet.dts
         is_early = False
         if self._span is not None and time is not None:
             time_s = time * packet.time_base
-            if time_s < self._span[0] - _PREROLL_S or time_s >= self._span[1]:
-                return []
+            ends_s = time_s + (packet.duration * packet.time_base if packet.duration else _LONGEST_S)
+            if ends_s < self._span[0] - _PREROLL_S or time_s >= self._span[1]:
+                return
             is_early = time_s < self._span[0]
         try:
             frames = self._source.codec_context.decode(packet)
         except av.FFmpegError:  # damaged, or in the midst of what belongs together
             self._num_damaged += not is_early
-            return []
-        return [made for frame in frames for made in self._take(frame)]
+            return
+        for frame in frames:
+            yield from self._take(frame)
 
-    def finish(self) -> list[Any]:
+    def finish(self) -> Iterator[Any]:
         """End the track.
 
-        Returns:
+        Yields:
             The last packets of ``stream``.
         """
         frames: list[Any] = []
         if self._source.codec_context.is_open:
             with suppress(av.FFmpegError):  # of a decoder that has already complained
                 frames = self._source.codec_context.decode(None)
-        made = [one for frame in frames for one in self._take(frame)]
-        return [*made, *self._end_run(), *self._encoder.encode(None)]
+        for frame in frames:
+            yield from self._take(frame)
+        yield from self._end_run()
+        yield from self._encoder.encode(None)
 
     def notes(self) -> Iterator[str]:
         """Say what the sound of the source lacks.
@@ -243,40 +250,38 @@ class SoundEncoder:
             dropped_s = self._num_dropped / self._recipe.rate
             yield f"{dropped_s:.2f} s of {name} were left out: times go back there"
 
-    def _take(self, frame: Any) -> list[Any]:
+    def _take(self, frame: Any) -> Iterator[Any]:
         if not frame.samples:
-            return []
+            return
         starts_s = None if frame.pts is None else frame.pts * Fraction(self._source.time_base) - self._late
-        made = []
         run = self._run
         is_hole = run is None or (starts_s is not None and abs(starts_s - run.ends_s) > _MAX_DRIFT_S)
         if run is None or is_hole or not run.fits(frame):
-            made += self._end_run()
+            yield from self._end_run()
             if starts_s is None or not is_hole:
                 starts_s = run.ends_s if run is not None else Fraction(0)
             if is_hole:
-                made += self._go_to(round(starts_s * self._recipe.rate))
+                yield from self._go_to(round(starts_s * self._recipe.rate))
             run = self._run = _Run(frame, self._recipe, starts_s)
-        return [*made, *(one for chunk in run.convert(frame) for one in self._put(chunk))]
+        for chunk in run.convert(frame):
+            yield from self._put(chunk)
 
-    def _end_run(self) -> list[Any]:
-        rest = self._run.end() if self._run is not None else []
-        return [one for chunk in rest for one in self._put(chunk)]
+    def _end_run(self) -> Iterator[Any]:
+        for chunk in self._run.end() if self._run is not None else ():
+            yield from self._put(chunk)
 
-    def _go_to(self, target: int) -> list[Any]:
+    def _go_to(self, target: int) -> Iterator[Any]:
         """Bring the count of samples to a time: by silence, or by leaving out what follows."""
         if self._at is None:
             self._at = target
-            return []
-        made: list[Any] = []
+            return
         self._drop = max(self._at - target, 0)
         stop = target if self._stop is None else min(target, self._stop)
         while self._at < stop:
             count = min(stop - self._at, self._recipe.rate)
             self._num_silent += max(min(count, self._at + count - (self._first or 0)), 0)
-            made += self._put(np.zeros((1, count * self._channels), _DTYPES[_packed(self._recipe.format)]))
+            yield from self._put(np.zeros((1, count * self._channels), _DTYPES[_packed(self._recipe.format)]))
         self._at = max(self._at, target)
-        return made
 
     def _put(self, samples: npt.NDArray[Any]) -> list[Any]:
         """Encode the part of samples that is wanted."""

@@ -3,6 +3,7 @@ its time; and which tracks a result has."""
 
 import functools
 import re
+import subprocess
 from dataclasses import replace
 from fractions import Fraction
 
@@ -368,6 +369,54 @@ def test_sound_that_does_not_decode_is_told(clip, tmp_path):
     _, notes = result(source, tmp_path / "b.mov")
     assert "1 packets of audio stream 1 do not decode" in notes
     assert abs(heard(tmp_path / "b.mov")[0].shape[1] - 57600) <= 4608
+
+
+# --- as FFmpeg does ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "before", "after", "words"),
+    [
+        ("tta", ".mkv", ".mov", ["-c:a", "alac"]),
+        ("wmav2", ".wmv", ".mkv", ["-c:a", "flac"]),
+        ("aac", ".mp4", ".mkv", ["-c:a", "libopus"]),
+        ("adpcm_ms", ".avi", ".mp4", ["-c:a", "aac"]),
+    ],
+)
+def test_ffmpeg_encodes_as_many_samples(codec, before, after, words, clip, tmp_path):
+    """And as FFmpeg, it begins them when they began; lossless ones are the same."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    source, theirs, ours = clip(f"{codec}{before}", codec), tmp_path / f"a{after}", tmp_path / f"b{after}"
+    command = [ffmpeg, "-v", "error", "-i", str(source), "-map", "0:a", *words, "-b:a", "192k", str(theirs)]
+    subprocess.run(command, check=True, timeout=60)
+    result(source, ours, audio=words[1].removeprefix("lib"))
+    (wanted, starts), (got, begins) = heard(theirs), heard(ours)
+    assert abs(got.shape[1] - wanted.shape[1]) <= 1024
+    assert abs(begins - starts) <= Fraction(1, 1000)
+    if words[1] in ("alac", "flac"):
+        count = min(got.shape[1], wanted.shape[1])
+        assert np.abs(got[:, :count] - wanted[:, :count]).max() <= (2**-22 if codec == "wmav2" else 0)
+    else:
+        assert lag(got, wanted) == 0
+
+
+def test_ffmpeg_converts_text_to_the_same_packets(clip, tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    words = tmp_path / "a.srt"
+    words.write_text(
+        "1\n00:00:00,100 --> 00:00:00,400\nun <b>gras</b>\n\n"
+        "2\n00:00:00,500 --> 00:00:00,700\n<i>deux</i>\nlignes, à la fin\n\n"
+        '3\n00:00:00,700 --> 00:00:01,000\n<font color="#ff0000">trois</font>\n'
+    )
+    languages = {"audio": iter(("eng",)), "subtitle": iter(("fra",)), "video": iter(("und",))}
+    source = merge(clip("plain.mkv", "aac"), words, languages)
+    for suffix, codec in ((".mp4", "mov_text"), (".webm", "webvtt")):
+        theirs, ours = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+        command = [ffmpeg, "-v", "error", "-i", str(source), "-map", "0:s", "-c:s", codec, str(theirs)]
+        subprocess.run(command, check=True, timeout=60)
+        result(source, ours, audio="none")
+        assert packets(ours, "subtitle") == packets(theirs, "subtitle")
+        assert shown(ours) == shown(theirs)
 
 
 # --- refusals and choices ---------------------------------------------------------------------------------------------

@@ -112,6 +112,16 @@ def test_sound_is_kept_or_refused_before_the_first_frame(sound, suffix, clip, tm
         assert sum(frame.samples for frame in box.decode(audio=0)) > 0.3 * 48000
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_mp4_begins_with_its_index_and_apple_knows_its_hevc(suffix, clip, tmp_path):
+    output = tmp_path / f"b{suffix}"
+    identity(clip["ac3"], output, Encoding(codec="hevc", preset="ultrafast"))
+    data = output.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(output)) as box:
+        assert box.streams.video[0].codec_context.codec_tag == "hvc1"
+
+
 def restamp(source, target, change):
     """Copy a file with other decode times of its sound."""
     with av.open(str(source)) as box, av.open(str(target), "w") as sink:

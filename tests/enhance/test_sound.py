@@ -415,7 +415,12 @@ def test_ffmpeg_converts_text_to_the_same_packets(clip, tmp_path):
         command = [ffmpeg, "-v", "error", "-i", str(source), "-map", "0:s", "-c:s", codec, str(theirs)]
         subprocess.run(command, check=True, timeout=60)
         result(source, ours, audio="none")
-        assert packets(ours, "subtitle") == packets(theirs, "subtitle")
+        # FFmpeg's muxer puts an empty sample between two that join if there are pictures too.
+        found = [
+            [row for row in zip(*packets(path, "subtitle"), strict=True) if len(row[0]) > 2] for path in (ours, theirs)
+        ]
+        assert found[0] == found[1]
+        assert len(found[0]) == 3
         assert shown(ours) == shown(theirs)
 
 

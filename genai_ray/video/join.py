@@ -133,6 +133,7 @@ def _options(plan: VideoPlan, source: InputContainer, suffix: str) -> dict[str, 
 def _choose_movie_scale(plan: VideoPlan, source: InputContainer) -> int:
     """Choose the units in a second of edit lists, so that late starts of pictures and sound are not rounded."""
     scale = max(plan.info.time_base.denominator, 1000)
+    stream: Any
     for stream in source.streams.audio:
         rate = stream.codec_context.sample_rate if stream.codec_context is not None else 0
         if rate and math.lcm(scale, rate) <= MAX_MOVIE_SCALE:

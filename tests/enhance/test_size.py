@@ -358,7 +358,8 @@ def test_pictures_are_those_of_the_scale_filter(ray_session, identity, tmp_path)
         assert (result.colour.matrix, result.colour.transfer) == (colour.matrix, colour.transfer)
         assert (result.sample_aspect_ratio, result.pix_fmt) == (1, "yuv420p10le" if name == "deep" else "yuv420p")
         assert result.rotation == (90 if name == "turned" else 0)
-    assert max(worst.values()) <= 1, worst  # a level of 8 bits
+    assert worst.pop("deep") <= 2  # levels of 8 bits; at 10 bits crf 0 of x264 is not lossless
+    assert max(worst.values()) <= 1, worst
     by_name = dict(zip(WAYS, report.videos, strict=True))
     assert by_name["pad"].size_made == (96, 64)
     assert by_name["pad"].size_out == (144, 144)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import model_cards
 from tests.benchmarks.figures import FIGURE, fill
 from tests.benchmarks.figures import PAGES as FIGURE_PAGES
 from tests.test_architecture import ROOMS
@@ -155,3 +156,13 @@ def test_the_page_of_models_has_what_each_is_for():
     purposes = {spec.model_id: spec.purpose for spec in map(catalog.get, catalog.ids()) if spec.purpose}
     assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", table, re.MULTILINE)) == purposes
     assert len(purposes) >= 17
+
+
+def test_the_table_of_models_is_that_of_the_result():
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    assert page == model_cards.fill(page), "run tests/benchmarks/model_cards.py"
+    _, report = model_cards.read()
+    line = next(line for line in page.splitlines() if line.startswith("| upscaling x2 | `waifu2x-x2` |"))
+    (model,) = (model for model in report.models if model.model_id == "waifu2x-x2")
+    assert [f"{model.psnr:.2f}", f"{model.gain_db:+.2f}"] == [cell.strip() for cell in line.split("|")[3:5]]
+    assert report.failed == {}

@@ -48,6 +48,8 @@ _NOT_FOUND = 404
 _CONFLICT = 409
 _FORMATS = {"mp4": "video/mp4", "mkv": "video/x-matroska", "mov": "video/quicktime", "webm": "video/webm"}
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
+_RATE = re.compile(r"[0-9]{1,6}([./][0-9]{1,6})?")
+"""No exponents: 1e999999999 would be written out."""
 _ID = re.compile(r"[0-9a-f]{32}")
 _RENEW_EVERY_S = 15.0
 _RETRY_AFTER_S = "1"
@@ -351,6 +353,8 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
             f"{names} in one chain, which are served in {len(ways)} ways", "one backend, precision and device for all"
         )
     ((backend, precision, device, _),) = ways
+    if query.fps is not None and not _RATE.fullmatch(query.fps):
+        raise ConfigError(f"fps {query.fps[:40]!r}", "a number or a fraction, such as 60 or 60000/1001")
     options = EnhanceOptions(
         backend=ModelBackend(backend),
         precision=ModelPrecision(precision),

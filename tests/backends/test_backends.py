@@ -171,7 +171,7 @@ def test_fp16_agrees_with_fp32_by_at_least_40_db(model_id, frames):
         status = session.status()
         assert status["precision_db"] == "inf" or status["precision_db"] >= 40
         assert (status["precision"], status["weights_in"], status["computes_in"]) == ("fp16", "fp16", "fp32")
-        assert session.infer(frames).dtype == np.uint8
+        assert session.infer(frames[:, :8, :8] if "x4plus" in model_id else frames).dtype == np.uint8
 
 
 def test_weights_get_smaller_and_the_model_is_not_touched():

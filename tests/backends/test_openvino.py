@@ -43,7 +43,12 @@ SLOW_MODELS = {
     *("realcugan-x2", "realesrgan-x4plus", "realesrgan-x4plus-anime"),
 }
 CASES = [
-    pytest.param(model_id, precision, marks=[pytest.mark.slow] if is_slow else [])
+    pytest.param(
+        model_id,
+        precision,
+        marks=[pytest.mark.slow] * is_slow
+        + [pytest.mark.longest] * (model_id == "realesrgan-x4plus" and precision is ModelPrecision.BF16),
+    )
     for precision in (ModelPrecision.FP32, ModelPrecision.BF16)
     for model_id in RUN
     for is_slow in [model_id in SLOW_MODELS or precision is not ModelPrecision.FP32]

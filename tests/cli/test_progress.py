@@ -62,6 +62,18 @@ def test_the_bar_shows_the_whole_time_left(columns, progress):
     assert len(last) <= columns
 
 
+def test_notes_are_printed_at_once(capsys):
+    told = Progress(0, 100, "enhancing", notes=("a [x264].mkv: sound is encoded",))
+    Lines()(told)
+    assert capsys.readouterr().err == "note: a [x264].mkv: sound is encoded\n"
+    screen = io.StringIO()
+    with Bar(Console(file=screen, force_terminal=True, width=80)) as bar:
+        bar(told)
+    assert "note: a [x264].mkv: sound is encoded" in screen.getvalue()
+    Silence()(told)
+    assert capsys.readouterr().err == ""
+
+
 def test_brackets_are_no_markup():
     screen = io.StringIO()
     table = Table("")

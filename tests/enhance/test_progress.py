@@ -6,6 +6,7 @@ import pytest
 
 from genai_ray import EnhanceOptions, enhance_videos
 from genai_ray.enhance.job.report import SPEED_AFTER_S, ProgressMeter
+from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.segment.segment import SegmentResult
 from genai_ray.video import Encoding
 from tests.video.clips import write
@@ -17,6 +18,17 @@ class Planned:
     frames = 1000
     frames_reused = 0
     todo = (0,)
+    notes = ("audio stream 1 is encoded",)
+    target = ClipTarget("a.mkv", "b.mov", "b.mov.genai-ray")
+
+
+def test_notes_of_plans_are_told_once():
+    meter = ProgressMeter(2)
+    assert meter.read(0).notes == ()
+    meter.add_plan(Planned())
+    meter.add_plan(Planned())
+    assert meter.read(0).notes == ("a.mkv: audio stream 1 is encoded",) * 2
+    assert meter.read(0).notes == ()
 
 
 def test_the_time_left_does_not_jump_with_batches():

@@ -19,7 +19,8 @@ from genai_ray.enhance.job.records import build_note
 from genai_ray.enhance.job.segment_store import SegmentStore, hash_segment
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.enhance.segment import segment
-from genai_ray.enhance.segment.segment import JobContext, enhance_segment, find_requests
+from genai_ray.enhance.segment.needs import find_requests
+from genai_ray.enhance.segment.segment import JobContext, enhance_segment
 from genai_ray.errors import QualityError
 from genai_ray.types import ModelPrecision
 from genai_ray.video import Encoding, digest_part
@@ -53,7 +54,8 @@ class Planter:
         self.options = EnhanceOptions(
             encoding=Encoding(codec="libx264", preset="ultrafast"), segment_frames=segment_frames, check="strict"
         )
-        self.timeline, _ = plan_timeline(str(source), check_models(MODEL, self.options), self.options)
+        specs = check_models(MODEL, self.options)
+        self.timeline, self.sizes, _ = plan_timeline(str(source), specs, self.options)
         self.cache = cache
         self.num_segments = len(self.timeline.plan.segments)
         self.lengths = [part.stop - part.start for part in self.timeline.plan.segments]
@@ -80,7 +82,7 @@ class Planter:
 
     def make(self, index, job, timeline=None):
         path = self.folder / "segment"
-        result = enhance_segment(timeline or self.timeline, index, path, job)
+        result = enhance_segment(timeline or self.timeline, self.sizes, index, path, job)
         count, digest = digest_part(path)
         assert count == result.frames == self.lengths[index]
         return result, digest

@@ -369,7 +369,7 @@ def test_pictures_are_those_of_the_scale_filter(ray_session, identity, tmp_path)
     assert "size: the chain makes 96x64; it is resampled to 144x96, and cut to 72x96" in by_name["crop"].notes
     assert "input: 96x64 is reduced to 48x32 before the first model" in by_name["input"].notes
     assert "pixels: square; those of the source are 16:11" in by_name["wide"].notes
-    turned_note = "size: the chain makes 96x64; it is resampled to 216x144, as stored: players turn it by 90 degrees"
+    turned_note = "size: the chain makes 96x64; it is resampled to 144x96, as stored: players turn it by 90 degrees"
     assert turned_note in by_name["turned"].notes
 
 

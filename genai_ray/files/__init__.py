@@ -13,6 +13,7 @@ others name.
 from genai_ray.files.local import (
     cache_folder,
     home_folder,
+    is_cache_lasting,
     is_private,
     make_folder,
     remove_folder,
@@ -62,6 +63,7 @@ __all__ = [
     "find_missing",
     "home_folder",
     "identify_folder",
+    "is_cache_lasting",
     "is_folder",
     "is_of_this_machine",
     "is_private",

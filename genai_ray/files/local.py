@@ -22,6 +22,7 @@ from genai_ray.errors import ConfigError
 __all__ = [
     "cache_folder",
     "home_folder",
+    "is_cache_lasting",
     "is_private",
     "make_folder",
     "remove_folder",
@@ -50,7 +51,7 @@ def cache_folder() -> Path:
         ``genai_ray`` in ``XDG_CACHE_HOME``, or in ``~/.cache``. If that is not writable, a private folder of this user
         among the temporary ones; the log says so once.
     """
-    wanted = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache", "genai_ray")
+    wanted = _wanted_cache()
     if _can_write(wanted):
         return wanted
     with suppress(OSError, ConfigError):
@@ -82,6 +83,19 @@ def write_whole(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_cache_lasting() -> bool:
+    """Tell whether ``cache_folder`` is the one of this user, and not one among the temporary ones, maybe in memory.
+
+    Returns:
+        Whether it is.
+    """
+    return cache_folder() == _wanted_cache()
+
+
+def _wanted_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache", "genai_ray")
 
 
 def home_folder() -> Path:

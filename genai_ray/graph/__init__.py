@@ -5,7 +5,7 @@
 a file of their own.
 """
 
-from genai_ray.graph.apart import copy_weights, refer_to_weights
+from genai_ray.graph.apart import WeightsPlan, copy_weights, plan_weights, refer_to_weights
 from genai_ray.graph.field import ReceptiveField, receptive_field
 from genai_ray.graph.fuse import frame_ends, fuse_frames
 from genai_ray.graph.header import WHOLE_FILE_BYTES, external_files, read_header
@@ -30,6 +30,7 @@ __all__ = [
     "Graph",
     "GraphTensor",
     "ReceptiveField",
+    "WeightsPlan",
     "activation_bytes",
     "broken_rule",
     "copy_weights",
@@ -41,6 +42,7 @@ __all__ = [
     "graph_inputs",
     "graph_tensors",
     "has_outside_weights",
+    "plan_weights",
     "read_header",
     "read_model",
     "read_weights",

@@ -5,12 +5,13 @@ and remembers their results.
 """
 
 from genai_ray.inspection.find import canonical_id, find_model, hash_model, read_tensors
-from genai_ray.inspection.records import Hold, forget_failures, weight_files
+from genai_ray.inspection.records import Hold, code_versions, forget_failures, weight_files
 from genai_ray.inspection.trial import inspect_model
 
 __all__ = [
     "Hold",
     "canonical_id",
+    "code_versions",
     "find_model",
     "forget_failures",
     "hash_model",

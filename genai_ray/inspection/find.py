@@ -84,19 +84,20 @@ def hash_model(spec: ModelSpec, path: Path) -> str:
         sha256, hexadecimal; that of the file alone if all weights are in it.
 
     Raises:
-        ModelLoadError: If the file is corrupt.
+        ModelLoadError: If the file is corrupt, or is not the one of the catalog.
         OSError: If it cannot be read.
     """
-    # What a spec beside a file says of its hash may be out of date; a file of the catalog was checked.
-    digest = spec.sha256 if spec.sha256 and not spec.is_path else hash_file(path)
+    digest = hash_file(path)  # it may have changed since it was found
+    if spec.sha256 not in (None, digest) and not spec.is_path:  # beside a file, what a spec says may be out of date
+        raise ModelLoadError(f"{path} has sha256 {digest}", f"{spec.sha256}")
     others = weight_files(path)
     if not others:
         return digest
     found = [digest]
     for name in others:
-        place = (path.parent / name).resolve()
         found.append(name)
-        with suppress(OSError):  # what is missing, or lies elsewhere, is refused by the load, which says why
+        with suppress(OSError, ValueError):  # what is missing or elsewhere is refused by the load, which says why
+            place = (path.parent / name).resolve()
             if place.is_file() and place.is_relative_to(path.parent.resolve()):
                 found.append(hash_file(place))
     return hashlib.sha256("\0".join(found).encode(errors="surrogateescape")).hexdigest()

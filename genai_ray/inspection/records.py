@@ -22,11 +22,11 @@ from genai_ray import __version__
 from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.confine import call_confined
 from genai_ray.errors import DeadlineExceededError, ModelLoadError, ResourceExhaustedError
-from genai_ray.files import cache_folder
+from genai_ray.files import cache_folder, is_private
 from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
 from genai_ray.inspection.trial import SAVE_SPEC, ask_runtime, inspect_model
 
-__all__ = ["Hold", "forget_failures", "spec_of", "tensors_of", "weight_files"]
+__all__ = ["Hold", "code_versions", "forget_failures", "spec_of", "tensors_of", "weight_files"]
 
 Hold: TypeAlias = Callable[[int], AbstractContextManager[object]]
 """Reserves so many bytes of memory for an inspection, or raises ``ResourceExhaustedError``."""
@@ -113,7 +113,7 @@ def weight_files(path: Path) -> tuple[str, ...]:
     """
     # A large tensor in the file itself is a reference to its name: see ``read_header``.
     name = _name_of(hash_file(path), f"files beside {path.name}")
-    record = _known.get(name) or _load(name)
+    record = _known.get(name) or _load(name, _is_names)
     if record is None:
         record = {"result": [other for other in external_files(read_header(path)) if other != path.name]}
         _store(name, record)
@@ -169,7 +169,7 @@ def _record_of(path: Path, hold: Hold, *, is_tried: bool) -> dict[str, Any]:
     record = None
     for each in dict.fromkeys((True, is_tried)):  # a result with trial runs also has the description
         name = _name_of(digest, each)
-        found = _known.get(name) or _load(name)
+        found = _known.get(name) or _load(name, functools.partial(_is_description, each))
         record = record or (found if found is not None and _is_current(found, path, is_tried=is_tried) else None)
     if record is None:
         record = _inspect(path, hold, facts.st_size * is_tried, is_tried)
@@ -216,12 +216,33 @@ def _is_current(record: Mapping[str, Any], path: Path, *, is_tried: bool) -> boo
     return all(list(_state_of(path.parent / name)) == state for name, *state in record["result"]["files"])
 
 
-def _load(name: str) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError):
-        record = json.loads((_folder() / name).read_bytes())
-        if isinstance(record, dict) and "result" in record:
-            return record
+def _load(name: str, is_right: Callable[[Any], bool]) -> dict[str, Any] | None:
+    """Read a stored result; None if there is none, if it is not of this user alone, or not of the right form."""
+    with suppress(OSError, ValueError, RecursionError):
+        if is_private(_folder()) and is_private(_folder() / name):
+            record = json.loads((_folder() / name).read_bytes())
+            if isinstance(record, dict) and is_right(record.get("result")):
+                return {"result": record["result"]}
     return None
+
+
+def _is_names(result: Any) -> bool:
+    return isinstance(result, list) and all(isinstance(name, str) for name in result)
+
+
+def _is_description(is_tried: bool, result: Any) -> bool:
+    """Tell whether a stored result has the form of ``describe_file``."""
+    try:
+        tensors = [each for end in ("inputs", "outputs") for each in result[end]]
+        names = [text for name, element, _ in tensors for text in (name, element)]
+        axes = [axis for _, _, shape in tensors if shape is not None for axis in shape]
+        names += [name for name, _, _ in result["files"]]
+        axes += [number for _, size, time_ns in result["files"] for number in (size, time_ns)]
+        if is_tried or result["spec"] is not None:
+            ModelSpec.model_validate(result["spec"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return _is_names(names) and all(isinstance(axis, int) for axis in axes)
 
 
 def _store(name: str, record: dict[str, Any]) -> None:
@@ -230,6 +251,7 @@ def _store(name: str, record: dict[str, Any]) -> None:
     partial = folder / f"{uuid.uuid4().hex}.partial"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.touch(mode=0o600)  # nobody reads what others could have written
         partial.write_text(json.dumps(record))
         partial.replace(folder / name)
 
@@ -252,9 +274,22 @@ def _state_of(path: Path) -> tuple[int, int]:
 
 @functools.cache
 def _versions() -> tuple[str, ...]:
-    """Return the versions on which a result depends."""
+    package = Path(__file__).parent.parent
+    return code_versions(*(file for name in ("graph", "inspection") for file in sorted((package / name).glob("*.py"))))
+
+
+@functools.cache
+def code_versions(*files: Path) -> tuple[str, ...]:
+    """Return what a stored result depends on besides its model.
+
+    Args:
+        files: The code that makes it.
+
+    Returns:
+        Versions of this package, onnx and ONNX Runtime, and the sha256 of each file.
+    """
     found = [__version__]
-    for name in ("onnxruntime", "onnxruntime-gpu"):
+    for name in ("onnx", "onnxruntime", "onnxruntime-gpu"):
         with suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
-    return tuple(found)
+    return (*found, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))

@@ -90,7 +90,8 @@ class Opener:
 
     def _open(self, kind: str) -> RuntimeSession:
         plain = self._plain
-        is_kept = plain.precision is ModelPrecision.FP32 and plain.backend is not ModelBackend.OPENVINO
+        is_cpu = plain.backend is ModelBackend.ONNX and plain.device == "cpu"  # others were not tried out
+        is_kept = is_cpu and plain.precision is ModelPrecision.FP32
         found = find_prepared(self._spec, self._path, kind) if is_kept else None
         if found is not None:
             self._bytes_per_px, self._freed = found.bytes_per_px or self._bytes_per_px, found.freed

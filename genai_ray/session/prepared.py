@@ -1,20 +1,22 @@
-"""Graphs that are ready for ONNX Runtime, kept on this machine: made once, and then opened by path.
+"""Graphs that are ready for ONNX Runtime on a CPU, kept on this machine: made once, and then opened by path.
 
 What was made of a model is found by its content, not by its name. A record, ``KEY.json``, names the file of the graph
 and that of its large weights, which the runtime maps into memory; both are named by their sha256. A file that is
-damaged, or that this user does not own alone, is not opened, and is made again. Whatever cannot be kept is loaded
-without: this module never raises.
+damaged, or that this user does not own alone, is not opened, and is made again. A model that cannot be kept is loaded
+without; ``KEY.failed`` remembers that for a while. Each machine has a folder of its own, since what others remove could
+still be mapped here, and in it each version of the code.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,10 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from genai_ray import __version__
 from genai_ray.catalog import ModelSpec, hash_file
-from genai_ray.errors import GenAIRayError
-from genai_ray.files import cache_folder, is_private
+from genai_ray.errors import ModelLoadError
+from genai_ray.files import cache_folder, is_cache_lasting, is_private
 from genai_ray.graph import (
     Graph,
     copy_weights,
@@ -37,21 +38,31 @@ from genai_ray.graph import (
     free_batch,
     fuse_frames,
     graph_tensors,
+    plan_weights,
     read_header,
     read_model,
     refer_to_weights,
     weight_bytes,
 )
-from genai_ray.inspection import hash_model, weight_files
+from genai_ray.inspection import code_versions, hash_model, weight_files
 from genai_ray.session.sizing import bytes_per_px
+from genai_ray.types import parse_bytes
 
 __all__ = ["ENDS", "MAX_KEPT_BYTES", "Prepared", "build_graphs", "find_prepared", "forget_prepared", "freed_inputs"]
 
 _log = logging.getLogger(__name__)
 
 MAX_KEPT_BYTES = 2 * 1024**3
-"""Most bytes of all files; beyond that, those that were used least recently go. A model of more than half of it is not
-kept."""
+"""Most bytes of all files of a machine and version, unless ``GENAI_RAY_PREPARED_BYTES`` gives another number; beyond
+that, the least recently used are removed. A model of more than half of it is not kept."""
+
+FAILED_FOR_S = 3600.0
+"""Seconds before it is tried again to keep a model that could not be kept."""
+
+_SETTING = "GENAI_RAY_PREPARED_BYTES"
+
+_UNUSED_AFTER_S = 30 * 86400.0
+"""What another version of the code has made on this machine is removed if it was not used for so long."""
 
 ENDS = "ends "
 """How the kind of the graphs before and after a model begins."""
@@ -78,9 +89,11 @@ class Prepared:
     weight_bytes: int
     """Bytes of the weights, as stored."""
     bytes_per_px: float | None
-    """Predicted bytes of a run by input pixel; None if it takes no frames, or has no weights."""
+    """Predicted bytes of a run by input pixel; None if it was not predicted."""
     freed: tuple[str, ...]
     """Inputs whose first axis is 1 in the model's file, and free in the graph."""
+    source: str
+    """sha256 of what the file of the large weights is a copy of; empty without one."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -143,67 +156,97 @@ def find_prepared(spec: ModelSpec, path: Path, kind: str) -> Prepared | None:
     Returns:
         The graph, or the two ends; None if they cannot be kept: the model is too large, corrupt or changes meanwhile,
         or the folder cannot be written to or belongs to others. The log says why.
+
+    Raises:
+        ConfigError: If ``GENAI_RAY_PREPARED_BYTES`` is no number of bytes.
     """
+    chosen = os.environ.get(_SETTING, "").strip() or MAX_KEPT_BYTES
+    if chosen == "0":
+        return None
+    limit_bytes = parse_bytes(chosen, _SETTING)
     try:
-        states = _states_of(path)
-        key = _key_of(hash_model(spec, path), spec, kind)
-        folder = _folder()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not is_private(folder):
-            _log.info("%s belongs to others, or others may write to it: nothing is kept there", folder)
+        if not is_cache_lasting():
+            _log.info("%s is temporary: nothing is kept there", cache_folder())
             return None
+        if not _is_usable():
+            _log.info("%s cannot be written to, or others may write to it: nothing is kept there", _folder())
+            return None
+        states = _states_of(path)
+        digest = hash_model(spec, path)
+        key = _key_of(digest, spec, kind)
         found = _read(key)
-        if found is None or not all(_is_whole(file, digest) for file, digest in found.files):
-            found = _make(key, spec, path, kind, states)
-        else:
-            os.utime(_record(key), ns=(time.time_ns(), _record(key).stat().st_mtime_ns))  # it was used now
-    except (GenAIRayError, OSError) as exc:
+        if found is not None and all(_is_whole(*file) for file in found.files):
+            with suppress(OSError):
+                os.utime(_record(key))  # it was used now
+            return found
+        if _has_failed(key):
+            return None
+        try:
+            made = _make(key, digest, spec, path, kind, limit_bytes)
+            if _states_of(path) != states:
+                _log.info("%s changes while it is read", path)
+                return None
+            _write(made)
+        except Exception:
+            _remember_failure(key)
+            raise
+        _remove_oldest(limit_bytes)
+        _remove_unused_versions()
+    except Exception as exc:  # noqa: BLE001 - the model is loaded without, and that says what is wrong with it
         _log.info("%s: its graph is not kept: %s", path, exc)
         return None
-    return found
+    return made
 
 
 def forget_prepared(found: Prepared) -> None:
-    """Remove the record of a graph, which is made again when it is needed next.
+    """Remove the record of a graph that was refused; it is made again only if its files are no longer what they were.
 
     Args:
         found: Result of ``find_prepared``.
     """
     with suppress(OSError):
         _record(found.key).unlink()
+    if all(_is_whole(*file) for file in found.files):
+        _remember_failure(found.key)
 
 
-def _make(key: str, spec: ModelSpec, path: Path, kind: str, states: object) -> Prepared | None:
-    needed = path.stat().st_size + sum((path.parent / name).stat().st_size for name in weight_files(path))
-    if needed > min(MAX_KEPT_BYTES // 2, _LEFT_FREE * shutil.disk_usage(_folder()).free):
-        _log.info("%s is too large to be kept", path)
-        return None
+def _make(key: str, digest: str, spec: ModelSpec, path: Path, kind: str, limit_bytes: int) -> Prepared:
+    most = min(limit_bytes // 2, int(_LEFT_FREE * shutil.disk_usage(_folder()).free))
+    if path.stat().st_size + sum((path.parent / name).stat().st_size for name in weight_files(path)) > most:
+        raise ModelLoadError("the model is too large", f"{most} bytes")
     # To raise the operator set, all weights that are in the file must be in the graph.
     is_raised = spec.is_resized and kind in ("uint8", "uint16", "float32")
     model = read_model(path) if is_raised else read_header(path)
     freed = freed_inputs(model, spec)
-    per_px = bytes_per_px(fuse_frames(model, spec, np.uint8), spec) if kind in ("uint8", "core") else None
+    per_px = _predict(model, spec) if kind in ("uint8", "core") else None
     graphs = build_graphs(model, spec, kind)
     stored_bytes = sum(map(weight_bytes, graphs))
+    plan = plan_weights(graphs)
+    num_bytes = plan.num_bytes + sum(one.ByteSize() for one in graphs)
+    if num_bytes > most:  # tensors may overlap in their files
+        raise ModelLoadError(f"the model takes {num_bytes} bytes", f"{most}")
+    source = hashlib.sha256(repr((digest, plan.offsets)).encode()).hexdigest() if plan.offsets else ""
+    weights = _find_weights(source) if source else ""
+    if source and not weights:
+        with _partial() as (file, partial):
+            copy_weights(plan, path, file)
+            weights = _place(file, partial, ".weights")
+    num_bytes = plan.num_bytes
     names = []
-    with _partial() as (file, partial):
-        num_bytes = max(copy_weights(one, path, file) for one in graphs)
-        weights = _place(file, partial, ".weights") if num_bytes else ""
     for one in graphs:
-        refer_to_weights(one, f"{weights}.weights")
+        refer_to_weights(one, plan, f"{weights}.weights")
         with _partial() as (file, partial):
             num_bytes += file.write(one.SerializeToString())
             names.append(_place(file, partial, ".onnx"))
-    if _states_of(path) != states:
-        _log.info("%s changes while it is read", path)
+    return Prepared(key, tuple(names), weights, num_bytes, stored_bytes, per_px, freed, source)
+
+
+def _predict(model: Graph, spec: ModelSpec) -> float | None:
+    try:
+        return bytes_per_px(fuse_frames(model, spec, np.uint8), spec)
+    except Exception as exc:  # noqa: BLE001 - ONNX may not know an operator that the runtime knows
+        _log.debug("%s: no bytes by pixel: %s", spec.model_id, exc)
         return None
-    made = Prepared(key, tuple(names), weights, num_bytes, stored_bytes, per_px, freed)
-    with _partial() as (file, partial):
-        file.write(_seal(made))
-        file.flush()
-        partial.replace(_record(key))
-    _remove_oldest()
-    return made
 
 
 def _states_of(path: Path) -> tuple[tuple[int, ...], ...]:
@@ -214,27 +257,52 @@ def _states_of(path: Path) -> tuple[tuple[int, ...], ...]:
 
 def _key_of(digest: str, spec: ModelSpec, kind: str) -> str:
     described = "" if kind == "raw" else spec.model_dump_json(exclude={"model_id", "file", "sha256", "unsure"})
-    return hashlib.sha256(repr((digest, described, kind, _versions())).encode()).hexdigest()[:40]
+    return hashlib.sha256(repr((digest, described, kind)).encode()).hexdigest()[:40]
 
 
 @functools.cache
-def _versions() -> tuple[str, ...]:
-    """Return what a graph depends on besides its model: packages, and the code of this one that makes it."""
-    found = [__version__]
-    for name in ("onnx", "onnxruntime", "onnxruntime-gpu"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
+def _version() -> str:
+    """Name what a graph depends on besides its model: packages, and the code of this one that makes it."""
     here = Path(__file__).parent
-    code = [*sorted((here.parent / "graph").glob("*.py")), here / "sizing.py", Path(__file__)]
-    return (*found, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in code))
+    found = code_versions(*sorted((here.parent / "graph").glob("*.py")), here / "sizing.py", Path(__file__))
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 def _folder() -> Path:
-    return cache_folder() / "prepared"
+    machine = re.sub(r"[^\w-]", "_", socket.gethostname()) or "_"
+    return cache_folder() / "prepared" / machine / _version()
+
+
+def _is_usable() -> bool:
+    """Create the folder; tell whether this user alone may write to it."""
+    version = _folder()
+    folders = (version.parent.parent, version.parent, version)
+    for folder in folders:
+        folder.mkdir(exist_ok=True, mode=0o700)
+    return all(map(is_private, folders)) and os.access(version, os.W_OK | os.X_OK)
 
 
 def _record(key: str) -> Path:
     return _folder() / f"{key}.json"
+
+
+def _has_failed(key: str) -> bool:
+    with suppress(OSError):
+        mark = _record(key).with_suffix(".failed")
+        return is_private(mark) and abs(time.time() - mark.lstat().st_mtime) < FAILED_FOR_S
+    return False
+
+
+def _remember_failure(key: str) -> None:
+    with suppress(OSError), _partial() as (_, partial):
+        partial.replace(_record(key).with_suffix(".failed"))
+
+
+def _write(made: Prepared) -> None:
+    with _partial() as (file, partial):
+        file.write(_seal(made))
+        file.flush()
+        partial.replace(_record(made.key))
 
 
 def _seal(made: Prepared) -> bytes:
@@ -256,6 +324,15 @@ def _read(key: str) -> Prepared | None:
                 facts = content["facts"]
                 return Prepared(**facts | {name: tuple(facts[name]) for name in ("graphs", "freed")})
     return None
+
+
+def _find_weights(source: str) -> str:
+    """Return the sha256 of a copy of weights that is there already; empty if there is none."""
+    for record in _folder().glob("*.json"):
+        found = _read(record.stem)
+        if found is not None and found.source == source and all(_is_whole(*file) for file in found.files[-1:]):
+            return found.weights
+    return ""
 
 
 def _is_whole(file: Path, digest: str) -> bool:
@@ -282,12 +359,13 @@ def _place(file: BufferedRandom, partial: Path, suffix: str) -> str:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     target = _folder() / f"{digest}{suffix}"
     if not _is_whole(target, digest):
-        os.fchmod(file.fileno(), 0o400)
+        with suppress(OSError):  # some network file systems have no modes
+            os.fchmod(file.fileno(), 0o400)
         partial.replace(target)
     return digest
 
 
-def _remove_oldest() -> None:
+def _remove_oldest(limit_bytes: int) -> None:
     """Remove records that were used least recently until the rest is small enough, and files without a record."""
     folder = _folder()
     now_s = time.time()
@@ -295,11 +373,11 @@ def _remove_oldest() -> None:
     for file in folder.iterdir():
         with suppress(OSError):  # another process removes it as well
             facts[file] = file.lstat()
-    left_bytes = MAX_KEPT_BYTES
+    left_bytes = limit_bytes
     wanted: set[Path] = set()
     dropped: set[Path] = set()
     records = [file for file in facts if file.suffix == ".json"]
-    for record in sorted(records, key=lambda record: facts[record].st_atime_ns, reverse=True):
+    for record in sorted(records, key=lambda record: facts[record].st_mtime_ns, reverse=True):
         found = _read(record.stem)
         files = set() if found is None else {file for file, _ in found.files}
         more_bytes = sum(facts[file].st_size for file in files - wanted if file in facts)
@@ -312,3 +390,11 @@ def _remove_oldest() -> None:
     for file in (dropped | lost) - wanted:
         with suppress(OSError):
             file.unlink(missing_ok=True)
+
+
+def _remove_unused_versions() -> None:
+    for other in _folder().parent.iterdir():
+        with suppress(OSError):
+            last_s = max([other.lstat().st_mtime, *(file.lstat().st_mtime for file in other.iterdir())])
+            if other != _folder() and time.time() - last_s > _UNUSED_AFTER_S:
+                shutil.rmtree(other, ignore_errors=True)

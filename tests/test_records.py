@@ -149,6 +149,42 @@ def test_an_inspection_is_known_to_other_processes_and_names(tmp_path, monkeypat
         find_model(tmp_path / "three.onnx")
 
 
+def test_a_stored_result_of_another_form_or_owner_is_found_out_again(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    add_number(path, 1)
+    spec, _ = find_model(path)
+    found, names = records.tensors_of(path), records.weight_files(path)
+    folder = records._folder()
+    contents = {file: file.read_text() for file in folder.iterdir()}
+    assert len(contents) == 2
+    assert not any(file.stat().st_mode & 0o077 for file in contents)
+    asked = []
+
+    def describe(*arguments, **_):
+        asked.append(arguments)
+        return records.describe_file(*arguments[1:])
+
+    monkeypatch.setattr(records, "call_confined", describe)
+
+    def check(is_asked):
+        monkeypatch.setattr(records, "_known", {})
+        asked.clear()
+        assert (find_model(path)[0], records.tensors_of(path), records.weight_files(path)) == (spec, found, names)
+        assert bool(asked) == is_asked
+
+    check(False)
+    for wrong in ("5", "[5]", "null", '{"inputs": 5}', '{"inputs": [], "outputs": [], "files": [5], "spec": {}}'):
+        for file in contents:
+            file.write_text(f'{{"result": {wrong}}}')
+        check(True)
+    for place, mode in ((folder, 0o777), *((file, 0o666) for file in contents)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        check(True if place == folder else "spec" in contents[place])
+        place.chmod(before)
+    check(False)
+
+
 def test_other_external_data_is_another_model(tmp_path):
     write(
         tmp_path / "m.onnx",

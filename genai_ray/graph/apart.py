@@ -26,7 +26,7 @@ _CHUNK_BYTES = 1 << 20
 _MOST_DIGITS = 18
 """Longer numbers are no places in a file."""
 
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.BOOL: 8,

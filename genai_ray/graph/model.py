@@ -180,7 +180,7 @@ def _read_tensors(tensors: Sequence[onnx.TensorProto], path: Path) -> None:
             load_external_data_for_tensor(tensor, str(path.parent))
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
-    except (onnx.checker.ValidationError, OSError, ValueError) as exc:
+    except (onnx.checker.ValidationError, OSError, OverflowError, ValueError) as exc:
         raise ModelLoadError(f"the weights of {path} cannot be read: {_first_line(exc)}") from exc
 
 

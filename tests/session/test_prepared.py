@@ -1,20 +1,24 @@
 """Graphs that are kept ready for the runtime: they compute the same bits, and are found by content, or made again."""
 
+import errno
+import json
 import os
+import shutil
 import sys
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
-from genai_ray import InferenceSession, catalog
-from genai_ray.catalog import ModelSpec
+from genai_ray import InferenceSession, ModelCatalog, catalog, errors
+from genai_ray.catalog import ModelSpec, dump_spec
 from genai_ray.files import cache_folder, local
-from genai_ray.graph import header
+from genai_ray.graph import header, plan_weights
 from genai_ray.inspection import records
 from genai_ray.session import opening, prepared
 from genai_ray.session.prepared import find_prepared
-from tests.session.test_any_model import save, value
+from tests.session.test_any_model import run_plain, save, value
 from tests.session.test_session import PACKAGED
 
 VECTOR = np.arange(1200, dtype=np.float32)[None]
@@ -26,7 +30,7 @@ FEW = ("websr-x2-l", "ffdnet")
 def folder(tmp_path, monkeypatch):
     """The folder of kept graphs, empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return cache_folder() / "prepared"
+    return prepared._folder()
 
 
 def save_product(path, seed, *, is_described=True):
@@ -44,7 +48,7 @@ def product_of(path):
 
 
 def kept(folder, suffix=""):
-    return sorted(folder.glob(f"*{suffix}"), key=lambda file: file.stat().st_atime_ns)
+    return sorted(folder.glob(f"*{suffix}"), key=lambda file: file.stat().st_mtime_ns)
 
 
 def sizes_of(info):
@@ -198,6 +202,7 @@ def test_what_was_used_least_recently_goes(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(prepared, "MAX_KEPT_BYTES", 18_000_000)
     for path in (*paths[:3], paths[0]):
         product_of(path)
+        prepared._remove_oldest(prepared.MAX_KEPT_BYTES)  # reads every record, which is no use of it
     for name, is_old in (("lost", True), ("new", False)):
         (folder / f"{name}.partial").touch()
         os.utime(folder / f"{name}.partial", (0, 0) if is_old else None)
@@ -210,4 +215,228 @@ def test_what_was_used_least_recently_goes(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(prepared, "MAX_KEPT_BYTES", 8_000_000)
     before = kept(folder)
     product_of(save_product(tmp_path / "e.onnx", 5))  # more than half of that
+    assert [file for file in kept(folder) if file.suffix != ".failed"] == before
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """A model of the user's folder, with its sha256."""
+    monkeypatch.setenv("GENAI_RAY_MODELS", str(tmp_path / "models"))
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "own.onnx"
+    shutil.copyfile(ModelCatalog.default().path("websr-x2-s"), path)
+    spec = ModelCatalog.default().get("websr-x2-s")
+    changes = {"model_id": "own", "aliases": (), "presets": (), "file": "own.onnx"}
+    path.with_suffix(".yaml").write_text(dump_spec(spec.model_copy(update=changes)))
+    ModelCatalog.forget()
+    assert ModelCatalog.default().get("own").sha256 == catalog.hash_file(path)
+    yield path
+    ModelCatalog.forget()
+
+
+def test_a_model_that_is_overwritten_while_its_session_is_open_spoils_nothing(own_model, folder):
+    frames = np.random.default_rng(0).integers(0, 65536, (30, 40, 3), np.uint16)
+    with InferenceSession("websr-x2-s") as session:
+        expected = session.infer(frames)
+    right = own_model.read_bytes()
+    with InferenceSession("own") as session:
+        session.infer(frames.astype(np.uint8))
+        model = onnx.load(own_model)
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 4:
+                array = onnx.numpy_helper.to_array(tensor) / np.float32(2)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        onnx.save(model, own_model)
+        before = kept(folder)
+        assert np.array_equal(session.infer(frames), expected)  # its model is loaded; what is around it is not kept
+        assert find_prepared(session.spec, own_model, "core") is None
+        assert kept(folder) == before
+    own_model.write_bytes(right)
+    for _ in range(2):
+        with InferenceSession("own") as session:
+            assert np.array_equal(session.infer(frames), expected)
+    assert len(kept(folder)) > len(before)
+
+
+def save_overlapping(path, entries, shape=(400, 400)):
+    """A sum of tensors that lie in one file; each is given by what its model says of its place."""
+    (path.parent / "weights").write_bytes(np.random.default_rng(0).standard_normal(200_000, np.float32).tobytes())
+    names = [f"w{number}" for number in range(len(entries))]
+    save(path, [helper.make_node("Sum", ["x", *names], ["y"])], [value("x", shape)], [value("y", shape)])
+    model = onnx.load(path)
+    for name, places in zip(names, entries, strict=True):
+        tensor = model.graph.initializer.add(
+            name=name, dims=shape, data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL
+        )
+        for key, text in places:
+            tensor.external_data.add(key=key, value=str(text))
+    path.write_bytes(model.SerializeToString())
+    path.with_suffix(".yaml").write_text(f"model_id: sum\nfile: {path}\n")
+    return path
+
+
+def test_tensors_that_overlap_in_their_file_count_each(tmp_path, folder, monkeypatch):
+    places = [[("location", "weights"), ("offset", 4 * number), ("length", 640_000)] for number in range(60)]
+    path = save_overlapping(tmp_path / "sum.onnx", [*places, *places])
+    feeds = {"x": np.ones((400, 400), np.float32)}
+    expected = run_plain(path, feeds)["y"]
+    for limit, num_weights in (("40 MB", 0), ("100 MB", 1)):
+        monkeypatch.setenv("GENAI_RAY_PREPARED_BYTES", limit)
+        for mark in kept(folder, ".failed"):
+            mark.unlink()
+        with InferenceSession(path, threads=1) as session:
+            assert np.array_equal(session.run(feeds)["y"], expected)
+        assert len(kept(folder, ".weights")) == num_weights
+    size = kept(folder, ".weights")[0].stat().st_size
+    assert 60 * 640_000 < size <= 60 * (640_000 + 4096)
+
+
+def test_a_tensor_without_a_length_has_that_of_its_shape(tmp_path, folder):
+    path = save_overlapping(tmp_path / "sum.onnx", [[("location", "weights")]])
+    feeds = {"x": np.ones((400, 400), np.float32)}
+    with InferenceSession(path, threads=1) as session:
+        assert np.array_equal(session.run(feeds)["y"], run_plain(path, feeds)["y"])
+    assert kept(folder, ".weights")[0].stat().st_size == 640_000
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [("length", 640_000)],
+        [("location", "weights\0"), ("length", 640_000)],
+        [("location", "weights"), ("length", -1)],
+        [("location", "weights"), ("length", 639_996)],
+        [("location", "weights"), ("length", 10**30)],
+        [("location", "weights"), ("offset", 10**30), ("length", 640_000)],
+        [("location", "weights"), ("offset", "1_0"), ("length", 640_000)],
+        [("location", "weights"), ("offset", 0), ("offset", 4), ("length", 640_000)],
+        [("location", "weights"), ("offset", 400_000), ("length", 640_000)],
+        [("location", "elsewhere"), ("length", 640_000)],
+        [("location", "/etc/passwd"), ("length", 640_000)],
+        [("location", "."), ("length", 640_000)],
+    ],
+)
+def test_tensors_with_a_wrong_place_are_not_kept(places, tmp_path, folder):
+    path = save_overlapping(tmp_path / "sum.onnx", [places])
+    if places[0][1] == "weights" and ("offset", 400_000) not in places:
+        with pytest.raises(errors.ModelLoadError, match="w0"):
+            plan_weights([onnx.load(path, load_external_data=False)])
+    for _ in range(2):
+        assert find_prepared(ModelSpec(model_id="sum", file=str(path)), path, "raw") is None
+    assert {file.suffix for file in kept(folder)} <= {".failed"}
+
+
+def test_a_relative_path_is_as_good(tmp_path, folder, monkeypatch):
+    path = save_overlapping(tmp_path / "sum.onnx", [[("location", "weights")]])
+    monkeypatch.chdir(tmp_path)
+    relative = path.relative_to(tmp_path)
+    assert find_prepared(ModelSpec(model_id="sum", file=str(relative)), relative, "raw") is not None
+    assert len(kept(folder, ".weights")) == 1
+
+
+def test_a_model_whose_bytes_cannot_be_predicted_is_kept(folder, monkeypatch):
+    def refuse(*_):
+        raise onnx.shape_inference.InferenceError("an operator of no set")
+
+    monkeypatch.setattr(prepared, "bytes_per_px", refuse)
+    with InferenceSession("websr-x2-s") as session:
+        assert session.infer(np.ones((20, 20, 3), np.uint8)).shape == (40, 40, 3)
+    assert kept(folder, ".json")
+
+
+def test_a_failure_is_remembered_for_a_while(tmp_path, folder, monkeypatch):
+    path = save_product(tmp_path / "product.onnx", 0)
+    tried = []
+
+    def fail(*_):
+        tried.append(1)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "copy_weights", fail)
+        expected = product_of(path)
+        assert np.array_equal(product_of(path), expected)
+        assert len(tried) == 1
+        (mark,) = kept(folder)
+        os.utime(mark, (0, 0))
+        product_of(path)
+        assert len(tried) == 2
+    product_of(path)
+    assert len(kept(folder)) == 1
+    os.utime(mark, (0, 0))
+    assert np.array_equal(product_of(path), expected)
+    assert len(kept(folder, ".weights")) == 1
+
+
+def test_a_graph_that_the_runtime_refuses_is_made_once(tmp_path, folder, monkeypatch):
+    path = save_product(tmp_path / "product.onnx", 0)
+    expected = product_of(path)
+    monkeypatch.setattr(prepared, "copy_weights", None)
+    found = find_prepared(ModelSpec(model_id="product", file=str(path)), path, "raw")
+    prepared.forget_prepared(found)
+    for _ in range(2):
+        assert np.array_equal(product_of(path), expected)
+    assert [len(kept(folder, suffix)) for suffix in (".json", ".failed")] == [0, 1]
+
+
+def test_weights_are_copied_once_for_all_dtypes(folder, monkeypatch):
+    monkeypatch.setattr(header, "WHOLE_FILE_BYTES", 0)
+    spec, path = ModelCatalog.default().get("websr-x2-s"), ModelCatalog.default().path("websr-x2-s")
+    first = find_prepared(spec, path, "uint8")
+    monkeypatch.setattr(prepared, "copy_weights", None)
+    second = find_prepared(spec, path, "uint16")
+    assert first.weights == second.weights != ""
+    assert len(kept(folder, ".weights")) == 1
+
+
+def test_nothing_is_kept_in_a_temporary_folder_or_when_switched_off(tmp_path, monkeypatch):
+    path = save_product(tmp_path / "product.onnx", 0)
+    expected = product_of(path)
+    spec = ModelSpec(model_id="product", file=str(path))
+    assert find_prepared(spec, path, "raw") is not None
+    with monkeypatch.context() as patch:
+        patch.setenv("GENAI_RAY_PREPARED_BYTES", "0")
+        assert find_prepared(spec, path, "raw") is None
+        assert np.array_equal(product_of(path), expected)
+        patch.setenv("GENAI_RAY_PREPARED_BYTES", "much")
+        with pytest.raises(errors.ConfigError, match="GENAI_RAY_PREPARED_BYTES=much"):
+            product_of(path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    monkeypatch.setattr(local, "temporary_base", lambda: str(tmp_path))
+    assert cache_folder().parent == tmp_path
+    assert find_prepared(spec, path, "raw") is None
+    assert not (cache_folder() / "prepared").exists()
+
+
+def test_machines_and_versions_do_not_meet(tmp_path, folder, monkeypatch):
+    path = save_product(tmp_path / "product.onnx", 0)
+    expected = product_of(path)
+    before = kept(folder)
+    monkeypatch.setattr(prepared, "MAX_KEPT_BYTES", 12_000_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared.socket, "gethostname", lambda: "../../other")
+        product_of(save_product(tmp_path / "other.onnx", 1))
+        assert prepared._folder().parent.name == "______other"
+        assert prepared._folder().parent.parent == folder.parent.parent
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "_version", lambda: "later")
+        for name, is_old in (("unused", True), ("recent", False)):
+            (folder.parent / name).mkdir(mode=0o700)
+            (folder.parent / name / "a.json").touch()
+            for place in (folder.parent / name / "a.json", folder.parent / name):
+                os.utime(place, (0, 0) if is_old else None)
+        product_of(save_product(tmp_path / "another.onnx", 2))
+        assert sorted(each.name for each in folder.parent.iterdir()) == sorted((folder.name, "later", "recent"))
     assert kept(folder) == before
+    (record,) = kept(folder, ".json")
+    facts = json.loads(record.read_bytes())["facts"] | {"more": 1}
+    record.write_text(json.dumps({"facts": facts, "check": prepared._check_of(facts)}))
+    assert np.array_equal(product_of(path), expected)
+    assert "more" not in json.loads(record.read_bytes())["facts"]
+
+
+def test_no_weights_of_another_precision_are_kept(folder, monkeypatch):
+    monkeypatch.setattr(header, "WHOLE_FILE_BYTES", 0)
+    with InferenceSession("websr-x2-s", precision="fp16") as session:
+        assert session.infer(np.ones((20, 20, 3), np.uint8)).shape == (40, 40, 3)
+    assert [len(kept(folder, suffix)) for suffix in (".json", ".onnx", ".weights")] == [1, 2, 0]  # before and after it

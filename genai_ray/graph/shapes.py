@@ -14,6 +14,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from genai_ray.errors import ModelLoadError
+
 __all__ = ["infer_shapes"]
 
 _OF_SIZES = frozenset(
@@ -40,8 +42,11 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
     Returns:
         Its graph with the shapes; nodes that only compute sizes may be gone, and tensors whose size depends on the
         values of pictures have none.
+
+    Raises:
+        ModelLoadError: If ONNX does not know an operator; the runtime may.
     """
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    inferred = _infer(model)
     while True:
         sizes = _find_sizes(inferred)
         if not sizes:
@@ -51,7 +56,14 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
         inferred.graph.node.extend(kept)
         inferred.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in sizes.items())
         del inferred.graph.value_info[:]
-        inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=True)
+        inferred = _infer(inferred)
+
+
+def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError as exc:
+        raise ModelLoadError(f"ONNX cannot infer the shapes of the model: {exc}") from exc
 
 
 def _find_sizes(model: onnx.ModelProto) -> dict[str, _Array]:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from genai_ray.catalog import ModelSpec, hash_file
-from genai_ray.errors import ModelLoadError
+from genai_ray.errors import GenAIRayError, ModelLoadError
 from genai_ray.files import cache_folder, is_cache_lasting, is_private
 from genai_ray.graph import (
     Graph,
@@ -66,6 +66,19 @@ _UNUSED_AFTER_S = 30 * 86400.0
 
 ENDS = "ends "
 """How the kind of the graphs before and after a model begins."""
+
+_FAULTS = (
+    GenAIRayError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a strange model may cause."""
 
 _LEFT_FREE = 0.5
 """At least this share of the free bytes of the disk stays free."""
@@ -192,7 +205,7 @@ def find_prepared(spec: ModelSpec, path: Path, kind: str) -> Prepared | None:
             raise
         _remove_oldest(limit_bytes)
         _remove_unused_versions()
-    except Exception as exc:  # noqa: BLE001 - the model is loaded without, and that says what is wrong with it
+    except _FAULTS as exc:  # the model is loaded without, and that says what is wrong with it
         _log.info("%s: its graph is not kept: %s", path, exc)
         return None
     return made
@@ -244,7 +257,7 @@ def _make(key: str, digest: str, spec: ModelSpec, path: Path, kind: str, limit_b
 def _predict(model: Graph, spec: ModelSpec) -> float | None:
     try:
         return bytes_per_px(fuse_frames(model, spec, np.uint8), spec)
-    except Exception as exc:  # noqa: BLE001 - ONNX may not know an operator that the runtime knows
+    except _FAULTS as exc:  # ONNX may not know an operator that the runtime knows
         _log.debug("%s: no bytes by pixel: %s", spec.model_id, exc)
         return None
 

@@ -149,7 +149,7 @@ def test_an_inspection_is_known_to_other_processes_and_names(tmp_path, monkeypat
         find_model(tmp_path / "three.onnx")
 
 
-def test_a_stored_result_of_another_form_or_owner_is_found_out_again(tmp_path, monkeypatch):
+def test_a_stored_result_of_another_form_or_owner_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     add_number(path, 1)
     spec, _ = find_model(path)

@@ -234,7 +234,7 @@ def own_model(tmp_path, monkeypatch):
     ModelCatalog.forget()
 
 
-def test_a_model_that_is_overwritten_while_its_session_is_open_spoils_nothing(own_model, folder):
+def test_a_model_that_is_overwritten_later_spoils_nothing(own_model, folder):
     frames = np.random.default_rng(0).integers(0, 65536, (30, 40, 3), np.uint16)
     with InferenceSession("websr-x2-s") as session:
         expected = session.infer(frames)
@@ -389,7 +389,7 @@ def test_weights_are_copied_once_for_all_dtypes(folder, monkeypatch):
     assert len(kept(folder, ".weights")) == 1
 
 
-def test_nothing_is_kept_in_a_temporary_folder_or_when_switched_off(tmp_path, monkeypatch):
+def test_nothing_is_kept_for_a_while_or_when_switched_off(tmp_path, monkeypatch):
     path = save_product(tmp_path / "product.onnx", 0)
     expected = product_of(path)
     spec = ModelSpec(model_id="product", file=str(path))

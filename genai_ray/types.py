@@ -36,6 +36,7 @@ __all__ = [
     "check_frames",
     "full_range",
     "parse_bytes",
+    "parse_fraction",
     "take_fields",
     "take_word",
 ]
@@ -302,6 +303,28 @@ _BYTE_UNITS = {"b": 1} | {
     for power, letter in enumerate("kmgt")
     for end, base in (("b", 1000), ("ib", 1024))
 }
+
+
+_FRACTION = re.compile(r"[+-]?[0-9]{0,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,2})?(/[0-9]{1,20})?", re.ASCII | re.IGNORECASE)
+"""Numbers that are short when they are written out: 1e999999999 is not."""
+
+
+def parse_fraction(word: str | float | Fraction) -> Fraction | None:
+    """Read a number exactly.
+
+    Args:
+        word: A number or a fraction, such as ``1.5``, ``60`` or ``60000/1001``.
+
+    Returns:
+        The number; None if it is none, is not finite, or has more than 20 digits or two of an exponent.
+    """
+    text = str(word).strip()
+    if not _FRACTION.fullmatch(text):
+        return None
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def parse_bytes(size: int | str, what: str = "max_memory_bytes") -> int:

@@ -8,6 +8,7 @@ support constant luminance.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Sequence
 from fractions import Fraction
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from PIL import Image
 
 from genai_ray.errors import VideoError
 from genai_ray.video.info import FULL, YCGCO, Colour
@@ -45,6 +47,8 @@ JFIF = Colour(5, FULL, 2, 2, False)
 """Colour of every JPEG file: BT.601, full range."""
 
 _PEAK = 65535
+
+_LANCZOS_LOBES = 3
 
 COUNTED_ROWS = 8
 """One of so many rows of chroma is checked for colours outside the RGB gamut."""
@@ -145,26 +149,39 @@ def scale_alpha(alpha: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[A
     return np.ascontiguousarray(scaled.to_ndarray()[..., np.newaxis])
 
 
-def resample(frame: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.uint16]:
-    """Resample a picture by Lanczos' kernel of three lobes, in 16 bits; when it is reduced the kernel is as much wider.
+def resample(
+    frame: npt.NDArray[Any], size: tuple[int, int], part: tuple[int, int, int, int] | None = None
+) -> npt.NDArray[np.uint16]:
+    """Resample a picture by Lanczos' kernel of three lobes, in float32; when it is reduced the kernel is as much wider.
 
-    Each channel is resampled by itself, so colours are those of the same filter applied to luma and chroma.
+    Each channel is resampled by itself; beyond the edges, their pixels are repeated. FFmpeg's scaler cuts overshoot
+    between its two passes, and in 16 bits wraps around at hard edges (seen in FFmpeg 8), so this is Pillow's.
 
     Args:
         frame: (h, w, C), C of 1 or 3, uint8 in [0, 255] or uint16 in [0, 65535].
-        size: (width, height) in pixels.
+        size: (width, height) of the whole picture in pixels.
+        part: (left, top, width, height) of what is wanted of it; None for all.
 
     Returns:
-        (height, width, C), uint16 in [0, 65535], C-contiguous.
+        (height, width, C) of that part, uint16 in [0, 65535], C-contiguous.
     """
     height, width, channels = frame.shape
-    # As the planes of RGB they would pass swscale's matrix to YUV and back, and white would be 65528.
-    picture = av.VideoFrame(width, height, "gray16le" if channels == 1 else "yuv444p16le")
-    for at, plane in enumerate(picture.planes):
-        values = frame[..., at].astype(np.uint16)
-        _fill(plane, values * np.uint16(257) if frame.dtype == np.uint8 else values)
-    scaled = _OWN.reformatter.reformat(picture, width=size[0], height=size[1], interpolation=SWS_FLAGS, threads=1)
-    return np.ascontiguousarray(np.stack(_planes(scaled), axis=-1))
+    left, top, *wanted = part or (0, 0, *size)
+    per_x, per_y = width / size[0], height / size[1]
+    pad_x, pad_y = (math.ceil(_LANCZOS_LOBES * max(per, 1)) for per in (per_x, per_y))
+    box = (
+        pad_x + left * per_x,
+        pad_y + top * per_y,
+        pad_x + (left + wanted[0]) * per_x,
+        pad_y + (top + wanted[1]) * per_y,
+    )
+    result = np.empty((wanted[1], wanted[0], channels), np.uint16)
+    for at in range(channels):
+        values = frame[..., at].astype(np.float32) * (257 if frame.dtype == np.uint8 else 1)
+        padded = Image.fromarray(np.pad(values, ((pad_y, pad_y), (pad_x, pad_x)), mode="edge"))
+        done = np.asarray(padded.resize((wanted[0], wanted[1]), Image.Resampling.LANCZOS, box))
+        result[..., at] = np.rint(done).clip(0, _PEAK)
+    return result
 
 
 def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFrame:

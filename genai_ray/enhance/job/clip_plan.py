@@ -175,7 +175,12 @@ def examine_clip(
         Packed((timeline, SegmentStore(target.work_dir, ()))),
         frames=len(timeline.result.pts),
         segments=len(plan.segments),
-        segment_bytes=predict_segment_bytes(sizes.result, timeline.result.info.bit_depth, sizes.made)
+        segment_bytes=predict_segment_bytes(
+            sizes.result,
+            timeline.result.info.bit_depth,
+            sizes.made if sizes.is_resampled else None,
+            (plan.info.width, plan.info.height) if sizes.given != (plan.info.width, plan.info.height) else None,
+        )
         + predict_check_bytes(plan.info, sizes.scale, options.check),
         notes=(*told, *others, *dict.fromkeys(note for note in seams if note is not None)),
     )

@@ -268,7 +268,12 @@ def _compute(
 
 def _count_at_once(timeline: Timeline, sizes: FrameSizes, options: EnhanceOptions) -> int:
     info = timeline.plan.info
-    num_bytes = predict_segment_bytes(sizes.result, info.bit_depth, sizes.made)
+    num_bytes = predict_segment_bytes(
+        sizes.result,
+        info.bit_depth,
+        sizes.made if sizes.is_resampled else None,
+        (info.width, info.height) if sizes.given != (info.width, info.height) else None,
+    )
     num_bytes += predict_check_bytes(info, sizes.scale, options.check)
     cluster_resources: Any = ray.cluster_resources
     resources = cluster_resources()

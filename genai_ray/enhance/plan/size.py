@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from genai_ray.errors import ConfigError
-from genai_ray.types import Fit
+from genai_ray.types import Fit, parse_fraction
 from genai_ray.video import Encoding, VideoInfo, find_side_step
 
 __all__ = [
@@ -171,10 +171,9 @@ def parse_size(
 def _parse_scale(scale: str | float | Fraction | None) -> Fraction | None:
     if scale is None:
         return None
-    try:
-        number = Fraction(str(scale))
-    except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"scale {scale!r}", "a number or a fraction, such as 1.5 or 3/2") from None
+    number = parse_fraction(scale)
+    if number is None:
+        raise ConfigError(f"scale {str(scale)[:20]!r}", "a number or a fraction, such as 1.5 or 3/2")
     if not 0 < number <= MAX_SCALE:
         raise ConfigError(f"scale {scale}", f"above 0, up to {MAX_SCALE}")
     return number
@@ -270,7 +269,8 @@ def plan_sizes(
         shape = 1 / stored if _is_turned(info) else stored
         picture, result = (_turn(size, info) for size in _fit(shape, asked, step))
         own = Fraction(1)
-    _check_even(result, step, encoding)
+    if asked.is_of_result or given != (info.width, info.height):
+        _check_even(result, step, encoding)
     return FrameSizes(given, made, picture, result, own, is_asked=asked.is_of_result)
 
 

@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from genai_ray.catalog import ModelSpec
 from genai_ray.enhance.plan.background import Background
 from genai_ray.errors import ConfigError
-from genai_ray.types import ModelTask, full_range
+from genai_ray.types import ModelTask, full_range, parse_fraction
 from genai_ray.video import Segment, VideoPlan
 
 __all__ = [
@@ -303,10 +303,10 @@ def parse_rate(word: str | float) -> Fraction:
     Raises:
         ConfigError: If it is neither.
     """
-    try:
-        return Fraction(str(word))
-    except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"fps {word}", "a number or a fraction, such as 60 or 60000/1001") from None
+    rate = parse_fraction(word)
+    if rate is None:
+        raise ConfigError(f"fps {str(word)[:20]}", "a number or a fraction, such as 60 or 60000/1001")
+    return rate
 
 
 def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> Timeline:

@@ -49,20 +49,25 @@ def find_requests(info: VideoInfo, specs: Sequence[ModelSpec], options: EnhanceO
     return tuple(requests)
 
 
-def predict_segment_bytes(size: tuple[int, int], bit_depth: int, made: tuple[int, int] | None = None) -> int:
+def predict_segment_bytes(
+    size: tuple[int, int], bit_depth: int, made: tuple[int, int] | None = None, reduced: tuple[int, int] | None = None
+) -> int:
     """Predict the memory of a task that makes one segment: frames in flight and the encoder, without the sessions.
 
     Args:
         size: (width, height) of the result in pixels.
         bit_depth: Bits of a component.
         made: (width, height) of what the chain makes, if it is resampled to the result; None for ``size``.
+        reduced: (width, height) of the source, if its frames are reduced before the first model; else None.
 
     Returns:
         Bytes.
     """
+    is_resampled = made is not None
     made = made or size
     frame_bytes = made[0] * made[1] * 3 * (1 if bit_depth <= 8 else 2)
     batch_bytes = max(frame_bytes, MAX_BATCH_BYTES)
     batches = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // batch_bytes) + 2  # one is encoded, and one computed
-    resampled = 0 if made == size else RESAMPLED_BYTES_PER_PX * (made[0] * made[1] + size[0] * size[1])
+    sides = (*((made, size) if is_resampled else ()), *((reduced,) if reduced is not None else ()))
+    resampled = RESAMPLED_BYTES_PER_PX * sum(int(width * height) for width, height in sides)
     return batches * batch_bytes + 2 * frame_bytes + resampled + predict_encoder_bytes(size, bit_depth)

@@ -48,7 +48,7 @@ def fit_frame(frame: Array, sizes: FrameSizes) -> Array:
     Returns:
         The picture, C-contiguous: uint16 in [0, 65535] if it was resampled, else the same dtype.
     """
-    return _cut(resample(frame, sizes.picture) if sizes.is_resampled else frame, sizes)
+    return resample(frame, sizes.picture, _part(sizes)) if sizes.is_resampled else _cut(frame, sizes)
 
 
 def fit_alpha(alpha: Array, sizes: FrameSizes) -> Array:
@@ -61,8 +61,9 @@ def fit_alpha(alpha: Array, sizes: FrameSizes) -> Array:
     Returns:
         Of the size and dtype of the picture that ``fit_frame`` returns.
     """
-    scaled = resample(alpha, sizes.picture) if sizes.is_resampled else scale_alpha(alpha, sizes.picture)
-    return _cut(scaled, sizes)
+    if sizes.is_resampled:
+        return resample(alpha, sizes.picture, _part(sizes))
+    return _cut(scale_alpha(alpha, sizes.picture), sizes)
 
 
 def add_bars(picture: Array, sizes: FrameSizes) -> Array:
@@ -78,7 +79,8 @@ def add_bars(picture: Array, sizes: FrameSizes) -> Array:
     width, height = sizes.result
     if picture.shape[:2] == (height, width):
         return picture
-    left, top = _middle(sizes.result, sizes.picture)
+    # Even, so that a bar does not tint the picture by chroma that both share.
+    left, top = (side // 2 * 2 for side in _middle(sizes.result, sizes.picture))
     whole = np.zeros((height, width, picture.shape[2]), picture.dtype)
     whole[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return whole
@@ -86,14 +88,20 @@ def add_bars(picture: Array, sizes: FrameSizes) -> Array:
 
 def _cut(picture: Array, sizes: FrameSizes) -> Array:
     """Take the middle of a picture that is larger than the result."""
-    width, height = sizes.result
-    if picture.shape[0] <= height and picture.shape[1] <= width:
+    left, top, width, height = _part(sizes)
+    if picture.shape[:2] == (height, width):
         return picture
-    left, top = _middle(sizes.picture, sizes.result)
     return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
 
+def _part(sizes: FrameSizes) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of what the result shows of the picture."""
+    left, top = _middle(sizes.picture, sizes.result)
+    width, height = (min(sides) for sides in zip(sizes.picture, sizes.result, strict=True))
+    return left, top, width, height
+
+
 def _middle(outer: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
-    """Return the place of a rectangle in the middle of another one: even, so that a bar does not tint the picture."""
-    left, top = (max(whole - part, 0) // 4 * 2 for whole, part in zip(outer, inner, strict=True))
+    """Return the place of a rectangle in the middle of another one."""
+    left, top = (max(whole - part, 0) // 2 for whole, part in zip(outer, inner, strict=True))
     return left, top

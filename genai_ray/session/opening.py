@@ -80,7 +80,9 @@ class Opener:
         """
         if self._bytes_per_px is None:
             self._bytes_per_px = bytes_per_px(self._build("uint8"), self._spec)
-        return self._bytes_per_px
+        # Between the graphs of a shared model frames are tensors of float32, which live as long as its run.
+        between = 4 * 3 * (1 + self._spec.scale**2) if self.is_shared else 0
+        return self._bytes_per_px + between
 
     def close(self) -> None:
         """Close what variants share; they are closed before."""

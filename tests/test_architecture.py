@@ -55,7 +55,7 @@ GATEWAYS = {
     "typer": {"cli"},
     "rich": {"cli"},
     "starlette": {"serve"},
-    "PIL": {"evaluation", "serve", "trials"},
+    "PIL": {"evaluation", "serve", "trials", "video"},
     "grpc": {"cluster", "serve"},
     "prometheus_client": {"serve"},
     "psutil": {"serve"},

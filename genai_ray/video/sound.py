@@ -2,14 +2,17 @@
 
 Decoders drop what their codec says is not heard, at the start and at the end. Encoders say the same of their own delay,
 which MP4 and MOV keep in an edit list, and Matroska in the track's header. If times leave a hole in the sound, silence
-is encoded there, so that everything after it stays with the pictures.
+is encoded there, so that everything after it stays with the pictures; the time of a single frame that no other confirms
+is not followed.
 """
 
 from __future__ import annotations
 
+import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from typing import Any
@@ -24,7 +27,7 @@ from genai_ray.video.codecs import SOUND_CODECS, SoundCodec
 from genai_ray.video.container import open_video
 from genai_ray.video.plan import VideoPlan
 
-__all__ = ["SoundEncoder", "SoundRecipe", "plan_sound", "read_sound"]
+__all__ = ["SoundEncoder", "SoundRecipe", "plan_sound", "read_layout", "read_sound"]
 
 _MAX_DRIFT_S = Fraction(1, 10)
 """Times that are less apart from the count of samples follow the count, as in FFmpeg's ``aresample=async=1``."""
@@ -35,8 +38,8 @@ _PREROLL_S = 1
 _LONGEST_S = 10
 """Length of a packet that does not say how long it is, at most."""
 
-_MOST_READ = 20_000
-"""Packets that are read to find the first sample of a track."""
+_MOST_READ = 100_000
+"""Packets of all tracks that are read to find the first sample of one."""
 
 _DTYPES: dict[str, type[np.generic]] = {"s16": np.int16, "s32": np.int32, "flt": np.float32}
 """Values of packed samples."""
@@ -46,6 +49,18 @@ _MAX_PLANES = 7
 
 _SHORT_FORMATS = ("u8", "u8p", "s16", "s16p")
 """Sample formats of up to 16 bits."""
+
+_MICROSECOND = Fraction(1, 1_000_000)
+"""Unit of seeking."""
+
+_LISTED = " channels ("
+"""Part of the name of a layout without a name, such as "2 channels (FR+FL)"; all custom orders have one."""
+
+_ORDER = (
+    *("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR", "TC", "TFL", "TFC", "TFR", "TBL", "TBC"),
+    *("TBR", "DL", "DR", "WL", "WR", "SDL", "SDR", "LFE2", "TSL", "TSR", "BFC", "BFL", "BFR"),
+)
+"""Channels in FFmpeg's own order, by its names (``libavutil/channel_layout.h``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +85,34 @@ class SoundRecipe:
         return f"{self.codec.name} {bits or f'at {self.bit_rate // 1000} kb/s'}, {self.rate} Hz, {self.layout}"
 
 
+def read_layout(owner: Any) -> Any:
+    """Read the channel layout of a decoded frame or of a decoder, so that it is freed once.
+
+    PyAV (18) copies the pointer of a custom order of channels (a MOV's ``chan`` atom may have one), and each copy frees
+    what it points to. The copy of such an order is therefore never freed: about 100 bytes each.
+
+    Args:
+        owner: The frame or the codec context.
+
+    Returns:
+        Its ``AudioLayout``.
+    """
+    layout = owner.layout
+    if _LISTED in layout.name:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+    return layout
+
+
+def _decode(codec: Any, packet: Any) -> list[Any]:
+    """Decode sound; None for the packet ends it."""
+    frames: list[Any] = codec.decode(packet)
+    for frame in frames:
+        read_layout(frame)
+    return frames
+
+
 def read_sound(plan: VideoPlan, index: int) -> Any:
-    """Decode the first sound of a track, which has the true rate, layout and format.
+    """Decode the first sound of a track, or of its piece, which has the true rate, layout and format.
 
     Args:
         plan: The source.
@@ -83,29 +124,53 @@ def read_sound(plan: VideoPlan, index: int) -> Any:
     Raises:
         VideoError: If the source does not open.
     """
-    with open_video(plan.path, any_format=plan.any_format) as container:
-        stream: Any = container.streams[index]
-        if stream.codec_context is None:
-            return None
-        for packet in islice(container.demux(stream), _MOST_READ):
-            try:
-                for frame in stream.codec_context.decode(packet if packet.size else None):
-                    if frame.samples:
-                        return frame
-            except av.FFmpegError:
-                continue
+    begins_s = next((begin_s for track, begin_s, _ in plan.tracks_s if track == index), 0.0)
+    wanted_s = begins_s if plan.span is None else max(begins_s, float(plan.span[0]))
+    for goes_there in (True, False) if wanted_s > _PREROLL_S else (False,):
+        with open_video(plan.path, any_format=plan.any_format) as container:
+            stream: Any = container.streams[index]
+            if stream.codec_context is None:
+                return None
+            if goes_there:
+                with suppress(av.FFmpegError):  # not every file can be searched
+                    container.seek(round((Fraction(wanted_s) - _PREROLL_S) / _MICROSECOND))
+            frame = _find_frame(container, stream, None if plan.span is None else Fraction(wanted_s))
+            if frame is not None:
+                return frame
     return None
+
+
+def _find_frame(container: Any, stream: Any, wanted_s: Fraction | None) -> Any:
+    """Return the first frame that is heard at a time or later, else the last one before; None for the very first."""
+    found: Any = None
+    for packet in islice(container.demux(), _MOST_READ):
+        if packet.stream_index != stream.index:
+            continue
+        try:
+            frames = _decode(stream.codec_context, packet if packet.size else None)
+        except av.FFmpegError:
+            continue
+        for frame in frames:
+            if not frame.samples:
+                continue
+            found = frame
+            if wanted_s is None or frame.pts is None:
+                return found
+            if frame.pts * Fraction(stream.time_base) + Fraction(frame.samples, frame.sample_rate) > wanted_s:
+                return found
+    return found
 
 
 def plan_sound(frame: Any, name: str) -> SoundRecipe | None:
     """Find how an encoder takes a track: with the rate and the layout of the source, or the nearest it has.
 
     Args:
-        frame: From ``read_sound``.
+        frame: From ``read_sound``; its time is lost.
         name: A word of ``SOUND_CODECS``.
 
     Returns:
-        How it is encoded; None if the encoder does not take so many channels.
+        How it is encoded; None if the encoder does not take so many channels, or FFmpeg converts them to nothing that
+        it takes.
     """
     codec = SOUND_CODECS[name]
     if codec.encoder not in av.codecs_available:
@@ -115,24 +180,25 @@ def plan_sound(frame: Any, name: str) -> SoundRecipe | None:
         return None
     rate = _choose_rate(codec, frame.sample_rate)
     is_long = frame.format.name not in _SHORT_FORMATS
-    for layout in (frame.layout.name, f"{channels}c"):  # the default for this count of channels
-        recipe = SoundRecipe(
-            codec=codec,
-            format=codec.formats[-1 if is_long else 0],
-            layout=layout,
-            rate=rate,
-            bit_rate=codec.bit_rate(rate, channels),
-            source=f"{frame.sample_rate} Hz, {frame.layout.name}",
-        )
-        if layout == frame.layout.name and _has_no_names(frame):
-            continue
+    recipe = SoundRecipe(
+        codec=codec,
+        format=codec.formats[-1 if is_long else 0],
+        layout=f"{channels}c",  # the default for this count of channels
+        rate=rate,
+        bit_rate=codec.bit_rate(rate, channels),
+        source=_describe(frame),
+    )
+    own = _sort_channels(frame)
+    for wanted in (recipe,) if own is None else (replace(recipe, layout=own), recipe):
         with av.open("nothing", "w", format="null") as sink:
             try:
-                named = _add_stream(sink, recipe)
+                named = _add_stream(sink, wanted)
                 named.codec_context.open(strict=False)
+                fitted = replace(wanted, layout=named.layout.name)
+                _Run(frame, fitted, Fraction(0)).convert(frame)
             except (av.FFmpegError, ValueError):
                 continue
-            return SoundRecipe(codec, recipe.format, named.layout.name, rate, recipe.bit_rate, recipe.source)
+            return fitted
     return None
 
 
@@ -166,6 +232,7 @@ class SoundEncoder:
         recipe: From ``plan_sound``.
         late: Seconds by which all times move.
         span: Begin and end of the piece, in seconds of the source's times; None for all of it.
+        ends_s: When the last picture ends, in seconds of the result: silence is not encoded beyond it.
     """
 
     def __init__(
@@ -175,6 +242,7 @@ class SoundEncoder:
         recipe: SoundRecipe,
         late: Fraction,
         span: tuple[Fraction, Fraction] | None,
+        ends_s: Fraction,
     ) -> None:
         self.stream: Stream = _add_stream(sink, recipe)
         self._encoder: Any = self.stream
@@ -185,12 +253,18 @@ class SoundEncoder:
         self._span = span
         self._first = None if span is None else 0
         self._stop = None if span is None else round((span[1] - span[0]) * recipe.rate)
+        self._last = round(ends_s * recipe.rate)
         self._run: _Run | None = None
+        self._held: Any = None
         self._at: int | None = None
         self._drop = 0
         self._num_damaged = 0
         self._num_silent = 0
+        self._num_unheard = 0
         self._num_dropped = 0
+        self._num_wrong = 0
+        self._num_strange = 0
+        self._unlike_s = Fraction(0)
 
     def feed(self, packet: Any) -> Iterator[Any]:
         """Take a packet of the source.
@@ -210,7 +284,7 @@ class SoundEncoder:
                 return
             is_early = time_s < self._span[0]
         try:
-            frames = self._source.codec_context.decode(packet)
+            frames = _decode(self._source.codec_context, packet)
         except av.FFmpegError:  # damaged, or in the midst of what belongs together
             self._num_damaged += not is_early
             return
@@ -226,9 +300,10 @@ class SoundEncoder:
         frames: list[Any] = []
         if self._source.codec_context.is_open:
             with suppress(av.FFmpegError):  # of a decoder that has already complained
-                frames = self._source.codec_context.decode(None)
+                frames = _decode(self._source.codec_context, None)
         for frame in frames:
             yield from self._take(frame)
+        yield from self._take_held(None)
         yield from self._end_run()
         yield from self._encoder.encode(None)
 
@@ -239,32 +314,78 @@ class SoundEncoder:
             Sentences.
         """
         name = f"audio stream {self._source.index}"
+        rate = self._recipe.rate
         if self._at is None:
             yield f"{name} has no sound that decodes"
         if self._num_damaged:
             yield f"{self._num_damaged} packets of {name} do not decode"
+        if self._num_strange:
+            yield f"{self._num_strange} frames of {name} have channels that cannot be converted: they were left out"
+        if self._num_wrong:
+            yield f"{self._num_wrong} times of {name} are wrong: the sound was put between its neighbours"
         if self._num_silent:
-            silent_s = self._num_silent / self._recipe.rate
-            yield f"{name} has holes of {silent_s:.2f} s in all: silence was encoded there"
+            yield f"{name} has holes of {self._num_silent / rate:.2f} s in all: silence was encoded there"
+        if self._num_unheard:
+            yield f"{name} has holes of {self._num_unheard / rate:.2f} s after the last picture: they were closed"
         if self._num_dropped:
-            dropped_s = self._num_dropped / self._recipe.rate
-            yield f"{dropped_s:.2f} s of {name} were left out: times go back there"
+            yield f"{self._num_dropped / rate:.2f} s of {name} were left out: times go back there"
+        if self._unlike_s:
+            yield (
+                f"{float(self._unlike_s):.2f} s of {name} are not {self._recipe.source}: "
+                "they were mixed or resampled like the rest"
+            )
 
     def _take(self, frame: Any) -> Iterator[Any]:
+        """Take a frame; the first one after a jump of times is held until the next one confirms it."""
         if not frame.samples:
             return
         starts_s = None if frame.pts is None else frame.pts * Fraction(self._source.time_base) - self._late
+        yield from self._take_held(starts_s)
         run = self._run
-        is_hole = run is None or (starts_s is not None and abs(starts_s - run.ends_s) > _MAX_DRIFT_S)
-        if run is None or is_hole or not run.fits(frame):
+        if run is not None and starts_s is not None and abs(starts_s - run.ends_s) > _MAX_DRIFT_S:
+            self._held = (frame, starts_s)
+        else:
+            yield from self._append(frame, starts_s, is_jump=False)
+
+    def _take_held(self, next_s: Fraction | None) -> Iterator[Any]:
+        """Take the frame after a jump, at its time or, if the next one is nearer to the old count, without it."""
+        if self._held is None:
+            return
+        (frame, starts_s), self._held = self._held, None
+        run: Any = self._run
+        length_s = Fraction(frame.samples, frame.sample_rate)
+        is_wrong = next_s is not None and abs(next_s - run.ends_s - length_s) < abs(next_s - starts_s - length_s)
+        self._num_wrong += is_wrong
+        yield from self._append(frame, starts_s, is_jump=not is_wrong)
+
+    def _append(self, frame: Any, starts_s: Fraction | None, *, is_jump: bool) -> Iterator[Any]:
+        """Convert and encode a frame: at its time after a jump, else after the one before."""
+        run = self._run
+        if run is None or is_jump or not run.fits(frame):
             yield from self._end_run()
-            if starts_s is None or not is_hole:
-                starts_s = run.ends_s if run is not None else Fraction(0)
-            if is_hole:
+            if run is not None and not is_jump:
+                starts_s = run.ends_s
+            else:
+                starts_s = Fraction(self._at or 0, self._recipe.rate) if starts_s is None else starts_s
                 yield from self._go_to(round(starts_s * self._recipe.rate))
             run = self._run = _Run(frame, self._recipe, starts_s)
-        for chunk in run.convert(frame):
+        begins_s = run.ends_s
+        try:
+            chunks = run.convert(frame)
+        except av.FFmpegError:  # channels that cannot be mixed to those of the track
+            self._run = None
+            self._num_strange += 1
+            return
+        if _describe(frame) != self._recipe.source:
+            self._unlike_s += self._within(begins_s, run.ends_s)
+        for chunk in chunks:
             yield from self._put(chunk)
+
+    def _within(self, begins_s: Fraction, ends_s: Fraction) -> Fraction:
+        """Return how many seconds of a stretch are in the piece."""
+        if self._stop is not None:
+            begins_s, ends_s = max(begins_s, Fraction(0)), min(ends_s, Fraction(self._stop, self._recipe.rate))
+        return max(ends_s - begins_s, Fraction(0))
 
     def _end_run(self) -> Iterator[Any]:
         for chunk in self._run.end() if self._run is not None else ():
@@ -275,6 +396,9 @@ class SoundEncoder:
         if self._at is None:
             self._at = target
             return
+        if self._stop is None and target > max(self._at, self._last):
+            self._num_unheard += target - max(self._at, self._last)
+            target = max(self._at, self._last)
         self._drop = max(self._at - target, 0)
         stop = target if self._stop is None else min(target, self._stop)
         while self._at < stop:
@@ -332,6 +456,10 @@ def _kind_of(frame: Any) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
+def _describe(frame: Any) -> str:
+    return f"{frame.sample_rate} Hz, {frame.layout.name}"
+
+
 def _name_channels(frame: Any) -> Any:
     """Give a frame whose layout is only a number of channels the default layout, and no time: samples are counted."""
     if not _has_no_names(frame):
@@ -347,6 +475,17 @@ def _name_channels(frame: Any) -> Any:
 def _has_no_names(frame: Any) -> bool:
     """Tell whether the layout is only a number of channels."""
     return bool(frame.layout.name.endswith("channels"))
+
+
+def _sort_channels(frame: Any) -> str | None:
+    """Name the layout of the same channels in FFmpeg's order: an encoder cannot be given others (``read_layout``)."""
+    name = str(frame.layout.name)
+    if _LISTED not in name:
+        return None if _has_no_names(frame) else name
+    listed = re.fullmatch(r"\d+ channels \((.*)\)", name)
+    words = listed[1].split("+") if listed else []
+    is_known = words and len(set(words)) == len(words) and set(words) <= set(_ORDER)
+    return "+".join(sorted(words, key=_ORDER.index)) if is_known else None
 
 
 def _packed(name: str) -> str:

@@ -27,7 +27,7 @@ from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
 from genai_ray.video.excerpt import drop_statistics
 from genai_ray.video.info import main_stream
 from genai_ray.video.plan import VideoPlan
-from genai_ray.video.sound import SoundEncoder, plan_sound, read_sound
+from genai_ray.video.sound import SoundEncoder, plan_sound, read_layout, read_sound
 from genai_ray.video.subtitles import STYLED_CODECS, TEXT_CODECS, SubtitleConverter
 
 __all__ = [
@@ -256,8 +256,8 @@ class _Adder:
             return
         if codec is not None:
             raise ConfigError(
-                f"{self.plan.path}: audio {mode!r} for {name} ({_name_codec(stream)}), which does not decode or has "
-                "too many channels for it",
+                f"{self.plan.path}: audio {mode!r} for {name} ({_name_codec(stream)}), which does not decode, or has "
+                "too many or unusual channels for it",
                 "auto, copy, none or another codec",
                 "Or choose tracks with --streams (streams=...).",
             )
@@ -275,7 +275,8 @@ class _Adder:
         recipe = next((recipe for word in words if (recipe := plan_sound(frame, word)) is not None), None)
         if recipe is None:
             return False
-        self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span))
+        ends_s = (self.plan.pts[-1] + self.plan.duration) * self.plan.info.time_base
+        self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span, ends_s))
         self.notes.append(f"{name} ({_name_codec(stream)}, {recipe.source}) is encoded as {recipe}{why}")
         return True
 
@@ -419,7 +420,8 @@ def _add_copy(sink: OutputContainer, stream: Any, *, guesses_layout: bool) -> St
         BitStreamFilterContext("null", stream, copy)
         copy.codec_context.codec_tag = "\0\0\0\0"
     if guesses_layout:
-        copy.codec_context.layout = f"{stream.codec_context.layout.nb_channels}c"  # the default for this channel count
+        channels = read_layout(stream.codec_context).nb_channels
+        copy.codec_context.layout = f"{channels}c"  # the default for this channel count
     copy.time_base = stream.time_base
     copy.metadata.update(read_metadata(stream))
     copy.disposition = stream.disposition

@@ -88,9 +88,7 @@ def join_segments(
         with ExitStack() as stack:
             source = stack.enter_context(open_video(plan.path, any_format=plan.any_format))
             stack.enter_context(av_errors(plan.path, f"writing its result in {output.parent}"))
-            sink = stack.enter_context(
-                av.open(str(partial), "w", options=_options(plan, source, output.suffix.lower()))
-            )
+            sink = stack.enter_context(av.open(str(partial), "w", options=_options(source, output.suffix.lower())))
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]
             if not kept:
                 raise VideoError(f"{plan.path}: no frame was enhanced")
@@ -100,6 +98,8 @@ def join_segments(
             video = _add_video(sink, template, kept, plan, source)
             name_record(sink.metadata, record(plan) if record is not None else "")
             tracks = add_tracks(sink, source, plan, late=late)
+            if sink.format.name in ("mp4", "mov"):
+                sink.options["movie_timescale"] = str(_choose_movie_scale(plan, source, tracks, late))
             excerpt = Excerpt(plan.span, source, sink, tracks.copies) if plan.span is not None else None
             sink.set_chapters(_move_chapters(source, late) if plan.span is None else cut_chapters(source, plan.span))
             sink.start_encoding()  # now streams have the units of their container
@@ -121,22 +121,30 @@ def join_segments(
     return notes
 
 
-def _options(plan: VideoPlan, source: InputContainer, suffix: str) -> dict[str, str]:
+def _options(source: InputContainer, suffix: str) -> dict[str, str]:
     options = {"fflags": "+bitexact"}
     if suffix in (".mp4", ".mov"):
         # FFmpeg writes QuickTime's own keys (com.apple.quicktime.make) only with this flag.
         flags = "+faststart" + ("+use_metadata_tags" if any(key.startswith("com.") for key in source.metadata) else "")
-        options |= {"movflags": flags, "movie_timescale": str(_choose_movie_scale(plan, source))}
+        options["movflags"] = flags
     return options
 
 
-def _choose_movie_scale(plan: VideoPlan, source: InputContainer) -> int:
-    """Choose the units in a second of edit lists, so that late starts of pictures and sound are not rounded."""
-    scale = max(plan.info.time_base.denominator, 1000)
+def _choose_movie_scale(plan: VideoPlan, source: InputContainer, tracks: Tracks, late: Fraction) -> int:
+    """Choose the units in a second of edit lists: the pictures', and finer ones for sound whose edits they would round.
+
+    These are the edits of a piece, of an encoder's delay, and of sound that begins later than the result.
+    """
+    scale = pictures = max(plan.info.time_base.denominator, 1000)
     stream: Any
     for stream in source.streams.audio:
         rate = stream.codec_context.sample_rate if stream.codec_context is not None else 0
-        if rate and math.lcm(scale, rate) <= MAX_MOVIE_SCALE:
+        if stream.index not in tracks.streams or not rate:
+            continue
+        starts_s = stream.start_time * stream.time_base - late if stream.start_time is not None else Fraction(0)
+        is_late = starts_s > 0 and (starts_s * pictures).denominator > 1
+        is_edited = plan.span is not None or stream.index in tracks.made or is_late
+        if is_edited and math.lcm(scale, rate) <= MAX_MOVIE_SCALE:
             scale = math.lcm(scale, rate)
     return scale
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,10 +21,32 @@ TEXT_CODECS = ("subrip", "ass", "webvtt", "mov_text", "text")
 STYLED_CODECS = ("ass",)
 """Of these, codecs with styles and positions that others lack."""
 
+_LONGEST_S = 10
+"""How long a text without an end is shown, at most."""
+
+_PLACES = re.compile(rb"\{[^}]*\\(?:an?\d|pos\(|move\()")
+"""Positions in a line of ASS; of the encoders, only SubRip's keeps them."""
+
+_CLASSES = re.compile(rb"<(?:c|lang|ruby|v)[.\s>]")
+"""Marks of WebVTT that FFmpeg's decoder leaves out."""
+
 _UNIT = Fraction(1, 1000)
 _TEXT_FIELD = 8
 _STYLE_FIELD = 2
 """Places in a line of ASS as FFmpeg's decoders give it: order, layer, style, name, three margins, effect, text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What a packet of the source shows, in seconds of its times."""
+
+    start_s: Fraction
+    stop_s: Fraction | None
+    """None if the source does not say it."""
+    lines: list[bytes]
+    """In ASS."""
+    is_styled: bool
+    """Whether it has positions or styles that are lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +67,7 @@ class SubtitleConverter:
         encoder: FFmpeg's name of the encoder.
         late: Seconds by which all times move.
         span: Begin and end of the piece, in seconds of the source's times; None for all of it.
+        ends_s: When the last picture ends, in seconds of the result: a text without an end is not shown beyond it.
     """
 
     def __init__(
@@ -53,6 +77,7 @@ class SubtitleConverter:
         encoder: str,
         late: Fraction,
         span: tuple[Fraction, Fraction] | None,
+        ends_s: Fraction,
     ) -> None:
         source.codec_context.open(strict=False)
         self._encoder: Any = sink.add_stream(encoder)
@@ -64,10 +89,18 @@ class SubtitleConverter:
         self._source = source
         self._late = late
         self._span = span
+        self._ends_s = ends_s + late
+        self._name = encoder
         self._is_flat = encoder == "mov_text"
+        self._open: list[_Text] = []
         self._shown: list[_Line] = []
         self._at = 0
         self._num_damaged = 0
+        self._num_endless = 0
+        self._num_drawn = 0
+        self._num_styled = 0
+        self._num_late = 0
+        self._num_long = 0
 
     def feed(self, packet: Any) -> list[Any]:
         """Take a packet of the source.
@@ -78,16 +111,14 @@ class SubtitleConverter:
         Returns:
             Packets of ``stream``.
         """
-        line = self._read(packet)
-        if line is None:
+        text = self._read(packet)
+        if text is None:
             return []
-        if not self._is_flat:
-            return self._encode(line.start, line.stop, [line])
-        made = self._show_until(line.start)
-        if not self._shown:
-            self._at = max(self._at, line.start)
-        self._shown.append(line)
-        return made
+        made = self._end_open(text.start_s)
+        if text.stop_s is None:
+            self._open.append(text)
+            return made
+        return made + self._show(text, text.stop_s)
 
     def finish(self) -> list[Any]:
         """End the track.
@@ -95,39 +126,89 @@ class SubtitleConverter:
         Returns:
             The last packets of ``stream``.
         """
-        return self._show_until(None)
+        return self._end_open(None) + self._show_until(None)
 
     def notes(self) -> Iterator[str]:
-        """Say what the subtitles of the source lack.
+        """Say what the subtitles of the source lack, and what of them is lost.
 
         Yields:
             Sentences.
         """
+        name = f"subtitle stream {self._source.index}"
         if self._num_damaged:
-            yield f"{self._num_damaged} packets of subtitle stream {self._source.index} do not decode"
+            yield f"{self._num_damaged} packets of {name} do not decode"
+        if self._num_endless:
+            yield (
+                f"{self._num_endless} texts of {name} have no end: "
+                f"each is shown until the next one, {_LONGEST_S} s at most"
+            )
+        if self._num_drawn:
+            yield f"drawings in {self._num_drawn} lines of {name} were left out"
+        if self._num_styled:
+            yield f"{self._num_styled} texts of {name} have positions or styles that are lost in {self._name}"
+        if self._num_late:
+            yield f"{self._num_late} texts of {name} were left out: they end before others that come first"
+        if self._num_long:
+            yield f"{self._num_long} texts of {name} were left out: they are too long for {self._name}"
 
-    def _read(self, packet: Any) -> _Line | None:
-        """Decode a packet; return what is shown within the piece."""
+    def _read(self, packet: Any) -> _Text | None:
+        """Decode a packet; one without lines ends texts that have no end."""
         time = packet.pts if packet.pts is not None else packet.dts
         if time is None:
             return None
+        codec = self._source.codec_context
         try:
-            found = self._source.codec_context.decode2(packet)
+            found = codec.decode2(packet)
         except av.FFmpegError:
             self._num_damaged += 1
             return None
-        texts = [rect.ass for rect in found if rect.type == b"ass" and rect.ass] if found is not None else []
-        if not texts:
-            return None
+        lines = [rect.ass for rect in found if rect.type == b"ass" and rect.ass] if found is not None else []
         start_s = time * packet.time_base
-        stop_s = start_s + (packet.duration or 0) * packet.time_base
+        length = packet.duration or 0
+        stop_s = start_s + length * packet.time_base if length > 0 or not lines else None
+        kind = codec.codec.canonical_name
+        if kind == "webvtt":
+            is_styled = bool(bytes(packet.get_sidedata("webvtt_settings")).strip() or _CLASSES.search(bytes(packet)))
+        else:  # for ASS, the note at the start says it
+            is_styled = kind not in STYLED_CODECS and self._name != "subrip" and any(map(_PLACES.search, lines))
+        return _Text(start_s, stop_s, lines, is_styled)
+
+    def _end_open(self, time_s: Fraction | None) -> list[Any]:
+        """Show texts without an end: until the next one begins, or for a while."""
+        made = []
+        for text in [text for text in self._open if time_s is None or text.start_s < time_s]:
+            self._open.remove(text)
+            stop_s = min(text.start_s + _LONGEST_S, max(self._ends_s, text.start_s) if time_s is None else time_s)
+            if self._span is None or (text.start_s < self._span[1] and stop_s > self._span[0]):
+                self._num_endless += 1
+            made += self._show(text, stop_s)
+        return made
+
+    def _show(self, text: _Text, stop_s: Fraction) -> list[Any]:
+        """Begin to show what of a text is within the piece."""
+        start_s = text.start_s
         if self._span is not None:
-            is_left = start_s < self._span[1] and (stop_s > self._span[0] or start_s >= self._span[0])
-            if not is_left:
-                return None
             start_s, stop_s = max(start_s, self._span[0]), min(stop_s, self._span[1])
+            if start_s >= stop_s:
+                return []
+        lines = [_drop_drawing(line) for line in text.lines]
+        self._num_drawn += sum(kept != line for kept, line in zip(lines, text.lines, strict=True))
+        lines = [line for line in lines if line]
+        if not lines:
+            return []
+        self._num_styled += text.is_styled
         start, stop = (round((moment - self._late) / _UNIT) for moment in (start_s, stop_s))
-        return _Line(start, stop, _join(texts))
+        line = _Line(start, max(stop, start + 1), _join(lines))
+        if not self._is_flat:
+            return self._encode(line.start, line.stop, [line])
+        made = self._show_until(line.start)
+        if not self._shown:
+            self._at = max(self._at, line.start)
+        if line.stop <= self._at:
+            self._num_late += 1
+        else:
+            self._shown.append(line)
+        return made
 
     def _show_until(self, time: int | None) -> list[Any]:
         """Write what is shown up to a time: a sample of mov_text has all lines, since it replaces the one before."""
@@ -143,7 +224,11 @@ class SubtitleConverter:
 
     def _encode(self, start: int, stop: int, lines: list[_Line]) -> list[Any]:
         text = _join([line.ass for line in lines])
-        packet = self._encoder.codec_context.encode_subtitle(SubtitleSet.create(text, 0, stop - start))
+        try:
+            packet = self._encoder.codec_context.encode_subtitle(SubtitleSet.create(text, 0, stop - start))
+        except (av.FFmpegError, OverflowError):
+            self._num_long += 1
+            return []
         if not packet.size:
             return []
         packet.pts = packet.dts = start
@@ -151,6 +236,25 @@ class SubtitleConverter:
         packet.time_base = _UNIT
         packet.stream = self.stream
         return [packet]
+
+
+def _drop_drawing(line: bytes) -> bytes:
+    r"""Leave drawings out of a line of ASS (from ``\p1`` to ``\p0``); return nothing if no text is left."""
+    *fields, text = line.split(b",", _TEXT_FIELD)
+    kept: list[bytes] = []
+    draws = has_drawn = False
+    for part in re.split(rb"(\{[^}]*\})", text):
+        if part.startswith(b"{"):
+            for scale in re.findall(rb"\\p(\d+)", part):
+                draws = int(scale) > 0
+        elif draws and part:
+            has_drawn = True
+            continue
+        kept.append(part)
+    if not has_drawn:
+        return line
+    is_left = any(part.strip() and not part.startswith(b"{") for part in kept)
+    return b",".join([*fields, b"".join(kept)]) if is_left else b""
 
 
 def _join(texts: list[bytes]) -> bytes:

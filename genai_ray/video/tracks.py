@@ -275,8 +275,7 @@ class _Adder:
         recipe = next((recipe for word in words if (recipe := plan_sound(frame, word)) is not None), None)
         if recipe is None:
             return False
-        ends_s = (self.plan.pts[-1] + self.plan.duration) * self.plan.info.time_base
-        self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span, ends_s))
+        self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span, self._ends_s()))
         self.notes.append(f"{name} ({_name_codec(stream)}, {recipe.source}) is encoded as {recipe}{why}")
         return True
 
@@ -290,9 +289,13 @@ class _Adder:
             self._leave_out(stream, name)
             return
         encoder = TEXT_FOR[self.own]
-        self._add_made(stream, SubtitleConverter(self.sink, stream, encoder, self.late, self.plan.span))
+        made = SubtitleConverter(self.sink, stream, encoder, self.late, self.plan.span, self._ends_s())
+        self._add_made(stream, made)
         lost = "; its positions and most of its styles are lost" if codec in STYLED_CODECS else ""
         self.notes.append(f"{name} ({codec}) is converted to {encoder}: {self.own} cannot hold it{lost}")
+
+    def _ends_s(self) -> Fraction:
+        return (self.plan.pts[-1] + self.plan.duration) * self.plan.info.time_base
 
     def _add_made(self, stream: Any, made: SoundEncoder | SubtitleConverter) -> None:
         made.stream.metadata.update(read_metadata(stream))

@@ -2,6 +2,7 @@
 its time; and which tracks a result has."""
 
 import functools
+import math
 import re
 import subprocess
 import sys
@@ -470,6 +471,31 @@ def test_sound_that_does_not_decode_is_told(clip, tmp_path):
     assert abs(heard(tmp_path / "b.mov")[0].shape[1] - 57600) <= 4608
 
 
+def movie_scale(path):
+    """Read the units in a second of MP4's edit lists (ISO/IEC 14496-12, 8.2.2)."""
+    data = path.read_bytes()
+    at = data.index(b"mvhd") + 16
+    return int.from_bytes(data[at : at + 4], "big")
+
+
+def test_edit_lists_are_finer_only_if_sound_needs_it(clip, tmp_path):
+    source, late = clip("aac.mp4", "aac"), clip("late.mp4", "aac", start=3000 / 48000)
+    with av.open(str(source)) as box:
+        pictures = box.streams.video[0].time_base.denominator
+    finer = math.lcm(pictures, 48000)
+    output = tmp_path / "b.mp4"
+    for video, words, wanted in (
+        (source, {}, pictures),
+        (source, {"audio": "mp3"}, finer),
+        (source, {"start": "0.4"}, finer),
+        (source, {"start": "0.4", "audio": "none"}, pictures),
+        (late, {}, finer),
+        (late, {"audio": "none"}, pictures),
+    ):
+        result(video, output, **words)
+        assert movie_scale(output) == wanted
+
+
 # --- as FFmpeg does ---------------------------------------------------------------------------------------------------
 
 
@@ -701,6 +727,57 @@ def test_bold_text_stays_bold(styled, tmp_path):
         track = box.streams.subtitles[0]
         texts = [rect.ass for packet in box.demux(track) if packet.size for rect in track.codec_context.decode(packet)]
     assert texts[0] == rb"0,0,Default,,0,0,0,,First {\b1}line"
+
+
+def words_in(folder, clip, name, text):
+    """Put a file of subtitles into a clip."""
+    words = folder / name
+    words.write_text(text)
+    languages = {"audio": iter(("eng",)), "subtitle": iter(("fra",)), "video": iter(("und",))}
+    return merge(clip("plain.mkv", "aac"), words, languages)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_text_without_an_end_is_shown_until_the_next(suffix, clip, tmp_path):
+    cues = (("100", "300", "un"), ("400", "400", "deux"), ("600", "700", "trois"), ("900", "900", "quatre"))
+    text = "".join(f"1\n00:00:00,{start} --> 00:00:00,{stop}\n{word}\n\n" for start, stop, word in cues)
+    source, output = words_in(tmp_path, clip, "a.srt", text), tmp_path / f"b{suffix}"
+    _, notes = result(source, output, audio="none")
+    assert shown(output) == [("un", 100, 300), ("deux", 400, 600), ("trois", 600, 700), ("quatre", 900, 1200)]
+    assert "2 texts of subtitle stream 2 have no end: each is shown until the next one, 10 s at most" in notes
+    _, notes = result(source, output, audio="none", start="0.48", end="0.68")
+    assert shown(output) == [("deux", 0, 120), ("trois", 120, 200)]
+    assert [note for note in notes if note.startswith("1 texts of subtitle stream 2 have no end")]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_text_that_loses_something_is_told(suffix, clip, tmp_path):
+    codec = "mov_text" if suffix == ".mp4" else "webvtt"
+    text = "1\n00:00:00,100 --> 00:00:00,200\n{\\an8}haut\n\n2\n00:00:00,300 --> 00:00:00,400\nbas\n"
+    _, notes = result(words_in(tmp_path, clip, "a.srt", text), tmp_path / f"b{suffix}", audio="none")
+    assert f"1 texts of subtitle stream 2 have positions or styles that are lost in {codec}" in notes
+    head, tail = ASS.split("[Events]\n")
+    rows = ("{\\p1}m 0 0 l 9 9 0 9{\\p0}", "avant {\\p1}m 0 0 l 9 9 0 9{\\p0}{\\pos(9,9)}après", "rien")
+    lines = [f"Dialogue: 0,0:00:00.{at}0,0:00:00.{at}9,Default,,0,0,0,,{row}\n" for at, row in enumerate(rows, 1)]
+    drawn = words_in(tmp_path, clip, "a.ass", f"{head}[Events]\n{tail.splitlines()[0]}\n{''.join(lines)}")
+    _, notes = result(drawn, tmp_path / f"b{suffix}", audio="none")
+    assert [row[0] for row in shown(tmp_path / f"b{suffix}")] == ["avant après", "rien"]
+    assert "drawings in 2 lines of subtitle stream 2 were left out" in notes
+
+
+def test_text_too_long_for_mov_text_is_left_out(clip, tmp_path):
+    text = f"1\n00:00:00,100 --> 00:00:00,200\n{'x' * 66_000}\n\n2\n00:00:00,300 --> 00:00:00,400\nbas\n"
+    _, notes = result(words_in(tmp_path, clip, "a.srt", text), tmp_path / "b.mp4", audio="none")
+    assert shown(tmp_path / "b.mp4") == [("bas", 300, 400)]
+    assert "1 texts of subtitle stream 2 were left out: they are too long for mov_text" in notes
+
+
+def test_settings_of_webvtt_cues_are_told(clip, tmp_path):
+    text = "WEBVTT\n\n00:00.100 --> 00:00.200 line:0\nhaut\n\n00:00.300 --> 00:00.400\n<c.red>bas</c>\n\n"
+    source = words_in(tmp_path, clip, "a.vtt", f"{text}00:00.500 --> 00:00.600\nplain\n")
+    _, notes = result(source, tmp_path / "b.mp4", audio="none")
+    assert [row[0] for row in shown(tmp_path / "b.mp4")] == ["haut", "bas", "plain"]
+    assert "2 texts of subtitle stream 2 have positions or styles that are lost in mov_text" in notes
 
 
 def test_subtitles_that_are_neither_held_nor_text(tmp_path):

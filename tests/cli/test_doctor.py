@@ -150,8 +150,9 @@ def test_an_address_that_cannot_be_one_does_not_answer(address):
     assert (last.name, last.state, "nothing answers" in last.detail) == ("running", State.BROKEN, True)
 
 
-def test_without_a_temporary_folder_the_rest_is_tried():
+def test_without_a_temporary_folder_the_rest_is_tried(tmp_path, monkeypatch):
     """No file may get a byte, so that Python finds no folder that it can write to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # without graphs that other tests have kept
     words = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, "-m", "genai_ray.cli", "doctor", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr

@@ -93,7 +93,9 @@ def test_a_second_load_parses_nothing(tmp_path, folder, monkeypatch):
 
     def look(_frame, event, called):
         if event == "c_call" and called.__name__ in PARSERS:
-            parsed.append(called)
+            owner = called.__self__ if isinstance(called.__self__, type) else type(called.__self__)
+            if owner.__module__.startswith("onnx"):  # Ray, if other tests have started it, has messages of its own
+                parsed.append(called)
 
     monkeypatch.setattr(records, "_known", {})
     sys.setprofile(look)

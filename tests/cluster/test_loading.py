@@ -71,8 +71,8 @@ def signalling(number, most):
 
 
 def test_the_reason_of_a_load_that_fails_three_times_is_kept(make_cache, frames):
-    cache = make_cache(3_000_000_000)
-    request = dataclasses.replace(SLOW_TO_LOAD, max_frame=(1080, 1920))  # so slow that none of the three is missed
+    cache = make_cache(6_000_000_000)
+    request = dataclasses.replace(SLOW_TO_LOAD, max_frame=(1620, 2880))  # so slow that none of the three is missed
     session = open_session(cache, request)
     with (
         signalling(signal.SIGKILL, 3) as hit,

@@ -340,8 +340,8 @@ def test_what_is_reserved_covers_a_process_used_often(ray_session, tmp_path, fra
             pid = session.status()["pid"]
             pids.add(pid)
             wait_until(lambda path=paths[number % 2], pid=pid: rss_anon(pid) <= entry_of(cache, path).bytes)
-        assert cache.status().reuses >= 14
-        assert len(pids) <= 2
+        assert cache.status().reuses >= 8  # a process that has grown too much is ended
+        assert len(pids) <= 16 - cache.status().reuses
 
 
 def test_a_spec_that_was_edited_is_read_again(start, frames, tmp_path, monkeypatch):

@@ -200,17 +200,14 @@ class Endpoint:
         self.stop()
 
     def _start_ray(self, folder: Path) -> None:
-        import ray  # noqa: PLC0415
-
         for name, value in _environment(folder, self.profile.request_timeout_s).items():
             os.environ.setdefault(name, value)
         os.environ[HOST] = self.profile.host
         before = signal.getsignal(signal.SIGTERM)
-        self._ends_ray = not ray.is_initialized()  # a Ray that this process has already is not the endpoint's
-        is_embedded = connect(self._address)
+        self._ends_ray = connect(self._address)  # neither a cluster nor a Ray that this process has already
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray replaced it by its own handler, which aborts
-        if is_embedded and self._record is not None:
+        if self._ends_ray and self._record is not None:
             self._record.folders += own_folders()
             self._watcher = threading.Thread(target=self._keep_record, name="genai-ray-serve-record", daemon=True)
             self._watcher.start()

@@ -238,7 +238,7 @@ def options_of(record: Mapping[str, Any], *, is_trusted: bool = True) -> Enhance
     if options.encoding.options and not is_trusted:
         given = " ".join(f"{name}={value}" for name, value in options.encoding.options.items())
         do = "If you know who made it, pass --trust-encoder-options (trust_encoder_options=True)."
-        raise ConfigError(f"a record that passes {given} to the encoder, where options may name files to write", do=do)
+        raise ConfigError(f"a record that passes {given} to the encoder, whose options may name files to write", do=do)
     return options
 
 

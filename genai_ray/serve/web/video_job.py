@@ -14,12 +14,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from genai_ray.catalog import WebOptions
 from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
-from genai_ray.enhance.plan.background import parse_background
-from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
 from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
-from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, Params
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, Params
 from genai_ray.video import check_container
 
 __all__ = ["SCHEMAS", "SOURCE", "TRIES", "VideoJob", "VideoRequest", "VideoRunner", "explain_failure", "read_job"]
@@ -34,6 +32,24 @@ TRIES = 3
 
 _FINAL = ("done", "failed", "cancelled")
 _STATES = ("queued", "running", *_FINAL)
+
+
+_CLIP_OPTIONS = (
+    *("params", "start", "end", "duration", "preview", "audio", "subtitles", "streams", "factor", "fps", "background"),
+    *("size", "width", "height", "scale", "fit", "input_height"),
+)
+
+
+def take_clip_options(asked: object) -> dict[str, Any]:
+    """Return the options of a clip that a query, ``VideoRequest`` and ``EnhanceOptions`` have by the same names.
+
+    Args:
+        asked: A query or a ``VideoRequest``.
+
+    Returns:
+        Values by name; words as they are, which ``EnhanceOptions`` reads.
+    """
+    return {name: getattr(asked, name) for name in _CLIP_OPTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,24 +237,8 @@ class VideoRunner:
             precision=ModelPrecision(request.precision),
             device=request.device,
             device_kinds=request.device_kinds,
-            params=request.params,
             check=CheckLevel(request.check),
-            start=request.start,
-            end=request.end,
-            duration=request.duration,
-            preview=request.preview,
-            audio=request.audio,
-            subtitles=request.subtitles,
-            streams=request.streams,
-            factor=request.factor,
-            fps=parse_rate(request.fps) if request.fps is not None else None,
-            background=parse_background(request.background) if request.background is not None else None,
-            size=request.size,
-            width=request.width,
-            height=request.height,
-            scale=request.scale,
-            fit=Fit(request.fit) if request.fit is not None else None,
-            input_height=request.input_height,
+            **take_clip_options(request),
             overwrite=True,  # the process may have died just after it published the result
             cache_name=request.cache_name,
         )

@@ -22,10 +22,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from genai_ray.enhance import EnhanceOptions
-from genai_ray.enhance.plan.background import parse_background
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.enhance.plan.size import check_sides
-from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, VideoError
 from genai_ray.files import is_of_this_machine, open_below
 from genai_ray.serve.engine.engine import Engine
@@ -33,9 +31,9 @@ from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.http.bodies import hold_place, on_disk, save_file
 from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, Operation, ref
-from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest
+from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest, take_clip_options
 from genai_ray.serve.web.video_jobs import VideoDesk, VideoJobs
-from genai_ray.types import Fit, ModelBackend, ModelPrecision
+from genai_ray.types import ModelBackend, ModelPrecision
 from genai_ray.video import check_container
 
 __all__ = ["check_uri", "video_operations"]
@@ -49,7 +47,6 @@ _CONFLICT = 409
 _FORMATS = {"mp4": "video/mp4", "mkv": "video/x-matroska", "mov": "video/quicktime", "webm": "video/webm"}
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 _RATE = re.compile(r"[0-9]{1,6}([./][0-9]{1,6})?")
-"""No exponents: 1e999999999 would be written out."""
 _ID = re.compile(r"[0-9a-f]{32}")
 _RENEW_EVERY_S = 15.0
 _RETRY_AFTER_S = "1"
@@ -219,28 +216,12 @@ class _Api:
                 precision=serving.precision.value,
                 device=serving.device,
                 device_kinds=serving.device_kinds,
-                params=query.params,
                 check=query.check,
                 name=(query.name or sent or "video")[:200],
                 suffix=f".{query.format}",
                 uri=query.uri,
                 cache_name=self._engine.profile.cache,
-                start=query.start,
-                end=query.end,
-                duration=query.duration,
-                preview=query.preview,
-                audio=query.audio,
-                subtitles=query.subtitles,
-                streams=query.streams,
-                factor=query.factor,
-                fps=query.fps,
-                background=query.background,
-                size=query.size,
-                width=query.width,
-                height=query.height,
-                scale=query.scale,
-                fit=query.fit,
-                input_height=query.input_height,
+                **take_clip_options(query),
             )
             with on_disk():
                 return await self._call(VideoJobs.submit, job_id, asked)
@@ -359,23 +340,7 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         backend=ModelBackend(backend),
         precision=ModelPrecision(precision),
         device=device,
-        params=query.params,
-        start=query.start,
-        end=query.end,
-        duration=query.duration,
-        preview=query.preview,
-        audio=query.audio,
-        subtitles=query.subtitles,
-        streams=query.streams,
-        factor=query.factor,
-        fps=parse_rate(query.fps) if query.fps is not None else None,
-        background=parse_background(query.background) if query.background is not None else None,
-        size=query.size,
-        width=query.width,
-        height=query.height,
-        scale=query.scale,
-        fit=Fit(query.fit) if query.fit is not None else None,
-        input_height=query.input_height,
+        **take_clip_options(query),
     )
     if options.background is not None and options.background.kind == "alpha" and query.format != "webm":
         raise ConfigError(

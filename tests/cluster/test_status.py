@@ -12,6 +12,7 @@ from genai_ray import ModelCache
 from genai_ray.cluster import SessionRequest, open_session
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
+from tests.nodes import Nodes
 from tests.processes import rss_anon, rss_watched, wait_until
 from tests.serve.models import value, write
 
@@ -45,7 +46,15 @@ def metrics(cache):
     return found
 
 
-def test_status_and_metrics_say_the_same(cache, frames):
+@pytest.fixture
+def joined():
+    """A cache on a cluster that was joined: the embedded Ray has no agent that would serve metrics."""
+    with Nodes(), ending(ModelCache(2_000_000_000, name="joined")) as cache:
+        yield cache
+
+
+def test_status_and_metrics_say_the_same(joined, frames):
+    cache = joined
     cache.load_model(MODEL)
     session = cache.get_session(MODEL)
     for _ in range(5):

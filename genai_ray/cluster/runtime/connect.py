@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import stat
 import time
@@ -16,7 +17,13 @@ from typing import Any
 import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import node as ray_node
-from ray._private import ray_constants
+from ray._private import ray_constants, services
+from ray._raylet import (
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    persist_port,
+)
 
 from genai_ray.cluster.runtime.driver import Guard, Job, hush, undisturbed
 from genai_ray.cluster.runtime.token import check_token, forget_token, make_token, use_token
@@ -243,8 +250,29 @@ class _Node(ray_node.Node):
     """Ray's node without the processes that nobody asks here: they take a third of the CPU time of its start.
 
     The autoscaler's monitor can add no node, the log monitor has no driver to print to, and without the dashboard its
-    server would only report usage.
+    server would only report usage, and its agent would serve nobody.
     """
+
+    def start_raylet(self, *arguments: Any, **options: Any) -> None:
+        """Start it without the dashboard's agent, for which it has a command, waits, and ends when it ends."""
+        stand_in = shutil.which("cat")  # ends when the raylet closes its input
+        if stand_in is None:
+            super().start_raylet(*arguments, **options)
+            return
+        for port in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
+            persist_port(self.get_session_dir_path(), self.node_id, port, -1)  # as Ray's agent says "none"
+        before = services.start_ray_process
+
+        def start(command: list[str], *others: Any, **more: Any) -> Any:
+            agent = "--dashboard_agent_command="
+            command = [agent + stand_in if word.startswith(agent) else word for word in command]
+            return before(command, *others, **more)
+
+        services.start_ray_process = start
+        try:
+            super().start_raylet(*arguments, **options)
+        finally:
+            services.start_ray_process = before
 
     def start_monitor(self) -> None:
         """Start none."""

@@ -12,18 +12,13 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
+from ray import _raylet as untyped_raylet
 from ray._common.utils import get_ray_address_file
 from ray._private import node as ray_node
 from ray._private import ray_constants, services
-from ray._raylet import (
-    DASHBOARD_AGENT_LISTEN_PORT_NAME,
-    METRICS_AGENT_PORT_NAME,
-    METRICS_EXPORT_PORT_NAME,
-    persist_port,
-)
 
 from genai_ray.cluster.runtime.driver import Guard, Job, hush, undisturbed
 from genai_ray.cluster.runtime.token import check_token, forget_token, make_token, use_token
@@ -44,6 +39,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+_raylet: Any = untyped_raylet
 
 _ANY = "auto"
 """Ray's word for a cluster on this machine. Ray itself would also join one that another process started for itself, and
@@ -254,19 +250,22 @@ class _Node(ray_node.Node):
     """
 
     def start_raylet(self, *arguments: Any, **options: Any) -> None:
-        """Start it without the dashboard's agent, for which it has a command, waits, and ends when it ends."""
-        stand_in = shutil.which("cat")  # ends when the raylet closes its input
+        """Start it with a process in the place of the dashboard's agent: Ray demands one, and ends if it ends."""
+        node, agent = cast(Any, self), "--dashboard_agent_command="
+        stand_in = shutil.which("cat")  # it ends when the raylet has ended, and closed its input
         if stand_in is None:
             super().start_raylet(*arguments, **options)
             return
-        for port in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
-            persist_port(self.get_session_dir_path(), self.node_id, port, -1)  # as Ray's agent says "none"
+        for port in (
+            _raylet.METRICS_AGENT_PORT_NAME,
+            _raylet.METRICS_EXPORT_PORT_NAME,
+            _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+        ):
+            _raylet.persist_port(node.get_session_dir_path(), node.node_id, port, -1)  # none, as Ray's agent says it
         before = services.start_ray_process
 
         def start(command: list[str], *others: Any, **more: Any) -> Any:
-            agent = "--dashboard_agent_command="
-            command = [agent + stand_in if word.startswith(agent) else word for word in command]
-            return before(command, *others, **more)
+            return before([agent + stand_in if word.startswith(agent) else word for word in command], *others, **more)
 
         services.start_ray_process = start
         try:

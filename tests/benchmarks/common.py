@@ -21,6 +21,7 @@ import av
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = ROOT.parent / "shared" / "clips"
 MODELS = ROOT / "genai_ray" / "assets"
+PLAIN_SCRIPT = ROOT / "genai_ray" / "bench" / "plain_script.py"
 RESULTS = Path(__file__).parent / "results"
 
 sys.path.insert(0, str(ROOT))

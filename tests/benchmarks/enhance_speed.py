@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import av
-from common import CLIPS, MODELS, genai_ray, keep, median
+from common import CLIPS, MODELS, PLAIN_SCRIPT, genai_ray, keep, median
 
 RUNS = 3
 
@@ -60,12 +60,13 @@ def main(clip: Path = CLIPS / "iscc-demo.mkv") -> None:
             elapsed.append(report["elapsed_s"])
             rival = [
                 sys.executable,
-                str(Path(__file__).with_name("plain_script.py")),
+                str(PLAIN_SCRIPT),
                 str(clip),
                 str(Path(folder, f"plain-{run}.mkv")),
                 str(model),
             ]
-            plain.append(float(subprocess.run(rival, check=True, capture_output=True, text=True).stdout))
+            done = subprocess.run(rival, check=True, capture_output=True, text=True)
+            plain.append(json.loads(done.stdout)["fps"])
     ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     keep(
         "enhance_speed",

@@ -1,6 +1,8 @@
 """The figures in the documents are those of the kept results. Each one that is measured names its result:
 ``49.0<!-- enhance_speed: fps -->`` is ``fps`` of results/enhance_speed.json, ``a/b`` is ``b`` within ``a``.
 
+Between ``<!-- table: bench -->`` and ``<!-- end -->`` stands a table of all that ``genai-ray bench`` has measured.
+
 figures.py: writes every figure anew; run it after a benchmark. A test holds that they are up to date. Of several
 values the median counts. Numbers have three digits, or are whole if they have more.
 """
@@ -15,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FIGURE = re.compile(r"([\w.,-]+)( %)?(<!-- (\w+): (.+?) -->)")
+TABLE = re.compile(r"(<!-- table: bench -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 @cache
@@ -41,7 +44,30 @@ def fill(page: str) -> str:
             value = value[key]
         return text_of(value, is_share=share is not None) + (share or "") + source
 
+    page = TABLE.sub(lambda found: found[1] + table_of(read("bench")) + found[2], page)
     return FIGURE.sub(figure, page)
+
+
+def table_of(bench: dict[str, Any]) -> str:
+    """Return the medians of ``genai-ray bench`` as a table, with machine, day and load."""
+    lines = [
+        "| model | clip | program | frames/s | times plain | seconds in all | dB from plain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in bench["cases"].values():
+        first = [f"`{case['model']}`", f"{case['frames']} frames of {case['size'][0]}x{case['size'][1]}"]
+        for name, side in case["sides"].items():
+            cells = ["failed", "", "", ""]
+            if not side["failed"]:
+                gain = text_of(side["gain"]) if side["db"] is not None and side["gain"] else ""
+                quality = "" if side["db"] is None else text_of(side["db"])
+                cells = [text_of(side["fps"]), gain, text_of(side["elapsed_s"]), quality]
+            lines.append("| " + " | ".join([*first, f"{name} ({side['way']})" if side["way"] else name, *cells]) + " |")
+            first = ["", ""]
+    runs = f"Medians of {bench['runs']} runs" if bench["runs"] > 1 else "One run"
+    about = f"{runs}, {bench['date']}, {bench['machine']['processor']}; load {bench['load']:.2f} at the start"
+    busy = ": other programs kept it busy, so that these figures may be chance" if bench["is_busy"] else ""
+    return "\n".join(lines) + f"\n\n{about}{busy}.\n"
 
 
 if __name__ == "__main__":

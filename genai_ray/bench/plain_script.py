@@ -16,6 +16,8 @@ from typing import Any
 import av
 import numpy as np
 
+__all__ = ["main", "open_ncnn", "open_onnx"]
+
 SMALL_FRAME_PX = 100_000
 """Up to so many pixels frames go in batches."""
 

@@ -24,6 +24,8 @@ from genai_ray.errors import ConfigError, InvalidInputError
 __all__ = [
     "FRAME_DTYPES",
     "CheckLevel",
+    "Deinterlace",
+    "FieldOrder",
     "Fit",
     "Frames",
     "InferenceResult",
@@ -108,6 +110,27 @@ class CheckLevel(StrEnum):
     STRICT = "strict"
 
 
+class Deinterlace(StrEnum):
+    """What ``enhance`` does with frames that consist of two fields of different times.
+
+    ``auto``: frames that are flagged as interlaced become progressive, one for one; others stay as they are. ``off``:
+    all stay as they are. ``frame``: every frame becomes progressive, whatever its flag. ``field``: every frame becomes
+    two, one of the time of each field.
+    """
+
+    AUTO = "auto"
+    OFF = "off"
+    FRAME = "frame"
+    FIELD = "field"
+
+
+class FieldOrder(StrEnum):
+    """The field of an interlaced frame that is shown first: the one with the top line, or the one with the second."""
+
+    TOP = "top"
+    BOTTOM = "bottom"
+
+
 class Fit(StrEnum):
     """How ``enhance`` puts a picture into a width and a height of another shape.
 
@@ -123,7 +146,7 @@ class Fit(StrEnum):
 
 _Word = TypeVar("_Word", bound=StrEnum)
 _WORDS: dict[str, type[StrEnum]] = {
-    kind.__name__: kind for kind in (CheckLevel, Fit, ModelBackend, ModelPrecision, ModelTask)
+    kind.__name__: kind for kind in (CheckLevel, Deinterlace, FieldOrder, Fit, ModelBackend, ModelPrecision, ModelTask)
 }
 _PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "True or False"),

@@ -15,13 +15,24 @@ import typer
 from rich.markup import escape
 
 from genai_ray.errors import ConfigError
-from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, ModelPreset, ModelTask
+from genai_ray.types import (
+    CheckLevel,
+    Deinterlace,
+    FieldOrder,
+    Fit,
+    ModelBackend,
+    ModelPrecision,
+    ModelPreset,
+    ModelTask,
+)
 
 __all__ = [
     "AutoBackend",
     "AutoPrecision",
     "Backend",
     "Check",
+    "Deinterlace",
+    "FieldOrder",
     "Fit",
     "Group",
     "Precision",

@@ -10,6 +10,8 @@ from genai_ray.cli.choices import (
     AutoBackend,
     AutoPrecision,
     Check,
+    Deinterlace,
+    FieldOrder,
     Fit,
     Group,
     Preset,
@@ -146,6 +148,25 @@ def enhance(
             help="Reduce frames to this height before the first model.",
             metavar="PIXELS",
             default="as they are",
+        ),
+    ] = None,
+    deinterlace: Annotated[
+        Deinterlace,
+        option(
+            group=Group.TIME_AND_SIZE,
+            help=f"Interlaced frames: {words(Deinterlace)}. auto makes one frame of each that is flagged, field two of "
+            "every frame.",
+            metavar="NAME",
+            default="auto",
+        ),
+    ] = Deinterlace.AUTO,
+    field_order: Annotated[
+        FieldOrder | None,
+        option(
+            group=Group.TIME_AND_SIZE,
+            help=f"The field that is shown first: {words(FieldOrder)}.",
+            metavar="NAME",
+            default="as the video says",
         ),
     ] = None,
     factor: Annotated[
@@ -401,6 +422,8 @@ def enhance(
         scale=scale,
         fit=fit,
         input_height=input_height,
+        deinterlace=deinterlace,
+        field_order=field_order,
         check=check,
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,

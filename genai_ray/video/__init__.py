@@ -5,7 +5,8 @@ plan; a worker decodes its range from the original file and checks the frames ag
 
 ``container`` opens files and maps PyAV's errors; ``info`` describes a stream and builds its decoder; ``plan`` makes the
 plan, with ``packets`` (which packet is which frame), ``units`` (units of H.264 and HEVC) and ``truncation`` (is the end
-of the file there). ``decode`` gives the frames of a segment, ``colour`` converts them to RGB and back. ``encode``
+of the file there). ``decode`` gives the frames of a segment, ``deinterlace`` filters
+interlaced ones, ``colour`` converts them to RGB and back. ``encode``
 writes a segment with one of ``codecs``; ``join`` writes the result. ``tracks`` adds everything beside the pictures as
 ``track_options`` ask for it: it copies, or ``sound`` encodes and ``subtitles`` converts; ``excerpt`` cuts the copies to
 a piece, and ``order`` keeps decode times ascending. ``pictures`` writes frames as files of their own. ``reader`` gives
@@ -24,6 +25,7 @@ from genai_ray.video.codecs import (
 from genai_ray.video.colour import resample, scale_alpha
 from genai_ray.video.container import check_container, describe_libraries
 from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment
+from genai_ray.video.deinterlace import Deinterlacing, check_deinterlacing
 from genai_ray.video.digest import compare_frames, digest_part, digest_ranges, read_record_name
 from genai_ray.video.encode import (
     Encoding,
@@ -59,6 +61,7 @@ __all__ = [
     "TABLE_SUFFIX",
     "Colour",
     "DecodedFrame",
+    "Deinterlacing",
     "Encoding",
     "HdrMetadata",
     "Segment",
@@ -70,6 +73,7 @@ __all__ = [
     "VideoPlan",
     "VideoReader",
     "check_container",
+    "check_deinterlacing",
     "check_result",
     "choose_pixel_format",
     "compare_frames",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bisect
 import errno
+import functools
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, dropwhile
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +19,8 @@ from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.video.colour import count_outside, read_alpha, to_rgb
 from genai_ray.video.container import open_video
-from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
+from genai_ray.video.deinterlace import deinterlace
+from genai_ray.video.info import build_decoder, decode_packet, main_stream
 from genai_ray.video.plan import Segment, VideoPlan
 
 __all__ = ["DecodedFrame", "decode_frames", "decode_from", "decode_segment"]
@@ -52,6 +54,8 @@ class DecodedFrame:
     """(H, W, 1) of the same dtype, 0 for transparent; None if the source has no alpha."""
     outside: tuple[int, int] = (0, 0)
     """Pixels outside the RGB gamut, and pixels checked for it: none in most frames, see ``COUNT_EVERY``."""
+    is_deinterlaced: bool = False
+    """Whether it was made of an interlaced frame and its neighbours."""
 
 
 def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool = False) -> Iterator[DecodedFrame]:
@@ -71,11 +75,36 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
         VideoError: If a frame is missing, not planned, of another size, or does not decode; the error has the file and
             the counts. Also if the file cannot be read, even with ``allow_truncated``.
     """
-    wanted = plan.pts[segment.start : segment.stop]
+    for index, picture, is_deinterlaced in _pictures(plan, segment, allow_truncated):
+        outside = count_outside(picture, plan.info.colour) if index % COUNT_EVERY == 0 else (0, 0)
+        yield _to_arrays(picture, index, plan, outside, is_deinterlaced)
+
+
+def _pictures(plan: VideoPlan, segment: Segment, allow_truncated: bool) -> Iterator[tuple[int, av.VideoFrame, bool]]:
+    """Give position and picture of each frame of a range, and whether it is deinterlaced."""
+    if plan.deinterlacing is None:
+        for index, picture in _stored_pictures(plan, segment.start, segment.stop, allow_truncated):
+            yield index, picture, False
+        return
+    stored = plan.stored or plan
+    decode = functools.partial(_stored_pictures, stored, allow_truncated=allow_truncated)
+    per = plan.per_stored
+    first, stop = segment.start // per, (segment.stop - 1) // per + 1
+    for index, field, picture in deinterlace(plan.path, decode, first, stop, len(stored.pts), plan.deinterlacing):
+        position = index * per + (field or 0)
+        if segment.start <= position < segment.stop:
+            yield position, picture, field is not None
+
+
+def _stored_pictures(
+    plan: VideoPlan, start: int, stop: int, allow_truncated: bool
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Give position and picture of each stored frame of a range, as ``decode_segment`` promises."""
+    wanted = plan.pts[start:stop]
     position = 0
     unplanned = None
     try:
-        for frame in decode_from(plan, segment.start):
+        for frame in decode_from(plan, start):
             if frame.pts is None or frame.pts < wanted[0]:
                 continue
             if position == len(wanted):
@@ -83,38 +112,40 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
             if frame.pts != wanted[position]:
                 unplanned = frame.pts
                 break
-            index = segment.start + position
-            _check_frame(frame, index, plan, allow_truncated)
-            outside = count_outside(frame, plan.info.colour) if index % COUNT_EVERY == 0 else (0, 0)
-            yield _to_arrays(frame, index, plan.info, outside)
+            _check_frame(frame, start + position, plan, allow_truncated)
+            yield start + position, frame
             position += 1
     except VideoError as exc:
         if _is_reading_at_fault(exc, plan.path):
             raise
         if allow_truncated:
             return
-        counts = f"{segment.start + position} of {len(plan.pts)} frames decode"
+        counts = f"{start + position} of {len(plan.pts)} frames decode"
         raise VideoError(f"{exc.got} ({counts})", exc.allowed, exc.do or TAKE_WHAT_IS_THERE) from exc
     if unplanned is not None:
         raise VideoError(
-            f"{plan.path}: frame {segment.start + position} has pts {unplanned}",
+            f"{plan.path}: frame {start + position} has pts {unplanned}",
             f"the planned pts {wanted[position]}",
             f"Write the frames that decode to a new file first: ffmpeg -i {plan.path} -c:v ffv1 -c:a copy decoded.mkv",
         )
     if position < len(wanted) and not allow_truncated:
-        raise VideoError(
-            f"{plan.path}: {segment.start + position} of {len(plan.pts)} frames decode",
-            do=TAKE_WHAT_IS_THERE,
-        )
+        raise VideoError(f"{plan.path}: {start + position} of {len(plan.pts)} frames decode", do=TAKE_WHAT_IS_THERE)
 
 
-def _to_arrays(frame: av.VideoFrame, index: int, info: VideoInfo, outside: tuple[int, int] = (0, 0)) -> DecodedFrame:
+def _to_arrays(
+    frame: av.VideoFrame,
+    index: int,
+    plan: VideoPlan,
+    outside: tuple[int, int] = (0, 0),
+    is_deinterlaced: bool = False,
+) -> DecodedFrame:
+    info = plan.info
     rgb = to_rgb(frame, info.colour)
     alpha = read_alpha(frame) if info.has_alpha else None
     if info.is_mirrored:
         rgb = np.ascontiguousarray(rgb[:, ::-1])
         alpha = None if alpha is None else np.ascontiguousarray(alpha[:, ::-1])
-    return DecodedFrame(index, cast(int, frame.pts), rgb, alpha, outside)
+    return DecodedFrame(index, plan.pts[index], rgb, alpha, outside, is_deinterlaced)
 
 
 def _is_reading_at_fault(error: VideoError, path: str) -> bool:
@@ -172,7 +203,7 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
                 break
             index = waiting.popleft()
             _check_frame(frame, index, plan, allow_damaged=False)
-            yield _to_arrays(frame, index, plan.info)
+            yield _to_arrays(frame, index, plan)
             if not waiting:
                 break
         if waiting:

@@ -285,7 +285,7 @@ def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) 
     if before > after and size == (info.width, info.height):
         yield f"chroma was reduced from 4:{before[1]}:{before[2]} to 4:{after[1]}:{after[2]}"
     if info.is_interlaced:
-        yield "interlaced source: its fields were enhanced as whole frames; deinterlace it first"
+        yield "interlaced source: both fields of each frame were enhanced as one picture"
     colour = info.colour
     if colour.source_matrix == YCGCO:
         yield f"YCgCo colour: stored and tagged as {colour.standard}"

@@ -18,6 +18,7 @@ from av.sidedata.sidedata import Type
 from av.video.stream import VideoStream
 
 from genai_ray.errors import VideoError
+from genai_ray.types import FieldOrder
 from genai_ray.video.container import main_stream, open_video
 from genai_ray.video.units import holds_picture
 
@@ -59,6 +60,17 @@ _UNKEPT = {
     Type.SPHERICAL: "spherical video metadata",
 }
 """Side data that PyAV (18) reads from a frame but cannot give to an encoder."""
+
+_FIELD_ORDERS = {2: FieldOrder.TOP, 3: FieldOrder.BOTTOM, 4: FieldOrder.BOTTOM, 5: FieldOrder.TOP}
+"""FFmpeg's AVFieldOrder of interlaced streams: which field is shown first, whichever is stored first."""
+
+_FLAGGING = frozenset(
+    re.findall(
+        r"\w+",
+        "av1 cavs dnxhd dvvideo h264 hevc mjpeg mjpegb mpeg1video mpeg2video mpeg4 prores prores_raw vc1 wmv3",
+    )
+)
+"""Codecs, by FFmpeg's names, whose pictures say whether they are interlaced."""
 
 _CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
 _LOGGING = threading.Lock()
@@ -144,7 +156,11 @@ class VideoInfo:
     hdr: HdrMetadata | None = None
     """HDR10's static metadata; None if the stream has none."""
     is_interlaced: bool = False
-    """Whether a picture consists of two fields of different times."""
+    """Whether the first picture consists of two fields of different times, by its own flag or by that of the stream."""
+    field_order: FieldOrder | None = None
+    """Which of the two is shown first, by the stream; None if it does not say."""
+    flags_fields: bool = True
+    """Whether each picture says whether it is interlaced; if not, the stream says it for all of them."""
     is_mirrored: bool = False
     """Whether a player mirrors the picture, left to right, before it rotates it; decoded frames are mirrored."""
     unkept: tuple[str, ...] = ()
@@ -229,6 +245,8 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
                 "undamaged data of a codec that FFmpeg decodes",
             )
         codec = stream.codec_context
+        field_order = _FIELD_ORDERS.get(codec.field_order)
+        flags_fields = codec.codec.canonical_name in _FLAGGING or field_order is None
         side_data = _side_data_of(frame)
         rotation, is_mirrored = _read_orientation(frame, side_data)
         info = VideoInfo(
@@ -244,7 +262,9 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
             colour=_read_colour(codec, frame, _find_chroma_location(container, stream.index)),
             has_alpha=any(component.is_alpha for component in frame.format.components),
             hdr=_read_hdr(side_data),
-            is_interlaced=bool(frame.interlaced_frame),
+            is_interlaced=bool(frame.interlaced_frame) or not flags_fields,
+            field_order=field_order,
+            flags_fields=flags_fields,
             is_mirrored=is_mirrored,
             unkept=tuple(words for kind, words in _UNKEPT.items() if kind in side_data),
         )

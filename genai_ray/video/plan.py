@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.video.container import open_video, read_sound_starts
+from genai_ray.video.deinterlace import Deinterlacing
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
 from genai_ray.video.packets import Decoded, Kind, PacketReader, decode_times
 from genai_ray.video.track_options import TrackOptions
@@ -86,6 +87,10 @@ class VideoPlan:
     time of its first frame. None for the whole video."""
     tracks: TrackOptions = field(default_factory=TrackOptions)
     """What is asked of the tracks beside the pictures."""
+    deinterlacing: Deinterlacing | None = None
+    """How frames are made of the stored ones; None for the stored ones themselves."""
+    stored: VideoPlan | None = None
+    """The plan of the stored frames, if two frames are made of each of them; else None."""
 
     @property
     def first(self) -> int:
@@ -96,6 +101,11 @@ class VideoPlan:
     def stop(self) -> int:
         """One past the last frame of the segments."""
         return self.segments[-1].stop
+
+    @property
+    def per_stored(self) -> int:
+        """Frames that are made of each stored one: 2 for one of each field, else 1."""
+        return 1 if self.stored is None else 2
 
     @property
     def clock_s(self) -> float:

@@ -19,6 +19,7 @@ from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
 from genai_ray.enhance.job.records import describe_making
 from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX, ClipTarget
+from genai_ray.enhance.plan.fields import plan_fields
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
 from genai_ray.enhance.plan.piece import take_piece
 from genai_ray.enhance.plan.size import FrameSizes, plan_sizes
@@ -197,7 +198,7 @@ def plan_timeline(
         options: The options of this video.
 
     Returns:
-        Both plans, the sizes of frames on their way, and notes about piece and size.
+        Both plans, the sizes of frames on their way, and notes about fields, piece and size.
 
     Raises:
         ConfigError: If an option does not fit this video.
@@ -209,6 +210,7 @@ def plan_timeline(
             f"{source} is truncated: {plan.truncated}",
             do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
         )
+    plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
     plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
     plan = replace(plan, tracks=options.tracks)
     timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
@@ -220,7 +222,7 @@ def plan_timeline(
     sizes = plan_sizes(plan.info, scale, options.result_size, options.encoding, has_alpha=has_alpha)
     info = replace(info, sample_aspect_ratio=sizes.sample_aspect_ratio)
     timeline = replace(timeline, result=replace(timeline.result, info=info))
-    return timeline, sizes, (*told, *sizes.describe(plan.info))
+    return timeline, sizes, (*made, *told, *sizes.describe(plan.info))
 
 
 def find_begun(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Way | None:

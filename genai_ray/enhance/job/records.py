@@ -230,6 +230,7 @@ def options_of(record: Mapping[str, Any], *, is_trusted: bool = True) -> Enhance
             raise VideoError(f"a record with the option {strange[0]!r}, which no record has", RECORD_FORMAT)
         found = {name: _from_plain(name, value) for name, value in record["options"].items()}
         found |= {"backend": record["backend"], "precision": record["precision"], "min_quality_db": None}
+        found = {"deinterlace": "off"} | found  # records without this option are of versions without it
         options = EnhanceOptions(**found)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as exc:
         if isinstance(exc, GenAIRayError):

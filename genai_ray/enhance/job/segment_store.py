@@ -355,6 +355,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),
             "piece": repr(options.piece),
             "size": repr(options.result_size),
+            "fields": [options.deinterlace, options.field_order],
             "factor": options.factor,
             "fps": str(options.fps),
             "scene_threshold": options.scene_threshold,

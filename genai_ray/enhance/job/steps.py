@@ -191,7 +191,7 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
             size_out=plan.sizes.result,
             size_made=plan.sizes.made,
             begins_s=timeline.plan.clock_s,
-            notes=tuple(dict.fromkeys((*_notes(plan, sum(counts)), *_note_recomputed(results), *notes))),
+            notes=tuple(dict.fromkeys((*_notes(plan, sum(counts)), *_note_made(plan, results), *notes))),
             seconds=seconds + time.monotonic() - started,
             segments=len(counts),
             segments_reused=len(plan.reused),
@@ -410,8 +410,13 @@ def _way_of(plan: ClipPlan) -> str:
     return str(Way(request.backend, request.precision)) if plan.options.backend is ModelBackend.AUTO else ""
 
 
-def _note_recomputed(results: Mapping[int, SegmentResult]) -> Iterator[str]:
-    """Say which segments had wrong frames."""
+def _note_made(plan: ClipPlan, results: Mapping[int, SegmentResult]) -> Iterator[str]:
+    """Say how many frames were interlaced if not all of them were, and which segments had wrong frames."""
+    source = plan.timeline.plan
+    total = sum(source.segments[index].stop - source.segments[index].start for index in results)
+    interlaced = sum(result.frames_deinterlaced for result in results.values())
+    if 0 < interlaced < total:
+        yield f"{interlaced} of {total} frames are flagged as interlaced: these were deinterlaced by bwdif"
     reasons = {index: result.recomputed for index, result in sorted(results.items()) if result.recomputed}
     if reasons:
         (index, reason), *_ = reasons.items()
@@ -432,7 +437,8 @@ def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:
         yield f"{source.skipped} frames at the start do not decode: what they refer to is not in the file"
     if plan.damaged:
         yield f"{plan.damaged} finished segments of an earlier job were damaged, and were computed again"
-    decoded = source.decoded_pts[source.first : source.stop]
+    stored, per = source.stored or source, source.per_stored
+    decoded = stored.decoded_pts[source.first // per : -(-source.stop // per)]
     moved = len(decoded) - len(set(decoded))
     if moved:
         step_s = float(source.info.time_base)

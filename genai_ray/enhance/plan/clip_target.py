@@ -69,6 +69,8 @@ _OPTION_COLUMNS = (
     "scale",
     "fit",
     "input_height",
+    "deinterlace",
+    "field_order",
     "factor",
     "fps",
     "scene_threshold",

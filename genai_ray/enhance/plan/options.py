@@ -11,6 +11,7 @@ from typing import TypeAlias
 from genai_ray.backends import check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
 from genai_ray.enhance.plan.background import Background, parse_background
+from genai_ray.enhance.plan.fields import check_fields
 from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.size import ResultSize, parse_size
 from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
@@ -18,7 +19,18 @@ from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
 from genai_ray.tune import check_quality
-from genai_ray.types import CheckLevel, Fit, ModelBackend, ModelPrecision, ModelTask, Params, parse_bytes, take_fields
+from genai_ray.types import (
+    CheckLevel,
+    Deinterlace,
+    FieldOrder,
+    Fit,
+    ModelBackend,
+    ModelPrecision,
+    ModelTask,
+    Params,
+    parse_bytes,
+    take_fields,
+)
 from genai_ray.video import Encoding, TrackOptions, parse_track_options
 
 __all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
@@ -85,6 +97,11 @@ class EnhanceOptions:
     inside."""
     input_height: int | None = None
     """Height in pixels to which frames are reduced before the first model, for sources that were enlarged before."""
+    deinterlace: Deinterlace = Deinterlace.AUTO
+    """Which frames are deinterlaced: ``auto``, those that are flagged as interlaced; ``off``, none; ``frame``, all, one
+    for one; ``field``, all, into one frame for each field."""
+    field_order: FieldOrder | None = None
+    """The field that is shown first, ``top`` or ``bottom``, whatever the video says; None for what it says."""
     factor: int | None = None
     """Frames of the result for one of the source, if a model of the chain adds frames; None for 2."""
     fps: Fraction | None = None
@@ -262,6 +279,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
         InvalidInputError: If a param is out of its range.
     """
     _ = options.piece, options.tracks, options.result_size  # they raise
+    check_fields(options.deinterlace, options.field_order)
     if not 0 <= options.scene_threshold <= 1:
         raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
     check_rate(specs, options.factor, options.fps)

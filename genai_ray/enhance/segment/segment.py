@@ -112,6 +112,8 @@ class SegmentResult:
     """Hash of its file, from ``hash_segment``; empty if it has no frame."""
     frames_checked: int = 0
     """Frames that were compared with those of the source."""
+    frames_deinterlaced: int = 0
+    """Frames of the source that were made of interlaced ones."""
     measured: Mapping[str, float | str] = field(default_factory=dict)
     """What the strict checks measured, see ``SegmentChecks.measured``."""
     frames_digest: str = ""
@@ -244,9 +246,9 @@ def _make_segment(
     if not moments:  # at a constant rate a very short frame may not be shown at all
         return SegmentResult(0, 0, time.time())
     stages = _open_stages(job)
-    outside: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, bool]] = []
     decoded = decode_segment(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated)
-    frames = reduce_frames(_watched(decoded, job.tag, outside), sizes)
+    frames = reduce_frames(_watched(decoded, job.tag, seen), sizes)
     first = next(frames, None)
     started_at = time.time()
     if first is None:
@@ -277,11 +279,17 @@ def _make_segment(
             raise _ChecksFailedError(checks.describe())
         if written != len(moments) and not options.allow_truncated:
             raise VideoError(f"{plan.path}: segment {index} gave {written} frames", f"{len(moments)}, as planned")
-    pixels_outside, pixels_checked = zip(*outside, strict=True)
-    inferred = sum(stage.frames_done for stage in stages)
-    share = (sum(pixels_outside), sum(pixels_checked))
-    num_checked = checks.num_checked
-    return SegmentResult(written, inferred, started_at, share, frames_checked=num_checked, measured=checks.measured())
+    pixels_outside, pixels_checked, _ = zip(*seen, strict=True)
+    own = plan.segments[index].stop - plan.segments[index].start  # without the frame that the last pair needs
+    return SegmentResult(
+        written,
+        sum(stage.frames_done for stage in stages),
+        started_at,
+        (sum(pixels_outside), sum(pixels_checked)),
+        frames_checked=checks.num_checked,
+        frames_deinterlaced=sum(is_deinterlaced for _, _, is_deinterlaced in seen[:own]),
+        measured=checks.measured(),
+    )
 
 
 def _open_stages(job: JobContext) -> list[BatchInference]:
@@ -294,14 +302,17 @@ def _open_stages(job: JobContext) -> list[BatchInference]:
     return stages
 
 
-def _watched(frames: Iterator[DecodedFrame], tag: str, outside: list[tuple[int, int]]) -> Iterator[DecodedFrame]:
-    """Pass frames on, note how many of their pixels lie outside the RGB gamut, and stop if the job is cancelled."""
+def _watched(frames: Iterator[DecodedFrame], tag: str, seen: list[tuple[int, int, bool]]) -> Iterator[DecodedFrame]:
+    """Pass frames on, and stop if the job is cancelled.
+
+    For each frame, ``seen`` gets its pixels outside the RGB gamut, those checked, and whether it was deinterlaced.
+    """
     checked_at = time.monotonic()
     for frame in frames:
         if time.monotonic() - checked_at > CHECK_EVERY_S:
             check_cancelled(tag)
             checked_at = time.monotonic()
-        outside.append(frame.outside)
+        seen.append((*frame.outside, frame.is_deinterlaced))
         yield frame
 
 

@@ -36,7 +36,7 @@ _STATES = ("queued", "running", *_FINAL)
 
 _CLIP_OPTIONS = (
     *("params", "start", "end", "duration", "preview", "audio", "subtitles", "streams", "factor", "fps", "background"),
-    *("size", "width", "height", "scale", "fit", "input_height"),
+    *("size", "width", "height", "scale", "fit", "input_height", "deinterlace", "field_order"),
 )
 
 
@@ -112,6 +112,10 @@ class VideoRequest:
     """How a picture of another shape is put into ``size``."""
     input_height: int | None = None
     """Height of the frames that the first model gets."""
+    deinterlace: str = "auto"
+    """Which frames are deinterlaced, as in ``EnhanceOptions``."""
+    field_order: str | None = None
+    """The field that is shown first; None for what the video says."""
 
     @property
     def ending(self) -> str:

@@ -92,6 +92,10 @@ class _VideoQuery(Query):
     """How a picture of another shape is put into ``size``; inside by default."""
     input_height: int | SkipJsonSchema[None] = None
     """Height in pixels to which frames are reduced before the first model."""
+    deinterlace: Literal["auto", "off", "frame", "field"] = "auto"
+    """Which frames are deinterlaced: those that are flagged, none, every frame, or every frame into two, by field."""
+    field_order: Literal["top", "bottom"] | SkipJsonSchema[None] = None
+    """The field that is shown first, whatever the video says."""
     format: Literal["mp4", "mkv", "mov", "webm"] = "mp4"
     """Format of the result; mp4 by default."""
     check: Literal["default", "strict", "off"] = "default"

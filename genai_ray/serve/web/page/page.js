@@ -119,7 +119,7 @@ function refresh() {
   $("cancel").hidden = running === null;
   $("format-field").hidden = isVideo();
   $("check-field").hidden = !isVideo();
-  for (const id of ["piece", "tracks", "sizes"]) $(id).hidden = file !== null && !isVideo();
+  for (const id of ["piece", "tracks", "sizes", "fields"]) $(id).hidden = file !== null && !isVideo();
   const tasks = chain().map((model) => model.task);
   $("rate-field").hidden = !tasks.includes("interpolation");
   $("background-field").hidden = !tasks.includes("background-removal") || (file !== null && !isVideo());
@@ -219,9 +219,9 @@ async function runVideo(signal) {
   if (!$("rate-field").hidden) words.set(...$("rate").value.split("="));
   if (!$("background-field").hidden) words.set("background", $("background").value);
   words.set("check", $("check").value);
-  const typed = ["start", "end", "duration", "streams", "size", "width", "height", "scale", "fit", "input_height"];
+  const typed = ["start", "end", "duration", "streams", "size", "width", "height", "scale", "fit", "input_height", "field_order"];
   for (const name of typed) if ($(name).value.trim()) words.set(name, $(name).value.trim());
-  for (const name of ["audio", "subtitles"]) words.set(name, $(name).value);
+  for (const name of ["audio", "subtitles", "deinterlace"]) words.set(name, $(name).value);
   if ($("preview").checked) words.set("preview", "true");
   let job = await json(`v1/videos?${words}`, { method: "POST", body: file, signal });
   const here = job.links.self.slice(1);

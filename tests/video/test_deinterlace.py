@@ -1,0 +1,305 @@
+"""Interlaced video: whatever the segments, the frames and times are those of one run of FFmpeg's filter."""
+
+import itertools
+from dataclasses import replace
+from fractions import Fraction
+
+import av
+import av.filter
+import numpy as np
+import pytest
+
+import genai_ray.video.decode
+from genai_ray import EnhanceOptions, errors
+from genai_ray.enhance.plan.fields import plan_fields
+from genai_ray.enhance.plan.options import check_models
+from genai_ray.enhance.plan.piece import parse_piece, take_piece
+from genai_ray.types import Deinterlace, FieldOrder
+from genai_ray.video import Encoding, Segment, decode_segment, describe_losses, plan_video
+from genai_ray.video.colour import read_alpha, to_rgb
+from tests.video.clips import NUM_FRAMES, write
+from tests.video.fields import write_fields
+
+VARIABLE = np.cumsum([1 + (i * 7) % 5 for i in range(NUM_FRAMES)]).tolist()
+TOP = {"x264-params": "tff=1", "g": "12", "bf": "2"}
+
+
+def flagged(order):
+    def more(stream):
+        stream.codec_context.field_order = order
+
+    return more
+
+
+CLIPS = {
+    "mbaff": {"suffix": ".mp4", "options": TOP},
+    "bottom": {"suffix": ".mkv", "options": TOP | {"x264-params": "bff=1:open-gop=1"}},
+    "mpeg2": {"suffix": ".ts", "codec": "mpeg2video", "options": {"flags": "+ildct+ilme", "g": "8", "bf": "2"}},
+    "variable": {"suffix": ".mkv", "options": TOP, "pts": VARIABLE, "rate": 100},
+    "hdr": {
+        "suffix": ".mkv",
+        "codec": "prores_ks",
+        "pix_fmt": "yuv422p10le",
+        "options": {"flags": "+ildct"},
+        "colour": (9, 1, 9, 16),
+    },
+    "alpha": {"suffix": ".mov", "codec": "prores_ks", "pix_fmt": "yuva444p10le", "options": {"flags": "+ildct"}},
+    "odd": {"suffix": ".mkv", "codec": "ffv1", "pix_fmt": "yuv444p", "size": (97, 65), "more": flagged(3)},
+    "packed": {"suffix": ".mov", "codec": "rawvideo", "pix_fmt": "uyvy422", "more": flagged(2)},
+    "paff": None,
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Every clip is made once, when a test first asks for it."""
+    made = {}
+
+    def find(name):
+        if name not in made:
+            recipe = dict(CLIPS[name] or {})
+            path = tmp_path_factory.mktemp(name) / f"a{recipe.pop('suffix', '.mkv')}"
+            made[name] = write(path, tracks=0, **recipe) if recipe else write_fields(path, ["fields"] * 12)
+        return made[name]
+
+    return find
+
+
+def filtered(path, options=None):
+    """Run FFmpeg's filter over a whole file, or no filter: give time, picture, and whether it was flagged."""
+    with av.open(str(path)) as box:
+        stream = box.streams.video[0]
+        if options is None:
+            return [(frame.time, frame, frame.interlaced_frame) for frame in box.decode(stream)]
+        graph = av.filter.Graph()
+        nodes = [graph.add_buffer(template=stream), graph.add("bwdif", options), graph.add("buffersink")]
+        graph.link_nodes(*nodes)
+        graph.configure()
+        made = []
+        for frame in (*box.decode(stream), None):
+            graph.push(frame)
+            while True:
+                try:
+                    picture = graph.pull()
+                except (av.BlockingIOError, av.EOFError):
+                    break
+                made.append((Fraction(picture.pts) * picture.time_base, picture, False))
+        return made
+
+
+def planned(path, how="frame", order=None, segment_frames=7):
+    plan = plan_video(path, segment_frames=segment_frames)
+    return plan_fields(plan, Deinterlace(how), order and FieldOrder(order), segment_frames=segment_frames)
+
+
+def decoded(plan, segments=None, **options):
+    return [frame for segment in segments or plan.segments for frame in decode_segment(plan, segment, **options)]
+
+
+def check_same(frames, pictures, plan):
+    assert len(frames) == len(pictures)
+    for frame, (_, picture, _) in zip(frames, pictures, strict=True):
+        assert np.array_equal(frame.frame, to_rgb(picture, plan.info.colour)), frame.index
+        if plan.info.has_alpha:
+            assert np.array_equal(frame.alpha, read_alpha(picture)), frame.index
+
+
+@pytest.mark.parametrize("how", ["frame", "field"])
+@pytest.mark.parametrize("name", CLIPS)
+def test_segments_are_one_run_of_the_filter(name, how, clip):
+    plan, (note,) = planned(clip(name), how)
+    order = {"odd": "bff", "packed": "tff"}.get(name, "auto")
+    pictures = filtered(clip(name), f"mode=send_{how}:parity={order}:deint=all")
+    assert len(plan.segments) > 1
+    check_same(decoded(plan), pictures, plan)
+    cuts = (0, 3, 4, 5, 11, len(plan.pts))
+    check_same(decoded(plan, [Segment(at, *pair) for at, pair in enumerate(itertools.pairwise(cuts))]), pictures, plan)
+    times = [time * plan.info.time_base for time in plan.pts]
+    last = len(times) - (how == "field")  # of the last field FFmpeg knows no duration
+    assert times[:last] == [time for time, _, _ in pictures][:last]
+    assert times[-1] + plan.duration * plan.info.time_base == (
+        (whole := plan_video(clip(name))).pts[-1] + whole.duration
+    ) * (whole.info.time_base)
+    assert note.startswith("interlaced source")
+    assert note.endswith({"frame": "one frame for each", "field": "one frame for each field"}[how])
+    assert not plan.info.is_interlaced
+    assert not [text for text in describe_losses(plan.info, Encoding(), (96, 64)) if "interlaced" in text]
+
+
+def test_frames_that_are_not_flagged_stay_as_they_are(tmp_path):
+    kinds = ["frame", "fields", "fields", "frame", "frame", "frame", "fields", "frame", "fields", "fields", "frame"]
+    path = write_fields(tmp_path / "a.mkv", kinds)
+    plan, _ = planned(path, "auto")
+    stored = filtered(path)
+    assert [is_flagged for _, _, is_flagged in stored] == [kind == "fields" for kind in kinds]
+    every = filtered(path, "mode=send_frame:parity=auto:deint=all")
+    wanted = [one if flag else two for one, two, flag in zip(every, stored, [f for _, _, f in stored], strict=True)]
+    for start, stop in itertools.combinations(range(len(kinds) + 1), 2):
+        frames = decoded(plan, [Segment(0, start, stop)])
+        check_same(frames, wanted[start:stop], plan)
+        assert [frame.is_deinterlaced for frame in frames] == [kind == "fields" for kind in kinds[start:stop]]
+
+
+def test_progressive_video_costs_nothing(tmp_path, monkeypatch):
+    plan = plan_video(write(tmp_path / "a.mp4", tracks=0, options={"g": "10"}), segment_frames=10)
+    found, notes = plan_fields(plan, Deinterlace.AUTO, None, segment_frames=10)
+    assert notes == ()
+    assert (found.pts, found.segments, found.info) == (plan.pts, plan.segments, plan.info)
+    counts = {}
+    whole = genai_ray.video.decode.decode_from
+
+    def counted(video, start, **options):
+        for frame in whole(video, start, **options):
+            counts[video is found] = counts.get(video is found, 0) + 1
+            yield frame
+
+    monkeypatch.setattr(genai_ray.video.decode, "decode_from", counted)
+    for one, other in zip(decoded(plan), decoded(found), strict=True):
+        assert np.array_equal(one.frame, other.frame)
+    assert counts[True] == counts[False]
+
+
+def test_field_order_is_what_is_asked_for(clip):
+    plan, notes = planned(clip("mbaff"), "field", "bottom")
+    assert notes[1] == "the stream says top field first; bottom was asked for"
+    check_same(decoded(plan), filtered(clip("mbaff"), "mode=send_field:parity=bff:deint=all"), plan)
+    right, (note,) = planned(clip("mbaff"), "field", "top")
+    assert note == "interlaced source, top field first: deinterlaced by bwdif, one frame for each field"
+    check_same(decoded(right), filtered(clip("mbaff"), "mode=send_field:parity=tff:deint=all"), plan)
+
+
+def test_fields_in_the_right_order_move_forward(tmp_path):
+    """A bar that moves by 2 pixels from field to field: woven, then found again at its places."""
+
+    def bar(at):
+        picture = np.full((64, 96, 3), 40, np.uint8)
+        picture[:, at : at + 8] = 200
+        return picture
+
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as sink:
+        stream = sink.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv444p"
+        stream.codec_context.field_order = 2
+        for number in range(12):
+            woven = bar(4 * number)
+            woven[1::2] = bar(4 * number + 2)[1::2]
+            sink.mux(stream.encode(av.VideoFrame.from_ndarray(woven, format="rgb24").reformat(format="yuv444p")))
+        sink.mux(stream.encode(None))
+
+    def places(order):
+        plan, _ = planned(path, "field", order)
+        rows = [frame.frame[..., 1].astype(float).mean(axis=0) - 40 for frame in decoded(plan)]
+        return [float((row * np.arange(96)).sum() / row.sum()) for row in rows]
+
+    steps = np.diff(places(None))
+    assert np.abs(steps[:-1] - 2).max() < 0.6  # the last field has no neighbour after it
+    assert np.diff(places("bottom")).min() < -1
+    plan, _ = planned(path, "auto")  # this codec does not flag its frames: the stream says it for all of them
+    assert all(frame.is_deinterlaced for frame in decoded(plan))
+
+
+def test_every_frame_is_filtered_if_the_user_says_so(tmp_path):
+    path = write(tmp_path / "a.mkv", tracks=0)
+    assert planned(path, "off") == (plan_video(path, segment_frames=7), ())
+    plan, (note,) = planned(path, "frame")
+    assert note == (
+        "the source is not flagged as interlaced, taken for top field first: deinterlaced by bwdif all the same, "
+        "one frame for each"
+    )
+    check_same(decoded(plan), filtered(path, "mode=send_frame:parity=tff:deint=all"), plan)
+    plan, (note,) = planned(path, "field", "bottom")
+    assert note.startswith("the source is not flagged as interlaced, bottom field first: ")
+    check_same(decoded(plan), filtered(path, "mode=send_field:parity=bff:deint=all"), plan)
+
+
+@pytest.mark.parametrize(
+    ("places", "frames"),
+    [
+        ({"start": "f5", "end": "f9"}, range(10, 18)),
+        ({"start": "f5", "duration": "f3"}, range(10, 16)),
+        ({"start": "0.21"}, range(11, 80)),  # the second field of frame 5 is shown at 0.22 s
+        ({"start": "0.2", "end": "0.31"}, range(10, 16)),  # the second field of frame 7 only after the end
+        ({"end": "f40"}, range(80)),
+    ],
+)
+def test_a_piece_sees_its_neighbours(places, frames, clip):
+    whole, _ = planned(clip("mbaff"), "field")
+    piece = parse_piece(places.get("start"), places.get("end"), places.get("duration"))
+    plan, (note,) = take_piece(whole, piece, segment_frames=3)
+    pictures = filtered(clip("mbaff"), "mode=send_field:parity=auto:deint=all")
+    assert (plan.first, plan.stop) == (frames.start, frames.stop)
+    check_same(decoded(plan), pictures[frames.start : frames.stop], plan)
+    assert note.startswith(f"piece: frames {frames.start // 2} to {(frames.stop - 1) // 2} of 40, ")
+    assert plan.from_zero().duration > 0
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({"start": "f40"}, "start f40; allowed: up to f39: the video has 40 frames"),
+        ({"end": "f41"}, "end f41; allowed: up to f40"),
+        ({"start": "f39", "duration": "f2"}, "duration f2; allowed: up to f1"),
+        ({"start": "2"}, "start 2 s; allowed: up to the last frame, f39 at 1.560 s"),
+    ],
+)
+def test_places_count_stored_frames(places, words, clip):
+    whole, _ = planned(clip("mbaff"), "field")
+    piece = parse_piece(places.get("start"), places.get("end"), places.get("duration"))
+    with pytest.raises(errors.ConfigError) as caught:
+        take_piece(whole, piece, segment_frames=7)
+    assert words in str(caught.value)
+
+
+def test_times_keep_their_unit_if_halves_are_whole(tmp_path):
+    plan, _ = planned(write(tmp_path / "a.mp4", tracks=0, options=TOP), "field")
+    before = plan_video(plan.path).info
+    assert (plan.info.time_base, plan.info.average_rate) == (before.time_base, 50)
+    variable, _ = planned(write(tmp_path / "b.mkv", tracks=0, options=TOP, pts=VARIABLE, rate=100), "field")
+    assert variable.info.time_base in (Fraction(1, 1000), Fraction(1, 2000))
+    fine = replace(plan_video(plan.path), pts=tuple(range(40)), duration=1)
+    fine = replace(fine, info=replace(fine.info, time_base=Fraction(1, 2**31 - 1)))
+    with pytest.raises(errors.ConfigError, match="a time base up to 1/2147483647"):
+        plan_fields(fine, Deinterlace.FIELD, None, segment_frames=7)
+
+
+def test_a_file_that_ends_too_early_ends_like_a_whole_one(tmp_path):
+    source = write(tmp_path / "a.ts", codec="mpeg2video", tracks=0, options=CLIPS["mpeg2"]["options"])
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) * 2 // 3])
+    plan, _ = planned(source, "field")
+    frames = decoded(plan, allow_truncated=True)
+    pictures = filtered(source, "mode=send_field:parity=auto:deint=all")
+    assert 0 < len(frames) < 2 * NUM_FRAMES
+    check_same(frames, pictures[: len(frames)], plan)
+
+
+def test_pictures_that_the_filter_does_not_take_are_refused(tmp_path):
+    grey = write(tmp_path / "a.mkv", codec="ffv1", pix_fmt="gray12le", tracks=0, more=flagged(2))
+    with pytest.raises(errors.VideoError, match=r"pixel format gray12le; allowed: .*bwdif.*Pass --deinterlace off"):
+        planned(grey, "auto")
+    small = write(tmp_path / "b.mkv", codec="ffv1", size=(16, 6), tracks=0, more=flagged(2))
+    with pytest.raises(errors.VideoError, match=r"pictures of 16x6 in yuv420p; allowed: planes of 3 columns and 4"):
+        planned(small, "auto")
+    assert planned(small, "off")[0].deinterlacing is None
+
+
+def test_single_fields_are_not_taken_for_frames(tmp_path):
+    path = write(
+        tmp_path / "a.mkv", codec="libx265", tracks=0, options={"x265-params": "interlace=tff:log-level=error"}
+    )
+    plan, (note,) = planned(path, "auto")
+    assert note == "not deinterlaced: each picture of this hevc stream is a single field"
+    assert plan.deinterlacing is None
+    with pytest.raises(errors.VideoError, match=r"is a single field; allowed: frames that hold both.*ffmpeg -i"):
+        planned(path, "field")
+
+
+def test_options_are_checked_before_a_video_is_opened():
+    with pytest.raises(errors.ConfigError, match="field order 'top' with deinterlace 'off'"):
+        check_models("websr-x2-s", EnhanceOptions(deinterlace="off", field_order="top"))
+    with pytest.raises(errors.ConfigError, match="deinterlace='bob'; allowed: auto, off, frame, field"):
+        EnhanceOptions(deinterlace="bob")
+    with pytest.raises(errors.ConfigError, match="field_order='tff'; allowed: top, bottom"):
+        EnhanceOptions(field_order="tff")
+    check_models("websr-x2-s", EnhanceOptions(deinterlace="field", field_order="bottom"))

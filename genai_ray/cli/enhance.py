@@ -23,7 +23,7 @@ from genai_ray.cli.choices import (
     parse_params,
     words,
 )
-from genai_ray.cli.job import Manner, forecast_job, run_job
+from genai_ray.cli.job import Manner, run_job
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, parse_bytes
 
@@ -449,11 +449,8 @@ def enhance(
         max_memory_bytes=parse_bytes(max_memory, "--max-memory") if max_memory is not None else base.max_memory_bytes,
         cache_name=cache,
     )
-    manner = Manner(as_json=as_json, is_quiet=quiet, is_verbose=verbose)
-    if dry_run:
-        forecast_job(inputs, output, models, options, manner)
-        return
-    if run_job(inputs, output, models, options, manner).clips_failed > max_failures:
+    manner = Manner(as_json=as_json, is_quiet=quiet, is_verbose=verbose, is_dry_run=dry_run)
+    if run_job(inputs, output, models, options, manner) > max_failures:
         raise typer.Exit(1)
 
 

@@ -19,7 +19,7 @@ from genai_ray.cli.tables import print_failures, print_forecast, print_report
 if TYPE_CHECKING:
     from genai_ray.enhance import EnhanceOptions, EnhanceReport, JobForecast
 
-__all__ = ["Manner", "forecast_job", "run_job"]
+__all__ = ["Manner", "run_job"]
 
 Told = TypeVar("Told", "EnhanceReport", "JobForecast")
 
@@ -34,32 +34,12 @@ class Manner:
     """Whether there is neither progress nor a table."""
     is_verbose: bool
     """Whether the table has notes about harmless findings too."""
+    is_dry_run: bool
+    """Whether only the plan is told, and nothing is written."""
 
 
-def forecast_job(
-    inputs: Sequence[str], output: str, models: Sequence[str], options: EnhanceOptions, manner: Manner
-) -> None:
-    """Print what a job would do.
-
-    Args:
-        inputs: As ``enhance_videos``.
-        output: As ``enhance_videos``.
-        models: As ``enhance_videos``.
-        options: As ``enhance_videos``.
-        manner: How it is told.
-
-    Raises:
-        GenAIRayError: As ``forecast_videos``.
-    """
-    from genai_ray.enhance import forecast_videos
-
-    _print(forecast_videos(inputs, output, models=models, options=options), print_forecast, manner)
-
-
-def run_job(
-    inputs: Sequence[str], output: str, models: Sequence[str], options: EnhanceOptions, manner: Manner
-) -> EnhanceReport:
-    """Run a job, show how far it is, and print its report.
+def run_job(inputs: Sequence[str], output: str, models: Sequence[str], options: EnhanceOptions, manner: Manner) -> int:
+    """Run a job, show how far it is, and print its report; of a dry run, what the job would do.
 
     Args:
         inputs: As ``enhance_videos``.
@@ -69,23 +49,27 @@ def run_job(
         manner: How it is told.
 
     Returns:
-        The report; the start of this process counts in it.
+        How many videos failed; 0 of a dry run.
 
     Raises:
-        GenAIRayError: As ``enhance_videos``.
+        GenAIRayError: As ``enhance_videos``, of a dry run as ``forecast_videos``.
     """
-    from genai_ray.enhance import enhance_videos
+    from genai_ray.enhance import enhance_videos, forecast_videos
 
+    if manner.is_dry_run:
+        _print(forecast_videos(inputs, output, models=models, options=options), print_forecast, manner)
+        return 0
     console = Console(stderr=True)
     shown = Silence() if manner.is_quiet else Bar(console) if console.is_terminal else Lines()
     before_s = time.process_time()  # imports, in CPU seconds: this process may have begun as a shell
     with stopping(shown), shown, redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
         report = enhance_videos(inputs, output, models=models, options=options, on_progress=shown)
+    # The start of this process counts in the report.
     report = replace(report, elapsed_s=report.elapsed_s + before_s, startup_s=report.startup_s + before_s)
     _print(report, partial(print_report, is_verbose=manner.is_verbose), manner)
     if manner.is_quiet and not manner.as_json:
         print_failures(report)
-    return report
+    return report.clips_failed
 
 
 def _print(told: Told, show: Callable[[Told], None], manner: Manner) -> None:

@@ -186,6 +186,14 @@ def enhance(
             metavar="RATE",
         ),
     ] = None,
+    slow_motion: Annotated[
+        int | None,
+        option(
+            group=Group.TIME_AND_SIZE,
+            help="Instead: N times as long at the same rate, such as 4; sound only with --audio stretch.",
+            metavar="N",
+        ),
+    ] = None,
     scene_threshold: Annotated[
         float,
         option(
@@ -286,7 +294,7 @@ def enhance(
         option(
             group=Group.ENCODING,
             help="Sound: auto copies what the output can hold and encodes the rest; copy, none, aac, ac3, alac, flac, "
-            "mp3, opus, pcm_s16le or pcm_s24le.",
+            "mp3, opus, pcm_s16le or pcm_s24le; stretch for --slow-motion.",
             metavar="NAME",
             default="auto",
         ),
@@ -427,6 +435,7 @@ def enhance(
         check=check,
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,
+        slow_motion=slow_motion,
         scene_threshold=scene_threshold,
         encoding=Encoding(
             codec=codec,

@@ -101,9 +101,10 @@ def join_segments(
             if sink.format.name in ("mp4", "mov"):
                 sink.options["movie_timescale"] = str(_choose_movie_scale(plan, source, tracks, late))
             excerpt = Excerpt(plan.span, source, sink, tracks.copies) if plan.span is not None else None
-            sink.set_chapters(_move_chapters(source, late) if plan.span is None else cut_chapters(source, plan.span))
+            chapters = _move_chapters(source, late) if plan.span is None else cut_chapters(source, plan.span)
+            sink.set_chapters(_slow_down(chapters, plan.slow_motion))
             sink.start_encoding()  # now streams have the units of their container
-            others = _other_packets(source, tracks, late, excerpt)
+            others = _other_packets(source, tracks, late, excerpt, plan.slow_motion)
             streams = heapq.merge(_video_packets(kept, plan, video), others, key=lambda entry: entry[0])
             order = Order(sink, tracks.streams)
             for _, packet in streams:
@@ -150,15 +151,18 @@ def _choose_movie_scale(plan: VideoPlan, source: InputContainer, tracks: Tracks,
 
 
 def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContainer) -> tuple[Fraction, VideoPlan]:
-    """Let a piece begin at zero, or a result in MP4 or MOV if the source has a clock's times; all tracks move together.
+    """Let a piece and slow motion begin at zero, and a result in MP4 or MOV if the source has a clock's times.
 
     Returns:
-        Seconds by which all times move, a multiple of the video's unit; and the moved plan.
+        Seconds of the source's times by which all tracks move, a multiple of the video's unit; and the moved plan.
     """
     base = plan.info.time_base
     discontinuous = cast(Any, Flags.ts_discont).value
     if plan.span is not None:
         return plan.span[0], plan
+    if plan.slow_motion > 1:
+        units = plan.begins_s * plan.slow_motion // base
+        return units * base / plan.slow_motion, replace(plan, pts=tuple(time - units for time in plan.pts))
     starts = read_sound_starts(source)
     first = min(plan.pts[0] * base, *starts) if starts else plan.pts[0] * base
     is_clock = bool(source.format.flags & discontinuous) or first > MAX_PAUSE_S
@@ -189,6 +193,10 @@ def _move_chapters(source: InputContainer, late: Fraction) -> Any:
         for end in ("start", "end"):
             chapter[end] = max(round(chapter[end] - late / chapter["time_base"]), 0)
     return chapters
+
+
+def _slow_down(chapters: Any, times: int) -> Any:
+    return [{**one, "start": one["start"] * times, "end": one["end"] * times} for one in chapters]
 
 
 def _describe(plan: VideoPlan, sink: OutputContainer, video: Any, late: Fraction) -> Iterator[str]:
@@ -300,9 +308,9 @@ def _reorder_depth(part: _Part) -> int:
 
 
 def _other_packets(
-    source: InputContainer, tracks: Tracks, late: Fraction, excerpt: Excerpt | None
+    source: InputContainer, tracks: Tracks, late: Fraction, excerpt: Excerpt | None, times: int
 ) -> Iterator[tuple[float, Any]]:
-    """Give the packets of all tracks beside the pictures."""
+    """Give the packets of all tracks beside the pictures; those that are copied are shown so many times as long."""
     streams = tracks.streams
     if not streams:
         return
@@ -321,11 +329,21 @@ def _other_packets(
         if packet.stream_index in tracks.made:
             yield from in_time(tracks.made[packet.stream_index].feed(packet))
         elif excerpt is not None:
-            yield from in_time(excerpt.cut(packet))
+            yield from in_time(_stretched(excerpt.cut(packet), times))
         else:
-            yield from in_time([_move(packet, streams[packet.stream_index], late)])
-    for ending in (*([excerpt] if excerpt is not None else []), *tracks.made.values()):
+            yield from in_time(_stretched([_move(packet, streams[packet.stream_index], late)], times))
+    if excerpt is not None:
+        yield from in_time(_stretched(excerpt.finish(), times))
+    for ending in tracks.made.values():
         yield from in_time(ending.finish())
+
+
+def _stretched(packets: list[Any], times: int) -> list[Any]:
+    """Multiply the times of copied packets."""
+    for packet in packets if times > 1 else ():
+        packet.pts, packet.dts = (None if time is None else time * times for time in (packet.pts, packet.dts))
+        packet.duration = (packet.duration or 0) * times
+    return packets
 
 
 def _move(packet: Any, stream: Stream, late: Fraction) -> Any:

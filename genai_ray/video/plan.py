@@ -91,6 +91,8 @@ class VideoPlan:
     """How frames are made of the stored ones; None for the stored ones themselves."""
     stored: VideoPlan | None = None
     """The plan of the stored frames, if two frames are made of each of them; else None."""
+    slow_motion: int = 1
+    """Of a result: how many times as long as its source it is. All times of other tracks are multiplied by it."""
 
     @property
     def first(self) -> int:

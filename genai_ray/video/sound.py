@@ -26,6 +26,7 @@ from av.stream import Stream
 from genai_ray.video.codecs import SOUND_CODECS, SoundCodec
 from genai_ray.video.container import open_video
 from genai_ray.video.plan import VideoPlan
+from genai_ray.video.samples import Converter
 
 __all__ = ["SoundEncoder", "SoundRecipe", "plan_sound", "read_layout", "read_sound"]
 
@@ -79,10 +80,13 @@ class SoundRecipe:
     """Bits per second; 0 if it is lossless."""
     source: str
     """The source in words."""
+    times: int = 1
+    """How many times as long it is made."""
 
     def __str__(self) -> str:
         bits = f"with {self.codec.bits[self.codec.formats.index(self.format)]} bits" if self.codec.bits else ""
-        return f"{self.codec.name} {bits or f'at {self.bit_rate // 1000} kb/s'}, {self.rate} Hz, {self.layout}"
+        longer = f", {self.times} times as long" if self.times > 1 else ""
+        return f"{self.codec.name} {bits or f'at {self.bit_rate // 1000} kb/s'}, {self.rate} Hz, {self.layout}{longer}"
 
 
 def read_layout(owner: Any) -> Any:
@@ -161,12 +165,13 @@ def _find_frame(container: Any, stream: Any, wanted_s: Fraction | None) -> Any:
     return found
 
 
-def plan_sound(frame: Any, name: str) -> SoundRecipe | None:
+def plan_sound(frame: Any, name: str, times: int = 1) -> SoundRecipe | None:
     """Find how an encoder takes a track: with the rate and the layout of the source, or the nearest it has.
 
     Args:
         frame: From ``read_sound``; its time is lost.
         name: A word of ``SOUND_CODECS``.
+        times: How many times as long it is made.
 
     Returns:
         How it is encoded; None if the encoder does not take so many channels, or FFmpeg converts them to nothing that
@@ -187,6 +192,7 @@ def plan_sound(frame: Any, name: str) -> SoundRecipe | None:
         rate=rate,
         bit_rate=codec.bit_rate(rate, channels),
         source=_describe(frame),
+        times=times,
     )
     own = _sort_channels(frame)
     for wanted in (recipe,) if own is None else (replace(recipe, layout=own), recipe):
@@ -230,7 +236,7 @@ class SoundEncoder:
         sink: The result; its header is not written yet.
         source: The track of the source.
         recipe: From ``plan_sound``.
-        late: Seconds by which all times move.
+        late: Seconds of the source's times by which all times move.
         span: Begin and end of the piece, in seconds of the source's times; None for all of it.
         ends_s: When the last picture ends, in seconds of the result: silence is not encoded beyond it.
     """
@@ -249,10 +255,11 @@ class SoundEncoder:
         self._channels = int(self._encoder.codec_context.layout.nb_channels)
         self._source = source
         self._recipe = recipe
+        self._per_s = recipe.rate * recipe.times  # samples of the result for a second of the source
         self._late = late
         self._span = span
         self._first = None if span is None else 0
-        self._stop = None if span is None else round((span[1] - span[0]) * recipe.rate)
+        self._stop = None if span is None else round((span[1] - span[0]) * self._per_s)
         self._last = round(ends_s * recipe.rate)
         self._run: _Run | None = None
         self._held: Any = None
@@ -314,7 +321,7 @@ class SoundEncoder:
             Sentences.
         """
         name = f"audio stream {self._source.index}"
-        rate = self._recipe.rate
+        rate = self._per_s
         if self._at is None:
             yield f"{name} has no sound that decodes"
         if self._num_damaged:
@@ -366,8 +373,8 @@ class SoundEncoder:
             if run is not None and not is_jump:
                 starts_s = run.ends_s
             else:
-                starts_s = Fraction(self._at or 0, self._recipe.rate) if starts_s is None else starts_s
-                yield from self._go_to(round(starts_s * self._recipe.rate))
+                starts_s = Fraction(self._at or 0, self._per_s) if starts_s is None else starts_s
+                yield from self._go_to(round(starts_s * self._per_s))
             run = self._run = _Run(frame, self._recipe, starts_s)
         begins_s = run.ends_s
         try:
@@ -384,11 +391,11 @@ class SoundEncoder:
     def _within(self, begins_s: Fraction, ends_s: Fraction) -> Fraction:
         """Return how many seconds of a stretch are in the piece."""
         if self._stop is not None:
-            begins_s, ends_s = max(begins_s, Fraction(0)), min(ends_s, Fraction(self._stop, self._recipe.rate))
+            begins_s, ends_s = max(begins_s, Fraction(0)), min(ends_s, Fraction(self._stop, self._per_s))
         return max(ends_s - begins_s, Fraction(0))
 
     def _end_run(self) -> Iterator[Any]:
-        for chunk in self._run.end() if self._run is not None else ():
+        for chunk in self._run.converter.end() if self._run is not None else ():
             yield from self._put(chunk)
 
     def _go_to(self, target: int) -> Iterator[Any]:
@@ -435,7 +442,7 @@ class _Run:
     def __init__(self, first: Any, recipe: SoundRecipe, starts_s: Fraction) -> None:
         self._kind = _kind_of(first)
         self.ends_s = starts_s
-        self._converter = av.AudioResampler(format=_packed(recipe.format), layout=recipe.layout, rate=recipe.rate)
+        self.converter = Converter(_packed(recipe.format), recipe.layout, recipe.rate, recipe.times)
 
     def fits(self, frame: Any) -> bool:
         """Tell whether a frame is of the same kind."""
@@ -444,12 +451,7 @@ class _Run:
     def convert(self, frame: Any) -> list[npt.NDArray[Any]]:
         """Convert a frame to the encoder's samples."""
         self.ends_s += Fraction(frame.samples, frame.sample_rate)
-        return [one.to_ndarray() for one in self._converter.resample(_name_channels(frame))]
-
-    def end(self) -> list[npt.NDArray[Any]]:
-        """Return what the converter still holds."""
-        rest: list[Any] = self._converter.resample(None)
-        return [one.to_ndarray() for one in rest if one is not None]
+        return self.converter.convert(_name_channels(frame))
 
 
 def _kind_of(frame: Any) -> tuple[str, str, int]:

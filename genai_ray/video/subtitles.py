@@ -13,13 +13,18 @@ from av.container import OutputContainer
 from av.stream import Stream
 from av.subtitles.subtitle import SubtitleSet
 
-__all__ = ["STYLED_CODECS", "TEXT_CODECS", "SubtitleConverter"]
+from genai_ray.video.plan import VideoPlan
+
+__all__ = ["STYLED_CODECS", "TEXT_CODECS", "TIMED_CODECS", "SubtitleConverter"]
 
 TEXT_CODECS = ("subrip", "ass", "webvtt", "mov_text", "text")
 """FFmpeg's names of the codecs that are converted."""
 
 STYLED_CODECS = ("ass",)
 """Of these, codecs with styles and positions that others lack."""
+
+TIMED_CODECS = ("dvd_subtitle", "dvb_subtitle")
+"""Codecs of pictures that hold how long they are shown, beside the times of their packets."""
 
 _LONGEST_S = 10
 """How long a text without an end is shown, at most."""
@@ -65,9 +70,8 @@ class SubtitleConverter:
         sink: The result; its header is not written yet.
         source: The track of the source, of one of ``TEXT_CODECS``.
         encoder: FFmpeg's name of the encoder.
-        late: Seconds by which all times move.
-        span: Begin and end of the piece, in seconds of the source's times; None for all of it.
-        ends_s: When the last picture ends, in seconds of the result: a text without an end is not shown beyond it.
+        plan: The planned result: a text without an end is not shown beyond its last picture.
+        late: Seconds of the source's times by which all times move.
     """
 
     def __init__(
@@ -75,9 +79,8 @@ class SubtitleConverter:
         sink: OutputContainer,
         source: Any,
         encoder: str,
+        plan: VideoPlan,
         late: Fraction,
-        span: tuple[Fraction, Fraction] | None,
-        ends_s: Fraction,
     ) -> None:
         source.codec_context.open(strict=False)
         self._encoder: Any = sink.add_stream(encoder)
@@ -88,8 +91,9 @@ class SubtitleConverter:
         self.stream: Stream = self._encoder
         self._source = source
         self._late = late
-        self._span = span
-        self._ends_s = ends_s + late
+        self._span = plan.span
+        self._times = plan.slow_motion
+        self._ends_s = (plan.pts[-1] + plan.duration) * plan.info.time_base / plan.slow_motion + late
         self._name = encoder
         self._is_flat = encoder == "mov_text"
         self._open: list[_Text] = []
@@ -197,7 +201,7 @@ class SubtitleConverter:
         if not lines:
             return []
         self._num_styled += text.is_styled
-        start, stop = (round((moment - self._late) / _UNIT) for moment in (start_s, stop_s))
+        start, stop = (round((moment - self._late) * self._times / _UNIT) for moment in (start_s, stop_s))
         line = _Line(start, max(stop, start + 1), _join(lines))
         if not self._is_flat:
             return self._encode(line.start, line.stop, [line])

@@ -13,9 +13,12 @@ from av.container import InputContainer
 from genai_ray.errors import ConfigError
 from genai_ray.video.codecs import SOUND_CODECS, SUFFIXES
 
-__all__ = ["AUDIO_WORDS", "SUBTITLE_WORDS", "TrackOptions", "parse_track_options"]
+__all__ = ["AUDIO_WORDS", "STRETCH", "SUBTITLE_WORDS", "TrackOptions", "parse_track_options"]
 
-AUDIO_WORDS = ("auto", "copy", "none", *SOUND_CODECS)
+STRETCH = "stretch"
+"""Value of ``audio`` for slow motion."""
+
+AUDIO_WORDS = ("auto", "copy", "none", STRETCH, *SOUND_CODECS)
 """Values of ``audio``."""
 
 SUBTITLE_WORDS = ("auto", "copy", "none")
@@ -51,7 +54,7 @@ class TrackOptions:
         """
         codec = SOUND_CODECS.get(self.audio)
         if suffix not in SUFFIXES:
-            if codec is not None or "copy" in (self.audio, self.subtitles):
+            if codec is not None or self.audio == STRETCH or "copy" in (self.audio, self.subtitles):
                 name, word = ("subtitles", "copy") if self.audio in ("auto", "none") else ("audio", self.audio)
                 raise ConfigError(f"{name} {word!r} in frames without a container", "auto or none")
             return
@@ -62,6 +65,20 @@ class TrackOptions:
             raise ConfigError(
                 f"audio {self.audio!r} in {suffix}", f"{', '.join(takers)}; or an output in {_join(codec.suffixes)}"
             )
+
+    def check_speed(self, slow_motion: int) -> None:
+        """Check what is asked of sound against the speed of the result.
+
+        Args:
+            slow_motion: How many times as long as its source the result is.
+
+        Raises:
+            ConfigError: If sound is to be as long as it is beside slower pictures, or to be stretched beside others.
+        """
+        if slow_motion > 1 and self.audio not in ("auto", "none", STRETCH):
+            raise ConfigError(f"audio {self.audio!r} in slow motion", f"none or {STRETCH}")
+        if slow_motion == 1 and self.audio == STRETCH:
+            raise ConfigError(f"audio {STRETCH!r} without slow motion", do="Pass --slow-motion 4 (slow_motion=4).")
 
     def choose(self, source: InputContainer, path: str) -> frozenset[int]:
         """Choose tracks of sound and subtitles.

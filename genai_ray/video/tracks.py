@@ -28,7 +28,8 @@ from genai_ray.video.excerpt import drop_statistics
 from genai_ray.video.info import main_stream
 from genai_ray.video.plan import VideoPlan
 from genai_ray.video.sound import SoundEncoder, plan_sound, read_layout, read_sound
-from genai_ray.video.subtitles import STYLED_CODECS, TEXT_CODECS, SubtitleConverter
+from genai_ray.video.subtitles import STYLED_CODECS, TEXT_CODECS, TIMED_CODECS, SubtitleConverter
+from genai_ray.video.track_options import STRETCH
 
 __all__ = [
     "TECHNICAL_KEYS",
@@ -181,7 +182,7 @@ def add_tracks(
         source: The source, open.
         plan: Its plan.
         suffixes: Outputs that can hold the pictures.
-        late: Seconds by which all times move.
+        late: Seconds of the source's times by which all times move.
 
     Returns:
         The tracks.
@@ -243,22 +244,29 @@ class _Adder:
     def _copy(self, stream: Any) -> bool:
         guesses = _find_way(stream, self.sink.format.name, self.firsts)
         if guesses is not None:
-            self.copies[stream.index] = _add_copy(self.sink, stream, guesses_layout=guesses)
+            copy = self.copies[stream.index] = _add_copy(self.sink, stream, guesses_layout=guesses)
+            if self.plan.slow_motion > 1:
+                drop_statistics(copy)
         return guesses is not None
 
     def _add_sound(self, stream: Any, name: str) -> None:
         mode = self.plan.tracks.audio
+        times = self.plan.slow_motion
+        if times > 1 and mode != STRETCH:
+            self.notes.append(f"{name} was left out: slow motion; --audio stretch makes it {times} times as long")
+            return
         codec = SOUND_CODECS.get(mode)
         is_wanted = codec is None or _name_codec(stream) == av.Codec(codec.encoder, "w").canonical_name
-        if is_wanted and self._copy(stream):
+        if is_wanted and times == 1 and self._copy(stream):
             return
-        if mode != "copy" and self._encode(stream, name, why=f": {self.own} cannot hold it" if is_wanted else ""):
+        is_forced = is_wanted and times == 1
+        if mode != "copy" and self._encode(stream, name, why=f": {self.own} cannot hold it" if is_forced else ""):
             return
-        if codec is not None:
+        if codec is not None or times > 1:
             raise ConfigError(
                 f"{self.plan.path}: audio {mode!r} for {name} ({_name_codec(stream)}), which does not decode, or has "
                 "too many or unusual channels for it",
-                "auto, copy, none or another codec",
+                "none" if times > 1 else "auto, copy, none or another codec",
                 "Or choose tracks with --streams (streams=...).",
             )
         takers = self._find_takers(stream, self.suffixes)
@@ -272,15 +280,19 @@ class _Adder:
             return False
         mode = self.plan.tracks.audio
         words = (mode,) if mode in SOUND_CODECS else SOUND_FOR[self.own][_is_lossless(stream)]
-        recipe = next((recipe for word in words if (recipe := plan_sound(frame, word)) is not None), None)
+        times = self.plan.slow_motion
+        recipe = next((recipe for word in words if (recipe := plan_sound(frame, word, times)) is not None), None)
         if recipe is None:
             return False
-        self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span, self._ends_s()))
+        ends_s = (self.plan.pts[-1] + self.plan.duration) * self.plan.info.time_base
+        self._add_made(stream, SoundEncoder(self.sink, stream, recipe, self.late, self.plan.span, ends_s))
         self.notes.append(f"{name} ({_name_codec(stream)}, {recipe.source}) is encoded as {recipe}{why}")
         return True
 
     def _add_subtitles(self, stream: Any, name: str) -> None:
         if self._copy(stream):
+            if self.plan.slow_motion > 1 and (codec := _name_codec(stream)) in TIMED_CODECS:
+                self.notes.append(f"{name} ({codec}) says how long it is shown: no longer than in the source")
             return
         if self.plan.tracks.subtitles == "copy":
             self._refuse(stream, name, self._find_takers(stream, self.suffixes), "copy")
@@ -289,13 +301,10 @@ class _Adder:
             self._leave_out(stream, name)
             return
         encoder = TEXT_FOR[self.own]
-        made = SubtitleConverter(self.sink, stream, encoder, self.late, self.plan.span, self._ends_s())
+        made = SubtitleConverter(self.sink, stream, encoder, self.plan, self.late)
         self._add_made(stream, made)
         lost = "; its positions and most of its styles are lost" if codec in STYLED_CODECS else ""
         self.notes.append(f"{name} ({codec}) is converted to {encoder}: {self.own} cannot hold it{lost}")
-
-    def _ends_s(self) -> Fraction:
-        return (self.plan.pts[-1] + self.plan.duration) * self.plan.info.time_base
 
     def _add_made(self, stream: Any, made: SoundEncoder | SubtitleConverter) -> None:
         made.stream.metadata.update(read_metadata(stream))

@@ -73,20 +73,21 @@ def clip(tmp_path_factory):
     return functools.cache(lambda name, *sounds, **words: make(folder / name, *sounds, **words))
 
 
-def result(source, output, *, start=None, end=None, audio="auto", subtitles="auto", streams=None):
+def result(source, output, *, start=None, end=None, audio="auto", subtitles="auto", streams=None, slow_motion=None):
     """Take a video through decoder, encoder and container, without a model; return the notes, first those of the
     start."""
     webm = output.suffix == ".webm"
     encoding = Encoding(preset="8" if webm else "ultrafast").fit(output.suffix)
     plan, _ = take_piece(plan_video(source), parse_piece(start, end, None), segment_frames=128)
-    timeline = retime(replace(plan, tracks=parse_track_options(audio, subtitles, streams)))
+    plan = replace(plan, tracks=parse_track_options(audio, subtitles, streams))
+    timeline = retime(plan, factor=slow_motion or 1, is_slow=slow_motion is not None)
     size = (plan.info.width, plan.info.height)
     told = check_result(timeline.result, size, encoding, output.suffix)
     part = output.with_name(f"{output.name}.nut")
-    times = {moment.left: moment.pts for moment in timeline.moments(0)}
-    with SegmentWriter(part, info=plan.info, size=size, encoding=encoding) as writer:
-        for frame in decode_segment(plan, timeline.range_to_decode(0)):
-            writer.write(frame.frame, times[frame.index])
+    frames = {frame.index: frame.frame for frame in decode_segment(plan, timeline.range_to_decode(0))}
+    with SegmentWriter(part, info=timeline.result.info, size=size, encoding=encoding) as writer:
+        for moment in timeline.moments(0):
+            writer.write(frames[moment.left], moment.pts)
     notes = write_result(timeline.result, [part], [len(timeline.result.pts)], output)
     assert set(told) <= set(notes)
     return told, notes
@@ -149,7 +150,7 @@ def test_the_table_of_codecs_is_what_the_containers_hold(word, suffix, tmp_path)
 
 def test_options_say_what_they_allow(tmp_path):
     for words, message in (
-        ({"audio": "ogg"}, "audio 'ogg'; allowed: auto, copy, none, aac"),
+        ({"audio": "ogg"}, "audio 'ogg'; allowed: auto, copy, none, stretch, aac"),
         ({"subtitles": "srt"}, "subtitles 'srt'; allowed: auto, copy, none"),
         ({"streams": "a:0"}, "streams 'a:0'; allowed: words and commas"),
         ({"streams": "1,,2"}, "streams '1,,2'"),

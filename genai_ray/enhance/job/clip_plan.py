@@ -213,7 +213,14 @@ def plan_timeline(
     plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
     plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
     plan = replace(plan, tracks=options.tracks)
-    timeline = plan_result(plan, specs, factor=options.factor, fps=options.fps, background=options.background)
+    timeline = plan_result(
+        plan,
+        specs,
+        factor=options.factor,
+        fps=options.fps,
+        slow_motion=options.slow_motion,
+        background=options.background,
+    )
     info = timeline.result.info
     if not options.encoding.has_full_range and info.colour.range != LIMITED:
         info = replace(info, colour=replace(info.colour, range=LIMITED))

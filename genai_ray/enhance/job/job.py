@@ -214,7 +214,7 @@ class _Job:
             way = self.choice.way if self.choice is not None else None
             job = JobContext(self.specs, (), options, cache, tag, kind, way)
             scheduler = self._schedule(job, meter, lease, plan)
-            factor = options.factor or DEFAULT_FACTOR
+            factor = options.slow_motion or options.factor or DEFAULT_FACTOR
             with _watch(
                 meter, lambda: count_results(self.specs, router.count_frames(), factor=factor), self.on_progress
             ):

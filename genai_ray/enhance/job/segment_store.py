@@ -358,6 +358,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "fields": [options.deinterlace, options.field_order],
             "factor": options.factor,
             "fps": str(options.fps),
+            "slow_motion": options.slow_motion,
             "scene_threshold": options.scene_threshold,
             "background": repr(options.background or Background()),
             "check": str(options.check),

@@ -73,6 +73,7 @@ _OPTION_COLUMNS = (
     "field_order",
     "factor",
     "fps",
+    "slow_motion",
     "scene_threshold",
     "background",
     "check",

@@ -77,7 +77,8 @@ class EnhanceOptions:
     audio: str = "auto"
     """Sound of the results: ``auto`` copies each track that the container holds, and encodes the others as AAC, ALAC,
     FLAC or Opus, with a note; ``copy`` refuses a video with a track that cannot be copied; ``none``; or ``aac``,
-    ``ac3``, ``alac``, ``flac``, ``mp3``, ``opus``, ``pcm_s16le``, ``pcm_s24le``: tracks of other codecs are encoded."""
+    ``ac3``, ``alac``, ``flac``, ``mp3``, ``opus``, ``pcm_s16le``, ``pcm_s24le``: tracks of other codecs are encoded. In
+    slow motion ``auto`` leaves it out, and ``stretch`` makes it as long as the pictures."""
     subtitles: str = "auto"
     """Subtitles of the results: ``auto`` copies each track that the container holds, converts text, and leaves out
     pictures that it cannot hold, with a note; ``copy`` refuses a video with a track that cannot be copied; ``none``."""
@@ -106,6 +107,9 @@ class EnhanceOptions:
     """Frames of the result for one of the source, if a model of the chain adds frames; None for 2."""
     fps: Fraction | None = None
     """Frames per second of the result instead."""
+    slow_motion: int | None = None
+    """How many times as long as its source the result is instead: so many frames for one, at the rate of the source.
+    Sound is left out, or with ``audio="stretch"`` made as long at the same pitch."""
     scene_threshold: float = SCENE_THRESHOLD
     """Similarity of neighbours in [0, 1] below which a cut lies between them, and no frame is added; 0 for never."""
     check: CheckLevel = CheckLevel.DEFAULT
@@ -282,7 +286,8 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
     check_fields(options.deinterlace, options.field_order)
     if not 0 <= options.scene_threshold <= 1:
         raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
-    check_rate(specs, options.factor, options.fps)
+    check_rate(specs, options.factor, options.fps, options.slow_motion)
+    options.tracks.check_speed(int(options.slow_motion or 1))
     if options.background is not None and not has_mask(specs):
         raise ConfigError(
             f"background {options.background.kind!r} without a model that removes it",

@@ -118,7 +118,7 @@ class Timeline:
         segment = self.result.segments[index]
         first = self.plan.first
         source = self.plan.from_zero().pts
-        unit = self.result.info.time_base / self.plan.info.time_base
+        unit = self.result.info.time_base / self.plan.info.time_base / self.result.slow_motion
         moments = []
         for pts in self.result.pts[segment.start : segment.stop]:
             time = pts * unit
@@ -181,27 +181,33 @@ def check_chain(specs: Sequence[ModelSpec]) -> None:
             )
 
 
-def check_rate(specs: Sequence[ModelSpec], factor: int | None, fps: Fraction | None) -> None:
+def check_rate(
+    specs: Sequence[ModelSpec], factor: int | None, fps: Fraction | None, slow_motion: int | None = None
+) -> None:
     """Check the frame rate that is asked for.
 
     Args:
         specs: The chain.
         factor: Frames of the result for one of the source; None if not asked for.
         fps: Frames per second of the result; None if not asked for.
+        slow_motion: How many times as long the result is; None if not asked for.
 
     Raises:
-        ConfigError: If both are given, one is out of its range, or no model of the chain adds frames.
+        ConfigError: If several are given, one is out of its range, or no model of the chain adds frames.
     """
-    if factor is None and fps is None:
+    asked = {"factor": factor, "fps": fps, "slow motion": slow_motion}
+    given = [f"{name} {value}" for name, value in asked.items() if value is not None]
+    if not given:
         return
-    if factor is not None and fps is not None:
-        raise ConfigError(f"factor {factor} and {fps} frames per second", "one of them")
-    if factor is not None and factor not in range(2, MAX_FACTOR + 1):
-        raise ConfigError(f"factor {factor}", f"a whole number from 2 to {MAX_FACTOR}")
+    if len(given) > 1:
+        raise ConfigError(" and ".join(given), "one of them")
+    for name, value in (("factor", factor), ("slow motion", slow_motion)):
+        if value is not None and value not in range(2, MAX_FACTOR + 1):
+            raise ConfigError(f"{name} {value}", f"a whole number from 2 to {MAX_FACTOR}")
     if fps is not None and not 0 < fps <= MAX_FPS:
         raise ConfigError(f"{fps} frames per second", f"above 0, up to {MAX_FPS}")
     if not _adds_frames(specs):
-        raise ConfigError("factor or fps without a model that adds frames", "a chain with one", "Add --model rife.")
+        raise ConfigError(f"{given[0]} without a model that adds frames", "a chain with one", "Add --model rife.")
 
 
 def has_mask(specs: Sequence[ModelSpec]) -> bool:
@@ -265,6 +271,7 @@ def plan_result(
     *,
     factor: int | None = None,
     fps: Fraction | None = None,
+    slow_motion: int | None = None,
     background: Background | None = None,
 ) -> Timeline:
     """Plan what a chain makes of a video.
@@ -274,6 +281,7 @@ def plan_result(
         specs: The chain.
         factor: Frames of the result for one of the source, if the chain adds frames; None for 2.
         fps: Frames per second of the result instead.
+        slow_motion: How many times as long as the source the result is instead, at its rate; None for as long.
         background: What replaces the background, if the chain removes it.
 
     Returns:
@@ -282,8 +290,9 @@ def plan_result(
     Raises:
         ConfigError: As ``retime``.
     """
-    factor = int(factor or DEFAULT_FACTOR)  # a manifest may give whole numbers as floats
-    timeline = retime(plan, factor=factor, fps=fps) if _adds_frames(specs) else retime(plan)
+    factor = int(slow_motion or factor or DEFAULT_FACTOR)  # a manifest may give whole numbers as floats
+    is_slow = slow_motion is not None
+    timeline = retime(plan, factor=factor, fps=fps, is_slow=is_slow) if _adds_frames(specs) else retime(plan)
     kind = background.kind if background is not None else "colour"
     has_alpha = kind == "alpha" or (plan.info.has_alpha and kind != "mask")
     if has_alpha == plan.info.has_alpha:
@@ -309,17 +318,19 @@ def parse_rate(word: str | float) -> Fraction:
     return rate
 
 
-def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> Timeline:
+def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None, is_slow: bool = False) -> Timeline:
     """Plan a result of more frames; it starts and ends with the source.
 
     ``factor`` m cuts the time of each frame into m equal parts, whatever the length of the frame, so a variable frame
     rate stays variable; the last frame has no successor and is held. ``fps`` gives a constant rate from the first
-    frame on.
+    frame on. In slow motion each of the m parts is as long as the whole frame was: all times are m times those of the
+    source.
 
     Args:
         plan: The source.
         factor: Frames of the result for one of the source, from 1 to ``MAX_FACTOR``.
         fps: Frames per second instead, at least those of the source, at most ``MAX_FPS``.
+        is_slow: Whether ``factor`` makes the result longer instead of its frames shorter.
 
     Returns:
         Both plans.
@@ -333,8 +344,8 @@ def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> 
     base = plan.info.time_base
     bounds = (*source.pts, source.pts[-1] + source.duration)
     if fps is None:
-        unit = base / factor
-        rate = plan.info.average_rate * factor
+        unit = base if is_slow else base / factor
+        rate = plan.info.average_rate * (1 if is_slow else factor)
         times = [a * factor + step * (b - a) for a, b in pairwise(bounds) for step in range(factor)]
         end = bounds[-1] * factor
     else:
@@ -356,12 +367,15 @@ def retime(plan: VideoPlan, *, factor: int = 1, fps: Fraction | None = None) -> 
             "Ask for another factor or rate.",
         )
     pts = tuple(time // common for time in times)
-    starts = [bisect.bisect_left(pts, source.pts[segment.start] * base / unit) for segment in source.segments]
+    times_as_long = factor if is_slow else 1
+    begins = (source.pts[segment.start] * base * times_as_long / unit for segment in source.segments)
+    starts = [bisect.bisect_left(pts, time) for time in begins]
     result = replace(
         source,
         info=replace(plan.info, time_base=unit, average_rate=rate),
         pts=pts,
         duration=end // common - pts[-1],
+        slow_motion=times_as_long,
         segments=tuple(Segment(index, *pair) for index, pair in enumerate(pairwise((*starts, len(pts))))),
     )
     return Timeline(plan, result, adds_frames=True)

@@ -36,7 +36,7 @@ _STATES = ("queued", "running", *_FINAL)
 
 _CLIP_OPTIONS = (
     *("params", "start", "end", "duration", "preview", "audio", "subtitles", "streams", "factor", "fps", "background"),
-    *("size", "width", "height", "scale", "fit", "input_height", "deinterlace", "field_order"),
+    *("slow_motion", "size", "width", "height", "scale", "fit", "input_height", "deinterlace", "field_order"),
 )
 
 
@@ -98,6 +98,8 @@ class VideoRequest:
     """Frames of the result for one of the video, if a model adds frames; None for 2."""
     fps: str | None = None
     """Frames per second of the result instead."""
+    slow_motion: int | None = None
+    """How many times as long the result is instead."""
     background: str | None = None
     """What replaces a background that is removed, as ``parse_background`` reads it; None for green."""
     size: str | None = None

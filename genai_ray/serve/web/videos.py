@@ -66,10 +66,11 @@ class _VideoQuery(Query):
     """How long the piece is, instead of its end; f250 is 250 frames."""
     preview: bool = False
     """Whether only 5 s from the middle are enhanced."""
-    audio: Literal["auto", "copy", "none", "aac", "ac3", "mp3", "opus", "alac", "flac", "pcm_s16le", "pcm_s24le"] = (
-        "auto"
-    )
-    """Sound of the result: copied, or encoded if the format cannot hold it; copy, none or a codec."""
+    audio: Literal[
+        "auto", "copy", "none", "stretch", "aac", "ac3", "mp3", "opus", "alac", "flac", "pcm_s16le", "pcm_s24le"
+    ] = "auto"
+    """Sound of the result: copied, or encoded if the format cannot hold it; copy, none or a codec; in slow motion none,
+    or stretch."""
     subtitles: Literal["auto", "copy", "none"] = "auto"
     """Subtitles of the result: copied, or converted if the format cannot hold them; copy or none."""
     streams: str | SkipJsonSchema[None] = None
@@ -78,6 +79,8 @@ class _VideoQuery(Query):
     """Frames of the result for one of the video, if a model adds frames; 2 by default."""
     fps: str | SkipJsonSchema[None] = None
     """Frames per second of the result instead: a number, or a fraction such as 60000/1001."""
+    slow_motion: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = None
+    """How many times as long as the video the result is instead, at its rate."""
     background: str | SkipJsonSchema[None] = None
     """What replaces a background that a model removes: a colour such as #00b140 (the default), blur, mask or alpha."""
     size: str | SkipJsonSchema[None] = None

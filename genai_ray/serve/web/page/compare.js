@@ -8,8 +8,11 @@ const SEIZED_PX = 24; // so near to the divider a drag moves it, not the zoomed 
 let urls = []; // object URLs that are shown now
 const view = { zoom: 1, x: 0, y: 0 }; // where the corner of the zoomed picture is, in widths and heights of the frame
 
-/** Show two files by two elements; `late` is the time in the original, in seconds, at which the result begins. */
-export async function show(before, after, [original, result], [wide, high], event, late = 0) {
+/**
+ * Show two files by two elements; `late` is the time in the original, in seconds, at which the result begins, and `slow`
+ * how many times as long the result takes for it.
+ */
+export async function show(before, after, [original, result], [wide, high], event, late = 0, slow = 1) {
   urls.forEach(URL.revokeObjectURL);
   urls = [URL.createObjectURL(original), URL.createObjectURL(result)];
   $("note").hidden = true;
@@ -29,7 +32,7 @@ export async function show(before, after, [original, result], [wide, high], even
   zoomTo(1);
   const videos = [before, after].filter((one) => one instanceof HTMLVideoElement && one.isConnected);
   $("player").hidden = videos.length === 0;
-  if (videos.length) follow(videos, hasAfter ? late : 0);
+  if (videos.length) follow(videos, hasAfter ? late : 0, slow);
 }
 
 function arrive(media, url, event) {
@@ -95,11 +98,13 @@ export function note(text) {
   $("note").hidden = false;
 }
 
-/** Play both clips as one; the last of them leads, and the others are `late` seconds further. */
-function follow(videos, late) {
+/** Play both clips as one; the last of them leads, and the others are `late` seconds further, and slower. */
+function follow(videos, late, slow) {
   const leader = videos.at(-1);
   const others = videos.filter((video) => video !== leader);
-  const together = () => others.forEach((video) => Math.abs(video.currentTime - leader.currentTime - late) > 0.04 && (video.currentTime = leader.currentTime + late));
+  others.forEach((video) => (video.playbackRate = 1 / slow));
+  const there = () => leader.currentTime / slow + late;
+  const together = () => others.forEach((video) => Math.abs(video.currentTime - there()) > 0.04 && (video.currentTime = there()));
   $("play").onclick = () => (leader.paused ? videos.forEach((video) => video.play()) : videos.forEach((video) => video.pause()));
   leader.onplay = leader.onpause = leader.onended = () => {
     $("play").textContent = leader.paused ? "Play" : "Pause";

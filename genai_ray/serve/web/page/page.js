@@ -244,7 +244,8 @@ async function runVideo(signal) {
   const attributes = { muted: true, loop: false, playsInline: true, preload: "auto" };
   const before = element("video", { ...attributes, ariaLabel: "Before: the original" });
   const after = element("video", { ...attributes, ariaLabel: "After: enhanced" });
-  await show(before, after, [file, result], ["videoWidth", "videoHeight"], "loadeddata", job.report.begins_s);
+  const slow = Number(words.get("slow_motion") ?? 1);
+  await show(before, after, [file, result], ["videoWidth", "videoHeight"], "loadeddata", job.report.begins_s, slow);
   $("download").download = `${(file.name || "clip").replace(/\.[^.]*$/, "")}-${namesOf(chosen, "-")}${words.has("preview") ? ".preview" : ""}.mp4`;
   const [use] = job.report.models;
   showFacts({

@@ -117,8 +117,9 @@ def test_rooms_import_only_from_rooms_below():
                     assert order.index(parts[2]) <= order.index(room), f"{path.name}: {name}"
 
 
-ARGUMENTS = {"load_model": 8, "_run": 7, "verify_video": 7}
-"""More than 6: what the design writes of ``load_model``; one trial run of an inspected model, named by keywords."""
+ARGUMENTS = {"load_model": 8, "_run": 7, "validate_videos": 8, "verify_video": 7}
+"""More than 6: what the design writes of ``load_model``; one trial run of an inspected model, named by keywords; and
+two functions for users whose options are those of a command."""
 
 
 def functions_of(path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,11 @@ __all__ = ["EXAMPLES", "validate"]
 EXAMPLES = """Two results of one video, with a page to look at:
 
 genai-ray validate original.mp4 a.mp4 b.mp4
-genai-ray validate original.mp4 a.mp4 --metrics psnr,vmaf --html report.html"""
+genai-ray validate original.mp4 a.mp4 --metrics psnr,vmaf --html report.html
+
+Two models: quality against the seconds that each frame took.
+
+genai-ray validate original.mp4 a.mp4 b.mp4 --seconds-per-frame 0.012,0.25 --html report.html"""
 """At the end of the help."""
 
 
@@ -42,6 +47,14 @@ def validate(
         option(help="Model of VMAF; neg gives no credit for sharpening.", metavar="NAME", default="vmaf_v0.6.1neg"),
     ] = "vmaf_v0.6.1neg",
     threads: Annotated[int | None, option(help="Threads that measure.", metavar="N", default="all cores")] = None,
+    seconds_per_frame: Annotated[
+        str | None,
+        option(
+            help="How long each frame of each candidate took to make; - if not known.",
+            metavar="A,B,C",
+            default="from results.parquet or CANDIDATE.report.json beside it",
+        ),
+    ] = None,
     csv: Annotated[Path | None, option(help="Write the numbers of every frame.", metavar="FILE")] = None,
     html: Annotated[
         Path | None, option(help="Write a page with the table, curves and the worst frames.", metavar="FILE")
@@ -60,6 +73,7 @@ def validate(
     files = {option: file for option, file in (("--csv", csv), ("--html", html)) if file is not None}
     check_targets(files, [reference, *candidates], may_replace=overwrite)
     wanted = _parse_metrics(metrics)
+    durations = _parse_durations(seconds_per_frame, len(candidates))
     console = Console(stderr=True)
     with Silence() if quiet else Bar(console) if console.is_terminal else Lines() as shown:
         report = validate_videos(
@@ -68,6 +82,8 @@ def validate(
             metrics=wanted,
             vmaf_model=vmaf_model,
             threads=threads,
+            seconds_per_frame=durations,
+            has_pictures=html is not None,
             on_progress=tell_frames(shown, "measuring"),
         )
     if as_json:
@@ -88,6 +104,19 @@ def _parse_metrics(words: str) -> list[str]:
     if unknown := [word for word in wanted if word not in names]:
         raise ConfigError(f"--metrics {','.join(unknown)}", ", ".join(names))
     return [names[word] for word in wanted]
+
+
+def _parse_durations(words: str | None, count: int) -> list[float | None] | None:
+    if words is None:
+        return None
+    allowed = f"{count} numbers above 0, one for each candidate, with commas; - for one that is not known"
+    try:
+        found = [None if word.strip() == "-" else float(word) for word in words.split(",")]
+    except ValueError as exc:
+        raise ConfigError(f"--seconds-per-frame {words}", allowed) from exc
+    if len(found) != count or not all(one is None or 0 < one < math.inf for one in found):
+        raise ConfigError(f"--seconds-per-frame {words}", allowed)
+    return found
 
 
 def _print_table(report: QualityReport) -> None:

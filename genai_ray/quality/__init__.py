@@ -7,7 +7,7 @@ measured with thresholds. ``report`` and ``page`` show the numbers of whole clip
 """
 
 from genai_ray.quality.comparison import Comparison, compare
-from genai_ray.quality.libvmaf import VMAF_MODELS, vmaf, vmaf_of_clips, vmaf_per_frame
+from genai_ray.quality.libvmaf import STORED_FORMATS, VMAF_MODELS, VmafMeter, vmaf, vmaf_of_clips, vmaf_per_frame
 from genai_ray.quality.noise_ratio import psnr, psnr_per_channel
 from genai_ray.quality.planes import Channels, luma_bt601, reduce_frame
 from genai_ray.quality.report import CandidateScores, QualityReport, WorstFrame, check_metric
@@ -16,6 +16,7 @@ from genai_ray.quality.structure import ms_ssim, ssim, ssim_per_channel
 from genai_ray.quality.validator import QualityValidator
 
 __all__ = [
+    "STORED_FORMATS",
     "VMAF_MODELS",
     "CandidateScores",
     "Channels",
@@ -24,6 +25,7 @@ __all__ = [
     "QualityReport",
     "QualityValidator",
     "SourceChecks",
+    "VmafMeter",
     "WorstFrame",
     "check_metric",
     "compare",

@@ -1,19 +1,22 @@
 """VMAF, measured by libvmaf in the FFmpeg of the extra ``vmaf``; nothing is downloaded.
 
-FFmpeg runs in a process of its own and gets both clips through pipes. This module takes frames, not files.
+FFmpeg runs in a process of its own and gets both clips through pipes, frame by frame and in one order, so that nothing
+pairs them anew. This module takes frames, not files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import itertools
+import fcntl
+import functools
 import os
+import queue
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +27,9 @@ from genai_ray.quality.planes import check_pictures
 
 __all__ = [
     "MIN_VMAF_SIDE_PX",
+    "STORED_FORMATS",
     "VMAF_MODELS",
+    "VmafMeter",
     "find_ffmpeg",
     "options_of_model",
     "vmaf",
@@ -49,15 +54,34 @@ VMAF_MODELS = {
 ``4k`` and ``2160`` for 3840 x 2160, all others for 1920 x 1080 seen from three times its height.
 """
 
-_LAYOUTS = {  # channels, dtype: FFmpeg's name of the input format, and of the format that libvmaf measures
-    (1, "uint8"): ("yuv444p", "yuv444p"),
-    (3, "uint8"): ("rgb24", "yuv444p"),
-    (1, "uint16"): ("yuv444p10le", "yuv444p10le"),
-    (3, "uint16"): ("rgb48le", "yuv444p10le"),
+STORED_FORMATS = ("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le")
+"""FFmpeg's names of the pixel formats that libvmaf measures as they are."""
+
+_CONVERTED = {"rgb24": "yuv444p", "rgb48le": "yuv444p10le"}
+"""FFmpeg's names of formats that are converted, and of those that libvmaf measures instead."""
+
+_FORMATS = {  # channels, dtype of frames
+    (1, "uint8"): "yuv444p",
+    (3, "uint8"): "rgb24",
+    (1, "uint16"): "yuv444p10le",
+    (3, "uint16"): "rgb48le",
 }
 _SCALE = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"
 MIN_VMAF_SIDE_PX = 17
 """The least side of a frame that libvmaf measures."""
+
+_FRAMES_AHEAD = 4
+"""Frames of each clip that wait for their pipe."""
+
+_PIPE_BYTES = 1 << 20
+"""What a pipe should hold: fewer changes between this process and FFmpeg."""
+
+_LOG = "scores.csv"
+_SAID = "said.txt"
+"""Files of FFmpeg: its results, and its errors."""
+
+Arrays: TypeAlias = Sequence[npt.NDArray[Any]]
+"""A frame as FFmpeg reads it: its arrays one after the other."""
 
 
 def vmaf(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, model: str = "vmaf_v0.6.1") -> float:
@@ -130,8 +154,8 @@ def vmaf_of_clips(
     """Measure VMAF of each frame of two clips of any length; few frames are in memory at a time.
 
     Args:
-        reference: Frames (H, W, 3) or (H, W, 1) of one shape and dtype, as for ``vmaf``; read in a thread.
-        candidate: As many frames of the same shape and dtype; read in another thread.
+        reference: Frames (H, W, 3) or (H, W, 1) of one shape and dtype, as for ``vmaf``.
+        candidate: As many frames of the same shape and dtype.
         model: As for ``vmaf``.
         threads: Threads of libvmaf; the numbers do not depend on it.
 
@@ -144,57 +168,187 @@ def vmaf_of_clips(
         QualityError: If the clips have no frames or not as many, shapes or dtypes differ or change, or libvmaf refuses
             them.
     """
-    options = f"{options_of_model(model)}:n_threads={threads}"
+    options_of_model(model)
     first = next(reference, None)
     second = next(candidate, None)
     if first is None or second is None:
         raise QualityError("a clip without frames for VMAF", "at least one frame")
-    height, width, channels = first.shape
-    layout = _LAYOUTS.get((channels, str(first.dtype)))
-    if layout is None:
+    height, width, channels = shape = first.shape
+    dtype = first.dtype
+    if (channels, str(dtype)) not in _FORMATS:
         do = "Convert them first, with rounding and clamping."
-        raise InvalidInputError(f"frames of dtype {first.dtype} for VMAF", "uint8 or uint16", do)
-    if min(height, width) < MIN_VMAF_SIDE_PX:
-        raise QualityError(f"frames of {width}x{height} for VMAF", f"sides of at least {MIN_VMAF_SIDE_PX} px")
-    kind = first.shape, first.dtype
-    clips = [_Feed(itertools.chain([frame], rest), *kind) for frame, rest in ((first, reference), (second, candidate))]
-    scores = _run_ffmpeg(clips[0], clips[1], options, layout)
-    counts = [clip.count for clip in clips]
-    if counts != [len(scores)] * 2:
-        raise QualityError(f"{len(scores)} scores of VMAF for {counts[0]} and {counts[1]} frames", "one for each frame")
-    return scores
+        raise InvalidInputError(f"frames of dtype {dtype} for VMAF", "uint8 or uint16", do)
+    count = 0
+    with VmafMeter((width, height), _FORMATS[channels, str(dtype)], model=model, threads=threads) as meter:
+        while first is not None and second is not None:
+            for frame in (first, second):
+                if frame.shape != shape or frame.dtype != dtype:
+                    got = f"frame {count} {frame.shape} {frame.dtype} for VMAF"
+                    raise QualityError(got, f"{shape} {dtype}, as the first")
+            meter.add(functools.partial(_arrays_of, first), functools.partial(_arrays_of, second))
+            count += 1
+            first, second = next(reference, None), next(candidate, None)
+        if first is not None or second is not None:
+            more, less = ("candidate", "reference") if first is None else ("reference", "candidate")
+            got = f"a {more} with more frames for VMAF than the {less}, which has {count}"
+            raise QualityError(got, "equal numbers")
+        return meter.finish()
+
+
+class VmafMeter:
+    """Measures VMAF of frames that are added pair by pair, in ``with``.
+
+    Args:
+        size: Width and height of the frames in pixels.
+        pixels: How arrays hold a frame: ``rgb24`` or ``rgb48le``, converted to BT.709 of limited range, or one of
+            ``STORED_FORMATS``, planes Y, U and V, measured as they are.
+        model: A name of ``VMAF_MODELS``.
+        threads: Threads of libvmaf; the numbers do not depend on it.
+
+    Raises:
+        InvalidInputError: If there is no such model.
+        QualityError: If the frames are too small.
+    """
+
+    def __init__(self, size: tuple[int, int], pixels: str, *, model: str = "vmaf_v0.6.1", threads: int = 1) -> None:
+        self._size = f"{size[0]}x{size[1]}"
+        if min(size) < MIN_VMAF_SIDE_PX:
+            raise QualityError(f"frames of {self._size} for VMAF", f"sides of at least {MIN_VMAF_SIDE_PX} px")
+        options = f"model={options_of_model(model)}:n_threads={threads}:log_fmt=csv:log_path={_LOG}"
+        measured = _CONVERTED.get(pixels)
+        convert = f"{_SCALE},format={measured}" if measured is not None else f"format={pixels}"
+        self._graph = f"[0:v]{convert}[c];[1:v]{convert}[r];[c][r]libvmaf={options}"
+        self._raw = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", self._size, "-r", "25"]
+        self._opened = contextlib.ExitStack()
+        self._feeds: list[_Feed] = []
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        """Start FFmpeg.
+
+        Raises:
+            BackendUnavailableError: If the extra ``vmaf`` is not installed, or FFmpeg cannot be started.
+        """
+        with contextlib.ExitStack() as opened:
+            self._folder = opened.enter_context(temporary_folder("vmaf"))
+            command = [find_ffmpeg(), "-nostdin", "-v", "error"]
+            ends = []
+            try:
+                for _ in range(2):
+                    read_end, write_end = os.pipe()
+                    ends.append(read_end)
+                    self._feeds.append(_Feed(write_end))
+                    opened.callback(self._feeds[-1].end)
+                    command += [*self._raw, "-i", f"pipe:{read_end}"]
+                command += ["-filter_complex", self._graph, "-f", "null", "-"]
+                self._process = _start(command, self._folder, ends)
+            finally:
+                for end in ends:  # otherwise a writer would wait for ever if FFmpeg ended early
+                    os.close(end)
+            opened.callback(self._kill)  # the first to be called: the writers' pipes break
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def add(self, reference: Callable[[], Arrays], candidate: Callable[[], Arrays]) -> None:
+        """Add the next frame of both clips; it waits while several frames wait for libvmaf.
+
+        Args:
+            reference: Gives its arrays, one after the other as the format has them; called in another thread.
+            candidate: The same of the candidate.
+
+        Raises:
+            QualityError: If libvmaf has refused what it got before.
+            Exception: What a function raised that was added before.
+        """
+        if any(feed.has_failed for feed in self._feeds):
+            self._check()
+        self._count += 1
+        for feed, give in zip(self._feeds, (candidate, reference), strict=True):  # libvmaf takes the candidate first
+            feed.put(give)
+
+    def finish(self) -> list[float]:
+        """Wait for libvmaf.
+
+        Returns:
+            One number in [0, 100] for each frame.
+
+        Raises:
+            QualityError: If libvmaf refuses the frames.
+            Exception: What one of the added functions raised.
+        """
+        for feed in self._feeds:
+            feed.end()
+        self._check()
+        with (self._folder / _LOG).open(newline="") as file:  # JSON has every feature of every frame
+            scores = [float(frame["vmaf"]) for frame in csv.DictReader(file)]
+        if len(scores) != self._count:
+            raise QualityError(f"{len(scores)} scores of VMAF for {self._count} frames", "one for each frame")
+        return scores
+
+    def _check(self) -> None:
+        """Wait for the end of FFmpeg, and raise why it has failed."""
+        for feed in self._feeds:
+            if feed.error is not None:
+                raise feed.error
+        if self._process.wait() or not (self._folder / _LOG).is_file():
+            said = (self._folder / _SAID).read_bytes()
+            raise QualityError(f"libvmaf did not measure frames of {self._size}: {_reason(said)}")
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 class _Feed:
     """Writes the frames of a clip into a pipe, in a thread.
 
     Args:
-        frames: The frames.
-        shape: (H, W, C) of each.
-        dtype: Of each.
+        end: The pipe's end for writing, which it closes.
     """
 
-    def __init__(self, frames: Iterator[npt.NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._frames = frames
-        self.shape = shape
-        self._dtype = dtype
-        self.count = 0
+    def __init__(self, end: int) -> None:
+        self._waiting: queue.Queue[Callable[[], Arrays] | None] = queue.Queue(_FRAMES_AHEAD)
+        self._has_ended = False
         self.error: BaseException | None = None
+        self.has_failed = False
+        with contextlib.suppress(OSError, AttributeError):  # Linux has it, and sets a limit for each user
+            fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._thread = threading.Thread(target=self._write_all, args=(end,), name="genai-ray-vmaf", daemon=True)
+        self._thread.start()
 
-    def write(self, pipe: BinaryIO) -> None:
-        """Write every frame and close the pipe. If FFmpeg ends early, its own error is reported."""
-        with contextlib.suppress(BrokenPipeError), pipe:
-            try:
-                for frame in self._frames:
-                    if frame.shape != self.shape or frame.dtype != self._dtype:
-                        got = f"frame {self.count} {frame.shape} {frame.dtype} for VMAF"
-                        raise QualityError(got, f"{self.shape} {self._dtype}, as the first")
-                    pipe.write((frame if frame.shape[-1] == 3 else _with_grey_chroma(frame)).tobytes())
-                    self.count += 1
-            except BrokenPipeError:
-                raise
-            except BaseException as exc:  # noqa: BLE001  the caller raises it
-                self.error = exc
+    def put(self, give: Callable[[], Arrays]) -> None:
+        """Add a frame; after a failure it is dropped."""
+        self._waiting.put(give)
+
+    def end(self) -> None:
+        """Write what waits, close the pipe and wait for that; a second call does nothing."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._waiting.put(None)
+        self._thread.join()
+
+    def _write_all(self, end: int) -> None:
+        try:
+            while (give := self._waiting.get()) is not None:
+                for array in give():
+                    left = memoryview(np.ascontiguousarray(array)).cast("B")
+                    while left:
+                        left = left[os.write(end, left) :]
+        except BrokenPipeError:  # FFmpeg has ended early, and says why
+            self.has_failed = True
+        except BaseException as exc:  # noqa: BLE001  the caller raises it
+            self.error = exc
+            self.has_failed = True
+        os.close(end)
+        while give is not None:
+            give = self._waiting.get()
+
+
+def _arrays_of(frame: npt.NDArray[Any]) -> Arrays:
+    return [frame] if frame.shape[-1] == 3 else [_with_grey_chroma(frame)]
 
 
 def _as_clip(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -224,48 +378,10 @@ def find_ffmpeg() -> str:
         raise BackendUnavailableError(f"VMAF has no FFmpeg to run: {exc}", "the extra 'vmaf'", do) from exc
 
 
-def _run_ffmpeg(reference: _Feed, candidate: _Feed, model: str, layout: tuple[str, str]) -> list[float]:
-    """Pipe both clips through libvmaf, and return its score of each frame."""
-    height, width = reference.shape[:2]
-    source, measured = layout
-    convert = f"{_SCALE},format={measured}" if source != measured else f"format={measured}"
-    raw = ["-f", "rawvideo", "-pix_fmt", source, "-s", f"{width}x{height}", "-r", "25"]
-    graph = f"[0:v]{convert}[c];[1:v]{convert}[r];[c][r]libvmaf=model={model}:log_fmt=csv:log_path=scores.csv"
-    with temporary_folder("vmaf") as folder, contextlib.ExitStack() as opened:
-        command = [find_ffmpeg(), "-nostdin", "-v", "error"]
-        readers = []
-        writers = []
-        for clip in (candidate, reference):  # libvmaf takes the candidate first
-            read_end, write_end = os.pipe()
-            readers.append(opened.enter_context(os.fdopen(read_end, "rb")))
-            writers.append(threading.Thread(target=clip.write, args=(os.fdopen(write_end, "wb"),)))
-            command += [*raw, "-i", f"pipe:{read_end}"]
-        command += ["-filter_complex", graph, "-f", "null", "-"]
-        ends = [reader.fileno() for reader in readers]
-        with _start(command, folder, ends) as process:
-            opened.close()  # otherwise a writer would wait for ever if FFmpeg ended early
-            try:
-                for writer in writers:
-                    writer.start()
-                _, said = process.communicate()
-            finally:
-                process.kill()  # the writers' pipes break, if this thread was interrupted
-                for writer in writers:
-                    if writer.ident is not None:
-                        writer.join()
-        for clip in (reference, candidate):
-            if clip.error is not None:
-                raise clip.error
-        log = folder / "scores.csv"
-        if process.returncode or not log.is_file():
-            raise QualityError(f"libvmaf did not measure frames of {width}x{height}: {_reason(said)}")
-        with log.open(newline="") as file:  # its JSON, with every feature of every frame, would be read as a whole
-            return [float(frame["vmaf"]) for frame in csv.DictReader(file)]
-
-
 def _start(command: list[str], folder: Path, ends: list[int]) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(command, pass_fds=ends, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with (folder / _SAID).open("wb") as said:  # a pipe that nobody reads meanwhile could fill
+            return subprocess.Popen(command, pass_fds=ends, cwd=folder, stdout=subprocess.DEVNULL, stderr=said)
     except OSError as exc:
         raise BackendUnavailableError(
             f"VMAF cannot start its FFmpeg {command[0]}: {exc.strerror}", "a program of this machine"

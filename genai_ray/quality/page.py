@@ -28,6 +28,8 @@ MAX_PICTURE_PX = 640
 """Longest side of a picture on the page: larger frames are reduced by the mean of whole blocks of pixels."""
 
 _WIDTH, _HEIGHT, _MARGIN = 900, 180, 56
+_LABEL = 260
+"""Room for the words right of a point."""
 _TOP, _INFINITE = 8, 20
 """Where the curve's highest place is, and how much lower the largest finite number is if others are infinite."""
 
@@ -57,13 +59,15 @@ def build_page(report: QualityReport) -> str:
         for index, scores in enumerate(report.candidates)
     )
     curves = "".join(_build_curves(report, name) for name in report.metrics)
+    speeds = "".join(_build_speeds(report, name) for name in report.metrics) if report.has_durations else ""
+    speeds = f"<h2>Against seconds per frame</h2>{speeds}" if speeds else ""
     worst = "".join(_build_worst(report, scores) for scores in report.candidates)
     reference = html.escape(report.reference)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{reference}</title>'
         f"<style>{_STYLE}</style></head><body><h1>Quality against {reference}</h1>"
         f"<p>{len(report.seconds)} frames of {width}x{height}</p>{legend}"
-        f"{build_table(report)}<h2>Over time</h2>{curves}<h2>Worst frames</h2>{worst}</body></html>\n"
+        f"{build_table(report)}{speeds}<h2>Over time</h2>{curves}<h2>Worst frames</h2>{worst}</body></html>\n"
     )
 
 
@@ -126,6 +130,39 @@ def _build_curves(report: QualityReport, name: str) -> str:
         )
     picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{definition}">{axis}{"".join(lines)}</svg>'
     return f"<figure><figcaption>{definition}</figcaption>{picture}</figure>"
+
+
+def _build_speeds(report: QualityReport, name: str) -> str:
+    """Draw the number of each candidate over the seconds that its frames took to make, on a scale of powers of ten."""
+    points = [
+        (scores.seconds_per_frame, scores.quality(name), index)
+        for index, scores in enumerate(report.candidates)
+        if scores.seconds_per_frame is not None and np.isfinite(scores.quality(name))
+    ]
+    definition = html.escape(report.definitions[name])
+    if not points:
+        return f"<figure><figcaption>{definition}: infinite, or of unknown time</figcaption></figure>"
+    times, values = [np.log10(seconds) for seconds, _, _ in points], [value for _, value, _ in points]
+    across = (_WIDTH - 2 * _MARGIN - _LABEL) / (max(times) - min(times) or 1.0)
+    down = (_HEIGHT - 24 - 2 * _TOP) / (max(values) - min(values) or 1.0)
+    marks = []
+    for time, (seconds, value, index) in zip(times, points, strict=True):
+        x, y = _MARGIN + 8 + (time - min(times)) * across, 2 * _TOP + (max(values) - value) * down
+        label = html.escape(f"{report.candidates[index].candidate.rpartition('/')[2]}, {seconds:.3g} s, {value:.5g}")
+        marks.append(
+            f'<circle r="4" cx="{x:.1f}" cy="{y:.1f}" fill="{_colour(index)}"/>'
+            f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{label}</text>'
+        )
+    axis = (
+        f'<text x="0" y="{2 * _TOP + 6}">{max(values):.5g}</text>'
+        f'<text x="0" y="{_HEIGHT - 22}">{min(values):.5g}</text>'
+        f'<text x="{_MARGIN}" y="{_HEIGHT - 4}">{10 ** min(times):.3g} s per frame</text>'
+        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 4}" text-anchor="end">{10 ** max(times):.3g} s per frame</text>'
+        f'<path d="M{_MARGIN} 4V{_HEIGHT - 18}H{_WIDTH - 8}" fill="none" stroke="#aaa"/>'
+    )
+    words = f"{definition} against seconds per frame"
+    picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{words}">{axis}{"".join(marks)}</svg>'
+    return f"<figure><figcaption>{words}</figcaption>{picture}</figure>"
 
 
 def _thin(seconds: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:

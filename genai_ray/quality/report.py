@@ -37,6 +37,9 @@ _POOLED = {
 }
 """How tables call the numbers of ``pool``."""
 
+_MAIN = {"psnr": "psnr_of_mean_mse"}
+"""The number of ``pool`` by which candidates are told apart, if it is not the mean."""
+
 _DIGITS = {"psnr": 2, "ssim": 4, "ms_ssim": 4, "vmaf": 2}
 
 
@@ -64,8 +67,25 @@ class CandidateScores:
     """How sizes were reconciled, and what was not compared."""
     per_frame: dict[str, npt.NDArray[np.float64]]
     """(N,) of each metric, by its name."""
-    worst: tuple[WorstFrame, ...]
-    """Frames of the lowest values of the first metric, at least 12 frames apart, the worst first."""
+    worst_frames: tuple[int, ...]
+    """Positions of the frames of the lowest values of the first metric, at least 12 frames apart, the worst first."""
+    worst: tuple[WorstFrame, ...] = ()
+    """The same with their pictures; empty if these were not asked for."""
+    seconds_per_frame: float | None = None
+    """How long each of its frames took to make; None if that is not known."""
+    seconds_from: str = ""
+    """Where that is from: ``given``, or the file beside it that says so."""
+
+    def quality(self, metric: str) -> float:
+        """Return the number by which candidates are told apart: the mean of all frames; for PSNR of their MSE.
+
+        Args:
+            metric: A key of ``per_frame``.
+
+        Returns:
+            The number; ``inf`` for PSNR if all frames are equal.
+        """
+        return self.pooled[metric][_MAIN.get(metric, "mean")]
 
     @property
     def pooled(self) -> dict[str, dict[str, float]]:
@@ -91,11 +111,13 @@ class QualityReport:
     """One for each candidate, in the order given."""
     elapsed_s: float
     """Seconds that it took."""
+    vmaf_planes: str = "BT.709 luma"
+    """What VMAF was measured of: ``BT.709 luma``, converted from RGB, or ``as stored``."""
 
     @property
     def definitions(self) -> dict[str, str]:
         """The definition of each metric, by its name."""
-        return {name: define_metric(name, self.vmaf_model) for name in self.metrics}
+        return {name: define_metric(name, self.vmaf_model, self.vmaf_planes) for name in self.metrics}
 
     def rows(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """Return the pooled numbers as text, the candidates side by side.
@@ -114,7 +136,16 @@ class QualityReport:
                     frames = [pooled[name]["min_frame"] for pooled in pools]
                     numbers = [f"{number} (frame {frame})" for number, frame in zip(numbers, frames, strict=True)]
                 lines.append((definition, _POOLED[key], tuple(numbers)))
+        if self.has_durations:
+            known = [scores.seconds_per_frame for scores in self.candidates]
+            told = tuple("not known" if seconds is None else f"{seconds:.4g}" for seconds in known)
+            lines.append(("time to make it", "seconds per frame", told))
         return lines
+
+    @property
+    def has_durations(self) -> bool:
+        """Whether it is known of any candidate how long its frames took to make."""
+        return any(scores.seconds_per_frame is not None for scores in self.candidates)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the pictures, for JSON.
@@ -134,12 +165,14 @@ class QualityReport:
                     "candidate": scores.candidate,
                     "size": list(scores.size),
                     "notes": list(scores.notes),
+                    "seconds_per_frame": scores.seconds_per_frame,
+                    "seconds_from": scores.seconds_from,
                     "pooled": {
                         name: {key: _plain(value) for key, value in pooled.items()}
                         for name, pooled in scores.pooled.items()
                     },
                     "per_frame": {name: list(map(_plain, values)) for name, values in scores.per_frame.items()},
-                    "worst_frames": [frame.index for frame in scores.worst],
+                    "worst_frames": list(scores.worst_frames),
                 }
                 for scores in self.candidates
             ],
@@ -149,17 +182,17 @@ class QualityReport:
         """Return the numbers of every frame.
 
         Returns:
-            Lines of candidate, frame, seconds and each metric, with a header; an infinite number is ``inf``.
+            Lines of candidate, frame, seconds, each metric, and the seconds that a frame of this candidate took to
+            make, with a header; an infinite number is ``inf``, one that is not known is empty.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["candidate", "frame", "seconds", *self.metrics])
+        writer.writerow(["candidate", "frame", "seconds", *self.metrics, "seconds_per_frame"])
         for scores in self.candidates:
             columns = [scores.per_frame[name] for name in self.metrics]
             for index, seconds in enumerate(self.seconds):
-                writer.writerow(
-                    [scores.candidate, index, float(seconds), *(float(values[index]) for values in columns)]
-                )
+                numbers = [float(values[index]) for values in columns]
+                writer.writerow([scores.candidate, index, float(seconds), *numbers, scores.seconds_per_frame])
         return text.getvalue()
 
     def to_html(self) -> str:
@@ -173,25 +206,35 @@ class QualityReport:
         return build_page(self)
 
     def plot(self) -> Any:
-        """Draw every metric over time.
+        """Draw every metric over time and, if it is known how long frames took to make, against that.
 
         Returns:
-            A matplotlib ``Figure``, one panel for each metric; frames of infinite PSNR are left out of the curve.
+            A matplotlib ``Figure``, one row for each metric; infinite PSNR is left out.
 
         Raises:
             BackendUnavailableError: If matplotlib is not installed.
         """
-        figure = new_figure(9.0, 2.6 * len(self.metrics))
-        panels = figure.subplots(len(self.metrics), 1, sharex=True, squeeze=False)[:, 0]
-        for panel, name in zip(panels, self.metrics, strict=True):
+        columns = 2 if self.has_durations else 1
+        figure = new_figure(9.0 if columns == 1 else 13.0, 2.6 * len(self.metrics))
+        widths = {"width_ratios": (9, 4)} if columns == 2 else {}
+        rows = figure.subplots(len(self.metrics), columns, sharex="col", squeeze=False, gridspec_kw=widths)
+        for panels, name in zip(rows, self.metrics, strict=True):
             for scores in self.candidates:
                 values = scores.per_frame[name]
                 style = {"marker": "."} if len(values) == 1 else {}
-                panel.plot(self.seconds, np.where(np.isfinite(values), values, np.nan), label=scores.candidate, **style)
-            panel.set_ylabel(self.definitions[name].split(",")[0])
-            panel.grid(alpha=0.3)
-        panels[0].legend()
-        panels[-1].set_xlabel("seconds")
+                values = np.where(np.isfinite(values), values, np.nan)
+                (line,) = panels[0].plot(self.seconds, values, label=scores.candidate, **style)
+                pooled = scores.quality(name)
+                if scores.seconds_per_frame is not None and math.isfinite(pooled):
+                    panels[1].plot(scores.seconds_per_frame, pooled, "o", color=line.get_color())
+            panels[0].set_ylabel(self.definitions[name].split(",")[0])
+            for panel in panels:
+                panel.grid(alpha=0.3)
+        rows[0][0].legend()
+        rows[-1][0].set_xlabel("seconds")
+        if columns == 2:
+            rows[-1][1].set_xscale("log")
+            rows[-1][1].set_xlabel("seconds per frame, to make it")
         return figure
 
     def _repr_html_(self) -> str:
@@ -229,17 +272,18 @@ def pool(metric: str, values: npt.NDArray[np.float64]) -> dict[str, float]:
     return pooled | {"min": float(np.min(values)), "min_frame": int(np.argmin(values))}
 
 
-def define_metric(metric: str, vmaf_model: str | None) -> str:
+def define_metric(metric: str, vmaf_model: str | None, vmaf_planes: str) -> str:
     """Return the definition of a metric in words.
 
     Args:
         metric: ``psnr``, ``ssim``, ``ms_ssim`` or ``vmaf``.
         vmaf_model: The model of VMAF.
+        vmaf_planes: What VMAF was measured of.
 
     Returns:
         Its name, what it is measured on, its unit.
     """
-    return f"VMAF, {vmaf_model}, BT.709 luma" if metric == "vmaf" else _DEFINITIONS[metric]
+    return f"VMAF, {vmaf_model}, {vmaf_planes}" if metric == "vmaf" else _DEFINITIONS[metric]
 
 
 def check_metric(metric: str, width: int, height: int, vmaf_model: str) -> None:

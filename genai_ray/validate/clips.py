@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,56 @@ import numpy.typing as npt
 
 from genai_ray.errors import QualityError
 from genai_ray.files import is_remote
-from genai_ray.quality import reduce_frame
+from genai_ray.quality import STORED_FORMATS, reduce_frame
 from genai_ray.types import full_range
-from genai_ray.video import IMAGE_SUFFIXES, Segment, VideoPlan, decode_frames, decode_segment, plan_video, read_picture
+from genai_ray.validate.pairing import pair_times
+from genai_ray.video import (
+    IMAGE_SUFFIXES,
+    LIMITED,
+    StoredFrame,
+    VideoPlan,
+    decode_frames,
+    decode_stored,
+    plan_video,
+    read_picture,
+)
 
-__all__ = ["Clip", "check_alignment", "check_is_another", "choose_factor", "open_clip", "resize"]
+__all__ = ["Clip", "Still", "check_alignment", "check_is_another", "choose_factor", "open_clip", "resize"]
 
-TOLERANCE_OF_INTERVAL = 4
-"""Times may differ by at most this part of the shortest time between two frames, whatever the time bases are."""
+ROUNDING_S = 1e-5
+"""Differences of times that are not told."""
 
+MOST_NAMED = 5
+"""Frames without a partner that an error names one by one, of each file."""
 
 HDR = {16: "HDR (PQ)", 18: "HDR (HLG)"}
 """Transfer characteristics of ITU-T H.273 whose numbers mean another light than those of SDR."""
 
 _ALPHA = "alpha is not compared"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Still:
+    """The only frame of a picture."""
+
+    picture: npt.NDArray[Any]
+    """(H, W, 3), RGB, uint8 or uint16."""
+
+    def to_rgb(self) -> npt.NDArray[Any]:
+        """Return it.
+
+        Returns:
+            ``picture``.
+        """
+        return self.picture
+
+    def planes(self) -> list[npt.NDArray[Any]]:
+        """Return it as one plane.
+
+        Returns:
+            ``picture`` alone.
+        """
+        return [self.picture]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +83,11 @@ class Clip:
     seconds: tuple[float, ...]
     """Time of each frame, counted from the first one."""
     unit_s: float
-    """Seconds of one unit of the file's times; 0 for a picture."""
+    """Seconds to which the file rounds times: one unit; 0 if nothing is rounded, because every gap is one unit."""
     notes: tuple[str, ...]
     """What is not compared."""
+    begins_s: float = 0.0
+    """Time of the first frame by the file's own clock."""
     kind: str = "SDR"
     """Transfer function: ``SDR``, ``HDR (PQ)`` or ``HDR (HLG)``."""
     plan: VideoPlan | None = None
@@ -64,21 +103,29 @@ class Clip:
         """Width and height in words."""
         return f"{self.width}x{self.height}"
 
-    def frames(self) -> Iterator[npt.NDArray[Any]]:
+    @property
+    def stored(self) -> tuple[str, int] | None:
+        """Pixel format and matrix, if libvmaf can measure pictures as they are stored: YUV of limited range."""
+        if self.plan is None:
+            return None
+        info = self.plan.info
+        pixels = info.pix_fmt.replace("yuva", "yuv")
+        is_plain = info.colour.range == LIMITED and info.colour.source_matrix is None
+        return (pixels, info.colour.matrix) if is_plain and pixels in STORED_FORMATS else None
+
+    def frames(self) -> Iterator[StoredFrame | Still]:
         """Decode every frame.
 
         Yields:
-            (H, W, 3), RGB, in the order of time.
+            In the order of time.
 
         Raises:
             VideoError: If one does not decode.
         """
-        if self.plan is None:
-            if self.picture is not None:
-                yield self.picture
-            return
-        for decoded in decode_segment(self.plan, Segment(0, 0, len(self))):
-            yield decoded.frame
+        if self.plan is not None:
+            yield from decode_stored(self.plan)
+        elif self.picture is not None:
+            yield Still(self.picture)
 
     def pick(self, indices: Sequence[int]) -> dict[int, npt.NDArray[Any]]:
         """Decode some frames.
@@ -137,7 +184,8 @@ def open_clip(path: str) -> Clip:
         rotation=info.rotation % 360,
         kind=HDR.get(info.colour.transfer, "SDR"),
         seconds=tuple(float((pts - plan.pts[0]) * info.time_base) for pts in plan.pts),
-        unit_s=float(info.time_base),
+        unit_s=0.0 if all(after - before == 1 for before, after in pairwise(plan.pts)) else float(info.time_base),
+        begins_s=float(plan.pts[0] * info.time_base),
         notes=tuple(notes),
         plan=plan,
     )
@@ -165,15 +213,18 @@ def check_is_another(reference: str, candidates: Sequence[str]) -> None:
         seen.add(file)
 
 
-def check_alignment(reference: Clip, candidate: Clip) -> None:
+def check_alignment(reference: Clip, candidate: Clip) -> tuple[str, ...]:
     """Check that both have the same frames: each at the same time, counted from the first frame of its file.
 
-    Times may differ by one unit of each file's time base, which is what rounding does to them, but by no more than a
-    quarter of the shortest time between two frames of the reference.
+    Each frame must have a partner, see ``pairing``. Times may differ by one unit of each file's time base, which is
+    what rounding does to them, and by what a rounded frame rate adds.
 
     Args:
         reference: The reference.
         candidate: The candidate.
+
+    Returns:
+        Notes: that frame rates differ, if partners are further apart than rounding explains.
 
     Raises:
         QualityError: If a frame of one has no partner in the other, or bit depths, rotations or transfer functions
@@ -190,30 +241,25 @@ def check_alignment(reference: Clip, candidate: Clip) -> None:
     if candidate.rotation != reference.rotation:
         got = f"{candidate.path} rotated by {candidate.rotation} degrees, {reference.path} by {reference.rotation}"
         raise QualityError(got, "equal rotation", "Frames are compared as they are stored.")
-    shortest_s = min(np.diff(reference.seconds), default=np.inf)
-    tolerance_s = min(reference.unit_s + candidate.unit_s, shortest_s / TOLERANCE_OF_INTERVAL)
-    alone: list[tuple[Clip, float]] = []
-    at = [0, 0]
-    while at[0] < len(reference) or at[1] < len(candidate):
-        first_s, second_s = (
-            clip.seconds[index] if index < len(clip) else np.inf
-            for clip, index in zip((reference, candidate), at, strict=True)
-        )
-        if abs(first_s - second_s) <= tolerance_s:
-            at = [at[0] + 1, at[1] + 1]
-            continue
-        late = int(second_s < first_s)
-        alone.append(((reference, candidate)[late], min(first_s, second_s)))
-        at[late] += 1
-    if alone:
-        clip, seconds = alone[0]
+    unit_s = reference.unit_s + candidate.unit_s
+    begins_apart_s = candidate.begins_s - reference.begins_s
+    pairing = pair_times(reference.seconds, candidate.seconds, unit_s=unit_s, begins_apart_s=begins_apart_s)
+    if pairing.count:
         counts = f"{len(candidate)} frames{_rate(candidate)} for {len(reference)}{_rate(reference)}"
+        alone = [
+            _name_frames(clip, frames)
+            for clip, frames in ((reference, pairing.reference), (candidate, pairing.candidate))
+            if frames
+        ]
         raise QualityError(
-            f"{candidate.path} has {counts} of {reference.path}; {len(alone)} have no partner, "
-            f"the first of them at {seconds:.3f} s of {clip.path}",
-            f"frames at the same times after the first one, within {1000 * tolerance_s:.3g} ms",
+            f"{candidate.path} has {counts} of {reference.path}; {pairing.count} have no partner: {'; '.join(alone)}",
+            f"frames at the same times after the first one, within {1000 * unit_s:.3g} ms of rounding",
             "Cut or convert one of them first; no frame is left out silently.",
         )
+    if pairing.most_apart_s <= unit_s + ROUNDING_S:
+        return ()
+    apart = f"{1000 * pairing.most_apart_s:.3g} ms from those of the reference, and {1000 * unit_s:.3g} ms are rounding"
+    return (f"frame rates differ: its frames are up to {apart}",)
 
 
 def choose_factor(reference: Clip, candidate: Clip) -> int:
@@ -257,6 +303,13 @@ def resize(frame: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
 
 def _identify(path: str) -> str:
     return path if is_remote(path) else str(Path(path).resolve())
+
+
+def _name_frames(clip: Clip, frames: Sequence[int]) -> str:
+    """Name some frames with their times."""
+    named = ", ".join(f"{frame} ({clip.seconds[frame]:.3f} s)" for frame in frames[:MOST_NAMED])
+    more = f" and {len(frames) - MOST_NAMED} more" if len(frames) > MOST_NAMED else ""
+    return f"frame{'s'[: len(frames) > 1]} {named}{more} of {clip.path}"
 
 
 def _rate(clip: Clip) -> str:

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import InvalidInputError, VideoError
 from genai_ray.quality import (
+    STORED_FORMATS,
     CandidateScores,
     QualityReport,
+    VmafMeter,
     WorstFrame,
     check_metric,
     ms_ssim,
     psnr,
     ssim,
-    vmaf_of_clips,
 )
-from genai_ray.validate.clips import Clip, check_alignment, check_is_another, choose_factor, open_clip, resize
+from genai_ray.validate.clips import Clip, Still, check_alignment, check_is_another, choose_factor, open_clip, resize
+from genai_ray.validate.durations import check_durations, find_duration
+from genai_ray.video import StoredFrame
 
 __all__ = ["METRICS", "validate_videos"]
 
@@ -41,31 +46,46 @@ JOBS_PER_THREAD = 4
 """Frames that are decoded ahead for each thread."""
 
 _OF_FRAME: dict[str, Callable[..., float]] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
-_Array = npt.NDArray[Any]
+_Array: TypeAlias = npt.NDArray[Any]
+_Frame: TypeAlias = StoredFrame | Still
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Work:
     """One candidate beside the reference."""
 
     clip: Clip
     factor: int
     """Result of ``choose_factor``."""
+    notes: tuple[str, ...]
+    """Result of ``check_alignment``."""
     scores: dict[str, _Array]
     """(N,) of each metric."""
+    vmaf: VmafMeter | None = None
+    """Measures VMAF meanwhile; None if it is not asked for."""
+
+    def smaller(self, reference: Clip) -> Clip:
+        """Return the clip whose size both have when they are compared."""
+        return reference if self.factor >= 1 else self.clip
 
     def fit(self, reference: _Array, candidate: _Array) -> tuple[_Array, _Array]:
         """Reduce the larger frame to the size of the smaller one."""
         return resize(reference, -self.factor), resize(candidate, self.factor)
 
+    def give(self, reference: _Array, candidate: _Array) -> tuple[Callable[[], list[_Array]], ...]:
+        """Return what gives both frames to VMAF, reduced only then."""
+        return partial(_resized, reference, -self.factor), partial(_resized, candidate, self.factor)
 
-def validate_videos(
+
+def validate_videos(  # noqa: PLR0913 - options of a command
     reference: str | os.PathLike[str],
     candidates: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     *,
     metrics: Sequence[str] = ("psnr", "ssim"),
     vmaf_model: str = "vmaf_v0.6.1neg",
     threads: int | None = None,
+    seconds_per_frame: Sequence[float | None] | None = None,
+    has_pictures: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> QualityReport:
     """Measure every frame of one or more candidates against a reference.
@@ -80,14 +100,19 @@ def validate_videos(
         metrics: Names of ``METRICS``.
         vmaf_model: A name of ``genai_ray.quality.VMAF_MODELS``; ``neg`` gives no credit for sharpening.
         threads: Threads that measure; None for every core that this process may use. Results do not depend on it.
-        on_progress: Called with the frames measured so far and the frames to measure, counted for each candidate, and
-            once more for VMAF; for VMAF in another thread.
+        seconds_per_frame: How long each frame of each candidate took to make; None, for all or for one of them, to
+            take it from what ``enhance`` has written beside the candidate: ``results.parquet`` in its folder, or its
+            JSON, kept as ``CANDIDATE.report.json``.
+        has_pictures: Whether the worst frames are decoded once more, for the page; without it only their positions
+            are known.
+        on_progress: Called with the frames measured so far and the frames to measure, counted for each candidate.
 
     Returns:
         The numbers of every frame, pooled numbers, and the worst frames of each candidate.
 
     Raises:
-        InvalidInputError: If a metric or a number is not one of those allowed.
+        InvalidInputError: If a metric or a number is not one of those allowed, or there are not as many
+            ``seconds_per_frame`` as candidates.
         QualityError: If a candidate is the reference, or lengths, times, sizes, rotations, bit depths or transfer
             functions do not match, or frames are too small for a metric.
         VideoError: If a file is missing, is not a video or picture, has no frames, or does not decode.
@@ -103,24 +128,33 @@ def validate_videos(
     paths = [os.fspath(name) for name in names]
     wanted = _check_metrics(metrics)
     count = _count_threads(threads)
+    durations = check_durations(seconds_per_frame, len(paths))
     check_is_another(os.fspath(reference), paths)
     origin = open_clip(os.fspath(reference))
     works = [_prepare(origin, open_clip(path), wanted, vmaf_model) for path in paths]
-    total = len(origin) * len(works) * (int(wanted != ["vmaf"]) + int("vmaf" in wanted))
-    done = _Counter(total, on_progress)
-    if wanted != ["vmaf"]:
-        _measure_frames(origin, works, count, done)
-    if "vmaf" in wanted:
+    pixels, vmaf_planes = _choose_pixels(origin, works)
+    with contextlib.ExitStack() as opened:
+        if "vmaf" in wanted:
+            for work in works:
+                smaller = work.smaller(origin)
+                meter = VmafMeter(
+                    (smaller.width, smaller.height), pixels, model=vmaf_model, threads=max(count // len(works), 1)
+                )
+                work.vmaf = opened.enter_context(meter)
+        _measure_frames(origin, works, count, _Counter(len(origin) * len(works), on_progress), pixels)
         for work in works:
-            pairs = [_resized(origin, -work.factor), _resized(work.clip, work.factor, done)]
-            work.scores["vmaf"] = np.array(vmaf_of_clips(*pairs, model=vmaf_model, threads=count))
-    scores = tuple(_finish(origin, work, wanted) for work in works)
+            if work.vmaf is not None:
+                work.scores["vmaf"] = np.array(work.vmaf.finish())
+    scores = tuple(
+        _finish(origin, work, given, has_pictures=has_pictures) for work, given in zip(works, durations, strict=True)
+    )
     return QualityReport(
         reference=origin.path,
         size=(origin.width, origin.height),
         seconds=np.array(origin.seconds),
         metrics=tuple(wanted),
         vmaf_model=vmaf_model if "vmaf" in wanted else None,
+        vmaf_planes=vmaf_planes,
         candidates=scores,
         elapsed_s=time.perf_counter() - began_s,
     )
@@ -157,24 +191,48 @@ def _count_threads(threads: int | None) -> int:
 
 
 def _prepare(reference: Clip, clip: Clip, metrics: Sequence[str], vmaf_model: str) -> _Work:
-    check_alignment(reference, clip)
+    notes = check_alignment(reference, clip)
     factor = choose_factor(reference, clip)
-    smaller = reference if factor >= 1 else clip
+    work = _Work(clip, factor, notes, {name: np.empty(len(reference)) for name in metrics})
+    smaller = work.smaller(reference)
     for name in metrics:
         check_metric(name, smaller.width, smaller.height, vmaf_model)
-    return _Work(clip, factor, {name: np.empty(len(reference)) for name in metrics})
+    return work
 
 
-def _measure_frames(reference: Clip, works: Sequence[_Work], threads: int, done: _Counter) -> None:
+def _choose_pixels(reference: Clip, works: Sequence[_Work]) -> tuple[str, str]:
+    """Choose what VMAF is measured of: the same for all candidates, so that their numbers can be compared.
+
+    If all files store pictures of one size in one pixel format and matrix, these are measured as they are, as FFmpeg's
+    command does. If not, all are converted to RGB, and this to BT.709.
+    """
+    kinds = {clip.stored for clip in (reference, *(work.clip for work in works))}
+    if kinds != {None} and len(kinds) == 1 and all(work.factor == 1 for work in works):
+        ((pixels, _),) = filter(None, kinds)
+        return pixels, "as stored"
+    return "rgb24" if reference.dtype == np.uint8 else "rgb48le", "BT.709 luma"
+
+
+def _measure_frames(reference: Clip, works: Sequence[_Work], threads: int, done: _Counter, pixels: str) -> None:
     """Decode in this thread and measure in others; a bounded number of frames waits."""
     decoders = [reference.frames(), *(work.clip.frames() for work in works)]
+    has_stored = pixels in STORED_FORMATS
+    has_others = any(name in _OF_FRAME for name in works[0].scores)
     waiting: collections.deque[Future[None]] = collections.deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="genai-ray-measure") as pool:
         try:
             for index in range(len(reference)):
                 frames = [_next_of(decoder, index) for decoder in decoders]
-                for work, frame in zip(works, frames[1:], strict=True):
-                    waiting.append(pool.submit(_measure_frame, work, index, frames[0], frame))
+                rgb = [frame.to_rgb() for frame in frames] if has_others or not has_stored else []
+                for number, work in enumerate(works, 1):
+                    if work.vmaf is not None and has_stored:
+                        work.vmaf.add(*(partial(_colour_planes, frames[at]) for at in (0, number)))
+                    elif work.vmaf is not None:
+                        work.vmaf.add(*work.give(rgb[0], rgb[number]))
+                    if has_others:
+                        waiting.append(pool.submit(_measure_frame, work, index, rgb[0], rgb[number]))
+                    else:
+                        done.add(1)
                 while len(waiting) > JOBS_PER_THREAD * threads:
                     waiting.popleft().result()
                     done.add(1)
@@ -186,7 +244,16 @@ def _measure_frames(reference: Clip, works: Sequence[_Work], threads: int, done:
                 job.cancel()
 
 
-def _next_of(decoder: Iterator[_Array], index: int) -> _Array:
+def _colour_planes(frame: _Frame) -> list[_Array]:
+    """Return Y, U and V without alpha."""
+    return frame.planes()[:3]
+
+
+def _resized(frame: _Array, factor: int) -> list[_Array]:
+    return [resize(frame, factor)]
+
+
+def _next_of(decoder: Iterator[_Frame], index: int) -> _Frame:
     frame = next(decoder, None)
     if frame is None:
         raise VideoError(f"frame {index} does not decode", "the planned frames")
@@ -200,29 +267,26 @@ def _measure_frame(work: _Work, index: int, reference: _Array, candidate: _Array
             values[index] = _OF_FRAME[name](before, after)
 
 
-def _resized(clip: Clip, factor: int, done: _Counter | None = None) -> Iterator[_Array]:
-    for frame in clip.frames():
-        yield resize(frame, factor)
-        if done is not None:
-            done.add(1)
-
-
-def _finish(reference: Clip, work: _Work, metrics: Sequence[str]) -> CandidateScores:
-    notes = [*reference.notes, *work.clip.notes]
+def _finish(reference: Clip, work: _Work, given_s: float | None, *, has_pictures: bool) -> CandidateScores:
+    notes = [*work.notes, *reference.notes, *work.clip.notes]
     if work.factor != 1:
         larger, smaller = (work.clip, reference) if work.factor > 1 else (reference, work.clip)
         block = abs(work.factor)
         notes.insert(0, f"{larger.size} reduced to {smaller.size} by the mean of {block}x{block} pixels")
-    chosen = _choose_worst(work.scores[metrics[0]])
-    before = reference.pick(chosen)
-    after = work.clip.pick(chosen)
-    worst = tuple(WorstFrame(index, *work.fit(before[index], after[index])) for index in chosen)
+    seconds, told = (given_s, "given") if given_s is not None else find_duration(work.clip.path, len(work.clip))
+    if seconds is None and told:
+        notes.append(told)
+    chosen = _choose_worst(next(iter(work.scores.values())))
+    before, after = (clip.pick(chosen) if has_pictures else {} for clip in (reference, work.clip))
     return CandidateScores(
         candidate=work.clip.path,
         size=(work.clip.width, work.clip.height),
         notes=tuple(notes),
         per_frame=work.scores,
-        worst=worst,
+        worst_frames=tuple(chosen),
+        worst=tuple(WorstFrame(index, *work.fit(before[index], after[index])) for index in chosen if has_pictures),
+        seconds_per_frame=seconds,
+        seconds_from=told if seconds is not None else "",
     )
 
 

@@ -24,7 +24,7 @@ from genai_ray.video.codecs import (
 )
 from genai_ray.video.colour import resample, scale_alpha
 from genai_ray.video.container import check_container, describe_libraries
-from genai_ray.video.decode import DecodedFrame, decode_frames, decode_segment
+from genai_ray.video.decode import DecodedFrame, StoredFrame, decode_frames, decode_segment, decode_stored
 from genai_ray.video.deinterlace import Deinterlacing, check_deinterlacing
 from genai_ray.video.digest import compare_frames, digest_part, digest_ranges, read_record_name
 from genai_ray.video.encode import (
@@ -66,6 +66,7 @@ __all__ = [
     "HdrMetadata",
     "Segment",
     "SegmentWriter",
+    "StoredFrame",
     "TrackOptions",
     "VideoFrame",
     "VideoFrames",
@@ -82,6 +83,7 @@ __all__ = [
     "decode_frames",
     "decode_png16",
     "decode_segment",
+    "decode_stored",
     "describe_leftovers",
     "describe_libraries",
     "describe_losses",

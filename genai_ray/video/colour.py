@@ -24,7 +24,17 @@ from PIL import Image
 from genai_ray.errors import VideoError
 from genai_ray.video.info import FULL, YCGCO, Colour
 
-__all__ = ["JFIF", "SWS_FLAGS", "count_outside", "from_rgb", "read_alpha", "resample", "scale_alpha", "to_rgb"]
+__all__ = [
+    "JFIF",
+    "SWS_FLAGS",
+    "count_outside",
+    "from_rgb",
+    "planes_of",
+    "read_alpha",
+    "resample",
+    "scale_alpha",
+    "to_rgb",
+]
 
 # Without these an 8-bit identity round trip loses luma (46.5 dB); with them luma is lossless and chroma 60.8 dB.
 SWS_FLAGS = (
@@ -129,6 +139,18 @@ def read_alpha(frame: av.VideoFrame) -> npt.NDArray[Any]:
     if bits <= 8:
         return np.ascontiguousarray(plane)
     return _quantise(plane.astype(np.float32) / (2**bits - 1), _PEAK, np.uint16)
+
+
+def planes_of(frame: av.VideoFrame) -> list[npt.NDArray[Any]]:
+    """Return the values of each plane of a planar picture, without padding; they are not copied.
+
+    Args:
+        frame: A decoded picture of a planar format.
+
+    Returns:
+        (rows, values) of each plane, uint8, or uint16 for more than 8 bits.
+    """
+    return _planes(frame)
 
 
 def scale_alpha(alpha: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:

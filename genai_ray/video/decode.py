@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
-from genai_ray.video.colour import count_outside, read_alpha, to_rgb
+from genai_ray.video.colour import count_outside, planes_of, read_alpha, to_rgb
 from genai_ray.video.container import open_video
 from genai_ray.video.deinterlace import deinterlace
-from genai_ray.video.info import build_decoder, decode_packet, main_stream
+from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
 from genai_ray.video.plan import Segment, VideoPlan
 
-__all__ = ["DecodedFrame", "decode_frames", "decode_from", "decode_segment"]
+__all__ = ["DecodedFrame", "StoredFrame", "decode_frames", "decode_from", "decode_segment", "decode_stored"]
 
 SEEK_TRIES = 2
 """Key frames to which decoding seeks before it starts at the beginning of the file."""
@@ -56,6 +56,59 @@ class DecodedFrame:
     """Pixels outside the RGB gamut, and pixels checked for it: none in most frames, see ``COUNT_EVERY``."""
     is_deinterlaced: bool = False
     """Whether it was made of an interlaced frame and its neighbours."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredFrame:
+    """One decoded frame before any conversion."""
+
+    index: int
+    """Position in the video, in display order."""
+    picture: av.VideoFrame
+    """As the decoder returns it."""
+    info: VideoInfo
+    """The stream."""
+
+    def to_rgb(self) -> npt.NDArray[Any]:
+        """Convert it.
+
+        Returns:
+            As ``DecodedFrame.frame``.
+        """
+        rgb = to_rgb(self.picture, self.info.colour)
+        return np.ascontiguousarray(rgb[:, ::-1]) if self.info.is_mirrored else rgb
+
+    def planes(self) -> list[npt.NDArray[Any]]:
+        """Return its values as they are stored.
+
+        Returns:
+            Each plane, (rows, values), in the order of the pixel format: Y, Cb, Cr and alpha of planar YUV; uint8, or
+            uint16 for more than 8 bits. Mirrored if a player mirrors the picture.
+
+        Raises:
+            VideoError: If its pixel format is not that of the stream.
+        """
+        if self.picture.format.name != self.info.pix_fmt:
+            got = f"frame {self.index} is {self.picture.format.name}"
+            raise VideoError(got, f"{self.info.pix_fmt} throughout")
+        planes = planes_of(self.picture)
+        return [plane[:, ::-1] for plane in planes] if self.info.is_mirrored else planes
+
+
+def decode_stored(plan: VideoPlan) -> Iterator[StoredFrame]:
+    """Decode every frame of a video, without conversion.
+
+    Args:
+        plan: The planned video.
+
+    Yields:
+        The frames in display order.
+
+    Raises:
+        VideoError: As ``decode_segment``.
+    """
+    for index, picture in _stored_pictures(plan, 0, len(plan.pts), allow_truncated=False):
+        yield StoredFrame(index, picture, plan.info)
 
 
 def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool = False) -> Iterator[DecodedFrame]:
@@ -162,13 +215,16 @@ def _is_reading_at_fault(error: VideoError, path: str) -> bool:
 def _check_frame(frame: av.VideoFrame, index: int, plan: VideoPlan, allow_damaged: bool) -> None:
     info = plan.info
     parts = frame.format.components
-    where = f"{plan.path}: frame {index} at {float(plan.pts[index] * info.time_base):.3f} s"
+    got, allowed, do = "", "", ""
     if (frame.width, frame.height) != (info.width, info.height):
-        raise VideoError(f"{where} is {frame.width}x{frame.height}", f"{info.width}x{info.height} throughout")
-    if parts[0].bits != info.bit_depth or any(part.is_alpha for part in parts) != info.has_alpha:
-        raise VideoError(f"{where} is {frame.format.name}", f"{info.pix_fmt} throughout")
-    if frame.is_corrupt and not allow_damaged:
-        raise VideoError(f"{where} is damaged", do=TAKE_WHAT_IS_THERE)
+        got, allowed = f"{frame.width}x{frame.height}", f"{info.width}x{info.height} throughout"
+    elif parts[0].bits != info.bit_depth or any(part.is_alpha for part in parts) != info.has_alpha:
+        got, allowed = frame.format.name, f"{info.pix_fmt} throughout"
+    elif frame.is_corrupt and not allow_damaged:
+        got, do = "damaged", TAKE_WHAT_IS_THERE
+    if got:
+        at_s = float(plan.pts[index] * info.time_base)
+        raise VideoError(f"{plan.path}: frame {index} at {at_s:.3f} s is {got}", allowed, do)
 
 
 def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFrame]:

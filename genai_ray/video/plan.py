@@ -181,10 +181,6 @@ class _Packets:
     tracks_s: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Begin and end of the other tracks, by index."""
 
-    def add_other(self, index: int, begin_s: float, end_s: float) -> None:
-        first_s, last_s = self.tracks_s.get(index, (begin_s, end_s))
-        self.tracks_s[index] = min(first_s, begin_s), max(last_s, end_s)
-
     @property
     def count(self) -> int:
         return len(self.times) + self.discarded + self.parts
@@ -283,14 +279,14 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
     digest = hashlib.sha256()
     reader = PacketReader(stream)
     latest = None
+    spans: dict[int, tuple[int, int, Fraction]] = {}
     for packet in container.demux():
         if packet.size == 0:
             continue
         if packet.pts is not None and packet.time_base is not None:
-            end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            found.last_s = max(found.last_s, end_s)
-            if packet.stream_index != stream.index:
-                found.add_other(packet.stream_index, float(packet.pts * packet.time_base), end_s)
+            end = packet.pts + (packet.duration or 0)
+            first, last, unit = spans.get(packet.stream_index, (packet.pts, end, packet.time_base))
+            spans[packet.stream_index] = min(first, packet.pts), max(last, end), unit
         if packet.stream_index != stream.index:
             continue
         found.is_cut = bool(packet.is_corrupt)
@@ -318,6 +314,9 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
         found.times.append((time, packet.duration or 0, packet.is_keyframe))
     if not found.times:
         raise VideoError(f"{path}: no frames")
+    spans_s = {index: (float(first * unit), float(last * unit)) for index, (first, last, unit) in spans.items()}
+    found.last_s = max([0.0, *(end_s for _, end_s in spans_s.values())])
+    found.tracks_s = {index: span_s for index, span_s in spans_s.items() if index != stream.index}
     found.digest = digest.hexdigest()
     return found
 

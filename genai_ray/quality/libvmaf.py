@@ -334,7 +334,8 @@ class _Feed:
         try:
             while (give := self._waiting.get()) is not None:
                 for array in give():
-                    left = memoryview(np.ascontiguousarray(array)).cast("B")
+                    buffer: Any = np.ascontiguousarray(array)
+                    left = memoryview(buffer).cast("B")
                     while left:
                         left = left[os.write(end, left) :]
         except BrokenPipeError:  # FFmpeg has ended early, and says why

@@ -8,8 +8,6 @@ import ssl
 from dataclasses import dataclass
 from enum import StrEnum
 
-import grpc
-
 # An extension without a stub.
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
@@ -90,6 +88,8 @@ def _refuses(address: str, metadata: dict[str, str]) -> bool | None:
 
     Ray's own client would send the token that it finds, and would print each refusal.
     """
+    import grpc  # noqa: PLC0415 (0.1 s in each process)
+
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
         call = channel.unary_unary(_METHOD)
         try:

@@ -42,12 +42,16 @@ SLOW_MODELS = {
     *("esrgan-2x", "esrgan-4x", "realesr-animevideov3-x2", "realesr-animevideov3-x4", "waifu2x-x2"),
     *("realcugan-x2", "realesrgan-x4plus", "realesrgan-x4plus-anime"),
 }
+LONGEST_MODELS = {"realesrgan-x4plus", "realesrgan-x4plus-anime"}
+LIKE_OTHERS = {"esrgan-4x", "ffdnet", "realcugan-x2", "realesr-animevideov3-x4", "selfie-segmentation", "websr-x2-m"}
+"""In BF16: others of the same operators run every time."""
 CASES = [
     pytest.param(
         model_id,
         precision,
         marks=[pytest.mark.slow] * is_slow
-        + [pytest.mark.longest] * (model_id == "realesrgan-x4plus" and precision is ModelPrecision.BF16),
+        + [pytest.mark.longest]
+        * (model_id in LONGEST_MODELS or (precision is ModelPrecision.BF16 and model_id in LIKE_OTHERS)),
     )
     for precision in (ModelPrecision.FP32, ModelPrecision.BF16)
     for model_id in RUN

@@ -90,7 +90,14 @@ def test_status_and_metrics_say_the_same(joined, frames):
 
 
 @pytest.mark.parametrize("size", [(144, 176), pytest.param((480, 640), marks=pytest.mark.longest)], ids=str)
-@pytest.mark.parametrize("model", ["websr-x2-s", "websr-x2-l", "waifu2x-x2", "esrgan-2x", "rife"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "websr-x2-s",
+        "esrgan-2x",
+        *(pytest.param(one, marks=pytest.mark.longest) for one in ("websr-x2-l", "waifu2x-x2", "rife")),
+    ],
+)
 def test_recorded_bytes_are_those_of_the_operating_system(cache, model, size):
     """What is recorded is a peak, of the moments at which the cache looked: a batch and its result count while they are
     there."""

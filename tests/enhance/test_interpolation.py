@@ -211,7 +211,9 @@ DIFFICULT = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DIFFICULT)
+@pytest.mark.parametrize(
+    "name", [*DIFFICULT[:3], *(pytest.param(name, marks=pytest.mark.longest) for name in DIFFICULT[3:])]
+)
 def test_any_number_of_segments_gives_the_same_frames(ray_session, tmp_path, name):
     source = make(name, tmp_path)
     enhance(source, tmp_path / "one.mkv", segment_frames=100)
@@ -224,6 +226,7 @@ def test_any_number_of_segments_gives_the_same_frames(ray_session, tmp_path, nam
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_real_footage_beats_blending_and_cuts_stay_cuts(ray_session, shared, tmp_path):
     """Every second frame of the clip is left out, made anew, and held against the true one."""
     _, true = frames_of(shared / "clips" / "bikes.mp4")

@@ -45,6 +45,7 @@ def rss_shared(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_uhd_four_times_larger_takes_what_is_predicted(four_times, tmp_path):
     """15360x8640: one frame is 398 MB. Two segments, of which the second waits for the first where the machine has no
     room for both."""

@@ -573,6 +573,7 @@ def test_workers_and_deaths_change_no_byte_of_a_piece(tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.longest
 def test_a_killed_piece_goes_on_where_it_stopped(tmp_path):
     source = write(tmp_path / "a.mkv", size=(320, 180), pts=list(range(120)), options={"g": "6"})
     words = ["--model", "websr-x2-l", "--encoder-preset", "ultrafast", "--segment-frames", 6, "--json"]

@@ -312,6 +312,7 @@ def test_replicas_that_take_requests_scale_with_them(tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.longest
 def test_calls_over_grpc_outlive_the_replica_that_takes_them(tmp_path):
     """A replica is killed while calls are on their way: HAProxy sends them to the other one, or says UNAVAILABLE, which
     a second try mends."""

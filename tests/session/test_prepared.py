@@ -67,7 +67,13 @@ def results_of(model):
 
 
 @pytest.mark.parametrize(
-    "model", [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in PACKAGED]
+    "model",
+    [
+        one
+        if one in FEW
+        else pytest.param(one, marks=[pytest.mark.slow, *[pytest.mark.longest] * one.startswith("realesrgan")])
+        for one in PACKAGED
+    ],
 )
 def test_weights_apart_give_the_same_bits(model, folder, monkeypatch):
     with monkeypatch.context() as patch:

@@ -51,7 +51,10 @@ def whole(model_id, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_id", RRDB)
+@pytest.mark.parametrize(
+    "model_id",
+    [pytest.param(one, marks=[pytest.mark.longest] * (one == "realesrgan-x4plus")) for one in RRDB],
+)
 def test_the_halo_costs_less_than_the_catalog_says(model_id, picture, tmp_path):
     """A strip of a real frame that is cut into two tiles; both have their whole halo at the cut."""
     spec = CATALOG.get(model_id)

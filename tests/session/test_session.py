@@ -39,7 +39,7 @@ def test_shape_law_and_batch_equals_single_frames(model_id, frames):
 
 
 @pytest.mark.parametrize("model_id", TILEABLE)
-@pytest.mark.parametrize("size", [(149, 171), pytest.param((150, 173), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [(149, 171), pytest.param((150, 173), marks=[pytest.mark.slow, pytest.mark.longest])])
 def test_tiled_equals_untiled_bit_for_bit(model_id, size):
     spec = CATALOG.get(model_id)
     picture = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)

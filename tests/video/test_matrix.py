@@ -76,6 +76,7 @@ def test_packets_of_ordinary_files_tell_what_is_shown(name, clip):
 
 
 @pytest.mark.slow
+@pytest.mark.longest  # three and sixteen segments are tried in every run
 @pytest.mark.parametrize("name", CLIPS)
 def test_any_number_of_segments_is_the_sequential_decode(name, clip):
     check_segments(name, clip(name), range(1, 17))

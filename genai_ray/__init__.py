@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from genai_ray.evaluation import EvaluationReport, evaluate_models
     from genai_ray.notebook import show
+    from genai_ray.progress import show_progress
     from genai_ray.quality import Comparison, QualityReport, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
     from genai_ray.session import InferenceSession, SessionLimits
     from genai_ray.validate import validate_videos
@@ -66,6 +67,7 @@ __all__ = [
     "psnr",
     "read_videos",
     "show",
+    "show_progress",
     "ssim",
     "validate_videos",
     "verify_video",
@@ -90,6 +92,7 @@ _HOMES = {
     ),
     "genai_ray.evaluation": ("EvaluationReport", "evaluate_models"),
     "genai_ray.notebook": ("show",),
+    "genai_ray.progress": ("show_progress",),
     "genai_ray.quality": (
         "Comparison",
         "QualityReport",

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.cluster import CachedSession, FrameRange, ModelCache, PendingCall, SessionRequest, open_session
+from genai_ray.cluster import (
+    CachedSession,
+    FrameRange,
+    ModelCache,
+    PendingCall,
+    SessionRequest,
+    check_inside,
+    open_session,
+)
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.frames import append_results, check_is_new, iter_frames
+from genai_ray.frames import append_results, check_is_new, encode_frames, iter_frames
 from genai_ray.types import (
     Frames,
     InferenceResult,
@@ -21,10 +29,11 @@ from genai_ray.types import (
     ModelPrecision,
     ModelTask,
     Params,
+    PictureFormat,
     check_frames,
     take_word,
 )
-from genai_ray.video import encode_png, encode_png16
+from genai_ray.video import encode_picture
 
 if TYPE_CHECKING:
     import ray.data
@@ -159,22 +168,26 @@ class BatchInference:
                     results[index] = InferenceResult(index, one, latency_ms)
         return [results[index] for index in sorted(results)]
 
-    def __call__(self, batch: Any, *, keep_frames: bool = True, as_png: bool = False) -> Any:
+    def __call__(self, batch: Any, *, keep_frames: bool = True, encode_as: PictureFormat | None = None) -> Any:
         """Enhance a batch of frames; this process does not copy those of a table.
 
         Args:
             batch: A ``pyarrow.Table``, a dict of numpy arrays or a pandas DataFrame with the column ``frame``: frames
-                of any sizes.
+                of any sizes, or PNG or JPEG files as bytes.
             keep_frames: Whether the result keeps the column ``frame``.
-            as_png: Whether ``output`` holds PNG files as bytes, lossless, in place of arrays.
+            encode_as: ``png`` or ``jpeg``: ``output``, and ``frame`` if it is kept, hold such files as bytes instead of
+                arrays; PNG is exact, JPEG is lossy and takes 8 bits alone. None for arrays.
 
         Returns:
             The batch, of the same type, with the columns ``output`` and ``latency_ms``.
 
         Raises:
-            InvalidInputError: If it has no frames, has results already, or the model interpolates.
+            ConfigError: If ``encode_as`` is neither.
+            InvalidInputError: If it has no frames, has results already, the model interpolates, or the format cannot
+                hold the frames.
             GenAIRayError: Whatever the session raises.
         """
+        kind = None if encode_as is None else take_word(PictureFormat, encode_as, "encode_as")
         check_is_new(batch)
         if self._session is None:
             self.open(ModelCache(name=self.cache_name))
@@ -182,16 +195,16 @@ class BatchInference:
             raise InvalidInputError(
                 f"{self.model} interpolates, so a table cannot be mapped", "models with one frame out for each frame in"
             )
-        outputs = []
+        outputs: list[Any] = []
         latencies: list[float] = []
         batches = (array[at : at + self.batch_size] for array in iter_frames(batch) for at in self._starts(len(array)))
         for output, latency_ms in self._stream(batches):
-            outputs.append(output)
+            outputs += [output] if kind is None else [encode_picture(frame, kind) for frame in output]
             latencies += [latency_ms] * len(output)
         if not outputs:
             raise InvalidInputError("a table without rows", "at least one frame")
-        files = [_to_png(frame) for output in outputs for frame in output] if as_png else outputs
-        return append_results(batch, files, np.array(latencies), keeps_frames=keep_frames)
+        kept = encode_frames(batch, kind) if kind is not None and keep_frames else batch
+        return append_results(kept, outputs, np.array(latencies), keeps_frames=keep_frames)
 
     def map(
         self,
@@ -199,30 +212,35 @@ class BatchInference:
         *,
         concurrency: int | tuple[int, int] = 1,
         keep_frames: bool = True,
-        as_png: bool = False,
+        encode_as: PictureFormat | None = None,
     ) -> ray.data.Dataset:
         """Send a dataset of frames through the model, by a pool of actors that send to the sessions of the cache.
 
         Args:
-            dataset: Rows with the column ``frame``, such as those of ``read_videos``: (H, W, 3) of any sizes.
+            dataset: Rows with the column ``frame``, such as those of ``read_videos``: (H, W, 3) of any sizes, or PNG or
+                JPEG files as bytes.
             concurrency: Actors that send frames, or the fewest and the most of them. They take no CPU: the sessions
                 compute.
             keep_frames: Whether the result keeps the column ``frame``.
-            as_png: Whether ``output`` holds PNG files as bytes, lossless, in place of arrays: a table in Parquet is
-                then about as large as its pictures.
+            encode_as: ``png`` or ``jpeg``: ``output``, and ``frame`` if it is kept, hold such files as bytes instead of
+                arrays, so that a table in Parquet is about as large as its pictures. PNG is exact; JPEG is lossy and
+                takes 8 bits alone. ``genai_ray.frames.from_column`` and ``iter_frames`` read them.
 
         Returns:
             The dataset with the columns ``output``, frames by the model's shape law, and ``latency_ms``; evaluated
             lazily.
 
         Raises:
-            ConfigError: If ``concurrency`` is less than 1, or the second number is less than the first.
+            ConfigError: If ``concurrency`` is less than 1, the second number is less than the first, ``encode_as`` is
+                neither word, or this process has joined a cluster by ``ray://``, over which Ray Data does not run.
         """
         import ray.data  # noqa: PLC0415 - each worker of a job imports this module, and none needs Ray Data
 
+        check_inside("Ray Data")
         fewest, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
         if not 1 <= fewest <= most:
             raise ConfigError(f"concurrency={concurrency}", "a number of 1 or more, or (fewest, most)")
+        kind = None if encode_as is None else take_word(PictureFormat, encode_as, "encode_as")
         arguments = {
             "model": self.model,
             "batch_size": self.batch_size,
@@ -234,7 +252,7 @@ class BatchInference:
         mapped: ray.data.Dataset = dataset.map_batches(
             BatchInference,
             fn_constructor_kwargs=arguments,
-            fn_kwargs={"keep_frames": keep_frames, "as_png": as_png},
+            fn_kwargs={"keep_frames": keep_frames, "encode_as": kind},
             batch_format="pyarrow",
             batch_size=None,  # whole blocks, as they lie in memory
             num_cpus=0,
@@ -254,12 +272,6 @@ class BatchInference:
                 yield _wait_for_output(*waiting.popleft())
         while waiting:
             yield _wait_for_output(*waiting.popleft())
-
-
-def _to_png(frame: npt.NDArray[Any]) -> bytes:
-    if frame.dtype == np.float32:
-        raise InvalidInputError("frames of float32 as PNG", "uint8 or uint16", "Leave as_png out, or convert them.")
-    return encode_png16(frame) if frame.dtype == np.uint16 else encode_png(frame)
 
 
 def _wait_for_output(pending: PendingCall, sent_at: float) -> tuple[npt.NDArray[Any], float]:

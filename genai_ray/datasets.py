@@ -18,7 +18,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import FixedShapeTensorFormat
 
-from genai_ray.cluster import connect
+from genai_ray.cluster import check_inside, connect
 from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.errors import ConfigError
 from genai_ray.files import expand, to_place
@@ -100,7 +100,8 @@ def read_videos(
         The dataset: rows in order within a segment.
 
     Raises:
-        ConfigError: If a column is unknown, or a number or a range is not allowed.
+        ConfigError: If a column is unknown, a number or a range is not allowed, or this process has joined a cluster by
+            ``ray://``, over which Ray Data does not run.
         VideoError: If a file is missing, is not a video, or nothing matches.
 
     Example:
@@ -123,6 +124,7 @@ def read_videos(
         raise ConfigError("at least one video is required")
     files = [name for place in places for name in _list(place)]
     connect()
+    check_inside("Ray Data")
     parts = list(_plan_all(files, selection, {"segment_frames": segment_frames, "any_format": any_format}))
     dataset: ray.data.Dataset = ray.data.read_datasource(_Frames(parts, tuple(columns or FRAME_COLUMNS), batch_size))
     dataset.context.arrow_fixed_shape_tensor_format = FixedShapeTensorFormat.ARROW_NATIVE

@@ -2,7 +2,8 @@
 
 A batch of frames is a ``pyarrow.Table`` with the columns ``video`` string, ``frame_index`` int64, ``pts`` int64,
 ``time_base`` string "num/den" and ``frame``, a canonical ``arrow.fixed_shape_tensor`` [H, W, C] of uint8 or uint16 with
-C = 1, 3 or 4. Results add ``output``, a column of the same kind, and ``latency_ms`` float64. Only this module and
+C = 1, 3 or 4. Results add ``output``, a column of the same kind, and ``latency_ms`` float64. A column may also hold PNG
+or JPEG files as bytes, as ``encode_frames`` makes them; they are decoded when they are read. Only this module and
 ``tables`` import pyarrow.
 
 A batch may also be a dict of numpy arrays or a pandas DataFrame, which Ray Data offers; results have the same type.
@@ -11,7 +12,7 @@ A batch may also be a dict of numpy arrays or a pandas DataFrame, which Ray Data
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,8 @@ import pyarrow.parquet as pq
 
 from genai_ray.errors import InvalidInputError, VideoError
 from genai_ray.files import sync_file
+from genai_ray.types import PictureFormat, take_word
+from genai_ray.video import decode_picture, encode_picture
 
 __all__ = [
     "FRAME_COLUMNS",
@@ -31,6 +34,7 @@ __all__ = [
     "build_index",
     "build_table",
     "check_is_new",
+    "encode_frames",
     "from_column",
     "iter_frames",
     "to_column",
@@ -40,6 +44,9 @@ FRAME_COLUMNS = ("video", "frame_index", "pts", "time_base", "frame")
 """Columns of a table of frames, in order."""
 
 _RESULT_COLUMNS = ("output", "latency_ms")
+
+FILES_AT_A_TIME = 32
+"""Most frames of a column of files that are decoded in memory."""
 
 
 def to_column(frames: npt.NDArray[Any]) -> pa.FixedShapeTensorArray:
@@ -63,19 +70,20 @@ def to_column(frames: npt.NDArray[Any]) -> pa.FixedShapeTensorArray:
 
 
 def from_column(column: pa.Array | pa.ChunkedArray) -> list[npt.NDArray[Any]]:
-    """View a column of frames as numpy, without a copy.
+    """View a column of frames as numpy, without a copy. All PNG or JPEG files of a column are decoded.
 
     Args:
-        column: A ``fixed_shape_tensor`` column, or one of Ray's tensor columns (variable shapes are copied).
+        column: A ``fixed_shape_tensor`` column, one of Ray's tensor columns (variable shapes are copied), or a column
+            of PNG or JPEG files.
 
     Returns:
-        Read-only arrays (N, H, W, C): one for each chunk with rows, and for each run of frames of one shape in it.
+        Read-only arrays (N, H, W, C): one for each chunk with rows, and for each run of frames of one shape in it; of
+        files several, none longer than ``FILES_AT_A_TIME``.
 
     Raises:
-        InvalidInputError: If the column does not hold frames.
+        InvalidInputError: If the column does not hold frames, or a file does not decode.
     """
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return [array for chunk in chunks if len(chunk) for array in _view(chunk)]
+    return list(_views(column))
 
 
 def iter_frames(batch: Any, column: str = "frame") -> Iterator[npt.NDArray[Any]]:
@@ -86,23 +94,53 @@ def iter_frames(batch: Any, column: str = "frame") -> Iterator[npt.NDArray[Any]]
         column: Its name.
 
     Yields:
-        Arrays (n, H, W, C), which together are the column in order; those of a table are not copied.
+        Arrays (n, H, W, C), which together are the column in order; those of a table are not copied. PNG and JPEG files
+        are decoded as they are reached, at most ``FILES_AT_A_TIME`` together.
 
     Raises:
-        InvalidInputError: If it is not a batch, there is no such column, or the column does not hold frames.
+        InvalidInputError: If it is not a batch, there is no such column, the column does not hold frames, or a file
+            does not decode.
     """
     names = _names_of(batch)
     if column not in names:
         do = f'If the column has another name, rename it: dataset.rename_columns({{"image": {column!r}}}).'
         raise InvalidInputError(f"a batch with the columns {names}", f"one with the column {column!r} of frames", do)
     if isinstance(batch, pa.Table):
-        yield from from_column(batch.column(column))
+        yield from _views(batch.column(column))
         return
     values = batch[column]
     if isinstance(values, np.ndarray) and values.ndim == 4:
         yield from [values] if len(values) else ()
+    elif any(isinstance(value, bytes) for value in values):
+        yield from _decode_runs(values)
     else:
         yield from _join_runs([np.asarray(value) for value in values], column)
+
+
+def encode_frames(batch: Any, kind: PictureFormat | str = PictureFormat.PNG, *, column: str = "frame") -> Any:
+    """Put a file in place of each frame of a batch: in Parquet a table is then about as large as its pictures.
+
+    ``read_videos(...).map_batches(encode_frames, batch_format="pyarrow", batch_size=None)`` does so for a dataset.
+
+    Args:
+        batch: A batch as for ``iter_frames``.
+        kind: ``png`` is exact, with 8 or 16 bits; ``jpeg`` is lossy, and takes RGB of 8 bits alone.
+        column: The column of frames.
+
+    Returns:
+        A batch of the same type with the same columns. Files that the column has already are decoded and encoded again.
+
+    Raises:
+        ConfigError: If the kind is none of these.
+        InvalidInputError: As ``iter_frames``, or if the format cannot hold the frames.
+    """
+    wanted = take_word(PictureFormat, kind, "kind")
+    files = [encode_picture(frame, wanted) for run in iter_frames(batch, column) for frame in run]
+    if isinstance(batch, pa.Table):
+        return batch.set_column(batch.column_names.index(column), column, pa.array(files, pa.binary()))
+    if isinstance(batch, Mapping):
+        return {**batch, column: np.array(files, object)}
+    return batch.assign(**{column: files})
 
 
 def check_is_new(batch: Any) -> None:
@@ -259,7 +297,14 @@ class TableWriter:
             self._partial.unlink(missing_ok=True)
 
 
-def _view(chunk: pa.Array) -> list[npt.NDArray[Any]]:
+def _views(column: pa.Array | pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    for chunk in chunks:
+        if len(chunk):
+            yield from _view(chunk)
+
+
+def _view(chunk: pa.Array) -> Iterable[npt.NDArray[Any]]:
     if chunk.null_count:
         raise InvalidInputError(
             f"a column with {chunk.null_count} rows without a frame", "a frame in each row", "Filter them out first."
@@ -274,9 +319,27 @@ def _view(chunk: pa.Array) -> list[npt.NDArray[Any]]:
         return list(_join_runs(list(chunk.to_numpy(zero_copy_only=False)), "frame"))
     if type(chunk.type).__name__.startswith("ArrowTensorType"):
         return [chunk.to_numpy(zero_copy_only=False)]
+    if pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type):
+        return _decode_runs(value.as_py() for value in chunk)
     raise InvalidInputError(
-        f"a column of type {chunk.type}", "arrow.fixed_shape_tensor [H, W, C]", "Use genai_ray.frames.to_column."
+        f"a column of type {chunk.type}",
+        "arrow.fixed_shape_tensor [H, W, C], or PNG or JPEG files as binary",
+        "Use genai_ray.frames.to_column.",
     )
+
+
+def _decode_runs(files: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Decode files, and join neighbouring frames of one shape."""
+    frames = (_decode(index, file) for index, file in enumerate(files))
+    for _, run in itertools.groupby(frames, key=lambda frame: (frame.shape, frame.dtype)):
+        while some := list(itertools.islice(run, FILES_AT_A_TIME)):
+            yield np.stack(some)
+
+
+def _decode(index: int, file: Any) -> npt.NDArray[Any]:
+    if not isinstance(file, bytes):
+        raise InvalidInputError(f"{type(file).__name__} in row {index}, among files", "a PNG or JPEG file in each row")
+    return decode_picture(file)
 
 
 def _is_variable(kind: type[pa.Array]) -> bool:

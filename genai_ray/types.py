@@ -34,6 +34,7 @@ __all__ = [
     "ModelPreset",
     "ModelTask",
     "Params",
+    "PictureFormat",
     "ValidationResult",
     "check_frames",
     "full_range",
@@ -96,6 +97,13 @@ class ModelPreset(StrEnum):
     FAST = "fast"
     BALANCED = "balanced"
     BEST = "best"
+
+
+class PictureFormat(StrEnum):
+    """How a picture is stored as a file of its own: PNG is exact, with 8 or 16 bits; JPEG is lossy, with 8 bits."""
+
+    PNG = "png"
+    JPEG = "jpeg"
 
 
 class CheckLevel(StrEnum):

@@ -10,6 +10,7 @@ FILES = sorted((ROOT / "genai_ray").rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "display": 1,
+    "progress": 1,
     "types": 1,
     "files": 1,
     "confine": 1,
@@ -42,7 +43,12 @@ ROOMS = {
     "serve": ("engine", "http", "oip", "web", "deployment"),
 }
 """The rooms of the large packages, lowest first: a room imports only from itself and from those before it."""
-SAME_LEVEL = {("types", "display"), ("graph", "catalog"), ("enhance", "batch")}  # graph needs the catalog's ModelSpec
+SAME_LEVEL = {
+    ("types", "display"),
+    ("graph", "catalog"),  # its ModelSpec
+    ("frames", "video"),  # columns of PNG and JPEG files
+    ("enhance", "batch"),
+}
 GATEWAYS = {  # bench has a script that uses PyAV and ONNX Runtime without this package
     "onnx": {"graph"},
     "yaml": {"catalog"},

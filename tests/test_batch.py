@@ -255,21 +255,43 @@ def test_what_no_batch_may_be_is_said(cache, clip):
 
 
 def test_results_as_png_are_the_frames_and_small_in_parquet(cache, clip, expected, tmp_path):
-    batch, small = BatchInference(MODEL, batch_size=4, cache_name=cache.name), {"keep_frames": False, "as_png": True}
+    batch, small = (
+        BatchInference(MODEL, batch_size=4, cache_name=cache.name),
+        {"keep_frames": False, "encode_as": "png"},
+    )
     batch.map(ray.data.from_arrow(table_of(clip, 0)), **small).write_parquet(tmp_path / "out")
-    rows = sorted(ray.data.read_parquet(tmp_path / "out").take_all(), key=lambda row: row["frame_index"])
+    dataset = ray.data.read_parquet(tmp_path / "out")
+    rows = sorted(dataset.take_all(), key=lambda row: row["frame_index"])
     assert list(rows[0]) == ["video", "frame_index", "pts", "time_base", "output", "latency_ms"]
     assert all(np.array_equal(pixels_of(row["output"]), wanted) for row, wanted in zip(rows, expected, strict=True))
+    again = pa.concat_tables(ray.get(dataset.to_arrow_refs())).sort_by("frame_index")
+    assert np.array_equal(np.concatenate(from_column(again.column("output"))), expected)
+    second = batch(again.drop_columns("latency_ms").rename_columns({"output": "frame"}))  # a model takes the files
+    with InferenceSession(MODEL) as session:
+        assert np.array_equal(np.concatenate(from_column(second.column("output"))), session.infer(expected))
+    both = batch(table_of(clip, 0), encode_as="jpeg")
+    for column, wanted in (("frame", clip), ("output", expected)):
+        assert both.schema.field(column).type == pa.binary()
+        (found,) = from_column(both.column(column))
+        assert found.shape == wanted.shape
     for name, columns in columns_of([{"name": "a", "frame": frame} for frame in clip[:2]]).items():
         result = batch(columns, **small)
         names = list(result.columns if name == "pandas" else result.column_names if name == "pyarrow" else result)
         assert names == ["name", "output", "latency_ms"]
         files = result["output"].to_pylist() if name == "pyarrow" else list(result["output"])
         assert np.array_equal(pixels_of(files[1]), expected[1])
-    deep = batch({"frame": clip[:1].astype(np.uint16) * 257}, as_png=True)
-    assert deep["output"][0][:8] == b"\x89PNG\r\n\x1a\n"
+    deep_frames = clip[:1].astype(np.uint16) * 257
+    deep = batch({"frame": deep_frames}, encode_as="png")
+    with InferenceSession(MODEL) as session:
+        assert np.array_equal(next(iter_frames(deep, "output")), session.infer(deep_frames))
+    assert np.array_equal(next(iter_frames(deep)), deep_frames)
     with pytest.raises(errors.InvalidInputError, match="float32 as PNG"):
-        batch({"frame": clip[:1].astype(np.float32) / 255}, as_png=True)
+        batch({"frame": clip[:1].astype(np.float32) / 255}, encode_as="png")
+    with pytest.raises(errors.InvalidInputError, match="uint16 as JPEG"):
+        batch({"frame": deep_frames}, encode_as="jpeg")
+    for call in (batch, batch.map):
+        with pytest.raises(errors.ConfigError, match="encode_as='webp'; allowed: png, jpeg"):
+            call(ray.data.from_arrow(table_of(clip, 0)), encode_as="webp")
 
 
 def pixels_of(file):

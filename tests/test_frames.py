@@ -1,11 +1,24 @@
 """Frames enter and leave Arrow without a copy."""
 
+import io
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+from PIL import Image
 
-from genai_ray import errors
-from genai_ray.frames import append_results, build_table, from_column, iter_frames, to_column
+from genai_ray import errors, psnr
+from genai_ray.frames import (
+    FILES_AT_A_TIME,
+    append_results,
+    build_table,
+    encode_frames,
+    from_column,
+    iter_frames,
+    to_column,
+)
+from genai_ray.video import decode_picture, encode_picture, read_picture
 
 
 def address(array):
@@ -59,3 +72,87 @@ def test_what_is_refused(frames):
     table = build_table(frames, video="", frame_index=[0, 1, 2], pts=[0, 1, 2], time_base="1/1")
     with pytest.raises(errors.InvalidInputError, match="for frames of one shape"):
         append_results(table, [frames[:1], frames[1:, :8]], np.ones(3))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_files_are_the_frames_whatever_their_kind(dtype, channels):
+    values = np.random.default_rng(7).integers(0, np.iinfo(dtype).max, (5, 37, 23, channels), dtype, endpoint=True)
+    table = encode_frames(pa.table({"frame": to_column(values), "name": list("abcde")}), "png")
+    assert table.schema.names == ["frame", "name"]
+    assert table.schema.field("frame").type == pa.binary()
+    assert np.array_equal(np.concatenate(from_column(table.column("frame"))), values)
+    again = encode_frames(table)
+    assert again.column("frame").to_pylist() == table.column("frame").to_pylist()
+    for batch in ({"frame": values}, pd.DataFrame({"frame": list(values)})):
+        files = encode_frames(batch)
+        assert type(files) is type(batch)
+        assert np.array_equal(np.concatenate(list(iter_frames(files))), values)
+
+
+def smooth(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, rows + columns], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def test_jpeg_files_are_near_the_frames(tmp_path):
+    picture = smooth(75, 101)
+    (found,) = from_column(encode_frames(pa.table({"frame": to_column(picture[None])}), "jpeg").column("frame"))
+    assert found.shape == (1, 75, 101, 3)
+    assert 40 < psnr(picture[None], found) < np.inf
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encode_picture(picture, "jpeg"))
+    assert np.array_equal(found[0], read_picture(str(path))[0])
+    grey = io.BytesIO()
+    Image.fromarray(picture[..., 0]).save(grey, "JPEG", quality=95)
+    assert np.abs(decode_picture(grey.getvalue()).astype(int) - picture[..., :1]).max() < 12
+    for wrong in (picture[..., :1], np.dstack([picture, picture[..., :1]]), picture.astype(np.uint16)):
+        with pytest.raises(errors.InvalidInputError, match=r"as JPEG; allowed: \(H, W, 3\) uint8. Choose png"):
+            encode_frames({"frame": wrong[None]}, "jpeg")
+    with pytest.raises(errors.ConfigError, match="kind='webp'; allowed: png, jpeg"):
+        encode_frames({"frame": picture[None]}, "webp")
+
+
+def test_files_are_decoded_some_at_a_time_and_join_by_shape():
+    many = encode_frames({"frame": np.zeros((FILES_AT_A_TIME + 3, 4, 6, 3), np.uint8)})["frame"]
+    other = encode_frames({"frame": np.ones((2, 6, 4, 3), np.uint8)})["frame"]
+    column = pa.array([*many, *other], pa.large_binary())
+    assert [len(run) for run in from_column(column)] == [FILES_AT_A_TIME, 3, 2]
+    decoded = iter_frames(pa.table({"frame": pa.array([*many, b"no picture"], pa.binary())}))
+    assert len(next(decoded)) == FILES_AT_A_TIME  # what comes later was not read
+
+
+def palette():
+    file = io.BytesIO()
+    Image.fromarray(smooth(8, 8)).quantize(4).save(file, "PNG")
+    return file.getvalue()
+
+
+def claims(width):
+    png = bytearray(encode_picture(smooth(8, 8), "png"))
+    png[16:24] = width.to_bytes(4, "big") * 2
+    return bytes(png)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (b"", "0 bytes that are no picture"),
+        (b"GIF89a", "no picture; allowed: a PNG or JPEG file"),
+        (encode_picture(smooth(64, 64), "png")[:-60], "a PNG that does not decode"),
+        (encode_picture(smooth(64, 64), "jpeg")[:-60], "a JPEG that does not decode"),
+        (claims(1 << 20), "a PNG that does not decode"),
+        (palette(), "a PNG of pal8; allowed: grey, RGB or RGBA"),
+    ],
+)
+def test_files_that_are_no_frames_are_refused(file, said):
+    with pytest.raises(errors.InvalidInputError, match=said):
+        from_column(pa.array([file], pa.binary()))
+
+
+def test_a_row_without_a_file_is_told():
+    file = encode_picture(smooth(8, 8), "png")
+    with pytest.raises(errors.InvalidInputError, match="1 rows without a frame"):
+        from_column(pa.array([file, None], pa.binary()))
+    with pytest.raises(errors.InvalidInputError, match="NoneType in row 1, among files"):
+        list(iter_frames({"frame": np.array([file, None], object)}))

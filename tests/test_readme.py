@@ -1,6 +1,5 @@
 """What a person can paste from the README works, and is what CI runs."""
 
-import functools
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import pytest
 
 from genai_ray import VideoReader
 from tests.enhance.moving import write_frames
-from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,42 +61,6 @@ def test_the_python_blocks_of_a_page_run(page):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout
-
-
-PAGES = (README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
-LINES = [line for page in PAGES for text in re.findall(r"```sh\n(.*?)```", page, re.S) for line in text.splitlines()]
-COMMANDS = sorted({line.partition("#")[0].strip() for line in LINES if "genai-ray " in line})
-
-
-@functools.cache
-def help_of(*verb):
-    told = run(*verb, "--help", env={"PATH": "", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
-    assert told.returncode == 0, told.stderr
-    return told.stdout
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_options_of_every_command_exist(command):
-    words = command.rpartition("genai-ray ")[2].split()
-    told = help_of(*(words[:2] if words[0] in ("models", "cache") else words[:1]))
-    assert all(word in told for word in words if word.startswith("--"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("tasks.md", 6), ("tutorial.md", 8)])
-def test_the_commands_of_a_page_run_as_they_stand(in_shared_ray, tmp_path, samples, page, count):
-    """On small clips of the samples' names."""
-    put_samples(tmp_path, samples)
-    text = (ROOT / "docs" / page).read_text()
-    blocks = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    lines = [line for line in re.findall(r"^genai-ray (.*)$", blocks, re.MULTILINE) if line != "serve"]
-    assert len(lines) == count
-    for line in lines:
-        words = line.split()
-        done = run(*words, cwd=tmp_path, env=in_shared_ray)
-        assert done.returncode == 0, done.stderr
-        for option in {"-o", "--html"} & set(words):
-            assert (tmp_path / words[words.index(option) + 1]).exists() != ("--dry-run" in words)
 
 
 def test_every_packaged_model_is_in_the_table():

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
-from genai_ray.cli.progress import Bar, Lines, Silence, stopping
+from genai_ray.cli.progress import Bar, stopping
 from genai_ray.cli.tables import print_failures, print_forecast, print_report
+from genai_ray.progress import Lines, Silence
 
 if TYPE_CHECKING:
     from genai_ray.enhance import EnhanceOptions, EnhanceReport, JobForecast

@@ -13,10 +13,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from genai_ray.cli.choices import check_inputs, flag, option
-from genai_ray.cli.progress import Bar, Lines, Silence, tell_frames
+from genai_ray.cli.progress import Bar
 from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.cli.targets import check_targets, write_target
 from genai_ray.errors import ConfigError
+from genai_ray.progress import Lines, Silence, tell_frames
 
 if TYPE_CHECKING:
     from genai_ray.quality import QualityReport

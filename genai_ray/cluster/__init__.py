@@ -21,7 +21,14 @@ from genai_ray.cluster.client.session import CachedSession, FrameRange, PendingC
 from genai_ray.cluster.devices import hold_memory, uses_gpu
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
-from genai_ray.cluster.runtime.connect import connect, disconnect, has_own_node_died, own_folders, say_if_node_dies
+from genai_ray.cluster.runtime.connect import (
+    check_inside,
+    connect,
+    disconnect,
+    has_own_node_died,
+    own_folders,
+    say_if_node_dies,
+)
 from genai_ray.cluster.runtime.driver import NODE_DIED
 from genai_ray.cluster.runtime.probe import ANSWER_WITHIN_S, Answer, RunningCluster, find_cluster
 
@@ -40,6 +47,7 @@ __all__ = [
     "RunningCluster",
     "SessionRequest",
     "cache_names",
+    "check_inside",
     "connect",
     "disconnect",
     "find_cluster",

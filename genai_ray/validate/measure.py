@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import InvalidInputError, VideoError
+from genai_ray.progress import count_in_notebook
 from genai_ray.quality import (
     STORED_FORMATS,
     CandidateScores,
@@ -106,6 +107,7 @@ def validate_videos(  # noqa: PLR0913 - options of a command
         has_pictures: Whether the worst frames are decoded once more, for the page; without it only their positions
             are known.
         on_progress: Called with the frames measured so far and the frames to measure, counted for each candidate.
+            Without it a notebook shows a bar, and nothing else does.
 
     Returns:
         The numbers of every frame, pooled numbers, and the worst frames of each candidate.
@@ -141,7 +143,8 @@ def validate_videos(  # noqa: PLR0913 - options of a command
                     (smaller.width, smaller.height), pixels, model=vmaf_model, threads=max(count // len(works), 1)
                 )
                 work.vmaf = opened.enter_context(meter)
-        _measure_frames(origin, works, count, _Counter(len(origin) * len(works), on_progress), pixels)
+        counter = _Counter(len(origin) * len(works), on_progress or count_in_notebook("measuring"))
+        _measure_frames(origin, works, count, counter, pixels)
         for work in works:
             if work.vmaf is not None:
                 work.scores["vmaf"] = np.array(work.vmaf.finish())

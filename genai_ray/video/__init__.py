@@ -38,8 +38,10 @@ from genai_ray.video.encode import (
 from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.pictures import (
+    decode_picture,
     decode_png16,
     describe_leftovers,
+    encode_picture,
     encode_png,
     encode_png16,
     folder_of_pictures,
@@ -81,6 +83,7 @@ __all__ = [
     "count_frames",
     "cut_segments",
     "decode_frames",
+    "decode_picture",
     "decode_png16",
     "decode_segment",
     "decode_stored",
@@ -90,6 +93,7 @@ __all__ = [
     "describe_video",
     "digest_part",
     "digest_ranges",
+    "encode_picture",
     "encode_png",
     "encode_png16",
     "find_side_step",

@@ -16,6 +16,7 @@ __all__ = [
     "CODEC_ALIASES",
     "DEFAULT_CODECS",
     "IMAGE_SUFFIXES",
+    "JPEG_OPTIONS",
     "PICTURE_SUFFIXES",
     "SOUND_CODECS",
     "SOUND_FOR",
@@ -46,6 +47,9 @@ SOURCE_SUFFIXES = (
 
 PICTURE_SUFFIXES = {"png": ".png", "mjpeg": ".jpg"}
 """Suffix of an encoder's pictures."""
+
+JPEG_OPTIONS = {"flags": "+qscale", "global_quality": str(2 * 118)}
+"""Options of FFmpeg's JPEG encoder: ``-q 2``, its second best quality."""
 
 TABLE_SUFFIX = ".parquet"
 """Suffix of a table of frames."""
@@ -291,7 +295,7 @@ def fixed_options(codec: str, threads: int, pix_fmt: str, size: tuple[int, int])
     if codec == "png":
         return {"compression_level": "3"}
     if codec == "mjpeg":
-        return {"flags": "+qscale", "global_quality": str(2 * 118)}  # -q 2, FFmpeg's second best
+        return dict(JPEG_OPTIONS)
     return {"profile": "4444"} if "444" in pix_fmt else {}
 
 

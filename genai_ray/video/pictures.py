@@ -1,10 +1,10 @@
-"""Frames as files of their own: the packets of PNG and JPEG segments are those files. Also PNG of 16 bits in memory."""
+"""Frames as files of their own: the packets of PNG and JPEG segments are those files. Also such files in memory."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,19 @@ import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 
 from genai_ray.errors import ConfigError, InvalidInputError, VideoError
-from genai_ray.video.colour import JFIF, to_rgb
-from genai_ray.video.container import av_errors, open_video
+from genai_ray.types import PictureFormat
+from genai_ray.video.codecs import JPEG_OPTIONS
+from genai_ray.video.colour import JFIF, from_rgb, to_rgb
+from genai_ray.video.container import av_errors, explain, open_video
 from genai_ray.video.info import build_decoder, decode_packet, main_stream
 from genai_ray.video.plan import VideoPlan
 
 __all__ = [
     "FIRST_NUMBER",
+    "decode_picture",
     "decode_png16",
     "describe_leftovers",
+    "encode_picture",
     "encode_png",
     "encode_png16",
     "folder_of_pictures",
@@ -34,6 +38,14 @@ __all__ = [
 
 FIRST_NUMBER = 1
 """Number of the first frame in a file's name, as FFmpeg counts."""
+
+MAX_PICTURE_PX = 2**28
+"""Most pixels of a file in memory, such as 16384x16384: a file of some bytes may claim more than any memory holds."""
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_JPEG_START = b"\xff\xd8\xff"
+_STORED = ("gray", "rgb24", "rgba", "gray16be", "rgb48be", "rgba64be")
+"""FFmpeg's pixel formats of PNG files that are read as they are."""
 
 _NUMBER = re.compile(r"%(0\d+)?d")
 _PIXEL_FORMATS = {1: "gray16be", 2: "ya16be", 3: "rgb48be", 4: "rgba64be"}
@@ -178,14 +190,7 @@ def decode_png16(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     Raises:
         InvalidInputError: If it is not such a file, is damaged, or has more pixels.
     """
-    codec = VideoCodecContext.create("png", "r")
-    codec.options = {"max_pixels": str(max_pixels)}
-    try:
-        (frame,) = [*codec.decode(av.Packet(data)), *codec.decode(None)]
-    except (av.FFmpegError, ValueError) as exc:
-        raise InvalidInputError(
-            f"a PNG that does not decode: {exc}", f"a whole file of at most {max_pixels} pixels"
-        ) from exc
+    frame = _decode(data, "png", max_pixels)
     channels = _CHANNELS.get(frame.format.name)
     if channels is None:
         raise InvalidInputError(f"a PNG of {frame.format.name}", ", ".join(_CHANNELS))
@@ -196,11 +201,58 @@ def decode_png16(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     return pixels
 
 
+def decode_picture(data: bytes) -> npt.NDArray[Any]:
+    """Decode a PNG or JPEG file; only the pixels, no orientation and no other metadata.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        (H, W, C), C-contiguous: grey (1), RGB (3) or RGBA (4) of a PNG, uint8 or for 16 bits uint16 in [0, 65535]; RGB,
+        uint8, of a JPEG, whose colours are BT.601.
+
+    Raises:
+        InvalidInputError: If it is no such file, is damaged, or has more than ``MAX_PICTURE_PX`` pixels.
+    """
+    if data.startswith(_JPEG_START):
+        return to_rgb(_decode(data, "mjpeg", MAX_PICTURE_PX), JFIF)
+    if not data.startswith(_PNG_START):
+        raise InvalidInputError(f"{len(data)} bytes that are no picture", "a PNG or JPEG file")
+    frame = _decode(data, "png", MAX_PICTURE_PX)
+    if frame.format.name not in _STORED:
+        raise InvalidInputError(f"a PNG of {frame.format.name}", "grey, RGB or RGBA of 8 or 16 bits")
+    pixels = frame.to_ndarray()
+    return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[..., None])
+
+
+def encode_picture(pixels: npt.NDArray[Any], kind: PictureFormat) -> bytes:
+    """Encode a frame as a file.
+
+    Args:
+        pixels: RGB (H, W, 3), for PNG also grey (H, W, 1) or RGBA (H, W, 4): uint8, for PNG also uint16.
+        kind: PNG is exact. JPEG is lossy: FFmpeg's quality 2 of 31, 4:4:4, as ``enhance`` writes it.
+
+    Returns:
+        The whole file.
+
+    Raises:
+        InvalidInputError: If the format cannot hold such pixels.
+    """
+    if kind == PictureFormat.JPEG:
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+            got = f"a frame {pixels.shape} {pixels.dtype} as JPEG"
+            raise InvalidInputError(got, "(H, W, 3) uint8", "Choose png.")
+        return _encode(from_rgb(np.ascontiguousarray(pixels), JFIF, "yuv444p"), "mjpeg", JPEG_OPTIONS)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise InvalidInputError(f"a frame of {pixels.dtype} as PNG", "uint8 or uint16", "Convert it, or leave it raw.")
+    return encode_png16(pixels) if pixels.dtype == np.uint16 else encode_png(pixels)
+
+
 def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode a PNG of 8 bits per component.
 
     Args:
-        pixels: RGB (H, W, 3) or grey (H, W, 1), uint8.
+        pixels: RGB (H, W, 3), RGBA (H, W, 4) or grey (H, W, 1), uint8.
 
     Returns:
         The whole file.
@@ -208,10 +260,11 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     Raises:
         InvalidInputError: If dtype or shape is wrong.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
-        raise InvalidInputError(f"pixels {pixels.dtype} {pixels.shape}", "uint8 (H, W, 3) or (H, W, 1)")
-    plain = np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-    return _encode(av.VideoFrame.from_ndarray(plain, format="rgb24" if plain.ndim == 3 else "gray"))
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or pixels.size == 0:
+        raise InvalidInputError(f"pixels {pixels.dtype} {pixels.shape}", "uint8 (H, W, 1), (H, W, 3) or (H, W, 4)")
+    channels = pixels.shape[2]
+    plain = np.ascontiguousarray(pixels if channels > 1 else pixels[..., 0])
+    return _encode(av.VideoFrame.from_ndarray(plain, format={1: "gray", 3: "rgb24", 4: "rgba"}[channels]))
 
 
 def encode_png16(pixels: npt.NDArray[np.uint16]) -> bytes:
@@ -237,8 +290,26 @@ def encode_png16(pixels: npt.NDArray[np.uint16]) -> bytes:
     return _encode(frame)
 
 
-def _encode(frame: av.VideoFrame) -> bytes:
-    codec = VideoCodecContext.create("png", "w")
+def _decode(data: bytes, name: str, max_pixels: int) -> av.VideoFrame:
+    """Decode the only picture of a file with one of FFmpeg's decoders."""
+    codec: Any = VideoCodecContext.create(name, "r")
+    codec.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
+    try:
+        found: list[av.VideoFrame] = [*codec.decode(av.Packet(data)), *codec.decode(None)]
+        (frame,) = found
+    except (av.FFmpegError, ValueError) as exc:
+        kind = "PNG" if name == "png" else "JPEG"
+        raise InvalidInputError(
+            f"a {kind} that does not decode: {explain(exc)}", f"a whole file of at most {max_pixels} pixels"
+        ) from exc
+    return frame
+
+
+def _encode(frame: av.VideoFrame, name: str = "png", options: Mapping[str, str] | None = None) -> bytes:
+    codec: Any = VideoCodecContext.create(name, "w")
+    codec.options = dict(options or {})
+    if name == "mjpeg":
+        JFIF.tag(codec)
     codec.width = frame.width
     codec.height = frame.height
     codec.pix_fmt = frame.format.name

@@ -1,5 +1,6 @@
 """The figures in the documents are those of the kept results. Each one that is measured names its result:
-``49.0<!-- enhance_speed: fps -->`` is ``fps`` of results/enhance_speed.json, ``a/b`` is ``b`` within ``a``.
+``49.0<!-- enhance_speed: fps -->`` is ``fps`` of results/enhance_speed.json, ``a/b`` is ``b`` within ``a``: in a list
+the first record whose ``model_id`` or ``name`` is ``b``.
 
 Between ``<!-- table: bench -->`` and ``<!-- end -->`` stands a table of all that ``genai-ray bench`` has measured.
 
@@ -25,6 +26,10 @@ def read(name: str) -> dict[str, Any]:
     return dict(json.loads((Path(__file__).parent / "results" / f"{name}.json").read_text()))
 
 
+def find(records: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(one for one in records if name in (one.get("model_id"), one.get("name")))
+
+
 def text_of(value: Any, *, is_share: bool = False) -> str:
     if isinstance(value, str):
         return value
@@ -41,7 +46,7 @@ def fill(page: str) -> str:
         _, share, source, name, path = found.groups()
         value: Any = read(name)
         for key in path.split("/"):
-            value = value[key]
+            value = value[key] if isinstance(value, dict) else find(value, key)
         return text_of(value, is_share=share is not None) + (share or "") + source
 
     page = TABLE.sub(lambda found: found[1] + table_of(read("bench")) + found[2], page)

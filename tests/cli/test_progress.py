@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from genai_ray.cli.progress import Bar, Lines, Silence, stopping, tell_frames
+from genai_ray.cli.progress import Bar, stopping
 from genai_ray.cli.tables import add_row, print_failures
 from genai_ray.enhance import Progress, enhance_videos
+from genai_ray.progress import Lines, NotebookBar, Silence, count_in_notebook, show_progress, tell_frames, telling
 from tests.cli.terminal import run_in_terminal
 from tests.processes import descendants, is_alive, start, wait_until
 from tests.video.clips import write
@@ -98,10 +99,81 @@ def test_each_failed_video_is_a_line_up_to_a_limit(ray_session, tmp_path, capsys
 
 
 def test_counted_frames_are_shown_as_those_of_a_job(capsys, monkeypatch):
-    monkeypatch.setattr("genai_ray.cli.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("genai_ray.progress.LINE_EVERY_S", 0.0)
     with Lines() as lines:
         tell_frames(lines, "measuring")(12, 48)
     assert re.fullmatch(r"measuring: 12 of 48 frames, \d+\.\d frames/s, \d+:\d\d:\d\d left\n", capsys.readouterr().err)
+
+
+@pytest.fixture
+def shell():
+    """IPython in this process, which keeps no history; it has no kernel, as in a terminal."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    yield InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    InteractiveShell.clear_instance()
+
+
+def drawn_by(draw):
+    from IPython.utils.capture import capture_output
+
+    with capture_output() as said:
+        draw()
+    return [(one.data["text/plain"], one.data["text/html"], bool(one.update)) for one in said.outputs]
+
+
+def test_a_notebook_gets_a_bar_that_ends_with_what_was_done(shell, monkeypatch):
+    monkeypatch.setattr("genai_ray.progress.DRAWN_EVERY_S", 0.0)
+
+    def draw():
+        with NotebookBar() as bar:
+            bar(Progress(12, 48, "enhancing", fps=4.0, seconds_left=9.0, notes=("<a>.mkv: sound is encoded",)))
+            bar(Progress(48, 48, "joining", 2, 3, 1, fps=4.0, seconds_left=0.0))
+
+    first, enhancing, joining, done = drawn_by(draw)
+    assert first == ("starting", "<progress></progress> starting", False)
+    assert enhancing[0] == ("enhancing: 12 of 48 frames, 4.0 frames/s, 0:00:09 left\nnote: <a>.mkv: sound is encoded")
+    assert enhancing[1].startswith('<progress value="12" max="48"></progress> enhancing: 12 of 48 frames')
+    assert enhancing[1].endswith("<br>note: &lt;a&gt;.mkv: sound is encoded")
+    assert joining[0].startswith("joining: 2 of 3 videos (1 failed), 48 of 48 frames")
+    assert done[0].startswith("done: 2 of 3 videos (1 failed), 48 of 48 frames, 4.0 frames/s\nnote: <a>")
+    assert [is_update for *_, is_update in (first, enhancing, joining, done)] == [False, True, True, True]
+
+
+def test_a_bar_of_a_job_that_fails_says_what_it_did(shell):
+    def plan():
+        with NotebookBar() as bar:
+            bar(Progress(0, 0, "planning"))
+            raise KeyError
+
+    def fail():
+        with pytest.raises(KeyError):
+            plan()
+
+    assert drawn_by(fail)[-1] == ("ended while planning", '<progress value="0"></progress> ended while planning', True)
+
+
+def test_only_a_kernel_makes_a_bar(shell, monkeypatch):
+    assert isinstance(show_progress(), Lines)
+    assert count_in_notebook("measuring") is None
+    with telling(None) as shown:
+        assert shown is None
+    monkeypatch.setattr(shell, "kernel", object(), raising=False)  # what a kernel of Jupyter sets
+    with telling(print) as shown:
+        assert shown is print
+
+    def draw():
+        assert isinstance(show_progress(), NotebookBar)
+        with telling(None) as shown:
+            shown(Progress(1, 2, "enhancing"))
+        count = count_in_notebook("measuring")
+        count(1, 2)
+        count(2, 2)
+
+    words = [text for text, *_ in drawn_by(draw)]
+    assert "done: 1 of 2 frames" in words
+    assert re.fullmatch(r"done: 2 of 2 frames, \d+\.\d frames/s", words[-1])
 
 
 def test_an_ignored_ctrl_c_stays_ignored():

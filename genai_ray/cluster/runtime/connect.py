@@ -26,6 +26,7 @@ from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
 
 __all__ = [
+    "check_inside",
     "check_process",
     "connect",
     "disconnect",
@@ -44,6 +45,8 @@ _raylet: Any = untyped_raylet
 _ANY = "auto"
 """Ray's word for a cluster on this machine. Ray itself would also join one that another process started for itself, and
 that ends with it."""
+_CLIENT = "ray://"
+"""What an address of Ray Client begins with: a process of the head runs what this one calls."""
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.1
@@ -72,8 +75,8 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     """Make sure that this process is connected to Ray.
 
     Args:
-        address: A cluster's address; ``auto`` for one running on this machine; None for ``RAY_ADDRESS``, one running on
-            this machine, or one of our own.
+        address: A cluster's address, ``host:port`` or ``ray://host:port``; ``auto`` for one running on this machine;
+            None for ``RAY_ADDRESS``, one running on this machine, or one of our own.
         start: Whether a cluster may be started.
 
     Returns:
@@ -89,7 +92,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     asked = address or os.environ.get("RAY_ADDRESS")
     wanted = find_running() if not asked or asked == _ANY else asked
     if wanted and wanted != "local":
-        if not is_answering(wanted):
+        if not is_answering(wanted.removeprefix(_CLIENT)):
             raise ConfigError(
                 f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START
             )
@@ -98,7 +101,9 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
             check_token(wanted)
         try:
             with _on_loopback() if is_on_loopback_alone(wanted) else contextlib.nullcontext(), undisturbed():
-                ray.init(address=wanted, job_config=Job(), logging_level=logging.ERROR, log_to_driver=False)
+                # Ray Client makes its own job.
+                job: dict[str, Any] = {} if wanted.startswith(_CLIENT) else {"job_config": Job()}
+                ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False, **job)
         except (ConnectionError, ValueError, RuntimeError) as exc:
             raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
         _note_process()
@@ -125,6 +130,21 @@ def check_process() -> None:
     if _connected_by != os.getpid():
         got = f"this process is a fork of process {_connected_by}, which is connected to Ray"
         raise ConfigError(got, "a process that was not forked after that", "Start processes by 'spawn'.")
+
+
+def check_inside(what: str) -> None:
+    """Refuse what Ray Client cannot do: this process must be on a machine of the cluster.
+
+    Args:
+        what: What needs it.
+
+    Raises:
+        ConfigError: If this process is connected by ``ray://``.
+    """
+    client: Any = ray.util.client.ray
+    if client.is_connected():
+        do = "Run this on a machine of the cluster with RAY_ADDRESS=HEAD:6379, or send it there: ray job submit."
+        raise ConfigError(f"{what} over {_CLIENT}", "ModelCache, its sessions and enhance_videos", do)
 
 
 def disconnect() -> None:

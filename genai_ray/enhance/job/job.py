@@ -49,6 +49,7 @@ from genai_ray.enhance.segment.needs import find_requests
 from genai_ray.enhance.segment.segment import JobContext
 from genai_ray.errors import GenAIRayError, ResourceExhaustedError
 from genai_ray.files import open_folder
+from genai_ray.progress import telling
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend
 from genai_ray.video import describe_video
@@ -101,7 +102,8 @@ def enhance_videos(
         models: Model ids, aliases or paths of .onnx files, in the order in which frames pass them.
         options: Everything else; by default ONNX Runtime, FP32, and the encoder that suits the output (libx264, preset
             medium, CRF 18).
-        on_progress: Called when a stage begins, and about twice a second from a thread of the job.
+        on_progress: Called when a stage begins, and about twice a second from a thread of the job. Without it a
+            notebook shows a bar; ``show_progress()`` is one for scripts too.
 
     Returns:
         What was done, with counts and speeds. It lists videos that failed; a job of one video raises the error.
@@ -119,7 +121,8 @@ def enhance_videos(
     targets = resolve_targets(inputs, output, options)
     specs = check_models(models, options)
     options = convert_params(specs, options)
-    return _Job(targets, specs, options, on_progress, started_at).run()
+    with telling(on_progress) as shown:
+        return _Job(targets, specs, options, shown, started_at).run()
 
 
 @dataclass(slots=True)

@@ -38,6 +38,7 @@ __all__ = [
     "ValidationResult",
     "check_frames",
     "full_range",
+    "parse_bit_rate",
     "parse_bytes",
     "parse_fraction",
     "take_fields",
@@ -381,3 +382,32 @@ def parse_bytes(size: int | str, what: str = "max_memory_bytes") -> int:
     if num_bytes < 1:
         raise ConfigError(f"{what}={size}", "more than 0")
     return num_bytes
+
+
+_BIT_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
+
+
+def parse_bit_rate(rate: int | str, what: str) -> int:
+    """Read a number of bits per second that people write with a unit.
+
+    Args:
+        rate: A whole number of bits per second, or text such as ``4M`` (4 * 1000**2) or ``4000k``, in any case.
+        what: Name of the option, for the error.
+
+    Returns:
+        Bits per second, at least 1.
+
+    Raises:
+        ConfigError: If it is neither, or less than 1.
+    """
+    allowed = "bits per second as a whole number, or with a unit, such as 4M or 4000k"
+    text = "" if isinstance(rate, bool) else str(rate)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]?)\s*", text.lower(), re.ASCII)
+    if found is None:
+        raise ConfigError(f"{what}={rate}", allowed)
+    bits = Fraction(found[1]) * _BIT_UNITS[found[2]]
+    if bits.denominator != 1:
+        raise ConfigError(f"{what}={rate}", allowed)
+    if bits < 1:
+        raise ConfigError(f"{what}={rate}", "more than 0")
+    return int(bits)

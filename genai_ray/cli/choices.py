@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,9 @@ from genai_ray.types import (
     ModelTask,
 )
 
+if TYPE_CHECKING:
+    from genai_ray.catalog import JobProfile
+
 __all__ = [
     "AutoBackend",
     "AutoPrecision",
@@ -40,8 +43,11 @@ __all__ = [
     "ShownTask",
     "Task",
     "check_inputs",
+    "choose_models",
     "flag",
+    "load_profile",
     "option",
+    "parse_devices",
     "parse_pairs",
     "parse_params",
     "words",
@@ -168,6 +174,67 @@ def check_inputs(inputs: Sequence[str], *, is_any_enough: bool = False) -> None:
     missing = find_missing(inputs)
     if missing and not (is_any_enough and len(missing) < len(inputs)):
         raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")
+
+
+def choose_models(model: list[str] | None, preset: Preset | None, task: Task | None) -> list[str]:
+    """Return the models that the options name.
+
+    Args:
+        model: Words of --model.
+        preset: Word of --preset.
+        task: Word of --task.
+
+    Returns:
+        Their names, as they are given.
+
+    Raises:
+        ConfigError: If --task stands without --preset, or --model beside it.
+    """
+    from genai_ray.catalog import ModelCatalog
+
+    if preset is None:
+        if task is not None:
+            raise ConfigError("--task without --preset", do="Pass --preset fast, balanced or best, or only --model.")
+        return model or []
+    if model:
+        raise ConfigError("--model and --preset", "one of them")
+    return [ModelCatalog.default().preset(ModelTask(task or Task.UPSCALING), ModelPreset(preset))]
+
+
+def load_profile(profile: str | None) -> JobProfile:
+    """Read the profile of a job.
+
+    Args:
+        profile: Word of --profile; None for the defaults.
+
+    Returns:
+        The profile.
+
+    Raises:
+        ConfigError: If there is no such profile, or it is wrong.
+    """
+    from genai_ray.catalog import JobProfile
+
+    return JobProfile.load(profile) if profile else JobProfile(name="default")
+
+
+def parse_devices(word: str) -> int | None:
+    """Read a number of devices.
+
+    Args:
+        word: Word of --devices.
+
+    Returns:
+        The number; None for all.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if word == "all":
+        return None
+    if not word.isdecimal() or int(word) < 1:
+        raise ConfigError(f"--devices {word}", "all, or a number of 1 or more")
+    return int(word)
 
 
 def parse_params(pairs: list[str] | None, refused: str) -> dict[str, float | tuple[float, ...]]:

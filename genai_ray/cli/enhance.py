@@ -17,15 +17,17 @@ from genai_ray.cli.choices import (
     Preset,
     Task,
     check_inputs,
+    choose_models,
     flag,
+    load_profile,
     option,
+    parse_devices,
     parse_pairs,
     parse_params,
     words,
 )
 from genai_ray.cli.job import Manner, run_job
-from genai_ray.errors import ConfigError
-from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, parse_bytes
+from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
 __all__ = ["EXAMPLES", "enhance"]
 
@@ -261,7 +263,8 @@ def enhance(
         option(
             group=Group.ENCODING,
             help="h264 (libx264), hevc or h265 (libx265), av1 (libsvtav1), vp9 (libvpx-vp9), prores (prores_ks), ffv1; "
-            "png or mjpeg for frames.",
+            "png or mjpeg for frames; in hardware h264_, hevc_ or av1_ with nvenc, qsv, amf, vaapi or videotoolbox, "
+            "whose bytes may differ from run to run.",
             metavar="NAME",
             default="by suffix, else h264",
         ),
@@ -278,6 +281,22 @@ def enhance(
     crf: Annotated[
         float | None,
         option(group=Group.ENCODING, help="Constant rate factor.", metavar="X", default="the encoder's, 18 for h264"),
+    ] = None,
+    video_bitrate: Annotated[
+        str | None,
+        option(
+            group=Group.ENCODING,
+            help="Instead of --crf: bits per second of the pictures on average, such as 4M or 4000k.",
+            metavar="RATE",
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        option(
+            group=Group.ENCODING,
+            help="Instead of --crf: most bytes of the whole result, which it fills to 95 % or more: 500MB, 480MiB.",
+            metavar="SIZE",
+        ),
     ] = None,
     bit_depth: Annotated[
         int | None, option(group=Group.ENCODING, help="8 or 10.", metavar="BITS", default="as the source")
@@ -393,27 +412,21 @@ def enhance(
     ] = False,
     any_format: Annotated[
         bool,
-        flag(
-            "--any-format",
-            group=Group.ADVANCED,
-            help="Also read files that name other files and hosts, such as playlists.",
-        ),
+        flag("--any-format", group=Group.ADVANCED, help="Also read files that name others, such as playlists."),
     ] = False,
 ) -> None:
     """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
-    from genai_ray.catalog import JobProfile
     from genai_ray.enhance import EnhanceOptions, parse_background, parse_rate
     from genai_ray.video import Encoding
 
     check_inputs(inputs, is_any_enough=True)
-    models = _choose_models(model, preset, task)
-    base = JobProfile.load(profile) if profile else JobProfile(name="default")
+    models, base = choose_models(model, preset, task), load_profile(profile)
     options = EnhanceOptions(
         backend=ModelBackend(backend) if backend else base.backend,
         precision=ModelPrecision(precision) if precision else base.precision,
         min_quality_db=min_quality_db,
         device=device,
-        replicas=_parse_devices(devices),
+        replicas=parse_devices(devices),
         device_kinds=tuple(word.strip() for word in device_kind.split(",")) if device_kind else (),
         params=parse_params(param, "--param"),
         background=parse_background(background) if background is not None else None,
@@ -441,6 +454,8 @@ def enhance(
             codec=codec,
             preset=encoder_preset,
             crf=crf,
+            video_bitrate=video_bitrate,
+            max_size=max_size,
             threads=threads if threads is not None else base.threads,
             bit_depth=bit_depth,
             options=parse_pairs(encoder_option, str, "--encoder-option", "NAME=VALUE, such as tune=film"),
@@ -461,23 +476,3 @@ def enhance(
     manner = Manner(as_json=as_json, is_quiet=quiet, is_verbose=verbose, is_dry_run=dry_run)
     if run_job(inputs, output, models, options, manner) > max_failures:
         raise typer.Exit(1)
-
-
-def _choose_models(model: list[str] | None, preset: Preset | None, task: Task | None) -> list[str]:
-    from genai_ray.catalog import ModelCatalog
-
-    if preset is None:
-        if task is not None:
-            raise ConfigError("--task without --preset", do="Pass --preset fast, balanced or best, or only --model.")
-        return model or []
-    if model:
-        raise ConfigError("--model and --preset", "one of them")
-    return [ModelCatalog.default().preset(ModelTask(task or Task.UPSCALING), ModelPreset(preset))]
-
-
-def _parse_devices(word: str) -> int | None:
-    if word == "all":
-        return None
-    if not word.isdecimal() or int(word) < 1:
-        raise ConfigError(f"--devices {word}", "all, or a number of 1 or more")
-    return int(word)

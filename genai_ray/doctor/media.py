@@ -1,4 +1,7 @@
-"""Video: every encoder really encodes, what it made is decoded again, and VMAF is measured."""
+"""Video: every encoder really encodes, what it made is decoded again, and VMAF is measured.
+
+Encoders in hardware encode a frame; nothing needs them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from genai_ray.errors import GenAIRayError, VideoError
 from genai_ray.files import temporary_folder
 from genai_ray.quality import VMAF_MODELS, vmaf
 from genai_ray.types import full_range
-from genai_ray.video import Colour, Encoding, SegmentWriter, VideoInfo, VideoReader, describe_libraries
+from genai_ray.video import Colour, Encoding, SegmentWriter, VideoInfo, VideoReader, describe_libraries, list_hardware
 from genai_ray.video.codecs import CODEC_ALIASES, CODECS
 
 __all__ = ["check_media"]
@@ -56,6 +59,7 @@ def check_media() -> Iterator[Finding]:
             else:
                 working.append(name)
     yield Finding(TOPIC, "encodes, decodes", State.OK, ", ".join(working))
+    yield _check_hardware()
     yield _check_vmaf()
 
 
@@ -85,6 +89,17 @@ def _encode_and_decode(path: Path, encoder: str) -> None:
         raise VideoError(
             f"{encoder}: a grey frame comes back with an error of {largest:.0f} levels", f"at most {MOST_ERROR}"
         )
+
+
+def _check_hardware() -> Finding:
+    working, refused = list_hardware()
+    if working:
+        return Finding(TOPIC, "in hardware", State.OK, ", ".join(working))
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        by_reason.setdefault(reason, []).append(name)
+    reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
+    return Finding(TOPIC, "in hardware", State.ABSENT, f"no encoder works: {reasons or 'FFmpeg was built without any'}")
 
 
 def _check_vmaf() -> Finding:

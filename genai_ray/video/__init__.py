@@ -5,15 +5,17 @@ plan; a worker decodes its range from the original file and checks the frames ag
 
 ``container`` opens files and maps PyAV's errors; ``info`` describes a stream and builds its decoder; ``plan`` makes the
 plan, with ``packets`` (which packet is which frame), ``units`` (units of H.264 and HEVC) and ``truncation`` (is the end
-of the file there). ``decode`` gives the frames of a segment, ``deinterlace`` filters
-interlaced ones, ``colour`` converts them to RGB and back. ``encode``
-writes a segment with one of ``codecs``; ``join`` writes the result. ``tracks`` adds everything beside the pictures as
-``track_options`` ask for it: it copies, or ``sound`` encodes and ``subtitles`` converts; ``excerpt`` cuts the copies to
-a piece, and ``order`` keeps decode times ascending. ``pictures`` writes frames as files of their own. ``reader`` gives
-users the frames of a video by index or time. ``digest`` hashes decoded pictures, and names a result's record in its
-metadata.
+of the file there). ``decode`` gives the frames of a segment, ``deinterlace`` filters interlaced ones, ``colour``
+converts them to RGB and back. ``encode`` writes a segment with one of ``codecs`` or ``hardware``, which
+``encoder_checks`` tries before; ``bounded`` writes one of at most so many bytes, and ``budget`` finds how many there
+are for pictures. ``join`` writes the result. ``tracks`` adds everything beside the pictures as ``track_options`` ask
+for it: it copies, or ``sound`` encodes and ``subtitles`` converts; ``excerpt`` cuts the copies to a piece, and
+``order`` keeps decode times ascending. ``pictures`` writes frames as files of their own. ``reader`` gives users the
+frames of a video by index or time. ``digest`` hashes decoded pictures, and names a result's record in its metadata.
 """
 
+from genai_ray.video.bounded import Budget, measure_part, open_writer
+from genai_ray.video.budget import measure_least, measure_rest, weigh_segments
 from genai_ray.video.codecs import (
     IMAGE_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -33,8 +35,8 @@ from genai_ray.video.encode import (
     choose_pixel_format,
     describe_losses,
     find_side_step,
-    validate_encoding,
 )
+from genai_ray.video.encoder_checks import list_hardware, validate_encoding
 from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.pictures import (
@@ -61,6 +63,7 @@ __all__ = [
     "SOURCE_SUFFIXES",
     "SUFFIXES",
     "TABLE_SUFFIX",
+    "Budget",
     "Colour",
     "DecodedFrame",
     "Deinterlacing",
@@ -99,6 +102,11 @@ __all__ = [
     "find_side_step",
     "folder_of_pictures",
     "join_segments",
+    "list_hardware",
+    "measure_least",
+    "measure_part",
+    "measure_rest",
+    "open_writer",
     "parse_track_options",
     "plan_video",
     "predict_encoder_bytes",
@@ -108,5 +116,6 @@ __all__ = [
     "resample",
     "scale_alpha",
     "validate_encoding",
+    "weigh_segments",
     "write_pictures",
 ]

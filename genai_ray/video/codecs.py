@@ -98,13 +98,19 @@ class Codec:
     """Largest constant rate factor; None if it has none."""
     crf: float = 0.0
     """Default constant rate factor."""
+    crf_step: float = 0.0
+    """Smallest difference of two constant rate factors that changes the result; 0 if one step changes its size by so
+    much that none can be asked for (VP9: 6 to 16 %)."""
+    crf_halving: float = 0.0
+    """By about so much more, the result has half the bytes; 0 as above."""
 
-    def options(self, preset: str | None, crf: float | None) -> dict[str, str]:
+    def options(self, preset: str | None, crf: float | None, bit_rate: int | None = None) -> dict[str, str]:
         """Return FFmpeg's options of quality and speed.
 
         Args:
             preset: One of ``presets``; None for the default.
             crf: Constant rate factor; None for the default.
+            bit_rate: Bits per second, which only encoders in hardware take.
 
         Returns:
             Options by name.
@@ -125,6 +131,8 @@ CODECS = {
         preset="medium",
         max_crf=51,
         crf=18,
+        crf_step=0.1,
+        crf_halving=6,
     ),
     "libx265": Codec(
         suffixes=_MOV,
@@ -133,6 +141,8 @@ CODECS = {
         preset="medium",
         max_crf=51,
         crf=20,
+        crf_step=0.1,
+        crf_halving=6,
     ),
     "libsvtav1": Codec(
         suffixes=_WEB,
@@ -141,6 +151,8 @@ CODECS = {
         preset="8",
         max_crf=63,
         crf=24,
+        crf_step=0.25,
+        crf_halving=12,
     ),
     "libvpx-vp9": Codec(
         suffixes=_WEB,
@@ -296,7 +308,7 @@ def fixed_options(codec: str, threads: int, pix_fmt: str, size: tuple[int, int])
         return {"compression_level": "3"}
     if codec == "mjpeg":
         return dict(JPEG_OPTIONS)
-    return {"profile": "4444"} if "444" in pix_fmt else {}
+    return {"profile": "4444"} if codec == "prores_ks" and "444" in pix_fmt else {}
 
 
 LOOKAHEAD_FRAMES = 40

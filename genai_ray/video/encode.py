@@ -18,16 +18,12 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.types import take_fields
+from genai_ray.types import parse_bit_rate, parse_bytes, take_fields
 from genai_ray.video.codecs import (
     CODEC_ALIASES,
     CODECS,
     DEFAULT_CODECS,
-    IMAGE_SUFFIXES,
-    SUFFIXES,
-    TABLE_SUFFIX,
     X265_DELAY_FRAMES,
-    Codec,
     bound_options,
     fixed_options,
     hdr_options,
@@ -35,6 +31,7 @@ from genai_ray.video.codecs import (
 )
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
+from genai_ray.video.hardware import find_codec, find_device, is_hardware, name_input
 from genai_ray.video.info import YCGCO, Colour, HdrMetadata, VideoInfo
 
 # Errors only: SVT-AV1 would print its settings and the thread's priority whenever it is opened.
@@ -46,8 +43,8 @@ __all__ = [
     "add_encoder",
     "choose_pixel_format",
     "describe_losses",
+    "encoder_options",
     "find_side_step",
-    "validate_encoding",
 ]
 
 
@@ -57,11 +54,17 @@ class Encoding:
 
     codec: str | None = None
     """FFmpeg's name of the encoder, or h264, hevc, av1, vp9, prores, jpeg; None for the default of the output's
-    suffix."""
+    suffix. Of encoders in hardware the name, such as h264_nvenc: their bytes are not promised to be the same again."""
     preset: str | None = None
     """The encoder's preset (VP9: cpu-used, ProRes: profile); None for medium, 8 (AV1), 4 (VP9), hq (ProRes)."""
     crf: float | None = None
     """Constant rate factor; None for 18 (H.264), 20 (HEVC), 24 (AV1, VP9); FFV1, ProRes and pictures have none."""
+    video_bitrate: int | str | None = None
+    """Bits per second of the pictures on average over the whole result, instead of ``crf``: a number, or text such as
+    ``4M``; H.264, HEVC, AV1, and encoders in hardware. None for a constant rate factor."""
+    max_size: int | str | None = None
+    """Most bytes of the whole result, with sound and subtitles, instead of ``crf``: a number, or text such as
+    ``500MB``; it gets at least 95 % of that. H.264, HEVC and AV1. None for a constant rate factor."""
     threads: int = 1
     """Encoder threads of one segment; never automatic, because x264's bytes depend on it."""
     bit_depth: int | None = None
@@ -72,6 +75,20 @@ class Encoding:
 
     def __post_init__(self) -> None:
         take_fields(self)
+        if self.video_bitrate is not None:
+            object.__setattr__(self, "video_bitrate", parse_bit_rate(self.video_bitrate, "video_bitrate"))
+        if self.max_size is not None:
+            object.__setattr__(self, "max_size", parse_bytes(self.max_size, "max_size"))
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether each segment is encoded for a number of bytes."""
+        return self.max_size is not None or (self.video_bitrate is not None and not self.is_in_hardware)
+
+    @property
+    def is_in_hardware(self) -> bool:
+        """Whether hardware encodes: its bytes are not promised to be the same again."""
+        return is_hardware(self.encoder)
 
     @property
     def encoder(self) -> str:
@@ -81,7 +98,7 @@ class Encoding:
     @property
     def has_alpha(self) -> bool:
         """Whether the encoder stores alpha."""
-        return bool(CODECS[self.encoder].alpha_formats)
+        return bool(find_codec(self.encoder).alpha_formats)
 
     @property
     def has_hdr(self) -> bool:
@@ -105,49 +122,6 @@ class Encoding:
         return replace(self, codec=self.codec or DEFAULT_CODECS.get(suffix, "libx264"))
 
 
-def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = False) -> None:
-    """Check settings before a job starts; this opens the encoder once.
-
-    Args:
-        encoding: The settings.
-        suffix: Suffix of the output, lower case, with its dot.
-        has_alpha: Whether alpha is stored.
-
-    Raises:
-        ConfigError: If a setting or the suffix is wrong, or this build of FFmpeg has no such encoder, or the encoder
-            does not open or cannot store alpha.
-    """
-    encoding = encoding.fit(suffix)
-    known = (*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX)
-    if suffix not in known:
-        do = "" if suffix else "End the name of a folder with /."
-        raise ConfigError(f"an output ending in {suffix or 'nothing'!r}", " or ".join(known), do)
-    if encoding.encoder not in CODECS:
-        raise ConfigError(f"codec {encoding.codec!r}", ", ".join((*CODECS, *CODEC_ALIASES)))
-    codec = CODECS[encoding.encoder]
-    if encoding.encoder not in av.codecs_available:
-        raise ConfigError(
-            f"codec {encoding.codec!r}, which this build of FFmpeg lacks",
-            ", ".join(name for name in CODECS if name in av.codecs_available),
-        )
-    if suffix not in codec.suffixes:
-        raise ConfigError(f"{encoding.codec} in {suffix}", " or ".join(codec.suffixes))
-    if encoding.preset is not None and encoding.preset not in codec.presets:
-        raise ConfigError(
-            f"preset {encoding.preset!r}", ", ".join(codec.presets) or f"no preset: {encoding.codec} has none"
-        )
-    if encoding.crf is not None and (codec.max_crf is None or not 0 <= encoding.crf <= codec.max_crf):
-        raise ConfigError(
-            f"crf {encoding.crf}",
-            f"no crf: {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}",
-        )
-    if encoding.threads < 1:
-        raise ConfigError(f"encoder threads {encoding.threads}", "1 or more")
-    if has_alpha and suffix not in (codec.alpha_suffixes or codec.suffixes):
-        raise ConfigError(f"alpha with {encoding.codec} in {suffix}", " or ".join(codec.alpha_suffixes))
-    _try_encoder(encoding, choose_pixel_format(encoding, (128, 128), "yuv420p", has_alpha=has_alpha))
-
-
 def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, *, has_alpha: bool = False) -> str:
     """Choose the pixel format of the result, and check that the encoder supports it.
 
@@ -163,7 +137,7 @@ def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, 
     Raises:
         ConfigError: If the encoder has no format for the size, the depth or alpha.
     """
-    codec: Codec = CODECS[encoding.encoder]
+    codec = find_codec(encoding.encoder)
     if has_alpha and not codec.alpha_formats:
         raise ConfigError(
             f"alpha with {encoding.encoder}", ", ".join(name for name, other in CODECS.items() if other.alpha_formats)
@@ -178,7 +152,7 @@ def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, 
         )
     chosen = _choose_depth(by_sampling[sampling], encoding, av.VideoFormat(source).components[0].bits)
     known = {item.name for item in av.Codec(encoding.encoder, "w").video_formats or ()}
-    if known and chosen not in known:
+    if known and name_input(encoding.encoder, chosen) not in known and not find_device(encoding.encoder):
         raise ConfigError(
             f"{encoding.encoder} with {chosen}, which this build of it lacks", do="Choose another bit depth or codec."
         )
@@ -200,7 +174,7 @@ def find_side_step(encoding: Encoding, source: str, *, has_alpha: bool = False) 
 
 
 def _choose_sampling(encoding: Encoding, source: str, *, is_odd: bool, has_alpha: bool) -> str | None:
-    codec = CODECS[encoding.encoder]
+    codec = find_codec(encoding.encoder)
     by_sampling = codec.alpha_formats if has_alpha else codec.formats
     wanted = (_sampling_of(source),) if codec.keeps_sampling else ()
     known = (name for name in (*wanted, "420", "422", "444") if name in by_sampling)
@@ -222,8 +196,22 @@ def _choose_depth(formats: tuple[str, ...], encoding: Encoding, source_bits: int
     return depths[wanted]
 
 
-def _options(encoding: Encoding, pix_fmt: str, size: tuple[int, int], info: VideoInfo | None = None) -> dict[str, str]:
-    options = CODECS[encoding.encoder].options(encoding.preset, encoding.crf)
+def encoder_options(
+    encoding: Encoding, pix_fmt: str, size: tuple[int, int], info: VideoInfo | None = None
+) -> dict[str, str]:
+    """Return all options of an encoder.
+
+    Args:
+        encoding: The settings.
+        pix_fmt: Result of ``choose_pixel_format``.
+        size: (width, height) in pixels.
+        info: The source; None for a trial without one.
+
+    Returns:
+        Options by FFmpeg's names.
+    """
+    rate = parse_bit_rate(encoding.video_bitrate, "video_bitrate") if encoding.video_bitrate is not None else None
+    options = find_codec(encoding.encoder).options(encoding.preset, encoding.crf, rate)
     parts = [fixed_options(encoding.encoder, encoding.threads, pix_fmt, size), bound_options(encoding.encoder, size)]
     if info is not None and info.hdr is not None:
         parts.append(hdr_options(encoding.encoder, info.hdr))
@@ -233,30 +221,6 @@ def _options(encoding: Encoding, pix_fmt: str, size: tuple[int, int], info: Vide
         for name, value in part.items():
             options[name] = f"{options[name]}:{value}" if name in options and name.endswith("-params") else value
     return options
-
-
-def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
-    context: Any = av.CodecContext.create(encoding.encoder, "w")
-    context.width = 128
-    context.height = 128
-    context.pix_fmt = pix_fmt
-    context.time_base = Fraction(1, 25)
-    context.framerate = Fraction(25)
-    context.thread_count = encoding.threads
-    if encoding.encoder == "mjpeg":
-        JFIF.tag(context)
-    context.options = _options(encoding, pix_fmt, (context.width, context.height))
-    try:
-        with keep_scheduling():
-            context.open(strict=False)
-    except (av.FFmpegError, ValueError) as exc:
-        raise ConfigError(
-            f"{encoding.codec} with {pix_fmt} and {context.options}, which does not open ({exc})",
-            "settings that the encoder takes",
-        ) from exc
-    unknown = sorted(set(context.options) & set(encoding.options))
-    if unknown:
-        raise ConfigError(f"encoder option {unknown[0]!r}", f"options of {encoding.encoder} by FFmpeg's names")
 
 
 def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) -> Iterator[str]:
@@ -292,6 +256,8 @@ def describe_losses(info: VideoInfo, encoding: Encoding, size: tuple[int, int]) 
     elif colour.source_matrix is not None:
         yield f"colours of matrix {colour.source_matrix} (ITU-T H.273) were read as {colour.standard}, which differs"
     yield from (f"{words} in the video stream were left out" for words in info.unkept)
+    if encoding.is_in_hardware:
+        yield f"encoded in hardware by {encoding.encoder}: the same job may give other bytes"
     if info.hdr is not None and not encoding.has_hdr:
         yield f"HDR10's static metadata was left out: {encoding.encoder} cannot store it"
 
@@ -323,7 +289,7 @@ class SegmentWriter:
         self.turns = _turns_of(encoding, info)
         self.colour = _colour_of(encoding, info)
         self._num_frames = 0
-        pix_fmt = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
+        self._pix_fmt = choose_pixel_format(encoding, size, info.pix_fmt, has_alpha=has_alpha)
         with av_errors(path.parent, "opening a segment for writing"):
             # Each packet is written at once: the progress of a segment shows in its file, at no measurable cost.
             self._sink = av.open(
@@ -332,7 +298,7 @@ class SegmentWriter:
                 format=_choose_container(encoding, has_alpha),
                 options={"fflags": "+bitexact+flush_packets"},
             )
-            self._stream = add_encoder(self._sink, encoding, info, size, pix_fmt)
+            self._stream = add_encoder(self._sink, encoding, info, size, self._pix_fmt)
 
     def write(self, frame: npt.NDArray[Any], pts: int) -> None:
         """Encode one frame.
@@ -345,15 +311,43 @@ class SegmentWriter:
             InvalidInputError: If the frame has another size or dtype.
             VideoError: If the encoder fails.
         """
+        self.write_picture(self.convert(frame, pts))
+
+    def convert(self, frame: npt.NDArray[Any], pts: int) -> av.VideoFrame:
+        """Convert a frame for the encoder; see ``write``.
+
+        Args:
+            frame: As ``write``.
+            pts: As ``write``.
+
+        Returns:
+            The picture, with its time.
+
+        Raises:
+            InvalidInputError: If the frame has another size or dtype.
+            VideoError: If FFmpeg fails.
+        """
         shape = (self.size[1], self.size[0], 4 if self.has_alpha else 3)
         if frame.shape != shape or frame.dtype not in (np.uint8, np.uint16):
             raise InvalidInputError(f"a frame {frame.shape} {frame.dtype}", f"{shape} uint8 or uint16")
         with av_errors(self.path.parent, "encoding a segment"):
             if self.turns:
                 frame = np.ascontiguousarray(np.rot90(frame, self.turns))
-            picture = from_rgb(frame, self.colour, str(self._stream.pix_fmt))
+            picture = from_rgb(frame, self.colour, self._pix_fmt)
             picture.pts = pts
             picture.time_base = self.info.time_base
+            return picture
+
+    def write_picture(self, picture: av.VideoFrame) -> None:
+        """Encode a picture that has the encoder's format.
+
+        Args:
+            picture: From ``convert``, or one that holds the same values.
+
+        Raises:
+            VideoError: If the encoder fails.
+        """
+        with av_errors(self.path.parent, "encoding a segment"):
             with keep_scheduling() if self._num_frames == 0 else nullcontext():  # the first frame opens the encoder
                 packets = self._stream.encode(picture)
             self._sink.mux(packets)
@@ -404,10 +398,13 @@ def add_encoder(
     """
     is_turned = bool(_turns_of(encoding, info) % 2)
     stream: Any = sink.add_stream(
-        encoding.encoder, rate=info.average_rate, options=_options(encoding, pix_fmt, size, info)
+        encoding.encoder,
+        rate=info.average_rate,
+        options=encoder_options(encoding, pix_fmt, size, info),
+        hwaccel=find_device(encoding.encoder),
     )
     stream.width, stream.height = reversed(size) if is_turned else size
-    stream.pix_fmt = pix_fmt
+    stream.pix_fmt = name_input(encoding.encoder, pix_fmt)
     codec = stream.codec_context
     codec.time_base = Fraction(info.time_base)
     codec.framerate = Fraction(info.average_rate)

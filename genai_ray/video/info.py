@@ -32,6 +32,7 @@ __all__ = [
     "decode_packet",
     "describe_video",
     "is_alpha_beside",
+    "logging_at",
     "main_stream",
 ]
 
@@ -327,7 +328,7 @@ def _side_data_of(frame: av.VideoFrame) -> dict[Type, bytes]:
 def _find_chroma_location(container: InputContainer, index: int) -> str:
     """Read the chroma location, for which PyAV (18) has no field, from FFmpeg's description of the file."""
     opened: Any = container
-    with _verbose():
+    with logging_at(av.logging.VERBOSE):
         lines = opened.dumps_format().splitlines()
     line = next((line for line in lines if re.match(rf"\s*Stream #0:{index}\b", line)), "")
     words = re.search(r", \w+\(([^)]*)\)[,\s]", line.partition(" Video: ")[2])
@@ -336,12 +337,19 @@ def _find_chroma_location(container: InputContainer, index: int) -> str:
 
 
 @contextmanager
-def _verbose() -> Iterator[None]:
-    """Set the log level at which FFmpeg describes the chroma location; one thread at a time, the level is global."""
+def logging_at(level: int) -> Iterator[None]:
+    """Set the level from which FFmpeg's messages count; one thread at a time, the level is global.
+
+    Args:
+        level: One of PyAV's, such as that at which FFmpeg describes the chroma location.
+
+    Yields:
+        None.
+    """
     with _LOGGING:
         before = av.logging.get_level()
-        av.logging.set_level(av.logging.VERBOSE)
-        av.logging.set_libav_level(av.logging.VERBOSE)
+        av.logging.set_level(level)
+        av.logging.set_libav_level(level)
         try:
             yield
         finally:

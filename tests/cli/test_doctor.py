@@ -49,6 +49,9 @@ def test_what_this_machine_has_is_tried(told):
     assert "untested" in found["ONNX Runtime, CUDA"]["detail"]
     assert found["encodes, decodes"]["detail"] == "h264, hevc, av1, vp9, ffv1, prores, png, jpeg"
     assert "mpeg2video" in found["decodes too"]["detail"]
+    hardware = found["in hardware"]
+    assert hardware["state"] == ("absent" if hardware["detail"].startswith("no encoder works: ") else "ok")
+    assert "h264_" in hardware["detail"]
     assert found["VMAF"]["state"] == "ok"
     assert found["packaged"]["detail"].startswith("16 models")
     assert (found["u2net"]["state"], found["u2net"]["do"]) == ("absent", "genai-ray models pull u2net")

@@ -39,7 +39,7 @@ from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.http.bodies import on_disk, save_file
 from genai_ray.serve.web.video_jobs import VideoDesk, resume_videos
 from genai_ray.serve.web.videos import check_uri
-from genai_ray.video import encode_png16
+from genai_ray.video import Encoding, encode_png16
 from tests.processes import DEADLINE_S, descendants, is_alive, kill, title, wait_until
 from tests.serve.conftest import serve
 from tests.serve.contract import check_answer
@@ -405,6 +405,12 @@ def test_a_video_is_enhanced_as_by_hand(app, clip, tmp_path):
             48,
             "clip-websr-x2-s.mkv",
         ),
+        (
+            "max_size=60kB&codec=hevc",
+            {"encoding": Encoding(codec="hevc", max_size=60_000)},
+            24,
+            "clip-websr-x2-s.mkv",
+        ),
     ],
 )
 def test_a_piece_is_enhanced_as_by_hand(app, clip, tmp_path, query, options, frames, name):
@@ -480,6 +486,12 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
         ("model=websr-x2-s&input_height=tall", b"x", 400, "input_height='tall'"),
         ("model=websr-x2-s&deinterlace=bob", b"x", 400, "deinterlace='bob'"),
         ("model=websr-x2-s&deinterlace=off&field_order=top", b"x", 400, "field order 'top' with deinterlace 'off'"),
+        ("model=websr-x2-s&max_size=big", b"x", 400, "max_size=big; allowed: bytes as a whole number"),
+        ("model=websr-x2-s&video_bitrate=4MB", b"x", 400, "such as 4M or 4000k"),
+        ("model=websr-x2-s&crf=20&max_size=1MB", b"x", 400, "crf and max_size; allowed: one of them"),
+        ("model=websr-x2-s&crf=nan", b"x", 400, "crf nan; allowed: from 0 to 51"),
+        ("model=websr-x2-s&codec=h264_vaapi", b"x", 400, "codec 'h264_vaapi', which"),
+        ("model=websr-x2-s&codec=png", b"x", 400, "png in .mp4"),
         ("", b"x", 400, "a query without model"),
         ("model=websr-x2-s&uri=http://127.0.0.1:1/a.mp4", b"", 400, "below a prefix"),
         ("model=websr-x2-s&uri={clips}/a.mp4", b"x", 400, "a body and a uri"),

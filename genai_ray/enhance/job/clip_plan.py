@@ -18,6 +18,7 @@ from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_sh
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
 from genai_ray.enhance.job.records import describe_making
 from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
+from genai_ray.enhance.plan.budget import give_budgets
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX, ClipTarget
 from genai_ray.enhance.plan.fields import plan_fields
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
@@ -164,6 +165,7 @@ def examine_clip(
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     choose_pixel_format(options.encoding, sizes.result, plan.info.pix_fmt, has_alpha=has_alpha)
     others = check_result(timeline.result, sizes.result, options.encoding, target.suffix, has_alpha=has_alpha)
+    timeline, spent = give_budgets(timeline, sizes.result, options.encoding, target.suffix)
     requests = find_requests(plan.info, specs, options)
     seams = (describe_seams(spec, request.max_frame) for spec, request in zip(specs, requests, strict=True))
     return ClipPlan(
@@ -183,7 +185,7 @@ def examine_clip(
             (plan.info.width, plan.info.height) if sizes.given != (plan.info.width, plan.info.height) else None,
         )
         + predict_check_bytes(plan.info, sizes.scale, options.check),
-        notes=(*told, *others, *dict.fromkeys(note for note in seams if note is not None)),
+        notes=(*told, *others, *spent, *dict.fromkeys(note for note in seams if note is not None)),
     )
 
 
@@ -251,7 +253,7 @@ def find_begun(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Way | N
     precision = plan.options.precision
     counts: dict[Way, int] = {}
     for way in (*candidates(precision, is_gpu=False), *candidates(precision, is_gpu=True)):
-        keys = key_segments(plan.timeline.plan, specs, plan.options, kind, way)
+        keys = key_segments(plan.timeline.plan, specs, plan.options, kind, way, plan.timeline.budgets)
         counts[way] = len(SegmentStore(plan.target.work_dir, keys).finished()[0])
     most = max(counts, key=lambda way: counts[way])
     return most if counts[most] else None
@@ -282,7 +284,7 @@ def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str, way: Wa
             )
         way = begun
         plan = replace(plan, requests=settle_requests(plan.requests, way))
-    keys = key_segments(timeline.plan, specs, plan.options, kind, way)
+    keys = key_segments(timeline.plan, specs, plan.options, kind, way, timeline.budgets)
     if plan.target.has_record(plan.options):
         plan = replace(plan, making=describe_making(specs, plan.options, kind, plan.requests[0]))
     store = SegmentStore(plan.target.work_dir, keys, has_notes=bool(plan.making))

@@ -19,6 +19,7 @@ from genai_ray.cluster import ModelCache, disconnect, uses_gpu
 from genai_ray.enhance.job.clip_plan import plan_timeline
 from genai_ray.enhance.job.records import build_note, describe_source, expand_times, find_late
 from genai_ray.enhance.job.segment_store import hash_of_model, list_versions, node_kind
+from genai_ray.enhance.plan.budget import give_budgets
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths
 from genai_ray.enhance.plan.size import FrameSizes
 from genai_ray.enhance.plan.timeline import Timeline, check_chain
@@ -127,11 +128,13 @@ class Recomputation:
         specs = tuple(spec for spec, _ in models)
         check_chain(specs)
         options = self._options
-        validate_encoding(options.encoding, f".{self._result.path.rpartition('.')[2].lower()}")
+        suffix = f".{self._result.path.rpartition('.')[2].lower()}"
+        validate_encoding(options.encoding, suffix)
         timeline, sizes, _ = plan_timeline(self._source, specs, options)
         other = self._compare_source(timeline)
         if other:
             return Again((), (other,))
+        timeline, _ = give_budgets(timeline, sizes.result, options.encoding, suffix)
         cache = ModelCache(None, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
         is_own = cache.is_embedded
         try:
@@ -237,6 +240,8 @@ class Recomputation:
             return f"versions here: {', '.join(sorted(here - known))}; of the record: {', '.join(sorted(known - here))}"
         if job.kind != self._record["node"]:
             return "the record was made on another kind of processor or GPU"
+        if job.options.encoding.is_in_hardware:
+            return f"{job.options.encoding.encoder} encodes in hardware"
         return ""
 
 

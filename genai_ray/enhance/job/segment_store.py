@@ -75,7 +75,12 @@ _VERSIONED = ("genai-ray", "av", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
 def key_segments(
-    plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions, kind: str, way: Way | None = None
+    plan: VideoPlan,
+    specs: Sequence[ModelSpec],
+    options: EnhanceOptions,
+    kind: str,
+    way: Way | None = None,
+    budgets: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """Name every segment of a plan after all that its bytes depend on.
 
@@ -87,6 +92,7 @@ def key_segments(
         options: The job's options.
         kind: ``node_kind`` of the node that the job was started on.
         way: What computes it if the options leave that to the job; else None.
+        budgets: Most bytes of each segment; empty if segments have a constant quality.
 
     Returns:
         One hexadecimal key for each segment, 32 digits.
@@ -98,7 +104,10 @@ def key_segments(
     }
     if way is not None:
         common["way"] = str(way)
-    return tuple(_digest(common | {"segment": [segment.start, segment.stop]}) for segment in plan.segments)
+    return tuple(
+        _digest(common | {"segment": [segment.start, segment.stop]} | ({"bytes": budgets[index]} if budgets else {}))
+        for index, segment in enumerate(plan.segments)
+    )
 
 
 def key_clip(source: FileFacts | None, specs: Sequence[ModelSpec], options: EnhanceOptions) -> str:

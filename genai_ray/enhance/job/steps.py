@@ -23,6 +23,7 @@ from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker, write_m
 from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, open_clip
 from genai_ray.enhance.job.records import build_note, build_record, write_record
 from genai_ray.enhance.job.segment_store import PARTIAL_SUFFIX, hash_segment
+from genai_ray.enhance.plan.budget import describe_size
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.segment import JobContext, SegmentResult, enhance_segment
@@ -40,7 +41,7 @@ from genai_ray.files import (
 )
 from genai_ray.frames import TableWriter, build_table
 from genai_ray.tune import Way
-from genai_ray.types import CheckLevel, ModelBackend
+from genai_ray.types import CheckLevel, ModelBackend, parse_bytes
 from genai_ray.video import (
     IMAGE_SUFFIXES,
     SUFFIXES,
@@ -51,6 +52,7 @@ from genai_ray.video import (
     describe_losses,
     digest_part,
     join_segments,
+    measure_part,
     read_pictures,
     write_pictures,
 )
@@ -181,6 +183,7 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
         tell = functools.partial(_write_record, plan, told, record) if plan.making else None
         notes = write_result(timeline.result, parts, counts, output, tell)
         facts = whole.stat()
+        filled = _note_size(plan, parts, facts.st_size)
         info = timeline.plan.info
         outcome = ClipOutcome(
             source=target.source,
@@ -191,7 +194,7 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
             size_out=plan.sizes.result,
             size_made=plan.sizes.made,
             begins_s=timeline.plan.clock_s,
-            notes=tuple(dict.fromkeys((*_notes(plan, sum(counts)), *_note_made(plan, results), *notes))),
+            notes=tuple(dict.fromkeys((*_notes(plan, sum(counts)), *_note_made(plan, results), *notes, *filled))),
             seconds=seconds + time.monotonic() - started,
             segments=len(counts),
             segments_reused=len(plan.reused),
@@ -408,6 +411,17 @@ def _frames_expected(timeline: Timeline) -> int:
 def _way_of(plan: ClipPlan) -> str:
     request = plan.requests[0]
     return str(Way(request.backend, request.precision)) if plan.options.backend is ModelBackend.AUTO else ""
+
+
+def _note_size(plan: ClipPlan, parts: Sequence[Path], num_bytes: int) -> tuple[str, ...]:
+    """Compare the size of a result, or of its pictures, with the one that is asked for."""
+    encoding, budgets = plan.options.encoding, plan.timeline.budgets
+    if not budgets:
+        return ()
+    if encoding.max_size is not None:
+        return describe_size(encoding, num_bytes, parse_bytes(encoding.max_size), plan.target.output)
+    taken = sum(measure_part(part) for part in parts if part.exists())
+    return describe_size(encoding, taken, sum(budgets), plan.target.output)
 
 
 def _note_made(plan: ClipPlan, results: Mapping[int, SegmentResult]) -> Iterator[str]:

@@ -18,13 +18,14 @@ import numpy.typing as npt
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.job.clip_plan import ClipPlan
+from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.resize import add_bars, fit_frame, reduce_frames
 from genai_ray.errors import BackendUnavailableError
 from genai_ray.files import temporary_folder
 from genai_ray.session import InferenceSession, SessionLimits, count_cores
 from genai_ray.tune import time_infer
 from genai_ray.types import ModelTask, Params
-from genai_ray.video import SegmentWriter, decode_segment
+from genai_ray.video import Budget, decode_segment, open_writer
 
 __all__ = ["ClipLoad", "Trial", "limits_of", "load_of", "predict_frame_seconds", "predict_seconds", "try_chain"]
 
@@ -180,8 +181,12 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
     results = passed.frames
     with temporary_folder("trial") as folder:
         started = time.perf_counter()
-        with SegmentWriter(
-            folder / "trial.nut", info=plan.info, size=sizes.result, encoding=planned.options.encoding
+        with open_writer(
+            folder / "trial.nut",
+            info=plan.info,
+            size=sizes.result,
+            encoding=planned.options.encoding,
+            budget=_share_budget(planned.timeline, len(results)),
         ) as writer:
             for frame, pts in zip(results, plan.pts, strict=False):
                 writer.write(add_bars(fit_frame(frame, sizes), sizes), pts)
@@ -194,6 +199,13 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
         encode_s=encode_s,
         pixels=plan.info.width * plan.info.height,
     )
+
+
+def _share_budget(timeline: Timeline, count: int) -> Budget | None:
+    """Return the bytes that some frames of the first segment have; None if segments have a constant quality."""
+    if not timeline.budgets:
+        return None
+    return Budget(timeline.budgets[0] * count // max(timeline.count_frames(0), 1), count)
 
 
 def _pass_some(frames: npt.NDArray[Any], stages: Sequence[_Stage]) -> tuple[_Passed, int]:

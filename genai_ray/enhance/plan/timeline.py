@@ -105,6 +105,8 @@ class Timeline:
     """The result, cut into as many segments as the source; ``plan`` itself if no time changes."""
     adds_frames: bool = False
     """Whether frames are shown between those of the source."""
+    budgets: tuple[int, ...] = ()
+    """Most bytes of each segment of the result; empty if segments have a constant quality."""
 
     def moments(self, index: int) -> list[Moment]:
         """Return the frames of the result that belong to a segment of the source: those shown from its first frame on.

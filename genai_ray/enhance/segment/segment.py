@@ -2,11 +2,12 @@
 
 The pipeline in order: ``decode_segment`` gives frames, ``_batches`` gathers those that differ, ``_pass_chain`` sends
 each batch through the chain of sessions, ``_compose_results`` waits for results, has them checked and composes frames,
-``SegmentWriter`` encodes. If a frame fails the checks, all of this is done once more in FP32 by ONNX Runtime.
+``open_writer`` gives what encodes. If a frame fails the checks, all of this is done once more in FP32 by ONNX Runtime.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import time
@@ -40,7 +41,7 @@ from genai_ray.errors import (
 )
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend, ModelPrecision
-from genai_ray.video import DecodedFrame, SegmentWriter, decode_segment
+from genai_ray.video import Budget, DecodedFrame, decode_segment, open_writer
 
 __all__ = [
     "BATCHES_AHEAD",
@@ -267,7 +268,12 @@ def _make_segment(
     checks = SegmentChecks(plan, job.specs, options.check, sizes.given)
     info = timeline.result.info
     written = 0
-    with SegmentWriter(path, info=info, size=sizes.result, encoding=options.encoding, has_alpha=has_alpha) as writer:
+    budget = None
+    if timeline.budgets:
+        budget = Budget(timeline.budgets[index], len(moments), functools.partial(check_cancelled, job.tag))
+    with open_writer(
+        path, info=info, size=sizes.result, encoding=options.encoding, has_alpha=has_alpha, budget=budget
+    ) as writer:
         for pieces in _pass_chain(batches, chain, ahead):
             for pts, frame in _compose_results(pieces, background, has_alpha, sizes, checks):
                 writer.write(frame, pts)

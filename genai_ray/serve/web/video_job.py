@@ -18,7 +18,7 @@ from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
 from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
 from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, Params
-from genai_ray.video import check_container
+from genai_ray.video import Encoding, check_container
 
 __all__ = ["SCHEMAS", "SOURCE", "TRIES", "VideoJob", "VideoRequest", "VideoRunner", "explain_failure", "read_job"]
 
@@ -33,6 +33,8 @@ TRIES = 3
 _FINAL = ("done", "failed", "cancelled")
 _STATES = ("queued", "running", *_FINAL)
 
+
+_ENCODING_OPTIONS = ("codec", "crf", "video_bitrate", "max_size")
 
 _CLIP_OPTIONS = (
     *("params", "start", "end", "duration", "preview", "audio", "subtitles", "streams", "factor", "fps", "background"),
@@ -50,6 +52,18 @@ def take_clip_options(asked: object) -> dict[str, Any]:
         Values by name; words as they are, which ``EnhanceOptions`` reads.
     """
     return {name: getattr(asked, name) for name in _CLIP_OPTIONS}
+
+
+def take_encoding_options(asked: object) -> dict[str, Any]:
+    """Return the options of the encoder that a query, ``VideoRequest`` and ``Encoding`` have by the same names.
+
+    Args:
+        asked: A query or a ``VideoRequest``.
+
+    Returns:
+        Values by name; words as they are, which ``Encoding`` reads.
+    """
+    return {name: getattr(asked, name) for name in _ENCODING_OPTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,14 @@ class VideoRequest:
     """Which frames are deinterlaced, as in ``EnhanceOptions``."""
     field_order: str | None = None
     """The field that is shown first; None for what the video says."""
+    codec: str | None = None
+    """The encoder, as in ``Encoding``; None for the default of ``suffix``."""
+    crf: float | None = None
+    """Its constant rate factor."""
+    video_bitrate: str | None = None
+    """Bits per second of the pictures instead."""
+    max_size: str | None = None
+    """Most bytes of the result instead."""
 
     @property
     def ending(self) -> str:
@@ -245,6 +267,7 @@ class VideoRunner:
             device_kinds=request.device_kinds,
             check=CheckLevel(request.check),
             **take_clip_options(request),
+            encoding=Encoding(**take_encoding_options(request)),
             overwrite=True,  # the process may have died just after it published the result
             cache_name=request.cache_name,
         )

@@ -31,10 +31,10 @@ from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.http.bodies import hold_place, on_disk, save_file
 from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, Operation, ref
-from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest, take_clip_options
+from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest, take_clip_options, take_encoding_options
 from genai_ray.serve.web.video_jobs import VideoDesk, VideoJobs
 from genai_ray.types import ModelBackend, ModelPrecision
-from genai_ray.video import check_container
+from genai_ray.video import Encoding, check_container, validate_encoding
 
 __all__ = ["check_uri", "video_operations"]
 
@@ -99,6 +99,14 @@ class _VideoQuery(Query):
     """Which frames are deinterlaced: those that are flagged, none, every frame, or every frame into two, by field."""
     field_order: Literal["top", "bottom"] | SkipJsonSchema[None] = None
     """The field that is shown first, whatever the video says."""
+    codec: str | SkipJsonSchema[None] = None
+    """The encoder, such as hevc, av1 or h264_nvenc; by default h264, in webm vp9."""
+    crf: float | SkipJsonSchema[None] = None
+    """Its constant rate factor."""
+    video_bitrate: str | SkipJsonSchema[None] = None
+    """Bits per second of the pictures instead, on average, such as 4M."""
+    max_size: str | SkipJsonSchema[None] = None
+    """Most bytes of the whole result instead, such as 20MB; it fills 95 % or more of them."""
     format: Literal["mp4", "mkv", "mov", "webm"] = "mp4"
     """Format of the result; mp4 by default."""
     check: Literal["default", "strict", "off"] = "default"
@@ -229,6 +237,7 @@ class _Api:
                 uri=query.uri,
                 cache_name=self._engine.profile.cache,
                 **take_clip_options(query),
+                **take_encoding_options(query),
             )
             with on_disk():
                 return await self._call(VideoJobs.submit, job_id, asked)
@@ -348,11 +357,14 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         precision=ModelPrecision(precision),
         device=device,
         **take_clip_options(query),
+        encoding=Encoding(**take_encoding_options(query)),
     )
-    if options.background is not None and options.background.kind == "alpha" and query.format != "webm":
+    has_alpha = options.background is not None and options.background.kind == "alpha"
+    if has_alpha and query.codec is None and query.format != "webm":
         raise ConfigError(
             f"background 'alpha' with format={query.format}, whose encoder stores no alpha", "format=webm"
         )
+    validate_encoding(options.encoding, f".{query.format}", has_alpha=has_alpha)
     options.tracks.check(f".{query.format}")
     check_models([target.source for target in targets], options)
     check_sides(options.result_size, options.encoding.fit(f".{query.format}"))

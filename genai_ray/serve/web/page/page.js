@@ -119,7 +119,7 @@ function refresh() {
   $("cancel").hidden = running === null;
   $("format-field").hidden = isVideo();
   $("check-field").hidden = !isVideo();
-  for (const id of ["piece", "tracks", "sizes", "fields"]) $(id).hidden = file !== null && !isVideo();
+  for (const id of ["piece", "tracks", "sizes", "fields", "encoding"]) $(id).hidden = file !== null && !isVideo();
   const tasks = chain().map((model) => model.task);
   $("rate-field").hidden = !tasks.includes("interpolation");
   $("background-field").hidden = !tasks.includes("background-removal") || (file !== null && !isVideo());
@@ -219,7 +219,10 @@ async function runVideo(signal) {
   if (!$("rate-field").hidden) words.set(...$("rate").value.split("="));
   if (!$("background-field").hidden) words.set("background", $("background").value);
   words.set("check", $("check").value);
-  const typed = ["start", "end", "duration", "streams", "size", "width", "height", "scale", "fit", "input_height", "field_order"];
+  const typed = [
+    "start", "end", "duration", "streams", "size", "width", "height", "scale", "fit", "input_height",
+    "field_order", "codec", "crf", "video_bitrate", "max_size",
+  ];
   for (const name of typed) if ($(name).value.trim()) words.set(name, $(name).value.trim());
   for (const name of ["audio", "subtitles", "deinterlace"]) words.set(name, $(name).value);
   if ($("preview").checked) words.set("preview", "true");

@@ -1,0 +1,174 @@
+"""Checks of an encoder and its settings before a job starts: it is opened, and one in hardware encodes a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+from genai_ray.errors import ConfigError
+from genai_ray.video.codecs import CODEC_ALIASES, CODECS, IMAGE_SUFFIXES, SUFFIXES, TABLE_SUFFIX, keep_scheduling
+from genai_ray.video.colour import JFIF, from_rgb
+from genai_ray.video.container import explain
+from genai_ray.video.encode import Encoding, choose_pixel_format, encoder_options
+from genai_ray.video.hardware import HARDWARE_CODECS, find_codec, find_device, is_hardware, name_input
+from genai_ray.video.info import logging_at
+
+__all__ = ["list_hardware", "validate_encoding"]
+
+_RATE_OPTIONS = ("b", "crf", "qp", "cq", "global_quality", "rc", "pass", "stats", "bitrate", "tbr")
+"""Options of encoders that set a rate or a quality, also within lists such as x264-params."""
+
+_SIDE = 128
+_HARDWARE_SIDE = 256
+"""Width and height of a trial; encoders in hardware refuse smaller pictures than about 160x160."""
+
+_FAULTS = (av.FFmpegError, ValueError, NotImplementedError)
+"""What PyAV raises if an encoder does not open or encode."""
+
+
+def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = False) -> None:
+    """Check settings before a job starts; this opens the encoder once.
+
+    Args:
+        encoding: The settings.
+        suffix: Suffix of the output, lower case, with its dot.
+        has_alpha: Whether alpha is stored.
+
+    Raises:
+        ConfigError: If a setting or the suffix is wrong, or this build of FFmpeg has no such encoder, or the encoder
+            does not open or cannot store alpha.
+    """
+    encoding = encoding.fit(suffix)
+    known = (*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX)
+    if suffix not in known:
+        do = "" if suffix else "End the name of a folder with /."
+        raise ConfigError(f"an output ending in {suffix or 'nothing'!r}", " or ".join(known), do)
+    if encoding.encoder not in CODECS and not is_hardware(encoding.encoder):
+        do = f"In hardware, if the machine has it: {', '.join(HARDWARE_CODECS)}."
+        raise ConfigError(f"codec {encoding.codec!r}", ", ".join((*CODECS, *CODEC_ALIASES)), do)
+    codec = find_codec(encoding.encoder)
+    if encoding.encoder not in av.codecs_available:
+        raise ConfigError(
+            f"codec {encoding.codec!r}, which this build of FFmpeg lacks",
+            ", ".join(name for name in CODECS if name in av.codecs_available),
+        )
+    if suffix not in codec.suffixes:
+        raise ConfigError(f"{encoding.codec} in {suffix}", " or ".join(codec.suffixes))
+    if encoding.preset is not None and encoding.preset not in codec.presets:
+        raise ConfigError(
+            f"preset {encoding.preset!r}", ", ".join(codec.presets) or f"no preset: {encoding.codec} has none"
+        )
+    if encoding.crf is not None and (codec.max_crf is None or not 0 <= encoding.crf <= codec.max_crf):
+        raise ConfigError(
+            f"crf {encoding.crf}",
+            f"no crf: {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}",
+        )
+    _check_rate(encoding, suffix)
+    if encoding.threads < 1:
+        raise ConfigError(f"encoder threads {encoding.threads}", "1 or more")
+    if has_alpha and suffix not in (codec.alpha_suffixes or codec.suffixes):
+        raise ConfigError(f"alpha with {encoding.codec} in {suffix}", " or ".join(codec.alpha_suffixes))
+    _try_encoder(encoding, choose_pixel_format(encoding, (128, 128), "yuv420p", has_alpha=has_alpha))
+
+
+def _check_rate(encoding: Encoding, suffix: str) -> None:
+    """Refuse bit rates and sizes that contradict other options, or that the encoder does not take."""
+    given = {"crf": encoding.crf, "video_bitrate": encoding.video_bitrate, "max_size": encoding.max_size}
+    asked = [name for name, value in given.items() if value is not None]
+    if len(asked) > 1:
+        raise ConfigError(" and ".join(asked), "one of them")
+    if encoding.video_bitrate is None and encoding.max_size is None:
+        return
+    takers = [name for name, codec in CODECS.items() if codec.crf_halving and suffix in codec.suffixes]
+    if encoding.is_in_hardware and encoding.max_size is not None:
+        do = "Or pass --video-bitrate (video_bitrate=...): its size is not measured."
+        raise ConfigError(f"max_size with {encoding.codec}", " or ".join(takers), do)
+    if not encoding.is_in_hardware and not find_codec(encoding.encoder).crf_halving:
+        raise ConfigError(f"{asked[0]} with {encoding.codec}", " or ".join(takers) or "an output with a bit rate")
+    rivals = [name for name in _list_options(encoding) if name in _RATE_OPTIONS]
+    if rivals:
+        raise ConfigError(f"{asked[0]} and encoder option {rivals[0]!r}", "one of them")
+
+
+def _list_options(encoding: Encoding) -> Iterator[str]:
+    """Name the options that the user gave to the encoder, those within lists too."""
+    for name, value in encoding.options.items():
+        yield name
+        if name.endswith("-params"):
+            yield from (part.partition("=")[0].strip() for part in value.split(":"))
+
+
+def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:
+    """Open the encoder; one in hardware encodes a frame too, because some fail only then."""
+    try:
+        context = _encode_grey(encoding, pix_fmt) if encoding.is_in_hardware else _open(encoding, pix_fmt, _SIDE)
+    except _FAULTS as exc:
+        if encoding.is_in_hardware:
+            raise ConfigError(
+                f"codec {encoding.codec!r}, which does not work on this machine ({explain(exc)})",
+                "an encoder that it has",
+                "`genai-ray doctor` lists them; h264, hevc and av1 work on every machine.",
+            ) from exc
+        options = encoder_options(encoding, pix_fmt, (_SIDE, _SIDE))
+        raise ConfigError(
+            f"{encoding.codec} with {pix_fmt} and {options}, which does not open ({exc})",
+            "settings that the encoder takes",
+        ) from exc
+    unknown = sorted(set(context.options) & set(encoding.options))
+    if unknown:
+        raise ConfigError(f"encoder option {unknown[0]!r}", f"options of {encoding.encoder} by FFmpeg's names")
+
+
+def _open(encoding: Encoding, pix_fmt: str, side: int) -> Any:
+    context: Any = av.CodecContext.create(encoding.encoder, "w", find_device(encoding.encoder))
+    context.width = side
+    context.height = side
+    context.pix_fmt = name_input(encoding.encoder, pix_fmt)
+    context.time_base = Fraction(1, 25)
+    context.framerate = Fraction(25)
+    context.thread_count = encoding.threads
+    if encoding.encoder == "mjpeg":
+        JFIF.tag(context)
+    context.options = encoder_options(encoding, pix_fmt, (side, side))
+    with keep_scheduling():
+        context.open(strict=False)
+    return context
+
+
+def _encode_grey(encoding: Encoding, pix_fmt: str) -> Any:
+    """Encode a grey frame in hardware; if that fails, raise it with FFmpeg's first message, which has the reason."""
+    grey = from_rgb(np.full((_HARDWARE_SIDE, _HARDWARE_SIDE, 3), 128, np.uint8), JFIF, pix_fmt)
+    grey.pts, grey.time_base = 0, Fraction(1, 25)
+    with logging_at(av.logging.ERROR), av.logging.Capture() as said:
+        try:
+            context = _open(encoding, pix_fmt, _HARDWARE_SIDE)
+            if [*context.encode(grey), *context.encode(None)]:
+                return context
+        except _FAULTS as exc:
+            text = said[0][2] if said else explain(exc)
+            raise ValueError(" ".join(text.split()).rstrip(".")) from exc
+    raise ValueError("it gives no packet")
+
+
+def list_hardware() -> tuple[list[str], dict[str, str]]:
+    """Try every encoder in hardware that this build of FFmpeg has.
+
+    Returns:
+        FFmpeg's names of those that encode a frame; and why each of the others does not, by its name.
+    """
+    working = []
+    refused = {}
+    for name in HARDWARE_CODECS:
+        if name not in av.codecs_available:
+            continue
+        try:
+            _encode_grey(Encoding(codec=name), "yuv420p")
+        except ValueError as exc:
+            refused[name] = str(exc)
+        else:
+            working.append(name)
+    return working, refused

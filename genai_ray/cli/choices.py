@@ -169,9 +169,11 @@ def check_inputs(inputs: Sequence[str], *, is_any_enough: bool = False) -> None:
     Raises:
         ConfigError: If they are missing.
     """
-    from genai_ray.files import find_missing
+    from genai_ray.files import find_missing, is_numbered, list_numbered, to_place
 
-    missing = find_missing(inputs)
+    missing = [
+        name for name in find_missing(inputs) if not (is_numbered(to_place(name)) and list_numbered(to_place(name)))
+    ]
     if missing and not (is_any_enough and len(missing) < len(inputs)):
         raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")
 

@@ -31,7 +31,7 @@ from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
 __all__ = ["EXAMPLES", "enhance"]
 
-EXAMPLES = """Make it larger, remove noise, brighten, add frames, blur the background, try 5 seconds of it, a folder:
+EXAMPLES = """Make it larger, remove noise, brighten, add frames, blur the background, try 5 s, a folder, a picture:
 
 genai-ray enhance in.mp4 -o out.mp4 -m websr-x2-l
 genai-ray enhance in.mp4 -o out.mp4 -m ffdnet --param sigma=15
@@ -39,7 +39,8 @@ genai-ray enhance in.mp4 -o out.mp4 -m zero-dce
 genai-ray enhance in.mp4 -o out.mp4 -m rife --fps 60
 genai-ray enhance in.mp4 -o out.mp4 -m selfie-segmentation --background blur
 genai-ray enhance in.mp4 -o out.mp4 -m websr-x2-l --preview
-genai-ray enhance clips/ -o enhanced/ -m websr-x2-l"""
+genai-ray enhance clips/ -o enhanced/ -m websr-x2-l
+genai-ray enhance photo.jpg -o photo.png -m websr-x2-l"""
 """One command for each task, at the end of the help."""
 
 
@@ -52,7 +53,11 @@ def _print_help(context: typer.Context, wanted: bool) -> None:
 def enhance(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Videos, folders, patterns or URIs; or one manifest (.csv, .parquet).", show_default=False),
+        typer.Argument(
+            help="Videos, pictures, folders, patterns or URIs; numbered pictures (f/%05d.png); or one manifest (.csv, "
+            ".parquet).",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         str,
@@ -60,7 +65,8 @@ def enhance(
             "--output",
             "-o",
             group=Group.COMMON,
-            help="A file ending in .mp4, .mkv, .mov or .webm; a folder for several inputs. Folders are created.",
+            help="A file ending in .mp4, .mkv, .mov, .webm, .gif, .png or others; a folder for several inputs. Folders "
+            "are created.",
             metavar="PLACE",
         ),
     ],
@@ -184,7 +190,7 @@ def enhance(
         str | None,
         option(
             group=Group.TIME_AND_SIZE,
-            help="Frames per second out, instead of --factor, such as 60 or 60000/1001.",
+            help="Frames per second out, instead of --factor, such as 60 or 60000/1001; of numbered pictures, in.",
             metavar="RATE",
         ),
     ] = None,
@@ -415,7 +421,7 @@ def enhance(
         flag("--any-format", group=Group.ADVANCED, help="Also read files that name others, such as playlists."),
     ] = False,
 ) -> None:
-    """Enhance videos with a model or a chain of models; sound, subtitles, times and colours are kept."""
+    """Enhance videos or pictures with a model or a chain of models; sound, subtitles, times and colours are kept."""
     from genai_ray.enhance import EnhanceOptions, parse_background, parse_rate
     from genai_ray.video import Encoding
 

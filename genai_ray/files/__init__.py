@@ -4,10 +4,10 @@ A *place* is a string: an absolute local path, or a URI with a scheme that fsspe
 any position: blocks are fetched when they are needed. A file is written whole or not at all. This package does not know
 what the files contain. Only this package imports fsspec.
 
-``places``: names, facts and folders of files. ``transfer``: read, fetch, publish, remove. ``store``: fsspec's file
-systems and their errors. ``mirror``: local copies of remote files. ``locks`` and ``sharing``: which process has a
-place, which machines share a folder. ``local``: temporary folders and the cache folder. ``untrusted``: files that
-others name.
+``places``: names, facts and folders of files. ``numbers``: numbered files as one input. ``transfer``: read, fetch,
+publish, remove. ``store``: fsspec's file systems and their errors. ``mirror``: local copies of remote files. ``locks``
+and ``sharing``: which process has a place, which machines share a folder. ``local``: temporary folders and the cache
+folder. ``untrusted``: files that others name.
 """
 
 from genai_ray.files.local import (
@@ -24,6 +24,7 @@ from genai_ray.files.local import (
 )
 from genai_ray.files.locks import Lock, read_lock
 from genai_ray.files.mirror import mirror
+from genai_ray.files.numbers import find_source_facts, has_number, is_numbered, list_numbered
 from genai_ray.files.places import (
     FileFacts,
     expand,
@@ -61,16 +62,20 @@ __all__ = [
     "file_errors",
     "find_facts",
     "find_missing",
+    "find_source_facts",
+    "has_number",
     "home_folder",
     "identify_folder",
     "is_cache_lasting",
     "is_folder",
+    "is_numbered",
     "is_of_this_machine",
     "is_private",
     "is_remote",
     "join_place",
     "list_files",
     "list_names",
+    "list_numbered",
     "make_folder",
     "mirror",
     "name_process_space",

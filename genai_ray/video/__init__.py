@@ -10,13 +10,17 @@ converts them to RGB and back. ``encode`` writes a segment with one of ``codecs`
 ``encoder_checks`` tries before; ``bounded`` writes one of at most so many bytes, and ``budget`` finds how many there
 are for pictures. ``join`` writes the result. ``tracks`` adds everything beside the pictures as ``track_options`` ask
 for it: it copies, or ``sound`` encodes and ``subtitles`` converts; ``excerpt`` cuts the copies to a piece, and
-``order`` keeps decode times ascending. ``pictures`` writes frames as files of their own. ``reader`` gives users the
-frames of a video by index or time. ``digest`` hashes decoded pictures, and names a result's record in its metadata.
+``order`` keeps decode times ascending. ``pictures`` writes frames as files of their own. ``images`` reads and
+writes files of pictures, ``animations`` and ``animation_writer`` files of several; ``source`` plans and decodes
+whatever a job reads, and ``picture_writer`` writes results as pictures. ``reader`` gives users the frames of a video by
+index or time. ``digest`` hashes decoded pictures, and names a result's record in its metadata.
 """
 
 from genai_ray.video.bounded import Budget, measure_part, open_writer
 from genai_ray.video.budget import measure_least, measure_rest, weigh_segments
 from genai_ray.video.codecs import (
+    ANIMATION_SUFFIXES,
+    IMAGE_SOURCE_SUFFIXES,
     IMAGE_SUFFIXES,
     PICTURE_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -39,6 +43,7 @@ from genai_ray.video.encode import (
 from genai_ray.video.encoder_checks import list_hardware, validate_encoding
 from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.join import count_frames, join_segments
+from genai_ray.video.picture_writer import check_images, write_images
 from genai_ray.video.pictures import (
     decode_picture,
     decode_png16,
@@ -53,10 +58,13 @@ from genai_ray.video.pictures import (
 )
 from genai_ray.video.plan import Segment, VideoPlan, cut_segments, plan_video
 from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
+from genai_ray.video.source import decode_source, describe_source, is_picture, is_sequence, plan_source
 from genai_ray.video.track_options import TrackOptions, parse_track_options
 from genai_ray.video.tracks import check_result
 
 __all__ = [
+    "ANIMATION_SUFFIXES",
+    "IMAGE_SOURCE_SUFFIXES",
     "IMAGE_SUFFIXES",
     "LIMITED",
     "PICTURE_SUFFIXES",
@@ -80,6 +88,7 @@ __all__ = [
     "VideoReader",
     "check_container",
     "check_deinterlacing",
+    "check_images",
     "check_result",
     "choose_pixel_format",
     "compare_frames",
@@ -89,10 +98,12 @@ __all__ = [
     "decode_picture",
     "decode_png16",
     "decode_segment",
+    "decode_source",
     "decode_stored",
     "describe_leftovers",
     "describe_libraries",
     "describe_losses",
+    "describe_source",
     "describe_video",
     "digest_part",
     "digest_ranges",
@@ -101,6 +112,8 @@ __all__ = [
     "encode_png16",
     "find_side_step",
     "folder_of_pictures",
+    "is_picture",
+    "is_sequence",
     "join_segments",
     "list_hardware",
     "measure_least",
@@ -108,6 +121,7 @@ __all__ = [
     "measure_rest",
     "open_writer",
     "parse_track_options",
+    "plan_source",
     "plan_video",
     "predict_encoder_bytes",
     "read_picture",
@@ -117,5 +131,6 @@ __all__ = [
     "scale_alpha",
     "validate_encoding",
     "weigh_segments",
+    "write_images",
     "write_pictures",
 ]

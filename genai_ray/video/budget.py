@@ -15,11 +15,11 @@ from genai_ray.video.bounded import measure_part, read_sizes
 from genai_ray.video.codecs import CODECS
 from genai_ray.video.colour import resample
 from genai_ray.video.container import open_video
-from genai_ray.video.decode import decode_segment
 from genai_ray.video.encode import Encoding, SegmentWriter
 from genai_ray.video.info import main_stream
 from genai_ray.video.join import join_segments
 from genai_ray.video.plan import VideoPlan
+from genai_ray.video.source import decode_source
 
 __all__ = ["measure_least", "measure_rest", "weigh_segments"]
 
@@ -47,11 +47,13 @@ def weigh_segments(plan: VideoPlan) -> tuple[int, ...]:
         plan: The source.
 
     Returns:
-        Bytes for each segment.
+        Bytes for each segment; of pictures their numbers, which stand for bytes.
 
     Raises:
         VideoError: If the file does not open.
     """
+    if plan.pictures is not None:
+        return tuple(segment.stop - segment.start for segment in plan.segments)
     starts = [plan.decoded_pts[segment.start] for segment in plan.segments]
     weights = [0] * len(starts)
     stop = plan.decoded_pts[plan.stop] if plan.stop < len(plan.decoded_pts) else None
@@ -137,7 +139,7 @@ def _encode_sample(path: Path, source: VideoPlan, index: int, size: tuple[int, i
     """Encode the first frames of a segment; return the bytes of each packet."""
     segment = source.segments[index]
     segment = replace(segment, stop=min(segment.stop, segment.start + _SAMPLE_FRAMES))
-    frames = decode_segment(source, segment, allow_truncated=True)
+    frames = decode_source(source, segment, allow_truncated=True)
     with SegmentWriter(path, info=source.info, size=size, encoding=worst) as writer:
         for frame in islice(frames, _SAMPLE_FRAMES):
             writer.write(resample(frame.frame, size), frame.pts)

@@ -12,9 +12,11 @@ from pathlib import Path
 from genai_ray.video.info import HdrMetadata
 
 __all__ = [
+    "ANIMATION_SUFFIXES",
     "CODECS",
     "CODEC_ALIASES",
     "DEFAULT_CODECS",
+    "IMAGE_SOURCE_SUFFIXES",
     "IMAGE_SUFFIXES",
     "JPEG_OPTIONS",
     "PICTURE_SUFFIXES",
@@ -38,6 +40,12 @@ SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Files of a folder of frames."""
+
+ANIMATION_SUFFIXES = (".gif", ".webp", ".apng")
+"""Animations; a WebP file may be a picture, and a PNG file an animation."""
+
+IMAGE_SOURCE_SUFFIXES = (*IMAGE_SUFFIXES, *ANIMATION_SUFFIXES)
+"""Files that count as pictures."""
 
 SOURCE_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob"),

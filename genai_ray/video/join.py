@@ -86,7 +86,9 @@ def join_segments(
     partial = output.with_name(f".{output.name}.partial{output.suffix}")
     try:
         with ExitStack() as stack:
-            source = stack.enter_context(open_video(plan.path, any_format=plan.any_format))
+            # Pictures have no other tracks: a segment stands for a source that has none either.
+            place = plan.path if plan.pictures is None else next(p for p, n in zip(parts, counts, strict=True) if n)
+            source = stack.enter_context(open_video(place, any_format=plan.any_format))
             stack.enter_context(av_errors(plan.path, f"writing its result in {output.parent}"))
             sink = stack.enter_context(av.open(str(partial), "w", options=_options(source, output.suffix.lower())))
             kept = [_scan(part, count, plan) for part, count in zip(parts, counts, strict=True) if count]

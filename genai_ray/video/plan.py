@@ -24,7 +24,7 @@ from genai_ray.video.packets import Decoded, Kind, PacketReader, decode_times
 from genai_ray.video.track_options import TrackOptions
 from genai_ray.video.truncation import is_whole
 
-__all__ = ["Segment", "VideoPlan", "cut_segments", "plan_video"]
+__all__ = ["PictureSource", "Segment", "VideoPlan", "cut_segments", "plan_video"]
 
 END_TOLERANCE_S = 1.0
 """If a container's duration exceeds its last packet by more than this, its end is missing."""
@@ -45,6 +45,30 @@ class Segment:
     """First frame."""
     stop: int
     """One past the last frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSource:
+    """What a source of pictures has beside its frames."""
+
+    files: tuple[str, ...]
+    """The file of each picture; of an animation its one file."""
+    format: str = ""
+    """``png``, ``jpeg``, ``webp`` or ``gif``; empty for a video."""
+    icc_profile: bytes | None = None
+    """Colour profile; None without one."""
+    is_grey: bool = False
+    """Whether results are grey."""
+    is_opaque: bool = False
+    """Whether it is one picture without a transparent pixel."""
+    plays: int = 1
+    """How often an animation is played; 0 for no end."""
+    is_animation: bool = False
+    """Whether all frames are in one file."""
+    first_number: int = 1
+    """Number of the first of numbered results: of a sequence that of its first picture."""
+    losses: tuple[str, ...] = ()
+    """What was converted, dropped or assumed in reading, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +117,8 @@ class VideoPlan:
     """The plan of the stored frames, if two frames are made of each of them; else None."""
     slow_motion: int = 1
     """Of a result: how many times as long as its source it is. All times of other tracks are multiplied by it."""
+    pictures: PictureSource | None = None
+    """What a source of pictures has beside its frames; None for a video."""
 
     @property
     def first(self) -> int:

@@ -26,6 +26,7 @@ from genai_ray.video.container import explain, open_video
 from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
 from genai_ray.video.excerpt import drop_statistics
 from genai_ray.video.info import main_stream
+from genai_ray.video.picture_writer import describe_plays
 from genai_ray.video.plan import VideoPlan
 from genai_ray.video.sound import SoundEncoder, plan_sound, read_layout, read_sound
 from genai_ray.video.subtitles import STYLED_CODECS, TEXT_CODECS, TIMED_CODECS, SubtitleConverter
@@ -80,7 +81,8 @@ def check_result(
         has_alpha: Whether alpha is stored.
 
     Returns:
-        Notes on tracks that are not copied; none for frames without a container.
+        Notes on tracks that are not copied, and on what a video cannot keep of pictures; none for frames without a
+        container.
 
     Raises:
         ConfigError: If the encoder does not support the size, a track that is asked for is not there, or the container
@@ -99,6 +101,8 @@ def check_result(
             " or ".join(takers) or "smaller pictures",
             "Choose another codec.",
         )
+    if plan.pictures is not None:
+        return tuple(describe_plays(plan.pictures)) if suffix in _FORMATS else ()
     if suffix not in _FORMATS:
         if plan.tracks.streams:
             with open_video(plan.path, any_format=plan.any_format) as source:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image
 
 from genai_ray.cli import app
 from genai_ray.cli.choices import Group
@@ -102,9 +103,11 @@ def test_the_examples_run_as_they_stand(in_shared_ray, tmp_path):
     (tmp_path / "clips").mkdir()
     write(tmp_path / "clips" / "a.mp4", tracks=0, pts=[0, 1, 2])
     write(tmp_path / "in.mp4", tracks=0, pts=[0, 1, 2])
+    Image.new("RGB", (24, 16), "teal").save(tmp_path / "photo.jpg")
     for line in EXAMPLES.splitlines():
         if line.startswith("genai-ray "):
             done = run(*shlex.split(line)[1:], "-y", "-q", cwd=tmp_path, env=in_shared_ray)
             assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert (tmp_path / "out.mp4").exists()
     assert (tmp_path / "enhanced" / "a.mp4").exists()
+    assert (tmp_path / "photo.png").exists()

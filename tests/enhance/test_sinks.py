@@ -84,7 +84,7 @@ def test_pictures_are_turned_as_a_player_would(ray_session, tmp_path):
         ("full/%d.png", "not empty"),
         ("file/%d.png", "is a file"),
         ("file/frames/%d.png", "file is a file"),
-        ("frames.gif", "an output ending in '.gif'"),
+        ("frames.bmp", "an output ending in '.bmp'"),
     ],
 )
 def test_folders_that_cannot_be(tmp_path, output, words):

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.errors import VideoError
-from genai_ray.files import identify_folder, is_remote
+from genai_ray.files import find_source_facts, identify_folder, is_remote
 
 __all__ = ["AWAY", "HomeNode", "SharedFolders", "check_there", "find_shared_folders"]
 
@@ -150,7 +150,7 @@ def check_there(source: str) -> None:
     Raises:
         VideoError: If this node lacks it; names the node.
     """
-    if not is_remote(source) and not os.path.exists(source):
+    if not is_remote(source) and find_source_facts(source) is None:
         raise VideoError(
             f"{source}: no such file on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is."
         )

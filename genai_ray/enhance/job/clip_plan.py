@@ -18,20 +18,30 @@ from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_sh
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
 from genai_ray.enhance.job.records import describe_making
 from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
+from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.budget import give_budgets
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX, ClipTarget
 from genai_ray.enhance.plan.fields import plan_fields
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
 from genai_ray.enhance.plan.piece import take_piece
 from genai_ray.enhance.plan.size import FrameSizes, plan_sizes
-from genai_ray.enhance.plan.timeline import Timeline, plan_result
+from genai_ray.enhance.plan.timeline import Timeline, check_rate, has_mask, plan_result
 from genai_ray.enhance.segment.checks import predict_check_bytes
 from genai_ray.enhance.segment.needs import find_requests, predict_segment_bytes
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
-from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, list_names
+from genai_ray.files import FileFacts, file_errors, find_facts, find_source_facts, is_remote, list_names
 from genai_ray.session import describe_seams
 from genai_ray.tune import Way, candidates
-from genai_ray.video import LIMITED, check_result, choose_pixel_format, plan_video
+from genai_ray.types import ModelTask
+from genai_ray.video import (
+    LIMITED,
+    VideoPlan,
+    check_images,
+    check_result,
+    choose_pixel_format,
+    is_sequence,
+    plan_source,
+)
 
 __all__ = [
     "ClipPlan",
@@ -154,7 +164,7 @@ def examine_clip(
         VideoError: If the input is missing, is no video, or is truncated and that is not allowed.
     """
     options = _own_options(target, specs, common)
-    source = find_facts(target.source)
+    source = find_source_facts(target.source)
     key = key_clip(source, specs, options)
     if done := _find_done(target, key, recorded, options):
         return done
@@ -164,6 +174,8 @@ def examine_clip(
     plan = timeline.plan
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     choose_pixel_format(options.encoding, sizes.result, plan.info.pix_fmt, has_alpha=has_alpha)
+    if target.is_picture:
+        check_images(timeline.result, sizes.result, target.output, has_alpha=has_alpha)
     others = check_result(timeline.result, sizes.result, options.encoding, target.suffix, has_alpha=has_alpha)
     timeline, spent = give_budgets(timeline, sizes.result, options.encoding, target.suffix)
     requests = find_requests(plan.info, specs, options)
@@ -206,20 +218,26 @@ def plan_timeline(
         ConfigError: If an option does not fit this video.
         VideoError: If it is missing, is no video, or is truncated and that is not allowed.
     """
-    plan = plan_video(source, segment_frames=options.segment_frames, any_format=options.any_format)
+    is_sequenced = is_sequence(source)
+    check_rate(specs, options.factor, options.fps, has_sequence=is_sequenced)
+    plan = plan_source(source, segment_frames=options.segment_frames, any_format=options.any_format, rate=options.fps)
+    _check_moving(plan, specs, options)
     if plan.truncated and not options.allow_truncated:
         raise VideoError(
             f"{source} is truncated: {plan.truncated}",
             do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
         )
-    plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
+    made: tuple[str, ...] = ()
+    if plan.pictures is None:
+        plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
     plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
     plan = replace(plan, tracks=options.tracks)
+    fps = None if is_sequenced else options.fps
     timeline = plan_result(
         plan,
         specs,
         factor=options.factor,
-        fps=options.fps,
+        fps=fps,
         slow_motion=options.slow_motion,
         background=options.background,
     )
@@ -230,8 +248,31 @@ def plan_timeline(
     scale = math.prod(spec.scale for spec in specs)
     sizes = plan_sizes(plan.info, scale, options.result_size, options.encoding, has_alpha=has_alpha)
     info = replace(info, sample_aspect_ratio=sizes.sample_aspect_ratio)
-    timeline = replace(timeline, result=replace(timeline.result, info=info))
-    return timeline, sizes, (*made, *told, *sizes.describe(plan.info))
+    pictures = plan.pictures
+    if pictures is not None and not timeline.adds_frames:
+        pictures = replace(pictures, first_number=pictures.first_number + plan.first)
+    if pictures is not None and has_mask(specs):
+        kind = (options.background or Background()).kind
+        pictures = replace(
+            pictures, is_grey=pictures.is_grey and kind != "colour", is_opaque=pictures.is_opaque and kind != "alpha"
+        )
+    timeline = replace(timeline, result=replace(timeline.result, info=info, pictures=pictures))
+    losses = pictures.losses if pictures is not None else ()
+    return timeline, sizes, (*losses, *made, *told, *sizes.describe(plan.info))
+
+
+def _check_moving(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
+    """Refuse what asks for times of a single picture."""
+    if plan.pictures is None or len(plan.pts) > 1:
+        return
+    if options.piece is not None:
+        raise ConfigError(f"a piece of {plan.path}, which is one picture", "a video, an animation or a sequence")
+    interpolation = next((spec.model_id for spec in specs if spec.task is ModelTask.INTERPOLATION), None)
+    if interpolation is not None:
+        raise ConfigError(
+            f"{interpolation} for {plan.path}, which is one picture",
+            "a video, an animation or a sequence: it adds frames between others",
+        )
 
 
 def find_begun(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Way | None:
@@ -346,7 +387,7 @@ def find_done_clip(
     """
     try:
         options = _own_options(target, specs, common)
-        return _find_done(target, key_clip(find_facts(target.source), specs, options), recorded, options)
+        return _find_done(target, key_clip(find_source_facts(target.source), specs, options), recorded, options)
     except (GenAIRayError, OSError):  # the step that plans this video raises it again
         return None
 
@@ -354,9 +395,9 @@ def find_done_clip(
 def _own_options(target: ClipTarget, specs: Sequence[ModelSpec], common: EnhanceOptions) -> EnhanceOptions:
     """Return the options of one video."""
     options = target.options(common)
-    options = replace(options, encoding=options.encoding.fit(target.suffix))
+    options = replace(options, encoding=options.encoding.fit(target.coded_as))
     if target.changes:
-        check_chain_options(specs, options)
+        check_chain_options(specs, options, has_sequence=is_sequence(target.source))
         options = convert_params(specs, options)
     return options
 

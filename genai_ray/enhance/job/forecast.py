@@ -25,7 +25,7 @@ from genai_ray.enhance.job.trial import (
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
 from genai_ray.errors import GenAIRayError
-from genai_ray.files import find_facts
+from genai_ray.files import find_source_facts
 from genai_ray.inspection import find_model
 from genai_ray.session import count_cores, predict_bytes
 from genai_ray.types import ModelBackend
@@ -121,7 +121,7 @@ def forecast_videos(
     """
     options = options or EnhanceOptions()
     targets = resolve_targets(inputs, output, options)
-    specs = check_models(models, options)
+    specs = check_models(models, options, has_sequence=targets.has_sequence)
     options = convert_params(specs, options)
     results = Results(targets.folder) if targets.folder is not None else None
     choice = _choose_first(targets, specs, options, results) if options.backend is ModelBackend.AUTO else None
@@ -196,7 +196,7 @@ def _describe(target: ClipTarget, found: ClipPlan | ClipOutcome | GenAIRayError)
     if isinstance(found, ClipOutcome):
         return ClipForecast(target.source, target.output, "done", found.frames)
     info = found.timeline.plan.info
-    facts = find_facts(target.source)
+    facts = find_source_facts(target.source)
     return ClipForecast(
         source=target.source,
         output=target.output,

@@ -52,7 +52,7 @@ from genai_ray.files import open_folder
 from genai_ray.progress import telling
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend
-from genai_ray.video import describe_video
+from genai_ray.video import describe_source
 
 __all__ = ["enhance_videos"]
 
@@ -94,11 +94,12 @@ def enhance_videos(
     ``results.parquet``.
 
     Args:
-        inputs: Video files, folders, patterns or URIs, one or several; or one manifest, a .csv or .parquet file with
-            the column ``uri``.
+        inputs: Files of videos or pictures, folders, patterns or URIs, one or several, or numbered pictures such as
+            ``frames/%05d.png``; or one manifest, a .csv or .parquet file with the column ``uri``.
         output: For one input file a file ending in .mp4, .mkv, .mov or .webm, a pattern of frames such as
-            ``frames/%06d.png`` (or .jpg), or a .parquet file of frames; otherwise a folder, where results have the
-            names that ``options.name`` makes, and ``results.parquet`` has a row for each. Missing folders are created.
+            ``frames/%06d.png`` (or .jpg), a picture or animation (.png, .jpg, .webp, .gif, .apng), or a .parquet file
+            of frames; otherwise a folder, where results have the names that ``options.name`` makes, and
+            ``results.parquet`` has a row for each. Missing folders are created.
         models: Model ids, aliases or paths of .onnx files, in the order in which frames pass them.
         options: Everything else; by default ONNX Runtime, FP32, and the encoder that suits the output (libx264, preset
             medium, CRF 18).
@@ -119,7 +120,7 @@ def enhance_videos(
     started_at = time.time()
     options = options or EnhanceOptions()
     targets = resolve_targets(inputs, output, options)
-    specs = check_models(models, options)
+    specs = check_models(models, options, has_sequence=targets.has_sequence)
     options = convert_params(specs, options)
     with telling(on_progress) as shown:
         return _Job(targets, specs, options, shown, started_at).run()
@@ -349,7 +350,7 @@ def _first_requests(
     first = next((target for target, record in records if record is None or not record.key), None)
     if first is None:
         return ()
-    info, _ = describe_video(first.source, any_format=options.any_format)
+    info = describe_source(first.source, any_format=options.any_format)
     return find_requests(info, specs, first.options(options))
 
 

@@ -34,6 +34,7 @@ from genai_ray.files import (
     fetch,
     file_errors,
     find_facts,
+    find_source_facts,
     is_remote,
     publish,
     remove,
@@ -43,6 +44,7 @@ from genai_ray.frames import TableWriter, build_table
 from genai_ray.tune import Way
 from genai_ray.types import CheckLevel, ModelBackend, parse_bytes
 from genai_ray.video import (
+    ANIMATION_SUFFIXES,
     IMAGE_SUFFIXES,
     SUFFIXES,
     TABLE_SUFFIX,
@@ -54,6 +56,7 @@ from genai_ray.video import (
     join_segments,
     measure_part,
     read_pictures,
+    write_images,
     write_pictures,
 )
 
@@ -234,7 +237,8 @@ def write_result(
         plan: The plan of the result.
         parts: The segments' files in order; those without frames need not exist.
         counts: Frames in each of them.
-        output: A video file, a pattern such as ``frames/%06d.png``, or a .parquet file; replaced if it exists.
+        output: A video file, a picture, an animation, a pattern such as ``frames/%06d.png``, or a .parquet file;
+            replaced if it exists.
         record: As ``join_segments``; for a video file only.
 
     Returns:
@@ -245,6 +249,8 @@ def write_result(
     """
     _check_counts(plan, counts)
     suffix = output.suffix.lower()
+    if suffix in ANIMATION_SUFFIXES or (suffix in IMAGE_SUFFIXES and plan.pictures is not None):
+        return write_images(plan, parts, counts, output)
     if suffix in IMAGE_SUFFIXES:
         return write_pictures(plan, parts, counts, output)
     if suffix == TABLE_SUFFIX:
@@ -287,7 +293,7 @@ def _check_unchanged(plan: ClipPlan, before: FileFacts | None = None) -> FileFac
     Two nodes may see different times of one file, and two servers of one address different versions.
     """
     place = plan.target.source
-    now = find_facts(place)
+    now = find_source_facts(place)
     is_resized = plan.source is not None and (now is None or now.size != plan.source.size)
     is_other = before is not None and now != before and not place.startswith(("http://", "https://"))
     if is_resized or is_other:
@@ -459,6 +465,6 @@ def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:
         yield f"{moved} frames share a time with the one before them: each is shown {step_s:g} s after it"
     yield from plan.notes
     colour = source.info.colour
-    if colour.assumed:
+    if colour.assumed and not (source.pictures is not None and plan.target.is_picture):
         yield f"untagged colour: read and tagged as {colour.standard}, by its height of {source.info.height}"
     yield from describe_losses(timeline.result.info, plan.options.encoding, plan.sizes.result)

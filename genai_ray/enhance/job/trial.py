@@ -25,7 +25,7 @@ from genai_ray.files import temporary_folder
 from genai_ray.session import InferenceSession, SessionLimits, count_cores
 from genai_ray.tune import time_infer
 from genai_ray.types import ModelTask, Params
-from genai_ray.video import Budget, decode_segment, open_writer
+from genai_ray.video import Budget, decode_source, open_writer
 
 __all__ = ["ClipLoad", "Trial", "limits_of", "load_of", "predict_frame_seconds", "predict_seconds", "try_chain"]
 
@@ -171,7 +171,7 @@ def try_chain(planned: ClipPlan, specs: Sequence[ModelSpec]) -> Trial:
     startup_s = STARTUP_IMPORTS * _measure_import()
     started = time.perf_counter()
     sizes = planned.sizes
-    decoded = reduce_frames(decode_segment(plan, plan.segments[0], allow_truncated=True), sizes)
+    decoded = reduce_frames(decode_source(plan, plan.segments[0], allow_truncated=True), sizes)
     frames = np.stack([frame.frame for frame in itertools.islice(decoded, _most_frames(planned))])
     decode_s = (time.perf_counter() - started) / len(frames)
     started = time.perf_counter()

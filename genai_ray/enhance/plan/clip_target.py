@@ -18,19 +18,27 @@ from typing import Any
 
 from genai_ray.enhance.plan.background import parse_background
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths
+from genai_ray.enhance.plan.picture_target import (
+    check_picture_options,
+    is_picture_target,
+    name_preview,
+    name_suffix,
+    place_of,
+)
 from genai_ray.enhance.plan.size import check_sides
 from genai_ray.enhance.plan.timeline import parse_rate
 from genai_ray.errors import ConfigError, VideoError
-from genai_ray.files import check_writable, expand, find_facts, is_folder, is_remote, join_place, to_place
+from genai_ray.files import check_writable, expand, find_facts, has_number, is_folder, is_remote, join_place, to_place
 from genai_ray.tables import TABLE_SUFFIXES, iter_rows
 from genai_ray.types import CheckLevel
 from genai_ray.video import (
-    IMAGE_SUFFIXES,
+    IMAGE_SOURCE_SUFFIXES,
     PICTURE_SUFFIXES,
     SOURCE_SUFFIXES,
     SUFFIXES,
     TABLE_SUFFIX,
-    folder_of_pictures,
+    is_picture,
+    is_sequence,
     validate_encoding,
 )
 
@@ -107,7 +115,17 @@ class ClipTarget:
     @property
     def place(self) -> str:
         """The result that is published: a file, or a folder of frames."""
-        return _place_of(self.output)
+        return place_of(self.source, self.output)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the result is written as pictures are: its segments are PNG files, whatever its suffix."""
+        return is_picture_target(self.source, self.output)
+
+    @property
+    def coded_as(self) -> str:
+        """The suffix whose encoder makes the segments."""
+        return ".png" if self.is_picture else self.suffix
 
     @property
     def suffix(self) -> str:
@@ -202,6 +220,8 @@ class Targets:
     """Folder of the results, where ``results.parquet`` goes; None for a job of one file."""
     walk: Callable[[], Iterator[ClipTarget]]
     """Gives them in order."""
+    has_sequence: bool = False
+    """Whether one of them is a pattern of numbered pictures."""
 
     @property
     def parent(self) -> str:
@@ -219,10 +239,10 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
     """Pair every input with its output, and check both as far as possible without opening a video.
 
     Args:
-        inputs: Video files, folders, patterns or URIs; or one manifest, a .csv or .parquet file with the column
-            ``uri``.
-        output: A file for one input file; else a folder, where results have the names that ``options.name`` makes. It
-            need not exist; a name that ends in ``/`` is a folder.
+        inputs: Files of videos or pictures, folders, patterns or URIs; or one manifest, a .csv or .parquet file with
+            the column ``uri``.
+        output: A file for one input file, or numbered files for one sequence; else a folder, where results have the
+            names that ``options.name`` makes. It need not exist; a name that ends in ``/`` is a folder.
         options: The job's options.
 
     Returns:
@@ -247,14 +267,15 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
         _check_folder(result, options)
         manifest = places[0]
         walk = functools.partial(_read_manifest, manifest, result, options)
-        return Targets(_check_all(walk, options), result.rstrip("/"), walk)
+        count, has_sequence = _check_all(walk, options)
+        return Targets(count, result.rstrip("/"), walk, has_sequence)
     listed = [(place, _expand(place, result)) for place in places]
     to_folder = len(places) > 1 or listed[0][1] is not None
     if not to_folder and not result.endswith("/") and not is_folder(result):
         target = _target(0, places[0], result, options)
-        _check_all(lambda: iter([target]), options)
+        _, has_sequence = _check_all(lambda: iter([target]), options)
         _check_folder(os.path.dirname(target.place), options)
-        return Targets(1, None, lambda: iter([target]))
+        return Targets(1, None, lambda: iter([target]), has_sequence)
     if to_folder:
         _check_holds_many(result)
     _check_folder(result, options)
@@ -262,15 +283,20 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
     for place, below in listed:
         for source, folder in [(place, "")] if below is None else below:
             index = len(targets)
-            named = to_place(join_place(result, _name(source, folder, index, options)))
+            # Of several inputs, each sequence gets a folder of its own.
+            own = f"{os.path.basename(os.path.dirname(source))}/" if to_folder and is_sequence(source) else folder
+            named = to_place(join_place(result, _name(source, own, index, options)))
             targets.append(_target(index, source, named, options, folder=result))
-    _check_all(lambda: iter(targets), options)
-    return Targets(len(targets), result.rstrip("/") if to_folder else None, lambda: iter(targets))
+    count, has_sequence = _check_all(lambda: iter(targets), options)
+    return Targets(count, result.rstrip("/") if to_folder else None, lambda: iter(targets), has_sequence)
 
 
 def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
-    """List the videos of a folder or pattern, without results and segments of an earlier job that wrote below it."""
-    pairs = expand(place, SOURCE_SUFFIXES)
+    """List the videos of a folder, or its pictures if it has no video, or the files of a pattern.
+
+    Results and segments of an earlier job that wrote below it are left out.
+    """
+    pairs = expand(place, (*SOURCE_SUFFIXES, *IMAGE_SOURCE_SUFFIXES))
     if pairs is None:
         return None
     folder = output.rstrip("/") + "/"
@@ -286,15 +312,17 @@ def _expand(place: str, output: str) -> list[tuple[str, str]] | None:
         if not pair[0].startswith(folder) and not any(part.endswith(WORK_SUFFIX) for part in pair[0].split("/"))
     ]
     if not kept:
-        raise VideoError(f"{place}: no video but results of an earlier job")
-    return kept
+        raise VideoError(f"{place}: nothing but results of an earlier job")
+    if not is_folder(place):
+        return kept
+    return [pair for pair in kept if not is_picture(pair[0])] or kept
 
 
 def _target(index: int, source: str, output: str, options: EnhanceOptions, **others: Any) -> ClipTarget:
     """Name the work folder of a video; ``others`` are fields of ``ClipTarget``."""
     if others.get("changes", {}).get("preview", options.preview):
-        output = _name_preview(output)
-    place = _place_of(output)
+        output = name_preview(output)
+    place = place_of(source, output)
     work_dir = _beside(place)
     if options.work_dir is not None:  # results of several folders may have the same name
         digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
@@ -324,34 +352,17 @@ def _cut(name: str) -> str:
     return name if len(os.fsencode(name)) <= most else os.fsencode(name)[:most].decode(errors="ignore")
 
 
-def _place_of(output: str) -> str:
-    if os.path.splitext(output)[1].lower() not in IMAGE_SUFFIXES:
-        return output
-    if is_remote(output):
-        raise ConfigError(
-            f"{output}: frames as files in a store", "a folder of this machine, or one video or .parquet file"
-        )
-    return str(folder_of_pictures(Path(output)))
-
-
 def _name(source: str, folder: str, index: int, options: EnhanceOptions) -> str:
-    """Name a result after its input: in the same container if possible; a folder of frames for encoders of pictures."""
+    """Name a result after its input: with the same suffix if possible; a folder of frames for encoders of pictures."""
     stem, suffix = os.path.splitext(os.path.basename(source.partition("?")[0] if is_remote(source) else source))
     encoding = options.encoding
     if encoding.codec is not None and encoding.encoder in PICTURE_SUFFIXES:
         name = options.name.format(folder=folder, stem=stem, suffix="", index=index)
         return f"{name}/%06d{PICTURE_SUFFIXES[encoding.encoder]}"
-    suffix = suffix.lower() if suffix.lower() in SUFFIXES else SUFFIXES[0]
+    if has_number(stem + suffix) and not is_sequence(source):
+        raise ConfigError(f"{source}: a name like that of numbered files", "a name without %", "Rename it.")
+    suffix = name_suffix(source, suffix.lower(), options)
     return options.name.format(folder=folder, stem=stem, suffix=suffix, index=index)
-
-
-def _name_preview(output: str) -> str:
-    """Name a preview after its result: ``NAME.preview.mp4`` for ``NAME.mp4``; of a folder of frames the folder."""
-    stem, suffix = os.path.splitext(output)
-    if suffix.lower() not in IMAGE_SUFFIXES:
-        return f"{stem}.preview{suffix}"
-    folder, _, pattern = output.rpartition("/")
-    return f"{folder}.preview/{pattern}"
 
 
 def _check_template(template: str) -> None:
@@ -396,15 +407,17 @@ def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
         )
 
 
-def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions) -> int:
-    """Check every pair, and count them; two numbers are kept of each."""
+def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions) -> tuple[int, bool]:
+    """Check every pair, and count them; two numbers are kept of each. Also tell whether one is a sequence."""
     count = 0
+    has_sequence = False
     encodings = set()
     sources: set[int] = set()
     outputs: set[int] = set()
     for target in walk():
         count += 1
-        if not is_remote(target.output) and _is_same(target):
+        has_sequence = has_sequence or is_sequence(target.source)
+        if not is_remote(target.output) and (_is_same(target) or _holds_source(target)):
             raise ConfigError(f"output {target.output} is an input", "another file", "The input is never replaced.")
         target.check_below()
         if hash(target.output) in outputs:
@@ -416,19 +429,20 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
         outputs.add(hash(target.output))
         own = target.options(options)
         _ = own.piece  # raises
+        check_picture_options(target.source, target.output, own)
         has_alpha = own.background is not None and own.background.kind == "alpha"
-        known = (repr(own.encoding), own.tracks, target.suffix, has_alpha)
+        known = (repr(own.encoding), own.tracks, target.coded_as, has_alpha)
         if known not in encodings:
-            validate_encoding(own.encoding, target.suffix, has_alpha=has_alpha)
+            validate_encoding(own.encoding, target.coded_as, has_alpha=has_alpha)
             own.tracks.check(target.suffix)
             encodings.add(known)
-        check_sides(own.result_size, own.encoding.fit(target.suffix))
+        check_sides(own.result_size, own.encoding.fit(target.coded_as))
     if sources & outputs:
         clash = next(target.output for target in walk() if hash(target.output) in sources)
         raise ConfigError(f"output {clash} is an input", "another file", "The input is never replaced.")
     if not count:
         raise ConfigError("a manifest without rows", "at least one video")
-    return count
+    return count, has_sequence
 
 
 def _is_same(target: ClipTarget) -> bool:
@@ -439,9 +453,16 @@ def _is_same(target: ClipTarget) -> bool:
     )
 
 
+def _holds_source(target: ClipTarget) -> bool:
+    """Tell whether the input is in a folder of frames that the result would replace."""
+    if target.place == target.output or is_remote(target.source):
+        return False
+    return f"{os.path.realpath(os.path.dirname(target.source))}/".startswith(f"{os.path.realpath(target.place)}/")
+
+
 def _check_holds_many(output: str) -> None:
     """Refuse the name of a file as the output of several inputs."""
-    is_file_name = output.lower().endswith((*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX))
+    is_file_name = output.lower().endswith((*SUFFIXES, *IMAGE_SOURCE_SUFFIXES, TABLE_SUFFIX))
     if is_file_name and not is_folder(output):
         raise ConfigError(f"output {output} is one file", "several inputs need a folder", "Pass --output FOLDER/.")
 

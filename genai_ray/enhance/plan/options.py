@@ -106,7 +106,7 @@ class EnhanceOptions:
     factor: int | None = None
     """Frames of the result for one of the source, if a model of the chain adds frames; None for 2."""
     fps: Fraction | None = None
-    """Frames per second of the result instead."""
+    """Frames per second of the result instead; of a sequence of pictures, pictures per second."""
     slow_motion: int | None = None
     """How many times as long as its source the result is instead: so many frames for one, at the rate of the source.
     Sound is left out, or with ``audio="stretch"`` made as long at the same pitch."""
@@ -195,12 +195,13 @@ class EnhanceOptions:
             )
 
 
-def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...]:
+def check_models(models: Paths, options: EnhanceOptions, *, has_sequence: bool = False) -> tuple[ModelSpec, ...]:
     """Find the models of a chain and check the options against them, before anything is started.
 
     Args:
         models: Ids, aliases or paths, in the order in which frames pass them.
         options: The job's options.
+        has_sequence: Whether an input of the job is a sequence of pictures, whose rate ``fps`` is.
 
     Returns:
         Their specs in the same order.
@@ -231,7 +232,7 @@ def check_models(models: Paths, options: EnhanceOptions) -> tuple[ModelSpec, ...
     for spec in specs:
         check_tile_size(spec, options.tile_size_px)
     check_chain(specs)
-    check_chain_options(specs, options)
+    check_chain_options(specs, options, has_sequence=has_sequence)
     return specs
 
 
@@ -271,12 +272,13 @@ def describe_tasks() -> str:
     return "; ".join(f"{task}: {', '.join(ids)}" for task, ids in sorted(found.items()))
 
 
-def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
+def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions, *, has_sequence: bool = False) -> None:
     """Check options against the models of a chain.
 
     Args:
         specs: The chain.
         options: The options of the job, or of one video.
+        has_sequence: Whether an input is a sequence of pictures, whose rate ``fps`` is.
 
     Raises:
         ConfigError: If no model has a param of that name, no model uses an option, or one is out of its range.
@@ -286,7 +288,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions) -> 
     check_fields(options.deinterlace, options.field_order)
     if not 0 <= options.scene_threshold <= 1:
         raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
-    check_rate(specs, options.factor, options.fps, options.slow_motion)
+    check_rate(specs, options.factor, options.fps, options.slow_motion, has_sequence=has_sequence)
     options.tracks.check_speed(int(options.slow_motion or 1))
     if options.background is not None and not has_mask(specs):
         raise ConfigError(

@@ -184,7 +184,12 @@ def check_chain(specs: Sequence[ModelSpec]) -> None:
 
 
 def check_rate(
-    specs: Sequence[ModelSpec], factor: int | None, fps: Fraction | None, slow_motion: int | None = None
+    specs: Sequence[ModelSpec],
+    factor: int | None,
+    fps: Fraction | None,
+    slow_motion: int | None = None,
+    *,
+    has_sequence: bool = False,
 ) -> None:
     """Check the frame rate that is asked for.
 
@@ -193,6 +198,8 @@ def check_rate(
         factor: Frames of the result for one of the source; None if not asked for.
         fps: Frames per second of the result; None if not asked for.
         slow_motion: How many times as long the result is; None if not asked for.
+        has_sequence: Whether ``fps`` may be the rate of a sequence of pictures: then it needs no model, and both may be
+            given.
 
     Raises:
         ConfigError: If several are given, one is out of its range, or no model of the chain adds frames.
@@ -201,14 +208,15 @@ def check_rate(
     given = [f"{name} {value}" for name, value in asked.items() if value is not None]
     if not given:
         return
-    if len(given) > 1:
+    is_rate = has_sequence and fps is not None
+    if len(given) > 1 + is_rate:
         raise ConfigError(" and ".join(given), "one of them")
     for name, value in (("factor", factor), ("slow motion", slow_motion)):
         if value is not None and value not in range(2, MAX_FACTOR + 1):
             raise ConfigError(f"{name} {value}", f"a whole number from 2 to {MAX_FACTOR}")
     if fps is not None and not 0 < fps <= MAX_FPS:
         raise ConfigError(f"{fps} frames per second", f"above 0, up to {MAX_FPS}")
-    if not _adds_frames(specs):
+    if not _adds_frames(specs) and len(given) > is_rate:
         raise ConfigError(f"{given[0]} without a model that adds frames", "a chain with one", "Add --model rife.")
 
 

@@ -1,6 +1,6 @@
 """One segment of one video: decode, models, encode, with a bounded number of frames in flight, in one Ray task.
 
-The pipeline in order: ``decode_segment`` gives frames, ``_batches`` gathers those that differ, ``_pass_chain`` sends
+The pipeline in order: ``decode_source`` gives frames, ``_batches`` gathers those that differ, ``_pass_chain`` sends
 each batch through the chain of sessions, ``_compose_results`` waits for results, has them checked and composes frames,
 ``open_writer`` gives what encodes. If a frame fails the checks, all of this is done once more in FP32 by ONNX Runtime.
 """
@@ -41,7 +41,7 @@ from genai_ray.errors import (
 )
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend, ModelPrecision
-from genai_ray.video import Budget, DecodedFrame, decode_segment, open_writer
+from genai_ray.video import Budget, DecodedFrame, decode_source, open_writer
 
 __all__ = [
     "BATCHES_AHEAD",
@@ -139,6 +139,8 @@ class _Piece:
     """Alpha of the source at that time, (H, W, 1), of the source's size; None if the source has none."""
     origin: tuple[int, Array] | None = None
     """Index and pixels of the frame of the source that it shows; None for a frame between two of them."""
+    enlarged: PendingCall | None = None
+    """Alphas of that batch as grey frames that went through the models; None if alpha is resampled."""
 
 
 @dataclass(slots=True)
@@ -152,6 +154,8 @@ class _Batch:
     """For each frame: its alpha, and that of the next one."""
     shown: list[list[tuple[int, Fraction]]] = field(default_factory=list)
     """For each frame: pts in the result, and how far towards the next frame."""
+    enlarged: PendingCall | None = None
+    """Alphas as grey frames that went through the models; None if they are resampled."""
 
     def add(self, frame: DecodedFrame) -> None:
         self.frames.append(frame.frame)
@@ -164,6 +168,12 @@ class _Batch:
         stacked = np.stack(self.frames)
         self.frames = list(stacked)
         return stacked
+
+    def submit_alphas(self, chain: Chain[BatchInference]) -> None:
+        """Send alphas through the models as grey frames, unless each is the same everywhere."""
+        alphas = [alpha for alpha, _ in self.alphas if alpha is not None]
+        if len(alphas) == len(self.frames) and any(map(_varies, alphas)):
+            self.enlarged = _submit_through(np.repeat(np.stack(alphas), 3, axis=-1), chain.before_interpolation)
 
     def hold(self) -> None:
         """Show the last frame until the next one, with nothing between."""
@@ -248,7 +258,7 @@ def _make_segment(
         return SegmentResult(0, 0, time.time())
     stages = _open_stages(job)
     seen: list[tuple[int, int, bool]] = []
-    decoded = decode_segment(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated)
+    decoded = decode_source(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated)
     frames = reduce_frames(_watched(decoded, job.tag, seen), sizes)
     first = next(frames, None)
     started_at = time.time()
@@ -256,14 +266,16 @@ def _make_segment(
         if not options.allow_truncated:
             raise VideoError(f"{plan.path}: segment {index} has no frame that decodes")
         return SegmentResult(0, 0, started_at)
-    per_frame = -(-len(moments) // (plan.segments[index].stop - plan.segments[index].start))
+    chain = split_chain(job.specs, stages)
+    has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
+    # Alpha of pictures goes through models that enlarge, as in requests for a picture; that of videos is resampled.
+    enlarges_alpha = has_alpha and plan.pictures is not None and sizes.scale > 1 and chain.interpolation is None
+    per_frame = -(-len(moments) // (plan.segments[index].stop - plan.segments[index].start)) * (1 + enlarges_alpha)
     result_bytes = sizes.made[0] * sizes.made[1] * 3 * first.frame.itemsize * per_frame
     batch_size = max(1, min(options.batch_size, MAX_BATCH_BYTES // result_bytes))
-    chain = split_chain(job.specs, stages)
     threshold = options.scene_threshold if chain.interpolation is not None else None
     batches = _batches(itertools.chain([first], frames), moments, batch_size, threshold)
     ahead = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // (batch_size * result_bytes))
-    has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     background = options.background or Background()
     checks = SegmentChecks(plan, job.specs, options.check, sizes.given)
     info = timeline.result.info
@@ -274,7 +286,7 @@ def _make_segment(
     with open_writer(
         path, info=info, size=sizes.result, encoding=options.encoding, has_alpha=has_alpha, budget=budget
     ) as writer:
-        for pieces in _pass_chain(batches, chain, ahead):
+        for pieces in _pass_chain(batches, chain, ahead, enlarges_alpha=enlarges_alpha):
             for pts, frame in _compose_results(pieces, background, has_alpha, sizes, checks):
                 writer.write(frame, pts)
                 written += 1
@@ -360,7 +372,7 @@ def _is_equal(a: DecodedFrame, b: DecodedFrame) -> bool:
 
 
 def _pass_chain(
-    batches: Iterator[_Batch], chain: Chain[BatchInference], ahead: int
+    batches: Iterator[_Batch], chain: Chain[BatchInference], ahead: int, *, enlarges_alpha: bool
 ) -> Iterator[list[tuple[int, _Piece]]]:
     """Send batches through a chain, ``ahead`` of them before waiting for one; give pts and place of each frame."""
     waiting: deque[list[tuple[int, _Piece]]] = deque()
@@ -368,6 +380,8 @@ def _pass_chain(
     # Only pairs need to know what follows; for others it would be one more batch in flight.
     entries = _with_next(sent) if chain.interpolation is not None else ((entry, None) for entry in sent)
     for (batch, passed), following in entries:
+        if enlarges_alpha:
+            batch.submit_alphas(chain)
         waiting.append(_place(batch, passed, following, chain))
         if len(waiting) > ahead:
             yield waiting.popleft()
@@ -416,8 +430,13 @@ def _place(
             for at in range(start, stop):
                 alpha = _blend(batch.alphas[at], step)
                 origin = None if step else (batch.indices[at], batch.frames[at])
-                places[at, step] = _Piece(result, masks.get(id(result)), at - offset, alpha, origin)
+                enlarged = batch.enlarged if alpha is not None and _varies(alpha) else None
+                places[at, step] = _Piece(result, masks.get(id(result)), at - offset, alpha, origin, enlarged)
     return [(pts, places[position, step]) for position, shown in enumerate(batch.shown) for pts, step in shown]
+
+
+def _varies(alpha: Array) -> bool:
+    return bool((alpha != alpha.flat[0]).any())
 
 
 def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -457,7 +476,9 @@ def _compose_results(
     pieces: list[tuple[int, _Piece]], background: Background, has_alpha: bool, sizes: FrameSizes, checks: SegmentChecks
 ) -> Iterator[tuple[int, Array]]:
     """Wait for the results of a batch and have them checked; give each frame with its size, background and alpha."""
-    calls = {id(call): call for _, piece in pieces for call in (piece.frames, piece.mask) if call is not None}
+    calls = {
+        id(call): call for _, piece in pieces for call in (piece.frames, piece.mask, piece.enlarged) if call is not None
+    }
     results = {key: call.result() if isinstance(call, PendingCall) else call for key, call in calls.items()}
     for piece, shown in Counter(piece for _, piece in pieces).items():
         if piece.origin is not None:
@@ -465,6 +486,9 @@ def _compose_results(
     for pts, piece in pieces:
         frame = fit_frame(results[id(piece.frames)][piece.position], sizes)
         alpha = fit_alpha(piece.alpha, sizes) if piece.alpha is not None and has_alpha else None
+        if piece.enlarged is not None:
+            grey = results[id(piece.enlarged)][piece.position]
+            alpha = fit_frame(np.rint(grey.mean(axis=2, keepdims=True, dtype=np.float64)).astype(grey.dtype), sizes)
         if piece.mask is not None:
             mask = fit_frame(results[id(piece.mask)][piece.position], sizes)
             frame = compose(frame, mask, background)

@@ -28,7 +28,8 @@ from genai_ray.serve.http.bodies import hold_place, read_file
 from genai_ray.serve.http.errors import without_folders
 from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, NAME, TEXT, Operation, Schema, list_of, map_of, record, ref
-from genai_ray.serve.web.images import (
+from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, full_range
+from genai_ray.video.images import (
     FORMATS,
     Picture,
     PictureSize,
@@ -37,7 +38,6 @@ from genai_ray.serve.web.images import (
     encode_picture,
     measure_picture,
 )
-from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, full_range
 
 __all__ = ["SCHEMAS", "apply_output", "picture_operations", "to_frames"]
 

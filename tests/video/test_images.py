@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.serve.web.images import (
+from genai_ray.video import decode_png16, encode_png16
+from genai_ray.video.images import (
     Picture,
     PictureSize,
     check_encoding,
@@ -20,7 +21,6 @@ from genai_ray.serve.web.images import (
     encode_picture,
     measure_picture,
 )
-from genai_ray.video import decode_png16, encode_png16
 
 LIMIT = 10_000
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""PNG, JPEG and WebP files to pixels and back; the only importer of Pillow.
+"""PNG, JPEG and WebP files to pixels and back.
 
 Kept: orientation (turned upright), alpha, 16 bits of a PNG, greyness, the colour profile. Dropped: other metadata.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +20,20 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from genai_ray.errors import InvalidInputError
 from genai_ray.types import full_range
-from genai_ray.video import decode_png16, encode_png16
+from genai_ray.video.pictures import decode_png16, encode_png16
 
-__all__ = ["FORMATS", "Picture", "PictureSize", "check_encoding", "decode_picture", "encode_picture", "measure_picture"]
+__all__ = [
+    "FORMATS",
+    "Picture",
+    "PictureFacts",
+    "PictureSize",
+    "check_encoding",
+    "decode_picture",
+    "describe_picture",
+    "encode_picture",
+    "measure_picture",
+    "open_image",
+]
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +46,12 @@ DEFAULT_QUALITY = 92
 _MAX_SIDE_PX = {"png": 2**31 - 1, "jpeg": 65500, "webp": 16383}
 _READ = ("PNG", "JPEG", "WEBP")
 _ORIENTATION = 0x0112
+_FIRST_SIDEWAYS = 5
+"""EXIF orientations from this one on exchange the sides."""
+_GREY_MODES = ("1", "L", "LA", "I;16")
 _PNG_DEPTH_AT = 24
+_PNG_COLOUR_AT = 25
+_PNG_GREYS = (0, 4)
 _DEEP_BITS = 16
 _GREY_PEAKS = {2: 3, 4: 15}
 """Largest values of grey PNGs of 2 and 4 bits. Pillow scales pixels to 8 bits, but not the transparent value."""
@@ -84,6 +101,58 @@ class PictureSize:
     """Most bytes of the model's input for it, alpha included."""
 
 
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What ``decode_picture`` gives, known from the header."""
+
+    width: int
+    """In pixels, upright."""
+    height: int
+    """In pixels, upright."""
+    format: str
+    """A key of ``FORMATS``."""
+    bit_depth: int
+    """8 or 16."""
+    has_alpha: bool
+    """Whether it has alpha."""
+    is_grey: bool
+    """Whether it is grey."""
+    icc_profile: bytes | None
+    """Colour profile that fits its pixels; None without one."""
+    losses: tuple[str, ...]
+    """What is converted or dropped, a sentence each."""
+
+
+def describe_picture(body: bytes, *, max_pixels: int) -> PictureFacts:
+    """Read the facts of a picture without decoding it.
+
+    Args:
+        body: The whole file.
+        max_pixels: Most pixels that it may have.
+
+    Returns:
+        The facts.
+
+    Raises:
+        InvalidInputError: As ``measure_picture``.
+    """
+    with _opened(body, max_pixels) as image:
+        is_deep = _is_deep(image, body)
+        profile = image.info.get("icc_profile")
+        is_cmyk = image.mode == "CMYK"
+        width, height = reversed(image.size) if _orientation(image) >= _FIRST_SIDEWAYS else image.size
+        return PictureFacts(
+            width,
+            height,
+            _format_of(image),
+            _DEEP_BITS if is_deep else 8,
+            bool(image.has_transparency_data),
+            body[_PNG_COLOUR_AT] in _PNG_GREYS if is_deep else image.mode in _GREY_MODES,
+            None if is_cmyk else profile,
+            tuple(_describe_losses(image, has_profile=profile is not None)),
+        )
+
+
 def measure_picture(body: bytes, *, max_pixels: int) -> PictureSize:
     """Read the size of a picture without decoding it.
 
@@ -118,7 +187,7 @@ def decode_picture(body: bytes, *, max_pixels: int) -> Picture:
     with _opened(body, max_pixels) as image:
         orientation = _orientation(image)
         profile = image.info.get("icc_profile")
-        name = "jpeg" if image.format == "MPO" else str(image.format).lower()
+        name = _format_of(image)
         if _is_deep(image, body):
             pixels: Array = decode_png16(body, max_pixels)
         else:
@@ -154,15 +223,15 @@ def check_encoding(picture: Picture, size: tuple[int, int], format_name: str, qu
         raise InvalidInputError(
             f"a result of {size[0]}x{size[1]} as {format_name}",
             f"{_MAX_SIDE_PX[format_name]} pixels a side",
-            "Ask for format=png.",
+            "Ask for png.",
         )
     if picture.alpha is not None and format_name == "jpeg":
-        raise InvalidInputError("a picture with alpha as jpeg, which has none", "png or webp", "Ask for format=png.")
+        raise InvalidInputError("a picture with alpha as jpeg, which has none", "png or webp", "Ask for png.")
     if picture.is_grey and format_name == "webp" and _space(picture.icc_profile) == b"GRAY":
         raise InvalidInputError(
             "a grey picture with a grey colour profile as webp, which is always RGB",
             "png or jpeg",
-            "Ask for format=png.",
+            "Ask for png.",
         )
 
 
@@ -208,21 +277,31 @@ def encode_picture(picture: Picture, format_name: str, quality: int | None = Non
 
 
 @contextlib.contextmanager
-def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a picture, reading only its header. Errors of Pillow within the context become ours."""
+def open_image(body: bytes, *, max_pixels: int, formats: tuple[str, ...] = _READ) -> Iterator[Image.Image]:
+    """Open a picture or an animation, reading only its header. Errors of Pillow within the context become ours.
+
+    Args:
+        body: The whole file.
+        max_pixels: Most pixels that a picture may have.
+        formats: Pillow's names of the formats that are read.
+
+    Yields:
+        The open picture.
+
+    Raises:
+        InvalidInputError: If the file is empty, no picture of these formats or damaged, or has more pixels.
+    """
     if not body:
         raise InvalidInputError("an empty body", _WHAT)
     try:
-        with Image.open(io.BytesIO(body), formats=_READ) as image:
+        with contextlib.ExitStack() as stack:
+            if max_pixels > (Image.MAX_IMAGE_PIXELS or 0):  # Pillow warns of what is allowed here
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = stack.enter_context(Image.open(io.BytesIO(body), formats=formats))
             width, height = image.size
             if width * height > max_pixels:
                 raise InvalidInputError(f"a picture of {width}x{height}", f"{max_pixels} pixels", "Send a smaller one.")
-            if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
-                raise InvalidInputError(
-                    f"an animation of {count} pictures",
-                    "one picture",
-                    "Send its pictures one by one, or a video to /v1/videos.",
-                )
             yield image
     except UnidentifiedImageError as exc:
         raise InvalidInputError(f"{len(body)} bytes that are no picture", _WHAT) from exc
@@ -234,6 +313,33 @@ def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except _BROKEN as exc:
         raise InvalidInputError(f"a damaged picture ({exc})", _WHAT) from exc
+
+
+@contextlib.contextmanager
+def _opened(body: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture that is no animation."""
+    with open_image(body, max_pixels=max_pixels) as image:
+        if image.format != "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
+            raise InvalidInputError(
+                f"an animation of {count} pictures",
+                "one picture",
+                "Send its pictures one by one, or a video to /v1/videos.",
+            )
+        yield image
+
+
+def _format_of(image: Image.Image) -> str:
+    return "jpeg" if image.format == "MPO" else str(image.format).lower()
+
+
+def _describe_losses(image: Image.Image, *, has_profile: bool) -> Iterator[str]:
+    if image.mode == "CMYK":
+        yield f"CMYK was converted to RGB, {'to sRGB by its colour profile' if has_profile else 'without a profile'}"
+    if image.format == "MPO" and (count := getattr(image, "n_frames", 1)) > 1:
+        yield f"the first of {count} pictures in the file was taken"
+    with contextlib.suppress(*_BROKEN):  # damaged EXIF
+        if set(image.getexif()) - {_ORIENTATION}:
+            yield "EXIF data other than the orientation were left out"
 
 
 def _is_deep(image: Image.Image, body: bytes) -> bool:
@@ -255,7 +361,7 @@ def _plain(image: Image.Image, profile: bytes | None) -> tuple[Array, bytes | No
                 ) from exc
             return np.asarray(turned), None
         return np.asarray(image.convert("RGB")), None
-    is_grey = image.mode in ("1", "L", "LA", "I;16")
+    is_grey = image.mode in _GREY_MODES
     mode = ("LA" if is_grey else "RGBA") if image.has_transparency_data else ("L" if is_grey else "RGB")
     pixels = np.asarray(image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], -1), profile

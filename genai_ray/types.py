@@ -35,7 +35,6 @@ __all__ = [
     "ModelTask",
     "Params",
     "PictureFormat",
-    "SceneDetector",
     "ValidationResult",
     "check_frames",
     "full_range",
@@ -125,13 +124,15 @@ class Deinterlace(StrEnum):
 
     ``auto``: frames that are flagged as interlaced become progressive, one for one; others stay as they are. ``off``:
     all stay as they are. ``frame``: every frame becomes progressive, whatever its flag. ``field``: every frame becomes
-    two, one of the time of each field.
+    two, one of the time of each field. ``ivtc``: film that was made into interlaced video gets its own frames back,
+    four of five.
     """
 
     AUTO = "auto"
     OFF = "off"
     FRAME = "frame"
     FIELD = "field"
+    IVTC = "ivtc"
 
 
 class FieldOrder(StrEnum):
@@ -154,26 +155,9 @@ class Fit(StrEnum):
     STRETCH = "stretch"
 
 
-class SceneDetector(StrEnum):
-    """How ``enhance`` finds cuts, across which no frame is added.
-
-    ``transnetv2``: by the network of this name, which finds fades and dissolves too. ``threshold``: where neighbouring
-    frames are less similar than a threshold. ``auto``: by the network if it takes less than a tenth of the time in
-    which frames are added.
-    """
-
-    AUTO = "auto"
-    TRANSNETV2 = "transnetv2"
-    THRESHOLD = "threshold"
-
-
 _Word = TypeVar("_Word", bound=StrEnum)
 _WORDS: dict[str, type[StrEnum]] = {
-    kind.__name__: kind
-    for kind in (
-        *(CheckLevel, Deinterlace, FieldOrder, Fit, ModelBackend, ModelPrecision, ModelTask),
-        SceneDetector,
-    )
+    kind.__name__: kind for kind in (CheckLevel, Deinterlace, FieldOrder, Fit, ModelBackend, ModelPrecision, ModelTask)
 }
 _PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "True or False"),

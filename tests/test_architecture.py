@@ -25,7 +25,6 @@ LEVELS = {
     "notebook": 4,
     "session": 5,
     "cluster": 6,
-    "scenes": 6,
     "tune": 6,
     "batch": 7,
     "datasets": 7,

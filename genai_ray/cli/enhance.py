@@ -27,7 +27,7 @@ from genai_ray.cli.choices import (
     words,
 )
 from genai_ray.cli.job import Manner, run_job
-from genai_ray.types import ModelBackend, ModelPrecision, SceneDetector, parse_bytes
+from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
 __all__ = ["EXAMPLES", "enhance"]
 
@@ -163,7 +163,7 @@ def enhance(
         option(
             group=Group.TIME_AND_SIZE,
             help=f"Interlaced frames: {words(Deinterlace)}. auto makes one frame of each that is flagged, field two of "
-            "every frame.",
+            "every frame, ivtc four of five, of film.",
             metavar="NAME",
             default="auto",
         ),
@@ -202,24 +202,15 @@ def enhance(
             metavar="N",
         ),
     ] = None,
-    scene_detector: Annotated[
-        SceneDetector,
-        option(
-            group=Group.TIME_AND_SIZE,
-            help=f"Finds cuts, across which no frame is added: {words(SceneDetector)}.",
-            metavar="NAME",
-            default="auto",
-        ),
-    ] = SceneDetector.AUTO,
     scene_threshold: Annotated[
-        float | None,
+        float,
         option(
             group=Group.TIME_AND_SIZE,
             help="A scene is cut between frames less similar than this; 0 for never.",
             metavar="X",
-            default="0.3, or as --scene-detector finds",
+            default="0.3",
         ),
-    ] = None,
+    ] = 0.3,
     tile_size: Annotated[
         int | None,
         option(
@@ -431,7 +422,8 @@ def enhance(
     ] = False,
 ) -> None:
     """Enhance videos or pictures with a model or a chain of models; sound, subtitles, times and colours are kept."""
-    from genai_ray.enhance import Encoding, EnhanceOptions, parse_background, parse_rate
+    from genai_ray.enhance import EnhanceOptions, parse_background, parse_rate
+    from genai_ray.video import Encoding
 
     check_inputs(inputs, is_any_enough=True)
     models, base = choose_models(model, preset, task), load_profile(profile)
@@ -463,7 +455,6 @@ def enhance(
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,
         slow_motion=slow_motion,
-        scene_detector=scene_detector,
         scene_threshold=scene_threshold,
         encoding=Encoding(
             codec=codec,

@@ -5,8 +5,8 @@ plan; a worker decodes its range from the original file and checks the frames ag
 
 ``container`` opens files and maps PyAV's errors; ``info`` describes a stream and builds its decoder; ``plan`` makes the
 plan, with ``packets`` (which packet is which frame), ``units`` (units of H.264 and HEVC) and ``truncation`` (is the end
-of the file there). ``decode`` gives the frames of a segment, ``deinterlace`` filters interlaced ones, ``colour``
-converts them to RGB and back. ``encode`` writes a segment with one of ``codecs`` or ``hardware``, which
+of the file there). ``decode`` gives the frames of a segment, ``deinterlace`` and ``telecine`` filter interlaced ones,
+``colour`` converts them to RGB and back. ``encode`` writes a segment with one of ``codecs`` or ``hardware``, which
 ``encoder_checks`` tries before; ``bounded`` writes one of at most so many bytes, and ``budget`` finds how many there
 are for pictures. ``join`` writes the result. ``tracks`` adds everything beside the pictures as ``track_options`` ask
 for it: it copies, or ``sound`` encodes and ``subtitles`` converts; ``excerpt`` cuts the copies to a piece, and
@@ -29,9 +29,9 @@ from genai_ray.video.codecs import (
     predict_encoder_bytes,
 )
 from genai_ray.video.colour import resample, scale_alpha
-from genai_ray.video.container import check_container, describe_libraries, read_timecode
+from genai_ray.video.container import check_container, describe_libraries
 from genai_ray.video.decode import DecodedFrame, StoredFrame, decode_frames, decode_segment, decode_stored
-from genai_ray.video.deinterlace import Deinterlacing, check_deinterlacing
+from genai_ray.video.deinterlace import CYCLE, KEPT, Deinterlacing
 from genai_ray.video.digest import compare_frames, digest_part, digest_ranges, read_record_name
 from genai_ray.video.encode import (
     Encoding,
@@ -58,14 +58,17 @@ from genai_ray.video.pictures import (
 )
 from genai_ray.video.plan import Segment, VideoPlan, cut_segments, plan_video
 from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
-from genai_ray.video.source import decode_small, decode_source, describe_source, is_picture, is_sequence, plan_source
+from genai_ray.video.source import decode_source, describe_source, is_picture, is_sequence, plan_source
+from genai_ray.video.telecine import check_deinterlacing
 from genai_ray.video.track_options import TrackOptions, parse_track_options
 from genai_ray.video.tracks import check_result
 
 __all__ = [
     "ANIMATION_SUFFIXES",
+    "CYCLE",
     "IMAGE_SOURCE_SUFFIXES",
     "IMAGE_SUFFIXES",
+    "KEPT",
     "LIMITED",
     "PICTURE_SUFFIXES",
     "SOURCE_SUFFIXES",
@@ -98,7 +101,6 @@ __all__ = [
     "decode_picture",
     "decode_png16",
     "decode_segment",
-    "decode_small",
     "decode_source",
     "decode_stored",
     "describe_leftovers",
@@ -128,7 +130,6 @@ __all__ = [
     "read_picture",
     "read_pictures",
     "read_record_name",
-    "read_timecode",
     "resample",
     "scale_alpha",
     "validate_encoding",

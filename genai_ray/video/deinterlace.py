@@ -10,18 +10,34 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, TypeAlias, cast
 
 import av
-from av.filter import Graph
+from av.filter import Graph, filters_available
 
 from genai_ray.errors import VideoError
-from genai_ray.types import FieldOrder
+from genai_ray.types import Deinterlace, FieldOrder
 
-__all__ = ["Deinterlacing", "check_deinterlacing", "deinterlace"]
+__all__ = [
+    "CYCLE",
+    "KEPT",
+    "PARITIES",
+    "Deinterlacing",
+    "PictureFilter",
+    "Steps",
+    "StoredPictures",
+    "deinterlace",
+    "list_steps",
+]
 
-_PARITIES = {FieldOrder.TOP: "tff", FieldOrder.BOTTOM: "bff", None: "auto"}
+CYCLE = 5
+"""Frames of telecined film in which one is a repetition."""
+
+KEPT = CYCLE - 1
+"""The frames of the film in them."""
+
+PARITIES = {FieldOrder.TOP: "tff", FieldOrder.BOTTOM: "bff", None: "auto"}
+"""Orders of fields in FFmpeg's words."""
 
 _PLANAR = {
     "nv12": "yuv420p",
@@ -47,15 +63,18 @@ _TRIAL_SIDE_PX = 32
 StoredPictures: TypeAlias = Callable[[int, int], Iterator[tuple[int, av.VideoFrame]]]
 """Decodes a range, from a position to one past the last: gives position and picture of each, as they are stored."""
 
+Steps: TypeAlias = tuple[tuple[str, str], ...]
+"""Filters by name, with their options."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deinterlacing:
     """How the pictures of a video are deinterlaced."""
 
+    how: Deinterlace
+    """``FRAME`` for one picture of each stored one, ``FIELD`` for one of each field, ``IVTC`` for those of a film."""
     every: bool
-    """Whether every picture is filtered; else those that are flagged as interlaced."""
-    by_field: bool
-    """Whether each gives two pictures, one of the time of each field; only with ``every``."""
+    """Whether every picture is filtered; else, with ``FRAME``, those that are flagged as interlaced."""
     order: FieldOrder | None
     """The field that is shown first; None if the pictures say it. One without a flag counts as top field first then."""
 
@@ -70,20 +89,44 @@ class Deinterlacing:
         """
         return self.every or bool(picture.interlaced_frame)
 
+    def count_made(self, stored: int) -> int:
+        """Return how many pictures are made of the first stored ones.
 
-def check_deinterlacing(path: str, deinterlacing: Deinterlacing, pix_fmt: str, size: tuple[int, int]) -> None:
-    """Check that the filter takes such pictures, by filtering one.
+        Args:
+            stored: Number of stored pictures.
+
+        Returns:
+            Number of pictures, which is the position of the first one that is made of the next stored one.
+        """
+        if self.how is Deinterlace.FIELD:
+            return 2 * stored
+        return stored // CYCLE * KEPT + stored % CYCLE if self.how is Deinterlace.IVTC else stored
+
+    def stored_at(self, position: int) -> int:
+        """Return the position of the stored picture that is shown when one that is made begins.
+
+        Args:
+            position: Position of the picture that is made.
+
+        Returns:
+            That of the stored one.
+        """
+        if self.how is Deinterlace.FIELD:
+            return position // 2
+        return position // KEPT * CYCLE + position % KEPT if self.how is Deinterlace.IVTC else position
+
+
+def list_steps(deinterlacing: Deinterlacing) -> Steps:
+    """Return the filter that makes pictures of one stored picture and its neighbours.
 
     Args:
-        path: The file, for the error.
         deinterlacing: How they are deinterlaced.
-        pix_fmt: FFmpeg's name of their pixel format.
-        size: (width, height) in pixels.
 
-    Raises:
-        VideoError: If it does not take the pixel format, or such small pictures.
+    Returns:
+        The filter.
     """
-    _Filter(path, deinterlacing, pix_fmt, size)
+    mode = "send_field" if deinterlacing.how is Deinterlace.FIELD else "send_frame"
+    return (("bwdif", f"mode={mode}:parity={PARITIES[deinterlacing.order]}:deint=all"),)
 
 
 def deinterlace(
@@ -117,7 +160,7 @@ def deinterlace(
         # Only now: if it is a key frame, all pictures since the last one must be decoded for the one before it.
         pictures, first = decode(start - 1, min(stop + 1, count)), None
         before = next(pictures, (0, None))[1]
-    filtering: _Filter | None = None
+    filtering: PictureFilter | None = None
     waiting: tuple[int, av.VideoFrame] | None = first or next(pictures, None)
     while waiting is not None and waiting[0] < stop:
         index, picture = waiting
@@ -127,10 +170,10 @@ def deinterlace(
             continue
         if filtering is None:
             size = (picture.width, picture.height)
-            filtering = _Filter(path, deinterlacing, picture.format.name, size)
+            filtering = PictureFilter(path, list_steps(deinterlacing), picture.format.name, size)
             if before is not None:
                 filtering.push(before)
-            made = filtering.push(picture)
+            filtering.push(picture)
         waiting = next(pictures, None)
         made = filtering.push(waiting[1] if waiting is not None else None)
         for field, one in enumerate(made):
@@ -138,32 +181,39 @@ def deinterlace(
         before = picture
 
 
-class _Filter:
-    """The filter, which gives the pictures made of a stored one when it gets the next one.
+class PictureFilter:
+    """A chain of FFmpeg's filters.
 
     Args:
         path: The file, for errors.
-        deinterlacing: How pictures are deinterlaced.
-        pix_fmt: FFmpeg's name of their pixel format.
+        steps: Names of the filters with their options.
+        pix_fmt: FFmpeg's name of the pixel format of pictures.
         size: (width, height) in pixels.
+
+    Raises:
+        VideoError: If a filter does not take the pixel format, or such small pictures, or is not there.
     """
 
-    def __init__(self, path: str, deinterlacing: Deinterlacing, pix_fmt: str, size: tuple[int, int]) -> None:
-        planar = _choose_format(pix_fmt)
+    def __init__(self, path: str, steps: Steps, pix_fmt: str, size: tuple[int, int]) -> None:
+        names = " and ".join(name for name, _ in steps)
+        do = "Pass --deinterlace off (deinterlace='off') to enhance them as they are."
+        missing = [name for name, _ in steps if name not in filters_available]
+        if missing:
+            raise VideoError(f"{path}: interlaced, and this build of PyAV lacks FFmpeg's filter {missing[0]}", do=do)
+        planar = _choose_format(steps, pix_fmt)
         if planar is None:
-            raise VideoError(
-                f"{path}: interlaced pictures of pixel format {pix_fmt}",
-                "those that FFmpeg's filter bwdif takes: planar YUV, RGB and grey of 8 to 16 bits",
-                "Pass --deinterlace off (deinterlace='off') to enhance them as they are.",
-            )
+            allowed = f"those that FFmpeg's {names} takes: planar YUV"
+            raise VideoError(f"{path}: interlaced pictures of pixel format {pix_fmt}", allowed, do)
         try:
-            self._graph = _build_graph(deinterlacing, pix_fmt, planar, size)
+            self._graph = _build_graph(steps, pix_fmt, planar, size)
         except av.FFmpegError as exc:
             raise VideoError(
                 f"{path}: interlaced pictures of {size[0]}x{size[1]} in {pix_fmt}",
-                "planes of 3 columns and 4 lines or more",
-                "Pass --deinterlace off (deinterlace='off') to enhance them as they are.",
+                f"pictures that FFmpeg's {names} takes: planes of 3 columns and 4 lines or more",
+                do,
             ) from exc
+        self._path = path
+        self._pix_fmt = pix_fmt
 
     def push(self, picture: av.VideoFrame | None) -> list[av.VideoFrame]:
         """Filter a picture.
@@ -172,21 +222,26 @@ class _Filter:
             picture: The next stored one; None after the last one.
 
         Returns:
-            Pictures made of the one before it, if there is one.
+            What the filters give now.
+
+        Raises:
+            VideoError: If its pixel format is another one.
         """
+        if picture is not None and picture.format.name != self._pix_fmt:
+            raise VideoError(f"{self._path}: a frame is {picture.format.name}", f"{self._pix_fmt} throughout")
         self._graph.push(picture)
         return _pull_all(self._graph)
 
 
-def _build_graph(deinterlacing: Deinterlacing, pix_fmt: str, planar: str, size: tuple[int, int]) -> Graph:
+def _build_graph(steps: Steps, pix_fmt: str, planar: str, size: tuple[int, int]) -> Graph:
     graph = Graph()
     graph.threads = 1
-    width, height = size
-    last = graph.add_buffer(width=width, height=height, format=av.VideoFormat(pix_fmt), time_base=Fraction(1, 1000))
-    mode = "send_field" if deinterlacing.by_field else "send_frame"
-    steps = [("format", planar)] if planar != pix_fmt else []
-    steps += [("bwdif", f"mode={mode}:parity={_PARITIES[deinterlacing.order]}:deint=all"), ("buffersink", "")]
-    for name, options in steps:
+    # The filter decimate wants a constant rate; nobody reads the times that it gives.
+    last = graph.add(
+        "buffer", f"video_size={size[0]}x{size[1]}:pix_fmt={pix_fmt}:time_base=1/1000:pixel_aspect=1/1:frame_rate=25"
+    )
+    planed = (("format", planar),) if planar != pix_fmt else ()
+    for name, options in (*planed, *steps, ("buffersink", "")):
         step = graph.add(name, options or None)
         last.link_to(step)
         last = step
@@ -195,15 +250,17 @@ def _build_graph(deinterlacing: Deinterlacing, pix_fmt: str, planar: str, size: 
 
 
 @functools.lru_cache(maxsize=64)
-def _choose_format(pix_fmt: str) -> str | None:
-    """Return the format in which the filter takes pictures without changing a number; None if there is none."""
+def _choose_format(steps: Steps, pix_fmt: str) -> str | None:
+    """Return the format in which the filters take pictures without changing a number; None if there is none."""
     for planar in (pix_fmt, _PLANAR.get(pix_fmt)):
         if planar is not None:
-            graph = _build_graph(Deinterlacing(True, False, None), planar, planar, (_TRIAL_SIDE_PX, _TRIAL_SIDE_PX))
-            graph.push(av.VideoFrame(_TRIAL_SIDE_PX, _TRIAL_SIDE_PX, planar))
+            graph = _build_graph(steps, planar, planar, (_TRIAL_SIDE_PX, _TRIAL_SIDE_PX))
+            picture = av.VideoFrame(_TRIAL_SIDE_PX, _TRIAL_SIDE_PX, planar)
+            picture.pts = 0
+            graph.push(picture)
             graph.push(None)
-            # FFmpeg converts pictures that the filter does not take, so that another format comes out.
-            if [made.format.name for made in _pull_all(graph)] == [planar]:
+            # FFmpeg converts pictures that a filter does not take, so that another format comes out.
+            if {made.format.name for made in _pull_all(graph)} == {planar}:
                 return planar
     return None
 

@@ -114,7 +114,7 @@ class VideoPlan:
     deinterlacing: Deinterlacing | None = None
     """How frames are made of the stored ones; None for the stored ones themselves."""
     stored: VideoPlan | None = None
-    """The plan of the stored frames, if two frames are made of each of them; else None."""
+    """The plan of the stored frames, if there are more or fewer of them; else None."""
     slow_motion: int = 1
     """Of a result: how many times as long as its source it is. All times of other tracks are multiplied by it."""
     pictures: PictureSource | None = None
@@ -129,11 +129,6 @@ class VideoPlan:
     def stop(self) -> int:
         """One past the last frame of the segments."""
         return self.segments[-1].stop
-
-    @property
-    def per_stored(self) -> int:
-        """Frames that are made of each stored one: 2 for one of each field, else 1."""
-        return 1 if self.stored is None else 2
 
     @property
     def clock_s(self) -> float:

@@ -10,14 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from genai_ray import EnhanceOptions, enhance_videos, verify_video
+from genai_ray import EnhanceOptions, enhance_videos, errors, verify_video
 from genai_ray.enhance.job.records import options_of
-from genai_ray.video import Encoding
+from genai_ray.enhance.plan.fields import plan_fields
+from genai_ray.types import Deinterlace
+from genai_ray.video import Encoding, encode_png, plan_source
 from tests.enhance.test_same_bytes import ray_of
 from tests.processes import descendants, is_alive, kill, killing, run, start, wait_until
 from tests.video.clips import write
 from tests.video.fields import write_fields
-from tests.video.test_deinterlace import TOP, VARIABLE, filtered
+from tests.video.test_deinterlace import FILM_RATE, TOP, VARIABLE, filtered, write_telecined
 
 KINDS = ["fields", "fields", "frame", "frame", "fields", "fields", "frame", "fields"]
 
@@ -42,6 +44,7 @@ ROWS = {
     "variable": {"uri": "variable.mkv", "deinterlace": "field"},
     "plain": {"uri": "plain.mkv"},
     "mixed": {"uri": "mixed.mkv"},
+    "film": {"uri": "film.mkv", "deinterlace": "ivtc"},
 }
 
 
@@ -54,6 +57,7 @@ def test_a_manifest_says_what_is_deinterlaced(ray_session, tmp_path):
     write(tmp_path / "variable.mkv", tracks=0, options=TOP, pts=VARIABLE, rate=100)
     write(tmp_path / "plain.mkv", tracks=0)
     write_fields(tmp_path / "mixed.mkv", KINDS)
+    write_telecined(tmp_path / "film.mkv")
     with (tmp_path / "list.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ("uri", "output", "deinterlace", "field_order", "start", "end"))
         table.writeheader()
@@ -84,6 +88,11 @@ def test_a_manifest_says_what_is_deinterlaced(ray_session, tmp_path):
         in (videos["auto"].notes)
     )
     assert "interlaced source: both fields of each frame were enhanced as one picture" in videos["off"].notes
+    assert videos["film"].frames == 44  # of 54: ten times four of five, and four
+    whole = [number / FILM_RATE for number in range(44)]
+    assert max(abs(one - two) for (one, *_), two in zip(filtered(videos["film"].output), whole, strict=True)) <= (
+        Fraction(1, 1000)
+    )
     assert any(note.startswith("piece: frames 4 to 29 of 40, ") for note in videos["field"].notes)
     assert not any("interlaced" in note for note in videos["plain"].notes)
     assert "5 of 8 frames are flagged as interlaced: these were deinterlaced by bwdif" in videos["mixed"].notes
@@ -141,6 +150,17 @@ def test_a_killed_job_over_fields_goes_on_where_it_stopped(tmp_path):
     assert (report["frames"], report["segments_reused"]) == (114, kept)
     assert kept >= 1
     assert output.read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
+
+
+def test_pictures_are_not_deinterlaced(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode_png(np.zeros((64, 96, 3), np.uint8)))
+    plan = plan_source(str(path))
+    assert plan_fields(plan, Deinterlace.AUTO, None, segment_frames=8) == (plan, ())
+    with pytest.raises(
+        errors.ConfigError, match=r"deinterlace 'field' of .*a\.png, which is no video; allowed: .*auto"
+    ):
+        plan_fields(plan, Deinterlace.FIELD, None, segment_frames=8)
 
 
 def test_records_of_versions_that_did_not_deinterlace_still_hold():

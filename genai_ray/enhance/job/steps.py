@@ -25,6 +25,7 @@ from genai_ray.enhance.job.records import build_note, build_record, write_record
 from genai_ray.enhance.job.segment_store import PARTIAL_SUFFIX, hash_segment
 from genai_ray.enhance.plan.budget import describe_size
 from genai_ray.enhance.plan.clip_target import ClipTarget
+from genai_ray.enhance.plan.fields import stored_at
 from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.segment import JobContext, SegmentResult, enhance_segment
 from genai_ray.errors import VideoError
@@ -457,8 +458,8 @@ def _notes(plan: ClipPlan, frames: int) -> Iterator[str]:
         yield f"{source.skipped} frames at the start do not decode: what they refer to is not in the file"
     if plan.damaged:
         yield f"{plan.damaged} finished segments of an earlier job were damaged, and were computed again"
-    stored, per = source.stored or source, source.per_stored
-    decoded = stored.decoded_pts[source.first // per : -(-source.stop // per)]
+    first, last = stored_at(source, source.first), stored_at(source, source.stop - 1)
+    decoded = (source.stored or source).decoded_pts[first : last + 1]
     moved = len(decoded) - len(set(decoded))
     if moved:
         step_s = float(source.info.time_base)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from genai_ray.enhance.plan.background import parse_background
-from genai_ray.enhance.plan.options import EnhanceOptions, Paths, read_param
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths
 from genai_ray.enhance.plan.picture_target import (
     check_picture_options,
     is_picture_target,
@@ -82,7 +82,6 @@ _OPTION_COLUMNS = (
     "factor",
     "fps",
     "slow_motion",
-    "scene_detector",
     "scene_threshold",
     "background",
     "check",
@@ -207,7 +206,7 @@ class ClipTarget:
             elif name in _OPTION_COLUMNS:
                 own[name] = _WORDS[name](str(value)) if name in _WORDS else value
             elif name.startswith(_PARAM_PREFIX):
-                params[name.removeprefix(_PARAM_PREFIX)] = read_param(name, value)
+                params[name.removeprefix(_PARAM_PREFIX)] = float(value)
         return replace(common, encoding=replace(common.encoding, **encoding), params=params, **own)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.types import Deinterlace, FieldOrder
-from genai_ray.video import Deinterlacing, VideoInfo, VideoPlan, check_deinterlacing, cut_segments
+from genai_ray.video import CYCLE, KEPT, Deinterlacing, VideoInfo, VideoPlan, check_deinterlacing, cut_segments
 
-__all__ = ["check_fields", "plan_fields"]
+__all__ = ["check_fields", "count_made", "plan_fields", "stored_at"]
 
 _MAX_TIME_BASE = 2**31 - 1
 """Largest denominator of a time base: containers store it in 32 bits."""
@@ -35,13 +36,39 @@ def check_fields(how: Deinterlace, order: FieldOrder | None) -> None:
         )
 
 
+def count_made(plan: VideoPlan, stored: int) -> int:
+    """Return how many frames are made of the first stored ones.
+
+    Args:
+        plan: The video.
+        stored: Number of stored frames.
+
+    Returns:
+        Number of frames, which is the position of the first one that is made of the next stored one.
+    """
+    return stored if plan.deinterlacing is None else plan.deinterlacing.count_made(stored)
+
+
+def stored_at(plan: VideoPlan, position: int) -> int:
+    """Return the position of the stored frame that is shown when a frame begins.
+
+    Args:
+        plan: The video.
+        position: Position of the frame.
+
+    Returns:
+        That of the stored one.
+    """
+    return position if plan.deinterlacing is None else plan.deinterlacing.stored_at(position)
+
+
 def plan_fields(
     plan: VideoPlan, how: Deinterlace, order: FieldOrder | None, *, segment_frames: int
 ) -> tuple[VideoPlan, tuple[str, ...]]:
     """Plan the frames that are made of the stored ones.
 
     Of each stored frame, ``Deinterlace.FIELD`` makes one at its time, and one halfway to the next frame; that of the
-    last frame halfway to its end.
+    last frame halfway to its end. ``Deinterlace.IVTC`` shows four frames in the time of five, from the first one on.
 
     Args:
         plan: The stored frames of the whole video.
@@ -53,11 +80,14 @@ def plan_fields(
         The plan, and notes for the report.
 
     Raises:
-        ConfigError: If times need a time base of more than 32 bits.
+        ConfigError: If times need a time base of more than 32 bits, if they vary and a film is asked for, or if
+            pictures are to be deinterlaced.
         VideoError: If such pictures cannot be deinterlaced.
     """
     info = plan.info
-    if how is Deinterlace.OFF:
+    if plan.pictures is not None and how not in (Deinterlace.AUTO, Deinterlace.OFF):
+        raise ConfigError(f"deinterlace {how.value!r} of {plan.path}, which is no video", "deinterlace auto or off")
+    if plan.pictures is not None or how is Deinterlace.OFF:
         return plan, ()
     if info.is_interlaced and info.codec in _APART:
         if how is Deinterlace.AUTO:
@@ -68,15 +98,18 @@ def plan_fields(
             f"Weave them first: ffmpeg -i {plan.path} -vf weave -flags +ildct+ilme -c:a copy woven.mkv",
         )
     every = how is not Deinterlace.AUTO or not info.flags_fields
+    means = Deinterlace.FRAME if how is Deinterlace.AUTO else how
     # Pictures that say which field is first know it better than the stream, and may differ from each other.
     known = None if info.is_interlaced and info.flags_fields else info.field_order
-    deinterlacing = Deinterlacing(every, how is Deinterlace.FIELD, order or known)
+    deinterlacing = Deinterlacing(means, every, order or known)
     if every or info.is_interlaced:
         check_deinterlacing(plan.path, deinterlacing, info.pix_fmt, (info.width, info.height))
     notes = _describe(info, how, order, deinterlacing.order)
     planned = replace(plan, info=replace(info, is_interlaced=False), deinterlacing=deinterlacing)
     if how is Deinterlace.FIELD:
         planned = _double(planned, segment_frames)
+    if how is Deinterlace.IVTC:
+        planned = _find_film(planned, segment_frames)
     return planned, notes
 
 
@@ -86,7 +119,9 @@ def _describe(info: VideoInfo, how: Deinterlace, order: FieldOrder | None, used:
         return ()
     first = f", {used.value} field first" if used is not None else ""
     each = "one frame for each field" if how is Deinterlace.FIELD else "one frame for each"
-    if info.is_interlaced:
+    if how is Deinterlace.IVTC:
+        made = f"telecined film{first}: its own frames by fieldmatch, bwdif and decimate, four of five"
+    elif info.is_interlaced:
         hint = "; --deinterlace field makes one for each field" if how is Deinterlace.AUTO else ""
         made = f"interlaced source{first}: deinterlaced by bwdif, {each}{hint}"
     else:
@@ -105,23 +140,66 @@ def _double(plan: VideoPlan, segment_frames: int) -> VideoPlan:
     end = 2 * bounds[-1]
     # If every half is a whole number, the unit of the source will do.
     parts = 2 if any(time % 2 for time in pts) else 1
-    if base.denominator * parts > _MAX_TIME_BASE:
+    _check_base(plan, base / parts)
+    times = tuple(time * parts // 2 for time in pts)
+    return _remake(plan, base / parts, times, end * parts // 2, segment_frames)
+
+
+def _find_film(plan: VideoPlan, segment_frames: int) -> VideoPlan:
+    """Plan four frames in the time of five."""
+    base = plan.info.time_base
+    step = _find_step(plan) * Fraction(CYCLE, KEPT)
+    base = Fraction(
+        math.gcd(base.numerator * step.denominator, step.numerator * base.denominator),
+        base.denominator * step.denominator,
+    )
+    _check_base(plan, base)
+    first, last = (int(time * plan.info.time_base / base) for time in (plan.pts[0], plan.pts[-1] + plan.duration))
+    count = count_made(plan, len(plan.pts))
+    every = int(step / base)
+    times = tuple(range(first, first + count * every, every))
+    return _remake(plan, base, times, max(last, times[-1] + 1), segment_frames)
+
+
+def _find_step(plan: VideoPlan) -> Fraction:
+    """Return the seconds between frames of a constant rate; containers may have rounded times to their unit."""
+    base = plan.info.time_base
+    steps = {after - before for before, after in pairwise(plan.pts)} or {plan.duration}
+    if len(steps) == 1:
+        return steps.pop() * base
+    step = 1 / plan.info.average_rate
+    worst = max(abs((time - plan.pts[0]) * base - index * step) for index, time in enumerate(plan.pts))
+    if worst > base:
         raise ConfigError(
-            f"times of {base / 2} s for {plan.path}",
+            f"{plan.path}: times up to {float(worst):.3f} s off a constant rate of {float(1 / step):.3f} a second",
+            "a constant rate for deinterlace 'ivtc'",
+            "Pass --deinterlace frame (deinterlace='frame'), which keeps times as they are.",
+        )
+    return step
+
+
+def _check_base(plan: VideoPlan, base: Fraction) -> None:
+    if max(base.numerator, base.denominator) > _MAX_TIME_BASE:
+        raise ConfigError(
+            f"times of {base} s for {plan.path}",
             f"a time base up to 1/{_MAX_TIME_BASE}",
             "Pass --deinterlace frame (deinterlace='frame').",
         )
-    times = tuple(time * parts // 2 for time in pts)
-    keys = tuple(2 * key for key in plan.keys)
+
+
+def _remake(plan: VideoPlan, base: Fraction, times: tuple[int, ...], end: int, segment_frames: int) -> VideoPlan:
+    """Return the plan of frames that are made at these times, in units of ``base``."""
+    keys = tuple(dict.fromkeys(min(count_made(plan, key), len(times) - 1) for key in plan.keys))
     promised = plan.num_frames_from_header
+    rate = plan.info.average_rate * count_made(plan, 2 * CYCLE) / (2 * CYCLE)
     return replace(
         plan,
-        info=replace(plan.info, time_base=base / Fraction(parts), average_rate=2 * plan.info.average_rate),
+        info=replace(plan.info, time_base=base, average_rate=rate),
         pts=times,
         decoded_pts=times,
-        duration=end * parts // 2 - times[-1],
+        duration=end - times[-1],
         keys=keys,
-        num_frames_from_header=None if promised is None else 2 * promised,
+        num_frames_from_header=None if promised is None else count_made(plan, promised),
         segments=cut_segments(len(times), keys, segment_frames),
         stored=plan,
     )

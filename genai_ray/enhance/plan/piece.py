@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from genai_ray.enhance.plan.fields import count_made, stored_at
 from genai_ray.errors import ConfigError
 from genai_ray.video import Segment, VideoPlan, cut_segments
 
@@ -158,9 +159,8 @@ def take_piece(plan: VideoPlan, piece: Piece | None, *, segment_frames: int) -> 
     cut = cut_segments(stop - first, keys, segment_frames)
     segments = tuple(Segment(part.index, part.start + first, part.stop + first) for part in cut)
     taken = replace(plan, segments=segments, span=(plan.pts[first] * base, end * base))
-    per = plan.per_stored
     place = (
-        f"piece: frames {first // per} to {(stop - 1) // per} of {len(plan.pts) // per}, "
+        f"piece: frames {stored_at(plan, first)} to {stored_at(plan, stop - 1)} of {clock.num_stored}, "
         f"from {clock.say(plan.pts[first])} to {clock.say(end)} of the source"
     )
     return taken, (place, *note)
@@ -174,8 +174,8 @@ class _Clock:
         self.pts = plan.pts
         self.end = plan.pts[-1] + plan.duration
         """When the last frame ends."""
-        self.per_stored = plan.per_stored
-        """Frames for each one that is stored, which is what places count."""
+        self.num_stored = len(plan.pts if plan.stored is None else plan.stored.pts)
+        """Frames that are stored, which is what places count."""
 
     def ticks(self, seconds: Fraction) -> int:
         """Return a time of the clock in units of the video's times, the nearest; halves are rounded up."""
@@ -206,29 +206,31 @@ def _find_frames(clock: _Clock, piece: Piece) -> tuple[int, int, int, tuple[str,
     pts = clock.pts
     count = len(pts)
     path = clock.plan.path
-    per = clock.per_stored
+    plan, last = clock.plan, clock.num_stored - 1
     first = 0
     if piece.start is not None:
-        _check_frame(clock, "start", piece.start, count // per - 1)
+        _check_frame(clock, "start", piece.start, last)
         is_frame = piece.start.is_frame
-        first = int(piece.start.value) * per if is_frame else bisect.bisect_left(pts, clock.ticks(piece.start.value))
+        value = piece.start.value
+        first = count_made(plan, int(value)) if is_frame else bisect.bisect_left(pts, clock.ticks(value))
         if first >= count:
-            raise ConfigError(
-                f"{path}: start {piece.start}", f"up to the last frame, f{count // per - 1} at {clock.say(pts[-per])}"
-            )
+            at = clock.say(pts[count_made(plan, last)])
+            raise ConfigError(f"{path}: start {piece.start}", f"up to the last frame, f{last} at {at}")
     asked = piece.end or piece.duration
     if asked is None:
         return first, count, clock.end, ()
     if asked.is_frame:
-        stop = int(asked.value) * per + (first if piece.end is None else 0)
-        most = (count if piece.end is not None else count - first) // per
-        _check_frame(clock, "end" if piece.end is not None else "duration", asked, most)
+        before = stored_at(plan, first) if piece.end is None else 0
+        _check_frame(clock, "end" if piece.end is not None else "duration", asked, last + 1 - before)
+        stop = count_made(plan, before + int(asked.value))
+        if piece.end is None:
+            stop = min(first + stop - count_made(plan, before), count)
         end = pts[stop] if stop < count else clock.end
     else:
         end = clock.ticks(asked.value) if piece.end is not None else pts[first] + clock.length(asked.value)
         stop = bisect.bisect_left(pts, end)
     if stop <= first:
-        begins = f"start {piece.start or 'of the video'} (f{first // per} at {clock.say(pts[first])})"
+        begins = f"start {piece.start or 'of the video'} (f{stored_at(plan, first)} at {clock.say(pts[first])})"
         raise ConfigError(f"{path}: no frame from {begins} to {asked}", "a piece of one frame or more")
     if end <= clock.end:
         return first, stop, end, ()
@@ -236,6 +238,7 @@ def _find_frames(clock: _Clock, piece: Piece) -> tuple[int, int, int, tuple[str,
 
 
 def _check_frame(clock: _Clock, name: str, place: Place, most: int) -> None:
-    count = len(clock.pts) // clock.per_stored
     if place.is_frame and place.value > most:
-        raise ConfigError(f"{clock.plan.path}: {name} {place}", f"up to f{most}: the video has {count} frames")
+        raise ConfigError(
+            f"{clock.plan.path}: {name} {place}", f"up to f{most}: the video has {clock.num_stored} frames"
+        )

@@ -81,10 +81,6 @@ class _VideoQuery(Query):
     """Frames per second of the result instead: a number, or a fraction such as 60000/1001."""
     slow_motion: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = None
     """How many times as long as the video the result is instead, at its rate."""
-    scene_detector: Literal["auto", "transnetv2", "threshold"] = "auto"
-    """What finds cuts, across which no frame is added: a network, or a threshold of similarity."""
-    scene_threshold: Annotated[float, Field(ge=0, le=1)] | SkipJsonSchema[None] = None
-    """Similarity of neighbours below which a cut lies between them; 0 for never."""
     background: str | SkipJsonSchema[None] = None
     """What replaces a background that a model removes: a colour such as #00b140 (the default), blur, mask or alpha."""
     size: str | SkipJsonSchema[None] = None
@@ -99,8 +95,8 @@ class _VideoQuery(Query):
     """How a picture of another shape is put into ``size``; inside by default."""
     input_height: int | SkipJsonSchema[None] = None
     """Height in pixels to which frames are reduced before the first model."""
-    deinterlace: Literal["auto", "off", "frame", "field"] = "auto"
-    """Which frames are deinterlaced: those that are flagged, none, every frame, or every frame into two, by field."""
+    deinterlace: Literal["auto", "off", "frame", "field", "ivtc"] = "auto"
+    """Deinterlaced frames: those that are flagged, none, all, all into two, by field; or four of five, of film."""
     field_order: Literal["top", "bottom"] | SkipJsonSchema[None] = None
     """The field that is shown first, whatever the video says."""
     codec: str | SkipJsonSchema[None] = None

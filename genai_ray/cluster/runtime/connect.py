@@ -50,6 +50,9 @@ _CLIENT = "ray://"
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.1
+_LOOK_OFTEN_S = 0.02
+_REGISTERED_WITHIN_S = 10.0
+"""After this Ray waits itself."""
 _ENVIRONMENT = {
     # Ray's time-outs for dead nodes stay: nothing can replace the only node, and one that was held up for some seconds
     # goes on.
@@ -292,6 +295,13 @@ class _Node(ray_node.Node):
             super().start_raylet(*arguments, **options)
         finally:
             services.start_ray_process = before
+        # Ray itself looks for the node once a second.
+        deadline = time.monotonic() + _REGISTERED_WITHIN_S
+        client = node.get_gcs_client()
+        while time.monotonic() < deadline and not node.dead_processes():
+            if node.node_id in (known.hex() for known in client.get_all_node_info()):
+                break
+            time.sleep(_LOOK_OFTEN_S)
 
     def start_monitor(self) -> None:
         """Start none."""

@@ -282,6 +282,8 @@ def test_the_installed_program_runs_haproxy_without_its_ports(tmp_path):
     done = subprocess.run([program, "-c", "-f", str(config)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "8404" not in config.read_text()
+    done = subprocess.run([program, "-v"], check=False, capture_output=True, text=True)  # as `genai-ray doctor` asks it
+    assert (done.returncode, "HAProxy version" in done.stdout) == (0, True), done.stderr
 
 
 def test_hadolint_finds_nothing(tmp_path):

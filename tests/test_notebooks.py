@@ -10,6 +10,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 JOINED = "02_video_batch"
 """The notebook that joins whatever cluster runs: here the one that tests share, otherwise one of its own."""
+BOTH_WAYS = "04_compare_models"
+"""The notebook without Ray Data; tests/cluster/test_connect.py runs it over Ray Client too."""
 MAX_BYTES = 200_000
 
 
@@ -24,10 +26,10 @@ def test_it_is_kept_small_with_outputs_and_ends_with_a_check(path):
     assert path.stat().st_size <= MAX_BYTES
 
 
-def execute(path):
-    NotebookClient(
-        nbformat.read(path, as_version=4), timeout=300, resources={"metadata": {"path": str(FOLDER)}}
-    ).execute()
+def execute(path, **options):
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute(**options)
+    return [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
 
 
 @pytest.mark.slow
@@ -38,11 +40,15 @@ def execute(path):
     ids=lambda path: path.stem,
 )
 def test_it_runs(path):
-    execute(path)
+    shown = execute(path)
+    if path.stem == "01_first_frames":  # a job tells its progress, with nothing asked for
+        (bar,) = [data for data in shown if data.get("text/html", "").startswith("<progress")]
+        assert bar["text/plain"].startswith("done: 25 of 25 frames, ")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_it_runs_in_a_cluster_that_it_did_not_start(in_shared_ray, monkeypatch):
+@pytest.mark.parametrize("stem", [JOINED, BOTH_WAYS])
+def test_it_runs_in_a_cluster_that_it_did_not_start(in_shared_ray, monkeypatch, stem):
     monkeypatch.setenv("RAY_ADDRESS", in_shared_ray["RAY_ADDRESS"])
-    execute(FOLDER / f"{JOINED}.ipynb")
+    execute(FOLDER / f"{stem}.ipynb")

@@ -10,7 +10,12 @@ __all__ = ["Command", "CommandGroup"]
 
 
 class Command(TyperCommand):
-    """A command."""
+    """A command; the lines of a paragraph of its help flow, whatever the width of the terminal."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.help:
+            self.help = "\n\n".join(" ".join(part.split()) for part in self.help.split("\n\n"))
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the arguments and options.

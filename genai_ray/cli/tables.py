@@ -131,6 +131,15 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
         )
     reused = f" ({report.segments_reused} of {report.segments} segments reused)" if report.segments_reused else ""
     add_row(table, "frames", f"{report.frames}{reused}")
+    if report.clips == report.clips_skipped:
+        add_row(table, "seconds", f"{report.elapsed_s:.1f}: nothing was left to do")
+    else:
+        _add_work(table, report)
+    Console(soft_wrap=True).print(table)
+
+
+def _add_work(table: Table, report: EnhanceReport) -> None:
+    """Add what computed, and how fast."""
     recomputed = f", {report.segments_recomputed} segments computed again in fp32" if report.segments_recomputed else ""
     wrong = f", {report.segments_failed} segments wrong" if report.segments_failed else ""
     add_row(table, "checked", f"{report.frames_checked} frames{recomputed}{wrong}")
@@ -140,4 +149,3 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
     if report.choice is not None:
         add_row(table, "auto", str(report.choice))
     add_row(table, "seconds", f"{report.elapsed_s:.1f}, {report.startup_s:.1f} of them to start")
-    Console(soft_wrap=True).print(table)

@@ -87,7 +87,8 @@ def _print_table(report: VerifyReport) -> None:
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     add_row(table, "video", report.output)
     add_row(table, "record", report.record)
-    add_row(table, "frames", f"{report.frames} in {report.segments} segments, decoded")
+    plural = "" if report.segments == 1 else "s"
+    add_row(table, "frames", f"{report.frames} in {report.segments} segment{plural}, decoded")
     if report.sampled:
         add_row(
             table, "sample", f"{len(report.sampled)} of {report.segments} segments computed again, seed {report.seed}"

@@ -5,14 +5,15 @@ import json
 import os
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
 from genai_ray.cli.progress import Bar, stopping
-from genai_ray.cli.tables import add_row, print_failures
-from genai_ray.enhance import Progress, enhance_videos
+from genai_ray.cli.tables import add_row, print_failures, print_report
+from genai_ray.enhance import EnhanceReport, Progress, enhance_videos
 from genai_ray.progress import Lines, NotebookBar, Silence, count_in_notebook, show_progress, tell_frames, telling
 from tests.cli.terminal import run_in_terminal
 from tests.processes import descendants, is_alive, start, wait_until
@@ -96,6 +97,18 @@ def test_each_failed_video_is_a_line_up_to_a_limit(ray_session, tmp_path, capsys
     assert (len(lines), lines[-1]) == (21, "failed: 3 more videos")
     assert lines[0].startswith(f"failed: {tmp_path}/00.mp4")
     assert "not a video" in lines[0]
+
+
+def test_a_job_without_anything_to_do_has_no_speed(capsys):
+    counts = {"frames": 264, "fps": 0.0, "segments": 4, "segments_reused": 0, "frames_inferred": 0}
+    done = EnhanceReport(**counts, elapsed_s=1.2, startup_s=1.2, outputs=(), models=(), videos=(), clips=2)
+    print_report(done, is_verbose=False)
+    assert "frames/s" in capsys.readouterr().out
+    print_report(replace(done, clips_skipped=2), is_verbose=False)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["frames", "264"],
+        ["seconds", "1.2:", "nothing", "was", "left", "to", "do"],
+    ]
 
 
 def test_counted_frames_are_shown_as_those_of_a_job(capsys, monkeypatch):

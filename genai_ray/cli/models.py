@@ -15,6 +15,7 @@ from rich.table import Table
 from genai_ray.cli.choices import check_inputs, flag, option
 from genai_ray.cli.help import Command, CommandGroup
 from genai_ray.cli.tables import add_row, wide_console
+from genai_ray.cli.targets import check_targets, write_target
 
 if TYPE_CHECKING:
     from genai_ray.evaluation import EvaluationReport, ModelEvaluation
@@ -26,9 +27,14 @@ _EVALUATE_EXAMPLES = """Every model on the packaged clips, or two on frames of y
 genai-ray models evaluate
 genai-ray models evaluate websr-x2-l waifu2x-x2 --reference original.mp4"""
 
+_QUANTIZE_EXAMPLES = """INT8 for the videos of one film:
+
+genai-ray models quantize esrgan-2x --clip film.mp4 -o esrgan-film.onnx
+genai-ray enhance film.mp4 -o large.mp4 -m esrgan-film.onnx"""
+
 Model = Annotated[str, typer.Argument(help="Id or alias of a model.", show_default=False)]
 
-app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Models: list, show, evaluate, inspect, pull.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Models: list, show, evaluate, quantize, inspect, pull.")
 
 
 @app.command("list", cls=Command)
@@ -123,6 +129,49 @@ def pull(model: Model) -> None:
             spec, models_folder(), progress=lambda done, total: progress.update(task, completed=done, total=total)
         )
     print(path)
+
+
+@app.command("quantize", cls=Command, epilog=_QUANTIZE_EXAMPLES)
+def quantize(
+    model: Annotated[str, typer.Argument(help="Id, alias or .onnx file of a model.", show_default=False)],
+    clip: Annotated[str, option(help="A video like those that the model is for.", metavar="FILE")],
+    output: Annotated[Path, option("--output", "-o", help="The new model, an .onnx file.", metavar="FILE")],
+    min_quality_db: Annotated[
+        float | None, option(help="Least PSNR from FP32, from 40 to 120 dB.", metavar="DB", default="40")
+    ] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "-y", help="Replace existing files.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one line of JSON, not a table.")] = False,
+) -> None:
+    """Convert a model to INT8 for your videos: a model file of its own, with a spec beside it.
+
+    Frames of the clip show the ranges of the model's numbers; others tell what is lost. A result that agrees with FP32
+    by less than `--min-quality-db` is refused. `enhance -m FILE` computes with it, by ONNX Runtime on processors.
+    """
+    from genai_ray.quantization import quantize_model
+
+    check_inputs([clip])
+    spec_file = output.with_suffix(".yaml")
+    files = {"--output": output} if spec_file == output else {"--output": output, "the spec": spec_file}
+    check_targets(files, [clip, model], may_replace=overwrite)
+    made = quantize_model(model, clip, output.name, min_quality_db=min_quality_db)
+    write_target(spec_file, made.spec_text().encode())
+    write_target(output, made.data)
+    if as_json:
+        print(json.dumps(made.to_dict() | {"output": str(output)}, allow_nan=False))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    add_row(
+        table, "model", f"{made.model_id} -> {output}, {made.fp32_bytes / 1e6:.2f} -> {len(made.data) / 1e6:.2f} MB"
+    )
+    add_row(table, "frames", f"{made.frames} to convert, {made.frames_measured} others to measure")
+    add_row(table, "agrees", f"{made.quality_db:.1f} dB with FP32, {made.worst_frame_db:.1f} dB in the worst frame")
+    add_row(table, "speed", f"{made.ms:.3g} ms for a part of a frame, FP32 takes {made.fp32_ms:.3g}")
+    wide_console().print(table)
+    if made.openvino_ms is not None:
+        there = f"{made.openvino_ms:.3g} ms, and agrees by {made.openvino_db:.1f} dB: enhance --backend openvino"
+        add_row(table, "in OpenVINO", there)
+    if made.ms >= made.fp32_ms:
+        print("INT8 is not faster than FP32 for this model on this machine.", file=sys.stderr)
 
 
 @app.command("inspect", cls=Command)

@@ -30,6 +30,7 @@ __all__ = [
     "graph_tensors",
     "graphs_of",
     "has_outside_weights",
+    "is_quantized",
     "put_in_order",
     "read_model",
     "read_weights",
@@ -104,6 +105,18 @@ def read_weights(model: Graph, path: Path) -> None:
         ModelLoadError: If a file is missing or too short.
     """
     _read_tensors(list(_outside(model)), path)
+
+
+def is_quantized(model: Graph) -> bool:
+    """Tell whether a model computes in INT8, at least in part.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Whether it has ``QuantizeLinear``, which stands before what a runtime computes in INT8.
+    """
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def has_outside_weights(model: Graph) -> bool:

@@ -2,7 +2,8 @@
 ``49.0<!-- enhance_speed: fps -->`` is ``fps`` of results/enhance_speed.json, ``a/b`` is ``b`` within ``a``: in a list
 the first record whose ``model_id`` or ``name`` is ``b``.
 
-Between ``<!-- table: bench -->`` and ``<!-- end -->`` stands a table of all that ``genai-ray bench`` has measured.
+Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table of everything in results/NAME.json, of bench or
+int8_speed.
 
 figures.py: writes every figure anew; run it after a benchmark. A test holds that they are up to date. Of several
 values the median counts. Numbers have three digits, or are whole if they have more.
@@ -18,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FIGURE = re.compile(r"([\w.,-]+)( %)?(<!-- (\w+): (.+?) -->)")
-TABLE = re.compile(r"(<!-- table: bench -->\n).*?(<!-- end -->\n)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 @cache
@@ -49,11 +50,11 @@ def fill(page: str) -> str:
             value = value[key] if isinstance(value, dict) else find(value, key)
         return text_of(value, is_share=share is not None) + (share or "") + source
 
-    page = TABLE.sub(lambda found: found[1] + table_of(read("bench")) + found[2], page)
+    page = TABLE.sub(lambda found: found[1] + TABLES[found[2]](read(found[2])) + found[3], page)
     return FIGURE.sub(figure, page)
 
 
-def table_of(bench: dict[str, Any]) -> str:
+def bench_table(bench: dict[str, Any]) -> str:
     """Return the medians of ``genai-ray bench`` as a table, with machine, day and load."""
     lines = [
         "| model | clip | program | frames/s | times plain | seconds in all | dB from plain |",
@@ -73,6 +74,33 @@ def table_of(bench: dict[str, Any]) -> str:
     about = f"{runs}, {bench['date']}, {bench['machine']['processor']}; load {bench['load']:.2f} at the start"
     busy = ": other programs kept it busy, so that these figures may be chance" if bench["is_busy"] else ""
     return "\n".join(lines) + f"\n\n{about}{busy}.\n"
+
+
+def int8_table(found: dict[str, Any]) -> str:
+    """Return what INT8 gains and loses for each model."""
+    lines = [
+        "| model | FP32, ms | INT8, ms | times | INT8 in OpenVINO, ms | dB from FP32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model_id, one in found.items():
+        if isinstance(one, dict) and "ms" in one:
+            there = "" if one["openvino_ms"] is None else text_of(one["openvino_ms"])
+            cells = [
+                text_of(one["fp32_ms"]),
+                text_of(one["ms"]),
+                text_of(one["gain"]),
+                there,
+                text_of(one["quality_db"]),
+            ]
+            lines.append(f"| `{model_id}` | " + " | ".join(cells) + " |")
+        elif isinstance(one, dict) and "refused" in one:
+            quality = re.search(r"only ([\d.]+) dB", one["refused"])
+            lines.append(f"| `{model_id}` | | refused | | | {quality[1] if quality else ''} |")
+    about = f"{found['date']}, {found['machine']['cores']} cores of {found['machine']['cpu']}"
+    return "\n".join(lines) + f"\n\nMeasured on {about}, load {found['load_average']:.1f} at the start.\n"
+
+
+TABLES = {"bench": bench_table, "int8_speed": int8_table}
 
 
 if __name__ == "__main__":

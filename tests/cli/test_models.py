@@ -20,6 +20,7 @@ from genai_ray.tune import describe_device
 from genai_ray.types import ModelPreset, ModelTask
 from tests.cli.terminal import run_in_terminal
 from tests.processes import descendants, is_alive, run, start, wait_until
+from tests.video.clips import write
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -154,3 +155,19 @@ def test_an_interrupted_evaluation_leaves_no_process():
     _, said = process.communicate()
     assert (process.returncode, "Traceback" in said) == (130, False), said
     assert not is_alive(child)
+
+
+def test_quantize_writes_the_model_and_its_spec(command, tmp_path):
+    clip = write(tmp_path / "clip.mkv", tracks=0)
+    place = tmp_path / "new folder" / "my model.onnx"
+    done = command("models", "quantize", "websr-x2-s", "--clip", clip, "-o", place, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["bytes"] == place.stat().st_size
+    assert find_model(place)[0].scale == 2
+    again = command("models", "quantize", "websr-x2-s", "--clip", clip, "-o", place)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    wrong = command("models", "quantize", "websr-x2-s", "--clip", tmp_path / "no.mp4", "-o", tmp_path / "x.onnx")
+    assert wrong.returncode == 2
+    assert not (tmp_path / "x.onnx").exists()

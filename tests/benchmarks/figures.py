@@ -2,8 +2,8 @@
 ``49.0<!-- enhance_speed: fps -->`` is ``fps`` of results/enhance_speed.json, ``a/b`` is ``b`` within ``a``: in a list
 the first record whose ``model_id`` or ``name`` is ``b``.
 
-Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table of everything in results/NAME.json, of bench or
-int8_speed.
+Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table of everything in results/NAME.json, of bench,
+int8_speed or scaling.
 
 figures.py: writes every figure anew; run it after a benchmark. A test holds that they are up to date. Of several
 values the median counts. Numbers have three digits, or are whole if they have more.
@@ -100,7 +100,28 @@ def int8_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nMeasured on {about}, load {found['load_average']:.1f} at the start.\n"
 
 
-TABLES = {"bench": bench_table, "int8_speed": int8_table}
+def scaling_table(found: dict[str, Any]) -> str:
+    """Return how the division of work scales with nodes, and the fitted formula."""
+    lines = [
+        "| nodes | seconds | efficiency | share of the time that sessions need | ms of the cache for each segment |",
+        "|---|---|---|---|---|",
+    ]
+    for nodes, one in found["nodes"].items():
+        shares = [text_of(one[name], is_share=True) + " %" for name in ("efficiency", "share_of_session_time")]
+        cells = [nodes, text_of(one["seconds"]), *shares, text_of(one["cache_actor_cpu_ms_per_segment"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    sizes = f"{found['segments']} * {found['frames_per_segment']} * {found['frame_s']}"
+    fitted = (
+        f"seconds = ({sizes} + {found['segments']} * {found['per_segment_s']:.3f}) / nodes + {found['fixed_s']:.2f}"
+    )
+    about = f"{found['date']}, {found['machine']['cores']} cores of {found['machine']['cpu']}"
+    load = f"load {found['load_average']:.1f} at the start"
+    if found["load_average"] > found["machine"]["cores"] / 4:
+        load += ": other programs kept it busy, nodes waited for processors, and the figures say little"
+    return "\n".join(lines) + f"\n\nFitted: `{fitted}`. Measured on {about}, {load}.\n"
+
+
+TABLES = {"bench": bench_table, "int8_speed": int8_table, "scaling": scaling_table}
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
         VerifyReport,
         enhance_videos,
         forecast_videos,
+        split_video,
         verify_video,
     )
     from genai_ray.evaluation import EvaluationReport, evaluate_models
     from genai_ray.notebook import show
     from genai_ray.progress import show_progress
     from genai_ray.quality import Comparison, QualityReport, QualityValidator, compare, ms_ssim, psnr, ssim, vmaf
+    from genai_ray.scenes import Scene, SceneList, build_edl, find_scenes
     from genai_ray.session import InferenceSession, SessionLimits
     from genai_ray.validate import validate_videos
     from genai_ray.video import Encoding, VideoReader
@@ -52,22 +54,27 @@ __all__ = [
     "ModelTask",
     "QualityReport",
     "QualityValidator",
+    "Scene",
+    "SceneList",
     "SessionLimits",
     "SessionRequest",
     "ValidationResult",
     "VerifyReport",
     "VideoReader",
     "__version__",
+    "build_edl",
     "compare",
     "enhance_videos",
     "errors",
     "evaluate_models",
+    "find_scenes",
     "forecast_videos",
     "ms_ssim",
     "psnr",
     "read_videos",
     "show",
     "show_progress",
+    "split_video",
     "ssim",
     "validate_videos",
     "verify_video",
@@ -88,6 +95,7 @@ _HOMES = {
         "VerifyReport",
         "enhance_videos",
         "forecast_videos",
+        "split_video",
         "verify_video",
     ),
     "genai_ray.evaluation": ("EvaluationReport", "evaluate_models"),
@@ -103,6 +111,7 @@ _HOMES = {
         "ssim",
         "vmaf",
     ),
+    "genai_ray.scenes": ("Scene", "SceneList", "build_edl", "find_scenes"),
     "genai_ray.session": ("InferenceSession", "SessionLimits"),
     "genai_ray.validate": ("validate_videos",),
     "genai_ray.video": ("Encoding", "VideoReader"),

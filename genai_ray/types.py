@@ -35,6 +35,7 @@ __all__ = [
     "ModelTask",
     "Params",
     "PictureFormat",
+    "SceneDetector",
     "ValidationResult",
     "check_frames",
     "full_range",
@@ -155,9 +156,26 @@ class Fit(StrEnum):
     STRETCH = "stretch"
 
 
+class SceneDetector(StrEnum):
+    """How ``enhance`` finds cuts, across which no frame is added.
+
+    ``transnetv2``: by the network of this name, which finds fades and dissolves too. ``threshold``: where neighbouring
+    frames are less similar than a threshold. ``auto``: by the network if it takes less than a tenth of the time in
+    which frames are added.
+    """
+
+    AUTO = "auto"
+    TRANSNETV2 = "transnetv2"
+    THRESHOLD = "threshold"
+
+
 _Word = TypeVar("_Word", bound=StrEnum)
 _WORDS: dict[str, type[StrEnum]] = {
-    kind.__name__: kind for kind in (CheckLevel, Deinterlace, FieldOrder, Fit, ModelBackend, ModelPrecision, ModelTask)
+    kind.__name__: kind
+    for kind in (
+        *(CheckLevel, Deinterlace, FieldOrder, Fit, ModelBackend, ModelPrecision, ModelTask),
+        SceneDetector,
+    )
 }
 _PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "True or False"),

@@ -25,6 +25,7 @@ LEVELS = {
     "notebook": 4,
     "session": 5,
     "cluster": 6,
+    "scenes": 6,
     "tune": 6,
     "batch": 7,
     "datasets": 7,

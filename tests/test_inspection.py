@@ -14,7 +14,7 @@ from genai_ray.graph import read_model, receptive_field
 from genai_ray.inspection import find_model, hash_model, inspect_model, trial
 
 CATALOG = ModelCatalog.default()
-PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+PACKAGED = [spec.model_id for spec in map(CATALOG.get, CATALOG.ids()) if spec.url is None and spec.is_image_model]
 
 HEAVY = {"realesrgan-x4plus", "realesrgan-x4plus-anime", "realcugan-x2"}
 """Their trial runs take 5 s and more, also with small frames."""

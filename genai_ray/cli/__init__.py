@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from genai_ray import __version__
-from genai_ray.cli import bench, cache, compare, doctor, enhance, models, serve, tune, validate, verify
+from genai_ray.cli import bench, cache, compare, doctor, enhance, models, scenes, serve, tune, validate, verify
 from genai_ray.cli.faults import INTERRUPTED, TERMINATED, tell, tell_stop, tell_usage
 from genai_ray.cli.help import Command, CommandGroup
 
@@ -42,6 +42,7 @@ app.command("serve", cls=Command)(serve.serve)
 app.command("validate", cls=Command, epilog=validate.EXAMPLES)(validate.validate)
 app.command("verify", cls=Command, epilog=verify.EXAMPLES)(verify.verify)
 app.command("bench", cls=Command, epilog=bench.EXAMPLES)(bench.bench)
+app.command("scenes", cls=Command, epilog=scenes.EXAMPLES)(scenes.scenes)
 app.command("doctor", cls=Command)(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")

@@ -27,7 +27,7 @@ from genai_ray.cli.choices import (
     words,
 )
 from genai_ray.cli.job import Manner, run_job
-from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
+from genai_ray.types import ModelBackend, ModelPrecision, SceneDetector, parse_bytes
 
 __all__ = ["EXAMPLES", "enhance"]
 
@@ -202,15 +202,24 @@ def enhance(
             metavar="N",
         ),
     ] = None,
+    scene_detector: Annotated[
+        SceneDetector,
+        option(
+            group=Group.TIME_AND_SIZE,
+            help=f"Finds cuts, across which no frame is added: {words(SceneDetector)}.",
+            metavar="NAME",
+            default="auto",
+        ),
+    ] = SceneDetector.AUTO,
     scene_threshold: Annotated[
-        float,
+        float | None,
         option(
             group=Group.TIME_AND_SIZE,
             help="A scene is cut between frames less similar than this; 0 for never.",
             metavar="X",
-            default="0.3",
+            default="0.3, or as --scene-detector finds",
         ),
-    ] = 0.3,
+    ] = None,
     tile_size: Annotated[
         int | None,
         option(
@@ -455,6 +464,7 @@ def enhance(
         factor=factor,
         fps=parse_rate(fps) if fps is not None else None,
         slow_motion=slow_motion,
+        scene_detector=scene_detector,
         scene_threshold=scene_threshold,
         encoding=Encoding(
             codec=codec,

@@ -15,6 +15,7 @@ from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.forecast import ClipForecast, JobForecast, forecast_videos
 from genai_ray.enhance.job.job import enhance_videos
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress
+from genai_ray.enhance.job.split import SceneFile, check_split, split_video
 from genai_ray.enhance.job.verify import VerifyReport, verify_video
 from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.options import EnhanceOptions
@@ -29,10 +30,13 @@ __all__ = [
     "JobForecast",
     "ModelUse",
     "Progress",
+    "SceneFile",
     "VerifyReport",
+    "check_split",
     "enhance_videos",
     "forecast_videos",
     "parse_background",
     "parse_rate",
+    "split_video",
     "verify_video",
 ]

@@ -29,7 +29,7 @@ from genai_ray.video.codecs import (
     predict_encoder_bytes,
 )
 from genai_ray.video.colour import resample, scale_alpha
-from genai_ray.video.container import check_container, describe_libraries
+from genai_ray.video.container import check_container, describe_libraries, read_timecode
 from genai_ray.video.decode import DecodedFrame, StoredFrame, decode_frames, decode_segment, decode_stored
 from genai_ray.video.deinterlace import CYCLE, KEPT, Deinterlacing
 from genai_ray.video.digest import compare_frames, digest_part, digest_ranges, read_record_name
@@ -58,7 +58,7 @@ from genai_ray.video.pictures import (
 )
 from genai_ray.video.plan import Segment, VideoPlan, cut_segments, plan_video
 from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
-from genai_ray.video.source import decode_source, describe_source, is_picture, is_sequence, plan_source
+from genai_ray.video.source import decode_small, decode_source, describe_source, is_picture, is_sequence, plan_source
 from genai_ray.video.telecine import check_deinterlacing
 from genai_ray.video.track_options import TrackOptions, parse_track_options
 from genai_ray.video.tracks import check_result
@@ -101,6 +101,7 @@ __all__ = [
     "decode_picture",
     "decode_png16",
     "decode_segment",
+    "decode_small",
     "decode_source",
     "decode_stored",
     "describe_leftovers",
@@ -130,6 +131,7 @@ __all__ = [
     "read_picture",
     "read_pictures",
     "read_record_name",
+    "read_timecode",
     "resample",
     "scale_alpha",
     "validate_encoding",

@@ -33,7 +33,9 @@ __all__ = [
     "read_alpha",
     "resample",
     "scale_alpha",
+    "shrink_rgb",
     "to_rgb",
+    "to_small_rgb",
 ]
 
 # Without these an 8-bit identity round trip loses luma (46.5 dB); with them luma is lossless and chroma 60.8 dB.
@@ -98,6 +100,48 @@ def to_rgb(frame: av.VideoFrame, colour: Colour) -> npt.NDArray[Any]:
     planar = _resample(frame, "yuv444p" if bits <= 8 else f"yuv444p{bits}le", colour)
     channels = np.stack(_unmatrix(_planes(planar), colour, bits), axis=-1)
     return _quantise(channels, 255, np.uint8) if bits <= 8 else _quantise(channels, _PEAK, np.uint16)
+
+
+def to_small_rgb(frame: av.VideoFrame, colour: Colour, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Convert a decoded picture to a small one of 8 bits, as FFmpeg's scaler does by default.
+
+    Args:
+        frame: A picture of any pixel format.
+        colour: Its colour.
+        size: (width, height) of the result in pixels; the picture is stretched.
+
+    Returns:
+        RGB (height, width, 3), uint8.
+
+    Raises:
+        VideoError: If the pixel format is not supported.
+    """
+    small = _OWN.reformatter.reformat(
+        frame,
+        width=size[0],
+        height=size[1],
+        format="rgb24",
+        src_colorspace=_SPACES.get(colour.matrix, Colorspace.ITU601),
+        src_color_range=_span(colour),
+        dst_color_range=ColorRange.JPEG,
+        interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
+        threads=1,
+    )
+    return np.asarray(small.to_ndarray(), np.uint8)
+
+
+def shrink_rgb(frame: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Convert a picture in RGB to a small one of 8 bits, as ``to_small_rgb``.
+
+    Args:
+        frame: (H, W, 3), C-contiguous, uint8 or uint16.
+        size: (width, height) of the result in pixels; the picture is stretched.
+
+    Returns:
+        RGB (height, width, 3), uint8.
+    """
+    picture = av.VideoFrame.from_ndarray(frame, format="rgb24" if frame.dtype == np.uint8 else "rgb48le")
+    return to_small_rgb(picture, JFIF, size)
 
 
 def count_outside(frame: av.VideoFrame, colour: Colour) -> tuple[int, int]:

@@ -24,6 +24,7 @@ __all__ = [
     "main_stream",
     "open_video",
     "read_sound_starts",
+    "read_timecode",
 ]
 
 CONTAINERS = (
@@ -177,6 +178,24 @@ def read_sound_starts(container: InputContainer) -> list[Fraction]:
         for stream in container.streams.audio
         if stream.start_time is not None and stream.time_base is not None
     ]
+
+
+def read_timecode(path: str, *, any_format: bool = False) -> str | None:
+    """Read the timecode of a video's first frame, as cameras and editors write it.
+
+    Args:
+        path: Path or URI of the file.
+        any_format: Whether the file may name other files and hosts, as playlists do.
+
+    Returns:
+        Such as ``01:00:00:00``, or ``01:00:00;00`` for a drop-frame one; None if the file has none.
+
+    Raises:
+        VideoError: If the file cannot be opened.
+    """
+    with open_video(path, any_format=any_format) as container:
+        tags = [main_stream(container).metadata, container.metadata, *(one.metadata for one in container.streams)]
+    return next((found["timecode"] for found in tags if found.get("timecode")), None)
 
 
 def check_container(path: Path) -> None:

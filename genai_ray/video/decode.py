@@ -18,14 +18,22 @@ import numpy.typing as npt
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.types import Deinterlace
-from genai_ray.video.colour import count_outside, planes_of, read_alpha, to_rgb
+from genai_ray.video.colour import count_outside, planes_of, read_alpha, to_rgb, to_small_rgb
 from genai_ray.video.container import open_video
 from genai_ray.video.deinterlace import deinterlace
 from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
 from genai_ray.video.plan import Segment, VideoPlan
 from genai_ray.video.telecine import undo_telecine
 
-__all__ = ["DecodedFrame", "StoredFrame", "decode_frames", "decode_from", "decode_segment", "decode_stored"]
+__all__ = [
+    "DecodedFrame",
+    "StoredFrame",
+    "decode_frames",
+    "decode_from",
+    "decode_segment",
+    "decode_segment_small",
+    "decode_stored",
+]
 
 SEEK_TRIES = 2
 """Key frames to which decoding seeks before it starts at the beginning of the file."""
@@ -133,6 +141,30 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
     for index, picture, is_deinterlaced in _pictures(plan, segment, allow_truncated):
         outside = count_outside(picture, plan.info.colour) if index % COUNT_EVERY == 0 else (0, 0)
         yield _to_arrays(picture, index, plan, outside, is_deinterlaced)
+
+
+def decode_segment_small(
+    plan: VideoPlan, segment: Segment, size: tuple[int, int], *, allow_truncated: bool = False
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Decode one segment as small pictures, for what looks at a whole video: stretched by swscale's bicubic filter.
+
+    Args:
+        plan: The planned video.
+        segment: The range.
+        size: (width, height) of the pictures, as a player turns them.
+        allow_truncated: As ``decode_segment``.
+
+    Yields:
+        The frames of the range in display order: RGB (height, width, 3), uint8, read-only.
+
+    Raises:
+        VideoError: As ``decode_segment``.
+    """
+    turns = round(plan.info.rotation / 90) % 4  # counter-clockwise
+    width, height = size if turns % 2 == 0 else size[::-1]
+    for _, picture, _ in _pictures(plan, segment, allow_truncated):
+        small = to_small_rgb(picture, plan.info.colour, (width, height))
+        yield np.rot90(small[:, ::-1] if plan.info.is_mirrored else small, turns)
 
 
 def _pictures(plan: VideoPlan, segment: Segment, allow_truncated: bool) -> Iterator[tuple[int, av.VideoFrame, bool]]:

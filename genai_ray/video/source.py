@@ -24,12 +24,13 @@ from genai_ray.files import find_facts, is_numbered, is_remote, list_numbered, o
 from genai_ray.types import full_range
 from genai_ray.video.animations import Animation, decode_animation, is_animation, read_animation
 from genai_ray.video.codecs import IMAGE_SOURCE_SUFFIXES
-from genai_ray.video.decode import DecodedFrame, decode_segment
+from genai_ray.video.colour import shrink_rgb
+from genai_ray.video.decode import DecodedFrame, decode_segment, decode_segment_small
 from genai_ray.video.images import PictureFacts, decode_picture, describe_picture
 from genai_ray.video.info import BT709, HD_LINES, LIMITED, SMPTE170M, UNSPECIFIED, Colour, VideoInfo, describe_video
 from genai_ray.video.plan import PictureSource, Segment, VideoPlan, cut_segments, plan_video
 
-__all__ = ["decode_source", "describe_source", "is_picture", "is_sequence", "plan_source"]
+__all__ = ["decode_small", "decode_source", "describe_source", "is_picture", "is_sequence", "plan_source"]
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture: beyond, Pillow takes a file for an attack."""
@@ -148,6 +149,30 @@ def decode_source(plan: VideoPlan, segment: Segment, *, allow_truncated: bool = 
         return
     for index in range(segment.start, segment.stop):
         yield _decode_still(plan, source.files[index], index)
+
+
+def decode_small(
+    plan: VideoPlan, segment: Segment, size: tuple[int, int], *, allow_truncated: bool = False
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Decode one segment of a planned source as small pictures, for what looks at all of it.
+
+    Args:
+        plan: From ``plan_source``.
+        segment: The range.
+        size: (width, height) of the pictures, as a player turns them; frames are stretched.
+        allow_truncated: As ``decode_segment``; pictures must be whole.
+
+    Yields:
+        The frames of the range in order: RGB (height, width, 3), uint8.
+
+    Raises:
+        VideoError: As ``decode_source``.
+    """
+    if plan.pictures is None:
+        yield from decode_segment_small(plan, segment, size, allow_truncated=allow_truncated)
+        return
+    for decoded in decode_source(plan, segment):
+        yield shrink_rgb(decoded.frame, size)
 
 
 def _decode_still(plan: VideoPlan, path: str, index: int) -> DecodedFrame:

@@ -16,7 +16,7 @@ from genai_ray.backends.onnx_runtime import to_fp16
 from genai_ray.graph import fuse_frames, read_model
 
 CATALOG = ModelCatalog.default()
-PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+PACKAGED = [spec.model_id for spec in map(CATALOG.get, CATALOG.ids()) if spec.url is None and spec.is_image_model]
 
 
 @pytest.fixture(params=[ModelBackend.ONNX, ModelBackend.OPENVINO])

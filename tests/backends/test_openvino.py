@@ -36,7 +36,7 @@ from tests.video.clips import NUM_FRAMES, write
 
 CATALOG = ModelCatalog.default()
 RUN = [model_id for model_id in CATALOG.ids() if ModelBackend.OPENVINO in CATALOG.get(model_id).backends]
-PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+PACKAGED = [spec.model_id for spec in map(CATALOG.get, CATALOG.ids()) if spec.url is None and spec.is_image_model]
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 SLOW_MODELS = {
     *("esrgan-2x", "esrgan-4x", "realesr-animevideov3-x2", "realesr-animevideov3-x4", "waifu2x-x2"),

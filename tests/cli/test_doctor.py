@@ -53,7 +53,7 @@ def test_what_this_machine_has_is_tried(told):
     assert hardware["state"] == ("absent" if hardware["detail"].startswith("no encoder works: ") else "ok")
     assert "h264_" in hardware["detail"]
     assert found["VMAF"]["state"] == "ok"
-    assert found["packaged"]["detail"].startswith("16 models")
+    assert found["packaged"]["detail"].startswith("17 models")
     assert (found["u2net"]["state"], found["u2net"]["do"]) == ("absent", "genai-ray models pull u2net")
     assert "GB free" in found["temporary"]["detail"]
 

@@ -10,7 +10,7 @@ import pytest
 from genai_ray import EnhanceOptions, InferenceSession, QualityValidator, enhance_videos
 from genai_ray.video import Encoding, decode_segment, plan_video
 from tests.enhance.moving import decode, frames_of, luma_of, pan, write_frames
-from tests.enhance.test_scenes import CUTS_OF_BIKES
+from tests.scenes.test_similarity import CUTS_OF_BIKES
 from tests.video.clips import write
 from tests.video.matrix import make
 

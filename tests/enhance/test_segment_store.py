@@ -78,6 +78,7 @@ def test_the_order_of_encoder_options_does_not_count(plan):
         replace(BASE, factor=3),
         replace(BASE, fps=Fraction(60)),
         replace(BASE, scene_threshold=0.2),
+        replace(BASE, scene_detector="transnetv2"),
         replace(BASE, check="off"),
         replace(BASE, background=Background(kind="blur")),
         replace(BASE, background=Background(kind="blur", radius_px=3)),

@@ -20,7 +20,7 @@ from genai_ray.graph import (
 from genai_ray.types import ModelTask
 
 CATALOG = ModelCatalog.default()
-PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+PACKAGED = [spec.model_id for spec in map(CATALOG.get, CATALOG.ids()) if spec.url is None and spec.is_image_model]
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name == "realesrgan-x4plus" else name for name in PACKAGED]
 BATCHABLE = [name for name in PACKAGED if CATALOG.get(name).batchable and name != "realesrgan-x4plus"]
 """Not the largest of two nets of one kind."""

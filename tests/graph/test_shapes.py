@@ -10,7 +10,7 @@ from genai_ray.graph import activation_bytes, fuse_frames, read_model
 from genai_ray.graph.shapes import infer_shapes
 
 CATALOG = ModelCatalog.default()
-PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+PACKAGED = [spec.model_id for spec in map(CATALOG.get, CATALOG.ids()) if spec.url is None and spec.is_image_model]
 
 
 def value(name, shape, kind=TensorProto.FLOAT):

@@ -13,7 +13,7 @@ from genai_ray import InferenceSession, ModelCatalog, ModelPrecision, SessionLim
 from tests.serve.models import add_sub, identity, square
 
 CATALOG = ModelCatalog.default()
-PACKAGED = [model_id for model_id in CATALOG.ids() if CATALOG.get(model_id).url is None]
+PACKAGED = [spec.model_id for spec in map(CATALOG.get, CATALOG.ids()) if spec.url is None and spec.is_image_model]
 PRODUCTS_ROWS = 5000
 PRODUCTS_BYTES = 4 * PRODUCTS_ROWS**2
 HEAVY = {"realesrgan-x4plus", "realesrgan-x4plus-anime"}

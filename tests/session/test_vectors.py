@@ -1,16 +1,21 @@
 """Models with a vector as an extra input, such as the weights of styles."""
 
 import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from onnx import helper, numpy_helper
 
 from genai_ray import Encoding, EnhanceOptions, InferenceSession, ModelBackend, enhance_videos, errors
 from genai_ray.catalog import ParamSpec, dump_spec, load_spec
 from genai_ray.cli.choices import parse_params
+from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models, convert_params
 from genai_ray.inspection import inspect_model
 from genai_ray.serve.engine.inference import InferRequest, Tensor
 from genai_ray.serve.engine.model_metadata import check_frame_request, read_metadata
+from genai_ray.serve.http.queries import _parse_params
 from tests.enhance.moving import frames_of, pan, write_frames
 
 STYLES = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0, 0, 0]], np.float32)
@@ -127,9 +132,45 @@ def test_a_request_has_the_vector_as_text(style):
         return check_frame_request(request, metadata)[1]
 
     assert params_of("0.5, 0, 0.25, 1, 0") == {"style": WEIGHTS}
-    for value, got in (("0,0", "style=2 numbers"), (0.5, "style=0.5"), ("a,b", "style="), (True, "style=1"), ("", "")):
+    for value, got in (
+        ("0,0", "style=2 numbers"),
+        (0.5, "style=0.5"),
+        ("a,b", "style="),
+        (True, "style=1"),
+        ("", ""),
+    ):
         with pytest.raises(errors.InvalidInputError, match=f"{got}.*allowed: 5 numbers, each from 0 to 1"):
             params_of(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [
+        ("sigma=0.1", {"sigma": 0.1}),
+        ("style=0,0.5,1", {"style": (0, 0.5, 1)}),
+        (" style=0, 0.5 ,1,sigma=15", {"style": (0, 0.5, 1), "sigma": 15}),
+        ("sigma=1e-2,style=1,0,", {"sigma": 0.01, "style": (1, 0)}),
+        ("", {}),
+    ],
+)
+def test_a_query_has_vectors_between_names(text, params):
+    assert _parse_params(text) == params
+
+
+def test_manifests_have_vectors_as_text_or_lists(tmp_path, style):
+    clip = write_frames(tmp_path / "in.mkv", pan(2))
+    rows = {"uri": [str(clip)], "param.style": ["0.5,0, 0.25,1,0"], "param.sigma": [15]}
+    pyarrow.csv.write_csv(pyarrow.table(rows), tmp_path / "a.csv")
+    rows["param.style"] = [list(WEIGHTS)]
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        (target,) = resolve_targets(tmp_path / name, tmp_path / "out", EnhanceOptions())
+        assert target.options(EnhanceOptions()).params == {"style": WEIGHTS, "sigma": 15}
+    for word in ("@weights.npy", "a", "", "0,,1"):
+        rows["param.style"] = [word]
+        pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+        with pytest.raises(errors.ConfigError, match=r"param.style .*a number, or the numbers of a vector"):
+            resolve_targets(tmp_path / "a.parquet", tmp_path / "out", EnhanceOptions())
 
 
 @pytest.mark.slow

@@ -17,10 +17,11 @@ from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_shared_folders
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker
 from genai_ray.enhance.job.records import describe_making
-from genai_ray.enhance.job.segment_store import SegmentStore, key_clip, key_segments
+from genai_ray.enhance.job.segment_store import SegmentStore, is_gpu_kind, key_clip, key_segments
 from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.budget import give_budgets
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX, ClipTarget
+from genai_ray.enhance.plan.cuts import FINDER_BYTES, plan_cuts
 from genai_ray.enhance.plan.fields import plan_fields
 from genai_ray.enhance.plan.options import EnhanceOptions, check_chain_options, convert_params
 from genai_ray.enhance.plan.piece import take_piece
@@ -49,6 +50,7 @@ __all__ = [
     "examine_clip",
     "find_begun",
     "find_done_clip",
+    "lay_timeline",
     "name_segments",
     "open_clip",
     "plan_timeline",
@@ -228,9 +230,29 @@ def plan_timeline(
             do="Pass --allow-truncated (allow_truncated=True) to enhance what is there.",
         )
     plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
+    timeline, sizes, told = lay_timeline(plan, specs, options)
+    return timeline, sizes, (*made, *told)
+
+
+def lay_timeline(
+    plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions
+) -> tuple[Timeline, FrameSizes, tuple[str, ...]]:
+    """Plan the result of a planned video.
+
+    Args:
+        plan: The whole video.
+        specs: As ``plan_timeline``; none for a result that has the frames of the source.
+        options: As ``plan_timeline``.
+
+    Returns:
+        As ``plan_timeline``.
+
+    Raises:
+        ConfigError: As ``plan_timeline``.
+    """
     plan, told = take_piece(plan, options.piece, segment_frames=options.segment_frames)
     plan = replace(plan, tracks=options.tracks)
-    fps = None if is_sequenced else options.fps
+    fps = None if is_sequence(plan.path) else options.fps
     timeline = plan_result(
         plan,
         specs,
@@ -256,7 +278,7 @@ def plan_timeline(
         )
     timeline = replace(timeline, result=replace(timeline.result, info=info, pictures=pictures))
     losses = pictures.losses if pictures is not None else ()
-    return timeline, sizes, (*losses, *made, *told, *sizes.describe(plan.info))
+    return timeline, sizes, (*losses, *told, *sizes.describe(plan.info))
 
 
 def _check_moving(plan: VideoPlan, specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
@@ -314,7 +336,10 @@ def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str, way: Wa
     Raises:
         VideoError: If the work folder cannot be read.
     """
-    timeline = plan.timeline
+    timeline, told = plan_cuts(plan.timeline, specs, plan.options, plan.sizes, is_gpu=is_gpu_kind(kind))
+    plan = replace(plan, notes=(*plan.notes, *told))
+    if timeline.scene_threshold is None:
+        plan = replace(plan, segment_bytes=max(plan.segment_bytes, FINDER_BYTES))
     if way is not None:
         begun = find_begun(plan, specs, kind) or way
         if begun != way:

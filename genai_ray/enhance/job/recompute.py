@@ -20,6 +20,7 @@ from genai_ray.enhance.job.clip_plan import plan_timeline
 from genai_ray.enhance.job.records import build_note, describe_source, expand_times, find_late
 from genai_ray.enhance.job.segment_store import hash_of_model, list_versions, node_kind
 from genai_ray.enhance.plan.budget import give_budgets
+from genai_ray.enhance.plan.cuts import FINDER_BYTES, plan_cuts
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths
 from genai_ray.enhance.plan.size import FrameSizes
 from genai_ray.enhance.plan.timeline import Timeline, check_chain
@@ -138,7 +139,9 @@ class Recomputation:
         cache = ModelCache(None, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
         is_own = cache.is_embedded
         try:
-            kind = node_kind(is_gpu=uses_gpu(options.device, options.backend))
+            is_gpu = uses_gpu(options.device, options.backend)
+            kind = node_kind(is_gpu=is_gpu)
+            timeline, _ = plan_cuts(timeline, specs, options, sizes, is_gpu=is_gpu)
             requests = find_requests(timeline.plan.info, specs, options)
             with cache.lease(requests), temporary_folder("verify") as folder:
                 job = JobContext(specs, requests, options, cache, f"verify-{folder.name}", kind)
@@ -280,6 +283,8 @@ def _count_at_once(timeline: Timeline, sizes: FrameSizes, options: EnhanceOption
         (info.width, info.height) if sizes.given != (info.width, info.height) else None,
     )
     num_bytes += predict_check_bytes(info, sizes.scale, options.check)
+    if timeline.scene_threshold is None:
+        num_bytes = max(num_bytes, FINDER_BYTES)
     cluster_resources: Any = ray.cluster_resources
     resources = cluster_resources()
     return max(1, min(int(resources.get("CPU", 1)), int(TASKS_SHARE * resources.get("memory", 0)) // num_bytes))

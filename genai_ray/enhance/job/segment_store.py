@@ -39,9 +39,10 @@ from genai_ray.files import (
     temporary_folder,
 )
 from genai_ray.inspection import hash_model
+from genai_ray.scenes import MODEL
 from genai_ray.session import processor_facts
 from genai_ray.tune import Way
-from genai_ray.types import ModelBackend
+from genai_ray.types import ModelBackend, ModelTask
 from genai_ray.video import VideoPlan
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "discard_partials",
     "hash_of_model",
     "hash_segment",
+    "is_gpu_kind",
     "key_clip",
     "key_segments",
     "list_versions",
@@ -354,7 +356,7 @@ def _is_whole(place: str, digest: str) -> bool:
 def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, Any]:
     """Return everything that results depend on, except for the input."""
     return {
-        "models": [hash_of_model(spec) for spec in specs],
+        "models": [hash_of_model(spec) for spec in _models_of(specs, options)],
         "options": {
             "backend": options.backend.value,
             "precision": options.precision.value,
@@ -369,12 +371,20 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "fps": str(options.fps),
             "slow_motion": options.slow_motion,
             "scene_threshold": options.scene_threshold,
+            "scene_detector": options.scene_detector.value,
             "background": repr(options.background or Background()),
             "check": str(options.check),
             "tile_size_px": options.tile_size_px,
             "allow_truncated": options.allow_truncated,
         },
     }
+
+
+def _models_of(specs: Sequence[ModelSpec], options: EnhanceOptions) -> Sequence[ModelSpec]:
+    """Return the chain, and the network that may find cuts in it."""
+    if options.scene_threshold is not None or all(spec.task is not ModelTask.INTERPOLATION for spec in specs):
+        return specs
+    return (*specs, ModelCatalog.default().get(MODEL))
 
 
 def hash_of_model(spec: ModelSpec) -> str:
@@ -404,10 +414,22 @@ def node_kind(*, is_gpu: bool) -> str:
         is_gpu: Whether models run on a GPU, which rounds in another way.
 
     Returns:
-        A hexadecimal digest.
+        ``cpu`` or ``gpu``, and a hexadecimal digest.
     """
     kind = "\n".join(["gpu" if is_gpu else "cpu", *processor_facts()])
-    return hashlib.sha256(kind.encode()).hexdigest()
+    return f"{'gpu' if is_gpu else 'cpu'}-{hashlib.sha256(kind.encode()).hexdigest()}"
+
+
+def is_gpu_kind(kind: str) -> bool:
+    """Tell what the models of a node run on.
+
+    Args:
+        kind: From ``node_kind``.
+
+    Returns:
+        Whether they run on a GPU.
+    """
+    return kind.startswith("gpu-")
 
 
 @functools.cache

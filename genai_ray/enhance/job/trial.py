@@ -18,6 +18,7 @@ import numpy.typing as npt
 from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.job.clip_plan import ClipPlan
+from genai_ray.enhance.plan.cuts import predict_finding_s
 from genai_ray.enhance.plan.timeline import Timeline
 from genai_ray.enhance.segment.resize import add_bars, fit_frame, reduce_frames
 from genai_ray.errors import BackendUnavailableError
@@ -80,6 +81,8 @@ class ClipLoad:
     """Frames of the result in these segments."""
     longest: float
     """Share of the longest of these segments, in (0, 1]."""
+    finding_s: float = 0.0
+    """Seconds of one core in which TransNetV2 finds their cuts."""
 
 
 def load_of(plan: ClipPlan) -> ClipLoad:
@@ -99,6 +102,7 @@ def load_of(plan: ClipPlan) -> ClipLoad:
         sources=num_sources,
         results=plan.frames - plan.frames_reused,
         longest=max(lengths, default=0) / max(num_sources, 1),
+        finding_s=predict_finding_s(plan.timeline, plan.todo) if plan.timeline.scene_threshold is None else 0.0,
     )
 
 
@@ -121,8 +125,8 @@ def predict_seconds(trial: Trial, loads: Iterable[ClipLoad]) -> float:
         scale = load.pixels / trial.pixels
         alone_s = (load.sources * trial.decode_s + load.results * trial.encode_s) * scale
         infer_s = (load.sources * trial.infer_source_s + load.results * trial.infer_result_s) * scale
-        shared_s += infer_s + alone_s / cores
-        longest_s = max(longest_s, alone_s * load.longest)
+        shared_s += infer_s + (alone_s + load.finding_s) / cores
+        longest_s = max(longest_s, (alone_s + load.finding_s) * load.longest)
     return trial.startup_s + max(shared_s, longest_s)
 
 

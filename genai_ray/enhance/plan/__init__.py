@@ -5,7 +5,8 @@
 * ``piece``: the piece of a video that is asked for.
 * ``size``: the size of the result that is asked for, and those of frames on their way.
 * ``budget``: the bytes of each segment, if a bit rate or a size is asked for.
-* ``timeline``: the order of a chain, the times of the result's frames, and cuts.
+* ``timeline``: the order of a chain, and the times of the result's frames.
+* ``cuts``: how cuts are found, across which no frame is added.
 * ``background``: what replaces a background.
 """
 

@@ -14,7 +14,7 @@ from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.fields import check_fields
 from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.size import ResultSize, parse_size
-from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
+from genai_ray.enhance.plan.timeline import TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
@@ -28,6 +28,7 @@ from genai_ray.types import (
     ModelPrecision,
     ModelTask,
     Params,
+    SceneDetector,
     parse_bytes,
     take_fields,
 )
@@ -110,8 +111,13 @@ class EnhanceOptions:
     slow_motion: int | None = None
     """How many times as long as its source the result is instead: so many frames for one, at the rate of the source.
     Sound is left out, or with ``audio="stretch"`` made as long at the same pitch."""
-    scene_threshold: float = SCENE_THRESHOLD
-    """Similarity of neighbours in [0, 1] below which a cut lies between them, and no frame is added; 0 for never."""
+    scene_detector: SceneDetector = SceneDetector.AUTO
+    """What finds cuts, across which no frame is added: ``transnetv2``, a network that finds fades and dissolves too;
+    ``threshold``; or ``auto``, which is the network if it takes less than a tenth of the time in which frames are
+    added, and ``threshold`` on a GPU or if ``scene_threshold`` is given."""
+    scene_threshold: float | None = None
+    """Similarity of neighbours in [0, 1] below which a cut lies between them; 0 for never. None for 0.3, or for what
+    ``scene_detector`` says."""
     check: CheckLevel = CheckLevel.DEFAULT
     """How closely frames are compared with those of the source: ``off``, ``default`` or ``strict``, which also writes a
     record beside each video, for ``verify_video``."""
@@ -286,8 +292,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions, *, 
     """
     _ = options.piece, options.tracks, options.result_size  # they raise
     check_fields(options.deinterlace, options.field_order)
-    if not 0 <= options.scene_threshold <= 1:
-        raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
+    _check_scenes(specs, options)
     check_rate(specs, options.factor, options.fps, options.slow_motion, has_sequence=has_sequence)
     options.tracks.check_speed(int(options.slow_motion or 1))
     if options.background is not None and not has_mask(specs):
@@ -301,6 +306,23 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions, *, 
         if name not in known:
             raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")
         known[name].read(name, value)
+
+
+def _check_scenes(specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
+    is_asked = options.scene_threshold is not None or options.scene_detector is not SceneDetector.AUTO
+    if is_asked and all(spec.task is not ModelTask.INTERPOLATION for spec in specs):
+        raise ConfigError(
+            "scene detector or threshold without a model that adds frames", "a chain with one", "Add --model rife."
+        )
+    if options.scene_threshold is None:
+        return
+    if not 0 <= options.scene_threshold <= 1:
+        raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
+    if options.scene_detector is SceneDetector.TRANSNETV2:
+        raise ConfigError(
+            f"scene threshold {options.scene_threshold} with scene detector 'transnetv2'",
+            "one of them: a threshold is for the detector 'threshold'",
+        )
 
 
 def convert_params(specs: Sequence[ModelSpec], options: EnhanceOptions) -> EnhanceOptions:

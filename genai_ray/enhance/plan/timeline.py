@@ -1,4 +1,4 @@
-"""How a chain of models changes the stream of frames: its order, the times of the result's frames, and cuts.
+"""How a chain of models changes the stream of frames: its order, and the times of the result's frames.
 
 Times are rational numbers: a result gets a time base in which each of its times is a whole number.
 """
@@ -11,21 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, Generic, TypeVar
-
-import numpy as np
-import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
+from typing import Generic, TypeVar
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.enhance.plan.background import Background
 from genai_ray.errors import ConfigError
-from genai_ray.types import ModelTask, full_range, parse_fraction
+from genai_ray.scenes import SCENE_THRESHOLD
+from genai_ray.types import ModelTask, parse_fraction
 from genai_ray.video import Segment, VideoPlan
 
 __all__ = [
     "DEFAULT_FACTOR",
-    "SCENE_THRESHOLD",
     "TIMESTEP",
     "Chain",
     "Moment",
@@ -34,12 +30,10 @@ __all__ = [
     "check_rate",
     "count_results",
     "has_mask",
-    "is_cut",
     "parse_rate",
     "plan_result",
     "retime",
     "split_chain",
-    "thumbnail",
 ]
 
 TIMESTEP = "timestep"
@@ -57,14 +51,7 @@ MAX_FPS = 1000
 RATE_TOLERANCE = Fraction(1, 1000)
 """A source this much faster than the rate that is asked for counts as equal: its container rounds times."""
 
-SCENE_THRESHOLD = 0.3
-"""Two frames less similar than this are a cut apart. In real footage cuts lie below 0.25, a fast pan at 0.5."""
-
 _MAX_TIME_BASE = 2**31 - 1
-
-_SIDE = 32
-_WINDOW = 7
-_GREY = np.array([0.299, 0.587, 0.114])
 
 Stage = TypeVar("Stage")
 
@@ -107,6 +94,9 @@ class Timeline:
     """Whether frames are shown between those of the source."""
     budgets: tuple[int, ...] = ()
     """Most bytes of each segment of the result; empty if segments have a constant quality."""
+    scene_threshold: float | None = SCENE_THRESHOLD
+    """If frames are added: similarity of neighbours below which a cut lies between them, 0 for never; None if
+    TransNetV2 finds the cuts."""
 
     def moments(self, index: int) -> list[Moment]:
         """Return the frames of the result that belong to a segment of the source: those shown from its first frame on.
@@ -398,40 +388,6 @@ def _rate_of(source: VideoPlan) -> Fraction:
     return (len(source.pts) - is_cut) / ((end - source.pts[0]) * source.info.time_base)
 
 
-def thumbnail(frame: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Reduce a frame for ``is_cut``.
-
-    Args:
-        frame: RGB (H, W, 3), uint8 or uint16.
-
-    Returns:
-        Grey in [0, 255], at most 32x32, each pixel the mean of an area.
-    """
-    rows, columns = (np.linspace(0, length, min(length, _SIDE) + 1).round().astype(int) for length in frame.shape[:2])
-    # Sums of whole numbers are exact, so every machine finds the same cuts.
-    lines = np.add.reduceat(frame, rows[:-1], axis=0, dtype=np.uint32)
-    sums = np.add.reduceat(lines, columns[:-1], axis=1, dtype=np.uint64)
-    areas = np.diff(rows)[:, None] * np.diff(columns)[None]
-    grey: npt.NDArray[np.float64] = (sums @ _GREY) / areas * (255 / full_range(frame.dtype))
-    return grey
-
-
-def is_cut(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], threshold: float) -> bool:
-    """Tell whether a cut lies between two frames; fades are not found, because their neighbours resemble each other.
-
-    Only these two frames count, so the answer does not depend on how a video was split into segments.
-
-    Args:
-        before: Thumbnail of a frame.
-        after: Thumbnail of the next one, of the same size.
-        threshold: Structural similarity in [0, 1] below which it is a cut; 0 for never.
-
-    Returns:
-        Whether it is a cut.
-    """
-    return threshold > 0 and _similarity(before, after) < threshold
-
-
 def _adds_frames(specs: Sequence[ModelSpec]) -> bool:
     return any(spec.task is ModelTask.INTERPOLATION for spec in specs)
 
@@ -439,18 +395,3 @@ def _adds_frames(specs: Sequence[ModelSpec]) -> bool:
 def _gcd(a: Fraction, b: Fraction) -> Fraction:
     """Return the largest unit of which both are whole multiples."""
     return Fraction(math.gcd(a.numerator * b.denominator, b.numerator * a.denominator), a.denominator * b.denominator)
-
-
-def _similarity(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Return the mean SSIM (Wang 2004) over uniform windows of 7x7."""
-    window = (min(_WINDOW, a.shape[0]), min(_WINDOW, a.shape[1]))
-    first = sliding_window_view(a, window)
-    second = sliding_window_view(b, window)
-    mean_a = first.mean((2, 3))
-    mean_b = second.mean((2, 3))
-    covariance = (first * second).mean((2, 3)) - mean_a * mean_b
-    c1 = (0.01 * 255) ** 2
-    c2 = (0.03 * 255) ** 2
-    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    spread = (mean_a**2 + mean_b**2 + c1) * (first.var((2, 3)) + second.var((2, 3)) + c2)
-    return float((likeness / spread).mean())

@@ -28,9 +28,10 @@ from genai_ray.cluster import FrameRange, Lease, ModelCache, PendingCall, Sessio
 from genai_ray.enhance.plan.background import Background, compose
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.plan.size import FrameSizes
-from genai_ray.enhance.plan.timeline import TIMESTEP, Chain, Moment, Timeline, is_cut, split_chain, thumbnail
+from genai_ray.enhance.plan.timeline import TIMESTEP, Chain, Moment, Timeline, split_chain
 from genai_ray.enhance.segment.cancellation import JobCancelledError, check_cancelled
 from genai_ray.enhance.segment.checks import SegmentChecks
+from genai_ray.enhance.segment.cuts import SegmentCuts, find_segment_cuts
 from genai_ray.enhance.segment.resize import add_bars, fit_alpha, fit_frame, reduce_frames
 from genai_ray.errors import (
     DeadlineExceededError,
@@ -256,6 +257,7 @@ def _make_segment(
     moments = timeline.moments(index)
     if not moments:  # at a constant rate a very short frame may not be shown at all
         return SegmentResult(0, 0, time.time())
+    cuts = _find_cuts(timeline, index, options)
     stages = _open_stages(job)
     seen: list[tuple[int, int, bool]] = []
     decoded = decode_source(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated)
@@ -273,8 +275,7 @@ def _make_segment(
     per_frame = -(-len(moments) // (plan.segments[index].stop - plan.segments[index].start)) * (1 + enlarges_alpha)
     result_bytes = sizes.made[0] * sizes.made[1] * 3 * first.frame.itemsize * per_frame
     batch_size = max(1, min(options.batch_size, MAX_BATCH_BYTES // result_bytes))
-    threshold = options.scene_threshold if chain.interpolation is not None else None
-    batches = _batches(itertools.chain([first], frames), moments, batch_size, threshold)
+    batches = _batches(itertools.chain([first], frames), moments, batch_size, cuts)
     ahead = min(BATCHES_AHEAD, MAX_AHEAD_BYTES // (batch_size * result_bytes))
     background = options.background or Background()
     checks = SegmentChecks(plan, job.specs, options.check, sizes.given)
@@ -310,6 +311,13 @@ def _make_segment(
     )
 
 
+def _find_cuts(timeline: Timeline, index: int, options: EnhanceOptions) -> SegmentCuts | None:
+    """Return the cuts of a segment; None if no frames are added."""
+    if not timeline.adds_frames:
+        return None
+    return find_segment_cuts(timeline, index, allow_truncated=options.allow_truncated)
+
+
 def _open_stages(job: JobContext) -> list[BatchInference]:
     stages = []
     for spec, request in zip(job.specs, job.requests, strict=True):
@@ -335,23 +343,20 @@ def _watched(frames: Iterator[DecodedFrame], tag: str, seen: list[tuple[int, int
 
 
 def _batches(
-    frames: Iterator[DecodedFrame], moments: Sequence[Moment], batch_size: int, threshold: float | None
+    frames: Iterator[DecodedFrame], moments: Sequence[Moment], batch_size: int, cuts: SegmentCuts | None
 ) -> Iterator[_Batch]:
     """Gather different frames into batches.
 
     A frame equal to the one before it is not computed again. Between two equal frames, and across a cut, no frame is
-    made: there the first one is shown until the second. ``threshold`` is None if no frames are added.
+    made: there the first one is shown until the second. ``cuts`` is None if no frames are added.
     """
     shown_from = {left: list(group) for left, group in groupby(moments, key=lambda moment: moment.left)}
     batch = _Batch()
     last: DecodedFrame | None = None
-    small: Array | None = None
     for frame in frames:
         is_same = last is not None and _is_equal(last, frame)
-        before = small
-        if not is_same:
-            small = thumbnail(frame.frame) if threshold is not None else None
-        if last is not None and (is_same or before is None or small is None or is_cut(before, small, threshold or 0.0)):
+        is_held = is_same or cuts is None or cuts.lies_before(frame.index, frame.frame)
+        if last is not None and is_held:
             batch.hold()
         if not is_same:
             if batch.frames:

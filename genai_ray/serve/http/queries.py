@@ -58,24 +58,33 @@ def parse_query(request: Request, kind: type[Parsed]) -> Parsed:
         raise InvalidInputError(f"{name}={str(error['input'])[:40]!r}", allowed) from exc
 
 
-def _parse_params(text: str) -> dict[str, float]:
-    params: dict[str, float] = {}
+def _parse_params(text: str) -> dict[str, float | tuple[float, ...]]:
+    """Read values by name; a number without a name is one more of the vector before it."""
+    numbers: dict[str, list[float]] = {}
+    name = ""
     for part in filter(str.strip, text.split(",")):
-        name, _, number = part.strip().partition("=")
+        given, is_named, number = part.rpartition("=")
         try:
             value = float(number)
         except ValueError:
             value = math.nan
-        if not name or math.isnan(value) or name in params:
-            do = "Separate them by commas: params=sigma=0.1."
-            raise InvalidInputError(f"params {part[:40]!r}", "NAME=NUMBER, each name once", do)
-        params[name] = value
-    return params
+        is_wrong = not given.strip() or given.strip() in numbers if is_named else not name
+        if is_wrong or math.isnan(value):
+            do = "Separate them by commas: params=sigma=0.1,style=0,0.5,1."
+            raise InvalidInputError(f"params {part[:40]!r}", "NAME=NUMBER, or NAME=NUMBER,NUMBER, each name once", do)
+        name = given.strip() or name
+        numbers.setdefault(name, []).append(value)
+    return {name: tuple(values) if len(values) > 1 else values[0] for name, values in numbers.items()}
 
 
 Params = Annotated[
-    dict[str, float],
+    dict[str, float | tuple[float, ...]],
     BeforeValidator(_parse_params),
-    WithJsonSchema({"type": "string", "description": "Extra inputs of the model: NAME=NUMBER, separated by commas."}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "Extra inputs of the model: NAME=NUMBER, separated by commas; a vector is NAME=0,0.5,1.",
+        }
+    ),
 ]
-"""Extra inputs of models, written as ``params=sigma=0.1,other=2``."""
+"""Extra inputs of models, written as ``params=sigma=0.1,style=0,0.5,1``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from genai_ray.catalog import ModelSpec
+from genai_ray.catalog import ModelSpec, ParamValue
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InvalidInputError
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.inference import InferRequest, Tensor, datatype_of
@@ -236,10 +236,11 @@ class _Api:
             what = f"a result of {width}x{height} with {depth}, {num_bytes} bytes"
             raise InvalidInputError(what, f"{most} bytes", "Send a smaller picture, or one of 8 bits without alpha.")
 
-    async def _infer(self, target: Target, frames: Array, params: dict[str, float], deadline: float) -> Array:
+    async def _infer(self, target: Target, frames: Array, params: Mapping[str, ParamValue], deadline: float) -> Array:
+        words = {name: ",".join(map(repr, v)) if isinstance(v, tuple) else v for name, v in params.items()}
         left_us = max(1, round((deadline - asyncio.get_running_loop().time()) * 1e6))
         asked = InferRequest(
-            (Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, "timeout": left_us, **params}
+            (Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, "timeout": left_us, **words}
         )
         response = await self._engine.infer(target, asked)
         return response.outputs[0].array
@@ -260,7 +261,7 @@ class _Api:
             "takes_videos": spec.is_image_model and spec.task is not ModelTask.OTHER,
             "backend": model.serving.backend.value,
             "precision": model.serving.precision.value,
-            "params": {name: param.model_dump() for name, param in spec.params.items() if param.size is None},
+            "params": {name: param.model_dump() for name, param in spec.params.items()},
         }
 
 

@@ -38,6 +38,7 @@ _ENCODING_OPTIONS = ("codec", "crf", "video_bitrate", "max_size")
 
 _CLIP_OPTIONS = (
     *("params", "start", "end", "duration", "preview", "audio", "subtitles", "streams", "factor", "fps", "background"),
+    *("scene_detector", "scene_threshold"),
     *("slow_motion", "size", "width", "height", "scale", "fit", "input_height", "deinterlace", "field_order"),
 )
 
@@ -114,6 +115,10 @@ class VideoRequest:
     """Frames per second of the result instead."""
     slow_motion: int | None = None
     """How many times as long the result is instead."""
+    scene_detector: str = "auto"
+    """What finds cuts, across which no frame is added, as in ``EnhanceOptions``."""
+    scene_threshold: float | None = None
+    """Similarity of neighbours below which a cut lies between them."""
     background: str | None = None
     """What replaces a background that is removed, as ``parse_background`` reads it; None for green."""
     size: str | None = None

@@ -81,6 +81,10 @@ class _VideoQuery(Query):
     """Frames per second of the result instead: a number, or a fraction such as 60000/1001."""
     slow_motion: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = None
     """How many times as long as the video the result is instead, at its rate."""
+    scene_detector: Literal["auto", "transnetv2", "threshold"] = "auto"
+    """What finds cuts, across which no frame is added: a network, or a threshold of similarity."""
+    scene_threshold: Annotated[float, Field(ge=0, le=1)] | SkipJsonSchema[None] = None
+    """Similarity of neighbours below which a cut lies between them; 0 for never."""
     background: str | SkipJsonSchema[None] = None
     """What replaces a background that a model removes: a colour such as #00b140 (the default), blur, mask or alpha."""
     size: str | SkipJsonSchema[None] = None

@@ -95,11 +95,19 @@ const paramsOf = (model) => (model.task === "interpolation" ? {} : model.params)
 function paramField(name, param) {
   const id = `param-${name}`;
   const scale = param.full_scale ?? 1;
+  if (param.size) return vectorField(id, name, param);
   const [least, most, usual] = [param.minimum, param.maximum, param.default].map((value) => rounded(value * scale));
   const input = element("input", { id, name, type: "number", min: least, max: most, step: "any", value: usual });
   input.dataset.scale = scale;
   const unit = param.full_scale ? ` of ${rounded(scale)}` : "";
   const hint = `${capital(param.description)}${param.description ? ": " : ""}${least} to ${most}${unit}.`;
+  return element("div", { className: "field" }, element("label", { htmlFor: id, textContent: name }), input, element("p", { className: "hint", textContent: hint }));
+}
+
+/** A field for the numbers of a vector, with commas between them; empty for the usual ones. */
+function vectorField(id, name, param) {
+  const input = element("input", { id, name, type: "text", autocomplete: "off", placeholder: param.default.map(rounded).join(",") });
+  const hint = `${capital(param.description)}${param.description ? ": " : ""}${param.size} numbers from ${rounded(param.minimum)} to ${rounded(param.maximum)}, with commas between them.`;
   return element("div", { className: "field" }, element("label", { htmlFor: id, textContent: name }), input, element("p", { className: "hint", textContent: hint }));
 }
 
@@ -109,7 +117,7 @@ function query(chosen) {
   const names = new Set(chosen.flatMap((model) => Object.keys(paramsOf(model))));
   const params = [...$("params").querySelectorAll("input")]
     .filter((input) => names.has(input.name) && input.value !== "")
-    .map((input) => `${input.name}=${input.valueAsNumber < 1 ? input.valueAsNumber / input.dataset.scale : input.value}`);
+    .map((input) => `${input.name}=${input.type === "text" ? input.value.trim() : input.valueAsNumber < 1 ? input.valueAsNumber / input.dataset.scale : input.value}`);
   if (params.length) words.set("params", params.join(","));
   return words;
 }
@@ -216,7 +224,10 @@ async function runVideo(signal) {
   const chosen = chain();
   const words = query(chosen);
   words.set("name", file.name || "clip");
-  if (!$("rate-field").hidden) words.set(...$("rate").value.split("="));
+  if (!$("rate-field").hidden) {
+    words.set(...$("rate").value.split("="));
+    words.set("scene_detector", $("scene_detector").value);
+  }
   if (!$("background-field").hidden) words.set("background", $("background").value);
   words.set("check", $("check").value);
   const typed = [

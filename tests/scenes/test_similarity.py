@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from genai_ray.enhance.plan.timeline import SCENE_THRESHOLD, is_cut, thumbnail
+from genai_ray.scenes import SCENE_THRESHOLD, is_cut, thumbnail
 from tests.enhance.moving import pan
 
 CUTS_OF_BIKES = (29, 75, 136, 186, 241)

@@ -40,7 +40,11 @@ def planned(clip, size=(96, 64), *, is_gpu=False, models="rife", **options):
 def test_the_detector_is_chosen_by_its_share(clip):
     threshold, (note,), share = planned(clip)
     assert (threshold, share > MOST_SHARE) == (0.3, True)
-    assert note.startswith("cuts: where neighbours are less similar than 0.3, without TransNetV2: it would take ")
+    assert note == (
+        "cuts: where neighbours are less similar than 0.3, without TransNetV2: it would take longer than adding frames"
+    )
+    _, (note,), share = planned(clip, (320, 176))
+    assert (note.endswith(f"it would take {share:.0%} of the time of adding frames"), share < 1) == (True, True)
     threshold, (note,), share = planned(clip, (1920, 1080))
     assert (threshold, share < MOST_SHARE) == (None, True)
     assert note == "cuts: TransNetV2 finds them, also fades and dissolves"

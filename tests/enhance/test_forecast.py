@@ -64,6 +64,7 @@ def test_chains_that_add_frames_and_masks_are_foreseen(folder):
     assert clip.notes == (
         "input: 96x64 is reduced to 48x32 before the first model",
         "size: the chain makes 96x64; it is resampled to 200x134, with black bars up to 200x200",
+        "cuts: where neighbours are less similar than 0.3, without TransNetV2: it would take longer than adding frames",
     )
     assert list(forecast.models) == chain
     assert forecast.expected_s > 0

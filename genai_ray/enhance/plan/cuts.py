@@ -62,7 +62,8 @@ def plan_cuts(
     share = predict_share(timeline, specs, sizes)
     if not is_gpu and share < MOST_SHARE:
         return by_network, ("cuts: TransNetV2 finds them, also fades and dissolves",)
-    why = "frames are added on a GPU" if is_gpu else f"it would take {share:.0%} of the time of adding frames"
+    cost = f"{share:.0%} of the time of adding frames" if share <= 1 else "longer than adding frames"
+    why = "frames are added on a GPU" if is_gpu else f"it would take {cost}"
     return by_threshold, (f"cuts: where neighbours are less similar than {threshold:g}, without TransNetV2: {why}",)
 
 

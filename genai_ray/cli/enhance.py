@@ -431,8 +431,7 @@ def enhance(
     ] = False,
 ) -> None:
     """Enhance videos or pictures with a model or a chain of models; sound, subtitles, times and colours are kept."""
-    from genai_ray.enhance import EnhanceOptions, parse_background, parse_rate
-    from genai_ray.video import Encoding
+    from genai_ray.enhance import Encoding, EnhanceOptions, parse_background, parse_rate
 
     check_inputs(inputs, is_any_enough=True)
     models, base = choose_models(model, preset, task), load_profile(profile)

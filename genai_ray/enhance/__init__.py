@@ -20,11 +20,13 @@ from genai_ray.enhance.job.verify import VerifyReport, verify_video
 from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.plan.timeline import parse_rate
+from genai_ray.video import Encoding
 
 __all__ = [
     "Background",
     "ClipForecast",
     "ClipOutcome",
+    "Encoding",
     "EnhanceOptions",
     "EnhanceReport",
     "JobForecast",

@@ -11,13 +11,13 @@ import os
 import posixpath
 import string
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from genai_ray.enhance.plan.background import parse_background
-from genai_ray.enhance.plan.options import EnhanceOptions, Paths
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths, read_param
 from genai_ray.enhance.plan.picture_target import (
     check_picture_options,
     is_picture_target,
@@ -207,7 +207,7 @@ class ClipTarget:
             elif name in _OPTION_COLUMNS:
                 own[name] = _WORDS[name](str(value)) if name in _WORDS else value
             elif name.startswith(_PARAM_PREFIX):
-                params[name.removeprefix(_PARAM_PREFIX)] = _read_param(name, value)
+                params[name.removeprefix(_PARAM_PREFIX)] = read_param(name, value)
         return replace(common, encoding=replace(common.encoding, **encoding), params=params, **own)
 
 
@@ -234,21 +234,6 @@ class Targets:
 
     def __iter__(self) -> Iterator[ClipTarget]:
         return self.walk()
-
-
-def _read_param(column: str, value: Any) -> float | tuple[float, ...]:
-    """Read a model's param from a manifest: a number, or numbers with commas or as a list; never a file's name."""
-    is_vector = "," in value if isinstance(value, str) else isinstance(value, Iterable)
-    try:
-        if not is_vector:
-            return float(value)
-        return tuple(map(float, value.split(",") if isinstance(value, str) else value))
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{column} {str(value)[:40]!r} of a manifest",
-            "a number, or the numbers of a vector such as 0,0.5,1",
-            "A file of numbers is for --param.",
-        ) from None
 
 
 def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) -> Targets:

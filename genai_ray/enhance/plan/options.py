@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from genai_ray.backends import check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
@@ -34,7 +34,15 @@ from genai_ray.types import (
 )
 from genai_ray.video import Encoding, TrackOptions, parse_track_options
 
-__all__ = ["EnhanceOptions", "Paths", "check_chain_options", "check_models", "convert_params", "describe_tasks"]
+__all__ = [
+    "EnhanceOptions",
+    "Paths",
+    "check_chain_options",
+    "check_models",
+    "convert_params",
+    "describe_tasks",
+    "read_param",
+]
 
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 """One or several."""
@@ -347,3 +355,29 @@ def _params_of(specs: Sequence[ModelSpec]) -> dict[str, ParamSpec]:
         for name, param in spec.params.items()
         if (spec.task, name) != (ModelTask.INTERPOLATION, TIMESTEP)
     }
+
+
+def read_param(column: str, value: Any) -> float | tuple[float, ...]:
+    """Read a model's param from a manifest.
+
+    Args:
+        column: Its column, for the error.
+        value: A number, or numbers with commas or as a list; never a file's name, since manifests come from others.
+
+    Returns:
+        A number, or a tuple for a vector.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    is_vector = "," in value if isinstance(value, str) else isinstance(value, Iterable)
+    try:
+        if not is_vector:
+            return float(value)
+        return tuple(map(float, value.split(",") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{column} {str(value)[:40]!r} of a manifest",
+            "a number, or the numbers of a vector such as 0,0.5,1",
+            "A file of numbers is for --param.",
+        ) from None

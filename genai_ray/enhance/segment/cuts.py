@@ -41,24 +41,26 @@ class SegmentCuts:
         return before is not None and is_cut(before, self._small, self._threshold)
 
 
-def find_segment_cuts(timeline: Timeline, index: int, *, allow_truncated: bool) -> SegmentCuts:
+def find_segment_cuts(timeline: Timeline, index: int, *, allow_truncated: bool) -> SegmentCuts | None:
     """Find the cuts of a segment as the plan says.
 
     The last frame of the segment counts too: the pair of it and the next segment's first frame belongs to this one.
     TransNetV2 decodes frames around the segment, and finds the same cuts however a video is divided.
 
     Args:
-        timeline: The plan of the video and of its result, which adds frames.
+        timeline: The plan of the video and of its result.
         index: Index of the segment.
         allow_truncated: As ``decode_segment``.
 
     Returns:
-        The cuts.
+        The cuts; None if no frames are added.
 
     Raises:
         VideoError: If a frame does not decode.
         GenAIRayError: If TransNetV2 cannot be loaded or fails.
     """
+    if not timeline.adds_frames:
+        return None
     if timeline.scene_threshold is not None:
         return SegmentCuts(timeline.scene_threshold)
     segment = timeline.plan.segments[index]

@@ -257,7 +257,7 @@ def _make_segment(
     moments = timeline.moments(index)
     if not moments:  # at a constant rate a very short frame may not be shown at all
         return SegmentResult(0, 0, time.time())
-    cuts = _find_cuts(timeline, index, options)
+    cuts = find_segment_cuts(timeline, index, allow_truncated=options.allow_truncated)
     stages = _open_stages(job)
     seen: list[tuple[int, int, bool]] = []
     decoded = decode_source(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated)
@@ -309,13 +309,6 @@ def _make_segment(
         frames_deinterlaced=sum(is_deinterlaced for _, _, is_deinterlaced in seen[:own]),
         measured=checks.measured(),
     )
-
-
-def _find_cuts(timeline: Timeline, index: int, options: EnhanceOptions) -> SegmentCuts | None:
-    """Return the cuts of a segment; None if no frames are added."""
-    if not timeline.adds_frames:
-        return None
-    return find_segment_cuts(timeline, index, allow_truncated=options.allow_truncated)
 
 
 def _open_stages(job: JobContext) -> list[BatchInference]:

@@ -78,7 +78,7 @@ def scenes(
     Decodes every frame and runs the packaged network TransNetV2 on the CPU: 20 ms of one core for a frame.
     """
     from genai_ray.scenes import build_edl, check_probability, find_scenes, list_scenes
-    from genai_ray.video import Encoding, plan_video
+    from genai_ray.video import Encoding, plan_source
 
     check_inputs([video])
     _check_options(edl=edl, split=split, as_json=as_json, output=output, encoding=(codec, crf), timecode=timecode)
@@ -90,7 +90,7 @@ def scenes(
 
         check_split(video, folder, encoding=encoding, overwrite=overwrite)
     if edl:  # a list of one scene shows whether there can be one, before minutes of searching
-        build_edl(list_scenes(plan_video(video, any_format=any_format), ()), counting=timecode.value)
+        build_edl(list_scenes(plan_source(video, any_format=any_format), ()), counting=timecode.value)
     with _tell_progress(is_quiet=quiet) as tell:
         found = find_scenes(
             video, probability=probability, any_format=any_format, allow_truncated=allow_truncated, on_progress=tell

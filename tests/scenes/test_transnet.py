@@ -10,7 +10,7 @@ import pytest
 from genai_ray import ModelCatalog, find_scenes
 from genai_ray.scenes import CutFinder, count_windows
 from genai_ray.scenes.transnet import _windows
-from genai_ray.video import Segment, decode_small, plan_video
+from genai_ray.video import Segment, decode_small, plan_source, plan_video
 from tests.enhance.moving import frames_of, write_frames
 from tests.scenes.test_similarity import CUTS_OF_BIKES
 
@@ -112,3 +112,10 @@ def test_small_frames_are_those_that_ffmpeg_shows(shared, name):
     off, turned = (np.abs(one.astype(int) - shown).mean() for one in (small, np.rot90(small, 2)))
     assert off < 8  # FFmpeg turns pictures before it scales them
     assert turned > 3 * off
+
+
+def test_small_frames_of_an_animation(shared):
+    plan = plan_source(str(shared / "cases" / "video" / "anim.gif"))
+    frames = list(decode_small(plan, Segment(0, 0, len(plan.pts)), (48, 27)))
+    assert len(frames) == len(plan.pts) > 1
+    assert {(frame.shape, frame.dtype) for frame in frames} == {((27, 48, 3), np.dtype(np.uint8))}

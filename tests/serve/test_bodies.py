@@ -27,7 +27,7 @@ from genai_ray.serve.http import bodies
 from genai_ray.serve.oip.grpc import InferenceServicer, _InStream
 from genai_ray.serve.oip.messages import count_typed_bytes, message_class
 from tests.serve.models import identity
-from tests.serve.test_images import saved
+from tests.video.test_images import saved
 
 MANY = 30_000
 """Strings whose reading takes long."""

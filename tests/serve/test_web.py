@@ -43,8 +43,8 @@ from genai_ray.video import Encoding, encode_png16
 from tests.processes import DEADLINE_S, descendants, is_alive, kill, title, wait_until
 from tests.serve.conftest import serve
 from tests.serve.contract import check_answer
-from tests.serve.test_images import saved
 from tests.video.clips import write, write_cut
+from tests.video.test_images import saved
 
 RNG = np.random.default_rng(0)
 PIXELS = np.kron(RNG.integers(0, 256, (9, 13, 3), np.uint8), np.ones((4, 4, 1), np.uint8))

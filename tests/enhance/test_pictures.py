@@ -18,6 +18,7 @@ from genai_ray.serve.web.pictures import apply_output, to_frames
 from genai_ray.video import Encoding, encode_png16, is_picture, is_sequence, plan_source
 from genai_ray.video.animations import decode_animation, read_animation
 from genai_ray.video.images import decode_picture, encode_picture
+from tests.processes import kill, start, wait_until
 from tests.video.clips import write
 
 MODEL = "websr-x2-s"
@@ -114,6 +115,8 @@ ROWS = {
     "out/%d.png": ("frames/%05d.png", {}),
     "frames.mp4": ("frames/%05d.png", {"fps": str(RATE), "preset": "ultrafast"}),
     "frames.gif": ("frames/%05d.png", {"fps": "24"}),
+    "again.gif": ("frames/%05d.png", {"fps": "24", "segment_frames": "2"}),
+    "a2.apng": ("a.gif", {"segment_frames": "1"}),
     "clip.gif": ("clip.mkv", {}),
     "cut.png": ("cut.png", {}),
     "bomb.png": ("bomb.png", {}),
@@ -143,7 +146,7 @@ def job(ray_session, tmp_path_factory):
     """All rows as one job: folder of sources, folder of results, and the report of each by name."""
     folder = tmp_path_factory.mktemp("pictures")
     make_sources(folder)
-    names = ("uri", "output", "codec", "preset", "fps", "start", "end", "width")
+    names = ("uri", "output", "codec", "preset", "fps", "start", "end", "width", "segment_frames")
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
@@ -240,6 +243,34 @@ def test_frames_of_a_gif_go_into_a_video_at_their_times(job):
 
 
 @pytest.mark.slow
+def test_segments_change_no_byte(job):
+    _, results, _ = job
+    assert (results / "again.gif").read_bytes() == (results / "frames.gif").read_bytes()
+    assert (results / "a2.apng").read_bytes() == (results / "a.apng").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_job_leaves_no_picture_and_goes_on(ray_session, tmp_path):
+    for number in range(20):
+        save(tmp_path / "frames" / f"{number}.png", np.kron(draw(number), np.ones((8, 12, 1), np.uint8)))
+    source, output = tmp_path / "frames" / "%d.png", tmp_path / "b.gif"
+    words = ("-m", "websr-x2-l", "--fps", 25, "--segment-frames", 1, "--json")
+    job = start("enhance", source, "-o", output, *words)
+    wait_until(lambda: list(tmp_path.glob("b.gif.genai-ray/*.nut")), job)
+    kill(job.pid)
+    job.communicate()
+    assert not output.exists()
+    options = EnhanceOptions(fps=25, segment_frames=1)
+    report = enhance_videos(source, output, models="websr-x2-l", options=options)
+    assert report.segments_reused >= 1
+    assert report.frames == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.gif", "frames"]
+    whole = EnhanceOptions(fps=25)
+    enhance_videos(source, tmp_path / "c.gif", models="websr-x2-l", options=whole)
+    assert output.read_bytes() == (tmp_path / "c.gif").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_piece_of_an_animation_is_one(job):
     _, results, _ = job
     piece = read_animation((results / "piece.gif").read_bytes(), max_pixels=LIMIT)
@@ -333,6 +364,28 @@ def test_two_pictures_for_one_result_are_refused(here, tmp_path):
     inputs = [here / "deep.png", here / "deep.png"]
     with pytest.raises(errors.ConfigError, match=r"two inputs for .*deep\.png"):
         enhance_videos(inputs, tmp_path / "out", models=MODEL, options=options)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [(["frames/%05d.png", "my photo.jpg"], {"name": "{stem}{suffix}"}), (["rows.csv"], {})],
+)
+def test_a_sequence_never_replaces_the_folder_of_others(here, tmp_path, inputs, options):
+    (here / "rows.csv").write_text("uri,output\nmy photo.jpg,\nframes/%05d.png,%05d.png\n")
+    with pytest.raises(errors.ConfigError, match="numbered files in the folder of other results"):
+        enhance_videos(
+            [here / name for name in inputs], tmp_path / "out", models=MODEL, options=EnhanceOptions(**options)
+        )
+    (here / "rows.csv").unlink()
+
+
+def test_a_sequence_among_others_gets_its_folder(here, tmp_path):
+    inputs = [here / "frames" / "%05d.png", here / "my photo.jpg"]
+    found = forecast_videos(inputs, tmp_path / "out", models=MODEL)
+    assert [clip.output.removeprefix(f"{tmp_path}/out/") for clip in found.clips] == [
+        "frames/%05d.png",
+        "my photo.jpg",
+    ]
 
 
 def test_a_folder_without_videos_is_its_pictures(here, tmp_path):

@@ -19,10 +19,12 @@ from typing import Any
 from genai_ray.enhance.plan.background import parse_background
 from genai_ray.enhance.plan.options import EnhanceOptions, Paths, read_param
 from genai_ray.enhance.plan.picture_target import (
+    check_own_place,
     check_picture_options,
     is_picture_target,
     name_preview,
     name_suffix,
+    own_folder,
     place_of,
 )
 from genai_ray.enhance.plan.size import check_sides
@@ -268,7 +270,7 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
         _check_folder(result, options)
         manifest = places[0]
         walk = functools.partial(_read_manifest, manifest, result, options)
-        count, has_sequence = _check_all(walk, options)
+        count, has_sequence = _check_all(walk, options, result)
         return Targets(count, result.rstrip("/"), walk, has_sequence)
     listed = [(place, _expand(place, result)) for place in places]
     to_folder = len(places) > 1 or listed[0][1] is not None
@@ -284,11 +286,10 @@ def resolve_targets(inputs: Paths, output: str | Path, options: EnhanceOptions) 
     for place, below in listed:
         for source, folder in [(place, "")] if below is None else below:
             index = len(targets)
-            # Of several inputs, each sequence gets a folder of its own.
-            own = f"{os.path.basename(os.path.dirname(source))}/" if to_folder and is_sequence(source) else folder
-            named = to_place(join_place(result, _name(source, own, index, options)))
+            own = own_folder(source) if to_folder else ""
+            named = to_place(join_place(result, _name(source, own or folder, index, options)))
             targets.append(_target(index, source, named, options, folder=result))
-    count, has_sequence = _check_all(lambda: iter(targets), options)
+    count, has_sequence = _check_all(lambda: iter(targets), options, result if to_folder else "")
     return Targets(count, result.rstrip("/") if to_folder else None, lambda: iter(targets), has_sequence)
 
 
@@ -392,7 +393,9 @@ def _read_manifest(manifest: str, folder: str, options: EnhanceOptions) -> Itera
             output = to_place(str(given))
         else:
             own = ClipTarget(source, "", "", index, changes).options(options)
-            output = to_place(join_place(folder, str(given) if given else _name(source, "", index, own)))
+            output = to_place(
+                join_place(folder, str(given) if given else _name(source, own_folder(source), index, own))
+            )
         allowed = "" if is_own and not is_remote(manifest) else folder
         yield _target(index, source, output, options, changes=changes, folder=allowed)
 
@@ -408,8 +411,11 @@ def _check_columns(manifest: str, row: Mapping[str, Any]) -> None:
         )
 
 
-def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions) -> tuple[int, bool]:
-    """Check every pair, and count them; two numbers are kept of each. Also tell whether one is a sequence."""
+def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions, folder: str = "") -> tuple[int, bool]:
+    """Check every pair, and count them; two numbers are kept of each. Also tell whether one is a sequence.
+
+    ``folder`` is that of several results, which one of them would replace if it were that very folder.
+    """
     count = 0
     has_sequence = False
     encodings = set()
@@ -431,6 +437,7 @@ def _check_all(walk: Callable[[], Iterator[ClipTarget]], options: EnhanceOptions
         own = target.options(options)
         _ = own.piece  # raises
         check_picture_options(target.source, target.output, own)
+        check_own_place(target.output, target.place, folder)
         has_alpha = own.background is not None and own.background.kind == "alpha"
         known = (repr(own.encoding), own.tracks, target.coded_as, has_alpha)
         if known not in encodings:

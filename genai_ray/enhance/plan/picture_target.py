@@ -19,7 +19,15 @@ from genai_ray.video import (
     is_sequence,
 )
 
-__all__ = ["check_picture_options", "is_picture_target", "name_preview", "name_suffix", "place_of"]
+__all__ = [
+    "check_own_place",
+    "check_picture_options",
+    "is_picture_target",
+    "name_preview",
+    "name_suffix",
+    "own_folder",
+    "place_of",
+]
 
 NUMBERED_SUFFIXES = (*IMAGE_SUFFIXES, ".webp")
 """Files of numbered pictures."""
@@ -62,6 +70,37 @@ def place_of(source: str, output: str) -> str:
             f"{output}: frames as files in a store", "a folder of this machine, or one video or .parquet file"
         )
     return str(folder_of_pictures(Path(output)))
+
+
+def own_folder(source: str) -> str:
+    """Return the folder that a sequence gets among the results of several inputs.
+
+    Args:
+        source: Path or URI of an input.
+
+    Returns:
+        The name of the sequence's folder, ending in ``/``; empty for another input.
+    """
+    return f"{os.path.basename(os.path.dirname(source))}/" if is_sequence(source) else ""
+
+
+def check_own_place(output: str, place: str, folder: str) -> None:
+    """Refuse numbered files that would take the place of the folder of all results.
+
+    Args:
+        output: Path or URI of the result.
+        place: What is published.
+        folder: The folder of several results; empty if there is only one.
+
+    Raises:
+        ConfigError: If both are the same.
+    """
+    if folder and place.rstrip("/") == folder.rstrip("/"):
+        raise ConfigError(
+            f"{output}: numbered files in the folder of other results",
+            "a folder of their own, such as frames/%05d.png",
+            "Choose another name or column output.",
+        )
 
 
 def name_preview(output: str) -> str:

@@ -141,7 +141,7 @@ WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in
         want(suffix=".webm", codec="vp9", notes=("audio stream 1 (aac, ",), is_encoded=True, compared=False),
     ],
     # animations
-    "f_anim.webp": [want(frames=10, notes=(ALPHA,), compared=False)],
+    "f_anim.webp": [want(frames=10, compared=False)],
     "pal.apng": [want(compared=False)],
     # what no file can be made of
     "raw.h264": [want(refused="has no time. Remux the file first")],

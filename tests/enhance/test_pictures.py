@@ -13,7 +13,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from genai_ray import EnhanceOptions, InferenceSession, enhance_videos, errors
-from genai_ray.enhance import forecast_videos
+from genai_ray.enhance.job.clip_plan import plan_timeline
+from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.options import check_models
 from genai_ray.serve.web.pictures import apply_output, to_frames
 from genai_ray.video import Encoding, encode_png16, is_picture, is_sequence, plan_source
 from genai_ray.video.animations import decode_animation, read_animation
@@ -381,26 +383,27 @@ def test_a_sequence_never_replaces_the_folder_of_others(here, tmp_path, inputs, 
 
 def test_a_sequence_among_others_gets_its_folder(here, tmp_path):
     inputs = [here / "frames" / "%05d.png", here / "my photo.jpg"]
-    found = forecast_videos(inputs, tmp_path / "out", models=MODEL)
-    assert [clip.output.removeprefix(f"{tmp_path}/out/") for clip in found.clips] == [
+    targets = resolve_targets(inputs, tmp_path / "out", EnhanceOptions())
+    assert [target.output.removeprefix(f"{tmp_path}/out/") for target in targets] == [
         "frames/%05d.png",
         "my photo.jpg",
     ]
+    assert targets.has_sequence
 
 
 def test_a_folder_without_videos_is_its_pictures(here, tmp_path):
-    folder = here / "frames"
-    found = forecast_videos(folder, tmp_path / "out", models=MODEL)
-    assert [Path(clip.output).name for clip in found.clips] == [f"{number:05d}.png" for number in range(9, 15)]
-    assert found.frames == 6
-    mixed = forecast_videos(here, tmp_path / "out", models=MODEL)
-    assert [Path(clip.source).name for clip in mixed.clips] == ["clip.mkv"]
+    found = resolve_targets(here / "frames", tmp_path / "out", EnhanceOptions())
+    assert [Path(target.output).name for target in found] == [f"{number:05d}.png" for number in range(9, 15)]
+    mixed = resolve_targets(here, tmp_path / "out", EnhanceOptions())
+    assert [Path(target.source).name for target in mixed] == ["clip.mkv"]
 
 
-def test_a_rate_and_a_factor_are_of_the_pictures_and_the_model(here, tmp_path):
-    options = EnhanceOptions(fps=12, factor=2, encoding=Encoding(preset="ultrafast"))
-    (clip,) = forecast_videos(here / "frames" / "%05d.png", tmp_path / "b.mp4", models="rife", options=options).clips
-    assert clip.frames == 12
+def test_a_rate_and_a_factor_are_of_the_pictures_and_the_model(here):
+    options = EnhanceOptions(fps=12, factor=2, encoding=Encoding(codec="h264"))
+    specs = check_models("rife", options, has_sequence=True)
+    timeline, _, _ = plan_timeline(str(here / "frames" / "%05d.png"), specs, options)
+    assert len(timeline.result.pts) == 12
+    assert timeline.result.info.average_rate == 24
 
 
 @pytest.mark.parametrize(

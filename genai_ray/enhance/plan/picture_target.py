@@ -156,7 +156,7 @@ def check_picture_options(source: str, output: str, options: EnhanceOptions) -> 
             raise ConfigError(
                 f"{' and '.join(asked)} of {source}", "none: pictures have neither sound nor subtitles", "Leave it out."
             )
-    if is_picture(source) and (options.deinterlace in (Deinterlace.FRAME, Deinterlace.FIELD) or options.field_order):
+    if is_picture(source) and (options.deinterlace not in (Deinterlace.AUTO, Deinterlace.OFF) or options.field_order):
         raise ConfigError(f"deinterlace of {source}", "none: pictures have no fields", "Leave it out.")
     if is_sequence(source) and options.fps is None and not has_number(output):
         raise ConfigError(

@@ -26,10 +26,10 @@ __all__ = ["measure_least", "measure_rest", "weigh_segments"]
 _SIDE = 64
 """Width and height of the pictures with which a result is tried."""
 
-_FRAME_BYTES = 6
+_FRAME_BYTES = 3
 """Bytes by which a larger packet may take more room in a container than the small one of the trial."""
 
-_RECORD_BYTES = 2000
+_RECORD_BYTES = 400
 """Room for the words that name a record, and for what changes with the size of a file."""
 
 _SAMPLES = 3

@@ -25,6 +25,7 @@ from genai_ray.video.codecs import CODECS, SOUND_CODECS, SOUND_FOR, SUFFIXES, TE
 from genai_ray.video.container import explain, open_video
 from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
 from genai_ray.video.excerpt import drop_statistics
+from genai_ray.video.hardware import find_codec
 from genai_ray.video.info import main_stream
 from genai_ray.video.picture_writer import describe_plays
 from genai_ray.video.plan import VideoPlan
@@ -113,7 +114,7 @@ def check_result(
         sink = av.open(io.BytesIO(), "w", format=_FORMATS[suffix])
         try:
             _open_encoder(sink, plan, part, encoding, has_alpha)
-            tracks = add_tracks(sink, source, plan, suffixes=CODECS[encoding.encoder].suffixes)
+            tracks = add_tracks(sink, source, plan, suffixes=find_codec(encoding.encoder).suffixes)
             sink.start_encoding()
             return tracks.notes
         except (av.FFmpegError, ValueError) as exc:

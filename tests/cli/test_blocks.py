@@ -218,7 +218,7 @@ def put_clips(folder, samples):
         small, larger = video[:10].frames[:, ::4, ::4], video[:4].frames[:, ::2, ::2]
     for name in ("samples", "clips/more"):
         (folder / name).mkdir(parents=True)
-    plain = "in.mp4 in.mkv in.mov hdr.mkv noisy.mkv more.mp4 original.mp4 clips/one.mp4 clips/more/two.mkv"
+    plain = "in.mp4 in.mkv in.mov tape.avi hdr.mkv noisy.mkv more.mp4 original.mp4 clips/one.mp4 clips/more/two.mkv"
     for name in (*plain.split(), "samples/bigbuckbunny-360p.mp4", "samples/bigbuckbunny-720p.mp4"):
         write_frames(folder / name, small, codec="libx264")
     for name in ("a.mp4", "b.mp4", "reference.mp4"):

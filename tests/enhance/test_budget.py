@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import pytest
@@ -186,3 +187,31 @@ def test_sizes_hold_whatever_the_workers_and_restarts(samples, tmp_path):
     assert json.loads(done.stdout)["segments"] == 4
     assert output.read_bytes() == alone[".mp4"]
     assert sorted(path.name for path in folders[2].iterdir()) == ["b.mp4", "b.mp4.record.json"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_all_kinds_of_clips_keep_to_a_size(ray_session, tmp_path):
+    """No sound, two tracks of it, odd sides, 10 bits, a variable rate, a rotation, one frame; and one too still."""
+    clips = {
+        "no sound.mkv": {"tracks": 0},
+        "two tracks.mp4": {"tracks": 2},
+        "odd.mkv": {"size": (95, 63), "pix_fmt": "yuv444p"},
+        "deep.mkv": {"pix_fmt": "yuv420p10le", "codec": "ffv1"},
+        "variable.mkv": {"pts": [index * index // 8 + index for index in range(40)]},
+        "turned.mp4": {"more": lambda stream: stream.set_display_rotation(90)},
+        "one frame.mkv": {"pts": [0], "tracks": 0},
+    }
+    sources = [write(tmp_path / name, **made) for name, made in clips.items()]
+    options = EnhanceOptions(encoding=replace(FAST, max_size="70kB"), segment_frames=10, check="off")
+    report = enhance_videos(sources, tmp_path / "out", models="websr-x2-s", options=options)
+    assert [video.error for video in report.videos] == [""] * len(clips)
+    for video in report.videos:
+        size = Path(video.output).stat().st_size
+        is_noted = any("the best quality does not take more" in note for note in video.notes)
+        assert size <= 70_000, video
+        assert is_noted == (size < 0.95 * 70_000), video
+        assert is_noted == video.source.endswith("one frame.mkv"), video
+    by_name = {Path(video.source).name: plan_video(video.output).info for video in report.videos}
+    assert by_name["deep.mkv"].bit_depth == 10
+    assert by_name["turned.mp4"].rotation == 90

@@ -4,9 +4,21 @@ import av
 import pytest
 
 from genai_ray import errors
-from genai_ray.video import Encoding, list_hardware, validate_encoding
+from genai_ray.video import (
+    Encoding,
+    check_result,
+    decode_segment,
+    describe_losses,
+    join_segments,
+    list_hardware,
+    measure_part,
+    open_writer,
+    plan_video,
+    validate_encoding,
+)
 from genai_ray.video.codecs import CODECS
-from genai_ray.video.hardware import HARDWARE_CODECS
+from genai_ray.video.hardware import HARDWARE_CODECS, HardwareCodec
+from tests.video.clips import write
 
 HERE = [name for name in HARDWARE_CODECS if name in av.codecs_available]
 ABSENT = [name for name in HARDWARE_CODECS if name not in av.codecs_available]
@@ -129,6 +141,44 @@ def test_rates_and_sizes_are_read(name, value, read):
 def test_other_rates_and_sizes_are_refused(name, value):
     with pytest.raises(errors.ConfigError, match=name):
         Encoding(**{name: value})
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """FFmpeg's encoder of MPEG-4 in the place of a chip: it is none of the encoders of results."""
+    facts = HardwareCodec(
+        suffixes=(".mp4",),
+        formats={"420": ("yuv420p",)},
+        max_crf=31,
+        crf=5,
+        quality={"qmin": "{}", "qmax": "{}"},
+        rate={"b": "{}", "maxrate": "{}", "bufsize": "{}"},
+    )
+    monkeypatch.setitem(HARDWARE_CODECS, "mpeg4", facts)
+    return "mpeg4"
+
+
+def test_what_works_is_used_from_the_check_to_the_result(stand_in, tmp_path):
+    plan = plan_video(write(tmp_path / "a.mp4"))
+    size = (plan.info.width, plan.info.height)
+    taken = []
+    for settings in ({}, {"crf": 20}, {"video_bitrate": "2M"}, {"video_bitrate": "20k"}):
+        encoding = Encoding(codec=stand_in, **settings)
+        validate_encoding(encoding, ".mp4")
+        assert check_result(plan, size, encoding, ".mp4") == ()
+        with open_writer(tmp_path / "part.nut", info=plan.info, size=size, encoding=encoding) as writer:
+            for frame in decode_segment(plan, plan.segments[0]):
+                writer.write(frame.frame, frame.pts)
+        taken.append(measure_part(tmp_path / "part.nut"))
+        (told,) = describe_losses(plan.info, encoding, size)
+        assert told == "encoded in hardware by mpeg4: the same job may give other bytes"
+    assert taken[0] > taken[1]
+    assert taken[2] > taken[3]
+    assert join_segments(plan, [tmp_path / "part.nut"], [len(plan.pts)], tmp_path / "b.mp4") == ()
+    assert plan_video(tmp_path / "b.mp4").pts == plan.pts
+    assert stand_in in list_hardware()[0]
+    with pytest.raises(errors.ConfigError, match="encoder option 'tuna'"):
+        validate_encoding(Encoding(codec=stand_in, options={"tuna": "1"}), ".mp4")
 
 
 def test_encoders_of_every_machine_are_not_in_hardware():

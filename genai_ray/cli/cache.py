@@ -46,7 +46,7 @@ def _join(name: str, address: str | None) -> Any:
     if name not in (names := cache_names()):
         raise ConfigError(
             f"no cache {name!r} in this cluster",
-            ", ".join(names) or "there is none",
+            ", ".join(names),
             "Start one by a job, an endpoint or `genai-ray cache load`.",
         )
     return ModelCache(name=name, address=address)

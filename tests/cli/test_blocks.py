@@ -28,6 +28,8 @@ from genai_ray.serve.deployment.app import SCHEMAS, list_operations
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.http.routes import describe_api
+from genai_ray.types import PictureFormat
+from genai_ray.video import encode_picture
 from tests.blocks import BLOCKS, KINDS, ROOT, blocks_of, name_of, split
 from tests.enhance.moving import write_frames
 
@@ -223,6 +225,10 @@ def put_clips(folder, samples):
         write_frames(folder / name, small, codec="libx264")
     for name in ("a.mp4", "b.mp4", "reference.mp4"):
         write_frames(folder / name, larger, codec="libx264", options={"crf": "30" if name == "a.mp4" else "20"})
+    (folder / "numbered").mkdir()
+    for number, frame in enumerate(small[:6]):
+        (folder / "numbered" / f"{number:05}.png").write_bytes(encode_picture(frame, PictureFormat.PNG))
+    (folder / "photo.jpg").write_bytes(encode_picture(small[0], PictureFormat.JPEG))
     (folder / "my-model.onnx").write_bytes(
         (ROOT / "genai_ray" / "assets" / "websr-anime4k-cnn-x2-s-rl.onnx").read_bytes()
     )
@@ -237,6 +243,8 @@ def test_the_commands_of_a_page_run_as_they_stand(ray_session, command, tmp_path
     """On small clips of the same names; a result of an earlier command makes room for one of the same name."""
     monkeypatch.chdir(tmp_path)
     small = put_clips(tmp_path, samples)
+    if page.name == "pictures.md":
+        Path("numbered").rename("frames")  # elsewhere this is the name of a result
     for block in blocks_of(page):
         if block.kind != "sh" or is_ci(block):
             continue
@@ -249,15 +257,15 @@ def test_the_commands_of_a_page_run_as_they_stand(ray_session, command, tmp_path
 
 
 def run_one(command, words):
-    target = Path(words[words.index("-o") + 1]) if "-o" in words else None
-    if target is not None and target.is_file():
-        target.unlink()
+    places = [Path(words[words.index(option) + 1]) for option in ("-o", "--html") if option in words]
+    for place in places:
+        if place.is_file():
+            place.unlink()
     for folder in Path().glob("*-compare"):
         shutil.rmtree(folder)
     done = command(*words[1:])
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
-    for option in {"-o", "--html"} & set(words):
-        place = Path(words[words.index(option) + 1])
-        place = place.parent if "%" in place.name else place
-        place = place.with_suffix(f".preview{place.suffix}") if "--preview" in words else place
-        assert place.exists() != ("--dry-run" in words), words
+    for place in places:
+        made = place.parent if "%" in place.name else place
+        made = made.with_suffix(f".preview{made.suffix}") if "--preview" in words else made
+        assert made.exists() != ("--dry-run" in words), words

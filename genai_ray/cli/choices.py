@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from genai_ray.catalog import JobProfile
 
 __all__ = [
+    "PIPE",
     "AutoBackend",
     "AutoPrecision",
     "Backend",
@@ -52,6 +53,9 @@ __all__ = [
     "parse_params",
     "words",
 ]
+
+PIPE = "-"
+"""The name of standard input and of standard output."""
 
 Value = TypeVar("Value")
 
@@ -171,8 +175,9 @@ def check_inputs(inputs: Sequence[str], *, is_any_enough: bool = False) -> None:
     """
     from genai_ray.files import find_missing, is_numbered, list_numbered, to_place
 
+    named = [name for name in inputs if name != PIPE]
     missing = [
-        name for name in find_missing(inputs) if not (is_numbered(to_place(name)) and list_numbered(to_place(name)))
+        name for name in find_missing(named) if not (is_numbered(to_place(name)) and list_numbered(to_place(name)))
     ]
     if missing and not (is_any_enough and len(missing) < len(inputs)):
         raise ConfigError(f"{', '.join(missing)}: no such file or folder", do="Check the spelling and the folder.")

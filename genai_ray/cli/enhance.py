@@ -55,7 +55,7 @@ def enhance(
         list[str],
         typer.Argument(
             help="Videos, pictures, folders, patterns or URIs; numbered pictures (f/%05d.png); or one manifest (.csv, "
-            ".parquet).",
+            ".parquet); - for a pipe.",
             show_default=False,
         ),
     ],
@@ -66,7 +66,7 @@ def enhance(
             "-o",
             group=Group.COMMON,
             help="A file ending in .mp4, .mkv, .mov, .webm, .gif, .png or others; a folder for several inputs. Folders "
-            "are created.",
+            "are created; - for a pipe.",
             metavar="PLACE",
         ),
     ],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from genai_ray.cli.pipe import is_pipe, run_pipe
 from genai_ray.cli.progress import Bar, stopping
 from genai_ray.cli.tables import print_failures, print_forecast, print_report
 from genai_ray.progress import Lines, Silence
@@ -57,6 +58,9 @@ def run_job(inputs: Sequence[str], output: str, models: Sequence[str], options: 
     """
     from genai_ray.enhance import enhance_videos, forecast_videos
 
+    if is_pipe(inputs, output, is_forecast=manner.is_dry_run):
+        run_pipe(models, options, manner)
+        return 0
     if manner.is_dry_run:
         _print(forecast_videos(inputs, output, models=models, options=options), print_forecast, manner)
         return 0

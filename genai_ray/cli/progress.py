@@ -85,11 +85,14 @@ class _Facts(ProgressColumn):
 
 
 @contextmanager
-def stopping(shown: Silence) -> Iterator[None]:
+def stopping(
+    shown: Silence, words: str = "stopping: finished segments are kept; press Ctrl-C again to abandon"
+) -> Iterator[None]:
     """Answer the first Ctrl-C in the block at once, and end the process at the second.
 
     Args:
         shown: What shows the progress; it ends with the first Ctrl-C.
+        words: What is said then.
 
     Yields:
         Nothing. The first Ctrl-C raises ``KeyboardInterrupt``: cleanup takes some seconds. A process that
@@ -99,7 +102,7 @@ def stopping(shown: Silence) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGINT, abandon)
         shown.end()
-        print("stopping: finished segments are kept; press Ctrl-C again to abandon", file=sys.stderr, flush=True)
+        print(words, file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
     def abandon(number: int, frame: FrameType | None) -> NoReturn:

@@ -14,6 +14,7 @@ The path of a frame, function by function, is in ``docs/architecture.md``.
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.forecast import ClipForecast, JobForecast, forecast_videos
 from genai_ray.enhance.job.job import enhance_videos
+from genai_ray.enhance.job.pipe import enhance_pipe
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress
 from genai_ray.enhance.job.split import SceneFile, check_split, split_video
 from genai_ray.enhance.job.verify import VerifyReport, verify_video
@@ -35,6 +36,7 @@ __all__ = [
     "SceneFile",
     "VerifyReport",
     "check_split",
+    "enhance_pipe",
     "enhance_videos",
     "forecast_videos",
     "parse_background",

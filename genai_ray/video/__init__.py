@@ -9,11 +9,12 @@ of the file there). ``decode`` gives the frames of a segment, ``deinterlace`` an
 ``colour`` converts them to RGB and back. ``encode`` writes a segment with one of ``codecs`` or ``hardware``, which
 ``encoder_checks`` tries before; ``bounded`` writes one of at most so many bytes, and ``budget`` finds how many there
 are for pictures. ``join`` writes the result. ``tracks`` adds everything beside the pictures as ``track_options`` ask
-for it: it copies, or ``sound`` encodes and ``subtitles`` converts; ``excerpt`` cuts the copies to a piece, and
+for it: it copies, or ``sound`` (of ``samples``) encodes and ``subtitles`` converts; ``excerpt`` cuts to a piece, and
 ``order`` keeps decode times ascending. ``pictures`` writes frames as files of their own. ``images`` reads and
 writes files of pictures, ``animations`` and ``animation_writer`` files of several; ``source`` plans and decodes
 whatever a job reads, and ``picture_writer`` writes results as pictures. ``reader`` gives users the frames of a video by
-index or time. ``digest`` hashes decoded pictures, and names a result's record in its metadata.
+index or time. ``pipes`` reads and writes what cannot be planned: NUT, and ``y4m``. ``digest`` hashes decoded pictures,
+and names a result's record in its metadata.
 """
 
 from genai_ray.video.bounded import Budget, measure_part, open_writer
@@ -56,6 +57,7 @@ from genai_ray.video.pictures import (
     read_pictures,
     write_pictures,
 )
+from genai_ray.video.pipes import PipeSink, PipeSource, open_pipe
 from genai_ray.video.plan import Segment, VideoPlan, cut_segments, plan_video
 from genai_ray.video.reader import VideoFrame, VideoFrames, VideoReader
 from genai_ray.video.source import decode_small, decode_source, describe_source, is_picture, is_sequence, plan_source
@@ -80,6 +82,8 @@ __all__ = [
     "Deinterlacing",
     "Encoding",
     "HdrMetadata",
+    "PipeSink",
+    "PipeSource",
     "Segment",
     "SegmentWriter",
     "StoredFrame",
@@ -123,6 +127,7 @@ __all__ = [
     "measure_least",
     "measure_part",
     "measure_rest",
+    "open_pipe",
     "open_writer",
     "parse_track_options",
     "plan_source",

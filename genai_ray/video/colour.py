@@ -28,6 +28,7 @@ __all__ = [
     "JFIF",
     "SWS_FLAGS",
     "count_outside",
+    "fill_plane",
     "from_rgb",
     "planes_of",
     "read_alpha",
@@ -257,7 +258,7 @@ def from_rgb(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoF
         frame: RGB (H, W, 3), or RGBA (H, W, 4) for a format with alpha; uint8 in [0, 255] or uint16 in [0, 65535],
             C-contiguous.
         colour: Colour of the result, which gets its tags.
-        pix_fmt: A planar YUV format of 8 or 10 bits, with or without alpha; or RGB or RGBA of 8 or 16 bits.
+        pix_fmt: A planar YUV format of 8 to 16 bits, with or without alpha; or RGB or RGBA of 8 or 16 bits.
 
     Returns:
         The picture in that format.
@@ -298,7 +299,7 @@ def _to_yuv(frame: npt.NDArray[Any], colour: Colour, pix_fmt: str) -> av.VideoFr
     )
     full = av.VideoFrame(frame.shape[1], frame.shape[0], "yuv444p" if bits == 8 else f"yuv444p{bits}le")
     for plane, values in zip(full.planes, planes, strict=True):
-        _fill(plane, _quantise(values / peak, peak, kind))
+        fill_plane(plane, _quantise(values / peak, peak, kind))
     return _resample(_place_chroma(full, colour), pix_fmt, colour)
 
 
@@ -362,11 +363,17 @@ def _tag(yuv: av.VideoFrame, colour: Colour) -> av.VideoFrame:
 def _add_alpha(opaque: av.VideoFrame, alpha: npt.NDArray[Any], pix_fmt: str) -> av.VideoFrame:
     whole = av.VideoFrame(opaque.width, opaque.height, pix_fmt)
     for plane, values in zip(whole.planes, (*_planes(opaque), alpha), strict=True):
-        _fill(plane, values)
+        fill_plane(plane, values)
     return whole
 
 
-def _fill(plane: Any, values: npt.NDArray[Any]) -> None:
+def fill_plane(plane: Any, values: npt.NDArray[Any]) -> None:
+    """Write the samples of a plane.
+
+    Args:
+        plane: A plane of a PyAV picture.
+        values: (height, width), uint8 or uint16.
+    """
     padded = np.zeros((plane.height, plane.line_size // values.itemsize), values.dtype)
     padded[:, : plane.width] = values
     plane.update(padded.tobytes())

@@ -26,6 +26,7 @@ from genai_ray.video.plan import Segment, VideoPlan
 from genai_ray.video.telecine import undo_telecine
 
 __all__ = [
+    "COUNT_EVERY",
     "DecodedFrame",
     "StoredFrame",
     "decode_frames",
@@ -33,6 +34,7 @@ __all__ = [
     "decode_segment",
     "decode_segment_small",
     "decode_stored",
+    "to_arrays",
 ]
 
 SEEK_TRIES = 2
@@ -140,7 +142,7 @@ def decode_segment(plan: VideoPlan, segment: Segment, *, allow_truncated: bool =
     """
     for index, picture, is_deinterlaced in _pictures(plan, segment, allow_truncated):
         outside = count_outside(picture, plan.info.colour) if index % COUNT_EVERY == 0 else (0, 0)
-        yield _to_arrays(picture, index, plan, outside, is_deinterlaced)
+        yield to_arrays(picture, index, plan.pts[index], plan.info, outside, is_deinterlaced)
 
 
 def decode_segment_small(
@@ -224,20 +226,33 @@ def _stored_pictures(
         raise VideoError(f"{plan.path}: {start + position} of {len(plan.pts)} frames decode", do=TAKE_WHAT_IS_THERE)
 
 
-def _to_arrays(
+def to_arrays(
     frame: av.VideoFrame,
     index: int,
-    plan: VideoPlan,
+    pts: int,
+    info: VideoInfo,
     outside: tuple[int, int] = (0, 0),
     is_deinterlaced: bool = False,
 ) -> DecodedFrame:
-    info = plan.info
+    """Convert a decoded picture.
+
+    Args:
+        frame: The picture.
+        index: Its position in the video.
+        pts: When it is shown, in ``info.time_base`` units.
+        info: Facts of the video.
+        outside: Pixels outside the RGB gamut, and pixels checked for it.
+        is_deinterlaced: Whether it was made of an interlaced one.
+
+    Returns:
+        The frame.
+    """
     rgb = to_rgb(frame, info.colour)
     alpha = read_alpha(frame) if info.has_alpha else None
     if info.is_mirrored:
         rgb = np.ascontiguousarray(rgb[:, ::-1])
         alpha = None if alpha is None else np.ascontiguousarray(alpha[:, ::-1])
-    return DecodedFrame(index, plan.pts[index], rgb, alpha, outside, is_deinterlaced)
+    return DecodedFrame(index, pts, rgb, alpha, outside, is_deinterlaced)
 
 
 def _is_reading_at_fault(error: VideoError, path: str) -> bool:
@@ -298,7 +313,7 @@ def decode_frames(plan: VideoPlan, indices: Sequence[int]) -> Iterator[DecodedFr
                 break
             index = waiting.popleft()
             _check_frame(frame, index, plan, allow_damaged=False)
-            yield _to_arrays(frame, index, plan)
+            yield to_arrays(frame, index, plan.pts[index], plan.info)
             if not waiting:
                 break
         if waiting:

@@ -30,6 +30,7 @@ __all__ = [
     "VideoInfo",
     "build_decoder",
     "decode_packet",
+    "describe_stream",
     "describe_video",
     "is_alpha_beside",
     "logging_at",
@@ -245,31 +246,44 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
                 f"{path}: none of its frames decodes ({stream.codec_context.name})",
                 "undamaged data of a codec that FFmpeg decodes",
             )
-        codec = stream.codec_context
-        field_order = _FIELD_ORDERS.get(codec.field_order)
-        flags_fields = codec.codec.canonical_name in _FLAGGING or field_order is None
-        side_data = _side_data_of(frame)
-        rotation, is_mirrored = _read_orientation(frame, side_data)
-        info = VideoInfo(
-            width=frame.width,
-            height=frame.height,
-            time_base=Fraction(stream.time_base or Fraction(1, 1000)),
-            average_rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
-            codec=codec.name,
-            pix_fmt=frame.format.name,
-            bit_depth=frame.format.components[0].bits,
-            sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
-            rotation=rotation,
-            colour=_read_colour(codec, frame, _find_chroma_location(container, stream.index)),
-            has_alpha=any(component.is_alpha for component in frame.format.components),
-            hdr=_read_hdr(side_data),
-            is_interlaced=bool(frame.interlaced_frame) or not flags_fields,
-            field_order=field_order,
-            flags_fields=flags_fields,
-            is_mirrored=is_mirrored,
-            unkept=tuple(words for kind, words in _UNKEPT.items() if kind in side_data),
-        )
-        return info, frame.pts
+        return describe_stream(container, stream, frame), frame.pts
+
+
+def describe_stream(container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> VideoInfo:
+    """Read the facts of a stream from its header and its first frame.
+
+    Args:
+        container: The container, open.
+        stream: The stream.
+        frame: Its first frame that decodes.
+
+    Returns:
+        The facts.
+    """
+    codec = stream.codec_context
+    field_order = _FIELD_ORDERS.get(codec.field_order)
+    flags_fields = codec.codec.canonical_name in _FLAGGING or field_order is None
+    side_data = _side_data_of(frame)
+    rotation, is_mirrored = _read_orientation(frame, side_data)
+    return VideoInfo(
+        width=frame.width,
+        height=frame.height,
+        time_base=Fraction(stream.time_base or Fraction(1, 1000)),
+        average_rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
+        codec=codec.name,
+        pix_fmt=frame.format.name,
+        bit_depth=frame.format.components[0].bits,
+        sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
+        rotation=rotation,
+        colour=_read_colour(codec, frame, _find_chroma_location(container, stream.index)),
+        has_alpha=any(component.is_alpha for component in frame.format.components),
+        hdr=_read_hdr(side_data),
+        is_interlaced=bool(frame.interlaced_frame) or not flags_fields,
+        field_order=field_order,
+        flags_fields=flags_fields,
+        is_mirrored=is_mirrored,
+        unkept=tuple(words for kind, words in _UNKEPT.items() if kind in side_data),
+    )
 
 
 def _read_colour(codec: Any, frame: av.VideoFrame, chroma_location: str) -> Colour:

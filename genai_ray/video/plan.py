@@ -135,6 +135,17 @@ class VideoPlan:
         """What a player's clock shows when the piece begins; 0 for the whole video."""
         return float(self.span[0] - self.begins_s) if self.span is not None else 0.0
 
+    def seconds_of(self, index: int) -> float:
+        """Return when a frame is shown.
+
+        Args:
+            index: Its index.
+
+        Returns:
+            Seconds of the file's times.
+        """
+        return float(self.pts[index] * self.info.time_base)
+
     def lacks_track(self, index: int) -> bool:
         """Tell whether a track ends before the piece or begins after it.
 

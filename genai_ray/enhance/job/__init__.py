@@ -1,5 +1,6 @@
 """One job of one or many videos, from its options to its report, in the order of a job.
 
+* ``pipe``: ``enhance_pipe``, from pipe to pipe, without the rest.
 * ``job``: ``enhance_videos``. ``forecast``: what a job would do, with a ``trial`` on some frames.
 * ``claims``: the outputs that one job alone may write.
 * ``scheduler``: which step of which video runs next, and the steps as Ray tasks.

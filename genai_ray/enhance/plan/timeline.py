@@ -22,10 +22,12 @@ from genai_ray.video import Segment, VideoPlan
 
 __all__ = [
     "DEFAULT_FACTOR",
+    "RATE_TOLERANCE",
     "TIMESTEP",
     "Chain",
     "Moment",
     "Timeline",
+    "adds_frames",
     "check_chain",
     "check_rate",
     "count_results",
@@ -206,7 +208,7 @@ def check_rate(
             raise ConfigError(f"{name} {value}", f"a whole number from 2 to {MAX_FACTOR}")
     if fps is not None and not 0 < fps <= MAX_FPS:
         raise ConfigError(f"{fps} frames per second", f"above 0, up to {MAX_FPS}")
-    if not _adds_frames(specs) and len(given) > is_rate:
+    if not adds_frames(specs) and len(given) > is_rate:
         raise ConfigError(f"{given[0]} without a model that adds frames", "a chain with one", "Add --model rife.")
 
 
@@ -292,7 +294,7 @@ def plan_result(
     """
     factor = int(slow_motion or factor or DEFAULT_FACTOR)  # a manifest may give whole numbers as floats
     is_slow = slow_motion is not None
-    timeline = retime(plan, factor=factor, fps=fps, is_slow=is_slow) if _adds_frames(specs) else retime(plan)
+    timeline = retime(plan, factor=factor, fps=fps, is_slow=is_slow) if adds_frames(specs) else retime(plan)
     kind = background.kind if background is not None else "colour"
     has_alpha = kind == "alpha" or (plan.info.has_alpha and kind != "mask")
     if has_alpha == plan.info.has_alpha:
@@ -388,7 +390,15 @@ def _rate_of(source: VideoPlan) -> Fraction:
     return (len(source.pts) - is_cut) / ((end - source.pts[0]) * source.info.time_base)
 
 
-def _adds_frames(specs: Sequence[ModelSpec]) -> bool:
+def adds_frames(specs: Sequence[ModelSpec]) -> bool:
+    """Tell whether a chain adds frames.
+
+    Args:
+        specs: The chain.
+
+    Returns:
+        Whether one of its models makes frames between two others.
+    """
     return any(spec.task is ModelTask.INTERPOLATION for spec in specs)
 
 

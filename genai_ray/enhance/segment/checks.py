@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec
 from genai_ray.quality.source import KEEPS_FRAMES, LIMITS, FrameMeasures, SourceChecks, SourceMeter
 from genai_ray.types import CheckLevel, ModelTask
-from genai_ray.video import VideoInfo, VideoPlan
+from genai_ray.video import VideoInfo
 
-__all__ = ["SegmentChecks", "predict_check_bytes"]
+__all__ = ["SegmentChecks", "Timed", "predict_check_bytes"]
 
 LEAST_SIDE_PX = 16
 """Smaller frames are not compared: models make of them what they make of the padding around them."""
@@ -46,6 +46,24 @@ _MEANINGS = {
 }
 
 
+class Timed(Protocol):
+    """A source: a ``VideoPlan``, or one that is not known to its end."""
+
+    @property
+    def info(self) -> VideoInfo:
+        """Its facts."""
+
+    def seconds_of(self, index: int) -> float:
+        """Return when a frame is shown, in seconds.
+
+        Args:
+            index: Its index.
+
+        Returns:
+            Seconds of the source's times.
+        """
+
+
 class SegmentChecks:
     """The checks of one segment, in one try.
 
@@ -58,7 +76,7 @@ class SegmentChecks:
 
     def __init__(
         self,
-        plan: VideoPlan,
+        plan: Timed,
         specs: Sequence[ModelSpec],
         level: CheckLevel,
         given: tuple[int, int] | None = None,
@@ -126,8 +144,7 @@ class SegmentChecks:
         texts = []
         for position, reasons in list(self._bad.items())[:MOST_NAMED]:
             index = self._indices[position]
-            at_s = float(self._plan.pts[index] * self._plan.info.time_base)
-            texts.append(f"frame {index} ({at_s:.3f} s): {', '.join(reasons)}")
+            texts.append(f"frame {index} ({self._plan.seconds_of(index):.3f} s): {', '.join(reasons)}")
         if len(self._bad) > MOST_NAMED:
             last = self._indices[list(self._bad)[-1]]
             texts.append(f"{len(self._bad) - MOST_NAMED} more frames up to {last}")

@@ -8,7 +8,7 @@ from genai_ray.catalog import ModelSpec
 from genai_ray.cluster import SessionRequest
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.plan.size import find_input_size
-from genai_ray.enhance.segment.segment import BATCHES_AHEAD, MAX_AHEAD_BYTES, MAX_BATCH_BYTES
+from genai_ray.enhance.segment.chain import BATCHES_AHEAD, MAX_AHEAD_BYTES, MAX_BATCH_BYTES
 from genai_ray.video import VideoInfo, predict_encoder_bytes
 
 __all__ = ["find_requests", "predict_segment_bytes"]

@@ -112,7 +112,8 @@ class CheckLevel(StrEnum):
     """How closely ``enhance`` compares frames with those that they were made of.
 
     ``off`` not at all; ``default`` by means of blocks, with limits that only accidents pass; ``strict`` by every
-    measure of ``genai_ray.quality.FrameMeasures`` but the seams of tiles, with the limits of ``SourceChecks``.
+    measure of ``genai_ray.quality.FrameMeasures`` but the seams of tiles, with the limits of ``SourceChecks``. Each
+    level passes only what the one before it passes.
     """
 
     OFF = "off"

@@ -17,7 +17,7 @@ from genai_ray.cluster.cache import CacheOptions, CacheStatus
 from genai_ray.cluster.client.cache import ModelCache, lease_within, open_session, router_of
 from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.client.lease import Lease
-from genai_ray.cluster.client.session import CachedSession, FrameRange, PendingCall
+from genai_ray.cluster.client.session import CachedSession, FrameRange, PendingCall, find_processors
 from genai_ray.cluster.devices import hold_memory, uses_gpu
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
@@ -51,6 +51,7 @@ __all__ = [
     "connect",
     "disconnect",
     "find_cluster",
+    "find_processors",
     "has_own_node_died",
     "hold_memory",
     "key_of",

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from genai_ray.backends import resolve_device
 from genai_ray.cluster.placement import Device
 from genai_ray.errors import BackendUnavailableError, ConfigError, ResourceExhaustedError
+from genai_ray.session import processor_kind
 from genai_ray.types import ModelBackend
 
 __all__ = [
@@ -80,6 +81,8 @@ class Started:
     """Bytes that it takes without a model: interpreter, libraries, Ray."""
     actor: str = ""
     """Name of its actor, which is that of its first session."""
+    processor: str = ""
+    """Kind of what it computes on, from ``name_processor``."""
 
 
 def nodes_alive() -> dict[str, dict[str, float]]:
@@ -282,6 +285,30 @@ def _warn_of_nvml(gpu: str, reason: str) -> None:
     _log.warning(
         "NVML does not say what this process takes of GPU %s (%s): it counts as what was reserved", gpu, reason
     )
+
+
+def name_processor(gpu: str | None) -> str:
+    """Name the kind of what this process computes on.
+
+    Args:
+        gpu: Index or UUID of its GPU; None for a CPU.
+
+    Returns:
+        ``processor_kind`` of the CPU, or of the GPU's name; ``gpu`` counts as the name if NVML does not tell it.
+    """
+    if gpu is None:
+        return processor_kind("cpu")
+    import pynvml  # noqa: PLC0415
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            name = pynvml.nvmlDeviceGetName(_handle_of(gpu))
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return processor_kind("gpu")
+    return processor_kind(name.decode() if isinstance(name, bytes) else name)
 
 
 def _probe_gpus(count: int) -> list[tuple[str, str, int]]:

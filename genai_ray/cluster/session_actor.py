@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelCatalog
-from genai_ray.cluster.devices import Started, gpu_used_bytes
+from genai_ray.cluster.devices import Started, gpu_used_bytes, name_processor
 from genai_ray.cluster.messages import Caller, Description, LoadRequest, Recency, RetentionInfo, Retired
 from genai_ray.cluster.served import GROWTH_BYTES, Served
 from genai_ray.errors import InferenceError, InvalidInputError, ResourceExhaustedError
@@ -80,9 +80,9 @@ class SessionActor:
         self._held_bytes = held_bytes
         context = ray.get_runtime_context()
         name = str(context.get_actor_name())
-        self._started = Started(
-            context.get_node_id(), str(gpus[0]) if gpus else None, os.getpid(), anonymous_bytes(), name
-        )
+        gpu = str(gpus[0]) if gpus else None
+        kind = name_processor(gpu if self._has_gpu else None)
+        self._started = Started(context.get_node_id(), gpu, os.getpid(), anonymous_bytes(), name, kind)
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._served = Served(name, load_request, reserved_bytes)

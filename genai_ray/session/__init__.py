@@ -8,7 +8,13 @@ process's cores and memory, ``shown`` is for notebooks.
 """
 
 from genai_ray.session.precision import calibration_frames
-from genai_ray.session.process import anonymous_bytes, count_cores, processor_facts, release_freed_memory
+from genai_ray.session.process import (
+    anonymous_bytes,
+    count_cores,
+    processor_facts,
+    processor_kind,
+    release_freed_memory,
+)
 from genai_ray.session.session import InferenceSession
 from genai_ray.session.shown import Shown
 from genai_ray.session.sizing import SessionLimits, Shapes, can_tile, check_tile_size, describe_seams, predict_bytes
@@ -26,5 +32,6 @@ __all__ = [
     "describe_seams",
     "predict_bytes",
     "processor_facts",
+    "processor_kind",
     "release_freed_memory",
 ]

@@ -9,12 +9,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import hashlib
 import os
 import platform
 import sys
 from pathlib import Path
 
-__all__ = ["anonymous_bytes", "count_cores", "map_large_blocks", "processor_facts", "release_freed_memory"]
+__all__ = [
+    "anonymous_bytes",
+    "count_cores",
+    "map_large_blocks",
+    "processor_facts",
+    "processor_kind",
+    "release_freed_memory",
+]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
@@ -43,6 +51,19 @@ def processor_facts() -> tuple[str, ...]:
     kinds = ("model name", "flags", "Features")
     facts = sorted({line.split(":", 1)[1].strip() for line in lines if line.startswith(kinds)})
     return (platform.system(), platform.machine(), *facts)
+
+
+@functools.cache
+def processor_kind(device: str) -> str:
+    """Name the kind of this machine's processor together with a device: what rounds in the same way has the same name.
+
+    Args:
+        device: ``cpu``, or the name of the accelerator that computes.
+
+    Returns:
+        A hexadecimal digest of the device and ``processor_facts``.
+    """
+    return hashlib.sha256("\n".join([device, *processor_facts()]).encode()).hexdigest()
 
 
 def anonymous_bytes() -> int:

@@ -40,6 +40,7 @@ from genai_ray.video.encode import (
     choose_pixel_format,
     describe_losses,
     find_side_step,
+    holds_alpha,
 )
 from genai_ray.video.encoder_checks import list_hardware, validate_encoding
 from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, describe_video
@@ -120,6 +121,7 @@ __all__ = [
     "encode_png16",
     "find_side_step",
     "folder_of_pictures",
+    "holds_alpha",
     "is_picture",
     "is_sequence",
     "join_segments",

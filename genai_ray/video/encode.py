@@ -45,6 +45,7 @@ __all__ = [
     "describe_losses",
     "encoder_options",
     "find_side_step",
+    "holds_alpha",
 ]
 
 
@@ -120,6 +121,20 @@ class Encoding:
             The settings with a codec.
         """
         return replace(self, codec=self.codec or DEFAULT_CODECS.get(suffix, "libx264"))
+
+
+def holds_alpha(encoding: Encoding, suffix: str) -> bool:
+    """Tell whether a container holds the alpha that an encoder stores.
+
+    Args:
+        encoding: The settings, validated.
+        suffix: Suffix of the output, lower case, with its dot.
+
+    Returns:
+        False for VP9 in MP4; True for an encoder that stores no alpha.
+    """
+    codec = CODECS[encoding.encoder]
+    return not codec.alpha_formats or suffix in (codec.alpha_suffixes or codec.suffixes)
 
 
 def choose_pixel_format(encoding: Encoding, size: tuple[int, int], source: str, *, has_alpha: bool = False) -> str:

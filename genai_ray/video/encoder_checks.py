@@ -13,7 +13,7 @@ from genai_ray.errors import ConfigError
 from genai_ray.video.codecs import CODEC_ALIASES, CODECS, IMAGE_SUFFIXES, SUFFIXES, TABLE_SUFFIX, keep_scheduling
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import explain
-from genai_ray.video.encode import Encoding, choose_pixel_format, encoder_options
+from genai_ray.video.encode import Encoding, choose_pixel_format, encoder_options, holds_alpha
 from genai_ray.video.hardware import HARDWARE_CODECS, find_codec, find_device, is_hardware, name_input
 from genai_ray.video.info import logging_at
 
@@ -70,7 +70,7 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
     _check_rate(encoding, suffix)
     if encoding.threads < 1:
         raise ConfigError(f"encoder threads {encoding.threads}", "1 or more")
-    if has_alpha and suffix not in (codec.alpha_suffixes or codec.suffixes):
+    if has_alpha and not holds_alpha(encoding, suffix):
         raise ConfigError(f"alpha with {encoding.codec} in {suffix}", " or ".join(codec.alpha_suffixes))
     _try_encoder(encoding, choose_pixel_format(encoding, (128, 128), "yuv420p", has_alpha=has_alpha))
 

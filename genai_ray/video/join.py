@@ -205,8 +205,6 @@ def _describe(plan: VideoPlan, sink: OutputContainer, video: Any, late: Fraction
     """Say what the container cannot keep of the pictures."""
     name = sink.format.name
     is_matroska = name in ("matroska", "webm")
-    if is_alpha_beside(video) and not is_matroska:
-        yield f"alpha was left out: {name} cannot hold it with VP9"
     if plan.info.sample_aspect_ratio != 1 and is_matroska and video.codec_context.name in _NO_ASPECT:
         ratio = plan.info.sample_aspect_ratio
         words = f"{ratio.numerator}:{ratio.denominator}"

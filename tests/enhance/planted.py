@@ -55,7 +55,7 @@ class Planter:
             encoding=Encoding(codec="libx264", preset="ultrafast"), segment_frames=segment_frames, check="strict"
         )
         specs = check_models(MODEL, self.options)
-        self.timeline, self.sizes, _ = plan_timeline(str(source), specs, self.options)
+        self.timeline, self.sizes, _ = plan_timeline(str(source), specs, self.options, ".mp4")
         self.cache = cache
         self.num_segments = len(self.timeline.plan.segments)
         self.lengths = [part.stop - part.start for part in self.timeline.plan.segments]
@@ -68,7 +68,7 @@ class Planter:
             path = folder / "segment"
             result, digest = self.make(index, job)
             self.clean.append(digest)
-            name = hash_segment(str(path))
+            name = self.store.name(index, hash_segment(str(path)))
             self.store.finish(index, path, name, build_note(replace(result, frames_digest=digest), job.requests[0]))
             self.files.append(Path(self.store.place(index, name)))
         again = [self.make(index, job)[1] for index in range(self.num_segments)]

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from genai_ray import EnhanceOptions, ModelCache, ModelCatalog, VideoReader, enhance_videos, errors
 from genai_ray.cluster import SessionRequest
-from genai_ray.enhance.job.clip_plan import examine_clip, open_clip
+from genai_ray.enhance.job.clip_plan import examine_clip, name_segments, open_clip
 from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.job.steps import run_segment
 from genai_ray.enhance.plan.clip_target import resolve_targets
@@ -229,6 +229,29 @@ def test_a_segment_computed_again_is_kept_for_the_next_job(ray_session, models, 
     report = enhance_videos(source, tmp_path / "b.mkv", models=model, options=chosen)
     assert (report.segments_reused, report.segments_recomputed, report.frames_checked) == (1, 0, 8)
     assert (tmp_path / "b.mkv").read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
+
+
+def test_what_passed_stricter_checks_is_kept_for_laxer_ones(ray_session, models, source, tmp_path):
+    """Segment 1 is wrong in FP16 alone: it was computed again, so it is not what a job without checks makes."""
+    strict = options(precision=ModelPrecision.FP16, check="strict")
+    (target,) = resolve_targets([source], tmp_path / "b.mkv", strict)
+    specs, kind = check_models(models / "fp16.onnx", strict), node_kind(is_gpu=False)
+    planned = open_clip(examine_clip(target, specs, strict), specs, kind)
+    with ending(ModelCache(2_000_000_000, name="checks")) as cache:
+        made = [run_segment(planned, index, JobContext(specs, (), strict, cache, "lax", kind))[0] for index in (0, 1)]
+    assert [bool(result.recomputed) for result in made] == [False, True]
+    reused = {}
+    for level in ("off", "default", "strict"):
+        asked = replace(strict, check=level)
+        reused[level] = name_segments(examine_clip(target, specs, asked), specs, kind).reused
+    assert {level: sorted(found) for level, found in reused.items()} == {"off": [0], "default": [0], "strict": [0, 1]}
+    report = enhance_videos(
+        source, tmp_path / "b.mkv", models=models / "fp16.onnx", options=replace(strict, check="off")
+    )
+    assert (report.segments_reused, report.frames_checked) == (1, 0)
+    undisturbed = options(precision=ModelPrecision.FP16, check="off")
+    enhance_videos(source, tmp_path / "c.mkv", models=models / "fp16.onnx", options=undisturbed)
+    assert (tmp_path / "b.mkv").read_bytes() == (tmp_path / "c.mkv").read_bytes()
 
 
 def test_a_second_try_without_room_says_so(ray_session, models, source, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def planned(clip, size=(96, 64), *, is_gpu=False, models="rife", **options):
     """Plan how cuts are found, for frames of another size than the clip has."""
     job = EnhanceOptions(**options)
     specs = check_models(models, job)
-    timeline, sizes, _ = plan_timeline(str(clip), specs, job)
+    timeline, sizes, _ = plan_timeline(str(clip), specs, job, ".mp4")
     sizes = replace(sizes, given=size)
     timeline, notes = plan_cuts(timeline, specs, job, sizes, is_gpu=is_gpu)
     return timeline.scene_threshold, notes, predict_share(timeline, specs, sizes) if timeline.adds_frames else None

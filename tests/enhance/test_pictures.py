@@ -401,7 +401,7 @@ def test_a_folder_without_videos_is_its_pictures(here, tmp_path):
 def test_a_rate_and_a_factor_are_of_the_pictures_and_the_model(here):
     options = EnhanceOptions(fps=12, factor=2, encoding=Encoding(codec="h264"))
     specs = check_models("rife", options, has_sequence=True)
-    timeline, _, _ = plan_timeline(str(here / "frames" / "%05d.png"), specs, options)
+    timeline, _, _ = plan_timeline(str(here / "frames" / "%05d.png"), specs, options, ".png")
     assert len(timeline.result.pts) == 12
     assert timeline.result.info.average_rate == 24
 

@@ -123,7 +123,9 @@ def test_a_resumed_truncated_job_counts_its_segments(tmp_path):
             ) as writer:
                 for frame in frames:
                     writer.write(frame.frame, frame.pts)
-            partial.rename(planned.store.place(segment.index, hash_segment(str(partial))))
+            partial.rename(
+                planned.store.place(segment.index, planned.store.name(segment.index, hash_segment(str(partial))))
+            )
     planned = open_clip(examine_clip(target, specs, options), specs, KIND)
     assert planned.todo == [index for index, count in enumerate(written) if not count]
     planned.store.partial(0).touch()  # as of a worker that was killed

@@ -21,7 +21,8 @@ from genai_ray.enhance.job.verify import count_sampled, miss_rate
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.enhance.segment.segment import JobContext
-from genai_ray.video import Encoding, read_record_name
+from genai_ray.session import processor_kind
+from genai_ray.video import Encoding, plan_video, read_record_name
 from genai_ray.video.digest import name_record
 from tests.enhance.moving import pan, write_frames
 from tests.video.clips import write
@@ -268,6 +269,21 @@ def test_what_the_source_does_not_give_is_found(clips, copy, place, value, told)
     assert told in failures
 
 
+def test_each_segment_has_the_kind_of_its_processor(clips, copy):
+    """As if one of three segments had been computed on another node."""
+    record = json.loads(record_of(copy).read_bytes())
+    assert [part["processors"] for part in record["segments"]] == [[processor_kind("cpu")]] * 3
+    assert "node" not in record
+    record["segments"][1]["processors"] = sorted([processor_kind("cpu"), processor_kind("NVIDIA L4")])
+    rename(copy, record)
+    report = verify_video(copy, clips / "a.mkv", sample="100%")
+    assert (report.failures, report.is_exact, report.lowest_db) == ((), False, float("inf"))
+    assert report.inexact_because == "segment 1 was computed on another kind of processor or GPU"
+    alone = [verify_video(copy, clips / "a.mkv", sample="1", seed=seed) for seed in range(6)]
+    assert {report.sampled[0] == 1 for report in alone} == {True, False}
+    assert all(report.is_exact is (report.sampled[0] != 1) for report in alone)
+
+
 def test_a_record_of_a_stranger_decides_nothing(clips, copy):
     record = json.loads(record_of(copy).read_bytes())
     record["options"]["cache_name"] = "theirs"
@@ -409,15 +425,19 @@ CASES = [
 ]
 
 
-def test_alpha_of_prores_is_kept_and_recorded(ray_session, tmp_path):
-    frames = np.full((4, 64, 96, 4), 100, np.uint8)
-    frames[..., 3] = np.arange(96)
-    with av.open(str(tmp_path / "a.mov"), "w") as box:
+def write_alpha(path, frames):
+    with av.open(str(path), "w") as box:
         stream = box.add_stream("qtrle", rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "argb"
         for frame in frames:
             box.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgba").reformat(format="argb")))
         box.mux(stream.encode(None))
+
+
+def test_alpha_of_prores_is_kept_and_recorded(ray_session, tmp_path):
+    frames = np.full((4, 64, 96, 4), 100, np.uint8)
+    frames[..., 3] = np.arange(96)
+    write_alpha(tmp_path / "a.mov", frames)
     enhance_videos(
         tmp_path / "a.mov", tmp_path / "b.mov", models=MODEL, options=strict(encoding=Encoding(codec="prores_ks"))
     )
@@ -425,6 +445,18 @@ def test_alpha_of_prores_is_kept_and_recorded(ray_session, tmp_path):
         context = box.streams.video[0].codec_context
         assert (context.codec_tag, context.pix_fmt.startswith("yuva")) == ("ap4h", True)
     assert verify_video(tmp_path / "b.mov").failures == ()
+
+
+def test_alpha_that_a_container_cannot_hold_is_not_encoded(ray_session, tmp_path):
+    frames = np.full((4, 64, 96, 4), 100, np.uint8)
+    frames[..., 3] = np.arange(96)
+    write_alpha(tmp_path / "a.mov", frames)
+    options = strict(encoding=Encoding(codec="vp9", preset="8"))
+    report = enhance_videos(tmp_path / "a.mov", tmp_path / "b.mp4", models=MODEL, options=options)
+    assert "alpha was left out: .mp4 cannot hold it with libvpx-vp9" in report.videos[0].notes
+    verified = verify_video(tmp_path / "b.mp4", tmp_path / "a.mov", sample="100%")
+    assert (verified.failures, verified.is_exact) == ((), True)
+    assert plan_video(tmp_path / "b.mp4").info.pix_fmt == "yuv420p"
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from genai_ray import EnhanceOptions, InferenceSession, ModelCache, enhance_videos
+from genai_ray import EnhanceOptions, InferenceSession, ModelCache, enhance_videos, verify_video
 from genai_ray.catalog import ServeProfile, WebOptions
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.serve.deployment.app import build_app, list_operations
@@ -438,6 +438,23 @@ def test_a_form_may_carry_the_video_and_its_name(app, clip):
 def test_checks_are_as_asked(app, clip):
     job = finish(app, submit(app, "model=websr-x2-s&check=off", clip.read_bytes()))
     assert (job["state"], job["report"]["frames_checked"], job["report"]["segments_recomputed"]) == ("done", 0, 0)
+    assert "record" not in job["links"]
+    assert "only check=strict makes one" in refusal(ask(app, "GET", f"/v1/videos/{job['id']}/record"), 409)
+
+
+def test_a_strict_job_serves_its_record(app, clip, tmp_path):
+    job = finish(app, submit(app, "model=websr-x2-s&check=strict&name=my%20clip.mkv", clip.read_bytes()))
+    names = []
+    for kind, place in (("result", "b.mp4"), ("record", "b.mp4.record.json")):
+        status, content, headers = ask(app, "GET", job["links"][kind])
+        assert status == 200
+        names.append(headers["Content-Disposition"].partition("my%20clip")[2])
+        (tmp_path / place).write_bytes(content)
+    assert names == ["-websr-x2-s.mp4", "-websr-x2-s.mp4.record.json"]
+    report = verify_video(tmp_path / "b.mp4", clip, sample="100%")
+    assert (report.failures, report.is_exact) == ((), True)
+    assert files_of(app, job["id"]) == ["job.json", "result.mp4", "result.mp4.record.json"]
+    assert "no video job" in refusal(ask(app, "GET", f"/v1/videos/{'0' * 32}/record"), 404)
 
 
 @pytest.mark.slow

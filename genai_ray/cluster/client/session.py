@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -27,10 +27,10 @@ from genai_ray.cluster.client.router import Handle
 from genai_ray.cluster.messages import Caller, Retired, SessionRequest, isolate
 from genai_ray.cluster.runtime.replies import is_crash, wait_for
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceError, ResourceExhaustedError
-from genai_ray.session import Shown
+from genai_ray.session import Shown, processor_kind
 from genai_ray.types import Frames, ModelTask, Params, check_frames
 
-__all__ = ["CachedSession", "FrameRange", "PendingCall"]
+__all__ = ["CachedSession", "FrameRange", "PendingCall", "find_processors"]
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 
@@ -50,6 +50,9 @@ SOON_S = 1.0
 
 SMALL_BYTES = 1_000_000
 """Larger arguments go through the object store, which takes a while, and longer if the store is full."""
+
+UNKNOWN_PROCESSOR = "unknown"
+"""Kind of the processor of a session that is gone."""
 
 PING_S = 2.0
 """A session that does not answer a ping for this long is taken for lost, unless it answers the cache."""
@@ -111,6 +114,8 @@ class CachedSession(Shown):
         self.spec = spec
         self._source = source
         self._request = request
+        self.used: dict[str, Handle] | None = None
+        """Collects the actors to which ``submit`` sends frames, by name of the session; None to collect nothing."""
 
     def __repr__(self) -> str:
         request = self._request
@@ -394,6 +399,7 @@ class PendingCall:
         self.num_frames: int = num_sent - (session.spec.task is ModelTask.INTERPOLATION)
         self._deadline = time.monotonic() + session.deadline_s
         self._sent = session._send_to_session(self._call, session._request, None, self._deadline)
+        self._note()
 
     @property
     def ref(self) -> Ref:
@@ -412,8 +418,14 @@ class PendingCall:
             InferenceError: If the third session in a row died of this request.
         """
         answer, self._sent = self._session._wait_and_resend(self._sent, self._call_again, self._deadline)
+        self._note()
         result: Frames = answer
         return result
+
+    def _note(self) -> None:
+        """Collect the actor that got the frames."""
+        if self._session.used is not None:
+            self._session.used[self._sent.name] = self._sent.handle
 
     def _call(self, name: str, handle: Handle) -> Ref:
         return self._session._infer(name, handle, self.source, self._params)
@@ -423,3 +435,24 @@ class PendingCall:
             if isinstance(part, PendingCall):
                 part.result()  # the session before this one may have retired as well
         return self._call(name, handle)
+
+
+def find_processors(used: Mapping[str, Handle] | None) -> tuple[str, ...]:
+    """Ask actors what kind of processor they compute on.
+
+    Args:
+        used: As ``CachedSession.used``; an actor that died after it got frames is among them.
+
+    Returns:
+        Kinds with that of this process's CPU, sorted, see ``processor_kind``; ``UNKNOWN_PROCESSOR`` for an actor that
+        does not answer. Empty for None.
+    """
+    if used is None:
+        return ()
+    found = {processor_kind("cpu")}
+    for handle in used.values():
+        try:
+            found.add(str(wait_for(handle.start.remote(), PING_S).processor))
+        except (RayError, GetTimeoutError):
+            found.add(UNKNOWN_PROCESSOR)
+    return tuple(sorted(found))

@@ -33,13 +33,14 @@ from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 from genai_ray.files import FileFacts, file_errors, find_facts, find_source_facts, is_remote, list_names
 from genai_ray.session import describe_seams
 from genai_ray.tune import Way, candidates
-from genai_ray.types import ModelTask
+from genai_ray.types import CheckLevel, ModelTask
 from genai_ray.video import (
     LIMITED,
     VideoPlan,
     check_images,
     check_result,
     choose_pixel_format,
+    holds_alpha,
     is_sequence,
     plan_source,
 )
@@ -118,7 +119,7 @@ class ClipPlan:
     segment_bytes: int = 0
     """Predicted memory of the task of one segment."""
     reused: Mapping[int, str] = field(default_factory=dict)
-    """Hashes of finished segments of an earlier job, by index."""
+    """Names of finished segments of an earlier job, by index; see ``SegmentStore``."""
     frames_reused: int = 0
     """Frames of the result in those segments."""
     damaged: int = 0
@@ -172,7 +173,7 @@ def examine_clip(
         return done
     if target.has_record(options):
         target.check_name(RECORD_SUFFIX)
-    timeline, sizes, told = plan_timeline(target.source, specs, options)
+    timeline, sizes, told = plan_timeline(target.source, specs, options, target.suffix)
     plan = timeline.plan
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     choose_pixel_format(options.encoding, sizes.result, plan.info.pix_fmt, has_alpha=has_alpha)
@@ -204,7 +205,7 @@ def examine_clip(
 
 
 def plan_timeline(
-    source: str, specs: Sequence[ModelSpec], options: EnhanceOptions
+    source: str, specs: Sequence[ModelSpec], options: EnhanceOptions, suffix: str
 ) -> tuple[Timeline, FrameSizes, tuple[str, ...]]:
     """Plan a video and its result.
 
@@ -212,6 +213,7 @@ def plan_timeline(
         source: Path or URI of the video.
         specs: The chain.
         options: The options of this video.
+        suffix: Suffix of the result, lower case, with its dot.
 
     Returns:
         Both plans, the sizes of frames on their way, and notes about fields, piece and size.
@@ -231,6 +233,11 @@ def plan_timeline(
         )
     plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
     timeline, sizes, told = lay_timeline(plan, specs, options)
+    result = timeline.result
+    if result.info.has_alpha and options.encoding.has_alpha and not holds_alpha(options.encoding, suffix):
+        # It is not encoded: a record has the frames that the file gives.
+        timeline = replace(timeline, result=replace(result, info=replace(result.info, has_alpha=False)))
+        told = (*told, f"alpha was left out: {suffix} cannot hold it with {options.encoding.encoder}")
     return timeline, sizes, (*made, *told)
 
 
@@ -314,8 +321,8 @@ def find_begun(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str) -> Way | N
     precision = plan.options.precision
     counts: dict[Way, int] = {}
     for way in (*candidates(precision, is_gpu=False), *candidates(precision, is_gpu=True)):
-        keys = key_segments(plan.timeline.plan, specs, plan.options, kind, way, plan.timeline.budgets)
-        counts[way] = len(SegmentStore(plan.target.work_dir, keys).finished()[0])
+        store, stricter = _find_store(plan, specs, kind, way)
+        counts[way] = len(store.finished(stricter)[0])
     most = max(counts, key=lambda way: counts[way])
     return most if counts[most] else None
 
@@ -348,13 +355,25 @@ def name_segments(plan: ClipPlan, specs: Sequence[ModelSpec], kind: str, way: Wa
             )
         way = begun
         plan = replace(plan, requests=settle_requests(plan.requests, way))
-    keys = key_segments(timeline.plan, specs, plan.options, kind, way, timeline.budgets)
     if plan.target.has_record(plan.options):
-        plan = replace(plan, making=describe_making(specs, plan.options, kind, plan.requests[0]))
-    store = SegmentStore(plan.target.work_dir, keys, has_notes=bool(plan.making))
-    reused, damaged = store.finished()
+        plan = replace(plan, making=describe_making(specs, plan.options, plan.requests[0]))
+    store, stricter = _find_store(plan, specs, kind, way)
+    reused, damaged = store.finished(stricter)
     frames_reused = sum(timeline.count_frames(index) for index in reused)
     return replace(plan, packed=Packed((timeline, store)), reused=reused, frames_reused=frames_reused, damaged=damaged)
+
+
+def _find_store(
+    plan: ClipPlan, specs: Sequence[ModelSpec], kind: str, way: Way | None
+) -> tuple[SegmentStore, list[tuple[str, ...]]]:
+    """Return the store of a video's segments, and the keys of those that passed stricter checks."""
+    timeline = plan.timeline
+    levels = list(CheckLevel)
+    keys, *stricter = (
+        key_segments(timeline.plan, specs, replace(plan.options, check=level), kind, way, timeline.budgets)
+        for level in levels[levels.index(plan.options.check) :]
+    )
+    return SegmentStore(plan.target.work_dir, keys, has_notes=bool(plan.making)), stricter
 
 
 def settle_requests(requests: Sequence[SessionRequest], way: Way) -> tuple[SessionRequest, ...]:

@@ -131,7 +131,7 @@ class Recomputation:
         options = self._options
         suffix = f".{self._result.path.rpartition('.')[2].lower()}"
         validate_encoding(options.encoding, suffix)
-        timeline, sizes, _ = plan_timeline(self._source, specs, options)
+        timeline, sizes, _ = plan_timeline(self._source, specs, options, suffix)
         other = self._compare_source(timeline)
         if other:
             return Again((), (other,))
@@ -195,21 +195,27 @@ class Recomputation:
         job: JobContext,
         folder: Path,
     ) -> Again:
-        inexact_because = self._find_difference(job)
+        because = self._find_difference(job)
+        reasons: list[str] = []
         failures: dict[int, str] = {}
         lowest_db = math.inf
         for index, made, data in computed:
             part = self._parts[index]
+            reason = because
             if isinstance(made, QualityError):
                 failures[index] = f"fails the checks when it is computed again: {made.got}"
                 continue
+            if not reason and made.processors != tuple(part["processors"]):
+                reason = f"segment {index} was computed on another kind of processor or GPU"
+            if reason:
+                reasons.append(reason)
             if made.frames != part["frames"]:
                 failures[index] = f"has {made.frames} frames when it is computed again, not {part['frames']}"
                 continue
             if made.frames_digest == part["frames_sha256"] or data is None:
                 note = build_note(made, job.requests[0])
                 others = [name for name, value in note.items() if part.get(name) != value]
-                if others and not inexact_because:
+                if others and not reason:
                     failures[index] = f"has another {others[0]} in the record than when it is computed again"
                 continue
             file = folder / f"{index}.segment"
@@ -221,8 +227,8 @@ class Recomputation:
                 failures[index] = f"cannot be compared with what is computed again: {exc.got}"
                 continue
             lowest_db = min(lowest_db, segment_db)
-            if not inexact_because or segment_db < TOLERANCE_DB:
-                allowed = f"at least {TOLERANCE_DB:g} dB" if inexact_because else "equal frames"
+            if not reason or segment_db < TOLERANCE_DB:
+                allowed = f"at least {TOLERANCE_DB:g} dB" if reason else "equal frames"
                 failures[index] = (
                     "has other frames when it is computed again from the source: "
                     f"PSNR {segment_db:.1f} dB at worst (allowed: {allowed})"
@@ -230,8 +236,8 @@ class Recomputation:
         return Again(
             tuple(indices),
             tuple(f"segment {index} {text}" for index, text in sorted(failures.items())),
-            inexact_because,
-            TOLERANCE_DB if inexact_because else None,
+            min(reasons, default=""),
+            TOLERANCE_DB if reasons else None,
             lowest_db,
         )
 
@@ -241,8 +247,6 @@ class Recomputation:
         known = set(self._record["versions"])
         if here != known:
             return f"versions here: {', '.join(sorted(here - known))}; of the record: {', '.join(sorted(known - here))}"
-        if job.kind != self._record["node"]:
-            return "the record was made on another kind of processor or GPU"
         if job.options.encoding.is_in_hardware:
             return f"{job.options.encoding.encoder} encodes in hardware"
         return ""

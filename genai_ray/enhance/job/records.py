@@ -50,15 +50,12 @@ _UNUSED = frozenset(
 """Options that no frame depends on."""
 
 
-def describe_making(
-    specs: Sequence[ModelSpec], options: EnhanceOptions, kind: str, request: SessionRequest
-) -> dict[str, Any]:
+def describe_making(specs: Sequence[ModelSpec], options: EnhanceOptions, request: SessionRequest) -> dict[str, Any]:
     """Return the parts of a record that say how a result is made.
 
     Args:
         specs: The chain.
         options: The options of the video.
-        kind: ``node_kind`` of the node that the job was started on.
         request: A session of the job, which has its runtime and number format.
 
     Returns:
@@ -74,7 +71,6 @@ def describe_making(
         "options": {
             item.name: _to_plain(getattr(options, item.name)) for item in fields(options) if item.name not in _UNUSED
         },
-        "node": kind,
         "versions": list(list_versions(request.backend)),
     }
 
@@ -113,6 +109,7 @@ def build_note(result: SegmentResult, request: SessionRequest) -> dict[str, Any]
         "frames_sha256": result.frames_digest,
         "backend": backend.value,
         "precision": precision.value,
+        "processors": list(result.processors),
         "frames_checked": result.frames_checked,
         "measured": dict(result.measured),
     }

@@ -410,7 +410,7 @@ def _run_segment(plan: ClipPlan, index: int, job: _JobRef) -> tuple[Any, npt.NDA
 @ray.remote(num_cpus=1, max_retries=0)
 def _run_bring(plan: ClipPlan, index: int, result: SegmentResult, data: npt.NDArray[np.uint8]) -> Any:
     try:
-        plan.store.put(index, data.data, note_of(plan, result))
+        plan.store.put(index, result.name, data.data, note_of(plan, result))
     except _FAILURES as exc:
         return exc
     return None

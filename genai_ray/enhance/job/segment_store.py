@@ -3,8 +3,9 @@
 The name of a segment's file has a key, a hash of everything that its bytes depend on: the packets of the input, the
 range, models, options, the kind of node that the job was started on, whether the cluster had GPUs for it then, and the
 versions of the libraries that compute. A job that was killed finds its finished segments by these keys. The name also
-has a hash of the bytes: a damaged segment is computed again. If the result gets a record, a file beside each segment
-has the segment's part of it.
+has a hash of the bytes: a damaged segment is computed again. A segment that was computed again because of wrong frames
+is marked, and counts only for the same level of checks; all others also count for laxer levels. If the result gets a
+record, a file beside each segment has the segment's part of it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from genai_ray.files import (
 )
 from genai_ray.inspection import hash_model
 from genai_ray.scenes import MODEL
-from genai_ray.session import processor_facts
+from genai_ray.session import processor_kind
 from genai_ray.tune import Way
 from genai_ray.types import ModelBackend, ModelTask
 from genai_ray.video import VideoPlan
@@ -69,6 +70,9 @@ NOTE_SUFFIX = ".note"
 
 DIGITS = 32
 """Length of every hash in a name."""
+
+_AGAIN = "r"
+"""Follows the key of a segment that was computed again because of wrong frames."""
 
 READ_BYTES = 1024**2
 """Bytes of a segment that are hashed at a time."""
@@ -141,24 +145,37 @@ class SegmentStore:
     def __init__(self, folder: str, keys: Sequence[str], *, has_notes: bool = False) -> None:
         self.folder = folder
         self._has_notes = has_notes
-        self._names = tuple(f"{index:06d}-{key}" for index, key in enumerate(keys))
+        self._keys = tuple(keys)
 
     @property
     def is_remote(self) -> bool:
         """Whether segments are fetched and uploaded rather than read and written in place."""
         return is_remote(self.folder)
 
-    def place(self, index: int, digest: str) -> str:
-        """Return where a finished segment is.
+    def name(self, index: int, digest: str, *, is_again: bool = False) -> str:
+        """Return the name of a segment that is made now.
 
         Args:
             index: Index of the segment.
             digest: Its hash, from ``hash_segment``.
+            is_again: Whether it was computed again because of wrong frames.
+
+        Returns:
+            Its key and its hash.
+        """
+        return f"{self._keys[index]}{_AGAIN if is_again else ''}-{digest}"
+
+    def place(self, index: int, name: str) -> str:
+        """Return where a finished segment is.
+
+        Args:
+            index: Index of the segment.
+            name: From ``name`` or ``finished``.
 
         Returns:
             Path or URI.
         """
-        return join_place(self.folder, f"{self._names[index]}-{digest}{SEGMENT_SUFFIX}")
+        return join_place(self.folder, f"{index:06d}-{name}{SEGMENT_SUFFIX}")
 
     def partial(self, index: int) -> Path:
         """Return where a segment is written; each call gives another path, because two tasks may write one segment.
@@ -171,36 +188,42 @@ class SegmentStore:
         """
         return Path(self.folder, f"{index:06d}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
 
-    def finished(self) -> tuple[dict[int, str], int]:
+    def finished(self, stricter: Iterable[Sequence[str]] = ()) -> tuple[dict[int, str], int]:
         """Find the segments that are finished, and read them: a damaged one does not count.
 
+        Args:
+            stricter: Keys of all segments for each stricter level of checks, whose segments are as good.
+
         Returns:
-            Hashes by index; and the number of segments of which every file is damaged.
+            Names by index; and the number of segments of which every file is damaged.
 
         Raises:
             VideoError: If the folder cannot be read.
         """
-        indices = {name: index for index, name in enumerate(self._names)}
+        usable = [list(self._keys), [key + _AGAIN for key in self._keys], *stricter]
+        indices = {(f"{index:06d}", key): index for keys in usable for index, key in enumerate(keys)}
         whole: dict[int, str] = {}
         damaged = set()
-        for name in list_names(self.folder):
-            stem = name.removesuffix(SEGMENT_SUFFIX)
-            found, _, digest = stem.rpartition("-")
-            index = indices.get(found if len(digest) == DIGITS and found in indices else stem)
-            if index is None or stem == name or index in whole:
+        for file in sorted(list_names(self.folder)):
+            stem = file.removesuffix(SEGMENT_SUFFIX)
+            number, _, name = stem.partition("-")
+            key, _, digest = name.partition("-")
+            index = indices.get((number, key))
+            if index is None or stem == file or index in whole:
                 continue
-            is_whole = found in indices and _is_whole(join_place(self.folder, name), digest)
-            if is_whole and (not self._has_notes or self.read_note(index, digest) is not None):
-                whole[index] = digest
+            is_whole = len(digest) == DIGITS and _is_whole(join_place(self.folder, file), digest)
+            if is_whole and (not self._has_notes or self.read_note(index, name) is not None):
+                whole[index] = name
             else:
                 damaged.add(index)
         return whole, len(damaged - whole.keys())
 
-    def put(self, index: int, data: memoryview, note: Mapping[str, Any] | None) -> None:
+    def put(self, index: int, name: str, data: memoryview, note: Mapping[str, Any] | None) -> None:
         """Write a segment that was made on a machine without this folder.
 
         Args:
             index: Index of the segment.
+            name: From ``name``.
             data: Its bytes.
             note: Its part of the record; None if the result gets none.
 
@@ -211,21 +234,21 @@ class SegmentStore:
         with file_errors(str(partial), "writing"):
             os.makedirs(self.folder, exist_ok=True)
             partial.write_bytes(data)
-        self.finish(index, partial, hash_segment(str(partial)), note)
+        self.finish(index, partial, name, note)
 
-    def finish(self, index: int, partial: Path, digest: str, note: Mapping[str, Any] | None) -> None:
+    def finish(self, index: int, partial: Path, name: str, note: Mapping[str, Any] | None) -> None:
         """Publish a segment under its name, its part of the record before it.
 
         Args:
             index: Index of the segment.
             partial: Its file on this machine.
-            digest: Its hash, from ``hash_segment``.
+            name: From ``name``.
             note: Its part of the record, fit for JSON; None if the result gets none.
 
         Raises:
             VideoError: If it cannot be written.
         """
-        place = self.place(index, digest)
+        place = self.place(index, name)
         if note is not None:
             with temporary_folder("note") if self.is_remote else nullcontext(Path(self.folder)) as folder:
                 file = folder / f"{index:06d}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
@@ -234,12 +257,12 @@ class SegmentStore:
                 publish(file, place.removesuffix(SEGMENT_SUFFIX) + NOTE_SUFFIX)
         publish(partial, place)
 
-    def read_note(self, index: int, digest: str) -> dict[str, Any] | None:
+    def read_note(self, index: int, name: str) -> dict[str, Any] | None:
         """Read a segment's part of the record.
 
         Args:
             index: Index of the segment.
-            digest: Its hash, from ``hash_segment``.
+            name: From ``name`` or ``finished``.
 
         Returns:
             What ``finish`` got; None if it is missing or damaged.
@@ -247,7 +270,7 @@ class SegmentStore:
         Raises:
             VideoError: If the store fails.
         """
-        place = self.place(index, digest).removesuffix(SEGMENT_SUFFIX) + NOTE_SUFFIX
+        place = self.place(index, name).removesuffix(SEGMENT_SUFFIX) + NOTE_SUFFIX
         if find_facts(place) is None:
             return None
         with open_to_read(place) as file:
@@ -271,7 +294,7 @@ class SegmentStore:
         if not self.is_remote:
             with file_errors(self.folder, "making the work folder"):
                 os.makedirs(self.folder, exist_ok=True)
-        kept = [os.path.basename(self.place(index, digest)) for index, digest in reused.items()]
+        kept = [os.path.basename(self.place(index, name)) for index, name in reused.items()]
         self._clear(except_for={*kept, *(name.removesuffix(SEGMENT_SUFFIX) + NOTE_SUFFIX for name in kept)})
 
     def clear(self) -> None:
@@ -406,7 +429,6 @@ def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
-@functools.cache
 def node_kind(*, is_gpu: bool) -> str:
     """Name the kind of this node: its system and processor, and what its models run on.
 
@@ -416,8 +438,8 @@ def node_kind(*, is_gpu: bool) -> str:
     Returns:
         ``cpu`` or ``gpu``, and a hexadecimal digest.
     """
-    kind = "\n".join(["gpu" if is_gpu else "cpu", *processor_facts()])
-    return f"{'gpu' if is_gpu else 'cpu'}-{hashlib.sha256(kind.encode()).hexdigest()}"
+    word = "gpu" if is_gpu else "cpu"
+    return f"{word}-{processor_kind(word)}"
 
 
 def is_gpu_kind(kind: str) -> bool:

@@ -100,7 +100,7 @@ def begin_clip(
     for index in plan.todo:
         results[index], data = run_segment(plan, index, job)
         if data is not None:
-            plan.store.put(index, data.data, note_of(plan, results[index]))
+            plan.store.put(index, results[index].name, data.data, note_of(plan, results[index]))
     return finish_clip(plan, results, time.monotonic() - started)
 
 
@@ -135,7 +135,7 @@ def run_segment(plan: ClipPlan, index: int, job: JobContext) -> tuple[SegmentRes
         _check_unchanged(plan, before)
         if not result.frames:
             return result, None
-        return replace(_hashed(plan, result, local), is_away=True), np.fromfile(local, np.uint8)
+        return replace(_hashed(plan, index, result, local), is_away=True), np.fromfile(local, np.uint8)
 
 
 def note_of(plan: ClipPlan, result: SegmentResult) -> dict[str, Any] | None:
@@ -271,16 +271,17 @@ def _enhance_into(
         _check_unchanged(plan, before)
         if not result.frames:
             return result
-        result = _hashed(plan, result, partial)
-        plan.store.finish(index, partial, result.digest, note_of(plan, result))
+        result = _hashed(plan, index, result, partial)
+        plan.store.finish(index, partial, result.name, note_of(plan, result))
         return result
     finally:
         discard(partial)
 
 
-def _hashed(plan: ClipPlan, result: SegmentResult, path: Path) -> SegmentResult:
+def _hashed(plan: ClipPlan, index: int, result: SegmentResult, path: Path) -> SegmentResult:
     """Hash a segment's file and, for a record, its frames: what the encoder made must decode to as many."""
-    result = replace(result, digest=hash_segment(str(path)))
+    name = plan.store.name(index, hash_segment(str(path)), is_again=bool(result.recomputed))
+    result = replace(result, name=name)
     if not plan.making:
         return result
     count, frames_digest = digest_part(path)
@@ -350,13 +351,13 @@ def _write_record(plan: ClipPlan, notes: Sequence[Mapping[str, Any]], path: Path
 def _fetch_parts(plan: ClipPlan, results: Mapping[int, SegmentResult], folder: Path) -> list[Path]:
     """Return the files of all segments, on this machine; a segment without frames has none."""
     store = plan.store
-    digests = {**plan.reused, **{index: result.digest for index, result in results.items() if result.digest}}
+    names = {**plan.reused, **{index: result.name for index, result in results.items() if result.name}}
     parts = [folder / f"{index}.nut" for index in range(plan.segments)]
-    for index, digest in digests.items():
+    for index, name in names.items():
         if store.is_remote:
-            fetch(store.place(index, digest), parts[index])
+            fetch(store.place(index, name), parts[index])
         else:
-            parts[index] = Path(store.place(index, digest))
+            parts[index] = Path(store.place(index, name))
     return parts
 
 

@@ -258,9 +258,10 @@ def _parse(content: bytes, place: str) -> Mapping[str, Any]:
             raise ValueError(f"its times are not those of {frames} frames")
         for part in record["segments"]:
             _ = (str(part["frames_sha256"]), [int(number) for number in part["source_frames"]], part["measured"])
+            _ = sorted(part["processors"])
         for known in record["models"]:
             _ = (str(known["model"]), str(known["sha256"]))
-        for name in ("source", "options", "backend", "precision", "node", "versions"):
+        for name in ("source", "options", "backend", "precision", "versions"):
             _ = record[name]
         expand_times(record["result"])
         _ = (record["source"]["packets_sha256"], record["result"]["colour"][3], record["result"]["rotation"])

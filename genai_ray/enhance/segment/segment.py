@@ -18,7 +18,7 @@ from pathlib import Path
 
 from genai_ray.batch import BatchInference
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import Lease, ModelCache, SessionRequest, lease_within
+from genai_ray.cluster import Lease, ModelCache, SessionRequest, find_processors, lease_within
 from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.plan.size import FrameSizes
@@ -36,7 +36,7 @@ from genai_ray.errors import (
     VideoError,
 )
 from genai_ray.tune import Way
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
 from genai_ray.video import Budget, DecodedFrame, decode_source, open_writer
 
 __all__ = [
@@ -85,20 +85,21 @@ class SegmentResult:
     frames: int
     """Frames written."""
     frames_inferred: int
-    """Frames that went through ``BatchInference``, once for each model; of a segment that was computed again, those of
-    the second time."""
+    """Frames that went through ``BatchInference``, once for each model; the second time, if it was computed again."""
     started_at: float
     """``time.time()`` at the first decoded frame: wall-clock, since it is compared across processes."""
     outside: tuple[int, int] = (0, 0)
     """Pixels of the source outside the RGB gamut, and pixels that were checked for it."""
-    digest: str = ""
-    """Hash of its file, from ``hash_segment``; empty if it has no frame."""
+    name: str = ""
+    """Its name in the work folder, from ``SegmentStore.name``; empty if it has no frame."""
     frames_checked: int = 0
     """Frames that were compared with those of the source."""
     frames_deinterlaced: int = 0
     """Frames of the source that were made of interlaced ones."""
     measured: Mapping[str, float | str] = field(default_factory=dict)
     """What the strict checks measured, see ``SegmentChecks.measured``."""
+    processors: tuple[str, ...] = ()
+    """Kinds of processors of its sessions and of its task, see ``find_processors``; none unless checks are strict."""
     frames_digest: str = ""
     """Hash of its decoded frames, from ``digest_part``; empty if the result has no record, or it has no frame."""
     recomputed: str = ""
@@ -184,7 +185,8 @@ def _make_segment(
     if not moments:  # at a constant rate a very short frame may not be shown at all
         return SegmentResult(0, 0, time.time())
     cuts = find_segment_cuts(timeline, index, allow_truncated=options.allow_truncated)
-    stages = open_stages(job)
+    used: dict[str, Any] | None = {} if options.check == CheckLevel.STRICT else None
+    stages = open_stages(job, used)
     seen: list[tuple[int, int, bool]] = []
     decoded = decode_source(plan, timeline.range_to_decode(index), allow_truncated=options.allow_truncated)
     frames = reduce_frames(_watched(decoded, job.tag, seen), sizes)
@@ -235,14 +237,16 @@ def _make_segment(
         frames_checked=checks.num_checked,
         frames_deinterlaced=sum(is_deinterlaced for _, _, is_deinterlaced in seen[:own]),
         measured=checks.measured(),
+        processors=find_processors(used),
     )
 
 
-def open_stages(job: JobContext) -> list[BatchInference]:
+def open_stages(job: JobContext, used: dict[str, Any] | None = None) -> list[BatchInference]:
     """Open the sessions of a job.
 
     Args:
         job: Models, options and cache.
+        used: Collects the actors that get frames, see ``CachedSession``; None to collect nothing.
 
     Returns:
         One stage for each model.
@@ -254,16 +258,13 @@ def open_stages(job: JobContext) -> list[BatchInference]:
     for spec, request in zip(job.specs, job.requests, strict=True):
         params = {name: value for name, value in job.options.params.items() if name in spec.params}
         stage = BatchInference(spec.model_id, batch_size=job.options.batch_size, params=params)
-        stage.open(job.cache, request=request)
+        stage.open(job.cache, request=request).used = used
         stages.append(stage)
     return stages
 
 
 def _watched(frames: Iterator[DecodedFrame], tag: str, seen: list[tuple[int, int, bool]]) -> Iterator[DecodedFrame]:
-    """Pass frames on, and stop if the job is cancelled.
-
-    For each frame, ``seen`` gets its pixels outside the RGB gamut, those checked, and whether it was deinterlaced.
-    """
+    """Pass frames on until the job is cancelled; ``seen`` gets pixels outside RGB, those checked, if deinterlaced."""
     checked_at = time.monotonic()
     for frame in frames:
         if time.monotonic() - checked_at > CHECK_EVERY_S:

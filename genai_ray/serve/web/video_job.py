@@ -191,6 +191,8 @@ class VideoJob:
         fields = {name: value for name, value in asdict(self).items() if name not in ("request", "job_id")}
         here = f"/v1/videos/{self.job_id}"
         links = {"self": here} | ({"result": f"{here}/result"} if self.state == "done" else {})
+        if self.state == "done" and self.request.check == CheckLevel.STRICT:
+            links["record"] = f"{here}/record"
         names = {"name": self.request.name, "models": list(self.request.models)}
         return {"id": self.job_id, **names, **fields, "links": links}
 
@@ -210,7 +212,7 @@ SCHEMAS: dict[str, Schema] = {
         ended_s={"type": ["number", "null"], "minimum": 0},
         error={"type": ["string", "null"]},
         report={"type": ["object", "null"]},
-        links=record({"result": NAME}, self=NAME),
+        links=record({"result": NAME, "record": NAME}, self=NAME),
     ),
     "VideoJobRemoved": record(id=_ID, state={"const": "removed"}),
 }

@@ -22,6 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from genai_ray.enhance import EnhanceOptions
+from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.enhance.plan.size import check_sides
 from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, VideoError
@@ -33,7 +34,7 @@ from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, Operation, ref
 from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest, take_clip_options, take_encoding_options
 from genai_ray.serve.web.video_jobs import VideoDesk, VideoJobs
-from genai_ray.types import ModelBackend, ModelPrecision
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, check_container, validate_encoding
 
 __all__ = ["check_uri", "video_operations"]
@@ -188,6 +189,15 @@ def video_operations(engine: Engine) -> list[Operation]:
             files,
             errors=(206, 400, 404, 409, 416, 504),
         ),
+        Operation(
+            "GET",
+            one + "/record",
+            api.record,
+            "video_record",
+            "The record of a result of `check=strict`, for `genai-ray verify`; keep it beside the result.",
+            {JSON: {"type": "object"}},
+            errors=(206, 400, 404, 409, 416, 504),
+        ),
     ]
 
 
@@ -288,18 +298,35 @@ class _Api:
         return JSONResponse(left.to_json() if left else {"id": job.job_id, "state": "removed"})
 
     async def result(self, request: Request) -> Response:
+        job = await self._find_done(request)
+        path = self._file_of(job, "")
+        name = re.sub(r"[^\w .()-]", "_", _name_result(job))
+        return _Download(path, media_type=_FORMATS[job.request.suffix[1:]], filename=name)
+
+    async def record(self, request: Request) -> Response:
+        job = await self._find_done(request)
+        if job.request.check != CheckLevel.STRICT:
+            raise HTTPException(_CONFLICT, f"video job {job.job_id} has no record: only check=strict makes one")
+        path = self._file_of(job, RECORD_SUFFIX)
+        name = re.sub(r"[^\w .()-]", "_", _name_result(job)) + RECORD_SUFFIX
+        return _Download(path, media_type=JSON, filename=name)
+
+    async def _find_done(self, request: Request) -> VideoJob:
         job = await self._find(request)
         if job.state != "done":
             reason = f": {job.error}" if job.error else ""
             headers = {} if job.is_over else {"Retry-After": _RETRY_AFTER_S}
             raise HTTPException(_CONFLICT, f"video job {job.job_id} has no result, it is {job.state}{reason}", headers)
-        suffix, ending = job.request.suffix, job.request.ending
-        path = self._desk.folder / job.job_id / f"result{ending}"
+        return job
+
+    def _file_of(self, job: VideoJob, suffix: str) -> Path:
+        """Return the file of a result, or of what lies beside it."""
+        path = self._desk.folder / job.job_id / f"result{job.request.ending}{suffix}"
         if not path.is_file():
-            text = f"the result of video job {job.job_id} is not in the folder of videos that this node sees"
+            what = "record" if suffix else "result"
+            text = f"the {what} of video job {job.job_id} is not in the folder of videos that this node sees"
             raise HTTPException(_NOT_FOUND, text)
-        name = f"{PurePath(job.request.name).stem or 'video'}-{job.request.models[-1]}{ending}"
-        return _Download(path, media_type=_FORMATS[suffix[1:]], filename=re.sub(r"[^\w .()-]", "_", name))
+        return path
 
     async def _save(self, request: Request, folder: Path) -> str:
         """Write the uploaded video into its job's folder, check it, and return its file name."""
@@ -321,6 +348,11 @@ class _Api:
                 return job
         kept = f"jobs are kept for {self._options.keep_videos_s:g} s after their end"
         raise HTTPException(_NOT_FOUND, f"no video job {job_id[:40]!r}; {kept}")
+
+
+def _name_result(job: VideoJob) -> str:
+    """Return the name under which a result is saved."""
+    return f"{PurePath(job.request.name).stem or 'video'}-{job.request.models[-1]}{job.request.ending}"
 
 
 class _Download(FileResponse):

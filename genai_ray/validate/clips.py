@@ -203,7 +203,7 @@ def check_is_another(reference: str, candidates: Sequence[str]) -> None:
     """
     if not candidates:
         raise QualityError("a reference without candidates", "at least one candidate")
-    seen: set[str] = set()
+    seen: set[object] = set()
     for candidate in candidates:
         file = _identify(candidate)
         if file == _identify(reference):
@@ -301,8 +301,15 @@ def resize(frame: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
     return np.clip(np.rint(reduce_frame(frame, factor)), 0, full_range(frame.dtype)).astype(frame.dtype)
 
 
-def _identify(path: str) -> str:
-    return path if is_remote(path) else str(Path(path).resolve())
+def _identify(path: str) -> object:
+    """Return what two names of one file have in common: links count as the file."""
+    if is_remote(path):
+        return path
+    try:
+        facts = os.stat(path)
+    except OSError:  # opening it tells what is wrong
+        return str(Path(path).resolve())
+    return facts.st_dev, facts.st_ino
 
 
 def _name_frames(clip: Clip, frames: Sequence[int]) -> str:

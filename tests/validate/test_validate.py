@@ -267,11 +267,14 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
     reference = paths["reference"]
     link = tmp_path / "link.mkv"
     link.symlink_to(reference)
+    hard = tmp_path / "hard.mkv"
+    hard.hardlink_to(reference)
     empty = tmp_path / "empty.mkv"
     empty.touch()
     refused = {
         "itself": ([reference], {}, errors.QualityError, "the reference itself"),
         "itself by a link": ([str(link)], {}, errors.QualityError, "the reference itself"),
+        "itself by a hard link": ([str(hard)], {}, errors.QualityError, "the reference itself"),
         "twice": ([paths["good"], paths["good"]], {}, errors.QualityError, "twice"),
         "nobody": ([], {}, errors.QualityError, "without candidates"),
         "shorter": (

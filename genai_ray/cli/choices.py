@@ -6,6 +6,7 @@ This version has fewer backends and precisions than the package's enums name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from functools import partial
@@ -39,6 +40,7 @@ __all__ = [
     "FieldOrder",
     "Fit",
     "Group",
+    "Manner",
     "Precision",
     "Preset",
     "ShownTask",
@@ -128,6 +130,20 @@ class ShownTask(StrEnum):
     UPSCALING = ModelTask.UPSCALING
     DENOISING = ModelTask.DENOISING
     LOW_LIGHT = ModelTask.LOW_LIGHT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a job is told."""
+
+    as_json: bool
+    """Whether standard output is one line of JSON instead of a table."""
+    is_quiet: bool
+    """Whether there is neither progress nor a table."""
+    is_verbose: bool
+    """Whether the table has notes about harmless findings too."""
+    is_dry_run: bool
+    """Whether only the plan is told, and nothing is written."""
 
 
 def option(*names: str, help: str, group: Group | None = None, default: str = "", **others: Any) -> Any:

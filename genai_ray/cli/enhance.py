@@ -14,6 +14,7 @@ from genai_ray.cli.choices import (
     FieldOrder,
     Fit,
     Group,
+    Manner,
     Preset,
     Task,
     check_inputs,
@@ -26,7 +27,7 @@ from genai_ray.cli.choices import (
     parse_params,
     words,
 )
-from genai_ray.cli.job import Manner, run_job
+from genai_ray.cli.job import run_job
 from genai_ray.types import ModelBackend, ModelPrecision, SceneDetector, parse_bytes
 
 __all__ = ["EXAMPLES", "enhance"]

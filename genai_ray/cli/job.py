@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from genai_ray.cli.choices import Manner
 from genai_ray.cli.pipe import is_pipe, run_pipe
 from genai_ray.cli.progress import Bar, stopping
 from genai_ray.cli.tables import print_failures, print_forecast, print_report
@@ -21,23 +22,9 @@ from genai_ray.progress import Lines, Silence
 if TYPE_CHECKING:
     from genai_ray.enhance import EnhanceOptions, EnhanceReport, JobForecast
 
-__all__ = ["Manner", "run_job"]
+__all__ = ["run_job"]
 
 Told = TypeVar("Told", "EnhanceReport", "JobForecast")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
-    """How a job is told."""
-
-    as_json: bool
-    """Whether standard output is one line of JSON instead of a table."""
-    is_quiet: bool
-    """Whether there is neither progress nor a table."""
-    is_verbose: bool
-    """Whether the table has notes about harmless findings too."""
-    is_dry_run: bool
-    """Whether only the plan is told, and nothing is written."""
 
 
 def run_job(inputs: Sequence[str], output: str, models: Sequence[str], options: EnhanceOptions, manner: Manner) -> int:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from rich.console import Console
 
-from genai_ray.cli.choices import PIPE
+from genai_ray.cli.choices import PIPE, Manner
 from genai_ray.cli.progress import Bar, stopping
 from genai_ray.cli.tables import print_report
 from genai_ray.errors import ConfigError
 from genai_ray.progress import Lines, Silence
 
 if TYPE_CHECKING:
-    from genai_ray.cli.job import Manner
     from genai_ray.enhance import EnhanceOptions
 
 __all__ = ["is_pipe", "run_pipe"]

@@ -95,5 +95,7 @@ def _pipes() -> Iterator[tuple[BinaryIO, BinaryIO]]:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
+    for stream in (source, sink):  # a pipe of another program may be non-blocking: one without data would look ended
+        os.set_blocking(stream.fileno(), True)
     with source, sink:
         yield source, sink

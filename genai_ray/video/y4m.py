@@ -208,6 +208,7 @@ class Y4mReader:
                 self.failure = exc
                 return
             if data is None:
+                self.failure = None if index else VideoError(f"{self._name} has no frames", "a frame or more")
                 return
             yield self._to_picture(data, index, shapes, kind)
 

@@ -1,11 +1,13 @@
 """The command from pipe to pipe: between two FFmpegs, closed and cut pipes, and words that make no sense there."""
 
+import os
 import subprocess
 import sys
 
 import av
 import pytest
 
+from genai_ray.cli.pipe import _pipes
 from tests.enhance.test_pipe import COUNT, decoded, y4m
 from tests.processes import ROOT
 
@@ -19,6 +21,23 @@ def test_words_of_the_command_that_make_no_sense(command):
         ended = command("enhance", *words, "--model", "websr-x2-s")
         assert ended.returncode == 2
         assert message in ended.stderr
+
+
+def test_a_pipe_that_does_not_block_has_not_ended():
+    ends = os.pipe()
+    kept = {number: os.dup(number) for number in (0, 1)}
+    try:
+        os.set_blocking(ends[0], False)
+        os.dup2(ends[0], 0)
+        with _pipes() as (source, sink):
+            assert os.get_blocking(source.fileno())
+            assert os.get_blocking(sink.fileno())
+    finally:
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        for end in ends:
+            os.close(end)
 
 
 @pytest.mark.cluster

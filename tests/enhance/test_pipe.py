@@ -142,6 +142,7 @@ def test_what_is_no_video_is_refused(data, words):
         (y4m() + b"FRAM", COUNT, "its line of frame 6 has no end"),
         (y4m() + b"FRAME\n", COUNT, "frame 6 is cut off: 0 of 4608 bytes"),
         (y4m() + b"noise\n", COUNT, "frame 6 begins with b'noise'"),
+        (y4m(count=0), 0, "the pipe has no frames; allowed: a frame or more"),
     ],
 )
 def test_a_stream_that_ends_too_early_gives_its_whole_frames(data, count, words):

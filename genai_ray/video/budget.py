@@ -54,9 +54,13 @@ def weigh_segments(plan: VideoPlan) -> tuple[int, ...]:
     """
     if plan.pictures is not None:
         return tuple(segment.stop - segment.start for segment in plan.segments)
-    starts = [plan.decoded_pts[segment.start] for segment in plan.segments]
+    # Frames that are made of stored ones have other times, also in other units.
+    times = (plan.stored or plan).decoded_pts
+    stored_at = plan.deinterlacing.stored_at if plan.deinterlacing is not None else int
+    starts = [times[stored_at(segment.start)] for segment in plan.segments]
     weights = [0] * len(starts)
-    stop = plan.decoded_pts[plan.stop] if plan.stop < len(plan.decoded_pts) else None
+    after = max(stored_at(plan.stop), stored_at(plan.stop - 1) + 1)
+    stop = times[after] if plan.stop < len(plan.pts) and after < len(times) else None
     with open_video(plan.path, any_format=plan.any_format) as container:
         for packet in container.demux(main_stream(container)):
             time = packet.pts if packet.pts is not None else packet.dts

@@ -13,7 +13,9 @@ from genai_ray import EnhanceOptions, enhance_videos, errors, forecast_videos, v
 from genai_ray.enhance.job.clip_plan import examine_clip
 from genai_ray.enhance.plan.budget import describe_size, divide_bytes
 from genai_ray.enhance.plan.clip_target import resolve_targets
+from genai_ray.enhance.plan.fields import plan_fields
 from genai_ray.enhance.plan.options import check_models
+from genai_ray.types import Deinterlace
 from genai_ray.video import Encoding, plan_video, weigh_segments
 from tests.enhance.test_same_bytes import ray_of
 from tests.processes import descendants, is_alive, kill, run, start, wait_until
@@ -50,6 +52,18 @@ def test_the_packets_of_each_segment_are_counted(source):
         assert sum(weights) == sum(packet.size for packet in box.demux(video=0))
     assert len(weights) == len(plan.segments) == 4
     assert all(weights)
+
+
+@pytest.mark.parametrize(("how", "made"), [(Deinterlace.FIELD, 20), (Deinterlace.IVTC, 8)])
+def test_packets_are_counted_where_frames_are_made_of_them(how, made, tmp_path):
+    """Ten stored frames each; the frames that are made have times in other units."""
+    path = write(tmp_path / "a.mkv", rate=15, tracks=0, options={"g": "10"})
+    plan = plan_video(path, segment_frames=10)
+    found, _ = plan_fields(plan, how, None, segment_frames=made)
+    assert found.info.time_base < plan.info.time_base
+    assert weigh_segments(found) == weigh_segments(plan)
+    piece = replace(found, segments=(replace(found.segments[1], stop=found.segments[1].start + 1),))
+    assert 0 < weigh_segments(piece)[0] < weigh_segments(plan)[1]
 
 
 def test_sound_and_container_are_taken_off_first(source, tmp_path):

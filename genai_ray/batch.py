@@ -33,7 +33,7 @@ from genai_ray.types import (
     check_frames,
     take_word,
 )
-from genai_ray.video import encode_picture
+from genai_ray.video import encode_pixels
 
 if TYPE_CHECKING:
     import ray.data
@@ -199,7 +199,7 @@ class BatchInference:
         latencies: list[float] = []
         batches = (array[at : at + self.batch_size] for array in iter_frames(batch) for at in self._starts(len(array)))
         for output, latency_ms in self._stream(batches):
-            outputs += [output] if kind is None else [encode_picture(frame, kind) for frame in output]
+            outputs += [output] if kind is None else [encode_pixels(frame, kind) for frame in output]
             latencies += [latency_ms] * len(output)
         if not outputs:
             raise InvalidInputError("a table without rows", "at least one frame")

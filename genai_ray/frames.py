@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from genai_ray.errors import InvalidInputError, VideoError
 from genai_ray.files import sync_file
 from genai_ray.types import PictureFormat, take_word
-from genai_ray.video import decode_picture, encode_picture
+from genai_ray.video import decode_pixels, encode_pixels
 
 __all__ = [
     "FRAME_COLUMNS",
@@ -135,7 +135,7 @@ def encode_frames(batch: Any, kind: PictureFormat | str = PictureFormat.PNG, *, 
         InvalidInputError: As ``iter_frames``, or if the format cannot hold the frames.
     """
     wanted = take_word(PictureFormat, kind, "kind")
-    files = [encode_picture(frame, wanted) for run in iter_frames(batch, column) for frame in run]
+    files = [encode_pixels(frame, wanted) for run in iter_frames(batch, column) for frame in run]
     if isinstance(batch, pa.Table):
         return batch.set_column(batch.column_names.index(column), column, pa.array(files, pa.binary()))
     if isinstance(batch, Mapping):
@@ -299,12 +299,14 @@ class TableWriter:
 
 def _views(column: pa.Array | pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    first_row = 0
     for chunk in chunks:
         if len(chunk):
-            yield from _view(chunk)
+            yield from _view(chunk, first_row)
+        first_row += len(chunk)
 
 
-def _view(chunk: pa.Array) -> Iterable[npt.NDArray[Any]]:
+def _view(chunk: pa.Array, first_row: int) -> Iterable[npt.NDArray[Any]]:
     if chunk.null_count:
         raise InvalidInputError(
             f"a column with {chunk.null_count} rows without a frame", "a frame in each row", "Filter them out first."
@@ -320,7 +322,7 @@ def _view(chunk: pa.Array) -> Iterable[npt.NDArray[Any]]:
     if type(chunk.type).__name__.startswith("ArrowTensorType"):
         return [chunk.to_numpy(zero_copy_only=False)]
     if pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type):
-        return _decode_runs(value.as_py() for value in chunk)
+        return _decode_runs((value.as_py() for value in chunk), first_row)
     raise InvalidInputError(
         f"a column of type {chunk.type}",
         "arrow.fixed_shape_tensor [H, W, C], or PNG or JPEG files as binary",
@@ -328,18 +330,21 @@ def _view(chunk: pa.Array) -> Iterable[npt.NDArray[Any]]:
     )
 
 
-def _decode_runs(files: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
+def _decode_runs(files: Iterable[Any], first_row: int = 0) -> Iterator[npt.NDArray[Any]]:
     """Decode files, and join neighbouring frames of one shape."""
-    frames = (_decode(index, file) for index, file in enumerate(files))
+    frames = (_decode(row, file) for row, file in enumerate(files, first_row))
     for _, run in itertools.groupby(frames, key=lambda frame: (frame.shape, frame.dtype)):
         while some := list(itertools.islice(run, FILES_AT_A_TIME)):
             yield np.stack(some)
 
 
-def _decode(index: int, file: Any) -> npt.NDArray[Any]:
+def _decode(row: int, file: Any) -> npt.NDArray[Any]:
     if not isinstance(file, bytes):
-        raise InvalidInputError(f"{type(file).__name__} in row {index}, among files", "a PNG or JPEG file in each row")
-    return decode_picture(file)
+        raise InvalidInputError(f"{type(file).__name__} in row {row}, among files", "a PNG or JPEG file in each row")
+    try:
+        return decode_pixels(file)
+    except InvalidInputError as exc:
+        raise InvalidInputError(f"row {row}: {exc.got}", exc.allowed, exc.do) from exc
 
 
 def _is_variable(kind: type[pa.Array]) -> bool:

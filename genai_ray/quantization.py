@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from genai_ray.backends import RuntimeOptions, Tensors, open_runtime
 from genai_ray.catalog import ModelSpec, dump_spec
-from genai_ray.errors import BackendUnavailableError, ConfigError, ModelLoadError
+from genai_ray.errors import BackendUnavailableError, ConfigError, ModelLoadError, VideoError
 from genai_ray.files import temporary_folder
 from genai_ray.graph import frame_ends, graph_inputs, read_header
 from genai_ray.inspection import find_model, weight_files
@@ -67,7 +67,7 @@ class QuantizedModel:
     frames: int
     """Frames that showed the ranges of tensors."""
     frames_measured: int
-    """Frames that the figures below are of, none of them among the others if the clip has two or more."""
+    """Frames that the figures below are of, none of them among the others."""
     quality_db: float
     """PSNR from FP32 in dB over all measured frames."""
     worst_frame_db: float
@@ -128,16 +128,18 @@ def quantize_model(
             name does not end in .onnx, or the least PSNR is out of range.
         ModelNotFoundError: If there is no such model.
         ModelLoadError: If it cannot be converted, or agrees by less.
-        VideoError: If the clip is missing, is no video, or does not decode.
+        VideoError: If the clip is missing, is no video, does not decode, or has one frame alone.
     """
     least_db = MIN_QUALITY_DB if min_quality_db is None else min_quality_db
     check_quality(least_db)
     spec, path = find_model(model)
     _check(spec, path, name)
     parts = _read_parts(os.fspath(clip))
+    if len(parts) < 2:
+        raise VideoError(f"{clip} has one frame", "two or more", "Some show ranges, and others tell what is lost.")
     shown = [part for at, part in enumerate(parts) if (at + 1) % HELD_OUT]
-    measured = parts[HELD_OUT - 1 :: HELD_OUT] or parts
-    if len(parts) > 1 and measured is parts:
+    measured = parts[HELD_OUT - 1 :: HELD_OUT]
+    if not measured:
         shown, measured = parts[:-1], parts[-1:]
     from genai_ray.backends.quantize import to_int8  # noqa: PLC0415  ONNX Runtime's tools take half a second
 

@@ -18,7 +18,7 @@ from genai_ray.frames import (
     iter_frames,
     to_column,
 )
-from genai_ray.video import decode_picture, encode_picture, read_picture
+from genai_ray.video import decode_pixels, encode_pixels, read_picture
 
 
 def address(array):
@@ -101,14 +101,16 @@ def test_jpeg_files_are_near_the_frames(tmp_path):
     assert found.shape == (1, 75, 101, 3)
     assert 40 < psnr(picture[None], found) < np.inf
     path = tmp_path / "a.jpg"
-    path.write_bytes(encode_picture(picture, "jpeg"))
+    path.write_bytes(encode_pixels(picture, "jpeg"))
     assert np.array_equal(found[0], read_picture(str(path))[0])
     grey = io.BytesIO()
     Image.fromarray(picture[..., 0]).save(grey, "JPEG", quality=95)
-    assert np.abs(decode_picture(grey.getvalue()).astype(int) - picture[..., :1]).max() < 12
+    assert np.abs(decode_pixels(grey.getvalue()).astype(int) - picture[..., :1]).max() < 12
     for wrong in (picture[..., :1], np.dstack([picture, picture[..., :1]]), picture.astype(np.uint16)):
         with pytest.raises(errors.InvalidInputError, match=r"as JPEG; allowed: \(H, W, 3\) uint8. Choose png"):
             encode_frames({"frame": wrong[None]}, "jpeg")
+    with pytest.raises(errors.InvalidInputError, match=r"a frame \(4, 6, 2\) as PNG; allowed: \(H, W, 1\), "):
+        encode_frames({"frame": np.zeros((1, 4, 6, 2), np.uint16)})  # it could not be read again
     with pytest.raises(errors.ConfigError, match="kind='webp'; allowed: png, jpeg"):
         encode_frames({"frame": picture[None]}, "webp")
 
@@ -129,7 +131,7 @@ def palette():
 
 
 def claims(width):
-    png = bytearray(encode_picture(smooth(8, 8), "png"))
+    png = bytearray(encode_pixels(smooth(8, 8), "png"))
     png[16:24] = width.to_bytes(4, "big") * 2
     return bytes(png)
 
@@ -139,8 +141,8 @@ def claims(width):
     [
         (b"", "0 bytes that are no picture"),
         (b"GIF89a", "no picture; allowed: a PNG or JPEG file"),
-        (encode_picture(smooth(64, 64), "png")[:-60], "a PNG that does not decode"),
-        (encode_picture(smooth(64, 64), "jpeg")[:-60], "a JPEG that does not decode"),
+        (encode_pixels(smooth(64, 64), "png")[:-60], "a PNG that does not decode"),
+        (encode_pixels(smooth(64, 64), "jpeg")[:-60], "a JPEG that does not decode"),
         (claims(1 << 20), "a PNG that does not decode"),
         (palette(), "a PNG of pal8; allowed: grey, RGB or RGBA"),
     ],
@@ -150,8 +152,17 @@ def test_files_that_are_no_frames_are_refused(file, said):
         from_column(pa.array([file], pa.binary()))
 
 
+def test_the_row_of_a_damaged_file_is_told():
+    file = encode_pixels(smooth(8, 8), "png")
+    column = pa.chunked_array([pa.array([file, file], pa.binary()), pa.array([file, b"GIF89a"], pa.binary())])
+    with pytest.raises(errors.InvalidInputError, match=r"^row 3: 6 bytes that are no picture; allowed: a PNG or JPEG"):
+        from_column(column)
+    with pytest.raises(errors.InvalidInputError, match=r"^row 1: 6 bytes that are no picture"):
+        list(iter_frames({"frame": np.array([file, b"GIF89a"], object)}))
+
+
 def test_a_row_without_a_file_is_told():
-    file = encode_picture(smooth(8, 8), "png")
+    file = encode_pixels(smooth(8, 8), "png")
     with pytest.raises(errors.InvalidInputError, match="1 rows without a frame"):
         from_column(pa.array([file, None], pa.binary()))
     with pytest.raises(errors.InvalidInputError, match="NoneType in row 1, among files"):

@@ -166,10 +166,10 @@ def quantize(
     add_row(table, "frames", f"{made.frames} to convert, {made.frames_measured} others to measure")
     add_row(table, "agrees", f"{made.quality_db:.1f} dB with FP32, {made.worst_frame_db:.1f} dB in the worst frame")
     add_row(table, "speed", f"{made.ms:.3g} ms for a part of a frame, FP32 takes {made.fp32_ms:.3g}")
-    wide_console().print(table)
     if made.openvino_ms is not None:
         there = f"{made.openvino_ms:.3g} ms, and agrees by {made.openvino_db:.1f} dB: enhance --backend openvino"
         add_row(table, "in OpenVINO", there)
+    wide_console().print(table)
     if made.ms >= made.fp32_ms:
         print("INT8 is not faster than FP32 for this model on this machine.", file=sys.stderr)
 

@@ -47,10 +47,10 @@ from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, descri
 from genai_ray.video.join import count_frames, join_segments
 from genai_ray.video.picture_writer import check_images, write_images
 from genai_ray.video.pictures import (
-    decode_picture,
+    decode_pixels,
     decode_png16,
     describe_leftovers,
-    encode_picture,
+    encode_pixels,
     encode_png,
     encode_png16,
     folder_of_pictures,
@@ -103,7 +103,7 @@ __all__ = [
     "count_frames",
     "cut_segments",
     "decode_frames",
-    "decode_picture",
+    "decode_pixels",
     "decode_png16",
     "decode_segment",
     "decode_small",
@@ -116,7 +116,7 @@ __all__ = [
     "describe_video",
     "digest_part",
     "digest_ranges",
-    "encode_picture",
+    "encode_pixels",
     "encode_png",
     "encode_png16",
     "find_side_step",

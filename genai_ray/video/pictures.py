@@ -24,10 +24,10 @@ from genai_ray.video.plan import VideoPlan
 
 __all__ = [
     "FIRST_NUMBER",
-    "decode_picture",
+    "decode_pixels",
     "decode_png16",
     "describe_leftovers",
-    "encode_picture",
+    "encode_pixels",
     "encode_png",
     "encode_png16",
     "folder_of_pictures",
@@ -201,7 +201,7 @@ def decode_png16(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     return pixels
 
 
-def decode_picture(data: bytes) -> npt.NDArray[Any]:
+def decode_pixels(data: bytes) -> npt.NDArray[Any]:
     """Decode a PNG or JPEG file; only the pixels, no orientation and no other metadata.
 
     Args:
@@ -225,7 +225,7 @@ def decode_picture(data: bytes) -> npt.NDArray[Any]:
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[..., None])
 
 
-def encode_picture(pixels: npt.NDArray[Any], kind: PictureFormat) -> bytes:
+def encode_pixels(pixels: npt.NDArray[Any], kind: PictureFormat) -> bytes:
     """Encode a frame as a file.
 
     Args:
@@ -243,6 +243,8 @@ def encode_picture(pixels: npt.NDArray[Any], kind: PictureFormat) -> bytes:
             got = f"a frame {pixels.shape} {pixels.dtype} as JPEG"
             raise InvalidInputError(got, "(H, W, 3) uint8", "Choose png.")
         return _encode(from_rgb(np.ascontiguousarray(pixels), JFIF, "yuv444p"), "mjpeg", JPEG_OPTIONS)
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):  # no frame has grey and alpha: none could be read again
+        raise InvalidInputError(f"a frame {pixels.shape} as PNG", "(H, W, 1), (H, W, 3) or (H, W, 4)")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InvalidInputError(f"a frame of {pixels.dtype} as PNG", "uint8 or uint16", "Convert it, or leave it raw.")
     return encode_png16(pixels) if pixels.dtype == np.uint16 else encode_png(pixels)

@@ -29,7 +29,7 @@ from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.repository import Repository
 from genai_ray.serve.http.routes import describe_api
 from genai_ray.types import PictureFormat
-from genai_ray.video import encode_picture
+from genai_ray.video import encode_pixels
 from tests.blocks import BLOCKS, KINDS, ROOT, blocks_of, name_of, split
 from tests.enhance.moving import write_frames
 
@@ -227,8 +227,8 @@ def put_clips(folder, samples):
         write_frames(folder / name, larger, codec="libx264", options={"crf": "30" if name == "a.mp4" else "20"})
     (folder / "numbered").mkdir()
     for number, frame in enumerate(small[:6]):
-        (folder / "numbered" / f"{number:05}.png").write_bytes(encode_picture(frame, PictureFormat.PNG))
-    (folder / "photo.jpg").write_bytes(encode_picture(small[0], PictureFormat.JPEG))
+        (folder / "numbered" / f"{number:05}.png").write_bytes(encode_pixels(frame, PictureFormat.PNG))
+    (folder / "photo.jpg").write_bytes(encode_pixels(small[0], PictureFormat.JPEG))
     (folder / "my-model.onnx").write_bytes(
         (ROOT / "genai_ray" / "assets" / "websr-anime4k-cnn-x2-s-rl.onnx").read_bytes()
     )

@@ -168,6 +168,8 @@ def test_quantize_writes_the_model_and_its_spec(command, tmp_path):
     again = command("models", "quantize", "websr-x2-s", "--clip", clip, "-o", place)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
+    shown = command("models", "quantize", "websr-x2-s", "--clip", clip, "-o", place, "--overwrite")
+    assert ("in OpenVINO" in shown.stdout) == (told["openvino_ms"] is not None), shown.stdout
     wrong = command("models", "quantize", "websr-x2-s", "--clip", tmp_path / "no.mp4", "-o", tmp_path / "x.onnx")
     assert wrong.returncode == 2
     assert not (tmp_path / "x.onnx").exists()

@@ -25,7 +25,7 @@ RESULTS_NAME = "results.parquet"
 
 _MAX_REPORT_BYTES = 64 * 1024**2
 
-_BROKEN = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+_BROKEN = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
 """What reading a report raises if it has another form."""
 
 
@@ -63,17 +63,18 @@ def find_duration(candidate: str, frames: int) -> tuple[float | None, str]:
         Seconds per frame, and the file that says so; None and why nothing is known, or an empty text if nothing lies
         beside it.
     """
-    facts = find_facts(candidate)
     report = candidate + REPORT_SUFFIX
     table = join_place(_folder_of(candidate), RESULTS_NAME)
     reason = ""
     for place, read in ((report, _read_report), (table, _read_row)):
-        if find_facts(place) is None:
-            continue
         try:
-            seconds, why = read(place, candidate, frames, facts)
+            if find_facts(place) is None:  # it raises for a name that is too long, or a URI that only opens one file
+                continue
+            seconds, why = read(place, candidate, frames, find_facts(candidate))
         except (GenAIRayError, OSError, *_BROKEN) as exc:
             seconds, why = None, f"it cannot be read ({exc})"
+        if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
+            seconds, why = None, f"it has {seconds} seconds"
         if seconds is not None:
             return seconds, place
         if why:

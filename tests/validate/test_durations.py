@@ -85,6 +85,24 @@ def test_a_broken_report_is_told_and_not_believed(clips, tmp_path, content):
     assert report.candidates[0].notes[0].startswith(f"{candidate}.report.json does not tell seconds per frame: it ")
 
 
+@pytest.mark.parametrize(("frames", "fps"), [("1e999", "2.0"), ("24", "1e999"), ("24", "1e-320")])
+def test_numbers_without_end_are_not_believed(tmp_path, frames, fps):
+    (tmp_path / "a.mkv").write_bytes(b"")
+    report = tmp_path / "a.mkv.report.json"
+    report.write_text(f'{{"videos": [{{"output": "a.mkv", "frames": {frames}}}], "fps": {fps}}}')
+    seconds, why = find_duration(str(tmp_path / "a.mkv"), 24)
+    assert seconds is None
+    assert why.startswith(f"{report} does not tell seconds per frame: it ")
+
+
+def test_a_name_without_room_for_the_suffix_is_no_error(tmp_path):
+    candidate = tmp_path / f"{'a' * 246}.mkv"  # 250 bytes; file systems take 255
+    candidate.write_bytes(b"")
+    seconds, why = find_duration(str(candidate), 24)
+    assert seconds is None
+    assert why.startswith(f"{candidate}.report.json does not tell seconds per frame: it cannot be read")
+
+
 def test_a_row_of_another_file_is_not_believed(clips, tmp_path):
     candidate = write(tmp_path / "a.mkv", noisy(FRAMES, 3))
     size = (tmp_path / "a.mkv").stat().st_size

@@ -35,7 +35,7 @@ from tests.enhance.moving import write_frames
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SHELL = [block for block in BLOCKS if block.kind == "sh"]
-OF_THE_SYSTEM = ("openssl", "printf", "python3")
+OF_THE_SYSTEM = ("ffmpeg", "openssl", "printf", "python3", "vspipe")
 """Programs whose words are no words of this project."""
 
 

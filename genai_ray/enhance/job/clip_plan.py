@@ -234,7 +234,9 @@ def plan_timeline(
     plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
     timeline, sizes, told = lay_timeline(plan, specs, options)
     result = timeline.result
-    if result.info.has_alpha and options.encoding.has_alpha and not holds_alpha(options.encoding, suffix):
+    is_left_out = options.encoding.has_alpha and not holds_alpha(options.encoding, suffix)
+    is_refused = plan.pictures is not None and options.encoding.encoder == "mjpeg"
+    if result.info.has_alpha and is_left_out and not is_refused:
         # It is not encoded: a record has the frames that the file gives.
         timeline = replace(timeline, result=replace(result, info=replace(result.info, has_alpha=False)))
         told = (*told, f"alpha was left out: {suffix} cannot hold it with {options.encoding.encoder}")

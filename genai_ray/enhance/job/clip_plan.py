@@ -235,7 +235,7 @@ def plan_timeline(
     timeline, sizes, told = lay_timeline(plan, specs, options)
     result = timeline.result
     is_left_out = options.encoding.has_alpha and not holds_alpha(options.encoding, suffix)
-    is_refused = plan.pictures is not None and options.encoding.encoder == "mjpeg"
+    is_refused = plan.pictures is not None and suffix in (".jpg", ".jpeg")
     if result.info.has_alpha and is_left_out and not is_refused:
         # It is not encoded: a record has the frames that the file gives.
         timeline = replace(timeline, result=replace(result, info=replace(result.info, has_alpha=False)))

@@ -20,7 +20,7 @@ from genai_ray.errors import VideoError
 from genai_ray.video.animations import FOR_EVER
 from genai_ray.video.images import DEFAULT_QUALITY, Picture, encode_picture
 
-__all__ = ["ANIMATED", "AnimationFormat", "round_durations", "write_animation"]
+__all__ = ["ANIMATED", "AnimationFormat", "check_webp", "round_durations", "write_animation"]
 
 Array = npt.NDArray[Any]
 
@@ -90,6 +90,25 @@ def round_durations(times_s: Sequence[Fraction], format_name: str) -> list[Fract
             "Write a video instead.",
         )
     return found
+
+
+def check_webp(size: tuple[int, int], count: int) -> None:
+    """Check that WebP's encoder takes all frames at once.
+
+    Args:
+        size: (width, height) of a frame in pixels.
+        count: Number of frames.
+
+    Raises:
+        VideoError: If it is too large.
+    """
+    width, height = size
+    if width * height * count > MAX_WEBP_PX:
+        raise VideoError(
+            f"a WebP animation of {count} frames of {width}x{height}",
+            f"{MAX_WEBP_PX} pixels in all frames: its encoder takes all of them at once",
+            "Write .png (an animated PNG), .gif or a video.",
+        )
 
 
 def write_animation(
@@ -226,12 +245,7 @@ def _write_webp(frames: Iterator[Picture], durations_s: Sequence[Fraction], play
     profile = None
     for picture in frames:
         height, width = picture.rgb.shape[:2]
-        if width * height * len(durations_s) > MAX_WEBP_PX:
-            raise VideoError(
-                f"a WebP animation of {len(durations_s)} frames of {width}x{height}",
-                f"{MAX_WEBP_PX} pixels in all frames: its encoder takes all of them at once",
-                "Write .png (an animated PNG), .gif or a video.",
-            )
+        check_webp((width, height), len(durations_s))
         profile = picture.icc_profile
         planes = (picture.rgb,) if picture.alpha is None else (picture.rgb, picture.alpha[..., None])
         images.append(Image.fromarray(np.concatenate(planes, axis=2)))

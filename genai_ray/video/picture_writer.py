@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from genai_ray.errors import ConfigError, InvalidInputError, VideoError
 from genai_ray.files import has_number
-from genai_ray.video.animation_writer import ANIMATED, round_durations, write_animation
+from genai_ray.video.animation_writer import ANIMATED, check_webp, round_durations, write_animation
 from genai_ray.video.animations import FOR_EVER
 from genai_ray.video.container import av_errors
 from genai_ray.video.images import Picture, check_encoding, encode_picture
@@ -80,6 +80,8 @@ def _check_animation(plan: VideoPlan, size: tuple[int, int], kind: str) -> None:
     most = ANIMATED[kind].max_side_px
     if max(size) > most:
         raise InvalidInputError(f"frames of {size[0]}x{size[1]} as {kind}", f"{most} pixels a side")
+    if kind == "webp":
+        check_webp(size, len(plan.pts))
     round_durations(_times_of(plan), kind)
 
 

@@ -17,7 +17,7 @@ from genai_ray.enhance.job.clip_plan import plan_timeline
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.serve.web.pictures import apply_output, to_frames
-from genai_ray.video import Encoding, encode_png16, is_picture, is_sequence, plan_source
+from genai_ray.video import Encoding, animation_writer, encode_png16, is_picture, is_sequence, plan_source
 from genai_ray.video.animations import decode_animation, read_animation
 from genai_ray.video.images import decode_picture, encode_picture
 from tests.processes import kill, start, wait_until
@@ -347,6 +347,13 @@ def test_what_makes_no_sense_is_refused_at_the_start(here, source, output, optio
     with pytest.raises((errors.ConfigError, errors.VideoError), match=words):
         enhance_videos(here / source, f"{here}/{output}", models=MODEL, options=EnhanceOptions(**options))
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_webp_too_large_is_refused_at_the_start(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(animation_writer, "MAX_WEBP_PX", 4 * 4 * SIZE[0] * SIZE[1] - 1)
+    with pytest.raises(errors.ConfigError, match=r"a WebP animation of 4 frames of 56x42"):
+        enhance_videos(here / "a.gif", tmp_path / "b.webp", models=MODEL)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_adds_frames_needs_several(here, tmp_path):

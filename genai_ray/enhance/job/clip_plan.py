@@ -173,7 +173,7 @@ def examine_clip(
         return done
     if target.has_record(options):
         target.check_name(RECORD_SUFFIX)
-    timeline, sizes, told = plan_timeline(target.source, specs, options, target.suffix)
+    timeline, sizes, told = plan_timeline(target.source, specs, options, target.coded_as)
     plan = timeline.plan
     has_alpha = timeline.result.info.has_alpha and options.encoding.has_alpha
     choose_pixel_format(options.encoding, sizes.result, plan.info.pix_fmt, has_alpha=has_alpha)

@@ -5,12 +5,17 @@ A frame is what a player shows: the pictures before it, composed as the file say
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
+from math import lcm
 from typing import Any
 
+import av
+import av.error
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -30,10 +35,15 @@ UNSAID_S = Fraction(1, 10)
 
 _READ = ("GIF", "PNG", "WEBP")
 _PNG_DEPTH_AT = 24
+_PNG_COLOUR_AT = 25
+_GREY = 0
 _DEEP_BITS = 16
 _PNG_HEADER_BYTES = 8
 _GIF_UNIT_S = Fraction(1, 100)
 _WEBP_UNIT_S = Fraction(1, 1000)
+_MOST_UNITS_PER_S = 2**31 - 1
+"""A time base has a denominator of 32 bits."""
+_DEMUXERS = {"gif": "gif", "png": "apng"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +98,33 @@ def read_animation(body: bytes, *, max_pixels: int) -> Animation:
     Raises:
         InvalidInputError: If it is no animation, is damaged, or has more pixels.
     """
-    durations_s: list[Fraction] = []
-    has_alpha = False
     with open_image(body, max_pixels=max_pixels, formats=_READ) as image:
         kind = str(image.format).lower()
-        told_s = _read_png_durations(body) if kind == "png" else None
+        if kind == "png":
+            durations_s = _read_png_durations(body)
+            for _ in _walk(image):  # a damaged one is an error for Pillow
+                pass
+        else:
+            durations_s = [_read_duration(frame, kind) for frame in _walk(image)]
         plays = _read_plays(image)
-        for frame in _walk(image):
-            has_alpha = has_alpha or bool((_to_rgba(frame)[..., 3] < 255).any())
-            durations_s.append(told_s[len(durations_s)] if told_s is not None else _read_duration(frame, kind))
+        opaque = [bool((frame[..., 3] == 255).all()) for frame in _compose(image, body)]
+        if len(opaque) != len(durations_s):
+            raise InvalidInputError(
+                f"a damaged animation: {len(durations_s)} frames, of which {len(opaque)} decode", "a whole one"
+            )
         unsaid = durations_s.count(Fraction(0))
         losses = [f"{unsaid} frames have no duration: each is shown for 0.1 s, as players do"] if unsaid else []
         if kind == "png" and body[_PNG_DEPTH_AT] == _DEEP_BITS:
             losses.append("16 bits per component were reduced to 8: animations are read with 8")
+        if lcm(*(duration_s.denominator for duration_s in durations_s)) > _MOST_UNITS_PER_S:
+            durations_s = [max(round(one * 1000), 1) * _WEBP_UNIT_S if one else one for one in durations_s]
+            losses.append("durations were rounded to milliseconds: they have no common unit of 32 bits")
         return Animation(
             kind,
             *image.size,
             tuple(duration_s or UNSAID_S for duration_s in durations_s),
             plays,
-            has_alpha,
+            not all(opaque),
             image.info.get("icc_profile"),
             tuple(losses),
         )
@@ -128,11 +146,26 @@ def decode_animation(body: bytes, start: int, stop: int, *, max_pixels: int) -> 
         InvalidInputError: If it is damaged.
     """
     with open_image(body, max_pixels=max_pixels, formats=_READ) as image:
-        for index, frame in enumerate(_walk(image)):
-            if index >= stop:
-                return
-            if index >= start:
-                yield _to_rgba(frame)
+        yield from islice(_compose(image, body), start, stop)
+
+
+def _compose(image: Image.Image, body: bytes) -> Iterator[Array]:
+    """Decode the frames in order, as a player shows them: RGBA (H, W, 4), uint8.
+
+    FFmpeg composes GIF and APNG: Pillow (12) blends alpha with itself, clears to an opaque background, and clips 16
+    bits. FFmpeg reads no animated WebP, and no grey PNG of less than 8 bits.
+    """
+    kind = str(image.format).lower()
+    if kind not in _DEMUXERS or (kind == "png" and body[_PNG_COLOUR_AT] == _GREY and body[_PNG_DEPTH_AT] < 8):
+        for frame in _walk(image):
+            yield np.ascontiguousarray(np.asarray(frame.convert("RGBA")))
+        return
+    try:
+        with av.open(io.BytesIO(body), "r", format=_DEMUXERS[kind]) as box:
+            for picture in box.decode(video=0):
+                yield np.ascontiguousarray(picture.to_ndarray(format="rgba"))
+    except av.error.FFmpegError as exc:
+        raise InvalidInputError(f"a damaged animation: {exc.strerror}", "a whole one") from exc
 
 
 def _walk(image: Image.Image) -> Iterator[Image.Image]:
@@ -142,10 +175,6 @@ def _walk(image: Image.Image) -> Iterator[Image.Image]:
         image.seek(index)
         image.load()
         yield image
-
-
-def _to_rgba(frame: Image.Image) -> Array:
-    return np.ascontiguousarray(np.asarray(frame.convert("RGBA")))
 
 
 def _read_duration(frame: Image.Image, kind: str) -> Fraction:

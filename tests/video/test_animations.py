@@ -1,6 +1,8 @@
 """Animations: what is written is read back, by Pillow here and by FFmpeg, to the frame, the duration and the plays."""
 
 import io
+import struct
+import zlib
 from fractions import Fraction
 
 import av
@@ -147,3 +149,105 @@ def test_a_webp_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(animation_writer, "MAX_WEBP_PX", 1000)
     with pytest.raises(VideoError, match=r"a WebP animation of 4 frames of 30x20; allowed: 1000 pixels"):
         write(tmp_path / "a", draw(4, has_alpha=False), HUNDREDTHS, "webp")
+
+
+def _blend(below, above):
+    """Alpha compositing of straight RGBA, as the specification of APNG has it for blend_op 1."""
+    below, above = below / 255, above / 255
+    alpha = above[..., 3:] + below[..., 3:] * (1 - above[..., 3:])
+    colour = above[..., :3] * above[..., 3:] + below[..., :3] * below[..., 3:] * (1 - above[..., 3:])
+    return 255 * np.concatenate([np.divide(colour, alpha, where=alpha > 0, out=np.zeros_like(colour)), alpha], -1)
+
+
+def _save(frames, kind, **options):
+    out = io.BytesIO()
+    frames[0].save(out, format=kind, save_all=True, append_images=frames[1:], **options)
+    return out.getvalue()
+
+
+def test_a_frame_of_an_apng_lies_over_the_one_before(tmp_path):
+    raw = np.random.default_rng(1).integers(0, 256, (3, 20, 30, 4), np.uint8)
+    raw[..., 3] = 40 + raw[..., 3] // 2
+    body = _save([Image.fromarray(one) for one in raw], "PNG", disposal=0, blend=1)
+    first, second, third = decode_animation(body, 0, 3, max_pixels=LIMIT)
+    assert np.array_equal(first, raw[0])
+    expected = _blend(raw[0].astype(float), raw[1].astype(float))
+    assert np.abs(second - expected).max() < 2
+    assert np.abs(third - _blend(expected, raw[2].astype(float))).max() < 3
+    assert read_animation(body, max_pixels=LIMIT).has_alpha
+
+
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_what_a_gif_clears_is_transparent_or_its_background(has_alpha):
+    """A first frame that is smaller than the canvas, and frames that are cleared after they were shown."""
+    frame = bytes([0x2C, 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0])  # one pixel at the left top, of colour 0
+    later = bytes([0x2C, 1, 0, 1, 0]) + frame[5:]
+    clear = bytes([0x21, 0xF9, 4, 2 << 2 | has_alpha, 10, 0, 3, 0])
+    table = bytes([200, 10, 20, 70, 80, 90, 1, 2, 3, 4, 5, 6])  # the second colour is the background
+    body = b"GIF89a" + bytes([3, 0, 2, 0, 0x81, 1, 0]) + table + clear + frame + clear + later + b";"
+    facts = read_animation(body, max_pixels=LIMIT)
+    assert (facts.width, facts.height, len(facts.durations_s), facts.has_alpha) == (3, 2, 2, has_alpha)
+    first, second = decode_animation(body, 0, 2, max_pixels=LIMIT)
+    for shown, place in ((first, (0, 0)), (second, (1, 1))):
+        assert shown[place].tolist() == [200, 10, 20, 255]
+        others = np.delete(shown.reshape(-1, 4), place[0] * 3 + place[1], 0)
+        assert (others[:, 3] == 0).all() if has_alpha else (others == [70, 80, 90, 255]).all()
+
+
+@pytest.mark.parametrize(
+    ("depth", "is_palette"),
+    [(depth, is_palette) for depth in (1, 2, 4, 8) for is_palette in (False, True)] + [(16, False)],
+)
+def test_few_and_many_bits_of_grey_are_the_right_levels(depth, is_palette):
+    levels = np.arange(2**depth)[:: max(2**depth // 64, 1)]
+    samples = np.broadcast_to(levels, (2, levels.size))
+    body = _write_grey_apng(samples, depth, is_palette=is_palette)
+    one, two = decode_animation(body, 0, 2, max_pixels=LIMIT)
+    expected = levels * 255 / (2**depth - 1)
+    assert np.abs(one[0, :, 0] - expected).max() <= 1
+    assert np.array_equal(one, two)
+    assert (one[..., :3] == one[..., :1]).all()
+    assert not read_animation(body, max_pixels=LIMIT).has_alpha
+
+
+def _write_grey_apng(samples, depth, *, is_palette):
+    """Write an APNG of two equal frames of grey levels, of any depth."""
+    height, width = samples.shape
+    bits = ((samples[..., None] >> np.arange(depth)[::-1]) & 1).reshape(height, -1).astype(np.uint8)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def control(number):
+        return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, width, height, 0, 0, 1, 10, 0, 0))
+
+    greys = [round(255 * level / (2**depth - 1)) for level in range(2**depth)] if is_palette else []
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 3 if is_palette else 0, 0, 0, 0)),
+            chunk(b"acTL", struct.pack(">II", 2, 0)),
+            *([chunk(b"PLTE", bytes(level for grey in greys for level in (grey,) * 3))] if is_palette else []),
+            control(0),
+            chunk(b"IDAT", zlib.compress(rows)),
+            control(1),
+            chunk(b"fdAT", struct.pack(">I", 2) + zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def test_durations_without_a_common_unit_are_rounded_and_told():
+    body = _save([Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(3)], "PNG", duration=[40, 50, 60])
+    odd = iter([(3001, 65521), (3001, 65519), (3001, 65497)])
+    at, out = 8, bytearray(body)
+    while at < len(body):
+        length, kind = struct.unpack_from(">I4s", body, at)
+        if kind == b"fcTL":
+            struct.pack_into(">HH", out, at + 28, *next(odd))
+            struct.pack_into(">I", out, at + 8 + length, zlib.crc32(bytes(out[at + 4 : at + 8 + length])))
+        at += 12 + length
+    facts = read_animation(bytes(out), max_pixels=LIMIT)
+    assert facts.durations_s == (Fraction(46, 1000),) * 3
+    assert facts.losses == ("durations were rounded to milliseconds: they have no common unit of 32 bits",)

@@ -213,7 +213,7 @@ def plan_timeline(
         source: Path or URI of the video.
         specs: The chain.
         options: The options of this video.
-        suffix: Suffix of the result, lower case, with its dot.
+        suffix: Suffix for which its segments are coded (``ClipTarget.coded_as``).
 
     Returns:
         Both plans, the sizes of frames on their way, and notes about fields, piece and size.
@@ -234,9 +234,7 @@ def plan_timeline(
     plan, made = plan_fields(plan, options.deinterlace, options.field_order, segment_frames=options.segment_frames)
     timeline, sizes, told = lay_timeline(plan, specs, options)
     result = timeline.result
-    is_left_out = options.encoding.has_alpha and not holds_alpha(options.encoding, suffix)
-    is_refused = plan.pictures is not None and suffix in (".jpg", ".jpeg")
-    if result.info.has_alpha and is_left_out and not is_refused:
+    if result.info.has_alpha and options.encoding.has_alpha and not holds_alpha(options.encoding, suffix):
         # It is not encoded: a record has the frames that the file gives.
         timeline = replace(timeline, result=replace(result, info=replace(result.info, has_alpha=False)))
         told = (*told, f"alpha was left out: {suffix} cannot hold it with {options.encoding.encoder}")

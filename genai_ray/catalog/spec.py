@@ -87,6 +87,8 @@ class ParamSpec(_Frozen):
             given = _numbers_of(value)
         except (TypeError, ValueError):
             raise InvalidInputError(f"param {name}={str(value)[:40]}", self.describe_limits()) from None
+        if self.size == 1 and not isinstance(given, tuple):
+            given = (given,)
         if (len(given) if isinstance(given, tuple) else None) != self.size:
             got = f"{len(given)} numbers" if isinstance(given, tuple) else f"{given:g}"
             raise InvalidInputError(f"param {name}={got}", self.describe_limits())

@@ -17,7 +17,13 @@ from genai_ray.cluster.cache import CacheOptions, CacheStatus
 from genai_ray.cluster.client.cache import ModelCache, lease_within, open_session, router_of
 from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.client.lease import Lease
-from genai_ray.cluster.client.session import CachedSession, FrameRange, PendingCall, find_processors
+from genai_ray.cluster.client.session import (
+    UNKNOWN_PROCESSOR,
+    CachedSession,
+    FrameRange,
+    PendingCall,
+    find_processors,
+)
 from genai_ray.cluster.devices import hold_memory, uses_gpu
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
@@ -35,6 +41,7 @@ from genai_ray.cluster.runtime.probe import ANSWER_WITHIN_S, Answer, RunningClus
 __all__ = [
     "ANSWER_WITHIN_S",
     "NODE_DIED",
+    "UNKNOWN_PROCESSOR",
     "Answer",
     "CacheOptions",
     "CacheStatus",

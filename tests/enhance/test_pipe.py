@@ -1,6 +1,7 @@
 """A video from pipe to pipe: Y4M and NUT as FFmpeg writes and reads them, in order, bounded, and what is refused."""
 
 import io
+import os
 from dataclasses import replace
 from fractions import Fraction
 
@@ -403,3 +404,11 @@ def test_options_that_need_a_file_are_refused_at_once(words, message):
     with pytest.raises(errors.ConfigError, match="standard input is interlaced; allowed: progressive video"):
         enhance_pipe(io.BytesIO(y4m("It C444")), io.BytesIO(), models="websr-x2-s")
     check_pipe_options(replace(EnhanceOptions(), encoding=Encoding(threads=4)))
+
+
+def test_a_pipe_that_does_not_block_is_refused():
+    """One without data for a moment would look ended."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with open(read, "rb") as source, open(write, "wb"), pytest.raises(errors.ConfigError, match="does not block"):
+        enhance_pipe(source, io.BytesIO(), models=["websr-x2-s"])

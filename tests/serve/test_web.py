@@ -223,6 +223,7 @@ PICTURE = saved(Image.fromarray(PIXELS))
         ("model=ffdnet&params=0.1", PICTURE, 400, "NAME=NUMBER"),
         ("model=ffdnet&params==0.1", PICTURE, 400, "NAME=NUMBER"),
         ("model=ffdnet&params=sigma=0.1,0.2", PICTURE, 400, "sigma"),
+        ("model=ffdnet&params=sigma=0.1,,0.2", PICTURE, 400, "NAME=NUMBER"),
         ("model=ffdnet&params=sigma=0.1,sigma=0.2", PICTURE, 400, "each name once"),
         ("model=ffdnet&params=sigma=@weights.npy", PICTURE, 400, "'sigma=@weights.npy'; allowed: NAME=NUMBER"),
         ("model=websr-x2-s&params=sigma=1", PICTURE, 400, "'sigma' for websr-x2-s"),

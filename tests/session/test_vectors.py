@@ -98,6 +98,11 @@ def test_other_values_are_refused(style, value, got):
         check_models(style, EnhanceOptions(params={"style": value}))
 
 
+def test_a_vector_of_one_number_may_be_given_as_a_number():
+    param = ParamSpec(default=(0.5,), size=1, minimum=0, maximum=1)
+    assert param.read("style", 0.25) == param.read("style", (0.25,)) == (0.25,)
+
+
 def test_a_number_takes_no_vector():
     with pytest.raises(errors.InvalidInputError, match=r"param sigma=2 numbers; allowed: from 0 to 0\.294"):
         check_models("ffdnet", EnhanceOptions(params={"sigma": (1, 2)}))

@@ -30,7 +30,7 @@ from genai_ray.errors import DeadlineExceededError, GenAIRayError, InferenceErro
 from genai_ray.session import Shown, processor_kind
 from genai_ray.types import Frames, ModelTask, Params, check_frames
 
-__all__ = ["CachedSession", "FrameRange", "PendingCall", "find_processors"]
+__all__ = ["UNKNOWN_PROCESSOR", "CachedSession", "FrameRange", "PendingCall", "find_processors"]
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -118,8 +119,8 @@ def enhance_pipe(
         What was done, with counts and speeds.
 
     Raises:
-        ConfigError: If an option, the chain or a track makes no sense in a pipe, or the source is interlaced; nothing
-            was written.
+        ConfigError: If an option, the chain or a track makes no sense in a pipe, a pipe does not block, or the source
+            is interlaced; nothing was written.
         VideoError: If the source is neither Y4M nor NUT, or ends too early, after its whole frames were written; or if
             the reader of the result has closed it.
         QualityError: If frames are wrong (see ``check``); those before are written.
@@ -130,6 +131,7 @@ def enhance_pipe(
     started_at = time.time()
     options = options or EnhanceOptions()
     check_pipe_options(options)
+    _check_blocking(source, sink)
     specs = check_models(models, options)
     options = convert_params(specs, options)
     tell = on_progress or (lambda _: None)
@@ -162,6 +164,17 @@ def enhance_pipe(
         if is_own:
             disconnect()
     return flow.report(started_at, uses, choice)
+
+
+def _check_blocking(*pipes: BinaryIO) -> None:
+    """Refuse a pipe that does not block: one without data for a moment would look ended."""
+    for pipe in pipes:
+        try:
+            is_blocking = os.get_blocking(pipe.fileno())
+        except (AttributeError, OSError):  # a file in memory
+            continue
+        if not is_blocking:
+            raise ConfigError("a pipe that does not block", "one that does", "os.set_blocking(pipe.fileno(), True).")
 
 
 def _plan_flow(pipe: PipeSource, sink: BinaryIO, specs: Sequence[ModelSpec], options: EnhanceOptions) -> _Flow:

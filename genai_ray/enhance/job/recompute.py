@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import ModelCache, disconnect, uses_gpu
+from genai_ray.cluster import UNKNOWN_PROCESSOR, ModelCache, disconnect, uses_gpu
 from genai_ray.enhance.job.clip_plan import plan_timeline
 from genai_ray.enhance.job.records import build_note, describe_source, expand_times, find_late
 from genai_ray.enhance.job.segment_store import hash_of_model, list_versions, node_kind
@@ -205,7 +205,8 @@ class Recomputation:
             if isinstance(made, QualityError):
                 failures[index] = f"fails the checks when it is computed again: {made.got}"
                 continue
-            if not reason and made.processors != tuple(part["processors"]):
+            is_known = UNKNOWN_PROCESSOR not in made.processors
+            if not reason and not (is_known and made.processors == tuple(part["processors"])):
                 reason = f"segment {index} was computed on another kind of processor or GPU"
             if reason:
                 reasons.append(reason)

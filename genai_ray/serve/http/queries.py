@@ -62,7 +62,8 @@ def _parse_params(text: str) -> dict[str, float | tuple[float, ...]]:
     """Read values by name; a number without a name is one more of the vector before it."""
     numbers: dict[str, list[float]] = {}
     name = ""
-    for part in filter(str.strip, text.split(",")):
+    text = text.strip().removesuffix(",")
+    for part in text.split(",") if text else ():
         given, is_named, number = part.rpartition("=")
         try:
             value = float(number)

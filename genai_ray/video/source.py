@@ -22,13 +22,13 @@ import numpy.typing as npt
 from genai_ray.errors import InvalidInputError, VideoError
 from genai_ray.files import find_facts, is_numbered, is_remote, list_numbered, open_to_read
 from genai_ray.types import full_range
-from genai_ray.video.animations import Animation, decode_animation, is_animation, read_animation
 from genai_ray.video.codecs import IMAGE_SOURCE_SUFFIXES
 from genai_ray.video.colour import shrink_rgb
-from genai_ray.video.decode import DecodedFrame, decode_segment, decode_segment_small
-from genai_ray.video.images import PictureFacts, decode_picture, describe_picture
 from genai_ray.video.info import BT709, HD_LINES, LIMITED, SMPTE170M, UNSPECIFIED, Colour, VideoInfo, describe_video
-from genai_ray.video.plan import PictureSource, Segment, VideoPlan, cut_segments, plan_video
+from genai_ray.video.pictures.animations import Animation, decode_animation, is_animation, read_animation
+from genai_ray.video.pictures.images import PictureFacts, decode_picture, describe_picture
+from genai_ray.video.reading.decode import DecodedFrame, decode_segment, decode_segment_small
+from genai_ray.video.reading.plan import PictureSource, Segment, VideoPlan, cut_segments, plan_video
 
 __all__ = ["decode_small", "decode_source", "describe_source", "is_picture", "is_sequence", "plan_source"]
 

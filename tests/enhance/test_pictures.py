@@ -17,9 +17,10 @@ from genai_ray.enhance.job.clip_plan import plan_timeline
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.serve.web.pictures import apply_output, to_frames
-from genai_ray.video import Encoding, animation_writer, encode_png16, is_picture, is_sequence, plan_source
-from genai_ray.video.animations import decode_animation, read_animation
-from genai_ray.video.images import decode_picture, encode_picture
+from genai_ray.video import Encoding, encode_png16, is_picture, is_sequence, plan_source
+from genai_ray.video.pictures import animation_writer
+from genai_ray.video.pictures.animations import decode_animation, read_animation
+from genai_ray.video.pictures.images import decode_picture, encode_picture
 from tests.processes import kill, start, wait_until
 from tests.video.clips import write
 

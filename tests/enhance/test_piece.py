@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import genai_ray.video.decode
+import genai_ray.video.reading.decode
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance.job.clip_plan import examine_clip
 from genai_ray.enhance.job.segment_store import key_clip, key_segments
@@ -276,9 +276,9 @@ def test_frames_may_be_counted(clip, first, length, most):
 def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
     source = write(tmp_path / "a.mkv", pts=list(range(200)), options={"g": "20", "bf": "2"}, tracks=0)
     plan, _ = taken(source, start="f105", end="f115")
-    own = genai_ray.video.decode.decode_packet
+    own = genai_ray.video.reading.decode.decode_packet
     seen = []
-    monkeypatch.setattr(genai_ray.video.decode, "decode_packet", lambda *given: seen.append(1) or own(*given))
+    monkeypatch.setattr(genai_ray.video.reading.decode, "decode_packet", lambda *given: seen.append(1) or own(*given))
     frames = [frame.index for segment in plan.segments for frame in decode_segment(plan, segment)]
     assert frames == list(range(105, 115))
     assert len(seen) < 30  # from frame 100 on, and what the decoder holds back

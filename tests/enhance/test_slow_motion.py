@@ -21,7 +21,7 @@ from genai_ray.enhance.plan.options import check_models
 from genai_ray.enhance.plan.piece import parse_piece, take_piece
 from genai_ray.enhance.plan.timeline import retime
 from genai_ray.video import Encoding, plan_video
-from genai_ray.video.samples import Stretch, find_window
+from genai_ray.video.joining.samples import Stretch, find_window
 from genai_ray.video.track_options import AUDIO_WORDS
 from tests.enhance.moving import frames_of, pan, write_frames
 from tests.enhance.test_retime import PLANS, plan_of

@@ -23,7 +23,7 @@ from genai_ray.enhance.plan.options import check_models
 from genai_ray.enhance.segment.segment import JobContext
 from genai_ray.session import processor_kind
 from genai_ray.video import Encoding, plan_video, read_record_name
-from genai_ray.video.digest import name_record
+from genai_ray.video.reading.digest import name_record
 from tests.enhance.moving import pan, write_frames
 from tests.video.clips import write
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from genai_ray.errors import InvalidInputError, VideoError
-from genai_ray.video import animation_writer
-from genai_ray.video.animation_writer import round_durations, write_animation
-from genai_ray.video.animations import decode_animation, is_animation, read_animation
-from genai_ray.video.images import Picture
+from genai_ray.video.pictures import animation_writer
+from genai_ray.video.pictures.animation_writer import round_durations, write_animation
+from genai_ray.video.pictures.animations import decode_animation, is_animation, read_animation
+from genai_ray.video.pictures.images import Picture
 
 LIMIT = 10_000
 RNG = np.random.default_rng(1)

@@ -7,8 +7,8 @@ import pytest
 
 from genai_ray import errors
 from genai_ray.video import Budget, Encoding, SegmentWriter, open_writer, plan_video
-from genai_ray.video.bounded import FULL_SHARE, MOST_TRIES, Search, measure_part
 from genai_ray.video.codecs import CODECS
+from genai_ray.video.encoding.bounded import FULL_SHARE, MOST_TRIES, Search, measure_part
 from tests.video.clips import picture, write
 
 SIZE = (96, 64)

@@ -9,7 +9,7 @@ import av.filter
 import numpy as np
 import pytest
 
-import genai_ray.video.decode
+import genai_ray.video.reading.decode
 from genai_ray import EnhanceOptions, errors
 from genai_ray.enhance.plan.fields import plan_fields
 from genai_ray.enhance.plan.options import check_models
@@ -17,7 +17,7 @@ from genai_ray.enhance.plan.piece import parse_piece, take_piece
 from genai_ray.types import Deinterlace, FieldOrder
 from genai_ray.video import Encoding, Segment, decode_segment, describe_losses, plan_video
 from genai_ray.video.colour import read_alpha, to_rgb
-from genai_ray.video.deinterlace import PictureFilter
+from genai_ray.video.reading.deinterlace import PictureFilter
 from tests.video.clips import NUM_FRAMES, write
 from tests.video.fields import write_fields
 from tests.video.matrix import picture as smooth
@@ -148,14 +148,14 @@ def test_progressive_video_costs_nothing(tmp_path, monkeypatch):
     assert notes == ()
     assert (found.pts, found.segments, found.info) == (plan.pts, plan.segments, plan.info)
     counts = {}
-    whole = genai_ray.video.decode.decode_from
+    whole = genai_ray.video.reading.decode.decode_from
 
     def counted(video, start, **options):
         for frame in whole(video, start, **options):
             counts[video is found] = counts.get(video is found, 0) + 1
             yield frame
 
-    monkeypatch.setattr(genai_ray.video.decode, "decode_from", counted)
+    monkeypatch.setattr(genai_ray.video.reading.decode, "decode_from", counted)
     for one, other in zip(decoded(plan), decoded(found), strict=True):
         assert np.array_equal(one.frame, other.frame)
     assert counts[True] == counts[False]

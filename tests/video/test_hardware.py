@@ -17,7 +17,7 @@ from genai_ray.video import (
     validate_encoding,
 )
 from genai_ray.video.codecs import CODECS
-from genai_ray.video.hardware import HARDWARE_CODECS, HardwareCodec
+from genai_ray.video.encoding.hardware import HARDWARE_CODECS, HardwareCodec
 from tests.video.clips import write
 
 HERE = [name for name in HARDWARE_CODECS if name in av.codecs_available]

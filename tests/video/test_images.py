@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from genai_ray.errors import InvalidInputError
 from genai_ray.video import decode_png16, encode_png16
-from genai_ray.video.images import (
+from genai_ray.video.pictures.images import (
     Picture,
     PictureSize,
     check_encoding,

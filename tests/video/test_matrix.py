@@ -13,7 +13,7 @@ import pytest
 from genai_ray.video import Encoding, Segment, decode_segment, describe_losses, plan_video
 from genai_ray.video.colour import read_alpha, to_rgb
 from genai_ray.video.info import main_stream
-from genai_ray.video.packets import Kind, PacketReader
+from genai_ray.video.reading.packets import Kind, PacketReader
 from tests.video.identity import compare, decode, identity
 from tests.video.matrix import CLIPS, NUM_FRAMES, TIMES, make
 

@@ -13,7 +13,7 @@ from genai_ray import errors
 from genai_ray.enhance.job.steps import write_result
 from genai_ray.video import Encoding, SegmentWriter, decode_frames, decode_segment, plan_video
 from genai_ray.video.colour import to_rgb
-from genai_ray.video.packets import Kind, PacketReader, decode_times
+from genai_ray.video.reading.packets import Kind, PacketReader, decode_times
 from tests.video.clips import NUM_FRAMES, write
 from tests.video.fields import write_fields
 from tests.video.identity import decode

@@ -29,7 +29,7 @@ from genai_ray.serve.http.errors import without_folders
 from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, NAME, TEXT, Operation, Schema, list_of, map_of, record, ref
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, full_range
-from genai_ray.video.images import (
+from genai_ray.video.pictures.images import (
     FORMATS,
     Picture,
     PictureSize,

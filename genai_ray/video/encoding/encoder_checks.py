@@ -13,8 +13,8 @@ from genai_ray.errors import ConfigError
 from genai_ray.video.codecs import CODEC_ALIASES, CODECS, IMAGE_SUFFIXES, SUFFIXES, TABLE_SUFFIX, keep_scheduling
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import explain
-from genai_ray.video.encode import Encoding, choose_pixel_format, encoder_options, holds_alpha
-from genai_ray.video.hardware import HARDWARE_CODECS, find_codec, find_device, is_hardware, name_input
+from genai_ray.video.encoding.encode import Encoding, choose_pixel_format, encoder_options, holds_alpha
+from genai_ray.video.encoding.hardware import HARDWARE_CODECS, find_codec, find_device, is_hardware, name_input
 from genai_ray.video.info import logging_at
 
 __all__ = ["list_hardware", "validate_encoding"]

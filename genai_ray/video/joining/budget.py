@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from genai_ray.files import temporary_folder
-from genai_ray.video.bounded import measure_part, read_sizes
 from genai_ray.video.codecs import CODECS
 from genai_ray.video.colour import resample
 from genai_ray.video.container import open_video
-from genai_ray.video.encode import Encoding, SegmentWriter
+from genai_ray.video.encoding.bounded import measure_part, read_sizes
+from genai_ray.video.encoding.encode import Encoding, SegmentWriter
 from genai_ray.video.info import main_stream
-from genai_ray.video.join import join_segments
-from genai_ray.video.plan import VideoPlan
+from genai_ray.video.joining.join import join_segments
+from genai_ray.video.reading.plan import VideoPlan
 from genai_ray.video.source import decode_source
 
 __all__ = ["measure_least", "measure_rest", "weigh_segments"]

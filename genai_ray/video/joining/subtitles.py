@@ -13,7 +13,7 @@ from av.container import OutputContainer
 from av.stream import Stream
 from av.subtitles.subtitle import SubtitleSet
 
-from genai_ray.video.plan import VideoPlan
+from genai_ray.video.reading.plan import VideoPlan
 
 __all__ = ["STYLED_CODECS", "TEXT_CODECS", "TIMED_CODECS", "SubtitleConverter"]
 

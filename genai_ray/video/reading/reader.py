@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import FrameNotFoundError, VideoError
-from genai_ray.video.decode import SEEK_BEYOND_FRAMES, DecodedFrame, decode_frames, decode_segment
 from genai_ray.video.info import VideoInfo
-from genai_ray.video.plan import Segment, plan_video
+from genai_ray.video.reading.decode import SEEK_BEYOND_FRAMES, DecodedFrame, decode_frames, decode_segment
+from genai_ray.video.reading.plan import Segment, plan_video
 
 __all__ = ["VideoFrame", "VideoFrames", "VideoReader"]
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from genai_ray.errors import VideoError
-from genai_ray.video.animations import FOR_EVER
-from genai_ray.video.images import DEFAULT_QUALITY, Picture, encode_picture
+from genai_ray.video.pictures.animations import FOR_EVER
+from genai_ray.video.pictures.images import DEFAULT_QUALITY, Picture, encode_picture
 
 __all__ = ["ANIMATED", "AnimationFormat", "check_webp", "round_durations", "write_animation"]
 

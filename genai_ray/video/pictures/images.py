@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from genai_ray.errors import InvalidInputError
 from genai_ray.types import full_range
-from genai_ray.video.pictures import decode_png16, encode_png16
+from genai_ray.video.pictures.frame_files import decode_png16, encode_png16
 
 __all__ = [
     "FORMATS",

@@ -18,11 +18,11 @@ from av.video.stream import VideoStream
 from genai_ray.errors import VideoError
 from genai_ray.files import find_facts
 from genai_ray.video.container import open_video, read_sound_starts
-from genai_ray.video.deinterlace import Deinterlacing
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
-from genai_ray.video.packets import Decoded, Kind, PacketReader, decode_times
+from genai_ray.video.reading.deinterlace import Deinterlacing
+from genai_ray.video.reading.packets import Decoded, Kind, PacketReader, decode_times
+from genai_ray.video.reading.truncation import is_whole
 from genai_ray.video.track_options import TrackOptions
-from genai_ray.video.truncation import is_whole
 
 __all__ = ["PictureSource", "Segment", "VideoPlan", "cut_segments", "plan_video"]
 

@@ -20,10 +20,10 @@ from genai_ray.files import find_facts
 from genai_ray.types import Deinterlace
 from genai_ray.video.colour import count_outside, planes_of, read_alpha, to_rgb, to_small_rgb
 from genai_ray.video.container import open_video
-from genai_ray.video.deinterlace import deinterlace
 from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
-from genai_ray.video.plan import Segment, VideoPlan
-from genai_ray.video.telecine import undo_telecine
+from genai_ray.video.reading.deinterlace import deinterlace
+from genai_ray.video.reading.plan import Segment, VideoPlan
+from genai_ray.video.reading.telecine import undo_telecine
 
 __all__ = [
     "COUNT_EVERY",

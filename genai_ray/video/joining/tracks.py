@@ -23,14 +23,14 @@ from av.stream import Disposition, Stream
 from genai_ray.errors import ConfigError
 from genai_ray.video.codecs import CODECS, SOUND_CODECS, SOUND_FOR, SUFFIXES, TEXT_FOR, keep_scheduling
 from genai_ray.video.container import explain, open_video
-from genai_ray.video.encode import Encoding, add_encoder, choose_pixel_format
-from genai_ray.video.excerpt import drop_statistics
-from genai_ray.video.hardware import find_codec
+from genai_ray.video.encoding.encode import Encoding, add_encoder, choose_pixel_format
+from genai_ray.video.encoding.hardware import find_codec
 from genai_ray.video.info import main_stream
-from genai_ray.video.picture_writer import describe_plays
-from genai_ray.video.plan import VideoPlan
-from genai_ray.video.sound import SoundEncoder, plan_sound, read_layout, read_sound
-from genai_ray.video.subtitles import STYLED_CODECS, TEXT_CODECS, TIMED_CODECS, SubtitleConverter
+from genai_ray.video.joining.excerpt import drop_statistics
+from genai_ray.video.joining.sound import SoundEncoder, plan_sound, read_layout, read_sound
+from genai_ray.video.joining.subtitles import STYLED_CODECS, TEXT_CODECS, TIMED_CODECS, SubtitleConverter
+from genai_ray.video.pictures.picture_writer import describe_plays
+from genai_ray.video.reading.plan import VideoPlan
 from genai_ray.video.track_options import STRETCH
 
 __all__ = [

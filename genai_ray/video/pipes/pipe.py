@@ -17,10 +17,10 @@ from av.stream import Stream
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.video.colour import count_outside, from_rgb
 from genai_ray.video.container import explain
-from genai_ray.video.decode import COUNT_EVERY, DecodedFrame, to_arrays
 from genai_ray.video.info import LIMITED, VideoInfo, build_decoder, decode_packet, describe_stream, main_stream
+from genai_ray.video.pipes.y4m import Y4M_MAGIC, Y4mReader, Y4mWriter
+from genai_ray.video.reading.decode import COUNT_EVERY, DecodedFrame, to_arrays
 from genai_ray.video.track_options import TrackOptions
-from genai_ray.video.y4m import Y4M_MAGIC, Y4mReader, Y4mWriter
 
 __all__ = ["NutSource", "PipeSink", "PipeSource", "Y4mSource", "open_pipe"]
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from genai_ray.errors import InvalidInputError
-from genai_ray.video.images import open_image
+from genai_ray.video.pictures.images import open_image
 
 __all__ = ["FOR_EVER", "UNSAID_S", "Animation", "decode_animation", "is_animation", "read_animation"]
 

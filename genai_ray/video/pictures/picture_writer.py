@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from genai_ray.errors import ConfigError, InvalidInputError, VideoError
 from genai_ray.files import has_number
-from genai_ray.video.animation_writer import ANIMATED, check_webp, round_durations, write_animation
-from genai_ray.video.animations import FOR_EVER
 from genai_ray.video.container import av_errors
-from genai_ray.video.images import Picture, check_encoding, encode_picture
-from genai_ray.video.pictures import describe_leftovers, read_pictures
-from genai_ray.video.plan import PictureSource, VideoPlan
+from genai_ray.video.pictures.animation_writer import ANIMATED, check_webp, round_durations, write_animation
+from genai_ray.video.pictures.animations import FOR_EVER
+from genai_ray.video.pictures.frame_files import describe_leftovers, read_pictures
+from genai_ray.video.pictures.images import Picture, check_encoding, encode_picture
+from genai_ray.video.reading.plan import PictureSource, VideoPlan
 
 __all__ = ["check_images", "describe_plays", "format_of", "write_images"]
 

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from genai_ray.errors import VideoError
 from genai_ray.video.container import av_errors, main_stream, open_video
-from genai_ray.video.decode import decode_from
 from genai_ray.video.info import build_decoder, decode_packet
-from genai_ray.video.plan import VideoPlan
+from genai_ray.video.reading.decode import decode_from
+from genai_ray.video.reading.plan import VideoPlan
 
 __all__ = ["compare_frames", "digest_part", "digest_ranges", "name_record", "read_record_name"]
 

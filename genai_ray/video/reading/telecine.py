@@ -16,7 +16,7 @@ from dataclasses import replace
 import av
 
 from genai_ray.types import Deinterlace
-from genai_ray.video.deinterlace import (
+from genai_ray.video.reading.deinterlace import (
     CYCLE,
     KEPT,
     PARITIES,

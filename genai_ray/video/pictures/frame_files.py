@@ -20,7 +20,7 @@ from genai_ray.video.codecs import JPEG_OPTIONS
 from genai_ray.video.colour import JFIF, from_rgb, to_rgb
 from genai_ray.video.container import av_errors, explain, open_video
 from genai_ray.video.info import build_decoder, decode_packet, main_stream
-from genai_ray.video.plan import VideoPlan
+from genai_ray.video.reading.plan import VideoPlan
 
 __all__ = [
     "FIRST_NUMBER",

@@ -31,7 +31,7 @@ from genai_ray.video.codecs import (
 )
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
-from genai_ray.video.hardware import find_codec, find_device, is_hardware, name_input
+from genai_ray.video.encoding.hardware import find_codec, find_device, is_hardware, name_input
 from genai_ray.video.info import YCGCO, Colour, HdrMetadata, VideoInfo
 
 # Errors only: SVT-AV1 would print its settings and the thread's priority whenever it is opened.

@@ -1,0 +1,7 @@
+"""From frames to the file of a segment.
+
+* ``encode``: writes a segment. ``bounded``: writes one of at most so many bytes.
+* ``hardware``: encoders in hardware. ``encoder_checks``: tries an encoder and its settings before the job.
+"""
+
+__all__: list[str] = []

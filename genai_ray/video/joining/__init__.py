@@ -1,0 +1,9 @@
+"""From segments to the result, with everything beside the pictures.
+
+* ``join``: writes the result. ``order``: keeps its decode times ascending.
+* ``tracks``: adds sound, subtitles, covers and attachments. ``excerpt``: cuts copies to a piece. ``sound`` (of
+  ``samples``) encodes, ``subtitles`` converts.
+* ``budget``: how many bytes there are for pictures beside all that.
+"""
+
+__all__: list[str] = []

@@ -41,6 +41,9 @@ MAX_BYTES = 2 * 1024**3
 DEFAULT_RATE = Fraction(25)
 """Rate of a sequence that is written as pictures again, which have no times."""
 
+_PNG_END_BYTES = 12
+_RIFF_HEADER_BYTES = 8
+
 _ALLOWED = "a PNG, JPEG, WebP or GIF file"
 
 
@@ -218,6 +221,8 @@ def _plan_sequence(pattern: str, segment_frames: int, rate: Fraction) -> VideoPl
             if is_animation(body, max_pixels=MAX_PIXELS):
                 raise VideoError(f"{path}: an animation in a sequence", "pictures", "Enhance it by itself.")
             found.append(describe_picture(body, max_pixels=MAX_PIXELS))
+            if _may_be_cut(body, found[-1].format):
+                decode_picture(body, max_pixels=MAX_PIXELS)  # an error if it is
         _check_alike(files[0], found[0], path, found[-1])
     source = PictureSource(
         tuple(files),
@@ -232,6 +237,15 @@ def _plan_sequence(pattern: str, segment_frames: int, rate: Fraction) -> VideoPl
     step = rate.denominator
     times = tuple(range(0, len(files) * step, step))
     return _plan(pattern, source, info, digest.hexdigest(), _Times(times, step, segment_frames))
+
+
+def _may_be_cut(body: bytes, kind: str) -> bool:
+    """Tell whether a file may lack its end: a sequence is too long to be decoded before the job."""
+    if kind == "png":
+        return b"IEND" not in body[-_PNG_END_BYTES:]
+    if kind == "jpeg":  # a thumbnail has an end of its own, before the picture's scan
+        return body.rfind(b"\xff\xd9") < body.rfind(b"\xff\xda")
+    return len(body) < _RIFF_HEADER_BYTES + int.from_bytes(body[4:8], "little")
 
 
 def _check_alike(first: str, expected: PictureFacts, path: str, facts: PictureFacts) -> None:

@@ -84,6 +84,10 @@ def make_sources(folder):
     save(folder / "sizes" / "1.png", draw())
     save(folder / "sizes" / "2.png", draw()[:10])
     save(folder / "gap" / "1.png", draw())
+    for kind in ("png", "jpg", "webp"):
+        save(folder / f"half-{kind}" / f"1.{kind}", draw())
+        whole = (folder / f"half-{kind}" / f"1.{kind}").read_bytes()
+        (folder / f"half-{kind}" / f"2.{kind}").write_bytes(whole[: len(whole) * 2 // 3])
     save(folder / "gap" / "4.png", draw())
 
 
@@ -340,6 +344,9 @@ def here(tmp_path_factory):
         ("sizes/%d.png", "b.mp4", {"fps": 24}, "2.png is 28x10"),
         ("clip.mkv", "b.png", {}, "one number in the file name"),
         ("cut.png", "b.png", {}, "damaged"),
+        ("half-png/%d.png", "b.mp4", {"fps": 24}, "2.png: a damaged picture"),
+        ("half-jpg/%d.jpg", "b.mp4", {"fps": 24}, "2.jpg: a damaged picture"),
+        ("half-webp/%d.webp", "b.mp4", {"fps": 24}, "2.webp: a damaged picture"),
         ("bomb.png", "b.png", {}, "too many pixels"),
     ],
 )

@@ -121,6 +121,8 @@ def write_images(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], 
             plays = min(source.plays, ANIMATED[kind].max_plays) if source.is_animation else FOR_EVER
             write_animation(frames, durations_s, plays, output, kind)
             told = tuple(_describe_times(times_s, durations_s, kind))
+            if source.is_animation and plays < source.plays:
+                told = (*told, f"the animation is played {plays} times, not {source.plays}: {kind} can say no more")
     return (*_describe_losses(plan, kind), *told)
 
 

@@ -57,7 +57,7 @@ def verify(
 ) -> None:
     """Check that a video is what its record says; with its source, compute some of it again.
 
-    Exit code: 0 it is; 1 something differs; 2 wrong use.
+    Exit code: 0 it is; 1 something differs, or there is no record; 2 wrong use.
     """
     from genai_ray.enhance import verify_video
 

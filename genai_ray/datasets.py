@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import FixedShapeTensorFormat
 
-from genai_ray.cluster import check_inside, connect
+from genai_ray.cluster import check_inside, connect, own_folders
 from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.errors import ConfigError
 from genai_ray.files import expand, to_place
@@ -124,6 +125,8 @@ def read_videos(
         raise ConfigError("at least one video is required")
     files = [name for place in places for name in _list(place)]
     connect()
+    if own_folders():
+        _hush()
     check_inside("Ray Data")
     parts = list(_plan_all(files, selection, {"segment_frames": segment_frames, "any_format": any_format}))
     dataset: ray.data.Dataset = ray.data.read_datasource(_Frames(parts, tuple(columns or FRAME_COLUMNS), batch_size))
@@ -131,6 +134,13 @@ def read_videos(
     largest_bytes = max((part.row_bytes for part in parts), default=1)
     dataset.context.target_max_block_size = max(int(largest_bytes * batch_size * BLOCK_SLACK), 1)
     return dataset
+
+
+def _hush() -> None:
+    """In a Ray of our own, let Ray Data tell of its runs in its log file alone; warnings are printed."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.WARNING)
 
 
 def _list(place: str) -> list[str]:

@@ -1,5 +1,7 @@
 """``read_videos``: the frames of many videos as blocks of one shape, only those that are asked for."""
 
+import io
+import logging
 import math
 
 import av
@@ -9,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import ray
 import ray.data
+from ray._private.log import PlainRayHandler
 
 from genai_ray import BatchInference, FrameSelection, InferenceSession, ModelCache, errors, read_videos
 from genai_ray.frames import FRAME_COLUMNS, iter_frames
@@ -162,3 +165,13 @@ def test_what_is_refused(ray_session, clips, arguments, kind, words):
     paths = arguments.pop("paths", clips)
     with pytest.raises(kind, match=words.replace("*", r"\*")):
         read_videos(paths, **arguments)
+
+
+def test_ray_data_tells_of_its_runs_in_its_log_alone(ray_session, clips, monkeypatch):
+    printed = io.StringIO()
+    log = logging.getLogger("ray.data")
+    (console,) = [one for one in log.handlers if isinstance(one, PlainRayHandler)]
+    monkeypatch.setattr(console, "stream", printed)
+    read_videos(clips).take(1)
+    log.warning("a fault")
+    assert [line.rpartition("-- ")[2] for line in printed.getvalue().splitlines()] == ["a fault"]

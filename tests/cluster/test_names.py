@@ -13,6 +13,7 @@ from genai_ray import ModelCache, errors
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from tests.caches import ending
 from tests.cluster.test_status import metrics
+from tests.nodes import Nodes
 from tests.processes import wait_until
 from tests.serve.models import add_number
 
@@ -25,13 +26,21 @@ def cache(ray_session):
         yield cache
 
 
+@pytest.fixture
+def joined():
+    """A cache on a cluster that was joined: the embedded Ray has no agent that would serve metrics."""
+    with Nodes(), ending(ModelCache(1_000_000_000, name="café")) as cache:
+        yield cache
+
+
 def in_prometheus(text):
     """Return how a name stands in a series: what is not ASCII as Python writes it, and each backslash twice."""
     return text.encode("ascii", "backslashreplace").decode().replace("\\", "\\\\")
 
 
 @pytest.mark.cluster
-def test_a_model_with_a_non_ascii_path_loads_and_is_evicted(cache, tmp_path):
+def test_a_model_with_a_non_ascii_path_loads_and_is_evicted(joined, tmp_path):
+    cache = joined
     path = tmp_path / "modèle 模型 🎞.onnx"
     add_number(path, 1)
     for _ in range(2):

@@ -184,18 +184,18 @@ def plant_matrix(planter, index, turn, chance):
     if turn // len(others) % 2:
         info = replace(timeline.plan.info, colour=other)
         return planter.judge(index, planter.job(), replace(timeline, plan=replace(timeline.plan, info=info)))
-    writer = segment.SegmentWriter
+    writer = segment.open_writer
 
     def other_writer(*args, **kwargs):
         made = writer(*args, **kwargs)
         made.colour = other
         return made
 
-    segment.SegmentWriter = other_writer
+    segment.open_writer = other_writer
     try:
         return planter.judge(index, planter.job())
     finally:
-        segment.SegmentWriter = writer
+        segment.open_writer = writer
 
 
 KINDS = {

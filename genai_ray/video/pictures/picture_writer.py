@@ -165,7 +165,7 @@ def _describe_losses(plan: VideoPlan, kind: str) -> Iterator[str]:
     if plan.info.bit_depth > 8 and kind not in _DEEP:
         yield f"{plan.info.bit_depth} bits per component were reduced to 8, which {kind} holds"
     if kind == "gif":
-        yield "colours were reduced to 256 a frame where there were more, which is what GIF holds"
+        yield "frames of more than 256 colours were reduced to 256, which is what GIF holds"
         if plan.info.has_alpha:
             yield "alpha was reduced to shown or not: pixels of less than half are transparent"
         if source is not None and source.icc_profile is not None:

@@ -1,7 +1,8 @@
 """How long each frame of a candidate took to make: from what ``enhance`` has written beside it.
 
 ``CANDIDATE.report.json`` is what ``enhance --json`` prints, kept under this name; ``results.parquet`` is the table of a
-job with a folder as output. Both are only believed if they are of a file with as many frames.
+job with a folder as output. Both are only believed if they are of this very file: of its size and its last change, as
+the job recorded them. A clip that was made anew under its old name has another time, whatever it holds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ REPORT_SUFFIX = ".report.json"
 """Suffix of the report of a job: it is named after the result."""
 
 RESULTS_NAME = "results.parquet"
+
+_OF_ANOTHER = "it is of another file of this name: size or last change differ (a copy by cp -p keeps both)"
 
 _MAX_REPORT_BYTES = 64 * 1024**2
 
@@ -82,7 +85,7 @@ def find_duration(candidate: str, frames: int) -> tuple[float | None, str]:
     return None, reason
 
 
-def _read_report(place: str, candidate: str, frames: int, _: FileFacts | None) -> tuple[float | None, str]:
+def _read_report(place: str, candidate: str, frames: int, facts: FileFacts | None) -> tuple[float | None, str]:
     with open_to_read(place) as file:
         report: Mapping[str, Any] = json.loads(file.read(_MAX_REPORT_BYTES))
     name = os.path.basename(candidate)
@@ -92,6 +95,8 @@ def _read_report(place: str, candidate: str, frames: int, _: FileFacts | None) -
     (video,) = videos
     if int(video["frames"]) != frames:
         return None, f"its video has {video['frames']} frames, the candidate {frames}"
+    if not _is_of(facts, video.get("size_bytes"), video.get("stamp")):
+        return None, _OF_ANOTHER
     if len(report["videos"]) == 1 and float(report["fps"]) > 0:
         return 1 / float(report["fps"]), ""
     return _divide(float(video["seconds"]), int(video["segments_reused"]), frames)
@@ -102,10 +107,19 @@ def _read_row(place: str, candidate: str, frames: int, facts: FileFacts | None) 
     for row in iter_rows(place):
         if os.path.basename(str(row["output"])) != name or row["status"] != "done":
             continue
-        if row["frames"] != frames or (facts is not None and row["size"] != facts.size):
-            return None, "it is of another file of this name"
+        if row["frames"] != frames or not _is_of(facts, row.get("size"), row.get("stamp")):
+            return None, _OF_ANOTHER
         return _divide(row["seconds"], row["segments_reused"] or 0, frames)
     return None, ""
+
+
+def _is_of(facts: FileFacts | None, size: object, stamp: object) -> bool:
+    """Tell whether a file is the one that a job recorded; a store need not tell both facts, but one."""
+    if facts is None:
+        return False
+    known: list[tuple[object, object]] = [(size, facts.size)] if facts.size >= 0 else []
+    known += [(stamp, facts.stamp)] if facts.stamp else []
+    return bool(known) and all(told == now for told, now in known)
 
 
 def _divide(seconds: float, reused: int, frames: int) -> tuple[float | None, str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -74,6 +75,32 @@ def test_what_enhance_wrote_is_found(ray_session, clips, tmp_path):
     found = validate_videos(tmp_path / "many" / "reference.mkv", single, metrics=["psnr"])
     assert found.candidates[0].seconds_from == str(report)
     assert find_duration(str(single), 23)[1].endswith("its video has 24 frames, the candidate 23")
+    # Made anew by the same command: the same bytes, and yet nobody knows how long these took.
+    before = single.read_bytes()
+    again = EnhanceOptions(overwrite=True)
+    enhance_videos(clips[1], single, models="websr-x2-s", options=again)
+    assert single.read_bytes() == before
+    seconds, told = find_duration(str(single), 24)
+    assert seconds is None
+    assert told.startswith(f"{report} does not tell seconds per frame: it is of another file of this name: ")
+    fast = tmp_path / "many" / "fast.mkv"
+    os.utime(fast, ns=(0, fast.stat().st_mtime_ns + 1000))
+    assert "another file of this name" in find_duration(str(fast), 24)[1]
+
+
+def test_a_report_is_of_one_size_and_one_change(tmp_path):
+    candidate, report = tmp_path / "a.mkv", tmp_path / "a.mkv.report.json"
+    candidate.write_bytes(b"four")
+    video = {"output": "a.mkv", "frames": 24, "size_bytes": 4, "stamp": str(candidate.stat().st_mtime_ns)}
+    for changes, expected in (
+        ({}, 0.5),
+        ({"size_bytes": 5}, None),
+        ({"stamp": "0"}, None),
+        ({"size_bytes": None}, None),
+        ({"stamp": ""}, None),
+    ):
+        report.write_text(json.dumps({"videos": [video | changes], "fps": 2.0}))
+        assert find_duration(str(candidate), 24)[0] == expected
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"videos": [{}]}', "[" * 10**5, '{"videos": []}'])
@@ -89,7 +116,8 @@ def test_a_broken_report_is_told_and_not_believed(clips, tmp_path, content):
 def test_numbers_without_end_are_not_believed(tmp_path, frames, fps):
     (tmp_path / "a.mkv").write_bytes(b"")
     report = tmp_path / "a.mkv.report.json"
-    report.write_text(f'{{"videos": [{{"output": "a.mkv", "frames": {frames}}}], "fps": {fps}}}')
+    file = f'"size_bytes": 0, "stamp": "{(tmp_path / "a.mkv").stat().st_mtime_ns}"'
+    report.write_text(f'{{"videos": [{{"output": "a.mkv", "frames": {frames}, {file}}}], "fps": {fps}}}')
     seconds, why = find_duration(str(tmp_path / "a.mkv"), 24)
     assert seconds is None
     assert why.startswith(f"{report} does not tell seconds per frame: it ")
@@ -105,11 +133,14 @@ def test_a_name_without_room_for_the_suffix_is_no_error(tmp_path):
 
 def test_a_row_of_another_file_is_not_believed(clips, tmp_path):
     candidate = write(tmp_path / "a.mkv", noisy(FRAMES, 3))
-    size = (tmp_path / "a.mkv").stat().st_size
+    facts = (tmp_path / "a.mkv").stat()
+    size = facts.st_size
     row = {"output": candidate, "status": "done", "frames": 24, "seconds": 12.0, "size": size, "segments_reused": 0}
+    row |= {"stamp": str(facts.st_mtime_ns)}
     for changes, expected in (
         ({}, 0.5),
         ({"size": size + 1}, None),
+        ({"stamp": "0"}, None),
         ({"frames": 23}, None),
         ({"segments_reused": 1}, None),
         ({"status": "failed"}, None),

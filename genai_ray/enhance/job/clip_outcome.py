@@ -33,7 +33,7 @@ __all__ = ["MARKER", "ClipOutcome", "forget", "read_marker", "write_marker"]
 
 MARKER = "published.json"
 
-_INTERNAL = ("key", "size_bytes", "stamp", "results", "exception")
+_INTERNAL = ("key", "results", "exception")
 """Fields for later steps and later jobs: not in ``to_dict``."""
 
 
@@ -87,9 +87,10 @@ class ClipOutcome:
     key: str = ""
     """Hash of the input, models and options that it was made from; not in ``to_dict``."""
     size_bytes: int = 0
-    """Size of the result; not in ``to_dict``."""
+    """Size of the result; of frames as files, of their folder's entry. 0 if there is none."""
     stamp: str = ""
-    """Version of the result, see ``files.FileFacts``; not in ``to_dict``."""
+    """Version of the result: nanoseconds of its last change, or the store's version tag. With its size it tells whether
+    a file is this result, or was made anew since."""
     results: tuple[SegmentResult, ...] = field(default=(), compare=False, repr=False)
     """What became of the segments that this job made; not in ``to_dict``."""
     exception: BaseException | None = field(default=None, compare=False, repr=False)
@@ -125,7 +126,7 @@ def write_marker(target: ClipTarget, outcome: ClipOutcome) -> None:
     Raises:
         VideoError: If it cannot be written.
     """
-    content = {"key": outcome.key, "size": outcome.size_bytes, "stamp": outcome.stamp, "report": outcome.to_dict()}
+    content = {"key": outcome.key, "report": outcome.to_dict()}
     with temporary_folder("marker") if is_remote(target.work_dir) else nullcontext(target.work_dir) as folder:
         with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".partial", delete=False) as file:
             json.dump(content, file)
@@ -158,7 +159,7 @@ def read_marker(target: ClipTarget) -> ClipOutcome | None:
         told: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in report.items()
         }
-        outcome = ClipOutcome(**told, key=str(found["key"]), size_bytes=int(found["size"]), stamp=str(found["stamp"]))
+        outcome = ClipOutcome(**told, key=str(found["key"]))
         if outcome.to_dict().keys() == report.keys():
             return outcome
     return None

@@ -144,6 +144,11 @@ def test_a_closed_client_waits_for_nothing_and_leaves_nothing(make_cache):
     with cache.lease([of(D)]):
         assert ready(cache) == {C, D}
     assert cache.status().leases == 0
+    late = ModelCache(name=cache.name)
+    held = late.lease([of(D)])
+    late.close()
+    held.leave()
+    assert not held._thread.is_alive()  # nobody calls Ray, which may be shut down now
 
 
 def test_a_lease_ends_with_its_client_while_its_models_load(make_cache):

@@ -54,6 +54,11 @@ class Lease:
             self._give_back()
             self._thread.join(RELEASE_WITHIN_S)  # the caller may shut down Ray next
 
+    def leave(self) -> None:
+        """Wait for the end of the thread that renews it, once the client is closed; the cache is told nothing."""
+        self._over.set()
+        self._thread.join(RELEASE_WITHIN_S)
+
     def _give_back(self) -> None:
         try:
             self._connection.call_within(RELEASE_WITHIN_S, CacheCalls.release, self._request.lease_id)

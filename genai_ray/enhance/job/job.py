@@ -420,6 +420,8 @@ class _ChainLease:
         """Wait for the threads whose client is closed: if Ray is shut down under one, the process may hang or crash."""
         for thread in self._threads:
             thread.join(JOIN_WITHIN_S)
+        if self._lease is not None and self._lease.done() and not self._lease.exception():
+            self._lease.result().leave()  # of a node that has died it was not released
 
     def _kinds(self) -> dict[str, str]:
         """Return the kinds of the devices that have each model, joined."""
@@ -432,15 +434,13 @@ class _ChainLease:
         return {model_id: "+".join(sorted(names)) for model_id, names in found.items()}
 
     def _start(self, work: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=work, args=args, name="genai-ray-load", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        self._threads.append(threading.Thread(target=work, args=args, name="genai-ray-load", daemon=True))
+        self._threads[-1].start()
 
     def _prefetch(self, targets: Iterable[ClipTarget], job: JobContext, results: Results) -> None:
         with suppress(GenAIRayError, RayError, ValueError):  # the step that plans this video, or the lease, raises it
             requests = _first_requests(targets, job.specs, self._options, results)
-            if job.way is not None:
-                requests = settle_requests(requests, job.way)
+            requests = requests if job.way is None else settle_requests(requests, job.way)
             if requests and not self._is_over and self._lease is None:
                 self._cache.prefetch(requests)
 

@@ -12,7 +12,7 @@ from genai_ray.quality.noise_ratio import psnr, psnr_per_channel
 from genai_ray.quality.planes import Channels, luma_bt601, reduce_frame
 from genai_ray.quality.report import CandidateScores, QualityReport, WorstFrame, check_metric
 from genai_ray.quality.source import FrameMeasures, SourceChecks
-from genai_ray.quality.structure import ms_ssim, ssim, ssim_per_channel
+from genai_ray.quality.structure import ms_ssim, ms_ssim_per_channel, ssim, ssim_per_channel
 from genai_ray.quality.validator import QualityValidator
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "compare",
     "luma_bt601",
     "ms_ssim",
+    "ms_ssim_per_channel",
     "psnr",
     "psnr_per_channel",
     "reduce_frame",

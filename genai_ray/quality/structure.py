@@ -10,7 +10,7 @@ import numpy.typing as npt
 from genai_ray.errors import QualityError
 from genai_ray.quality.planes import Channels, take_planes
 
-__all__ = ["MIN_MS_SSIM_SIDE_PX", "MIN_SSIM_SIDE_PX", "ms_ssim", "ssim", "ssim_per_channel"]
+__all__ = ["MIN_MS_SSIM_SIDE_PX", "MIN_SSIM_SIDE_PX", "ms_ssim", "ms_ssim_per_channel", "ssim", "ssim_per_channel"]
 
 MIN_SSIM_SIDE_PX = 11
 """The side of SSIM's window, which must fit into a picture."""
@@ -115,13 +115,28 @@ def ms_ssim(
     first, second, width = take_planes(
         reference, candidate, data_range=data_range, channels=channels, crop_border_px=crop_border_px
     )
-    _check_sides(first, MIN_MS_SSIM_SIDE_PX, "MS-SSIM")
-    values = [
-        _ms_ssim_of(first[n, ..., c].astype(np.float64), second[n, ..., c].astype(np.float64), width)
-        for n in range(first.shape[0])
-        for c in range(first.shape[-1])
-    ]
-    return float(np.mean(values))
+    return float(_ms_ssim_of(first, second, width).mean())
+
+
+def ms_ssim_per_channel(
+    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], *, data_range: float | None = None
+) -> tuple[float, ...]:
+    """Measure MS-SSIM of each channel.
+
+    Args:
+        reference: As for ``ms_ssim``.
+        candidate: The same shape and dtype.
+        data_range: As for ``ms_ssim``.
+
+    Returns:
+        C numbers in the order of the channels, each the mean over the pictures.
+
+    Raises:
+        QualityError: As for ``ms_ssim``.
+        InvalidInputError: As for ``ms_ssim``.
+    """
+    first, second, width = take_planes(reference, candidate, data_range=data_range, channels="rgb", crop_border_px=0)
+    return tuple(float(value) for value in _ms_ssim_of(first, second, width).mean(axis=0))
 
 
 def _check_sides(pictures: npt.NDArray[Any], min_side_px: int, metric: str) -> None:
@@ -148,7 +163,17 @@ def _ssim_of(first: npt.NDArray[Any], second: npt.NDArray[Any], data_range: floa
     return values
 
 
-def _ms_ssim_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], data_range: float) -> float:
+def _ms_ssim_of(first: npt.NDArray[Any], second: npt.NDArray[Any], data_range: float) -> npt.NDArray[np.float64]:
+    """Return MS-SSIM of every picture and channel, (N, C)."""
+    _check_sides(first, MIN_MS_SSIM_SIDE_PX, "MS-SSIM")
+    values = np.empty((first.shape[0], first.shape[-1]))
+    for n, c in np.ndindex(values.shape):
+        pair = first[n, ..., c].astype(np.float64), second[n, ..., c].astype(np.float64)
+        values[n, c] = _over_scales(*pair, data_range)
+    return values
+
+
+def _over_scales(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], data_range: float) -> float:
     product: float = 1.0
     for weight in _WEIGHTS[:-1]:
         product *= max(_similarity(x, y, data_range)[1], 0.0) ** weight

@@ -16,6 +16,7 @@ from genai_ray import errors
 from genai_ray.quality import (
     VMAF_MODELS,
     ms_ssim,
+    ms_ssim_per_channel,
     psnr,
     psnr_per_channel,
     ssim,
@@ -72,6 +73,10 @@ def test_channels_by_themselves(pairs):
     assert ssim_per_channel(reference, candidate) == pytest.approx(expected)
     expected = [psnr(reference[..., c], candidate[..., c]) for c in range(3)]
     assert psnr_per_channel(reference, candidate) == pytest.approx(expected)
+    channels = [ms_ssim_per_channel(*pair) for pair in pairs]
+    assert [each[1] for each in channels] == pytest.approx((0.99132922, 0.99989986, 0.99593257), abs=1e-6)
+    assert [np.mean(each) for each in channels] == pytest.approx([ms_ssim(*pair) for pair in pairs])
+    assert ms_ssim_per_channel(green(reference), green(candidate)) == pytest.approx(channels[2][1:2])
 
 
 def test_a_batch_is_the_mean_of_its_pictures(pairs):

@@ -279,6 +279,8 @@ class ValidationResult:
     """Highest of any frame, a share of full range."""
     seam: float | None = None
     """Highest of any frame, a share of full range."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of these numbers, such as VMAF of HDR."""
 
     def _measured(self) -> list[tuple[str, object]]:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))

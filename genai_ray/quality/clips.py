@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,49 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import InvalidInputError, QualityError
+from genai_ray.files import is_remote
 from genai_ray.frames import iter_frames
 from genai_ray.video import VideoReader
 
-__all__ = ["columns_of", "iter_clip", "iter_pairs"]
+__all__ = ["check_videos", "columns_of", "iter_clip", "iter_pairs"]
+
+MAX_RATE_DIFFERENCE = 1 / 5000
+"""Most by which frame rates may differ: a rate rounded to two decimals, such as 23.98, differs by less."""
+
+
+def check_videos(reference: Any, output: Any, name: str) -> str:
+    """Refuse two videos whose frames do not belong together, although there may be as many of them.
+
+    Args:
+        reference: Anything that ``iter_clip`` takes.
+        output: The same; nothing is checked unless both are paths.
+        name: What ``reference`` is called in errors.
+
+    Returns:
+        What light their numbers mean, see ``Colour.light``; ``SDR`` if nothing was checked.
+
+    Raises:
+        QualityError: If both are one file, their frames are shown at other times, or they mean another light.
+        VideoError: If one cannot be read.
+    """
+    if not (isinstance(reference, str | Path) and isinstance(output, str | Path)):
+        return "SDR"
+    if str(reference) == str(output) or _is_one_file(reference, output):
+        raise QualityError(f"{output}: the result is the {name} itself", "another file")
+    with VideoReader(reference) as first, VideoReader(output) as second:
+        lights = [video.info.colour.light for video in (first, second)]
+        if lights[0] != lights[1]:
+            do = "Convert one of them first: equal numbers mean another light."
+            raise QualityError(f"{output} of {lights[1]} for {reference} of {lights[0]}", "the same for both", do)
+        spans_s = [video.seconds[-1] - video.seconds[0] for video in (first, second)]
+        rounding_s = float(first.info.time_base + second.info.time_base)
+        if len(first) == len(second) and abs(spans_s[0] - spans_s[1]) > rounding_s + MAX_RATE_DIFFERENCE * spans_s[0]:
+            raise QualityError(
+                f"{output}: its {len(second)} frames span {spans_s[1]:.6g} s, those of the {name} {spans_s[0]:.6g} s",
+                "frames of one rate",
+                "Convert one of them first, or use genai-ray validate, which names frames without a partner.",
+            )
+    return lights[0]
 
 
 def columns_of(clip: Any) -> tuple[str, ...]:
@@ -56,6 +96,14 @@ def iter_clip(clip: Any, column: str = "frame") -> Iterator[npt.NDArray[Any]]:
     else:
         for run in iter_frames(clip, column):
             yield from run
+
+
+def _is_one_file(first: str | Path, second: str | Path) -> bool:
+    """Tell whether two paths name one file: links count as the file."""
+    try:
+        return not (is_remote(str(first)) or is_remote(str(second))) and os.path.samefile(first, second)
+    except OSError:  # opening it tells what is wrong
+        return False
 
 
 def iter_pairs(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import InvalidInputError, QualityError
-from genai_ray.quality.clips import columns_of, iter_clip, iter_pairs
+from genai_ray.quality.clips import check_videos, columns_of, iter_clip, iter_pairs
 from genai_ray.quality.libvmaf import vmaf, vmaf_of_clips
 from genai_ray.quality.noise_ratio import psnr
 from genai_ray.quality.source import KEEPS_FRAMES, LIMITS, FrameMeasures, SourceChecks, SourceMeter
@@ -99,14 +99,19 @@ class QualityValidator:
         Raises:
             QualityError: If shapes, dtypes or numbers of frames differ, there are no frames, a picture is too small for
                 a metric, there is nothing to compare with or to measure, or, with a reference, a value is not finite.
+                Of two videos also if they are one file, or of another frame rate or transfer function.
             InvalidInputError: If it is none of these, or the dtype is wrong.
             VideoError: If a video cannot be read.
             BackendUnavailableError: If VMAF has a threshold and its extra is not installed.
         """
         values: dict[str, float | int | None] = {}
         failures: list[str] = []
+        notes: tuple[str, ...] = ()
         num_frames = 1
         if self.reference is not None:
+            light = check_videos(self.reference, output, "reference")
+            if "vmaf" in self.thresholds and light != "SDR":
+                notes = (f"VMAF of {light}: its models know SDR alone",)
             values, num_frames = self._compare(output)
             for name, least in {"psnr": self.threshold_db, **self.thresholds}.items():
                 value = values[name]
@@ -120,7 +125,9 @@ class QualityValidator:
         db = values.get("psnr")
         score = None if db is None else 1.0 if math.isinf(db) else min(max(db / 100, 0.0), 1.0)
         known: dict[str, Any] = {"psnr": None, "score": score, **values}
-        return ValidationResult(passed=not failures, failures=tuple(failures), num_frames=num_frames, **known)
+        return ValidationResult(
+            passed=not failures, failures=tuple(failures), num_frames=num_frames, notes=notes, **known
+        )
 
     def _compare(self, output: Any) -> tuple[dict[str, float | int | None], int]:
         """Measure PSNR and the metrics with thresholds against the reference; also return the number of frames."""
@@ -171,6 +178,7 @@ class QualityValidator:
                 do = "Pass source=frames, or a batch with the columns 'frame' and 'output'."
                 raise QualityError("a result with nothing to compare it with", "a reference or a source", do)
             frames = output
+        check_videos(frames, output, "source")
         for before, after in iter_pairs(iter_clip(frames), _frames_of(output), "source"):
             meter.add(_checked(after), _checked(before))
         return meter.frames

@@ -36,9 +36,6 @@ ROUNDING_S = 1e-5
 MOST_NAMED = 5
 """Frames without a partner that an error names one by one, of each file."""
 
-HDR = {16: "HDR (PQ)", 18: "HDR (HLG)"}
-"""Transfer characteristics of ITU-T H.273 whose numbers mean another light than those of SDR."""
-
 _ALPHA = "alpha is not compared"
 
 
@@ -89,7 +86,7 @@ class Clip:
     begins_s: float = 0.0
     """Time of the first frame by the file's own clock."""
     kind: str = "SDR"
-    """Transfer function: ``SDR``, ``HDR (PQ)`` or ``HDR (HLG)``."""
+    """Transfer function, see ``Colour.light``."""
     plan: VideoPlan | None = None
     """The planned video; None for a picture."""
     picture: npt.NDArray[Any] | None = None
@@ -182,7 +179,7 @@ def open_clip(path: str) -> Clip:
         height=info.height,
         dtype=np.dtype(np.uint8 if info.bit_depth <= 8 else np.uint16),
         rotation=info.rotation % 360,
-        kind=HDR.get(info.colour.transfer, "SDR"),
+        kind=info.colour.light,
         seconds=tuple(float((pts - plan.pts[0]) * info.time_base) for pts in plan.pts),
         unit_s=0.0 if all(after - before == 1 for before, after in pairwise(plan.pts)) else float(info.time_base),
         begins_s=float(plan.pts[0] * info.time_base),

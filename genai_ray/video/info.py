@@ -104,6 +104,11 @@ class Colour:
             self.matrix, f"matrix {self.matrix}"
         )
 
+    @property
+    def light(self) -> str:
+        """What light the numbers mean, by their transfer function: ``SDR``, ``HDR (PQ)`` or ``HDR (HLG)``."""
+        return {16: "HDR (PQ)", 18: "HDR (HLG)"}.get(self.transfer, "SDR")
+
     def tag(self, codec: Any) -> None:
         """Tag an output stream with the code points.
 

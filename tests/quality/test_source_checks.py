@@ -205,10 +205,18 @@ def test_a_table_brings_its_source_along(clip):
         QualityValidator(None).validate(output)
 
 
-def test_whole_videos_are_compared(clip, samples):
+def test_whole_videos_are_compared(clip, samples, tmp_path):
     small, large = (samples / f"bigbuckbunny-{lines}p.mp4" for lines in (360, 720))
-    result = QualityValidator(small, 30.0, source=small).validate(small)
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(small.read_bytes())
+    result = QualityValidator(small, 30.0, source=small).validate(copy)
     assert (result.passed, result.psnr, result.num_frames) == (True, float("inf"), 132)
+    link = tmp_path / "link.mp4"
+    link.symlink_to(small)
+    for name, validator in (("reference", QualityValidator(small)), ("source", QualityValidator(None, source=small))):
+        for same in (small, str(link)):
+            with pytest.raises(errors.QualityError, match=f"the result is the {name} itself"):
+                validator.validate(same)
     with pytest.raises(errors.QualityError, match="equal shape"):
         QualityValidator(small).validate(large)
     with pytest.raises(errors.QualityError, match="more frames"):

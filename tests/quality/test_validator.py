@@ -7,6 +7,7 @@ import pytest
 
 from genai_ray import QualityValidator, errors
 from genai_ray.quality import psnr
+from tests.video.clips import write
 
 
 def triangle(t, p):
@@ -59,6 +60,22 @@ def test_what_is_refused():
         QualityValidator(reference.astype(np.int32))
     with pytest.raises(errors.QualityError, match="NaN"):
         QualityValidator(np.full((2, 2), np.nan, np.float32)).validate(np.zeros((2, 2), np.float32))
+
+
+def test_videos_that_do_not_belong_together_are_refused(tmp_path):
+    """As many frames of one size, and yet shown at other times or of another light."""
+    one = write(tmp_path / "one.mkv", tracks=0)
+    faster = write(tmp_path / "faster.mkv", tracks=0, rate=30)
+    bright = write(tmp_path / "bright.mkv", tracks=0, colour=(9, 1, 9, 16))
+    rounded = write(tmp_path / "rounded.mp4", tracks=0)  # Matroska's milliseconds against exact times
+    assert QualityValidator(one).validate(rounded).passed
+    for validator, name in ((QualityValidator(one), "reference"), (QualityValidator(None, source=str(one)), "source")):
+        with pytest.raises(errors.QualityError, match=f"40 frames span 1.3 s, those of the {name} 1.56 s"):
+            validator.validate(faster)
+        with pytest.raises(errors.QualityError, match=r"bright.mkv of HDR \(PQ\) for .*one.mkv of SDR"):
+            validator.validate(bright)
+    with pytest.raises(errors.VideoError, match="no such file"):
+        QualityValidator(one).validate(str(tmp_path / "none.mkv"))
 
 
 def test_several_metrics_each_with_its_threshold():

@@ -93,6 +93,11 @@ class VideoReader:
         return self._plan.info
 
     @property
+    def seconds(self) -> tuple[float, ...]:
+        """Time of each frame, as ``VideoFrame.pts_seconds``."""
+        return tuple(self._seconds)
+
+    @property
     def begin_seconds(self) -> float:
         """Time of the first frame, which need not be 0."""
         return self._seconds[0]

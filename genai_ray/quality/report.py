@@ -19,7 +19,7 @@ from genai_ray.errors import QualityError
 from genai_ray.quality.libvmaf import MIN_VMAF_SIDE_PX, find_ffmpeg, options_of_model
 from genai_ray.quality.structure import MIN_MS_SSIM_SIDE_PX, MIN_SSIM_SIDE_PX
 
-__all__ = ["CandidateScores", "QualityReport", "WorstFrame", "check_metric", "define_metric", "pool"]
+__all__ = ["CandidateScores", "QualityReport", "WorstFrame", "check_metric", "pool"]
 
 _MIN_SIDES_PX = {"ssim": MIN_SSIM_SIDE_PX, "ms_ssim": MIN_MS_SSIM_SIDE_PX, "vmaf": MIN_VMAF_SIDE_PX}
 
@@ -75,6 +75,8 @@ class CandidateScores:
     """How long each of its frames took to make; None if that is not known."""
     seconds_from: str = ""
     """Where that is from: ``given``, or the file beside it that says so."""
+    vmaf_planes: str | None = None
+    """What VMAF was measured of: ``as stored``, or ``BT.709 luma``, converted from RGB; None if it was not measured."""
 
     def quality(self, metric: str) -> float:
         """Return the number by which candidates are told apart: the mean of all frames; for PSNR of their MSE.
@@ -111,13 +113,13 @@ class QualityReport:
     """One for each candidate, in the order given."""
     elapsed_s: float
     """Seconds that it took."""
-    vmaf_planes: str = "BT.709 luma"
-    """What VMAF was measured of: ``BT.709 luma``, converted from RGB, or ``as stored``."""
 
     @property
     def definitions(self) -> dict[str, str]:
-        """The definition of each metric, by its name."""
-        return {name: define_metric(name, self.vmaf_model, self.vmaf_planes) for name in self.metrics}
+        """The definition of each metric, by its name; VMAF has two if candidates were measured in both ways."""
+        planes = sorted({scores.vmaf_planes for scores in self.candidates if scores.vmaf_planes is not None})
+        vmaf = f"VMAF, {self.vmaf_model}, {' or '.join(planes)}"
+        return {name: vmaf if name == "vmaf" else _DEFINITIONS[name] for name in self.metrics}
 
     def rows(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """Return the pooled numbers as text, the candidates side by side.
@@ -167,6 +169,7 @@ class QualityReport:
                     "notes": list(scores.notes),
                     "seconds_per_frame": scores.seconds_per_frame,
                     "seconds_from": scores.seconds_from,
+                    "vmaf_planes": scores.vmaf_planes,
                     "pooled": {
                         name: {key: _plain(value) for key, value in pooled.items()}
                         for name, pooled in scores.pooled.items()
@@ -270,20 +273,6 @@ def pool(metric: str, values: npt.NDArray[np.float64]) -> dict[str, float]:
     if metric == "vmaf":
         pooled["harmonic_mean"] = float(1 / np.mean(1 / (values + 1)) - 1)
     return pooled | {"min": float(np.min(values)), "min_frame": int(np.argmin(values))}
-
-
-def define_metric(metric: str, vmaf_model: str | None, vmaf_planes: str) -> str:
-    """Return the definition of a metric in words.
-
-    Args:
-        metric: ``psnr``, ``ssim``, ``ms_ssim`` or ``vmaf``.
-        vmaf_model: The model of VMAF.
-        vmaf_planes: What VMAF was measured of.
-
-    Returns:
-        Its name, what it is measured on, its unit.
-    """
-    return f"VMAF, {vmaf_model}, {vmaf_planes}" if metric == "vmaf" else _DEFINITIONS[metric]
 
 
 def check_metric(metric: str, width: int, height: int, vmaf_model: str) -> None:

@@ -46,6 +46,9 @@ WORST_APART = 12
 JOBS_PER_THREAD = 4
 """Frames that are decoded ahead for each thread."""
 
+AS_STORED = "as stored"
+"""What a report says of VMAF that is measured of planes as the files store them."""
+
 _OF_FRAME: dict[str, Callable[..., float]] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
 _Array: TypeAlias = npt.NDArray[Any]
 _Frame: TypeAlias = StoredFrame | Still
@@ -62,8 +65,17 @@ class _Work:
     """Result of ``check_alignment``."""
     scores: dict[str, _Array]
     """(N,) of each metric."""
+    vmaf_pixels: str = ""
+    """How VMAF gets the frames of this pair: one of ``STORED_FORMATS``, or RGB; empty if it is not asked for."""
     vmaf: VmafMeter | None = None
-    """Measures VMAF meanwhile; None if it is not asked for."""
+    """Measures it meanwhile."""
+
+    @property
+    def vmaf_planes(self) -> str | None:
+        """What VMAF is measured of, in words."""
+        if not self.vmaf_pixels:
+            return None
+        return AS_STORED if self.vmaf_pixels in STORED_FORMATS else "BT.709 luma"
 
     def smaller(self, reference: Clip) -> Clip:
         """Return the clip whose size both have when they are compared."""
@@ -134,22 +146,21 @@ def validate_videos(  # noqa: PLR0913 - options of a command
     check_is_another(os.fspath(reference), paths)
     origin = open_clip(os.fspath(reference))
     works = [_prepare(origin, open_clip(path), wanted, vmaf_model) for path in paths]
-    pixels, vmaf_planes = _choose_pixels(origin, works)
     with contextlib.ExitStack() as opened:
         if "vmaf" in wanted:
             for work in works:
                 smaller = work.smaller(origin)
-                meter = VmafMeter(
-                    (smaller.width, smaller.height), pixels, model=vmaf_model, threads=max(count // len(works), 1)
-                )
+                size, threads_each = (smaller.width, smaller.height), max(count // len(works), 1)
+                meter = VmafMeter(size, work.vmaf_pixels, model=vmaf_model, threads=threads_each)
                 work.vmaf = opened.enter_context(meter)
         counter = _Counter(len(origin) * len(works), on_progress or count_in_notebook("measuring"))
-        _measure_frames(origin, works, count, counter, pixels)
+        _measure_frames(origin, works, count, counter)
         for work in works:
             if work.vmaf is not None:
                 work.scores["vmaf"] = np.array(work.vmaf.finish())
+    told = _note_vmaf(works)
     scores = tuple(
-        _finish(origin, work, given, has_pictures=has_pictures) for work, given in zip(works, durations, strict=True)
+        _finish(origin, *of_one, has_pictures=has_pictures) for of_one in zip(works, durations, told, strict=True)
     )
     return QualityReport(
         reference=origin.path,
@@ -157,7 +168,6 @@ def validate_videos(  # noqa: PLR0913 - options of a command
         seconds=np.array(origin.seconds),
         metrics=tuple(wanted),
         vmaf_model=vmaf_model if "vmaf" in wanted else None,
-        vmaf_planes=vmaf_planes,
         candidates=scores,
         elapsed_s=time.perf_counter() - began_s,
     )
@@ -196,44 +206,45 @@ def _count_threads(threads: int | None) -> int:
 def _prepare(reference: Clip, clip: Clip, metrics: Sequence[str], vmaf_model: str) -> _Work:
     notes = check_alignment(reference, clip)
     factor = choose_factor(reference, clip)
-    work = _Work(clip, factor, notes, {name: np.empty(len(reference)) for name in metrics})
+    pixels = _choose_pixels(reference, clip) if "vmaf" in metrics else ""
+    work = _Work(clip, factor, notes, {name: np.empty(len(reference)) for name in metrics}, pixels)
     smaller = work.smaller(reference)
     for name in metrics:
         check_metric(name, smaller.width, smaller.height, vmaf_model)
     return work
 
 
-def _choose_pixels(reference: Clip, works: Sequence[_Work]) -> tuple[str, str]:
-    """Choose what VMAF is measured of: the same for all candidates, so that their numbers can be compared.
+def _choose_pixels(reference: Clip, candidate: Clip) -> str:
+    """Choose how VMAF gets the frames of a pair; other candidates have no part in it.
 
-    If all files store pictures of one size in one pixel format and matrix, these are measured as they are, as FFmpeg's
-    command does. If not, all are converted to RGB, and this to BT.709.
+    If both files store pictures of one size in one pixel format and matrix, these are measured as they are, as FFmpeg's
+    command does. If not, they are converted to RGB, and this to BT.709.
     """
-    kinds = {clip.stored for clip in (reference, *(work.clip for work in works))}
-    if kinds != {None} and len(kinds) == 1 and all(work.factor == 1 for work in works):
-        ((pixels, _),) = filter(None, kinds)
-        return pixels, "as stored"
-    return "rgb24" if reference.dtype == np.uint8 else "rgb48le", "BT.709 luma"
+    is_one_size = (reference.width, reference.height) == (candidate.width, candidate.height)
+    if is_one_size and reference.stored is not None and reference.stored == candidate.stored:
+        return reference.stored[0]
+    return "rgb24" if reference.dtype == np.uint8 else "rgb48le"
 
 
-def _measure_frames(reference: Clip, works: Sequence[_Work], threads: int, done: _Counter, pixels: str) -> None:
+def _measure_frames(reference: Clip, works: Sequence[_Work], threads: int, done: _Counter) -> None:
     """Decode in this thread and measure in others; a bounded number of frames waits."""
     decoders = [reference.frames(), *(work.clip.frames() for work in works)]
-    has_stored = pixels in STORED_FORMATS
     has_others = any(name in _OF_FRAME for name in works[0].scores)
+    shown = {at for at, work in enumerate(works, 1) if has_others or work.vmaf_planes != AS_STORED}
+    shown |= {0} if shown else set()
     waiting: collections.deque[Future[None]] = collections.deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="genai-ray-measure") as pool:
         try:
             for index in range(len(reference)):
                 frames = [_next_of(decoder, index) for decoder in decoders]
-                rgb = [frame.to_rgb() for frame in frames] if has_others or not has_stored else []
-                for number, work in enumerate(works, 1):
-                    if work.vmaf is not None and has_stored:
-                        work.vmaf.add(*(partial(_colour_planes, frames[at]) for at in (0, number)))
+                rgb = {at: frames[at].to_rgb() for at in shown}
+                for at, work in enumerate(works, 1):
+                    if work.vmaf is not None and work.vmaf_planes == AS_STORED:
+                        work.vmaf.add(*(partial(_colour_planes, frames[one]) for one in (0, at)))
                     elif work.vmaf is not None:
-                        work.vmaf.add(*work.give(rgb[0], rgb[number]))
+                        work.vmaf.add(*work.give(rgb[0], rgb[at]))
                     if has_others:
-                        waiting.append(pool.submit(_measure_frame, work, index, rgb[0], rgb[number]))
+                        waiting.append(pool.submit(_measure_frame, work, index, rgb[0], rgb[at]))
                     else:
                         done.add(1)
                 while len(waiting) > JOBS_PER_THREAD * threads:
@@ -270,8 +281,24 @@ def _measure_frame(work: _Work, index: int, reference: _Array, candidate: _Array
             values[index] = _OF_FRAME[name](before, after)
 
 
-def _finish(reference: Clip, work: _Work, given_s: float | None, *, has_pictures: bool) -> CandidateScores:
-    notes = [*work.notes, *reference.notes, *work.clip.notes]
+def _note_vmaf(works: Sequence[_Work]) -> list[list[str]]:
+    """Say of each candidate what keeps its VMAF from being compared with other numbers."""
+    ways = {work.vmaf_planes for work in works}
+    told: list[list[str]] = [[] for _ in works]
+    for work, notes in zip(works, told, strict=True):
+        if len(ways) > 1:
+            notes.append(f"VMAF: {work.vmaf_planes}; another candidate is measured in the other way")
+        if work.vmaf_planes is not None and work.clip.kind != "SDR":
+            notes.append(
+                f"VMAF of {work.clip.kind}: its models know SDR alone; compare it with other such numbers only"
+            )
+    return told
+
+
+def _finish(
+    reference: Clip, work: _Work, given_s: float | None, told_vmaf: Sequence[str], *, has_pictures: bool
+) -> CandidateScores:
+    notes = [*work.notes, *reference.notes, *work.clip.notes, *told_vmaf]
     if work.factor != 1:
         larger, smaller = (work.clip, reference) if work.factor > 1 else (reference, work.clip)
         block = abs(work.factor)
@@ -290,6 +317,7 @@ def _finish(reference: Clip, work: _Work, given_s: float | None, *, has_pictures
         worst=tuple(WorstFrame(index, *work.fit(before[index], after[index])) for index in chosen if has_pictures),
         seconds_per_frame=seconds,
         seconds_from=told if seconds is not None else "",
+        vmaf_planes=work.vmaf_planes,
     )
 
 

@@ -271,6 +271,10 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
     hard.hardlink_to(reference)
     empty = tmp_path / "empty.mkv"
     empty.touch()
+    hollow = tmp_path / "hollow.mkv"
+    with av.open(str(hollow), "w") as sink:
+        sink.add_stream("ffv1", rate=25).pix_fmt = "bgr0"
+        sink.start_encoding()
     refused = {
         "itself": ([reference], {}, errors.QualityError, "the reference itself"),
         "itself by a link": ([str(link)], {}, errors.QualityError, "the reference itself"),
@@ -308,6 +312,7 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
             "vmaf_v0.6.1",
         ),
         "empty": ([str(empty)], {}, errors.VideoError, "empty"),
+        "without frames": ([str(hollow)], {}, errors.VideoError, "hollow.mkv: "),
         "missing": ([str(tmp_path / "none.mkv")], {}, errors.VideoError, "no such file"),
     }
     for candidates, options, error, words in refused.values():

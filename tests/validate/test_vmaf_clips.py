@@ -8,7 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from genai_ray import VideoReader, errors
+from genai_ray import QualityValidator, VideoReader, errors
 from genai_ray.quality import VmafMeter, vmaf_per_frame
 from genai_ray.validate import validate_videos
 from tests.validate.test_validate import FRAMES, noisy
@@ -16,12 +16,13 @@ from tests.validate.test_validate import FRAMES, noisy
 MODEL = "vmaf_v0.6.1neg"
 
 
-def write_yuv(path, frames, *, pix_fmt="yuv420p", matrix=6, span=1):
+def write_yuv(path, frames, *, pix_fmt="yuv420p", matrix=6, span=1, transfer=2):
     """Write frames without loss: FFV1 of YUV."""
     with av.open(str(path), "w") as sink:
         stream = sink.add_stream("ffv1", rate=25)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, span
+        stream.codec_context.color_trc = transfer
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame = frame.reformat(format=pix_fmt, dst_colorspace=matrix, dst_color_range=span)
@@ -56,22 +57,42 @@ def test_stored_pictures_are_measured_as_ffmpeg_measures_them(smooth, tmp_path, 
     assert beside.candidates[0].per_frame["vmaf"].tolist() == report.candidates[0].per_frame["vmaf"].tolist()
 
 
-def test_pictures_of_several_kinds_are_converted(smooth, tmp_path):
-    """One definition for all candidates of a report, and it is told."""
+def test_a_number_does_not_depend_on_other_candidates(smooth, tmp_path):
+    """Each pair has its own rule, and candidates of different ones say so."""
     one = write_yuv(tmp_path / "one.mkv", smooth)
     same = write_yuv(tmp_path / "same.mkv", noisy(smooth, 12))
-    other = write_yuv(tmp_path / "other.mkv", noisy(smooth, 12), matrix=1)
-    full = write_yuv(tmp_path / "full.mkv", noisy(smooth, 12), span=2)
-    stored = validate_videos(one, same, metrics=["vmaf"])
-    for candidate in (other, full):
-        report = validate_videos(one, [same, candidate], metrics=["vmaf"])
-        assert report.definitions["vmaf"] == f"VMAF, {MODEL}, BT.709 luma"
-        for path, scores in zip((same, candidate), report.candidates, strict=True):
+    others = [write_yuv(tmp_path / "other.mkv", noisy(smooth, 12), matrix=1)]
+    others += [write_yuv(tmp_path / "full.mkv", noisy(smooth, 12), span=2)]
+    alone = validate_videos(one, same, metrics=["vmaf"]).candidates[0]
+    assert (alone.vmaf_planes, alone.notes) == ("as stored", ())
+    for metrics in (["vmaf"], ["psnr", "vmaf"]):
+        report = validate_videos(one, [others[0], same, others[1]], metrics=metrics)
+        assert report.definitions["vmaf"] == f"VMAF, {MODEL}, BT.709 luma or as stored"
+        stored = report.candidates[1]
+        assert stored.per_frame["vmaf"].tolist() == alone.per_frame["vmaf"].tolist()
+        assert stored.notes == ("VMAF: as stored; another candidate is measured in the other way",)
+        for path, scores in zip(others, report.candidates[::2], strict=True):
             with VideoReader(one) as before, VideoReader(path) as after:
                 expected = vmaf_per_frame(before[:].frames, after[:].frames, model=MODEL)
             assert scores.per_frame["vmaf"].tolist() == expected.tolist()
-        assert report.candidates[0].quality("vmaf") == pytest.approx(stored.candidates[0].quality("vmaf"), abs=1.5)
-        assert "BT.709 luma" in report.to_html()
+            assert scores.notes == ("VMAF: BT.709 luma; another candidate is measured in the other way",)
+            assert scores.quality("vmaf") == pytest.approx(alone.quality("vmaf"), abs=1.5)
+        assert "BT.709 luma or as stored" in report.to_html()
+        told = [one["vmaf_planes"] for one in report.to_dict()["candidates"]]
+        assert told == ["BT.709 luma", "as stored", "BT.709 luma"]
+
+
+@pytest.mark.parametrize(("transfer", "light"), [(16, "HDR (PQ)"), (18, "HDR (HLG)")])
+def test_vmaf_of_hdr_is_said(smooth, tmp_path, transfer, light):
+    deep = {"pix_fmt": "yuv420p10le", "matrix": 9, "transfer": transfer}
+    one = write_yuv(tmp_path / "one.mkv", smooth, **deep)
+    two = write_yuv(tmp_path / "two.mkv", noisy(smooth, 12), **deep)
+    (scores,) = validate_videos(one, two, metrics=["vmaf"]).candidates
+    words = f"VMAF of {light}: its models know SDR alone"
+    assert [note for note in scores.notes if note.startswith(words)] == list(scores.notes)
+    assert scores.notes
+    assert validate_videos(one, two, metrics=["psnr"]).candidates[0].notes == ()
+    assert QualityValidator(one, -100.0, vmaf=0.0).validate(two).notes == (words,)
 
 
 def test_a_frame_that_does_not_decode_ends_ffmpeg_too(smooth, tmp_path):

@@ -3,6 +3,9 @@
 ``RuntimeSession`` is the protocol of every runtime; ``open_runtime`` chooses the module that implements it. Several
 threads may run a session at once, and results do not depend on their number. If the requested device is not available,
 that is an error; no other device takes its place. This package knows only tensors; ``genai_ray.session`` knows frames.
+
+``onnx_runtime`` and ``openvino`` are the runtimes, ``quantize`` makes INT8. For GPUs, ``execution`` chooses ONNX
+Runtime's providers with the options of ``providers``, ``gpu`` measures bytes, ``cuda`` has memory of the host.
 """
 
 from __future__ import annotations
@@ -68,7 +71,15 @@ class RuntimeOptions:
     num_runs: int = 1
     """Most runs at the same time."""
     max_bytes: int | None = None
-    """Most bytes of the runtime's arena on a GPU; None for no limit."""
+    """Most bytes of the runtime's arena on a GPU, or of TensorRT's workspace; None for no limit. On a CPU there is no
+    limit."""
+    is_exhaustive: bool = False
+    """Whether CUDA tries every algorithm of a convolution for each new shape: faster runs, not equal from load to
+    load."""
+    model_digest: str = ""
+    """sha256 of all that the model computes with, by which TensorRT's engines are kept; empty to keep none."""
+    shapes: str = ""
+    """What the shapes of runs follow from; engines for others are kept apart."""
     folder: Path | None = None
     """Folder of a serialised model's external data; None for a model without."""
     may_compile: Callable[[Mapping[str, tuple[int, ...]]], bool] | None = None
@@ -101,6 +112,7 @@ class RuntimeSession(Protocol):
         Raises:
             InvalidInputError: If names, dtypes or shapes do not fit the graph.
             InferenceError: If the runtime fails.
+            ResourceExhaustedError: If the memory is not there.
         """
         ...
 
@@ -230,6 +242,6 @@ def resolve_device(device: str, backend: ModelBackend = ModelBackend.ONNX) -> st
         return device.replace("gpu", "cuda", 1)
     if backend is not ModelBackend.ONNX:
         return "cuda" if backend is ModelBackend.TENSORRT else "cpu"
-    from genai_ray.backends.onnx_runtime import choose_device  # noqa: PLC0415
+    from genai_ray.backends.execution import choose_device  # noqa: PLC0415
 
     return choose_device()

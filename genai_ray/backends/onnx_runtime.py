@@ -1,7 +1,7 @@
 """ONNX Runtime: the reference backend, with CPU, CUDA, TensorRT, CoreML and DirectML; and its FP16 converter.
 
-Only this module imports ``onnxruntime``. ONNX Runtime falls back to the CPU without an exception if a provider's
-libraries are missing; this module compares the provider that it chose with the requested one.
+ONNX Runtime falls back to the CPU without an exception if a provider's libraries are missing, or for nodes that a
+provider lacks; this module compares what it chose with what was requested.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
-import logging
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +20,22 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from genai_ray.backends import RuntimeOptions, RuntimeSession, TensorInfo, Tensors, check_feeds
-from genai_ray.errors import BackendUnavailableError, InferenceError, InvalidInputError, ModelLoadError
+from genai_ray.backends.cuda import HostBlocks, allocate_pinned, run_staged
+from genai_ray.backends.execution import Providers, build_providers, check_placement, say_what_is_missing
+from genai_ray.backends.providers import CPU, CUDA, TENSORRT
+from genai_ray.errors import (
+    BackendUnavailableError,
+    GenAIRayError,
+    InferenceError,
+    InvalidInputError,
+    ModelLoadError,
+    ResourceExhaustedError,
+)
 from genai_ray.files import temporary_folder
 from genai_ray.graph import Graph, sort_nodes
-from genai_ray.types import ModelBackend
 
-__all__ = ["FramesSession", "OnnxRuntimeSession", "choose_device", "to_fp16"]
+__all__ = ["FramesSession", "OnnxRuntimeSession", "to_fp16"]
 
-_log = logging.getLogger(__name__)
-
-_PROVIDERS = {
-    ModelBackend.TENSORRT: "TensorrtExecutionProvider",
-    ModelBackend.COREML: "CoreMLExecutionProvider",
-    ModelBackend.DIRECTML: "DmlExecutionProvider",
-}
 _BAD_MODEL = (
     ort_errors.InvalidGraph,
     ort_errors.InvalidProtobuf,
@@ -60,6 +59,8 @@ _DTYPES = {
     "tensor(bool)": np.bool_,
     "tensor(bfloat16)": np.uint16,
 }
+_NO_MEMORY = ("Failed to allocate memory", "is smaller than requested bytes", "out of memory", "bad_alloc")
+"""Words of an arena that has reached its limit, of CUDA, and of the C++ library."""
 _BFLOAT16 = 16
 """ONNX's number for bfloat16. numpy has no such type: arrays hold the same bits as uint16."""
 
@@ -70,29 +71,38 @@ class OnnxRuntimeSession:
     Args:
         model: A serialised ONNX model, or the path of one.
         options: How; ``backend`` is the provider: ``onnx`` means CUDA on a CUDA device, and the CPU provider otherwise.
+        blocks: Host memory that runs with ``into`` go through; None for page-locked memory on a GPU, and for none on a
+            CPU, which reads and writes the arrays themselves.
 
     Raises:
-        BackendUnavailableError: If the provider is not available.
+        BackendUnavailableError: If the provider is not available, or would leave the work to the CPU.
         ModelLoadError: If the model cannot be loaded.
+        ResourceExhaustedError: If the memory is not there.
     """
 
-    def __init__(self, model: bytes | Path, options: RuntimeOptions) -> None:
+    def __init__(self, model: bytes | Path, options: RuntimeOptions, blocks: HostBlocks | None = None) -> None:
         device = options.device
-        providers = _build_providers(options.backend, device, options.max_bytes)
-        settings = _build_settings(options.threads)
+        providers = build_providers(options)
+        wanted = providers[0][0]
+        is_gpu = wanted in (CUDA, TENSORRT)
+        settings = _build_settings(options.threads, is_gpu=is_gpu)
         if options.folder is not None:
             settings.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(options.folder)
             )
         self._session: ort.InferenceSession | None = _create(model, settings, providers)
-        wanted = providers[0][0]
         got = self._session.get_providers()[0]
         if wanted != got:
             self._session = None
-            raise BackendUnavailableError(f"ONNX Runtime chose {got}, not {wanted}", do=_say_what_is_missing(wanted))
-        self._is_cpu = wanted == "CPUExecutionProvider"
-        self.device = "cpu" if self._is_cpu else (device if ":" in device else f"{device}:0")
-        self.computes_in = "fp32" if self._is_cpu else "as the weights"
+            raise BackendUnavailableError(f"ONNX Runtime chose {got}, not {wanted}", do=say_what_is_missing(wanted))
+        if is_gpu:
+            check_placement(wanted, self._session.get_provider_graph_assignment_info())
+        is_cpu = wanted == CPU
+        self._blocks = blocks
+        if is_gpu and blocks is None:
+            self._blocks = HostBlocks(functools.partial(allocate_pinned, index=int(device.partition(":")[2] or 0)))
+        self.device = "cpu" if is_cpu else (device if ":" in device else f"{device}:0")
+        self.computes_in = "fp32" if is_cpu else "as the weights"
         nodes = (*self._session.get_inputs(), *self._session.get_outputs())
         self._bfloat16 = {node.name for node in nodes if node.type == "tensor(bfloat16)"}
         self.inputs = tuple(_describe(node) for node in self._session.get_inputs())
@@ -111,6 +121,7 @@ class OnnxRuntimeSession:
         Raises:
             InvalidInputError: If names, dtypes or shapes do not fit the graph.
             InferenceError: If the runtime fails, or the session is closed.
+            ResourceExhaustedError: If the run needs more memory than there is, or than the session may take.
         """
         session = self._session
         if session is None:
@@ -122,6 +133,9 @@ class OnnxRuntimeSession:
                 return self._run_with_bfloat16(session, names, feeds)
             if into is None:
                 return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+            if self._blocks is not None:
+                run_staged(session, feeds, into, self._blocks)
+                return dict(into)
             binding = session.io_binding()
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
@@ -134,6 +148,8 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Release the model; a second call does nothing."""
         self._session = None
+        if self._blocks is not None:
+            self._blocks.close()
 
     def _run_with_bfloat16(
         self, session: ort.InferenceSession, names: list[str], feeds: Tensors
@@ -171,9 +187,7 @@ class FramesSession:
             raise TypeError(f"a session on {core.device}: only ONNX Runtime on the CPU is shared")
         self._core: OnnxRuntimeSession | None = core
         self._output = output or core.outputs[0].name
-        self._before, self._after = (
-            _create(model, _build_settings(1), [("CPUExecutionProvider", {})]) for model in (before, after)
-        )
+        self._before, self._after = (_create(model, _build_settings(1), [(CPU, {})]) for model in (before, after))
         self.device, self.computes_in = core.device, core.computes_in
         self.inputs = tuple(_describe(node) for node in self._before.get_inputs())
         self.outputs = tuple(_describe(node) for node in self._after.get_outputs())
@@ -194,6 +208,7 @@ class FramesSession:
         Raises:
             InvalidInputError: If names, dtypes or shapes do not fit the graph.
             InferenceError: If the runtime fails, or the session is closed.
+            ResourceExhaustedError: If the memory is not there.
         """
         core = None if self._core is None else self._core._session
         if core is None:
@@ -241,30 +256,12 @@ def _run_bound(binding: ort.IOBinding, session: ort.InferenceSession, names: Seq
     return outputs
 
 
-@functools.cache
-def choose_device() -> str:
-    """Choose the device for ``auto``: the first GPU that ONNX Runtime can use, else the CPU. It is logged once.
-
-    Returns:
-        ``cuda:0`` or ``cpu``.
-    """
-    if _count_gpus() == 0:
-        _log.info("device auto: chose cpu (no NVIDIA GPU is visible)")
-        return "cpu"
-    if "CUDAExecutionProvider" not in ort.get_available_providers() or _missing_library("CUDAExecutionProvider"):
-        _log.warning(
-            "device auto: chose cpu although a GPU is visible: %s", _say_what_is_missing("CUDAExecutionProvider")
-        )
-        return "cpu"
-    _log.info("device auto: chose cuda:0")
-    return "cuda:0"
-
-
-def to_fp16(model: Graph) -> Graph:
+def to_fp16(model: Graph, in_fp32: Collection[str] = ()) -> Graph:
     """Convert weights and arithmetic to FP16; inputs and outputs stay in FP32.
 
     Args:
         model: A model in FP32; not changed.
+        in_fp32: Operators that stay in FP32.
 
     Returns:
         The converted model.
@@ -281,14 +278,14 @@ def to_fp16(model: Graph) -> Graph:
             warnings.simplefilter("ignore", UserWarning)  # it reports every weight that it rounds up to 1e-7
             # Its own list of blocked operators breaks RIFE (Resize, GridSample between casts); without it RIFE keeps 69
             # dB.
-            converted: Graph = convert_float_to_float16(copy, keep_io_types=True, op_block_list=[])
+            converted: Graph = convert_float_to_float16(copy, keep_io_types=True, op_block_list=list(in_fp32))
     except (ValueError, RuntimeError, KeyError, TypeError) as exc:
         raise ModelLoadError(f"the model cannot be converted to fp16: {exc}", do="Use fp32.") from exc
     sort_nodes(converted)
     return converted
 
 
-def _build_settings(threads: int) -> ort.SessionOptions:
+def _build_settings(threads: int, *, is_gpu: bool = False) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -297,41 +294,13 @@ def _build_settings(threads: int) -> ort.SessionOptions:
     # With memory patterns, the second run takes up to twice the memory and is not faster.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if is_gpu:
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # outside of the arena
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 
 
-def _build_providers(backend: ModelBackend, device: str, max_bytes: int | None) -> list[tuple[str, dict[str, Any]]]:
-    kind, _, index = device.partition(":")
-    cpu: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})
-    if backend is ModelBackend.ONNX and kind == "cpu":
-        return [cpu]
-    wanted = "CUDAExecutionProvider" if backend is ModelBackend.ONNX else _PROVIDERS.get(backend)
-    if wanted is None:
-        raise BackendUnavailableError(
-            f"backend {backend.value!r}", "onnx, tensorrt, coreml or directml for ONNX Runtime"
-        )
-    if backend is ModelBackend.TENSORRT and kind == "cpu":
-        raise BackendUnavailableError("backend 'tensorrt' on device 'cpu'", "an NVIDIA GPU", "Use device='cuda'.")
-    if wanted not in ort.get_available_providers():
-        there = ", ".join(ort.get_available_providers())
-        raise BackendUnavailableError(
-            f"ONNX Runtime has no {wanted}", f"the providers it has: {there}", _say_what_is_missing(wanted)
-        )
-    options: dict[str, Any] = {}
-    if wanted in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-        if _count_gpus() == 0 or _missing_library(wanted):
-            raise BackendUnavailableError(f"{wanted} cannot be used on {device!r}", do=_say_what_is_missing(wanted))
-        options["device_id"] = int(index or 0)
-    if wanted == "CUDAExecutionProvider":
-        options |= {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
-        if max_bytes is not None:
-            options["gpu_mem_limit"] = max_bytes
-    return [(wanted, options), cpu]
-
-
-def _create(
-    model: bytes | Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, Any]]]
-) -> ort.InferenceSession:
+def _create(model: bytes | Path, options: ort.SessionOptions, providers: Providers) -> ort.InferenceSession:
     if isinstance(model, bytes):
         # A session built from bytes keeps them (33 % more for a model of 32 MB); a file is read and released.
         with temporary_folder("model") as folder:
@@ -346,6 +315,7 @@ def _create(
     try:
         return ort.InferenceSession(str(model), options, providers=providers)
     except (*_BAD_MODEL, *_BAD_RUN, ort_errors.InvalidArgument) as exc:
+        _check_memory(exc, f"loading {model.name}")
         raise ModelLoadError(f"ONNX Runtime cannot load {model.name}: {_first_line(exc)}") from exc
 
 
@@ -353,10 +323,22 @@ def _create(
 def _run_errors() -> Iterator[None]:
     try:
         yield
+    except GenAIRayError:
+        raise
     except (ort_errors.InvalidArgument, ValueError) as exc:
         raise InvalidInputError(f"ONNX Runtime refused the input: {_first_line(exc)}") from exc
-    except _BAD_RUN as exc:
+    except (*_BAD_RUN, MemoryError) as exc:
+        _check_memory(exc, "a run")
         raise InferenceError(f"ONNX Runtime failed: {_first_line(exc)}") from exc
+
+
+def _check_memory(exc: Exception, what: str) -> None:
+    """Raise ``ResourceExhaustedError`` if ONNX Runtime failed for want of memory."""
+    if isinstance(exc, MemoryError) or any(word in str(exc) for word in _NO_MEMORY):
+        raise ResourceExhaustedError(
+            f"{what} needs more memory than ONNX Runtime may take: {_first_line(exc)}",
+            do="Give the model more bytes, or smaller runs.",
+        ) from exc
 
 
 def _describe(node: ort.NodeArg) -> TensorInfo:
@@ -378,57 +360,3 @@ def _read_bfloat16(value: ort.OrtValue) -> npt.NDArray[np.uint16]:
 def _first_line(exc: Exception) -> str:
     lines = str(exc).strip().splitlines()
     return lines[0] if lines else type(exc).__name__
-
-
-def _count_gpus() -> int:
-    import pynvml  # noqa: PLC0415
-
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return 0
-
-
-@functools.cache
-def _missing_library(provider: str) -> str | None:
-    """Return the loader's reason why a provider's library does not load; None if it loads."""
-    name = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}[provider]
-    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
-    if not library.exists():  # other names on Windows; the check of get_providers() finds it there
-        return None
-    if _count_gpus():
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot find
-            ort.preload_dlls(cuda=True, cudnn=True, directory="")
-    try:
-        ctypes.CDLL(str(library.parent / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(library))
-    except OSError as exc:
-        return str(exc)
-    return None
-
-
-def _say_what_is_missing(provider: str) -> str:
-    installed = {name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)}
-    words = []
-    if len(installed) > 1:
-        words.append(
-            "onnxruntime and onnxruntime-gpu overwrite each other's files, and both are installed: "
-            "uninstall both, then install one"
-        )
-    if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-        if _count_gpus() == 0:
-            words.append("no NVIDIA GPU or driver is visible (NVML finds none)")
-        if provider in ort.get_available_providers() and (missing := _missing_library(provider)):
-            words.append(f"its libraries do not load ({missing}): pip install 'genai-ray[cuda]'")
-    if not words:
-        words.append(f"this build of ONNX Runtime ({ort.__version__}) has no {provider}")
-    return "Missing: " + "; ".join(words) + ". Use device='cpu' to compute on the CPU."
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genai_ray.backends import resolve_device
+from genai_ray.backends.gpu import read_gpu, visible_gpus
 from genai_ray.cluster.placement import Device
 from genai_ray.errors import BackendUnavailableError, ConfigError, ResourceExhaustedError
 from genai_ray.session import processor_kind
@@ -28,7 +28,6 @@ __all__ = [
     "allowed_kinds",
     "device_of",
     "find_gpus",
-    "gpu_used_bytes",
     "hold_memory",
     "memory_of",
     "nodes_alive",
@@ -254,39 +253,6 @@ def device_of(started: Started, devices: Iterable[Device]) -> str | None:
     return wanted if any(device.device_id == wanted for device in devices) else None
 
 
-def gpu_used_bytes(gpu: str, pid: int) -> int | None:
-    """Ask NVML what a process takes of a GPU, its CUDA context included.
-
-    Args:
-        gpu: Index or UUID.
-        pid: The process.
-
-    Returns:
-        Bytes; None if NVML does not say: in a container that hides process ids, or while it fails, which is logged.
-    """
-    import pynvml  # noqa: PLC0415
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(_handle_of(gpu))
-            used = {process.pid: process.usedGpuMemory for process in processes}
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as exc:
-        _warn_of_nvml(gpu, str(exc))
-        return None
-    return used.get(pid)
-
-
-@functools.cache
-def _warn_of_nvml(gpu: str, reason: str) -> None:
-    """Log once what is wrong: the cache asks sessions every few seconds."""
-    _log.warning(
-        "NVML does not say what this process takes of GPU %s (%s): it counts as what was reserved", gpu, reason
-    )
-
-
 def name_processor(gpu: str | None) -> str:
     """Name the kind of what this process computes on.
 
@@ -298,46 +264,18 @@ def name_processor(gpu: str | None) -> str:
     """
     if gpu is None:
         return processor_kind("cpu")
-    import pynvml  # noqa: PLC0415
-
     try:
-        pynvml.nvmlInit()
-        try:
-            name = pynvml.nvmlDeviceGetName(_handle_of(gpu))
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
+        return processor_kind(read_gpu(gpu).name)
+    except BackendUnavailableError:
         return processor_kind("gpu")
-    return processor_kind(name.decode() if isinstance(name, bytes) else name)
 
 
 def _probe_gpus(count: int) -> list[tuple[str, str, int]]:
     """Return (id, kind, bytes) of every GPU that Ray counts on this node; runs there."""
-    import pynvml  # noqa: PLC0415
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    names = [name.strip() for name in visible.split(",") if name.strip()]
+    names = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES") or None, count)
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as exc:
+        states = [(name, read_gpu(name)) for name in names[:count]]
+    except BackendUnavailableError as exc:
         _log.warning("Ray counts %d GPUs on this node and NVML finds none (%s): no session is placed there", count, exc)
         return []
-    try:
-        found = []
-        for name in names[:count]:
-            handle = _handle_of(name)
-            kind = pynvml.nvmlDeviceGetName(handle)
-            word = kind.decode() if isinstance(kind, bytes) else kind
-            found.append((name, word, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)))
-        return found
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _handle_of(gpu: str) -> Any:
-    """Return NVML's handle of a GPU by index or UUID."""
-    import pynvml  # noqa: PLC0415
-
-    if gpu.isdigit():
-        return pynvml.nvmlDeviceGetHandleByIndex(int(gpu))
-    return pynvml.nvmlDeviceGetHandleByUUID(gpu)
+    return [(name, state.name, state.total_bytes) for name, state in states]

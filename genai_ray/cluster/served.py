@@ -1,19 +1,28 @@
-"""``Served``: one of the sessions that a process serves, one after the other; how it is used, retires and drains."""
+"""``Served``: one of the sessions that a process serves, one after the other; how it is opened, used and drained."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from genai_ray.cluster.messages import LoadRequest, RetentionInfo
+from genai_ray.errors import ResourceExhaustedError
 from genai_ray.session import InferenceSession
 
-__all__ = ["GROWTH_BYTES", "HOT_FOR_S", "HOT_QUEUE", "Served"]
+__all__ = ["GROWTH_BYTES", "HOT_FOR_S", "HOT_QUEUE", "Served", "open_growing", "open_session"]
 
 GROWTH_BYTES = 5_000_000
 """By how much a warm session grows with use, in heaps of Ray's threads: 2 MB in 26 requests, 5 in 500, 9 in 8,000. On a
 CPU it is part of what is reserved for a session."""
+
+FLOOR_SHARES = (1.0, 0.75)
+"""Shares of the given bytes that a session tries to keep to, one after the other: predictions err by about a fifth."""
+
+MAX_GROWTHS = 4
+"""Times that a session on a GPU may ask for half as many bytes again until its warm-up fits into them: 5 times what was
+predicted, which leaves out cuDNN's workspace."""
 
 HOT_QUEUE = 6
 """Requests that make a session hot if they stay for ``HOT_FOR_S``: three for each concurrent run on two cores."""
@@ -100,3 +109,79 @@ class Served:
         started = time.monotonic()
         while time.monotonic() < min(max(self.last_refused_s, started) + DRAIN_QUIET_S, started + DRAIN_MOST_S):
             time.sleep(DRAIN_QUIET_S / 5)
+
+
+def open_session(
+    served: Served, process_bytes: int | None, *, reserve: Callable[[int], bool], ask: Callable[[int], bool]
+) -> InferenceSession:
+    """Open and warm a session.
+
+    It keeps to the bytes that its caller gave by smaller tiles; they are a floor, not a ceiling: if they are too few,
+    the model gets what it needs.
+
+    Args:
+        served: Which session; on a GPU ``reserved_bytes`` grows with what the cache reserves.
+        process_bytes: Bytes that its process takes without a model; None on a GPU, of which a new process takes none.
+        reserve: Reserves so many more bytes later on.
+        ask: Asks the cache to reserve so many bytes in all.
+
+    Returns:
+        The warm session.
+
+    Raises:
+        GenAIRayError: Whatever ``InferenceSession`` raises.
+    """
+    floor_bytes = served.load_request.request.floor_bytes
+    is_gpu = process_bytes is None
+    if floor_bytes is not None:
+        room = floor_bytes - (0 if process_bytes is None else process_bytes + served.excess_bytes)
+        for share in FLOOR_SHARES:
+            try:
+                return _open(served, int(share * room), reserve, is_gpu=is_gpu)
+            except ResourceExhaustedError:
+                continue
+    if not is_gpu:
+        return _open(served, None, reserve, is_gpu=False)
+    return open_growing(served, lambda: _open(served, None, reserve, is_gpu=True), ask)
+
+
+def open_growing(
+    served: Served, attempt: Callable[[], InferenceSession], ask: Callable[[int], bool]
+) -> InferenceSession:
+    """Open a session within the bytes that are reserved for it; if they are too few, the cache reserves more first.
+
+    Args:
+        served: Which session; its ``reserved_bytes`` grow.
+        attempt: Opens it within ``reserved_bytes``.
+        ask: Asks the cache to reserve so many bytes in all.
+
+    Returns:
+        The session.
+
+    Raises:
+        ResourceExhaustedError: If the cache has no more bytes, or if ``MAX_GROWTHS`` were not enough.
+    """
+    for _ in range(MAX_GROWTHS):
+        try:
+            return attempt()
+        except ResourceExhaustedError:
+            larger_bytes = served.reserved_bytes * 3 // 2
+            if not ask(larger_bytes):
+                raise
+            served.reserved_bytes = larger_bytes
+    return attempt()
+
+
+def _open(served: Served, room: int | None, reserve: Callable[[int], bool], *, is_gpu: bool) -> InferenceSession:
+    request = served.load_request.request
+    limits = replace(request.limits(room), device_bytes=served.reserved_bytes if is_gpu else None, reserve=reserve)
+    device = "cuda" if is_gpu else "cpu"
+    session = InferenceSession(
+        request.model, backend=request.backend, precision=request.precision, device=device, limits=limits
+    )
+    try:
+        session.warmup()
+    except BaseException:
+        session.close()  # its threads would keep the model alive
+        raise
+    return session

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ import ray
 from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelCatalog
-from genai_ray.cluster.devices import Started, gpu_used_bytes, name_processor
+from genai_ray.cluster.devices import Started, name_processor
 from genai_ray.cluster.messages import Caller, Description, LoadRequest, Recency, RetentionInfo, Retired
-from genai_ray.cluster.served import GROWTH_BYTES, Served
+from genai_ray.cluster.served import GROWTH_BYTES, Served, open_session
 from genai_ray.errors import InferenceError, InvalidInputError, ResourceExhaustedError
 from genai_ray.session import InferenceSession, anonymous_bytes, release_freed_memory
 from genai_ray.types import Frames, Params
@@ -32,9 +31,6 @@ __all__ = ["SessionActor"]
 
 CONCURRENCY_GROUPS = {"infer": 16, "online": 16, "control": 2, "load": 2, "watch": 3}
 """Threads by kind of call: no inference delays questions about the session, nor do batch jobs delay online requests."""
-
-FLOOR_SHARES = (1.0, 0.75)
-"""Shares of the given bytes that a session tries to keep to, one after the other: predictions err by about a fifth."""
 
 RETIRED_FOR_S = 30.0
 """A retired session whose cache does not end it ends itself after this."""
@@ -116,9 +112,13 @@ class SessionActor:
             if served.measured_bytes is None:
                 self._loads += 1
                 began_at = time.monotonic()
-                floor = served.load_request.request.floor_bytes
                 try:
-                    session = self._open(served, None) if floor is None else self._open_within(served, floor)
+                    session = open_session(
+                        served,
+                        None if self._has_gpu else self._started.process_bytes,
+                        reserve=lambda more_bytes: self._reserve(served, more_bytes),
+                        ask=lambda num_bytes: self._ask(served, num_bytes),
+                    )
                 except BaseException:
                     self._has_failed = True
                     raise
@@ -400,42 +400,21 @@ class SessionActor:
         served = self._served
         return served.frames_of[tag] if served.name == name else 0
 
-    def _open(self, served: Served, room: int | None) -> InferenceSession:
-        request = served.load_request.request
-        device = "cuda" if self._has_gpu else "cpu"
-        limits = replace(request.limits(room), reserve=lambda more_bytes: self._reserve(served, more_bytes))
-        session = InferenceSession(
-            request.model, backend=request.backend, precision=request.precision, device=device, limits=limits
-        )
-        try:
-            session.warmup()
-        except BaseException:
-            session.close()  # its threads would keep the model alive
-            raise
-        return session
-
-    def _open_within(self, served: Served, floor_bytes: int) -> InferenceSession:
-        """Keep to the given bytes by smaller tiles; they are a floor, not a ceiling: the model gets what it needs."""
-        room = floor_bytes - self._started.process_bytes - served.excess_bytes
-        for share in FLOOR_SHARES:
-            try:
-                return self._open(served, int(share * room))
-            except ResourceExhaustedError:
-                continue
-        return self._open(served, None)
-
     def _reserve(self, served: Served, more_bytes: int) -> bool:
         """Reserve bytes before another copy of the model takes them; if the cache has none, the copies take turns."""
         if served.session is None:
             return True  # it loads: what it is warmed with has been reserved
         served.most_bytes = now_bytes = self._bytes()
-        try:
-            asked = self._keeper.grow.remote(served.name, now_bytes + more_bytes)
-            may = bool(ray.get(asked, timeout=RESERVE_WITHIN_S))
-        except (RayError, TimeoutError):
-            return False
+        may = self._ask(served, now_bytes + more_bytes)
         served.most_bytes += more_bytes if may else 0
         return may
+
+    def _ask(self, served: Served, num_bytes: int) -> bool:
+        """Ask the cache to reserve so many bytes in all for a session."""
+        try:
+            return bool(ray.get(self._keeper.grow.remote(served.name, num_bytes), timeout=RESERVE_WITHIN_S))
+        except (RayError, TimeoutError):
+            return False
 
     def _end_later(self, served: Served, retirement: int) -> None:
         """End this process in a while, unless the cache ends it first, uses it again or takes the retirement back."""
@@ -454,12 +433,11 @@ class SessionActor:
         self._timer = timer
 
     def _bytes(self) -> int:
-        """Return what this process takes of its device: of a real GPU what NVML says, otherwise anonymous memory."""
+        """Return what this process takes of its device: bytes of a real GPU, otherwise anonymous memory."""
         served = self._served
         session = served.session
-        if self._started.gpu is not None and self._has_gpu:
-            used = gpu_used_bytes(self._started.gpu, self._started.pid)
-            return served.reserved_bytes if used is None else used
+        if self._has_gpu:  # nothing but the session takes bytes of a GPU
+            return served.reserved_bytes if session is None else session.memory_bytes
         if session is not None and session.is_loading:
             # the bytes of the file that it reads are freed again, as in the first load
             return min(anonymous_bytes(), served.most_bytes or served.reserved_bytes)

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genai_ray import __version__
+from genai_ray.backends.gpu import list_gpus
 from genai_ray.doctor.findings import Finding, State
 from genai_ray.session import count_cores
 
-__all__ = ["UNTESTED", "check_machine", "list_gpus"]
+__all__ = ["UNTESTED", "check_machine"]
 
 TOPIC = "machine"
 
@@ -54,34 +55,14 @@ def check_machine() -> Iterator[Finding]:
     yield _check_memory()
     gpus = list_gpus()
     for gpu in gpus:
-        yield Finding(TOPIC, "GPU", State.OK, f"{gpu}; {UNTESTED}")
+        detail = f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB, driver {gpu.driver}; {UNTESTED}"
+        yield Finding(TOPIC, "GPU", State.OK, detail)
     if not gpus:
         yield Finding(TOPIC, "GPU", State.ABSENT, f"NVML finds no NVIDIA GPU or no driver; {UNTESTED}")
     yield _check_haproxy()
     for package, (purpose, command) in EXTRAS.items():
         if importlib.util.find_spec(package) is None:
             yield Finding(TOPIC, package, State.ABSENT, f"for {purpose}", command)
-
-
-def list_gpus() -> list[str]:
-    """List the NVIDIA GPUs that the driver shows.
-
-    Returns:
-        Name, memory and driver of each.
-    """
-    import pynvml  # noqa: PLC0415  it is slow to import, and other checks do not need it
-
-    try:
-        pynvml.nvmlInit()
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            f"{pynvml.nvmlDeviceGetName(handle)}, {pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9:.0f} GB, "
-            f"driver {driver}"
-            for handle in handles
-        ]
-    except pynvml.NVMLError:
-        return []
 
 
 def _check_system() -> Finding:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.backends.gpu import list_gpus
 from genai_ray.doctor.findings import Finding, State
-from genai_ray.doctor.machine import UNTESTED, list_gpus
+from genai_ray.doctor.machine import UNTESTED
 from genai_ray.errors import BackendUnavailableError, GenAIRayError
 from genai_ray.quality import psnr
 from genai_ray.session import InferenceSession

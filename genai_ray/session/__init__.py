@@ -3,8 +3,8 @@
 A call of ``infer`` passes ``session`` (checks frames and params, and owns everything), ``sizing`` (how large tiles are
 and what a session takes), ``runs`` (makes the runtime calls on threads) with ``tiling`` (cuts frames into tiles), and
 ``genai_ray.backends``. ``opening`` opens what is needed for a dtype, from the graphs that ``prepared`` keeps on the
-disk; ``variants`` holds that. ``precision`` compares other precisions and runtimes with FP32, ``process`` knows this
-process's cores and memory, ``shown`` is for notebooks.
+disk; ``variants`` holds that, and ``memory`` measures it. ``precision`` compares other precisions and runtimes with
+FP32, ``process`` knows this process's cores and memory, ``shown`` is for notebooks.
 """
 
 from genai_ray.session.precision import calibration_frames

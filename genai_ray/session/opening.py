@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from genai_ray.backends import RuntimeOptions, RuntimeSession, open_frames, open_runtime
+from genai_ray.backends.gpu import arena_limit
 from genai_ray.backends.onnx_runtime import to_fp16
+from genai_ray.backends.providers import FP32_OPERATORS
 from genai_ray.catalog import ModelSpec
 from genai_ray.errors import ModelLoadError
 from genai_ray.graph import Graph, has_outside_weights, read_header, read_model, read_weights, weight_bytes
+from genai_ray.inspection import hash_model
 from genai_ray.session.precision import measure_agreement
 from genai_ray.session.prepared import ENDS, build_graphs, find_prepared, forget_prepared, freed_inputs
 from genai_ray.session.sizing import bytes_per_px, shares_model
@@ -29,7 +33,7 @@ class Opener:
     Args:
         spec: The model.
         path: Its file.
-        options: How; ``max_bytes`` includes the model.
+        options: How, without a limit of bytes.
         may_compile: Tells whether OpenVINO may compile a variant with weights of so many bytes for further shapes.
     """
 
@@ -47,14 +51,18 @@ class Opener:
         self._core: RuntimeSession | None = None
         self._freed: tuple[str, ...] = ()
         self._bytes_per_px: float | None = None
+        self._device_bytes: int | None = None
+        self._context_bytes = 0
         self.is_shared = shares_model(spec, options.backend, is_cpu=options.device == "cpu")
         self.precision_db: float | None = None
 
-    def open(self, kind: str) -> RuntimeSession:
+    def open(self, kind: str, device_bytes: int | None = None, context_bytes: int = 0) -> RuntimeSession:
         """Open a variant.
 
         Args:
             kind: A dtype of frames, or ``raw``.
+            device_bytes: Bytes of a GPU that it may take; None for no limit.
+            context_bytes: Those of them that the CUDA context has taken.
 
         Returns:
             Its session; it shares the model with others if ``is_shared``.
@@ -62,7 +70,9 @@ class Opener:
         Raises:
             BackendUnavailableError: If the runtime, provider or device is not available.
             ModelLoadError: If the model is corrupt, cannot be converted, or computes something else.
+            ResourceExhaustedError: If the bytes of the GPU are too few.
         """
+        self._device_bytes, self._context_bytes = device_bytes, context_bytes
         if not self.is_shared:
             return self._open(kind)
         if self._core is None:
@@ -98,12 +108,17 @@ class Opener:
         if found is not None:
             self._bytes_per_px, self._freed = found.bytes_per_px or self._bytes_per_px, found.freed
             try:
-                return open_runtime(found.paths[0], self._options(kind, found.weight_bytes, found.num_bytes))
+                return open_runtime(found.paths[0], self._options(kind, found.weight_bytes))
             except ModelLoadError as exc:  # it was removed meanwhile; if the model is at fault, the load below says so
                 forget_prepared(found)
                 _log.info("%s: its graph is made again: %s", self._spec.model_id, exc)
         model = self._build(kind)
-        return open_runtime(model.SerializeToString(), self._options_of(model, kind))
+        options = self._options_of(model, kind)
+        content = model.SerializeToString()
+        if plain.backend is ModelBackend.TENSORRT:
+            facts = (hash_model(self._spec, self._path), hashlib.sha256(content).hexdigest())
+            options = replace(options, model_digest=hashlib.sha256(repr(facts).encode()).hexdigest())
+        return open_runtime(content, options)
 
     def _open_ends(self, core: RuntimeSession, kind: str) -> RuntimeSession:
         output = self._spec.outputs[0].name
@@ -123,7 +138,7 @@ class Opener:
         converted = model
         if self._plain.precision is not ModelPrecision.FP32 and self._plain.backend is not ModelBackend.OPENVINO:
             read_weights(model, self._path)
-            converted = to_fp16(model)
+            converted = to_fp16(model, FP32_OPERATORS if self._plain.device != "cpu" else ())
         is_other = converted is not model or self._plain.backend is ModelBackend.OPENVINO
         if is_other and self.precision_db is None and self._spec.is_image_model:
             self.precision_db = measure_agreement(model, converted, self._spec, self._options_of(converted, kind))
@@ -131,14 +146,15 @@ class Opener:
         return build_graphs(converted, self._spec, kind)[0]
 
     def _options_of(self, model: Graph, kind: str) -> RuntimeOptions:
-        folder = self._path.parent if has_outside_weights(model) else None
-        return self._options(kind, weight_bytes(model), model.ByteSize(), folder)
+        return self._options(kind, weight_bytes(model), self._path.parent if has_outside_weights(model) else None)
 
-    def _options(self, kind: str, stored_bytes: int, model_bytes: int, folder: Path | None = None) -> RuntimeOptions:
-        most = self._plain.max_bytes
+    def _options(self, kind: str, stored_bytes: int, folder: Path | None = None) -> RuntimeOptions:
+        most = self._device_bytes
         return replace(
             self._plain,
-            max_bytes=None if most is None else most - model_bytes,
+            max_bytes=None
+            if most is None
+            else arena_limit(most, context_bytes=self._context_bytes, weight_bytes=stored_bytes),
             folder=folder,
             may_compile=lambda shapes: self._may_compile(kind, stored_bytes, shapes),
         )

@@ -6,7 +6,7 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ __all__ = ["RunPlan", "RunPool", "pad_frames", "run_frames", "zero_feeds"]
 
 Array = npt.NDArray[Any]
 _Work = tuple[Future[Any], Callable[[], Any]]
+_Part = tuple[int, Tile | None]
+"""Index of a result, and its tile; None for the whole frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class RunPlan:
     """(height, width) that every call must have; None for any length."""
     is_exact: bool = True
     """Whether tiles equal the whole frame. If not, results depend on the tiles: none are cut for idle cores."""
+    is_uniform: bool = False
+    """Whether tiles have one shape for frames of all sizes, and those of one frame share calls: on a GPU."""
     is_online: bool = False
     """Whether a request waits for the result: its calls overtake those of batch jobs."""
 
@@ -71,7 +75,9 @@ class RunPlan:
             return tuple(Tile(row, column) for row in rows for column in columns)
         if self.tile_size_px is None:
             return (None,)
-        tiles = split_frame(height_px, width_px, self.tile_size_px, self.overlap_px, self.stride_px)
+        tiles = split_frame(
+            height_px, width_px, self.tile_size_px, self.overlap_px, self.stride_px, is_uniform=self.is_uniform
+        )
         if len(tiles) > 1:
             return tiles
         strips = self.num_runs // num_busy
@@ -209,22 +215,9 @@ def run_frames(
         InferenceError: If the runtime fails; by then the other calls have ended.
     """
     tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out) + pool.num_pending)
-    calls = [
-        (start, min(start + plan.run_batch, len(out)), tile)
-        for start in range(0, len(out), plan.run_batch)
-        for tile in tiles
-    ]
+    calls = _group(len(out), tiles, plan)
     futures: list[Future[None]] = [
-        pool.submit(
-            _run_tile,
-            runtime,
-            dict(_feeds(frames, *call, plan)) | dict(scalars),
-            out,
-            call,
-            plan,
-            is_online=plan.is_online,
-        )
-        for call in calls
+        pool.submit(_run_parts, runtime, frames, scalars, out, parts, plan, is_online=plan.is_online) for parts in calls
     ]
     done, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:
@@ -235,28 +228,54 @@ def run_frames(
     return len(calls)
 
 
-def _feeds(frames: Array, start: int, stop: int, tile: Tile | None, plan: RunPlan) -> Iterator[tuple[str, Array]]:
-    window = (slice(None), slice(None))
-    if tile is not None:
-        window = (slice(tile.rows.start, tile.rows.stop), slice(tile.columns.start, tile.columns.stop))
-    if plan.is_pairs:
-        yield "frames0", frames[start:stop, *window]
-        yield "frames1", frames[start + 1 : stop + 1, *window]
-    else:
-        yield "frames", frames[start:stop, *window]
+def _group(count: int, tiles: Sequence[Tile | None], plan: RunPlan) -> list[list[_Part]]:
+    """Divide frames and their tiles into calls of ``run_batch`` parts of one shape.
+
+    On a GPU, tiles of one frame share calls, so that one frame fills a batch; elsewhere each call has one tile of
+    several frames.
+    """
+    size = plan.run_batch
+    if plan.is_uniform and None not in tiles and len({tile.shape for tile in tiles if tile is not None}) == 1:
+        parts = [(index, tile) for index in range(count) for tile in tiles]
+        return [parts[start : start + size] for start in range(0, len(parts), size)]
+    return [
+        [(index, tile) for index in range(start, min(start + size, count))]
+        for start in range(0, count, size)
+        for tile in tiles
+    ]
 
 
-def _run_tile(
-    runtime: RuntimeSession, feeds: dict[str, Array], out: Array, call: tuple[int, int, Tile | None], plan: RunPlan
+def _run_parts(
+    runtime: RuntimeSession,
+    frames: Array,
+    scalars: Mapping[str, Array],
+    out: Array,
+    parts: Sequence[_Part],
+    plan: RunPlan,
 ) -> None:
-    start, stop, tile = call
+    """Make one call: of whole frames in their order, or of tiles."""
+    names = ("frames0", "frames1") if plan.is_pairs else ("frames",)
+    first, tile = parts[0]
     if tile is None:
-        runtime.run(feeds, {"output": out[start:stop]})
+        window = slice(first, first + len(parts))
+        whole = {name: frames[window.start + shift : window.stop + shift] for shift, name in enumerate(names)}
+        runtime.run(whole | dict(scalars), {"output": out[window]})
         return
-    contiguous = {name: np.ascontiguousarray(array) if array.ndim else array for name, array in feeds.items()}
-    result = runtime.run(contiguous)["output"]
-    kept = result[:, tile.rows.kept_of_tile(plan.scale), tile.columns.kept_of_tile(plan.scale)]
-    out[start:stop, tile.rows.kept_of_frame(plan.scale), tile.columns.kept_of_frame(plan.scale)] = kept
+    tiles = [(index, tile) for index, tile in parts if tile is not None]
+    feeds = {name: _cut(frames[shift:], tiles) for shift, name in enumerate(names)}
+    size = (length * plan.scale for length in tile.shape)
+    result = np.empty((len(tiles), *size, out.shape[3]), out.dtype)
+    runtime.run(feeds | dict(scalars), {"output": result})
+    for part, (index, tile) in zip(result, tiles, strict=True):
+        kept = part[tile.rows.kept_of_tile(plan.scale), tile.columns.kept_of_tile(plan.scale)]
+        out[index, tile.rows.kept_of_frame(plan.scale), tile.columns.kept_of_frame(plan.scale)] = kept
+
+
+def _cut(frames: Array, tiles: Sequence[tuple[int, Tile]]) -> Array:
+    if len(tiles) == 1:  # a strip of the whole width needs no copy
+        index, tile = tiles[0]
+        return np.ascontiguousarray(frames[index : index + 1, *tile.window])
+    return np.stack([frames[index, *tile.window] for index, tile in tiles])
 
 
 def zero_feeds(inputs: tuple[TensorInfo, ...], shapes: Shapes) -> dict[str, Array]:

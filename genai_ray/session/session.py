@@ -23,19 +23,22 @@ from genai_ray.backends import (
 )
 from genai_ray.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError, ResourceExhaustedError
 from genai_ray.inspection import find_model
+from genai_ray.session.memory import SessionMemory
 from genai_ray.session.opening import Opener
-from genai_ray.session.process import anonymous_bytes, count_cores, map_large_blocks, release_freed_memory
+from genai_ray.session.process import count_cores, map_large_blocks, release_freed_memory
 from genai_ray.session.runs import RunPlan, RunPool, pad_frames, run_frames, zero_feeds
 from genai_ray.session.shown import Shown
 from genai_ray.session.sizing import (
     MODEL_BASE_BYTES,
     SessionLimits,
     Shapes,
+    check_search,
     check_tile_size,
     default_tile_px,
     describe_seams,
     ends_bytes,
     fixed_tile,
+    larger_run_px,
     largest_run,
     least_tile_px,
     padded_size,
@@ -114,19 +117,20 @@ class InferenceSession(Shown):
             )
         self.limits = limits or SessionLimits()
         self.threads = threads or count_cores()
-        self._bytes_before = anonymous_bytes()
+        self._memory = SessionMemory(self.backend, self._asked_device)
         self._lock = threading.Lock()
         self._frames_done = 0
         self._calls_done = 0
         self._seconds_busy = 0.0
-        self._peak_bytes = 0
         self._warm = False
         self._warm_bytes = 0
         is_cpu = self._asked_device == "cpu"
+        self.computes_in = ""
+        check_search(self.spec, self.limits, is_cpu)
         self.num_runs = runs_at_once(self.spec, self.backend, self.threads if is_cpu else None)
         self.run_batch = run_batch_of(self.spec, self.limits, is_cpu)
         self._opener = Opener(self.spec, self._path, self._runtime_options(), self._may_compile)
-        self._variants = Variants(self._opener.open, self._may_take)
+        self._variants = Variants(self._open_variant, self._may_take)
         self._pool = RunPool(self.num_runs)
         with self._variants.use("uint8" if self.spec.is_image_model else "raw", int) as runtime:
             self.device = runtime.device
@@ -214,8 +218,11 @@ class InferenceSession(Shown):
         if self.spec.is_image_model:
             size = [max(length - 2 * self.spec.edge_px, 1) for length in self._largest_run()]
             turns = WARMUP_RUNS if self.spec.tiles is None else 1
-            count = turns * self.num_runs * self.run_batch + (self.spec.task is ModelTask.INTERPOLATION)
+            pair = int(self.spec.task is ModelTask.INTERPOLATION)
+            count = turns * self.num_runs * self.run_batch + pair
             self.infer(np.zeros((count, *size, 3), np.uint8))
+            if self._memory.is_of_gpu:  # TensorRT builds an engine for each range of batches
+                self.infer(np.zeros((1 + pair, *size, 3), np.uint8))
             with self._lock:
                 self._frames_done = 0
                 self._calls_done = 0
@@ -223,6 +230,7 @@ class InferenceSession(Shown):
         for shapes in self.limits.warmup_shapes:
             self._warm_raw(shapes)
         release_freed_memory()
+        self._memory.measure()
         self._warm = True
         self._warm_bytes = self.memory_bytes
         allowed = self.limits.max_bytes
@@ -236,9 +244,11 @@ class InferenceSession(Shown):
 
     @property
     def memory_bytes(self) -> int:
-        """Most bytes that this session has added to its process so far; other work of the process counts as well."""
-        self._peak_bytes = max(self._peak_bytes, anonymous_bytes() - self._bytes_before)
-        return self._peak_bytes
+        """Most bytes that this session has added to its process so far; other work of the process counts as well.
+
+        On a GPU they are bytes of the GPU, with the CUDA context, which sessions of one process share.
+        """
+        return self._memory.peak_bytes
 
     @property
     def is_loading(self) -> bool:
@@ -374,8 +384,28 @@ class InferenceSession(Shown):
             num_runs=self.num_runs,
             fixed_px=fixed_px,
             is_exact=self.spec.tiles is None,
+            is_uniform=self.spec.tiles is None and self.device != "cpu",
             is_online=is_online,
         )
+
+    def _open_variant(self, kind: str, granted_bytes: int | None) -> RuntimeSession:
+        """Open a variant; on a GPU its arena is limited by what it was granted, or by what the session may take."""
+        if not self._memory.is_of_gpu:
+            return self._opener.open(kind)
+        if granted_bytes is None:
+            runtime = self._opener.open(kind, self._device_bytes(kind), self._memory.context_bytes)
+        else:
+            runtime = self._opener.open(kind, granted_bytes)
+        self._memory.measure()
+        return runtime
+
+    def _device_bytes(self, kind: str) -> int | None:
+        """Return the bytes of a GPU that the session may take; None if its runs may be larger than those of warm-up."""
+        if self.limits.max_bytes is not None or self.limits.device_bytes is None or kind == "raw":
+            return self.limits.max_bytes
+        if (more_px := larger_run_px(self.spec, self.limits)) is None:
+            return None
+        return self.limits.device_bytes + (self.num_runs * self._run_bytes(more_px, 1) if more_px else 0)
 
     def _largest_run(self) -> tuple[int, int]:
         return largest_run(self.spec, self.limits, self.tile_size_px)
@@ -433,13 +463,13 @@ class InferenceSession(Shown):
         run_bytes = raw_run_bytes(self._path, shapes)
         if self._opener.is_shared:  # the runs of frames have taken their share of the same memory
             return self.num_runs * max(run_bytes - self._run_bytes(*self._largest_run()), 0)
-        return self._loaded_bytes + self.num_runs * run_bytes
+        return self._loaded_bytes - self._memory.context_bytes + self.num_runs * run_bytes
 
     def _frames_bytes(self) -> int:
         """Predict what frames of another dtype take in addition."""
         if self._opener.is_shared:
             return self.num_runs * ends_bytes(self.spec, *self._largest_run())
-        return self._warm_bytes or self._loaded_bytes
+        return (self._warm_bytes or self._loaded_bytes) - self._memory.context_bytes
 
     def _may_take(self, num_bytes: int) -> bool:
         if self.limits.reserve is not None:
@@ -465,5 +495,6 @@ class InferenceSession(Shown):
             device=self._asked_device,
             threads=threads,
             num_runs=self.num_runs,
-            max_bytes=self.limits.max_bytes,
+            is_exhaustive=self.limits.is_exhaustive,
+            shapes=repr((self.run_batch, self.limits.max_frame, self.limits.tile_size_px, self.limits.max_bytes)),
         )

@@ -21,11 +21,13 @@ __all__ = [
     "Shapes",
     "bytes_per_px",
     "can_tile",
+    "check_search",
     "check_tile_size",
     "default_tile_px",
     "describe_seams",
     "ends_bytes",
     "fixed_tile",
+    "larger_run_px",
     "largest_run",
     "least_tile_px",
     "padded_size",
@@ -65,7 +67,11 @@ class SessionLimits:
     """What a session may take; every field is None or empty by default, which means automatic."""
 
     max_bytes: int | None = None
-    """Bytes that it may add to its process: larger frames are tiled, or refused if the model cannot be tiled."""
+    """Bytes that it may add to its process, on a GPU to what its process takes of the GPU: larger frames are tiled, or
+    refused if the model cannot be tiled."""
+    device_bytes: int | None = None
+    """Bytes of a GPU that are reserved for it. They limit the runtime's arena and not the tiles; without effect on a
+    CPU, beside ``max_bytes``, and for a model whose runs have no largest size."""
     max_frame: tuple[int, int] | None = None
     """(height, width) in pixels of the largest expected frame; warm-up runs it."""
     max_batch: int | None = None
@@ -74,6 +80,9 @@ class SessionLimits:
     """Longest side of a tile, halo included; 0 for no tiles."""
     warmup_shapes: tuple[Shapes, ...] = ()
     """Shapes of the model's own tensors that warm-up runs, one after the other; empty for no such runs."""
+    is_exhaustive: bool = False
+    """Whether CUDA tries every algorithm of a convolution for each shape: runs are faster, and not equal in bits from
+    load to load. Frames must have one shape: ``max_frame``, or that of the model."""
     reserve: Callable[[int], bool] | None = None
     """Tells whether this many more bytes may be taken. The session asks before frames of another dtype, or raw tensors
     beside frames, need another variant of the model; if not, the variants take turns. None for ``max_bytes`` only."""
@@ -136,6 +145,26 @@ def check_tile_size(spec: ModelSpec, asked_px: int | None) -> None:
         )
     if asked_px < least_tile_px(spec):
         raise ConfigError(f"tiles of {asked_px} px for {spec.model_id}", f"{least_tile_px(spec)} px or more")
+
+
+def check_search(spec: ModelSpec, limits: SessionLimits, is_cpu: bool) -> None:
+    """Check that convolutions may be searched exhaustively, if a caller asks for that.
+
+    Args:
+        spec: The model.
+        limits: What the session may take.
+        is_cpu: Whether a CPU computes.
+
+    Raises:
+        ConfigError: If there is nothing to search, or if every frame could have a new shape, each of which takes about
+            half a second.
+    """
+    if limits.is_exhaustive and (is_cpu or not (spec.is_fixed_size or limits.max_frame is not None)):
+        raise ConfigError(
+            f"is_exhaustive for {spec.model_id} on {'a CPU' if is_cpu else 'frames of any size'}",
+            "an NVIDIA GPU, and frames of one size",
+            "Leave it out." if is_cpu else "Give max_frame.",
+        )
 
 
 def fixed_tile(spec: ModelSpec) -> tuple[tuple[int | None, int | None], int]:
@@ -336,6 +365,25 @@ def largest_run(spec: ModelSpec, limits: SessionLimits, tile_size_px: int | None
         height, width = (length + 2 * spec.edge_px for length in limits.max_frame)
     side = tile_size_px or max(height, width)
     return fixed[0] or min(height, side), fixed[1] or min(width, side)
+
+
+def larger_run_px(spec: ModelSpec, limits: SessionLimits) -> int | None:
+    """Return by how many pixels a run may be larger than the largest one of warm-up.
+
+    Args:
+        spec: The model.
+        limits: What the session may take.
+
+    Returns:
+        Pixels: 0 if warm-up runs whole tiles, or a model of a fixed size; None if frames stay whole, of any size.
+    """
+    side = default_tile_px(spec, limits)
+    if spec.is_image_model and spec.is_fixed_size:
+        return 0
+    if side is None:
+        return None
+    height, width = largest_run(spec, limits, side)
+    return max(side * side - height * width, 0)
 
 
 def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:

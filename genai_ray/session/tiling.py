@@ -59,8 +59,20 @@ class Tile:
     columns: TileSpan
     """Along the width."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels of what the model gets."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
-def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1) -> tuple[TileSpan, ...]:
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the frame that the model gets."""
+        return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
+
+
+def split_length(
+    length_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1, *, is_uniform: bool = False
+) -> tuple[TileSpan, ...]:
     """Cut one axis into the fewest even spans of about ``tile_size_px`` or less, which overlap by at least two halos.
 
     Args:
@@ -68,6 +80,8 @@ def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: 
         tile_size_px: Longest span that the model gets, halo included; longer if less than one stride would be kept.
         overlap_px: Halo on each inner side: the receptive-field radius.
         stride_px: Origins are multiples of it.
+        is_uniform: Whether spans have one length for all axes that are longer, if strides allow it, rather than as
+            little overlap as possible: frames of all sizes then have tiles of one shape.
 
     Returns:
         Spans in order; their kept parts cover the axis exactly once.
@@ -76,6 +90,8 @@ def split_length(length_px: int, tile_size_px: int, overlap_px: int, stride_px: 
     longest = max(tile_size_px // stride_px * stride_px, 2 * halo + 4 * stride_px)
     if length_px <= longest:
         return (TileSpan(0, length_px, 0, length_px),)
+    if is_uniform and (length_px - longest) % stride_px == 0:
+        return split_exactly(length_px, longest, halo, stride_px)
     usable = longest - stride_px if stride_px > 1 else longest  # aligning an origin may cost up to a stride
     count = -(-(length_px - 2 * halo) // (usable - 2 * halo))
     size = -(-(length_px + 2 * halo * (count - 1)) // count)
@@ -111,7 +127,7 @@ def split_exactly(length_px: int, tile_px: int | None, overlap_px: int, stride_p
 
 
 def split_frame(
-    height_px: int, width_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1
+    height_px: int, width_px: int, tile_size_px: int, overlap_px: int, stride_px: int = 1, *, is_uniform: bool = False
 ) -> tuple[Tile, ...]:
     """Cut a frame into tiles, row by row.
 
@@ -121,10 +137,13 @@ def split_frame(
         tile_size_px: Longest side that the model gets, halo included.
         overlap_px: Halo on each inner side: the receptive-field radius.
         stride_px: Origins are multiples of it.
+        is_uniform: As for ``split_length``.
 
     Returns:
         The tiles; a single one, the whole frame, if it is small enough.
     """
-    rows = split_length(height_px, tile_size_px, overlap_px, stride_px)
-    columns = split_length(width_px, tile_size_px, overlap_px, stride_px)
+    rows, columns = (
+        split_length(length, tile_size_px, overlap_px, stride_px, is_uniform=is_uniform)
+        for length in (height_px, width_px)
+    )
     return tuple(Tile(row, column) for row in rows for column in columns)

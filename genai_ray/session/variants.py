@@ -26,11 +26,11 @@ class Variants:
     """Loads a variant at its first use. If there is no room for another one, it first closes those that are loaded.
 
     Args:
-        load: Loads a variant.
+        load: Loads a variant, with the bytes that were granted for it beside others; None if it is alone.
         may_take: Tells whether this many more bytes may be taken; asked before a variant is loaded beside others.
     """
 
-    def __init__(self, load: Callable[[str], RuntimeSession], may_take: Callable[[int], bool]) -> None:
+    def __init__(self, load: Callable[[str, int | None], RuntimeSession], may_take: Callable[[int], bool]) -> None:
         self._load = load
         self._may_take = may_take
         self._lock = threading.Lock()
@@ -102,11 +102,13 @@ class Variants:
             is_beside = bool(self._runtimes)
         if runtime is not None:
             return runtime
-        if is_beside and not self._may_take(num_bytes()):
+        granted_bytes = num_bytes() if is_beside else None
+        if granted_bytes is not None and not self._may_take(granted_bytes):
             self._clear()
+            granted_bytes = None
         self.is_loading = True
         try:
-            runtime = self._load(kind)
+            runtime = self._load(kind, granted_bytes)
         finally:
             self.is_loading = False
         with self._lock:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genai_ray.backends import resolve_device
-from genai_ray.errors import BackendUnavailableError, ConfigError, InvalidInputError
+from genai_ray.backends.gpu import name_gpu, read_gpu
+from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.inspection import find_model, hash_model
 from genai_ray.session import count_cores, predict_bytes, processor_facts
 from genai_ray.tune.measure import limits_of_part, measure_ways, part_of
@@ -198,17 +198,5 @@ def describe_device(device: str) -> tuple[str, str]:
         system, machine, *facts = processor_facts()
         name = min(facts, key=len, default=machine)  # the flags of a processor are longer than its name
         return name, "\n".join([f"{count_cores()} cores", system, machine, *facts])
-    import pynvml  # noqa: PLC0415
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    gpu = visible[0].strip() or device.partition(":")[2] or "0"
-    try:
-        pynvml.nvmlInit()
-        try:
-            find = pynvml.nvmlDeviceGetHandleByIndex if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
-            name = str(pynvml.nvmlDeviceGetName(find(int(gpu) if gpu.isdigit() else gpu)))
-            return name, f"{name}\n{pynvml.nvmlSystemGetDriverVersion()}"
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as exc:
-        raise BackendUnavailableError(f"NVML does not know GPU {gpu} ({exc})", do="Use device='cpu'.") from exc
+    gpu = read_gpu(name_gpu(device))
+    return gpu.name, f"{gpu.name}\n{gpu.driver}"

@@ -153,7 +153,7 @@ def test_devices_that_are_not_there_are_refused_by_name():
 
 
 def test_auto_says_once_what_it_chose(caplog):
-    from genai_ray.backends.onnx_runtime import choose_device
+    from genai_ray.backends.execution import choose_device
 
     choose_device.cache_clear()
     with caplog.at_level(logging.INFO, "genai_ray"):

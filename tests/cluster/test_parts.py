@@ -13,11 +13,12 @@ import pytest
 
 from genai_ray import SessionLimits, errors
 from genai_ray.cluster.cache.measured_sizes import SizeMemory, shape_bucket, sizes_file
+from genai_ray.cluster.cache.session_actors import fuller_gpus
 from genai_ray.cluster.client.router import REFRESH_S, Route
 from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
-from genai_ray.cluster.messages import Acquired, Replica, SessionRequest, key_of
+from genai_ray.cluster.messages import Acquired, LoadRequest, Replica, SessionRequest, key_of
 from genai_ray.cluster.placement import Device
-from genai_ray.cluster.served import HOT_QUEUE
+from genai_ray.cluster.served import HOT_QUEUE, Served, open_growing
 from genai_ray.inspection import find_model
 from genai_ray.session import predict_bytes
 from genai_ray.session.runs import RunPool
@@ -119,6 +120,41 @@ def test_gpus_are_meant_wherever_there_is_one():
     assert device_of(Started("n", None, 1, 1), [cpu, gpu]) == "n/cpu"
     assert device_of(Started("n", "0", 1, 1), [cpu, gpu]) == "n/gpu0"
     assert device_of(Started("n", "5", 1, 1), [cpu, gpu]) is None
+
+
+def test_only_gpus_that_ray_would_take_before_are_filled():
+    """Ray takes the fullest GPU of a node that has room; a node with one GPU, and memory, need no fillers."""
+    gpus = [Device(f"n/gpu{number}", "n", "NVIDIA L4", 100, 100) for number in range(3)]
+    assert fuller_gpus(gpus[0], 10, {gpus[0]: 100}) == []
+    memory = Device("n/cpu", "n", CPU, 100, 100)
+    assert fuller_gpus(memory, 10, {memory: 50}) == []
+    assert fuller_gpus(gpus[0], 10, dict.fromkeys(gpus, 100)) == []
+    assert fuller_gpus(gpus[2], 10, dict.fromkeys(gpus, 100)) == gpus[:2]
+    free = dict(zip(gpus, (90, 40, 70), strict=True))
+    assert fuller_gpus(gpus[0], 10, free) == [gpus[1], gpus[2]]
+    assert fuller_gpus(gpus[0], 60, free) == [gpus[2]]  # the other has no room for it
+
+
+def test_a_session_that_outgrows_its_bytes_asks_for_more_first():
+    asked, tried = [], []
+
+    def open_with(need, limit, served):
+        def attempt():
+            tried.append(served.reserved_bytes)
+            if served.reserved_bytes < need:
+                raise errors.ResourceExhaustedError("warm-up")
+            return "session"
+
+        return open_growing(served, attempt, lambda num_bytes: asked.append(num_bytes) or num_bytes <= limit)
+
+    served = Served("a", LoadRequest(request()), 100)
+    assert open_with(200, 10_000, served) == "session"
+    assert (tried, asked, served.reserved_bytes) == ([100, 150, 225], [150, 225], 225)
+    for need, limit, left in ((200, 150, 150), (10_000, 10_000, 505)):  # no room, and never enough
+        served = Served("a", LoadRequest(request()), 100)
+        with pytest.raises(errors.ResourceExhaustedError, match="warm-up"):
+            open_with(need, limit, served)
+        assert served.reserved_bytes == left
 
 
 def test_requests_with_kinds_or_alone_have_their_own_entries():

@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 from genai_ray import InferenceSession, ModelCatalog, ModelPrecision, SessionLimits, errors
+from genai_ray.session.runs import run_frames
 from tests.serve.models import add_sub, identity, square
 
 CATALOG = ModelCatalog.default()
@@ -237,6 +239,21 @@ def test_a_reservation_makes_tiles_and_is_kept_to():
         session.infer(np.zeros((1080, 1920, 3), np.uint8))
         assert session.tile_size_px < 512
         assert session.memory_bytes <= limits.max_bytes
+
+
+@pytest.mark.parametrize("model_id", ["websr-x2-s", "ffdnet"])  # one with a stride of 2
+def test_tiles_that_fill_batches_as_on_a_gpu_give_the_same_bits(model_id):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 230, 300, 3), np.uint8)
+    whole, tiled = (InferenceSession(model_id, limits=SessionLimits(tile_size_px=size)) for size in (0, 160))
+    with whole, tiled, tiled._variants.use("uint8", int) as runtime:
+        expected = whole.infer(frames)
+        plan = replace(tiled._plan(False), is_uniform=True, run_batch=4)
+        tiles = plan.tiles(230, 300, 1)
+        assert {tile.shape for tile in tiles} == {(160, 160)}
+        out = np.zeros_like(expected)
+        calls = run_frames(runtime, frames, tiled._scalars({}), out, plan=plan, pool=tiled._pool)
+        assert calls == -(-3 * len(tiles) // 4)
+        np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("precision", [ModelPrecision.FP32, ModelPrecision.FP16])

@@ -115,7 +115,7 @@ class Runtime:
 
 
 def test_nobody_uses_what_is_closed_and_whoever_waits_ends():
-    variants = Variants(lambda _: Runtime(), lambda _: False)
+    variants = Variants(lambda *_: Runtime(), lambda _: False)
     entered, leave = threading.Event(), threading.Event()
 
     def hold():

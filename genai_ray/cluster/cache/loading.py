@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ray.exceptions import RayError
 
+from genai_ray.backends.gpu import WORKSPACE_BYTES
 from genai_ray.cluster.cache.eviction import Evictor
 from genai_ray.cluster.cache.measured_sizes import SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
@@ -262,8 +263,8 @@ class Loader:
         # an adopted session loads already, or has loaded
         async with contextlib.nullcontext() if record.is_adopted else turns[device.device_id]:
             warm_bytes, load_s = await asyncio.wait_for(record.handle.load.remote(), self._load_within_s)
-        # on a GPU it may be what was reserved, if NVML is silent
-        measured = warm_bytes + GROWTH_BYTES if device.kind in (CPU, LOGICAL_GPU) else warm_bytes
+        # the arena of a GPU may take what is reserved but for this; the next load must find the same room
+        measured = warm_bytes + (GROWTH_BYTES if device.kind in (CPU, LOGICAL_GPU) else WORKSPACE_BYTES)
         if not record.is_placed:
             raise ResourceExhaustedError(f"{record.key.model} was dropped while it loaded")
         remembered = measured - record.excess_bytes  # in a new process it takes that

@@ -18,7 +18,7 @@ DEFAULT_PROCESS_BYTES = 80_000_000
 """Bytes of a process without a model, until one was measured: 65 to 86 MB were seen."""
 
 GPU_CONTEXT_BYTES = 600_000_000
-"""Bytes of a CUDA context, until one was measured."""
+"""Bytes of a CUDA context and the workspace of its libraries, until a session of the model was measured."""
 
 _BUCKET_PX = 64
 

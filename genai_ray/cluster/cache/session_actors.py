@@ -29,6 +29,7 @@ __all__ = [
     "MisplacedError",
     "RaySessions",
     "end_sessions",
+    "fuller_gpus",
     "is_there",
     "session_names",
     "start_session",
@@ -188,14 +189,7 @@ async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], wit
         MisplacedError: If a GPU has less left than ``free`` says: another program holds some of it, or a session that
             has just ended does.
     """
-    # Of two that are equally full Ray takes the one that it counts first.
-    mine = (free[device], device.device_id)
-    fuller = [
-        other
-        for other, left in free.items()
-        if other is not device and held_bytes <= left and (left, other.device_id) < mine
-    ]
-    ordered = sorted(fuller, key=lambda other: free[other])
+    ordered = fuller_gpus(device, held_bytes, free)
     remote: Any = ray.remote(_Filler)
     # One unit is left over: a share is a float on its way to Ray; if it is rounded up, Ray takes another GPU.
     fillers = [remote.options(**_on(other, free[other] - other.unit_bytes)).remote() for other in ordered]
@@ -204,6 +198,27 @@ async def steer(device: Device, held_bytes: int, free: Mapping[Device, int], wit
         yield
     finally:
         await asyncio.gather(*(_leave(filler) for filler in fillers))
+
+
+def fuller_gpus(device: Device, held_bytes: int, free: Mapping[Device, int]) -> list[Device]:
+    """Tell which GPUs Ray would take before one of the same node.
+
+    Args:
+        device: The GPU that is meant.
+        held_bytes: What will be reserved of it.
+        free: Bytes that Ray has left of every GPU of its node.
+
+    Returns:
+        Those that have room and are fuller, the fullest first; none on a node with one GPU, or for a node's memory.
+    """
+    # Of two that are equally full Ray takes the one that it counts first.
+    mine = (free[device], device.device_id)
+    fuller = [
+        other
+        for other, left in free.items()
+        if other is not device and held_bytes <= left and (left, other.device_id) < mine
+    ]
+    return sorted(fuller, key=lambda other: free[other])
 
 
 async def _check(meant: list[str], fillers: list[Any], within_s: float) -> None:

@@ -21,7 +21,6 @@ from genai_ray.cluster import (
     open_session,
 )
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.frames import append_results, check_is_new, encode_frames, iter_frames
 from genai_ray.types import (
     Frames,
     InferenceResult,
@@ -187,6 +186,9 @@ class BatchInference:
                 hold the frames.
             GenAIRayError: Whatever the session raises.
         """
+        # Arrow takes 0.15 s of a process, and jobs of videos have no table.
+        from genai_ray.frames import append_results, check_is_new, encode_frames, iter_frames  # noqa: PLC0415
+
         kind = None if encode_as is None else take_word(PictureFormat, encode_as, "encode_as")
         check_is_new(batch)
         if self._session is None:

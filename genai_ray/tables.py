@@ -17,10 +17,7 @@ import pyarrow.parquet
 from genai_ray.errors import ConfigError
 from genai_ray.files import FileFacts, file_errors, find_facts, is_remote, open_to_read, publish, temporary_folder
 
-__all__ = ["TABLE_SUFFIXES", "ResultTable", "iter_rows"]
-
-TABLE_SUFFIXES = (".csv", ".parquet")
-"""Suffixes of files that are read as tables."""
+__all__ = ["ResultTable", "iter_rows"]
 
 ROWS_AT_A_TIME = 4096
 

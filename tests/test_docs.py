@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import model_cards
-from tests.benchmarks.figures import FIGURE, fill
+from tests.benchmarks.figures import FIGURE, TABLE, fill
 from tests.benchmarks.figures import PAGES as FIGURE_PAGES
 from tests.test_architecture import ROOMS
 
@@ -120,7 +120,9 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if FIGURE.search(page.read_text())], ids=lambda page: page.name
+    "page",
+    [page for page in PAGES if any(kind.search(page.read_text()) for kind in (FIGURE, TABLE))],
+    ids=lambda page: page.name,
 )
 def test_measured_figures_are_those_of_the_results(page):
     assert page in FIGURE_PAGES

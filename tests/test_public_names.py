@@ -86,9 +86,16 @@ def test_public_callables_are_documented(thing):
             assert "Raises:" in text
 
 
-def test_importing_the_package_loads_no_runtime():
-    heavy = ("ray", "onnxruntime", "av", "onnx", "pyarrow", "pydantic")
-    code = f"import sys, genai_ray; print([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("package", "heavy"),
+    [
+        ("genai_ray", ("ray", "onnxruntime", "av", "onnx", "pyarrow", "pydantic")),
+        # Each process of a job imports it.
+        ("genai_ray.enhance", ("pyarrow", "pandas", "ray.data", "ray.serve", "grpc", "openvino", "scipy", "typer")),
+    ],
+)
+def test_importing_a_package_loads_only_what_it_needs(package, heavy):
+    code = f"import sys, {package}; print([name for name in {heavy} if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from genai_ray.errors import InvalidInputError, QualityError
 from genai_ray.files import is_remote
-from genai_ray.frames import iter_frames
 from genai_ray.video import VideoReader
 
 __all__ = ["check_videos", "columns_of", "iter_clip", "iter_pairs"]
@@ -94,6 +93,8 @@ def iter_clip(clip: Any, column: str = "frame") -> Iterator[npt.NDArray[Any]]:
             raise InvalidInputError(f"frames of shape {clip.shape}", "(H, W, C) or (N, H, W, C)")
         yield from clip if clip.ndim == 4 else clip[None]
     else:
+        from genai_ray.frames import iter_frames  # noqa: PLC0415 - Arrow takes 0.15 s of each process
+
         for run in iter_frames(clip, column):
             yield from run
 

@@ -2,8 +2,8 @@
 ``49.0<!-- enhance_speed: fps -->`` is ``fps`` of results/enhance_speed.json, ``a/b`` is ``b`` within ``a``: in a list
 the first record whose ``model_id`` or ``name`` is ``b``.
 
-Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table of everything in results/NAME.json, of bench,
-int8_speed or scaling.
+Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table of everything in results/NAME.json, for the names
+in ``TABLES``.
 
 figures.py: writes every figure anew; run it after a benchmark. A test holds that they are up to date. Of several
 values the median counts. Numbers have three digits, or are whole if they have more.
@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 FIGURE = re.compile(r"([\w.,-]+)( %)?(<!-- (\w+): (.+?) -->)")
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
@@ -121,7 +121,46 @@ def scaling_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nFitted: `{fitted}`. Measured on {about}, {load}.\n"
 
 
-TABLES = {"bench": bench_table, "int8_speed": int8_table, "scaling": scaling_table}
+def first_seconds_table(found: dict[str, Any]) -> str:
+    """Return when each step to the first encoded frame is reached, before and after."""
+    sides = [side for side in ("before", "now") if side in found]
+    lines = ["| " + " | ".join(["", *sides]) + " |", "|" + "---|" * (1 + len(sides))]
+    for step, words in found["steps"].items():
+        lines.append(f"| {words} | " + " | ".join(f"{median(found[side][step]):,.0f}" for side in sides) + " |")
+    for name, words in (("cpu_s", "until the first encoded frame"), ("cpu_s_in_all", "in all")):
+        values = " | ".join(f"{median(found[side][name]):.2f}" for side in sides)
+        lines.append(f"| CPU seconds of all processes {words} | {values} |")
+    return "\n".join(lines) + f"\n\n{_measured_on(found)}\n"
+
+
+def pipeline_table(found: dict[str, Any]) -> str:
+    """Return where the time of ``enhance`` goes around several models."""
+    models = found["models"]
+    lines = ["| " + " | ".join(["", *(f"`{model}`" for model in models)]) + " |", "|" + "---|" * (1 + len(models))]
+    for step, words in found["steps"].items():
+        cells = [
+            f"{one['task'][step]['cpu_ms']:.2f} ({100 * one['task'][step]['share']:.0f} %)" for one in models.values()
+        ]
+        lines.append(f"| task: {words} | " + " | ".join(cells) + " |")
+    for name, words in found["others"].items():
+        lines.append(f"| {words} | " + " | ".join(f"{one[name]:.2f}" for one in models.values()) + " |")
+    return "\n".join(lines) + f"\n\n{_measured_on(found)}\n"
+
+
+def _measured_on(found: dict[str, Any]) -> str:
+    cores = found["machine"]["cores"]
+    busy = ": other programs kept it busy" if found["load_average"] > cores / 4 else ""
+    about = f"{cores} cores of {found['machine']['cpu']}, load {found['load_average']:.1f} at the start"
+    return f"Measured on {found['date']}, {about}{busy}."
+
+
+TABLES = {
+    "bench": bench_table,
+    "first_seconds": first_seconds_table,
+    "int8_speed": int8_table,
+    "pipeline_profile": pipeline_table,
+    "scaling": scaling_table,
+}
 
 
 if __name__ == "__main__":

@@ -296,6 +296,7 @@ def test_a_token_that_another_user_wrote_is_not_this_users(place, caplog, theirs
 _COMPUTE = f"""
 {_STAY}
 import numpy as np
+import ray
 from genai_ray import InferenceSession, ModelCache
 from genai_ray.errors import ConfigError
 with InferenceSession("websr-x2-s") as session:
@@ -311,7 +312,8 @@ if not fork:
         print(exc, flush=True)
     os._exit(0)
 os.waitpid(fork, 0)
-print("computed", flush=True)
+read = ray.remote(num_cpus=0, runtime_env={{"env_vars": {{"WORD": "of a task"}}}})(lambda: os.environ["WORD"])
+print("computed", ray.get(read.remote()), flush=True)
 sys.stdin.readline()
 """
 
@@ -372,7 +374,8 @@ def test_an_own_cluster_is_private_and_leaves_nothing(place):
         assert process.stdout.readline().startswith(
             f"this process is a fork of process {process.pid}, which is connected to Ray"
         )
-        assert process.stdout.readline() == "computed\n"
+        # Ray's agent of runtime environments starts when a task has one.
+        assert process.stdout.readline() == "computed of a task\n"
         assert list(base.iterdir()) == [folder]  # what the dead process had left is gone
         inside = [path for path in folder.rglob("*") if "session_latest" not in path.parts]
         assert any(path.is_socket() for path in inside)

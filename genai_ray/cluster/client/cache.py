@@ -73,7 +73,7 @@ class ModelCache:
             raise ConfigError(f"cache name {name}", "UTF-8 text")
         self.name = name
         self.is_embedded = connect(address)
-        self._connection = Connection(name, budget_bytes, options, deadline_s)
+        self._connection = Connection(name, budget_bytes, options, deadline_s, is_new=self.is_embedded)
         self._router = Router(self._connection, deadline_s, is_online=is_online)
 
     def __repr__(self) -> str:

@@ -78,18 +78,30 @@ class Connection:
         budget_bytes: Its budget, which a cache that is joined must have; None for any.
         options: Its options, which a cache that is joined must have; None for any.
         deadline_s: Most seconds that a call may take.
+        is_new: Whether there can be no cache of this name yet: then nothing waits until its process has started.
 
     Raises:
         ConfigError: If the cache has another budget or other options.
     """
 
-    def __init__(self, name: str, budget_bytes: int | None, options: CacheOptions | None, deadline_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        budget_bytes: int | None,
+        options: CacheOptions | None,
+        deadline_s: float,
+        *,
+        is_new: bool = False,
+    ) -> None:
         self.name = name
         self._deadline_s = deadline_s
         self._is_shut_down = False
         self._is_closed = False
         self._actor: Any = start_on_head(CacheActor, f"{_CACHE}{name}", name, budget_bytes, options or CacheOptions())
-        self.call(CacheCalls.open, budget_bytes, options)
+        if is_new:
+            self.send(CacheCalls.open, budget_bytes, options)
+        else:
+            self.call(CacheCalls.open, budget_bytes, options)
 
     def send(
         self,

@@ -6,21 +6,19 @@ import atexit
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
-from ray import _raylet as untyped_raylet
 from ray._common.utils import get_ray_address_file
-from ray._private import node as ray_node
-from ray._private import ray_constants, services
+from ray._private import ray_constants
 
 from genai_ray.cluster.runtime.driver import Guard, Job, hush, undisturbed
+from genai_ray.cluster.runtime.node import few_processes
 from genai_ray.cluster.runtime.token import CLIENT, check_token, forget_token, make_token, use_token
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
@@ -40,17 +38,12 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_raylet: Any = untyped_raylet
-
 _ANY = "auto"
 """Ray's word for a cluster on this machine. Ray itself would also join one that another process started for itself, and
 that ends with it."""
 _ANSWER_WITHIN_S = 2.0
 _GONE_WITHIN_S = 2.0
 _LOOK_EVERY_S = 0.1
-_LOOK_OFTEN_S = 0.02
-_REGISTERED_WITHIN_S = 10.0
-"""After this Ray waits itself."""
 _ENVIRONMENT = {
     # Ray's time-outs for dead nodes stay: nothing can replace the only node, and one that was held up for some seconds
     # goes on.
@@ -222,7 +215,7 @@ def _start() -> None:
         folder = _make_folder(base)
         make_token(folder.parent)
         hush(is_quiet=True)
-        with _on_loopback(), _few_processes(), undisturbed():
+        with _on_loopback(), few_processes(), undisturbed():
             ray.init(
                 address="local",
                 job_config=Job(),
@@ -263,66 +256,6 @@ def _make_folder(base: str) -> Path:
     _own_folders.append(short)
     (short / "ray").symlink_to(folder)
     return short / "ray"
-
-
-class _Node(ray_node.Node):
-    """Ray's node without the processes that nobody asks here: they take a third of the CPU time of its start.
-
-    The autoscaler's monitor can add no node, the log monitor has no driver to print to, and without the dashboard its
-    server would only report usage, and its agent would serve nobody.
-    """
-
-    def start_raylet(self, *arguments: Any, **options: Any) -> None:
-        """Start it with a process in the place of the dashboard's agent: Ray demands one, and ends if it ends."""
-        node, agent = cast(Any, self), "--dashboard_agent_command="
-        stand_in = shutil.which("cat")  # it ends when the raylet has ended, and closed its input
-        if stand_in is None:
-            super().start_raylet(*arguments, **options)
-            return
-        for port in (
-            _raylet.METRICS_AGENT_PORT_NAME,
-            _raylet.METRICS_EXPORT_PORT_NAME,
-            _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
-        ):
-            _raylet.persist_port(node.get_session_dir_path(), node.node_id, port, -1)  # none, as Ray's agent says it
-        before = services.start_ray_process
-
-        def start(command: list[str], *others: Any, **more: Any) -> Any:
-            return before([agent + stand_in if word.startswith(agent) else word for word in command], *others, **more)
-
-        services.start_ray_process = start
-        try:
-            super().start_raylet(*arguments, **options)
-        finally:
-            services.start_ray_process = before
-        # Ray itself looks for the node once a second.
-        deadline = time.monotonic() + _REGISTERED_WITHIN_S
-        client = node.get_gcs_client()
-        while time.monotonic() < deadline and not node.dead_processes():
-            if node.node_id in (known.hex() for known in client.get_all_node_info()):
-                break
-            time.sleep(_LOOK_OFTEN_S)
-
-    def start_monitor(self) -> None:
-        """Start none."""
-
-    def start_log_monitor(self) -> None:
-        """Start none."""
-
-    def start_api_server(self, **_: Any) -> None:
-        """Start none."""
-        self._webui_url = ""
-
-
-@contextlib.contextmanager
-def _few_processes() -> Iterator[None]:
-    """Have ``ray.init`` start a ``_Node``."""
-    before = ray_node.Node
-    ray_node.Node = _Node  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        ray_node.Node = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager

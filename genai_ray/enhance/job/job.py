@@ -204,7 +204,6 @@ class _Job:
                 options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S
             )
         say_if_node_dies(DO_AGAIN)
-        is_own = cache.is_embedded
         router = router_of(cache)
         router.tag = tag
         lease = _ChainLease(cache, options)
@@ -234,11 +233,11 @@ class _Job:
         finally:
             if not has_own_node_died():
                 lease.release()
-                if is_own:
+                if cache.is_embedded:
                     cache.shutdown()
             cache.close()
             lease.join()
-            if is_own:
+            if cache.is_embedded:
                 disconnect()
             if self.results is not None:
                 self.results.flush()
@@ -277,6 +276,7 @@ class _Job:
             lease.prefetch(self.targets, job, self.results)
         if plan is not None:
             scheduler.add_planned(open_clip(plan, self.specs, job.kind, job.way))
+            lease.follow(meter, job.way)  # at once, so that models are loaded while the processes of segments start
         return scheduler
 
     def _end(self, target: ClipTarget, outcome: ClipOutcome, lease: _ChainLease) -> None:

@@ -12,7 +12,6 @@ from genai_ray.enhance.job.report import ModelUse
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.errors import VideoError
 from genai_ray.files import join_place
-from genai_ray.tables import ResultTable
 
 __all__ = ["RESULTS_NAME", "Results"]
 
@@ -52,6 +51,8 @@ class Results:
     """
 
     def __init__(self, folder: str) -> None:
+        from genai_ray.tables import ResultTable  # noqa: PLC0415 - Arrow takes 0.15 s, and one video needs none
+
         self.place = join_place(folder, RESULTS_NAME)
         self._table = ResultTable(self.place, _COLUMNS, "output")
         names = ("output", "status", "key", "size", "stamp", "frames", "uri")

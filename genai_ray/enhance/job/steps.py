@@ -41,7 +41,6 @@ from genai_ray.files import (
     remove,
     temporary_folder,
 )
-from genai_ray.frames import TableWriter, build_table
 from genai_ray.tune import Way
 from genai_ray.types import CheckLevel, ModelBackend, parse_bytes
 from genai_ray.video import (
@@ -255,9 +254,7 @@ def write_result(
     if suffix in IMAGE_SUFFIXES:
         return write_pictures(plan, parts, counts, output)
     if suffix == TABLE_SUFFIX:
-        with TableWriter(output) as writer:
-            for table in _tables(plan, parts, counts):
-                writer.write(table)
+        _write_table(plan, parts, counts, output)
         return tuple(describe_leftovers(plan, "a table of frames"))
     return join_segments(plan, parts, counts, output, record)
 
@@ -386,19 +383,22 @@ def _check_counts(plan: VideoPlan, counts: Sequence[int]) -> None:
             )
 
 
-def _tables(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int]) -> Iterator[Any]:
+def _write_table(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> None:
+    from genai_ray.frames import TableWriter, build_table  # noqa: PLC0415 - Arrow takes 0.15 s of each process
+
     base = f"{plan.info.time_base.numerator}/{plan.info.time_base.denominator}"
     done = 0
-    for part, count in zip(parts, counts, strict=True):
-        waiting = []
-        for index, frame in enumerate(read_pictures(plan, part, count) if count else ()):
-            waiting.append(frame)
-            if (len(waiting) + 1) * frame.nbytes > MAX_TABLE_BYTES or index + 1 == count:
-                rows = range(done, done + len(waiting))
-                done = rows.stop
-                pts = plan.pts[rows.start : rows.stop]
-                yield build_table(np.stack(waiting), video=plan.path, frame_index=rows, pts=pts, time_base=base)
-                waiting = []
+    with TableWriter(output) as writer:
+        for part, count in zip(parts, counts, strict=True):
+            waiting = []
+            for index, frame in enumerate(read_pictures(plan, part, count) if count else ()):
+                waiting.append(frame)
+                if (len(waiting) + 1) * frame.nbytes > MAX_TABLE_BYTES or index + 1 == count:
+                    rows = range(done, done + len(waiting))
+                    done = rows.stop
+                    pts, frames = plan.pts[rows.start : rows.stop], np.stack(waiting)
+                    writer.write(build_table(frames, video=plan.path, frame_index=rows, pts=pts, time_base=base))
+                    waiting = []
 
 
 def _share_outside(results: Iterable[SegmentResult]) -> float | None:

@@ -88,6 +88,10 @@ class BatchInference:
         self._session: CachedSession | None = None
         self._cache: ModelCache | None = None
 
+    def __repr__(self) -> str:
+        words = [str(self.model), *(str(word) for word in (self.backend, self.precision) if word is not None)]
+        return f"BatchInference({', '.join(words)}, batch_size={self.batch_size})"
+
     def open(self, cache: ModelCache, *, request: SessionRequest | None = None) -> CachedSession:
         """Get the session, and keep it.
 

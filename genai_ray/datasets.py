@@ -21,6 +21,7 @@ from ray.data.extensions import FixedShapeTensorFormat
 
 from genai_ray.cluster import check_inside, connect, own_folders
 from genai_ray.cluster.runtime.replies import wait_for
+from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
 from genai_ray.files import expand, to_place
 from genai_ray.frames import FRAME_COLUMNS, build_index, build_table
@@ -36,6 +37,7 @@ PLANS_IN_FLIGHT = 256
 """Most videos that are planned at the same time."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSelection:
     """Which frames of each video are read: those that meet every condition."""

@@ -1,22 +1,82 @@
-"""How objects show themselves in a notebook: tables in HTML, and figures of pictures."""
+"""How objects show themselves to people: in a notebook, in ``help`` and in words."""
 
 from __future__ import annotations
 
+import ast
 import html
+import inspect
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from genai_ray.errors import BackendUnavailableError, InvalidInputError
 
-__all__ = ["draw_pictures", "format_bytes", "new_figure", "to_html"]
+__all__ = ["describe_fields", "draw_pictures", "format_array", "format_bytes", "format_count", "new_figure", "to_html"]
 
 WIDTH_IN = 12.0
 """Width of a figure in inches."""
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+
+Class = TypeVar("Class", bound=type)
+
+
+def describe_fields(owner: Class) -> Class:
+    """Add to the docstring of a class what stands below its fields: ``help`` shows only docstrings.
+
+    Args:
+        owner: A dataclass, or a model of pydantic. Its source is read when somebody asks for its docstring.
+
+    Returns:
+        The class.
+    """
+    owner.__doc__ = cast(str, _Docstring(owner.__doc__))
+    return owner
+
+
+class _Docstring:
+    """The docstring of a class, with its fields."""
+
+    def __init__(self, text: str | None) -> None:
+        self._text = inspect.cleandoc(text or "")
+        self._is_whole = False
+
+    def __get__(self, _: object, owner: type) -> str:
+        if not self._is_whole:
+            with suppress(OSError):  # an installation without sources
+                bases = [base for base in reversed(owner.__mro__) if base.__module__.startswith("genai_ray.")]
+                lines = [line for base in bases for line in _describe_fields_of(base)]
+                self._text = "\n".join([self._text, "", "Attributes:", *lines])
+            self._is_whole = True
+        return self._text
+
+
+def _describe_fields_of(owner: type) -> Iterator[str]:
+    (found,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    for field, below in pairwise(cast(ast.ClassDef, found).body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and field.target.id[0] != "_":
+            first, *more = inspect.cleandoc(str(below.value.value)).splitlines()
+            yield f"    {field.target.id}: {first}"
+            yield from (f"        {line}" for line in more)
+
+
+def format_array(array: npt.NDArray[Any]) -> str:
+    """Describe an array for people.
+
+    Args:
+        array: Any array.
+
+    Returns:
+        Its shape and dtype, such as ``(720, 1280, 3) uint8``.
+    """
+    return f"{array.shape} {array.dtype}"
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -32,6 +92,19 @@ def format_bytes(num_bytes: float) -> str:
     while abs(num_bytes) >= 999.5 and power < len(_UNITS) - 1:
         num_bytes, power = num_bytes / 1000, power + 1
     return f"{num_bytes:.3g} {_UNITS[power]}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Format a number of things for people.
+
+    Args:
+        count: How many.
+        noun: One of them.
+
+    Returns:
+        Such as ``1 frame`` or ``12 frames``.
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def to_html(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:

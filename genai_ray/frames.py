@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genai_ray.errors import InvalidInputError, VideoError
-from genai_ray.files import sync_file
+from genai_ray.files import describe_error, sync_file
 from genai_ray.types import PictureFormat, take_word
 from genai_ray.video import decode_pixels, encode_pixels
 
@@ -277,7 +277,7 @@ class TableWriter:
                 )
             self._writer.write_table(table)
         except OSError as exc:
-            raise VideoError(f"{self.path}: writing failed: {exc}") from exc
+            raise VideoError(f"{self.path}: writing failed: {describe_error(exc)}") from exc
 
     def __enter__(self) -> Self:
         return self
@@ -292,7 +292,7 @@ class TableWriter:
                     sync_file(self._partial)
                     self._partial.replace(self.path)
         except OSError as exc:
-            raise VideoError(f"{self.path}: writing failed: {exc}") from exc
+            raise VideoError(f"{self.path}: writing failed: {describe_error(exc)}") from exc
         finally:
             self._partial.unlink(missing_ok=True)
 

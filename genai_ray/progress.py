@@ -102,6 +102,10 @@ class Step:
 class Silence:
     """Shows nothing."""
 
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+        """Notes that were shown."""
+
     def __enter__(self) -> Silence:
         return self
 
@@ -119,12 +123,14 @@ class Lines(Silence):
     """One line every ten seconds on standard error, for output that is not a terminal."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._printed_s = time.monotonic()
 
     def __call__(self, progress: Shown) -> None:
         """Print notes, and how far the job is if the last line is old enough."""
         for note in progress.notes:
             _print(f"note: {note}")
+        self.told.update(progress.notes)
         if time.monotonic() - self._printed_s < LINE_EVERY_S:
             return
         self._printed_s = time.monotonic()
@@ -135,6 +141,7 @@ class NotebookBar(Silence):
     """A bar in the output of a notebook's cell, drawn anew with each call; a front end without HTML shows its words."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._notes: list[str] = []
         self._last: Shown = Step(0, 0, "starting", 0.0, None)
         self._drawn_s = time.monotonic()

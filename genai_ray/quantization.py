@@ -22,7 +22,7 @@ from genai_ray.files import temporary_folder
 from genai_ray.graph import frame_ends, graph_inputs, read_header
 from genai_ray.inspection import find_model, weight_files
 from genai_ray.quality import psnr
-from genai_ray.quality.report import pool
+from genai_ray.quality.scores import pool
 from genai_ray.session import InferenceSession, SessionLimits, processor_facts
 from genai_ray.session.runs import pad_frames
 from genai_ray.session.sizing import padded_size

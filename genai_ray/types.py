@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.display import to_html
+from genai_ray.display import describe_fields, format_array, to_html
 from genai_ray.errors import ConfigError, InvalidInputError
 
 __all__ = [
@@ -230,6 +230,7 @@ def take_fields(options: Any) -> None:
                 raise ConfigError(f"{field.name}={value!r}", allowed + (" or None" if rest else ""))
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, eq=False)
 class InferenceResult:
     """The result of one frame."""
@@ -241,7 +242,11 @@ class InferenceResult:
     latency_ms: float
     """Milliseconds from sending the frame's batch to its result, measured by the caller; always above 0."""
 
+    def __repr__(self) -> str:
+        return f"InferenceResult({self.frame_index}, {format_array(self.output)}, {self.latency_ms:.1f} ms)"
 
+
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
     """Whether a result is good enough, and what was measured; what was not measured is None."""

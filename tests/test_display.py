@@ -1,19 +1,60 @@
 """What a notebook shows of objects: one line, a table, a figure."""
 
+import dataclasses
+import inspect
 import io
+import pydoc
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import genai_ray
-from genai_ray import InferenceSession, ModelCatalog, QualityValidator, VideoReader, errors
-from genai_ray.display import draw_pictures, format_bytes, to_html
+from genai_ray import (
+    BatchInference,
+    InferenceResult,
+    InferenceSession,
+    ModelCatalog,
+    QualityValidator,
+    VideoReader,
+    errors,
+)
+from genai_ray.display import draw_pictures, format_bytes, format_count, to_html
 from tests.video.clips import NUM_FRAMES, write
 
 
 def picture_of(figure):
     return Image.open(io.BytesIO(figure._repr_png_()))
+
+
+def fields_of(thing):
+    """Return the fields of a dataclass or of a model of pydantic; none of anything else."""
+    is_ours = dataclasses.is_dataclass(thing)
+    return [field.name for field in dataclasses.fields(thing)] if is_ours else list(getattr(thing, "model_fields", ()))
+
+
+@pytest.mark.parametrize("name", [name for name in genai_ray.__all__ if fields_of(getattr(genai_ray, name))])
+def test_help_describes_every_public_field(name):
+    thing = getattr(genai_ray, name)
+    text = inspect.getdoc(thing)  # what IPython shows
+    for field in fields_of(thing):
+        assert field.startswith("_") or re.search(rf"^    {field}: \S", text, re.M), field
+    if type(thing) is type:  # of another metaclass, Python's own help shows the docstring of none
+        shown = pydoc.plain(pydoc.render_doc(thing))
+        assert all(line in shown for line in text.splitlines())
+
+
+def test_frames_of_a_video_are_one_line(tmp_path):
+    clip = write(tmp_path / "a.mp4", size=(64, 48), tracks=0)
+    with VideoReader(clip) as video:
+        assert repr(video) == f"VideoReader({clip}: {NUM_FRAMES} frames of 64x48, h264)"
+        assert "<td>rotation</td><td>0</td>" in video._repr_html_()
+        assert repr(video[1]) == f"VideoFrame(1, {video[1].pts_seconds:.3f} s, (48, 64, 3) uint8)"
+        assert repr(video[1:3]) == "VideoFrames((2, 48, 64, 3) uint8)"
+        result = InferenceResult(1, video[1].frame, 2.345)
+        assert repr(result) == "InferenceResult(1, (48, 64, 3) uint8, 2.3 ms)"
+    assert repr(BatchInference("websr-x2-s", backend="onnx")) == "BatchInference(websr-x2-s, onnx, batch_size=8)"
 
 
 def test_a_table_is_escaped():
@@ -27,6 +68,11 @@ def test_a_table_is_escaped():
 )
 def test_bytes_have_three_digits_and_a_unit(num_bytes, text):
     assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 frames"), (1, "1 frame"), (12, "12 frames")])
+def test_one_of_a_thing_has_no_plural(count, text):
+    assert format_count(count, "frame") == text
 
 
 def test_a_session_compares_a_frame_and_shows_itself(frames):

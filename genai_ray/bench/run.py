@@ -30,7 +30,7 @@ from genai_ray.evaluation.truth import ORIGINAL, samples_folder
 from genai_ray.files import temporary_folder
 from genai_ray.quality import psnr
 from genai_ray.quality.clips import iter_clip, iter_pairs
-from genai_ray.quality.report import pool
+from genai_ray.quality.scores import pool
 from genai_ray.session import count_cores
 from genai_ray.tune import library_versions
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from genai_ray.catalog.spec import ModelSpec
 from genai_ray.errors import ConfigError, ModelLoadError
+from genai_ray.files import describe_error
 
 __all__ = ["pull_model"]
 
@@ -48,7 +49,8 @@ def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(
-            f"the model folder cannot be created: {exc}", do="Set GENAI_RAY_MODELS to a writable folder."
+            f"the model folder cannot be created: {describe_error(exc)}",
+            do="Set GENAI_RAY_MODELS to a writable folder.",
         ) from exc
     target = folder / spec.file
     part = folder / f"{spec.file}.part"
@@ -56,9 +58,10 @@ def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | 
         _download(spec.url, part, progress or (lambda _done, _total: None))
     except (urllib.error.URLError, http.client.HTTPException, OSError) as exc:
         have = part.stat().st_size if part.exists() else 0
-        raise ModelLoadError(
-            f"{spec.url}: {exc}", do=f"{have} bytes are kept in {part}; repeat the command to continue."
-        ) from exc
+        cause = getattr(exc, "reason", None)
+        why = describe_error(cause if isinstance(cause, OSError) else exc)
+        do = f"{have} bytes are kept in {part}; repeat the command to continue."
+        raise ModelLoadError(f"{spec.url}: {why}", do=do) from exc
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if spec.sha256 is not None and found != spec.sha256:

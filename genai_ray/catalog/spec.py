@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from genai_ray.display import describe_fields
 from genai_ray.errors import InvalidInputError
 from genai_ray.types import ModelBackend, ModelPreset, ModelTask
 
@@ -160,6 +161,7 @@ class TileSpec(_Frozen):
     """Largest difference from the result of the whole frame, measured, in levels of 255; None if not measured."""
 
 
+@describe_fields
 class ModelSpec(_Frozen):
     """Everything the engine needs to know about one model; each YAML file of ``configs/models`` holds one spec."""
 

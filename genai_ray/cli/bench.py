@@ -13,6 +13,7 @@ from rich.table import Table
 from genai_ray.cli.choices import flag, option
 from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.cli.targets import check_targets, write_target
+from genai_ray.display import format_count
 
 if TYPE_CHECKING:
     from genai_ray.bench import BenchReport
@@ -68,7 +69,7 @@ def _print_report(report: BenchReport) -> None:
     for cells in report.rows():
         add_row(table, *cells)
     wide_console().print(table)
-    turns = f"{report.runs} run{'s' if report.runs > 1 else ''} of each"
+    turns = f"{format_count(report.runs, 'run')} of each"
     print(f"{report.date}, {turns}, {report.elapsed_s:.0f} s, on {report.machine['processor']}")
     for name, why in report.absent.items():
         print(f"not measured: {name}: {why}")

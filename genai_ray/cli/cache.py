@@ -19,13 +19,24 @@ from rich.text import Text
 from genai_ray.cli.choices import Backend, Precision, flag, option, words
 from genai_ray.cli.help import Command, CommandGroup
 from genai_ray.cli.tables import add_row, wide_console
+from genai_ray.display import format_bytes
 from genai_ray.errors import ConfigError
 from genai_ray.types import ModelBackend, ModelPrecision, parse_bytes
 
 if TYPE_CHECKING:
     from genai_ray.cluster import CacheStatus
+    from genai_ray.cluster.cache.status import SessionStatus
 
-__all__ = ["app"]
+__all__ = ["app", "draw_status"]
+
+WIDE = 160
+"""Columns of a terminal for every figure of a session."""
+
+_FIGURES = ("dB", "predicted", "replicas", "hits", "idle s", "load s", "evicted")
+"""Those that a narrower one does not show."""
+
+_FOLDED = {"as": 8, "on": 8, "stays": 6}
+"""Columns that may take several lines, and how wide they are at least."""
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="The model cache of a running Ray cluster.")
 
@@ -137,71 +148,82 @@ def watch(
     times: Annotated[int, typer.Option(help="Number of updates; 0 for no end.", metavar="N", min=0)] = 0,
 ) -> None:
     """Show the cache as it changes, until Ctrl-C."""
+    from genai_ray.cluster import name_nodes
+
     cache = _join(name, address)
-    with Live(console=wide_console(), screen=False, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+    console = wide_console()
+    with Live(console=console, screen=False, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         for number in itertools.count(1):
-            live.update(_draw(cache.status()), refresh=True)
+            live.update(draw_status(cache.status(), name_nodes(), console.width), refresh=True)
             if number == times:
                 break
             time.sleep(every)
 
 
 def _show(status: CacheStatus, as_json: bool) -> None:
+    from genai_ray.cluster import name_nodes
+
     if as_json:
-        print(json.dumps(status.to_dict()))
-    else:
-        wide_console().print(_draw(status))
+        print(json.dumps(status.to_dict() | {"nodes": name_nodes()}))
+        return
+    console = wide_console()
+    console.print(draw_status(status, name_nodes(), console.width))
 
 
-def _draw(status: CacheStatus) -> Group:
-    """Lay out budget and counts, then devices, sessions, and the loads that wait or fail."""
+def draw_status(status: CacheStatus, hosts: Mapping[str, str], width: int) -> Group:
+    """Lay out budget and counts, then devices, sessions, and the loads that wait or fail.
+
+    Args:
+        status: The cache.
+        hosts: Host name by node id.
+        width: Columns of the terminal; some figures need ``WIDE``.
+
+    Returns:
+        What Rich prints.
+    """
+    room = f"{format_bytes(status.used_bytes)} of {format_bytes(status.budget_bytes)}"
     head = (
-        f"cache {status.name}: {_mb(status.used_bytes)} of {_mb(status.budget_bytes)} MB, {status.policy}, "
+        f"cache {status.name}: {room}, {status.policy}, "
         f"{status.loads} loads ({status.reuses} in used processes), {status.evictions} evictions, "
         f"{status.failures} failures, {status.leases} leases"
     )
-    devices = Table("device", "kind", "used MB", "free MB", "budget MB", box=None)
+    devices = Table("device", "node", "kind", "used", "free", "budget", box=None)
     for device in status.devices:
         sizes = (device.used_bytes, device.free_bytes, device.budget_bytes)
-        add_row(devices, device.device, device.kind, *map(_mb, sizes))
-    models = Table("model", box=None)
-    figures = ("MB", "predicted", "replicas", "hits", "queue", "idle s", "load s", "evicted")
-    for column in ("as", "dB", "on", "state", *figures, "stays"):
-        models.add_column(column, overflow="fold")
-    models.columns[0].no_wrap = True
-    for entry in status.models:
-        history = status.history.get(entry.model_id, {})
-        add_row(
-            models,
-            entry.model_id,
-            f"{entry.backend} {entry.precision}",
-            _agreement(entry.session),
-            entry.placed_on,
-            entry.state,
-            _mb(entry.bytes),
-            _mb(entry.predicted_bytes),
-            *map(str, (entry.replicas, entry.hits, entry.queue)),
-            f"{entry.idle_s:.0f}",
-            f"{entry.load_s:.1f}",
-            _evicted(history),
-            " ".join(word for word, is_so in (("pinned", entry.pinned), ("leased", entry.leased)) if is_so),
-        )
-    troubles = [
+        add_row(devices, device.device, hosts.get(device.node, ""), device.kind, *map(format_bytes, sizes))
+    sessions = [_describe_session(entry, status.history.get(entry.model_id, {})) for entry in status.models]
+    names = [name for name in sessions[0] if width >= WIDE or name not in _FIGURES] if sessions else []
+    models = Table(box=None)
+    for name in names:
+        models.add_column(name, no_wrap=name not in _FOLDED, overflow="fold", min_width=_FOLDED.get(name))
+    for cells in sessions:
+        add_row(models, *(cells[name] for name in names))
+    below = [
         *(f"{entry.model_id} waiting: {entry.reason}" for entry in status.waiting),
         *(f"{entry.model_id} failing: {entry.reason}" for entry in status.failing),
     ]
-    return Group(Text(head), devices, models, *map(Text, troubles))
+    if sessions and width < WIDE:
+        below.append(f"not shown for want of {WIDE} columns (--json has them): {', '.join(_FIGURES)}")
+    return Group(Text(head), devices, models, *map(Text, below))
 
 
-def _agreement(session: Mapping[str, Any]) -> str:
-    """Return the PSNR of another precision or runtime from FP32 in ONNX Runtime; nothing if it was not measured."""
-    measured = session.get("precision_db")
-    return "" if measured is None else f"{float(measured):.1f}"
-
-
-def _evicted(history: Mapping[str, float]) -> str:
-    return f"{history['evictions']:.0f} (at {history['age_at_eviction_s']:.0f} s)" if history.get("evictions") else ""
-
-
-def _mb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e6:.0f}"
+def _describe_session(entry: SessionStatus, history: Mapping[str, float]) -> dict[str, str]:
+    """Return the cells of a session by the name of their column."""
+    agreement = entry.session.get("precision_db")  # of another precision or runtime, from FP32 in ONNX Runtime
+    evictions = history.get("evictions")
+    return {
+        "model": entry.model_id,
+        "as": f"{entry.backend} {entry.precision}",
+        "dB": "" if agreement is None else f"{float(agreement):.1f}",
+        "on": entry.placed_on,
+        "state": entry.state,
+        "memory": format_bytes(entry.bytes),
+        "predicted": format_bytes(entry.predicted_bytes),
+        "replicas": str(entry.replicas),
+        "hits": str(entry.hits),
+        "queue": str(entry.queue),
+        "idle s": f"{entry.idle_s:.0f}",
+        "load s": f"{entry.load_s:.1f}",
+        "evicted": f"{evictions:.0f} (at {history['age_at_eviction_s']:.0f} s)" if evictions else "",
+        "stays": " ".join(word for word, is_so in (("pinned", entry.pinned), ("leased", entry.leased)) if is_so),
+    }

@@ -317,10 +317,14 @@ def _parse_value(word: str) -> float | tuple[float, ...]:
 def _read_vector(path: str) -> tuple[float, ...]:
     import numpy as np
 
+    from genai_ray.files import describe_error
+
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as exc:
-        raise ConfigError(f"{path} cannot be read as an array: {exc}", "a file that numpy.save wrote") from exc
+        raise ConfigError(
+            f"{path} cannot be read as an array: {describe_error(exc)}", "a file that numpy.save wrote"
+        ) from exc
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
         raise ConfigError(f"{path} is no array of numbers", "a file that numpy.save wrote")
     return tuple(array.ravel().astype(float).tolist())

@@ -132,14 +132,14 @@ def enhance(
         option(group=Group.TIME_AND_SIZE, help="Size out, such as 1920x1080.", metavar="SIZE", default="by the model"),
     ] = None,
     height: Annotated[
-        int | None, option(group=Group.TIME_AND_SIZE, help="Instead: the height; the width follows.", metavar="PIXELS")
+        int | None, option(group=Group.TIME_AND_SIZE, help="Instead of --size: the height alone.", metavar="PIXELS")
     ] = None,
     width: Annotated[
-        int | None, option(group=Group.TIME_AND_SIZE, help="Instead: the width; the height follows.", metavar="PIXELS")
+        int | None, option(group=Group.TIME_AND_SIZE, help="Instead of --size: the width alone.", metavar="PIXELS")
     ] = None,
     scale: Annotated[
         str | None,
-        option(group=Group.TIME_AND_SIZE, help="Instead: times the size of the input, such as 1.5.", metavar="X"),
+        option(group=Group.TIME_AND_SIZE, help="Instead of --size: times that of the input, such as 1.5.", metavar="X"),
     ] = None,
     fit: Annotated[
         Fit | None,
@@ -199,7 +199,7 @@ def enhance(
         int | None,
         option(
             group=Group.TIME_AND_SIZE,
-            help="Instead: N times as long at the same rate, such as 4; sound only with --audio stretch.",
+            help="Instead of --factor: N times as long at the same rate, such as 4; sound only with --audio stretch.",
             metavar="N",
         ),
     ] = None,
@@ -356,7 +356,8 @@ def enhance(
         str, option(group=Group.CLUSTER, help="Devices that each model is loaded on, or all.", metavar="N", default="1")
     ] = "1",
     device_kind: Annotated[
-        str | None, option(group=Group.CLUSTER, help="Such as L4,A10.", metavar="KINDS", default="any")
+        str | None,
+        option(group=Group.CLUSTER, help="Kinds of devices, such as L4,A10.", metavar="KINDS", default="any"),
     ] = None,
     max_memory: Annotated[
         str | None,

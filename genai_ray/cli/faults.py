@@ -1,7 +1,7 @@
 """What a command says when it fails or is stopped, and its exit code.
 
 One sentence on standard error. With ``--json`` also one line of JSON on standard output, whatever happened, so that a
-script need not read standard error.
+script need not read standard error; if a video leaves through standard output, on standard error too.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def _to_line(message: str, kind: str, got: str, allowed: str = "", do: str = "")
 def _tell_json(message: str, kind: str, got: str, allowed: str = "", do: str = "") -> None:
     if has_word("--json"):
         with suppress(OSError):  # standard output may be what failed
-            print(_to_line(message, kind, got, allowed, do), end="", flush=True)
+            is_video = sys.argv.count("-") > 1  # from pipe to pipe
+            stream = sys.stderr if is_video else sys.stdout
+            print(_to_line(message, kind, got, allowed, do), end="", file=stream, flush=True)
 
 
 def _tell_os_error(error: OSError) -> None:

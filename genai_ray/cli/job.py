@@ -11,13 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-
 from genai_ray.cli.choices import Manner
 from genai_ray.cli.pipe import is_pipe, run_pipe
-from genai_ray.cli.progress import Bar, stopping
+from genai_ray.cli.progress import choose_bar, stopping
 from genai_ray.cli.tables import print_failures, print_forecast, print_report
-from genai_ray.progress import Lines, Silence
 
 if TYPE_CHECKING:
     from genai_ray.enhance import EnhanceOptions, EnhanceReport, JobForecast
@@ -51,14 +48,13 @@ def run_job(inputs: Sequence[str], output: str, models: Sequence[str], options: 
     if manner.is_dry_run:
         _print(forecast_videos(inputs, output, models=models, options=options), print_forecast, manner)
         return 0
-    console = Console(stderr=True)
-    shown = Silence() if manner.is_quiet else Bar(console) if console.is_terminal else Lines()
+    shown = choose_bar(is_quiet=manner.is_quiet)
     before_s = time.process_time()  # imports, in CPU seconds: this process may have begun as a shell
     with stopping(shown), shown, redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
         report = enhance_videos(inputs, output, models=models, options=options, on_progress=shown)
     # The start of this process counts in the report.
     report = replace(report, elapsed_s=report.elapsed_s + before_s, startup_s=report.startup_s + before_s)
-    _print(report, partial(print_report, is_verbose=manner.is_verbose), manner)
+    _print(report, partial(print_report, is_verbose=manner.is_verbose, told=shown.told), manner)
     if manner.is_quiet and not manner.as_json:
         print_failures(report)
     return report.clips_failed

@@ -16,8 +16,10 @@ from genai_ray.cli.choices import check_inputs, flag, option
 from genai_ray.cli.help import Command, CommandGroup
 from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.cli.targets import check_targets, write_target
+from genai_ray.display import format_bytes, format_count
 
 if TYPE_CHECKING:
+    from genai_ray.catalog import ModelSpec
     from genai_ray.evaluation import EvaluationReport, ModelEvaluation
 
 __all__ = ["app"]
@@ -59,7 +61,8 @@ def list_models(as_json: Annotated[bool, flag("--json", help="One line of JSON."
     for name in ("size", *(("dB", "frames/s") if evaluated else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for spec in specs:
-        cells = [spec.model_id, spec.task.value, f"x{spec.scale}", spec.licence, _describe_size(spec.size_bytes)]
+        size = "" if spec.size_bytes is None else format_bytes(spec.size_bytes)
+        cells = [spec.model_id, spec.task.value, f"x{spec.scale}", spec.licence, size]
         table.add_row(*cells, *(_describe_evaluation(evaluated.get(spec.model_id)) if evaluated else ()))
     wide_console().print(table)
 
@@ -67,10 +70,9 @@ def list_models(as_json: Annotated[bool, flag("--json", help="One line of JSON."
 @app.command("show", cls=Command)
 def show_model(model: Model, as_json: Annotated[bool, flag("--json", help="One line of JSON.")] = False) -> None:
     """Show the catalog entry of a model."""
-    from genai_ray.catalog import ModelCatalog, dump_spec
+    from genai_ray.catalog import ModelCatalog
 
-    spec = ModelCatalog.default().get(model)
-    print(json.dumps(spec.model_dump(mode="json")) if as_json else dump_spec(spec), end="\n" if as_json else "")
+    _print_spec(ModelCatalog.default().get(model), as_json)
 
 
 @app.command("evaluate", cls=Command, epilog=_EVALUATE_EXAMPLES)
@@ -160,9 +162,8 @@ def quantize(
         print(json.dumps(made.to_dict() | {"output": str(output)}, allow_nan=False))
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    add_row(
-        table, "model", f"{made.model_id} -> {output}, {made.fp32_bytes / 1e6:.2f} -> {len(made.data) / 1e6:.2f} MB"
-    )
+    sizes = f"{format_bytes(made.fp32_bytes)} -> {format_bytes(len(made.data))}"
+    add_row(table, "model", f"{made.model_id} -> {output}, {sizes}")
     add_row(table, "frames", f"{made.frames} to convert, {made.frames_measured} others to measure")
     add_row(table, "agrees", f"{made.quality_db:.1f} dB with FP32, {made.worst_frame_db:.1f} dB in the worst frame")
     add_row(table, "speed", f"{made.ms:.3g} ms for a part of a frame, FP32 takes {made.fp32_ms:.3g}")
@@ -175,12 +176,20 @@ def quantize(
 
 
 @app.command("inspect", cls=Command)
-def inspect(file: Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]) -> None:
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)],
+    as_json: Annotated[bool, flag("--json", help="One line of JSON.")] = False,
+) -> None:
     """Find out what an .onnx file takes and gives, and print a spec to save as NAME.yaml beside it."""
-    from genai_ray.catalog import dump_spec
     from genai_ray.inspection import inspect_model
 
-    print(dump_spec(inspect_model(file)), end="")
+    _print_spec(inspect_model(file), as_json)
+
+
+def _print_spec(spec: ModelSpec, as_json: bool) -> None:
+    from genai_ray.catalog import dump_spec
+
+    print(json.dumps(spec.model_dump(mode="json")) if as_json else dump_spec(spec), end="\n" if as_json else "")
 
 
 def _print_report(report: EvaluationReport) -> None:
@@ -190,10 +199,8 @@ def _print_report(report: EvaluationReport) -> None:
         table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "model", overflow="fold")
     for cells in report.rows():
         add_row(table, *cells)
-    console = wide_console()
-    console.print(table)
-    count = f"{report.frames} frame{'s' if report.frames > 1 else ''}"
-    print(f"{count} of {report.reference}, on {report.device}, {report.elapsed_s:.0f} s")
+    wide_console().print(table)
+    print(f"{format_count(report.frames, 'frame')} of {report.reference}, on {report.device}, {report.elapsed_s:.0f} s")
     if report.without_vmaf:
         print(f"without VMAF: {report.without_vmaf}")
     for model_id, why in report.left_out.items():
@@ -215,9 +222,3 @@ def _describe_evaluation(found: ModelEvaluation | None) -> tuple[str, str]:
     if found is None:
         return "", ""
     return "" if found.gain_db is None else f"{found.gain_db:+.2f}", f"{found.frames_per_s:.3g}"
-
-
-def _describe_size(size_bytes: int | None) -> str:
-    if size_bytes is None:
-        return ""
-    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"

@@ -11,13 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from rich.console import Console
-
 from genai_ray.cli.choices import PIPE, Manner
-from genai_ray.cli.progress import Bar, stopping
+from genai_ray.cli.progress import choose_bar, stopping
 from genai_ray.cli.tables import print_report
 from genai_ray.errors import ConfigError
-from genai_ray.progress import Lines, Silence
 
 if TYPE_CHECKING:
     from genai_ray.enhance import EnhanceOptions
@@ -71,8 +68,7 @@ def run_pipe(models: Sequence[str], options: EnhanceOptions, manner: Manner) -> 
         if os.isatty(stream):
             raise ConfigError(f"standard {name} is a terminal", "a pipe or a file")
     with _pipes() as (source, sink):
-        console = Console(stderr=True)
-        shown = Silence() if manner.is_quiet else Bar(console) if console.is_terminal else Lines()
+        shown = choose_bar(is_quiet=manner.is_quiet)
         before_s = time.process_time()
         with stopping(shown, "stopping; press Ctrl-C again to abandon"), shown:
             report = enhance_pipe(source, sink, models=models, options=options, on_progress=shown)
@@ -80,7 +76,7 @@ def run_pipe(models: Sequence[str], options: EnhanceOptions, manner: Manner) -> 
         if manner.as_json:
             print(json.dumps(report.to_dict()), file=sys.stderr)
         elif not manner.is_quiet:
-            print_report(report, is_verbose=manner.is_verbose)
+            print_report(report, is_verbose=manner.is_verbose, told=shown.told)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from rich.table import Column
 from rich.text import Text
 
 from genai_ray.cli.faults import INTERRUPTED, describe_stop
-from genai_ray.progress import Shown, Silence, describe_progress
+from genai_ray.progress import Lines, Shown, Silence, describe_progress
 
-__all__ = ["Bar", "stopping"]
+__all__ = ["Bar", "choose_bar", "stopping"]
 
 BAR_ROOM = 8
 """Cells of a line that the bar gets at least, with the spinner and the gaps."""
@@ -32,6 +32,7 @@ class Bar(Silence):
     """
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -52,6 +53,7 @@ class Bar(Silence):
         """Print notes above the bar, and draw how far the job is."""
         for note in progress.notes:
             self._progress.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        self.told.update(progress.notes)
         videos, *facts = describe_progress(progress) if progress.clips_total > 1 else ("", *describe_progress(progress))
         description = f"{videos}, {progress.stage}".lstrip(", ")
         room = self._progress.console.width - BAR_ROOM
@@ -82,6 +84,19 @@ class _Facts(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["facts"], no_wrap=True)
+
+
+def choose_bar(*, is_quiet: bool) -> Silence:
+    """Make what shows the progress of a command on standard error.
+
+    Args:
+        is_quiet: Whether nothing is shown.
+
+    Returns:
+        A bar on a terminal, else lines of text.
+    """
+    console = Console(stderr=True)
+    return Silence() if is_quiet else Bar(console) if console.is_terminal else Lines()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from genai_ray.cli.choices import check_inputs, flag, option, words
 from genai_ray.cli.tables import add_row, wide_console
+from genai_ray.display import format_count
 from genai_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _check_options(
 
 def _tell_file(file: SceneFile, *, is_quiet: bool) -> None:
     if not is_quiet:
-        print(f"{file.path}: {file.frames} frame{'s' if file.frames > 1 else ''}", file=sys.stderr)
+        print(f"{file.path}: {format_count(file.frames, 'frame')}", file=sys.stderr)
     for note in file.notes:
         print(f"note: {file.path}: {note}", file=sys.stderr)
 

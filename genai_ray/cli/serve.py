@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from genai_ray.cli.choices import flag, option
+from genai_ray.display import format_count
 from genai_ray.types import parse_bytes
 
 __all__ = ["serve"]
@@ -102,7 +103,8 @@ def serve(
             )
         else:
             grpc = f" and gRPC {endpoint.grpc_address}" if endpoint.grpc_address else ""
-            print(f"serving {len(endpoint.model_names)} models at {endpoint.url}{grpc}; Ctrl-C ends", flush=True)
+            models = format_count(len(endpoint.model_names), "model")
+            print(f"serving {models} at {endpoint.url}{grpc}; Ctrl-C ends", flush=True)
         endpoint.wait()
     except KeyboardInterrupt:
         pass

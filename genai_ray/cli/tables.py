@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Set
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+from genai_ray.display import format_bytes, format_count
 
 if TYPE_CHECKING:
     from genai_ray.enhance import EnhanceReport, JobForecast
@@ -70,7 +73,8 @@ def print_forecast(forecast: JobForecast) -> None:
             (width, height), (out_width, out_height) = clip.size_in, clip.size_out
             done = f" ({clip.segments_done} finished)" if clip.segments_done else ""
             sizes = f"{width}x{height} -> {out_width}x{out_height}"
-            add_row(table, "", f"{sizes}, {clip.frames} frames out, {clip.segments} segments{done}")
+            frames, segments = format_count(clip.frames, "frame"), format_count(clip.segments, "segment")
+            add_row(table, "", f"{sizes}, {frames} out, {segments}{done}")
             for note in clip.notes:
                 add_row(table, "note", note)
         else:
@@ -86,10 +90,11 @@ def print_forecast(forecast: JobForecast) -> None:
     add_row(
         table,
         "total",
-        f"{forecast.frames} frames in {forecast.segments} segments, from {forecast.input_bytes / 1e6:.1f} MB",
+        f"{format_count(forecast.frames, 'frame')} in {format_count(forecast.segments, 'segment')}, "
+        f"from {format_bytes(forecast.input_bytes)}",
     )
     for model_id, num_bytes in forecast.models.items():
-        add_row(table, "model", f"{model_id}, {num_bytes / 1e6:.0f} MB")
+        add_row(table, "model", f"{model_id}, {format_bytes(num_bytes)}")
     if forecast.choice is not None:
         add_row(table, "auto", str(forecast.choice))
     if forecast.expected_s is not None:
@@ -99,12 +104,13 @@ def print_forecast(forecast: JobForecast) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
+def print_report(report: EnhanceReport, *, is_verbose: bool, told: Set[str] = frozenset()) -> None:
     """Print what a job has done.
 
     Args:
         report: The result of ``enhance_videos``.
         is_verbose: Whether to say what need not trouble anybody.
+        told: Notes that were printed while it ran, with their files if these have names: they are not printed again.
     """
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     for video in report.videos if report.clips <= MOST_SHOWN else ():
@@ -119,7 +125,8 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
         if is_verbose and video.share_outside_rgb:
             add_row(table, "", f"{video.share_outside_rgb:.1%} of pixels lie outside the RGB gamut")
         for note in video.notes:
-            add_row(table, "note", note)
+            if told.isdisjoint((note, f"{video.source}: {note}")):
+                add_row(table, "note", note)
     failed = [video for video in report.videos if video.status == "failed"]
     for video in failed[:MOST_SHOWN]:
         add_row(table, "failed", _failure_of(video))
@@ -140,9 +147,12 @@ def print_report(report: EnhanceReport, *, is_verbose: bool) -> None:
 
 def _add_work(table: Table, report: EnhanceReport) -> None:
     """Add what computed, and how fast."""
-    recomputed = f", {report.segments_recomputed} segments computed again in fp32" if report.segments_recomputed else ""
-    wrong = f", {report.segments_failed} segments wrong" if report.segments_failed else ""
-    add_row(table, "checked", f"{report.frames_checked} frames{recomputed}{wrong}")
+    counts = [format_count(report.frames_checked, "frame")]
+    if report.segments_recomputed:
+        counts.append(f"{format_count(report.segments_recomputed, 'segment')} computed again in fp32")
+    if report.segments_failed:
+        counts.append(f"{format_count(report.segments_failed, 'segment')} wrong")
+    add_row(table, "checked", ", ".join(counts))
     add_row(table, "speed", f"{report.fps:.1f} frames/s")
     for use in report.models:
         add_row(table, "model", f"{use.model_id}, {use.backend}, {use.precision}, {use.device_kind or use.device}")

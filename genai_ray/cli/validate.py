@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from genai_ray.cli.choices import check_inputs, flag, option
-from genai_ray.cli.progress import Bar
+from genai_ray.cli.progress import choose_bar
 from genai_ray.cli.tables import add_row, wide_console
 from genai_ray.cli.targets import check_targets, write_target
+from genai_ray.display import format_count
 from genai_ray.errors import ConfigError
-from genai_ray.progress import Lines, Silence, tell_frames
+from genai_ray.progress import tell_frames
 
 if TYPE_CHECKING:
     from genai_ray.quality import QualityReport
@@ -75,8 +75,7 @@ def validate(
     check_targets(files, [reference, *candidates], may_replace=overwrite)
     wanted = _parse_metrics(metrics)
     durations = _parse_durations(seconds_per_frame, len(candidates))
-    console = Console(stderr=True)
-    with Silence() if quiet else Bar(console) if console.is_terminal else Lines() as shown:
+    with choose_bar(is_quiet=quiet) as shown:
         report = validate_videos(
             reference,
             candidates,
@@ -127,9 +126,8 @@ def _print_table(report: QualityReport) -> None:
     for definition, words, numbers in report.rows():
         add_row(table, definition, words, *numbers)
     console = wide_console()
-    console.print(
-        f"{report.reference}: {len(report.seconds)} frames of {width}x{height}", highlight=False, markup=False
-    )
+    frames = format_count(len(report.seconds), "frame")
+    console.print(f"{report.reference}: {frames} of {width}x{height}", highlight=False, markup=False)
     for scores in report.candidates:
         for note in scores.notes:
             console.print(f"note: {scores.candidate}: {note}", highlight=False, markup=False)

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from genai_ray.cli.choices import check_inputs, flag, option
 from genai_ray.cli.tables import add_row
+from genai_ray.display import format_count
 
 if TYPE_CHECKING:
     from genai_ray.enhance import VerifyReport
@@ -87,14 +88,12 @@ def _print_table(report: VerifyReport) -> None:
     table = Table("", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2, 0, 0))
     add_row(table, "video", report.output)
     add_row(table, "record", report.record)
-    plural = "" if report.segments == 1 else "s"
-    add_row(table, "frames", f"{report.frames} in {report.segments} segment{plural}, decoded")
+    add_row(table, "frames", f"{report.frames} in {format_count(report.segments, 'segment')}, decoded")
     if report.sampled:
-        add_row(
-            table, "sample", f"{len(report.sampled)} of {report.segments} segments computed again, seed {report.seed}"
-        )
+        counts = f"{len(report.sampled)} of {format_count(report.segments, 'segment')}"
+        add_row(table, "sample", f"{counts} computed again, seed {report.seed}")
         for wrong, rate in report.miss_rates:
-            words = f"{wrong} wrong segment{'s' if wrong > 1 else ''}"
+            words = format_count(wrong, "wrong segment")
             add_row(table, "", f"if there were {words}: missed with a probability of {100 * rate:.3g} %")
         if report.is_exact:
             add_row(table, "", "frames had to be equal")

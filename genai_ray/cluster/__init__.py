@@ -24,7 +24,7 @@ from genai_ray.cluster.client.session import (
     PendingCall,
     find_processors,
 )
-from genai_ray.cluster.devices import hold_memory, uses_gpu
+from genai_ray.cluster.devices import hold_memory, name_nodes, uses_gpu
 from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.cluster.runtime.connect import (
@@ -63,6 +63,7 @@ __all__ = [
     "hold_memory",
     "key_of",
     "lease_within",
+    "name_nodes",
     "open_session",
     "own_folders",
     "router_of",

@@ -30,6 +30,7 @@ __all__ = [
     "find_gpus",
     "hold_memory",
     "memory_of",
+    "name_nodes",
     "nodes_alive",
     "uses_gpu",
     "wants_gpu",
@@ -91,6 +92,15 @@ def nodes_alive() -> dict[str, dict[str, float]]:
         Ray's resources by node id.
     """
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
+def name_nodes() -> dict[str, str]:
+    """Return the names of the cluster's machines.
+
+    Returns:
+        The host name by node id, also of nodes that have died.
+    """
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
 
 
 def memory_of(node: str, resources: dict[str, float], has_budget: bool) -> list[Device]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from genai_ray.cluster.devices import Started
+from genai_ray.display import describe_fields
 from genai_ray.session import SessionLimits, Shapes
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -31,6 +32,7 @@ LEASE_TTL_S = 15.0
 """A lease whose holder has not been heard of for this long is over."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
     """Which session a client asks for."""

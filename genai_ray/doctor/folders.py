@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genai_ray.catalog import models_folder
+from genai_ray.display import format_bytes
 from genai_ray.doctor.findings import Finding, State
 from genai_ray.errors import ConfigError
 from genai_ray.files import cache_folder, temporary_base
@@ -61,7 +62,7 @@ def _check(name: str, folder: Path, variable: str, *, is_needed: bool) -> Findin
         return Finding(
             TOPIC, name, state, f"{folder} is not writable: {exc.strerror}", f"Set {variable} to a writable folder."
         )
-    detail = f"{folder}: {usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free"
+    detail = f"{folder}: {format_bytes(usage.free)} of {format_bytes(usage.total)} free"
     if there != folder:
         detail += "; it is made when it is needed"
     if usage.free < LEAST_FREE_BYTES:
@@ -74,7 +75,7 @@ def _check(name: str, folder: Path, variable: str, *, is_needed: bool) -> Findin
 
 def _check_shm() -> Finding:
     total = shutil.disk_usage(_SHM).total
-    detail = f"{_SHM}: {total / 1e9:.1f} GB"
+    detail = f"{_SHM}: {format_bytes(total)}"
     if total >= LEAST_SHM_BYTES:
         return Finding(TOPIC, "shared memory", State.OK, detail)
     detail += ": Ray may keep frames on the disk instead, which is slower"

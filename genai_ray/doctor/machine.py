@@ -12,6 +12,7 @@ from pathlib import Path
 
 from genai_ray import __version__
 from genai_ray.backends.gpu import list_gpus
+from genai_ray.display import format_bytes
 from genai_ray.doctor.findings import Finding, State
 from genai_ray.session import count_cores
 
@@ -88,10 +89,10 @@ def _check_memory() -> Finding:
     if not file.exists():
         return Finding(TOPIC, "memory", State.OK, "its size is not known on this system")
     facts = {name: int(value.split()[0]) * 1024 for name, _, value in map(_split, file.read_text().splitlines())}
-    detail = f"{facts['MemAvailable'] / 1e9:.1f} of {facts['MemTotal'] / 1e9:.1f} GB free"
+    detail = f"{format_bytes(facts['MemAvailable'])} of {format_bytes(facts['MemTotal'])} free"
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdecimal() and int(text) < facts["MemTotal"]:
-        detail += f"; this container may take {int(text) / 1e9:.1f} GB"
+        detail += f"; this container may take {format_bytes(int(text))}"
     return Finding(TOPIC, "memory", State.OK, detail)
 
 

@@ -13,7 +13,7 @@ from genai_ray.confine import call_apart
 from genai_ray.evaluation.truth import Truth, methods_without_model
 from genai_ray.inspection import find_model
 from genai_ray.quality import psnr, ssim, vmaf
-from genai_ray.quality.report import pool
+from genai_ray.quality.scores import pool
 from genai_ray.quality.validator import VALIDATOR_VMAF_MODEL
 from genai_ray.session import InferenceSession, SessionLimits
 from genai_ray.tune import time_infer

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from genai_ray.display import to_html
+from genai_ray.display import describe_fields, format_count, to_html
 from genai_ray.types import ModelTask
 
 __all__ = ["Baseline", "EvaluationReport", "ModelEvaluation"]
@@ -33,6 +33,7 @@ class Baseline:
     """As ``ModelEvaluation.vmaf``."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class ModelEvaluation:
     """What one model made of frames whose true result is known, and what it took."""
@@ -102,6 +103,7 @@ class ModelEvaluation:
         return _plain(self) | {"gain_db": _plain_value(self.gain_db)}
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
     """Several models on the same true frames, on this machine."""
@@ -160,7 +162,8 @@ class EvaluationReport:
         }
 
     def __repr__(self) -> str:
-        return f"EvaluationReport({len(self.models)} models, {self.frames} frames of {self.reference})"
+        models, frames = format_count(len(self.models), "model"), format_count(self.frames, "frame")
+        return f"EvaluationReport({models}, {frames} of {self.reference})"
 
     def _repr_html_(self) -> str:
         return to_html(f"{self!r}, {self.device}, {self.date}", self.rows(), self.header)

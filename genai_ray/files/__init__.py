@@ -37,7 +37,7 @@ from genai_ray.files.places import (
     to_place,
 )
 from genai_ray.files.sharing import identify_folder, name_process_space
-from genai_ray.files.store import file_errors, is_remote
+from genai_ray.files.store import describe_error, file_errors, is_remote
 from genai_ray.files.transfer import (
     check_writable,
     discard,
@@ -55,6 +55,7 @@ __all__ = [
     "Lock",
     "cache_folder",
     "check_writable",
+    "describe_error",
     "discard",
     "expand",
     "fetch",

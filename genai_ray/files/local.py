@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from genai_ray.errors import ConfigError
+from genai_ray.files.store import describe_error
 
 __all__ = [
     "cache_folder",
@@ -67,7 +68,7 @@ def cache_folder() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file whole or not at all; its folder is created.
+    """Write a small file of this user alone, whole or not at all; its folder is created.
 
     Args:
         path: The file, which may exist.
@@ -76,9 +77,10 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
+        partial.touch(mode=0o600)
         partial.write_text(text)
         partial.replace(path)
     finally:
@@ -150,7 +152,7 @@ def make_folder(purpose: str = "", base: str | os.PathLike[str] | None = None) -
             if _hold(folder):
                 return folder
     except OSError as exc:
-        raise ConfigError(f"a temporary folder cannot be created: {exc}", do=_DO) from exc
+        raise ConfigError(f"a temporary folder cannot be created: {describe_error(exc)}", do=_DO) from exc
     raise ConfigError(f"temporary folders in {folder.parent} disappear", do="Set TMPDIR to another folder.")
 
 

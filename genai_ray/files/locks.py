@@ -19,7 +19,7 @@ from typing import Any
 
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.files.sharing import name_process_space
-from genai_ray.files.store import file_errors, file_system, is_remote
+from genai_ray.files.store import describe_error, file_errors, file_system, is_remote
 from genai_ray.files.transfer import write_bytes
 
 __all__ = ["DEAD_AFTER_S", "RENEW_EVERY_S", "Lock", "read_lock"]
@@ -85,7 +85,7 @@ class Lock:
 
     Raises:
         ConfigError: If another live process, or another job of this process, has the lock.
-        VideoError: If it cannot be written.
+        VideoError: If it, or its folder, cannot be written.
     """
 
     def __init__(self, place: str, what: str, more: Mapping[str, Any] | None = None) -> None:
@@ -110,6 +110,12 @@ class Lock:
                 raise ConfigError(f"{what} is in use by another job: {found.describe()}", do=_advice(place, found))
             if found is not None:
                 _remove_dead(place, found)
+        if not is_remote(place):
+            try:  # below /proc a folder that cannot be made looks like one that other jobs remove
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+            except OSError as exc:
+                why = describe_error(exc)
+                raise VideoError(f"{what} is not writable: {why}", do="Choose another place.") from exc
         raise ConfigError(f"{what} is in use by other jobs", do="Wait until they have ended.")
 
     def renew(self) -> bool:

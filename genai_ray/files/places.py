@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genai_ray.errors import VideoError
-from genai_ray.files.store import describe, file_errors, file_system, is_remote
+from genai_ray.files.store import describe_error, file_errors, file_system, is_remote
 
 __all__ = [
     "FileFacts",
@@ -102,7 +102,7 @@ def find_facts(place: str) -> FileFacts | None:
             cause = exc.__cause__
             if type(cause).__module__.startswith("aiohttp") and getattr(cause, "status", None) not in _GONE:
                 # fsspec raises FileNotFoundError for every failure of a server.
-                raise VideoError(f"{place}: looking failed: {describe(cause or exc)}") from exc
+                raise VideoError(f"{place}: looking failed: {describe_error(cause or exc)}") from exc
             return None
         size = info.get("size")
         return FileFacts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
 
-__all__ = ["describe", "file_errors", "file_system", "foreign_errors", "is_remote"]
+__all__ = ["describe_error", "file_errors", "file_system", "foreign_errors", "is_remote"]
 
 _ERRORS = {
     "aiohttp": ("ClientError",),
@@ -54,7 +55,7 @@ def file_errors(place: str, doing: str) -> Iterator[None]:
             raise
         if isinstance(exc, FileNotFoundError):
             raise VideoError(f"{place}: no such file") from exc
-        raise VideoError(f"{place}: {doing} failed: {describe(exc)}") from exc
+        raise VideoError(f"{place}: {doing} failed: {describe_error(exc)}") from exc
 
 
 def file_system(place: str) -> Any:
@@ -98,13 +99,13 @@ def foreign_errors() -> tuple[type[BaseException], ...]:
     return (OSError, EOFError, ValueError, *loaded)
 
 
-def describe(exc: BaseException) -> str:
-    """Return the text of an error, or the name of its class if it has no text.
+def describe_error(exc: BaseException) -> str:
+    """Return the text of an error of a system or library, without the system's numbers.
 
     Args:
         exc: The error.
 
     Returns:
-        Text that is not empty.
+        Its text, or the name of its class if it has none.
     """
-    return str(exc) or type(exc).__name__
+    return re.sub(r"\[Errno -?\d+\] ", "", str(exc)) or type(exc).__name__

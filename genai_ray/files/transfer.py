@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from genai_ray.errors import ConfigError, VideoError
-from genai_ray.files.store import describe, file_errors, file_system, foreign_errors, is_remote
+from genai_ray.files.store import describe_error, file_errors, file_system, foreign_errors, is_remote
 
 __all__ = [
     "check_writable",
@@ -221,7 +221,7 @@ class _Remote(io.RawIOBase):
             return bytes(self._file.read(size))
         except foreign_errors() as exc:
             raise VideoError(
-                f"{self._place}: reading at byte {at} of {self._file.size} failed: {describe(exc)}"
+                f"{self._place}: reading at byte {at} of {self._file.size} failed: {describe_error(exc)}"
             ) from exc
 
     def readinto(self, buffer: Any) -> int:

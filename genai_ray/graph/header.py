@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from genai_ray.errors import ModelLoadError
+from genai_ray.files import describe_error
 from genai_ray.graph.model import Graph, put_in_order
 
 __all__ = ["WHOLE_FILE_BYTES", "all_tensors", "external_files", "read_header"]
@@ -64,7 +65,7 @@ def read_header(path: Path) -> Graph:
             parts = [file.read()] if size <= WHOLE_FILE_BYTES else _Reader(file, path.name).message("model", 0, size, 0)
         model = Graph.FromString(b"".join(parts))
     except (DecodeError, OSError) as exc:
-        raise ModelLoadError(f"{path} is not a usable ONNX file: {exc}") from exc
+        raise ModelLoadError(f"{path} is not a usable ONNX file: {describe_error(exc)}") from exc
     if not (model.graph.node or model.graph.output):
         raise ModelLoadError(f"{path} is not a usable ONNX file: no graph")
     put_in_order(model, path)

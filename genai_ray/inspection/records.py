@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import astuple
@@ -22,7 +21,7 @@ from genai_ray import __version__
 from genai_ray.catalog import ModelSpec, hash_file
 from genai_ray.confine import call_confined
 from genai_ray.errors import DeadlineExceededError, ModelLoadError, ResourceExhaustedError
-from genai_ray.files import cache_folder, is_private
+from genai_ray.files import cache_folder, is_private, write_whole
 from genai_ray.graph import GraphTensor, external_files, graph_tensors, read_header
 from genai_ray.inspection.trial import SAVE_SPEC, ask_runtime, inspect_model
 
@@ -247,13 +246,8 @@ def _is_description(is_tried: bool, result: Any) -> bool:
 
 def _store(name: str, record: dict[str, Any]) -> None:
     """Store a result for other processes; if that fails, they inspect the file again."""
-    folder = _folder()
-    partial = folder / f"{uuid.uuid4().hex}.partial"
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial.touch(mode=0o600)  # nobody reads what others could have written
-        partial.write_text(json.dumps(record))
-        partial.replace(folder / name)
+        write_whole(_folder() / name, json.dumps(record))
 
 
 def _folder() -> Path:

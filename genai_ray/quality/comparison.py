@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from genai_ray.display import to_html
+from genai_ray.display import describe_fields, to_html
 from genai_ray.errors import BackendUnavailableError, InvalidInputError, QualityError
 from genai_ray.quality.libvmaf import vmaf
 from genai_ray.quality.noise_ratio import psnr
@@ -19,6 +19,7 @@ __all__ = ["Comparison", "compare"]
 _VMAF_MODEL = "vmaf_v0.6.1neg"
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The result of every metric for one candidate."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.display import format_count
 from genai_ray.quality.planes import reduce_frame
-from genai_ray.quality.report import CandidateScores, QualityReport, WorstFrame
+from genai_ray.quality.scores import CandidateScores, WorstFrame, has_durations
 from genai_ray.types import full_range
 from genai_ray.video import encode_png
 
 __all__ = ["build_page", "build_table"]
+
+Rows: TypeAlias = Sequence[tuple[str, str, Sequence[str]]]
+"""Definition of the metric, how it was pooled, and the number of each candidate, of each line."""
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 
@@ -43,74 +48,91 @@ svg text{font:11px system-ui,sans-serif;fill:#555}small{color:#555}
 """
 
 
-def build_page(report: QualityReport) -> str:
+def build_page(
+    reference: str,
+    size: tuple[int, int],
+    seconds: npt.NDArray[np.float64],
+    definitions: Mapping[str, str],
+    candidates: Sequence[CandidateScores],
+    rows: Rows,
+) -> str:
     """Make the page.
 
     Args:
-        report: The comparison.
+        reference: Path or URI of the reference.
+        size: Its width and height in pixels.
+        seconds: (N,): time of each frame, counted from the first one.
+        definitions: Definition of each metric, by its name.
+        candidates: What was measured.
+        rows: The pooled numbers.
 
     Returns:
         HTML that needs no other file.
     """
-    width, height = report.size
+    width, height = size
     legend = "".join(
         f'<p><span style="color:{_colour(index)}">&#9644;</span> {html.escape(scores.candidate)}'
         f"{''.join(f'<br><small>{html.escape(note)}</small>' for note in scores.notes)}</p>"
-        for index, scores in enumerate(report.candidates)
+        for index, scores in enumerate(candidates)
     )
-    curves = "".join(_build_curves(report, name) for name in report.metrics)
-    speeds = "".join(_build_speeds(report, name) for name in report.metrics) if report.has_durations else ""
-    speeds = f"<h2>Against seconds per frame</h2>{speeds}" if speeds else ""
-    worst = "".join(_build_worst(report, scores) for scores in report.candidates)
-    reference = html.escape(report.reference)
+    curves = "".join(_build_curves(seconds, candidates, *metric) for metric in definitions.items())
+    speeds = ""
+    if has_durations(candidates):
+        figures = "".join(_build_speeds(candidates, *metric) for metric in definitions.items())
+        speeds = f"<h2>Against seconds per frame</h2>{figures}"
+    worst = "".join(_build_worst(seconds, definitions, scores) for scores in candidates)
+    title = html.escape(reference)
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{reference}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>Quality against {reference}</h1>"
-        f"<p>{len(report.seconds)} frames of {width}x{height}</p>{legend}"
-        f"{build_table(report)}{speeds}<h2>Over time</h2>{curves}<h2>Worst frames</h2>{worst}</body></html>\n"
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>Quality against {title}</h1>"
+        f"<p>{format_count(len(seconds), 'frame')} of {width}x{height}</p>{legend}"
+        f"{build_table(candidates, rows)}{speeds}<h2>Over time</h2>{curves}<h2>Worst frames</h2>{worst}</body></html>\n"
     )
 
 
-def build_table(report: QualityReport) -> str:
+def build_table(candidates: Sequence[CandidateScores], rows: Rows) -> str:
     """Make the table of pooled numbers.
 
     Args:
-        report: The comparison.
+        candidates: What was measured.
+        rows: The pooled numbers.
 
     Returns:
         An HTML table.
     """
-    head = "".join(f"<th>{html.escape(scores.candidate)}</th>" for scores in report.candidates)
-    rows = []
-    for definition, words, numbers in report.rows():
+    head = "".join(f"<th>{html.escape(scores.candidate)}</th>" for scores in candidates)
+    lines = []
+    for definition, words, numbers in rows:
         cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-        rows.append(f"<tr><td>{html.escape(definition)}</td><td>{words}</td>{cells}</tr>")
-    return f"<table><tr><th>metric</th><th>pooled</th>{head}</tr>{''.join(rows)}</table>"
+        lines.append(f"<tr><td>{html.escape(definition)}</td><td>{words}</td>{cells}</tr>")
+    return f"<table><tr><th>metric</th><th>pooled</th>{head}</tr>{''.join(lines)}</table>"
 
 
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _build_curves(report: QualityReport, name: str) -> str:
-    every = [scores.per_frame[name] for scores in report.candidates]
+def _build_curves(
+    seconds: npt.NDArray[np.float64], candidates: Sequence[CandidateScores], name: str, definition: str
+) -> str:
+    every = [scores.per_frame[name] for scores in candidates]
     values = np.concatenate(every)
     finite = values[np.isfinite(values)]
-    definition = html.escape(report.definitions[name])
+    definition = html.escape(definition)
     if finite.size == 0:
         return f"<figure><figcaption>{definition}: infinite in every frame</figcaption></figure>"
     low, high = float(finite.min()), float(finite.max())
     top = _TOP + (_INFINITE if finite.size < values.size else 0)
     scale = (_HEIGHT - 24 - top) / ((high - low) or 1.0)
-    end = float(report.seconds[-1]) or 1.0
+    end = float(seconds[-1]) or 1.0
     lines = []
     for index, curve in enumerate(every):
         points = [
             (
-                f"{_MARGIN + seconds / end * (_WIDTH - _MARGIN - 8):.1f}",
+                f"{_MARGIN + time / end * (_WIDTH - _MARGIN - 8):.1f}",
                 f"{top + (high - value) * scale if np.isfinite(value) else _TOP:.1f}",
             )
-            for seconds, value in _thin(report.seconds, curve)
+            for time, value in _thin(seconds, curve)
         ]
         (x, y), *others = points
         mark = f'<circle r="3" cx="{x}" cy="{y}" fill="{_colour(index)}"/>'
@@ -120,7 +142,7 @@ def _build_curves(report: QualityReport, name: str) -> str:
     axis = (
         f'<text x="0" y="{top + 6}">{high:.5g}</text><text x="0" y="{_HEIGHT - 22}">{low:.5g}</text>'
         f'<text x="{_MARGIN}" y="{_HEIGHT - 4}">0 s</text>'
-        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 4}" text-anchor="end">{report.seconds[-1]:.2f} s</text>'
+        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 4}" text-anchor="end">{seconds[-1]:.2f} s</text>'
         f'<path d="M{_MARGIN} 4V{_HEIGHT - 18}H{_WIDTH - 8}" fill="none" stroke="#aaa"/>'
     )
     if top > _TOP:
@@ -132,14 +154,14 @@ def _build_curves(report: QualityReport, name: str) -> str:
     return f"<figure><figcaption>{definition}</figcaption>{picture}</figure>"
 
 
-def _build_speeds(report: QualityReport, name: str) -> str:
+def _build_speeds(candidates: Sequence[CandidateScores], name: str, definition: str) -> str:
     """Draw the number of each candidate over the seconds that its frames took to make, on a scale of powers of ten."""
     points = [
         (scores.seconds_per_frame, scores.quality(name), index)
-        for index, scores in enumerate(report.candidates)
+        for index, scores in enumerate(candidates)
         if scores.seconds_per_frame is not None and np.isfinite(scores.quality(name))
     ]
-    definition = html.escape(report.definitions[name])
+    definition = html.escape(definition)
     if not points:
         return f"<figure><figcaption>{definition}: infinite, or of unknown time</figcaption></figure>"
     times, values = [np.log10(seconds) for seconds, _, _ in points], [value for _, value, _ in points]
@@ -148,7 +170,7 @@ def _build_speeds(report: QualityReport, name: str) -> str:
     marks = []
     for time, (seconds, value, index) in zip(times, points, strict=True):
         x, y = _MARGIN + 8 + (time - min(times)) * across, 2 * _TOP + (max(values) - value) * down
-        label = html.escape(f"{report.candidates[index].candidate.rpartition('/')[2]}, {seconds:.3g} s, {value:.5g}")
+        label = html.escape(f"{candidates[index].candidate.rpartition('/')[2]}, {seconds:.3g} s, {value:.5g}")
         marks.append(
             f'<circle r="4" cx="{x:.1f}" cy="{y:.1f}" fill="{_colour(index)}"/>'
             f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{label}</text>'
@@ -172,11 +194,11 @@ def _thin(seconds: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> 
     return [(float(seconds[index]), float(values[index])) for index in lowest]
 
 
-def _build_worst(report: QualityReport, scores: CandidateScores) -> str:
+def _build_worst(seconds: npt.NDArray[np.float64], metrics: Collection[str], scores: CandidateScores) -> str:
     parts = [f"<h3>{html.escape(scores.candidate)}</h3>"]
     for frame in scores.worst:
-        numbers = ", ".join(f"{name} {scores.per_frame[name][frame.index]:.4g}" for name in report.metrics)
-        words = f"frame {frame.index} at {report.seconds[frame.index]:.3f} s: {numbers}"
+        numbers = ", ".join(f"{name} {scores.per_frame[name][frame.index]:.4g}" for name in metrics)
+        words = f"frame {frame.index} at {seconds[frame.index]:.3f} s: {numbers}"
         images = "".join(
             f'<img alt="{alt} of frame {frame.index}" src="data:image/png;base64,{_encode(picture)}">'
             for alt, picture in zip(("reference", "candidate", "difference"), _pictures_of(frame), strict=True)

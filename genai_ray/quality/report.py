@@ -1,7 +1,4 @@
-"""``QualityReport``: the numbers of a comparison of whole clips, pooled, as a table, JSON, CSV and figure.
-
-``page`` makes the HTML. Nothing is measured here.
-"""
+"""``QualityReport``: the numbers of a comparison of whole clips, as a table, JSON, CSV, HTML and figure."""
 
 from __future__ import annotations
 
@@ -14,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.display import new_figure
+from genai_ray.display import describe_fields, format_count, new_figure
 from genai_ray.errors import QualityError
 from genai_ray.quality.libvmaf import MIN_VMAF_SIDE_PX, find_ffmpeg, options_of_model
+from genai_ray.quality.page import build_page, build_table
+from genai_ray.quality.scores import CandidateScores, has_durations
 from genai_ray.quality.structure import MIN_MS_SSIM_SIDE_PX, MIN_SSIM_SIDE_PX
 
-__all__ = ["CandidateScores", "QualityReport", "WorstFrame", "check_metric", "pool"]
+__all__ = ["QualityReport", "check_metric"]
 
 _MIN_SIDES_PX = {"ssim": MIN_SSIM_SIDE_PX, "ms_ssim": MIN_MS_SSIM_SIDE_PX, "vmaf": MIN_VMAF_SIDE_PX}
 
@@ -37,64 +36,10 @@ _POOLED = {
 }
 """How tables call the numbers of ``pool``."""
 
-_MAIN = {"psnr": "psnr_of_mean_mse"}
-"""The number of ``pool`` by which candidates are told apart, if it is not the mean."""
-
 _DIGITS = {"psnr": 2, "ssim": 4, "ms_ssim": 4, "vmaf": 2}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WorstFrame:
-    """A frame to look at."""
-
-    index: int
-    """Position in the clip, from 0."""
-    reference: npt.NDArray[Any]
-    """(H, W, 3), RGB, uint8 or uint16, as it was compared."""
-    candidate: npt.NDArray[Any]
-    """The same shape and dtype."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CandidateScores:
-    """What was measured of one candidate."""
-
-    candidate: str
-    """Path or URI."""
-    size: tuple[int, int]
-    """Width and height in pixels."""
-    notes: tuple[str, ...]
-    """How sizes were reconciled, and what was not compared."""
-    per_frame: dict[str, npt.NDArray[np.float64]]
-    """(N,) of each metric, by its name."""
-    worst_frames: tuple[int, ...]
-    """Positions of the frames of the lowest values of the first metric, at least 12 frames apart, the worst first."""
-    worst: tuple[WorstFrame, ...] = ()
-    """The same with their pictures; empty if these were not asked for."""
-    seconds_per_frame: float | None = None
-    """How long each of its frames took to make; None if that is not known."""
-    seconds_from: str = ""
-    """Where that is from: ``given``, or the file beside it that says so."""
-    vmaf_planes: str | None = None
-    """What VMAF was measured of: ``as stored``, or ``BT.709 luma``, converted from RGB; None if it was not measured."""
-
-    def quality(self, metric: str) -> float:
-        """Return the number by which candidates are told apart: the mean of all frames; for PSNR of their MSE.
-
-        Args:
-            metric: A key of ``per_frame``.
-
-        Returns:
-            The number; ``inf`` for PSNR if all frames are equal.
-        """
-        return self.pooled[metric][_MAIN.get(metric, "mean")]
-
-    @property
-    def pooled(self) -> dict[str, dict[str, float]]:
-        """One number for the clip, by metric and by how it was made; see ``pool``."""
-        return {name: pool(name, values) for name, values in self.per_frame.items()}
-
-
+@describe_fields
 @dataclass(frozen=True, slots=True, eq=False)
 class QualityReport:
     """The comparison of one reference with its candidates."""
@@ -147,7 +92,7 @@ class QualityReport:
     @property
     def has_durations(self) -> bool:
         """Whether it is known of any candidate how long its frames took to make."""
-        return any(scores.seconds_per_frame is not None for scores in self.candidates)
+        return has_durations(self.candidates)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the pictures, for JSON.
@@ -204,9 +149,7 @@ class QualityReport:
         Returns:
             The text of the HTML file.
         """
-        from genai_ray.quality.page import build_page  # noqa: PLC0415  page needs this module
-
-        return build_page(self)
+        return build_page(self.reference, self.size, self.seconds, self.definitions, self.candidates, self.rows())
 
     def plot(self) -> Any:
         """Draw every metric over time and, if it is known how long frames took to make, against that.
@@ -241,38 +184,12 @@ class QualityReport:
         return figure
 
     def _repr_html_(self) -> str:
-        from genai_ray.quality.page import build_table  # noqa: PLC0415  page needs this module
-
-        return build_table(self)
+        return build_table(self.candidates, self.rows())
 
     def __repr__(self) -> str:
-        return (
-            f"QualityReport({len(self.seconds)} frames, {len(self.candidates)} candidates, {', '.join(self.metrics)})"
-        )
-
-
-def pool(metric: str, values: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Make one number of those of all frames.
-
-    Two meanings of the PSNR of a clip are in use, and differ: ``psnr_of_mean_mse`` is the PSNR of the mean of the
-    frames' MSE, as FFmpeg's filter ``psnr`` reports it; ``mean`` is the mean of the frames' PSNR, as most papers report
-    it. VMAF has its mean, and ``harmonic_mean``, ``1 / mean(1 / (v + 1)) - 1`` as in libvmaf.
-
-    Args:
-        metric: ``psnr``, ``ssim``, ``ms_ssim`` or ``vmaf``.
-        values: (N,), one of each frame.
-
-    Returns:
-        The numbers by how they were made, also ``min``, the lowest of any frame, and ``min_frame``, its position (int).
-    """
-    pooled: dict[str, float] = {}
-    if metric == "psnr":
-        mean_mse = float(np.mean(10.0 ** (-values / 10)))  # of a range of 1
-        pooled["psnr_of_mean_mse"] = math.inf if mean_mse == 0 else -10 * math.log10(mean_mse)
-    pooled["mean"] = float(np.mean(values))
-    if metric == "vmaf":
-        pooled["harmonic_mean"] = float(1 / np.mean(1 / (values + 1)) - 1)
-    return pooled | {"min": float(np.min(values)), "min_frame": int(np.argmin(values))}
+        frames = format_count(len(self.seconds), "frame")
+        candidates = format_count(len(self.candidates), "candidate")
+        return f"QualityReport({frames}, {candidates}, {', '.join(self.metrics)})"
 
 
 def check_metric(metric: str, width: int, height: int, vmaf_model: str) -> None:

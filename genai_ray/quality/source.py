@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.display import describe_fields
 from genai_ray.errors import InvalidInputError, QualityError
 from genai_ray.quality.planes import reduce_frame
 from genai_ray.types import ModelTask, full_range
@@ -168,6 +169,7 @@ LIMITS = {
 """The measure that each limit of ``SourceChecks`` is for."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class FrameMeasures:
     """What was measured of one frame; a measure that does not apply is None.

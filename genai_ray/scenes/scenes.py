@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from genai_ray.display import to_html
+from genai_ray.display import describe_fields, format_count, to_html
 from genai_ray.errors import VideoError
 from genai_ray.scenes.transnet import PROBABILITY, CutFinder, check_probability
 from genai_ray.video import VideoPlan, plan_source
@@ -20,6 +20,7 @@ TELL_EVERY = 500
 """Frames after which progress is told."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class Scene:
     """One scene: a half-open range of frames."""
@@ -53,6 +54,7 @@ class Scene:
         }
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class SceneList(Sequence[Scene]):
     """The scenes of a video in order; together they are the video."""
@@ -77,7 +79,8 @@ class SceneList(Sequence[Scene]):
         return iter(self.scenes)
 
     def __repr__(self) -> str:
-        return f"SceneList({self.path}: {len(self)} scene{'s' if len(self) > 1 else ''} of {len(self.plan.pts)} frames)"
+        scenes, frames = format_count(len(self), "scene"), format_count(len(self.plan.pts), "frame")
+        return f"SceneList({self.path}: {scenes} of {frames})"
 
     def _repr_html_(self) -> str:
         rows = [

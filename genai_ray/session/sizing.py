@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from genai_ray.catalog import ModelSpec
+from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, take_fields
@@ -62,6 +63,7 @@ GPU_RUN_BATCH = 4
 """Frames in one call on a GPU; on a CPU it is one, since more are not faster and take more memory."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
     """What a session may take; every field is None or empty by default, which means automatic."""

@@ -7,6 +7,7 @@ import html
 from datetime import timedelta
 from pathlib import Path
 
+from genai_ray.display import format_count
 from genai_ray.evaluation.degrade import enlarge
 from genai_ray.trials.pictures import JPEG_QUALITY, encode_jpeg, to_8_bits
 from genai_ray.trials.run import ModelTrial, Trials
@@ -61,7 +62,8 @@ def build_page(trials: Trials) -> str:
         shown = [enlarge(frame, most), *(model.results[row] for model in trials.models)]
         addresses = [base64.b64encode(encode_jpeg(to_8_bits(picture))).decode() for picture in shown]
         rows.append("[" + ",".join(f'"data:image/jpeg;base64,{address}"' for address in addresses) + "]")
-    text = _HEAD.format(title=f"{html.escape(Path(trials.source).name)} with {len(trials.models)} models")
+    models = format_count(len(trials.models), "model")
+    text = _HEAD.format(title=f"{html.escape(Path(trials.source).name)} with {models}")
     text += _table(trials.models)
     text += f"<p>Frames are stored as JPEG of quality {JPEG_QUALITY}; results of all sizes are shown at one size.</p>\n"
     for row, seconds in enumerate(trials.times_s):

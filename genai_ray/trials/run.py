@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_ray.catalog import ModelSpec
+from genai_ray.display import format_bytes, format_count
 from genai_ray.enhance import EnhanceOptions, forecast_videos
 from genai_ray.enhance.plan.options import check_models, convert_params
 from genai_ray.errors import ConfigError
@@ -145,9 +146,10 @@ def _check_size(reader: VideoReader, count: int, specs: Sequence[ModelSpec]) -> 
     needed = count * frame_bytes * (1 + sum(spec.scale**2 for spec in specs))
     needed += ENLARGED_BYTES_PER_PX * pixels * max(spec.scale for spec in specs) ** 2
     if needed > MAX_BYTES:
+        frames, models = format_count(count, "frame"), format_count(len(specs), "model")
         raise ConfigError(
-            f"{count} frames of {info.width}x{info.height} through {len(specs)} models take {needed / 1e9:.1f} GB",
-            f"at most {MAX_BYTES / 1e9:g} GB",
+            f"{frames} of {info.width}x{info.height} through {models} take {format_bytes(needed)}",
+            f"at most {format_bytes(MAX_BYTES)}",
             "Compare fewer frames (--at), or fewer models at a time (--models).",
         )
 

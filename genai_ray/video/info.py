@@ -17,6 +17,7 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type
 from av.video.stream import VideoStream
 
+from genai_ray.display import describe_fields
 from genai_ray.errors import VideoError
 from genai_ray.types import FieldOrder
 from genai_ray.video.container import main_stream, open_video
@@ -134,6 +135,7 @@ class HdrMetadata:
     stated."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
     """Facts of a video stream."""

@@ -1,6 +1,7 @@
 """The command line as a person and a script use it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -55,6 +56,7 @@ def test_models_are_listed_and_shown(command, tmp_path):
         (["enhance", CLIP, "-o", "b.mp4", "--model", "ffdnet", "--param", "sigma=76"], "0 to 0.294, or 1 to 75 of 255"),
         (["enhance", CLIP, "-o", "b.mp4", "--model", "esrgan", "--max-memory", "2 apples"], "2GB or 512MiB"),
         (["serve", "--max-memory", "0"], "--max-memory=0; allowed: more than 0"),
+        (["serve", "--address", "ray://head:10001"], "the endpoint over ray://; allowed: ModelCache, its sessions and"),
         (["models", "inspect", "none.onnx"], "none.onnx"),
         (["enhance", "nothere.mp4", "-o", "x.mp4"], "error: nothere.mp4: no such file"),
         (["enhance", "none/*.mp4", "-o", "x/"], "error: none/*.mp4: no such file"),
@@ -158,10 +160,12 @@ def test_the_cache_of_a_running_cluster():
         assert "esrgan-4x" in table
         assert "websr-x2-s" in table
         assert f"{float(model['session']['precision_db']):.1f}" in table  # of fp16 from fp32
+        assert os.uname().nodename in table
+        assert set(cache("status")["nodes"].values()) == {os.uname().nodename}
         watched = run("cache", "watch", "--times", 2, "--every", 0.2, *address)
         assert watched.returncode == 0, watched.stderr
         assert "websr-x2-s" in watched.stdout
-        assert "budget MB" in watched.stdout
+        assert "budget" in watched.stdout
         assert [model["model_id"] for model in cache("evict", "esrgan")["models"]] == ["websr-x2-s"]
         assert [model["pinned"] for model in cache("pin", "websr-x2-s")["models"]] == [True]
         assert [model["pinned"] for model in cache("unpin", "websr-x2-s")["models"]] == [False]

@@ -5,9 +5,10 @@ import os
 import signal
 
 import pytest
+import typer
 
 from genai_ray import ModelCatalog
-from genai_ray.cli import _terminated
+from genai_ray.cli import _terminated, app
 from tests.processes import ROOT
 
 CLIP = str(ROOT / "samples" / "bigbuckbunny-360p.mp4")
@@ -87,6 +88,27 @@ def test_debug_stands_before_or_after_a_command(command):
 def test_an_option_at_the_wrong_place_is_shown_the_right_one(command, words, told):
     done = command(*words)
     assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+
+
+def commands_with(option):
+    def walk(known, words=()):
+        for name, child in getattr(known, "commands", {}).items():
+            yield from walk(child, (*words, name))
+        if option in {word for param in known.params for word in param.opts}:
+            yield words
+
+    return list(walk(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", commands_with("--json"), ids=" ".join)
+def test_wrong_words_of_every_command_are_a_line_of_json(command, words):
+    done = command(*words, "--dance", "--json")
+    (line,) = done.stdout.splitlines()
+    error = json.loads(line)["error"]
+    assert (done.returncode, error["class"]) == (2, "ConfigError")
+    assert "--dance" in error["got"]
+    assert error["do"] == f"`genai-ray {' '.join(words)} --help` lists what is allowed."
+    assert done.stderr == f"error: {error['message']}\n"
 
 
 @pytest.mark.parametrize(

@@ -63,17 +63,24 @@ def test_aliases_of_codecs_are_in_the_help():
     assert [alias for alias in CODEC_ALIASES if alias not in text] == []
 
 
-def test_the_help_of_every_command_fits():
-    def walk(command, words=()):
-        yield words
-        for name, child in getattr(command, "commands", {}).items():
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_help_of_every_command_fits(command, monkeypatch, width):
+    def walk(known, words=()):
+        yield words, known
+        for name, child in getattr(known, "commands", {}).items():
             yield from walk(child, (*words, name))
 
-    commands = list(walk(typer.main.get_command(app)))
+    for name, value in (("COLUMNS", width), ("NO_COLOR", 1), ("TERM", "dumb")):
+        monkeypatch.setenv(name, str(value))
+    commands = dict(walk(typer.main.get_command(app)))
     assert ("models", "list") in commands
-    for words in commands:
-        text = told(*words, "-h")
+    for words, known in commands.items():
+        text = command(*words, "-h").stdout
         assert "Usage: " in text
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        options = {word for param in known.params for word in param.opts if word.startswith("--")}
+        assert [word for word in options if not re.search(rf"{word}[\s,]", text)] == []
         assert re.findall(r"<[\w\[\]]+>|TEXT|BOOLEAN|INTEGER|FLOAT|PATH", text) == []  # names of Python's types
 
 

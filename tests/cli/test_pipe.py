@@ -1,5 +1,6 @@
 """The command from pipe to pipe: between two FFmpegs, closed and cut pipes, and words that make no sense there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,13 @@ def test_words_of_the_command_that_make_no_sense(command):
         ended = command("enhance", *words, "--model", "websr-x2-s")
         assert ended.returncode == 2
         assert message in ended.stderr
+
+
+def test_errors_do_not_leave_through_the_pipe(command):
+    ended = command("enhance", "-", "-o", "-", "--model", "websr-x2-s", "--preset", "fast", "--json")
+    line, words = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout, json.loads(line)["error"]["class"]) == (2, "", "ConfigError")
+    assert words == f"error: {json.loads(line)['error']['message']}"
 
 
 def test_a_pipe_that_does_not_block_has_not_ended():

@@ -14,6 +14,7 @@ from rich.table import Table
 from genai_ray.cli.progress import Bar, stopping
 from genai_ray.cli.tables import add_row, print_failures, print_report
 from genai_ray.enhance import EnhanceReport, Progress, enhance_videos
+from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.progress import Lines, NotebookBar, Silence, count_in_notebook, show_progress, tell_frames, telling
 from tests.cli.terminal import run_in_terminal
 from tests.processes import descendants, is_alive, start, wait_until
@@ -74,6 +75,16 @@ def test_notes_are_printed_at_once(capsys):
     assert "note: a [x264].mkv: sound is encoded" in screen.getvalue()
     Silence()(told)
     assert capsys.readouterr().err == ""
+    assert (Silence().told, bar.told) == (set(), {"a [x264].mkv: sound is encoded"})
+
+
+def test_a_note_that_was_told_is_not_in_the_table(capsys):
+    counts = {"frames": 8, "fps": 4.0, "segments": 1, "segments_reused": 0, "frames_inferred": 8}
+    video = ClipOutcome("a.mkv", "b.mp4", frames=8, notes=("sound is encoded", "untagged colour"))
+    done = EnhanceReport(**counts, elapsed_s=3.0, startup_s=1.0, outputs=(), models=(), videos=(video,))
+    for told, wanted in (((), 2), (("a.mkv: sound is encoded",), 1), (("sound is encoded", "untagged colour"), 0)):
+        print_report(done, is_verbose=False, told=set(told))
+        assert capsys.readouterr().out.count("\nnote ") == wanted
 
 
 def test_brackets_are_no_markup():

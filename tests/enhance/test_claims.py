@@ -236,6 +236,11 @@ def test_a_lock_of_another_machine_counts_while_it_is_renewed(claim, clips, tmp_
     Lock(place, "c.mkv").release()
 
 
+def test_a_folder_that_cannot_be_made_is_not_in_use():
+    with pytest.raises(errors.VideoError, match=r"^work folder /proc/none is not writable: No such file or directory:"):
+        Lock(f"/proc/none/{LOCK}", "work folder /proc/none")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"pid": "x"}', bytes(range(100, 200))])
 def test_a_lock_that_cannot_be_read_counts_for_a_while(tmp_path, content):
     place = tmp_path / LOCK

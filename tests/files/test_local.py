@@ -10,7 +10,16 @@ import tempfile
 import pytest
 
 from genai_ray import errors
-from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_folder
+from genai_ray.files import (
+    cache_folder,
+    file_errors,
+    is_private,
+    make_folder,
+    remove_folder,
+    sweep_folders,
+    temporary_folder,
+    write_whole,
+)
 
 _HOLD = """
 import sys
@@ -53,8 +62,32 @@ def test_a_folder_of_a_fork_outlives_the_process_that_made_it(tmp_path):
     assert not folder.exists()
 
 
+def test_a_small_file_is_whole_and_of_this_user_alone(tmp_path):
+    before = os.umask(0o002)
+    try:
+        write_whole(tmp_path / "new" / "a.json", "1")
+        write_whole(tmp_path / "new" / "a.json", "2")
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "new").iterdir()
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("2", 0o600)
+    assert is_private(file)
+    assert is_private(file.parent)
+    with pytest.raises(OSError, match="Is a directory"):
+        write_whole(file.parent, "3")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_errors_of_the_system_have_no_numbers():
+    with pytest.raises(errors.VideoError) as caught, file_errors("a", "writing"):
+        raise PermissionError(13, "Permission denied", "/x")
+    assert str(caught.value) == "a: writing failed: Permission denied: '/x'"
+
+
 def test_no_folder_can_be_made(tmp_path):
-    with pytest.raises(errors.ConfigError, match=r"a temporary folder cannot be created: .*Set TMPDIR"):
+    with pytest.raises(
+        errors.ConfigError, match=r"a temporary folder cannot be created: No such file or directory: .*Set TMPDIR"
+    ):
         make_folder(base=tmp_path / "missing")
 
 

@@ -7,7 +7,7 @@ import av
 import pytest
 
 from genai_ray.video import Encoding, plan_video
-from genai_ray.video.joining.tracks import read_metadata
+from genai_ray.video.joining.metadata import read_metadata
 from tests.video.clips import write
 from tests.video.identity import identity
 

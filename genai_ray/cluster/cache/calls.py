@@ -8,12 +8,14 @@ from typing import Protocol
 from genai_ray.cluster.cache.status import CacheStatus
 from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest, SessionRequest
 from genai_ray.cluster.placement import EvictionPolicy
+from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
 from genai_ray.types import take_fields, take_word
 
 __all__ = ["CacheCalls", "CacheOptions"]
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
     """How a new cache behaves; one that is there already keeps what it has.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from genai_ray.cluster.messages import SessionRequest
-from genai_ray.files import cache_folder
+from genai_ray.files import cache_folder, write_whole
 
 __all__ = ["SizeMemory", "shape_bucket", "sizes_file"]
 
@@ -126,9 +125,6 @@ class SizeMemory:
             return
         self._known[name] = num_bytes
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            partial.write_text(json.dumps(self._known))
-            partial.replace(self._path)
+            write_whole(self._path, json.dumps(self._known))
         except OSError as exc:
             _log.info("%s cannot be written (%s): sizes are remembered for this run only", self._path, exc)

@@ -13,13 +13,14 @@ from ray.exceptions import RayError
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.messages import Retired
 from genai_ray.cluster.placement import SlotState
-from genai_ray.display import format_bytes, to_html
+from genai_ray.display import describe_fields, format_bytes, format_count, to_html
 
 __all__ = ["CacheStatus", "DeviceStatus", "PendingStatus", "SessionStatus", "describe_devices", "describe_sessions"]
 
 _ANSWER_WITHIN_S = 10.0
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """One GPU, or the memory of one node."""
@@ -65,6 +66,7 @@ class PendingStatus(_OfKey):
     """Why it is not loaded."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class SessionStatus(_OfKey):
     """One session."""
@@ -105,6 +107,7 @@ class SessionStatus(_OfKey):
     """What the session says of itself; empty while it loads or retires, ``{"dead": True}`` if it does not answer."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
     """The state of a cache at one moment."""
@@ -146,8 +149,9 @@ class CacheStatus:
 
     def __repr__(self) -> str:
         room = f"{format_bytes(self.used_bytes)} of {format_bytes(self.budget_bytes)}"
-        counts = f"{self.loads} loads, {self.evictions} evictions, {self.failures} failures"
-        return f"CacheStatus({self.name}: {len(self.models)} sessions, {room}, {counts})"
+        counts = ((len(self.models), "session"), (self.loads, "load"), (self.evictions, "eviction"))
+        sessions, *others = (format_count(*count) for count in (*counts, (self.failures, "failure")))
+        return f"CacheStatus({self.name}: {sessions}, {room}, {', '.join(others)})"
 
     def _repr_html_(self) -> str:
         rows = [

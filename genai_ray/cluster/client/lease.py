@@ -47,6 +47,10 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name="genai-ray-lease", daemon=True)
         self._thread.start()
 
+    def __repr__(self) -> str:
+        state = ", released" if self._over.is_set() else ""
+        return f"Lease({', '.join(session.spec.model_id for session in self.sessions)}{state})"
+
     def release(self) -> None:
         """Let the models be evicted again; takes some seconds at most. A second call does nothing."""
         if not self._over.is_set():

@@ -21,7 +21,7 @@ from genai_ray.cluster.runtime.driver import Guard, Job, hush, undisturbed
 from genai_ray.cluster.runtime.node import few_processes
 from genai_ray.cluster.runtime.token import CLIENT, check_token, forget_token, make_token, use_token
 from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
-from genai_ray.files import cache_folder, make_folder, remove_folder, sweep_folders, temporary_base
+from genai_ray.files import cache_folder, describe_error, make_folder, remove_folder, sweep_folders, temporary_base
 
 __all__ = [
     "check_inside",
@@ -128,17 +128,19 @@ def check_process() -> None:
         raise ConfigError(got, "a process that was not forked after that", "Start processes by 'spawn'.")
 
 
-def check_inside(what: str) -> None:
+def check_inside(what: str, address: str | None = None) -> None:
     """Refuse what Ray Client cannot do: this process must be on a machine of the cluster.
 
     Args:
         what: What needs it.
+        address: As ``connect``, which need not have been called before.
 
     Raises:
-        ConfigError: If this process is connected by ``ray://``.
+        ConfigError: If this process is connected by ``ray://``, or would be.
     """
     client: Any = ray.util.client.ray
-    if client.is_connected():
+    wanted = "" if ray.is_initialized() else address or os.environ.get("RAY_ADDRESS", "")
+    if client.is_connected() or wanted.startswith(CLIENT):
         do = "Run this on a machine of the cluster with RAY_ADDRESS=HEAD:6379, or send it there: ray job submit."
         raise ConfigError(f"{what} over {CLIENT}", "ModelCache, its sessions and enhance_videos", do)
 
@@ -244,7 +246,7 @@ def _make_folder(base: str) -> Path:
         os.makedirs(base, exist_ok=True)
     except OSError as exc:
         raise ConfigError(
-            f"no folder for Ray's files can be made: {exc}", do="Set RAY_TMPDIR to a writable folder."
+            f"no folder for Ray's files can be made: {describe_error(exc)}", do="Set RAY_TMPDIR to a writable folder."
         ) from exc
     outer = make_folder(base=base)
     _own_folders.append(outer)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from genai_ray.display import describe_fields
 from genai_ray.enhance.job.segment_store import remove_folder
 from genai_ray.enhance.plan.clip_target import ClipTarget
 from genai_ray.enhance.segment.segment import SegmentResult
@@ -37,6 +38,7 @@ _INTERNAL = ("key", "results", "exception")
 """Fields for later steps and later jobs: not in ``to_dict``."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class ClipOutcome:
     """What became of one video of a job."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genai_ray.catalog import ModelSpec
+from genai_ray.display import describe_fields
 from genai_ray.enhance.job.choice import Choice, choose_here
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, find_begun, name_segments
@@ -33,6 +34,7 @@ from genai_ray.types import ModelBackend
 __all__ = ["ClipForecast", "JobForecast", "forecast_videos"]
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class ClipForecast:
     """One video of a job that is not run."""
@@ -63,6 +65,7 @@ class ClipForecast:
     """What is known before the first frame: the piece, sizes, sound that would be encoded."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class JobForecast:
     """A job that is not run; ``to_dict`` is what ``--dry-run --json`` prints."""

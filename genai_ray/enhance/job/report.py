@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from genai_ray.display import to_html
+from genai_ray.display import describe_fields, format_count, to_html
 from genai_ray.enhance.job.choice import Choice
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import ClipPlan
@@ -45,6 +45,7 @@ class ModelUse:
     ``NVIDIA L4``."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class EnhanceReport:
     """The whole job; ``to_dict`` is what ``--json`` prints."""
@@ -87,8 +88,8 @@ class EnhanceReport:
     """What backend ``auto`` has chosen; None for another backend, or if nothing was to be done."""
 
     def __repr__(self) -> str:
-        clips = f"{self.clips} video{'s'[: self.clips > 1]}, {self.clips_failed} failed"
-        return f"EnhanceReport({clips}, {self.frames} frames, {self.fps:.1f} frames/s, {self.elapsed_s:.1f} s)"
+        done = f"{format_count(self.clips, 'video')}, {self.clips_failed} failed, {format_count(self.frames, 'frame')}"
+        return f"EnhanceReport({done}, {self.fps:.1f} frames/s, {self.elapsed_s:.1f} s)"
 
     def _repr_html_(self) -> str:
         models = (f"{one.model_id} ({one.backend}, {one.precision}, {one.device})" for one in self.models)
@@ -114,6 +115,7 @@ class EnhanceReport:
         }
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a job is, as a progress bar needs it."""

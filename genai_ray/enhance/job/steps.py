@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.display import format_count
 from genai_ray.enhance.distribution.shared_folders import check_there
 from genai_ray.enhance.job.clip_outcome import ClipOutcome, read_marker, write_marker
 from genai_ray.enhance.job.clip_plan import ClipPlan, examine_clip, open_clip
@@ -442,7 +443,7 @@ def _note_made(plan: ClipPlan, results: Mapping[int, SegmentResult]) -> Iterator
     reasons = {index: result.recomputed for index, result in sorted(results.items()) if result.recomputed}
     if reasons:
         (index, reason), *_ = reasons.items()
-        count = f"{len(reasons)} segment{'s' if len(reasons) > 1 else ''}"
+        count = format_count(len(reasons), "segment")
         yield f"{count} computed again in fp32 by onnx because of wrong frames, such as segment {index}: {reason}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.display import to_html
+from genai_ray.display import describe_fields, to_html
 from genai_ray.enhance.job.recompute import Recomputation, find_specs
 from genai_ray.enhance.job.records import RECORD_FORMAT, expand_times, find_late, options_of
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX
@@ -37,6 +37,7 @@ _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivi
 _DEFAULT_SAMPLE = "1%"
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
     """What ``verify_video`` found; ``to_dict`` is what ``--json`` prints."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
 from genai_ray.types import full_range
 
@@ -29,6 +30,7 @@ _FLOOR = 1e-3
 """Weight of the subject in the blur around it, so that no sum of weights is 0."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
     """What is behind the subject."""

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from genai_ray.backends import check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
+from genai_ray.display import describe_fields
 from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.fields import check_fields
 from genai_ray.enhance.plan.piece import Piece, parse_piece
@@ -48,6 +49,7 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 """One or several."""
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnhanceOptions:
     """The options of an ``enhance`` job: everything except inputs, output and models.

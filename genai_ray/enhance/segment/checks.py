@@ -90,11 +90,6 @@ class SegmentChecks:
         """Frames of the result that are compared, with those that repeat a frame."""
 
     @property
-    def is_active(self) -> bool:
-        """Whether this chain's frames can be compared with those of the source, and are to be."""
-        return self._meter is not None
-
-    @property
     def has_failed(self) -> bool:
         """Whether a frame is beyond a limit."""
         return bool(self._bad)

@@ -18,7 +18,7 @@ from typing import Any, Self
 import psutil
 
 from genai_ray.catalog import ServeProfile
-from genai_ray.cluster import ModelCache, connect, disconnect, has_own_node_died, own_folders
+from genai_ray.cluster import ModelCache, check_inside, connect, disconnect, has_own_node_died, own_folders
 from genai_ray.errors import ConfigError, ResourceExhaustedError
 from genai_ray.files import make_folder, remove_folder, temporary_base
 from genai_ray.serve.deployment.haproxy import HOST, MAX_CONNECTIONS, bracketed, find_binary, write_launcher
@@ -131,9 +131,11 @@ class Endpoint:
         """Start, and return when requests are accepted.
 
         Raises:
-            ConfigError: If a port is taken, Ray Serve runs in the cluster already, or an option is wrong.
+            ConfigError: If a port is taken, Ray Serve runs in the cluster already, the address is one of
+                Ray Client, or an option is wrong.
             GenAIRayError: If a model that is preloaded or pinned cannot be loaded.
         """
+        check_inside("the endpoint", self._address)
         profile = self.profile
         ports = [port for port in (profile.port, profile.grpc_port) if port is not None]
         if len(set(ports)) != len(ports):

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from genai_ray.errors import ConfigError
-from genai_ray.files import cache_folder, name_process_space
+from genai_ray.files import cache_folder, name_process_space, write_whole
 
 __all__ = ["Record", "check_ports", "find_free_ports", "find_port_block", "process_started"]
 
@@ -53,10 +53,7 @@ class Record:
     def write(self) -> None:
         """Write the file. If that fails, it is logged: the next start then cannot clean up after this endpoint."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(asdict(self)))
-            part.replace(self.path)
+            write_whole(self.path, json.dumps(asdict(self)))
         except OSError as exc:
             _log.info("%s cannot be written: %s", self.path, exc)
 

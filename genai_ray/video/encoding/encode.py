@@ -17,6 +17,7 @@ import numpy.typing as npt
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.types import parse_bit_rate, parse_bytes, take_fields
 from genai_ray.video.codecs import (
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
     """How results are encoded; a segment's bytes depend on all of it."""

@@ -22,8 +22,9 @@ from genai_ray.files import sync_file
 from genai_ray.video.container import av_errors, open_video, read_sound_starts
 from genai_ray.video.info import is_alpha_beside, main_stream
 from genai_ray.video.joining.excerpt import Excerpt, cut_chapters
+from genai_ray.video.joining.metadata import TECHNICAL_KEYS, describe_lost_metadata, read_metadata
 from genai_ray.video.joining.order import Order, rescale
-from genai_ray.video.joining.tracks import TECHNICAL_KEYS, Tracks, add_tracks, describe_lost_metadata, read_metadata
+from genai_ray.video.joining.tracks import Tracks, add_tracks
 from genai_ray.video.reading.digest import name_record
 from genai_ray.video.reading.plan import VideoPlan
 

@@ -7,12 +7,11 @@ header or a short file.
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
-from pathlib import Path
 from typing import Any, NoReturn
 
 import av
@@ -20,6 +19,7 @@ from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
 
+from genai_ray.display import format_count
 from genai_ray.errors import ConfigError
 from genai_ray.video.codecs import CODECS, SOUND_CODECS, SOUND_FOR, SUFFIXES, TEXT_FOR, keep_scheduling
 from genai_ray.video.container import explain, open_video
@@ -27,20 +27,14 @@ from genai_ray.video.encoding.encode import Encoding, add_encoder, choose_pixel_
 from genai_ray.video.encoding.hardware import find_codec
 from genai_ray.video.info import main_stream
 from genai_ray.video.joining.excerpt import drop_statistics
+from genai_ray.video.joining.metadata import read_metadata
 from genai_ray.video.joining.sound import SoundEncoder, plan_sound, read_layout, read_sound
 from genai_ray.video.joining.subtitles import STYLED_CODECS, TEXT_CODECS, TIMED_CODECS, SubtitleConverter
 from genai_ray.video.pictures.picture_writer import describe_plays
 from genai_ray.video.reading.plan import VideoPlan
 from genai_ray.video.track_options import STRETCH
 
-__all__ = [
-    "TECHNICAL_KEYS",
-    "Tracks",
-    "add_tracks",
-    "check_result",
-    "describe_lost_metadata",
-    "read_metadata",
-]
+__all__ = ["Tracks", "add_tracks", "check_result"]
 
 _FORMATS = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov", ".webm": "webm"}
 """FFmpeg's name of the container by suffix."""
@@ -53,17 +47,6 @@ _WIDE_ENCODERS = ("libvpx-vp9", "libsvtav1")
 
 _NARROW_PX = 128
 """The other side of such a trial."""
-
-TECHNICAL_KEYS = ("encoder", "major_brand", "minor_version", "compatible_brands")
-"""Metadata about how a file was written; a result has its own."""
-
-_IGNORED_KEYS = (*TECHNICAL_KEYS, "duration", "software")
-
-_TRACK_KEYS = ("title", "language")
-"""Metadata by which a person chooses a track."""
-
-_UNKNOWN = ("", "und")
-"""Values that mean no language."""
 
 MOST_LOOKED_AT = 20_000
 """Packets that are read to find the first one of every track."""
@@ -268,16 +251,28 @@ class _Adder:
         if mode != "copy" and self._encode(stream, name, why=f": {self.own} cannot hold it" if is_forced else ""):
             return
         if codec is not None or times > 1:
-            raise ConfigError(
-                f"{self.plan.path}: audio {mode!r} for {name} ({_name_codec(stream)}), which does not decode, or has "
-                "too many or unusual channels for it",
-                "none" if times > 1 else "auto, copy, none or another codec",
-                "Or choose tracks with --streams (streams=...).",
-            )
+            self._refuse_sound(stream, name)
         takers = self._find_takers(stream, self.suffixes)
         if takers or mode == "copy":
             self._refuse(stream, name, takers, mode)
         self._leave_out(stream, name)
+
+    def _refuse_sound(self, stream: Any, name: str) -> NoReturn:
+        """Say why sound cannot be encoded as it is asked for, and what can be asked for instead."""
+        words = ["none"]
+        frame = read_sound(self.plan, stream.index)
+        if self.plan.slow_motion == 1:
+            can_copy = _find_way(stream, self.sink.format.name, self.firsts) is not None
+            codecs = [word for word, codec in SOUND_CODECS.items() if frame is not None and self.own in codec.suffixes]
+            takers = [word for word in codecs if plan_sound(frame, word) is not None]
+            others = (("auto", can_copy or frame is not None), ("copy", can_copy))
+            words = [*(word for word, is_possible in others if is_possible), "none", *takers]
+        why = ", which does not decode" if frame is None else f" with {_describe_channels(frame.layout)}"
+        raise ConfigError(
+            f"{self.plan.path}: audio {self.plan.tracks.audio!r} for {name} ({_name_codec(stream)}){why}",
+            ", ".join(words),
+            "Or choose tracks with --streams (streams=...).",
+        )
 
     def _encode(self, stream: Any, name: str, why: str) -> bool:
         frame = read_sound(self.plan, stream.index)
@@ -352,6 +347,12 @@ def _is_lossless(stream: Any) -> bool:
     """Tell whether a codec of sound loses nothing; of DTS only an extension does, which is rare."""
     codec = stream.codec_context.codec
     return bool(codec.lossless) and codec.canonical_name != "dts"
+
+
+def _describe_channels(layout: Any) -> str:
+    """Return such as "6 channels (5.1)"; the name of an unusual layout has their number already."""
+    name, count = str(layout.name), int(layout.nb_channels)
+    return name if "channel" in name else f"{format_count(count, 'channel')} ({name})"
 
 
 def _name_codec(stream: Any) -> str:
@@ -444,55 +445,3 @@ def _add_copy(sink: OutputContainer, stream: Any, *, guesses_layout: bool) -> St
     copy.disposition = stream.disposition
     added: Stream = copy
     return added
-
-
-def read_metadata(stream: Any) -> dict[str, str]:
-    """Read the metadata of a track.
-
-    Args:
-        stream: The track.
-
-    Returns:
-        Its metadata; MP4's and MOV's ``name`` becomes ``title``.
-    """
-    metadata = dict(stream.metadata)
-    if "title" not in metadata and "name" in metadata:
-        metadata["title"] = metadata.pop("name")
-    return metadata
-
-
-def describe_lost_metadata(source: InputContainer, tracks: Collection[int], result: Path) -> Iterator[str]:
-    """Say which metadata of a source is missing in its result.
-
-    Args:
-        source: The source, open.
-        tracks: Indices of its streams that are in the result, in the same order.
-        result: The finished file.
-
-    Yields:
-        One sentence for the file, and one for each track.
-
-    Raises:
-        av.FFmpegError: If the result does not open.
-    """
-    name = "matroska" if result.suffix.lower() == ".mkv" else result.suffix[1:].lower()
-    with av.open(str(result)) as box:
-        there = {key.lower() for key in box.metadata}
-        lost = sorted(key for key in source.metadata if key.lower() not in there and key.lower() not in _IGNORED_KEYS)
-        if lost:
-            yield f"metadata {', '.join(lost)} was left out: {name} cannot hold it"
-        for kind in ("video", "audio", "subtitle"):
-            copied = (stream for stream in source.streams if stream.index in tracks and _is_track(stream, kind))
-            for stream, copy in zip(
-                copied, (stream for stream in box.streams if _is_track(stream, kind)), strict=False
-            ):
-                before = read_metadata(stream)
-                after = read_metadata(copy)
-                for word in _TRACK_KEYS:
-                    value = before.get(word, "")
-                    if value not in _UNKNOWN and after.get(word) != value:
-                        yield f"{word} {value!r} of {kind} stream {stream.index} was left out: {name} cannot hold it"
-
-
-def _is_track(stream: Any, kind: str) -> bool:
-    return bool(stream.type == kind) and not stream.disposition & Disposition.attached_pic

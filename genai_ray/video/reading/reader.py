@@ -13,6 +13,7 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 
+from genai_ray.display import describe_fields, format_array, format_count, to_html
 from genai_ray.errors import FrameNotFoundError, VideoError
 from genai_ray.video.info import VideoInfo
 from genai_ray.video.reading.decode import SEEK_BEYOND_FRAMES, DecodedFrame, decode_frames, decode_segment
@@ -21,6 +22,7 @@ from genai_ray.video.reading.plan import Segment, plan_video
 __all__ = ["VideoFrame", "VideoFrames", "VideoReader"]
 
 
+@describe_fields
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoFrame:
     """One frame of a video."""
@@ -36,7 +38,12 @@ class VideoFrame:
     alpha: npt.NDArray[Any] | None = None
     """(H, W, 1) of the same dtype, 0 for transparent; None if the source has no alpha."""
 
+    def __repr__(self) -> str:
+        alpha = "" if self.alpha is None else ", with alpha"
+        return f"VideoFrame({self.index}, {self.pts_seconds:.3f} s, {format_array(self.frame)}{alpha})"
 
+
+@describe_fields
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoFrames:
     """Several frames of a video, stacked."""
@@ -52,6 +59,10 @@ class VideoFrames:
     bits."""
     alpha: npt.NDArray[Any] | None = None
     """(N, H, W, 1) of the same dtype, 0 for transparent; None if the source has no alpha."""
+
+    def __repr__(self) -> str:
+        alpha = "" if self.alpha is None else ", with alpha"
+        return f"VideoFrames({format_array(self.frames)}{alpha})"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -86,6 +97,20 @@ class VideoReader:
         self._next = len(self)
         """The frame that ``_decoding`` gives next."""
         self._is_closed = False
+
+    def __repr__(self) -> str:
+        info, frames = self.info, format_count(len(self), "frame")
+        return f"VideoReader({self._plan.path}: {frames} of {info.width}x{info.height}, {info.codec})"
+
+    def _repr_html_(self) -> str:
+        info = self.info
+        rows = [
+            ("seconds", f"{self.begin_seconds:.3f} to {self.end_seconds:.3f}"),
+            ("frames/s", f"{float(info.average_rate):.6g} on average"),
+            ("pixels", f"{info.pix_fmt}, {info.bit_depth} bits, {info.colour.standard}"),
+            ("rotation", info.rotation),
+        ]
+        return to_html(repr(self), rows)
 
     @property
     def info(self) -> VideoInfo:

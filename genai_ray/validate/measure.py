@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,22 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Frame: TypeAlias = StoredFrame | Still
 
 
+class _Shown:
+    """A frame that is converted to RGB by the first thread that needs it: the one that decodes has enough to do."""
+
+    def __init__(self, frame: _Frame) -> None:
+        self._frame = frame
+        self._lock = threading.Lock()
+        self._rgb: _Array | None = None
+
+    def rgb(self) -> _Array:
+        """Return it, (H, W, 3)."""
+        with self._lock:
+            if self._rgb is None:
+                self._rgb = self._frame.to_rgb()
+            return self._rgb
+
+
 @dataclass(slots=True, eq=False)
 class _Work:
     """One candidate beside the reference."""
@@ -85,8 +102,8 @@ class _Work:
         """Reduce the larger frame to the size of the smaller one."""
         return resize(reference, -self.factor), resize(candidate, self.factor)
 
-    def give(self, reference: _Array, candidate: _Array) -> tuple[Callable[[], list[_Array]], ...]:
-        """Return what gives both frames to VMAF, reduced only then."""
+    def give(self, reference: _Shown, candidate: _Shown) -> tuple[Callable[[], list[_Array]], ...]:
+        """Return what gives both frames to VMAF, converted and reduced only then."""
         return partial(_resized, reference, -self.factor), partial(_resized, candidate, self.factor)
 
 
@@ -227,7 +244,7 @@ def _choose_pixels(reference: Clip, candidate: Clip) -> str:
 
 
 def _measure_frames(reference: Clip, works: Sequence[_Work], threads: int, done: _Counter) -> None:
-    """Decode in this thread and measure in others; a bounded number of frames waits."""
+    """Decode in this thread, convert and measure in others; a bounded number of frames waits."""
     decoders = [reference.frames(), *(work.clip.frames() for work in works)]
     has_others = any(name in _OF_FRAME for name in works[0].scores)
     shown = {at for at, work in enumerate(works, 1) if has_others or work.vmaf_planes != AS_STORED}
@@ -237,7 +254,7 @@ def _measure_frames(reference: Clip, works: Sequence[_Work], threads: int, done:
         try:
             for index in range(len(reference)):
                 frames = [_next_of(decoder, index) for decoder in decoders]
-                rgb = {at: frames[at].to_rgb() for at in shown}
+                rgb = {at: _Shown(frames[at]) for at in shown}
                 for at, work in enumerate(works, 1):
                     if work.vmaf is not None and work.vmaf_planes == AS_STORED:
                         work.vmaf.add(*(partial(_colour_planes, frames[one]) for one in (0, at)))
@@ -263,8 +280,8 @@ def _colour_planes(frame: _Frame) -> list[_Array]:
     return frame.planes()[:3]
 
 
-def _resized(frame: _Array, factor: int) -> list[_Array]:
-    return [resize(frame, factor)]
+def _resized(frame: _Shown, factor: int) -> list[_Array]:
+    return [resize(frame.rgb(), factor)]
 
 
 def _next_of(decoder: Iterator[_Frame], index: int) -> _Frame:
@@ -274,8 +291,8 @@ def _next_of(decoder: Iterator[_Frame], index: int) -> _Frame:
     return frame
 
 
-def _measure_frame(work: _Work, index: int, reference: _Array, candidate: _Array) -> None:
-    before, after = work.fit(reference, candidate)
+def _measure_frame(work: _Work, index: int, reference: _Shown, candidate: _Shown) -> None:
+    before, after = work.fit(reference.rgb(), candidate.rgb())
     for name, values in work.scores.items():
         if name in _OF_FRAME:
             values[index] = _OF_FRAME[name](before, after)

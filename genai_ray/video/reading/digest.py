@@ -24,12 +24,31 @@ from genai_ray.video.info import build_decoder, decode_packet
 from genai_ray.video.reading.decode import decode_from
 from genai_ray.video.reading.plan import VideoPlan
 
-__all__ = ["compare_frames", "digest_part", "digest_ranges", "name_record", "read_record_name"]
+__all__ = ["compare_frames", "decode_part", "digest_part", "digest_ranges", "name_record", "read_record_name"]
 
 _KEY = "comment"
 """The only key of free text that MP4, MOV, Matroska and WebM all keep."""
 
 _NAME = re.compile(r"genai-ray record sha256:([0-9a-f]{64})")
+
+
+def decode_part(part: Path) -> Iterator[av.VideoFrame]:
+    """Decode the file of a finished segment.
+
+    Args:
+        part: The file.
+
+    Yields:
+        Its frames in display order, as they are stored.
+
+    Raises:
+        VideoError: If the file does not open, or a frame does not decode.
+    """
+    with av_errors(part, "reading"), av.open(str(part)) as container:
+        stream = main_stream(container)
+        decoder = build_decoder(stream)
+        for packet in container.demux(stream):
+            yield from decode_packet(decoder, packet)
 
 
 def digest_part(part: Path) -> tuple[int, str]:
@@ -46,7 +65,7 @@ def digest_part(part: Path) -> tuple[int, str]:
     """
     digest = hashlib.sha256()
     count = 0
-    for frame in _decode_part(part):
+    for frame in decode_part(part):
         _add(digest, frame)
         count += 1
     return count, digest.hexdigest()
@@ -93,7 +112,7 @@ def compare_frames(plan: VideoPlan, start: int, part: Path) -> Iterator[float]:
     if start >= len(plan.pts):
         raise VideoError(f"{plan.path}: frame {start} is missing")
     wanted = (frame for frame in decode_from(plan, start) if frame.pts is not None and frame.pts >= plan.pts[start])
-    for own in _decode_part(part):
+    for own in decode_part(part):
         frame = next(wanted, None)
         if frame is None:
             raise VideoError(f"{plan.path}: a frame is missing")
@@ -144,14 +163,6 @@ def read_record_name(path: str) -> str:
         comments = [value for key, value in container.metadata.items() if key.lower() == _KEY]
     found = [name for comment in comments for name in _NAME.findall(comment)]
     return found[-1] if found else ""
-
-
-def _decode_part(part: Path) -> Iterator[av.VideoFrame]:
-    with av_errors(part, "reading"), av.open(str(part)) as container:
-        stream = main_stream(container)
-        decoder = build_decoder(stream)
-        for packet in container.demux(stream):
-            yield from decode_packet(decoder, packet)
 
 
 def _add(digest: Any, frame: av.VideoFrame) -> None:

@@ -4,8 +4,8 @@
 side and measures every frame. The result is a ``genai_ray.quality.QualityReport``.
 
 The frames of a clip are measured by threads of one process, not by Ray: decoding and the metrics run outside Python's
-lock, and a second of video takes less time than Ray's start. VMAF decodes both files once more, and the worst frames
-are decoded again at the end.
+lock, one thread decodes enough for more cores than most machines have, and many clips take less time than Ray's start.
+The worst frames are decoded again at the end.
 """
 
 from genai_ray.validate.measure import METRICS, validate_videos

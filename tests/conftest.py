@@ -1,15 +1,17 @@
-"""Fixtures shared by all tests: where things are, one Ray for the whole run, small clips."""
+"""Fixtures shared by all tests: where things are, one Ray for the whole run, the command line, small clips."""
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.crashes import trace_crashes, use_stderr
+from tests.crashes import use_stderr
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -29,6 +31,31 @@ def pytest_configure():
 def pytest_unconfigure():
     if "PYTEST_XDIST_WORKER" in os.environ:
         shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+
+
+ASK_THE_ENDPOINT = {
+    f"tests/serve/test_{name}.py"
+    for name in (
+        "clients", "environment", "grpc", "http", "lifecycle", "middleware", "openapi", "operations", "probes",
+    )
+}  # fmt: skip
+"""Files whose tests ask one endpoint."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give files to processes, as ``--dist loadfile`` does, but those of the endpoint to one: another would start
+    another endpoint."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneEndpoint(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "the endpoint" if file in ASK_THE_ENDPOINT else file
+
+    return OneEndpoint(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,12 +90,43 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def ray_session():
     """One embedded Ray for every test that needs one."""
-    from genai_ray.cluster import connect, disconnect
+    from genai_ray.cluster import disconnect
+    from tests.rays import connect_tests
 
-    connect()
-    trace_crashes()
+    connect_tests()
     yield
     disconnect()
+
+
+@dataclass
+class Ended:
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line with these words in this process, for what needs no process of its own; its result.
+
+    A job needs ``ray_session`` too: it joins the Ray of this process.
+    """
+    from genai_ray.cli import main
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["genai-ray", *map(str, words)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        said = capsys.readouterr()
+        return Ended(stopped.value.code, said.out, said.err)
+
+    return call
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from genai_ray.cluster import CacheOptions, connect, disconnect
+from genai_ray.cluster import CacheOptions, disconnect
+from genai_ray.cluster.runtime.connect import _few_processes
 from tests.crashes import trace_crashes
 from tests.processes import descendants, kill, wait_until
+from tests.rays import connect_tests
 
 GPU_BYTES = 1_000_000_000
 NODE_BYTES = 3_000_000_000
@@ -26,10 +28,14 @@ ENVIRONMENT = {
 
 
 class Nodes:
-    """Takes the place of the embedded Ray of the other tests while it is open."""
+    """Takes the place of the embedded Ray of the other tests while it is open.
 
-    def __init__(self, head_cpus=2):
+    Its nodes have as few processes as the embedded Ray's, unless one is to serve metrics.
+    """
+
+    def __init__(self, head_cpus=2, *, serves_metrics=False):
         self._head_cpus = head_cpus
+        self._processes = contextlib.nullcontext if serves_metrics else _few_processes
 
     def __enter__(self):
         self._was_connected = ray.is_initialized()
@@ -44,14 +50,16 @@ class Nodes:
             "object_store_memory": 200_000_000,
             "include_dashboard": False,
         }
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        with self._processes():
+            self.cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=self.cluster.address, log_to_driver=False)
         trace_crashes()
         return self
 
     def add(self, num_gpus=0, memory=NODE_BYTES):
         """Add a raylet."""
-        return self.cluster.add_node(num_cpus=1, num_gpus=num_gpus, memory=memory, object_store_memory=100_000_000)
+        with self._processes():
+            return self.cluster.add_node(num_cpus=1, num_gpus=num_gpus, memory=memory, object_store_memory=100_000_000)
 
     @contextlib.contextmanager
     def apart(self, folder):
@@ -108,5 +116,4 @@ class Nodes:
             else:
                 os.environ[name] = value
         if self._was_connected:
-            connect()
-            trace_crashes()
+            connect_tests()

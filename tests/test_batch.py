@@ -67,7 +67,7 @@ def test_a_dataset_is_mapped_in_order(cache, clip, expected):
     assert status["runtime_calls"] - calls == sum(math.ceil(n / status["run_batch"]) for n in (3, 1, 3, 1, 2))
 
 
-@pytest.mark.parametrize("concurrency", [1, (1, 4), 4])
+@pytest.mark.parametrize("concurrency", [(1, 4), 2])
 def test_map_sets_what_ray_data_needs(cache, clip, expected, concurrency):
     tables = [table_of(clip[start : start + 2], start) for start in range(0, 10, 2)]
     batch = BatchInference(MODEL, batch_size=3, cache_name=cache.name)
@@ -80,13 +80,11 @@ def test_map_sets_what_ray_data_needs(cache, clip, expected, concurrency):
 
 def test_map_passes_on_every_option(cache, clip):
     noisy = ray.data.from_arrow(table_of(clip[:2], 0))
-    found = []
-    for sigma in (0.01, 0.2):
-        batch = BatchInference("ffdnet", params={"sigma": sigma}, cache_name=cache.name)
-        found.append(np.stack([row["output"] for row in batch.map(noisy).take_all()]))
-        with InferenceSession("ffdnet") as session:
-            assert np.array_equal(found[-1], session.infer(clip[:2], {"sigma": sigma}))
-    assert not np.array_equal(*found)
+    batch = BatchInference("ffdnet", params={"sigma": 0.2}, cache_name=cache.name)
+    found = np.stack([row["output"] for row in batch.map(noisy).take_all()])  # one actor, as by default
+    with InferenceSession("ffdnet") as session:
+        assert np.array_equal(found, session.infer(clip[:2], {"sigma": 0.2}))
+        assert not np.array_equal(found, session.infer(clip[:2]))
     for concurrency in (0, (0, 2), (3, 2)):
         with pytest.raises(errors.ConfigError, match="concurrency="):
             BatchInference(MODEL).map(noisy, concurrency=concurrency)

@@ -11,7 +11,8 @@ PATHS = sorted(FOLDER.glob("*.ipynb"))
 JOINED = "02_video_batch"
 """The notebook that joins whatever cluster runs: here the one that tests share, otherwise one of its own."""
 BOTH_WAYS = "04_compare_models"
-"""The notebook without Ray Data; tests/cluster/test_connect.py runs it over Ray Client too."""
+"""The notebook without Ray Data: it runs in the cluster that tests share, and over Ray Client
+(tests/cluster/test_connect.py)."""
 MAX_BYTES = 200_000
 
 
@@ -36,7 +37,7 @@ def execute(path, **options):
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.longest if path.stem == JOINED else ()) for path in PATHS],
+    [pytest.param(path, marks=pytest.mark.longest if path.stem in (JOINED, BOTH_WAYS) else ()) for path in PATHS],
     ids=lambda path: path.stem,
 )
 def test_it_runs(path):

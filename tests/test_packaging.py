@@ -92,7 +92,9 @@ def test_the_main_job_in_an_empty_environment(wheel, samples, tmp_path):
         "-o",
         "enhanced.mp4",
         "--model",
-        "websr-x2-l",
+        "websr-x2-s",
+        "--encoder-preset",
+        "ultrafast",
         "--json",
     ]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)

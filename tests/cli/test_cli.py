@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
-import ray.cluster_utils
 
 import genai_ray
 from genai_ray import ModelCatalog
 from genai_ray.catalog import load_spec
 from genai_ray.errors import VideoError
 from genai_ray.files import open_folder
+from tests.nodes import Nodes
 from tests.processes import ROOT, run
 from tests.video.clips import write
 
@@ -94,9 +94,10 @@ def is_refused_with(run, arguments, words):
         assert issubclass(getattr(genai_ray.errors, error["class"]), genai_ray.errors.GenAIRayError)
 
 
-def test_a_job_that_fails_leaves_no_new_folder(tmp_path):
+def test_a_job_that_fails_leaves_no_new_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text.mp4").write_text("no video " * 100)
-    done = run("enhance", "text.mp4", "-o", "new/deep/x.mp4", "-m", "websr-x2-s", cwd=tmp_path)
+    done = command("enhance", "text.mp4", "-o", "new/deep/x.mp4", "-m", "websr-x2-s")
     assert (done.returncode, "not a video" in done.stderr) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
 
@@ -108,12 +109,13 @@ def test_a_folder_that_cannot_be_created_leaves_no_parents(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_folders_of_results_are_created(tmp_path):
+def test_the_folders_of_results_are_created(ray_session, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "clips").mkdir()
     write(tmp_path / "clips" / "a.mp4", tracks=0, pts=[0, 1, 2])
     for output, result in (("new/enhanced/", "new/enhanced/a.mp4"), ("other/b.mkv", "other/b.mkv")):
         source = "clips" if output.endswith("/") else "clips/a.mp4"
-        done = run("enhance", source, "-o", output, "-m", "websr-x2-s", "--json", cwd=tmp_path)
+        done = command("enhance", source, "-o", output, "-m", "websr-x2-s", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["outputs"] == [str(tmp_path / result)]
         assert (tmp_path / result).is_file()
@@ -134,14 +136,12 @@ def test_help_and_errors_offer_what_works(command, words):
 
 
 @pytest.mark.cluster
-def test_the_cache_of_a_running_cluster():
-    cluster = ray.cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    try:
-        address = ["--address", cluster.address]
+def test_the_cache_of_a_running_cluster(command, monkeypatch):
+    """From processes that join the cluster for it, and from one that has joined it before."""
+    with Nodes() as nodes:
+        address = ["--address", nodes.cluster.address]
 
-        def cache(*arguments):
+        def cache(*arguments, run=command):
             done = run("cache", *arguments, *address, "--json")
             assert done.returncode == 0, done.stderr
             return json.loads(done.stdout)
@@ -149,35 +149,35 @@ def test_the_cache_of_a_running_cluster():
         done = run("cache", "status", *address)
         assert done.returncode == 2
         assert "no cache 'default' in this cluster" in done.stderr  # and none is made by looking
-        loaded = cache("load", "esrgan", "--precision", "fp16", "--memory", "300MB", "--max-memory", "2GiB")
+        loaded = cache("load", "esrgan", "--precision", "fp16", "--memory", "300MB", "--max-memory", "2GiB", run=run)
         (model,) = loaded["models"]
         assert (model["model_id"], model["precision"], model["state"]) == ("esrgan-4x", "fp16", "ready")
         assert model["bytes"] >= 300_000_000
         assert loaded["budget_bytes"] <= 2 * 1024**3
         cache("load", "websr-x2-s")
         assert [model["model_id"] for model in cache("status")["models"]] == ["esrgan-4x", "websr-x2-s"]
-        table = run("cache", "status", *address).stdout
+        table = command("cache", "status", *address).stdout
         assert "esrgan-4x" in table
         assert "websr-x2-s" in table
         assert f"{float(model['session']['precision_db']):.1f}" in table  # of fp16 from fp32
         assert os.uname().nodename in table
         assert set(cache("status")["nodes"].values()) == {os.uname().nodename}
-        watched = run("cache", "watch", "--times", 2, "--every", 0.2, *address)
+        watched = command("cache", "watch", "--times", 2, "--every", 0.2, *address)
         assert watched.returncode == 0, watched.stderr
         assert "websr-x2-s" in watched.stdout
         assert "budget" in watched.stdout
         assert [model["model_id"] for model in cache("evict", "esrgan")["models"]] == ["websr-x2-s"]
         assert [model["pinned"] for model in cache("pin", "websr-x2-s")["models"]] == [True]
         assert [model["pinned"] for model in cache("unpin", "websr-x2-s")["models"]] == [False]
-        done = run("cache", "evict", "rife", *address)
+        done = command("cache", "evict", "rife", *address)
         assert done.returncode == 2
         assert "rife is not loaded" in done.stderr
-        done = run("cache", "shutdown", *address, stdin=subprocess.DEVNULL)
+        with open(os.devnull) as nothing:
+            monkeypatch.setattr(sys, "stdin", nothing)
+            done = command("cache", "shutdown", *address)
         assert (done.returncode, "Pass --yes" in done.stderr) == (2, True)
-        assert run("cache", "shutdown", "-y", *address).returncode == 0
-        assert "no cache 'default'" in run("cache", "status", *address).stderr
-    finally:
-        cluster.shutdown()
+        assert command("cache", "shutdown", "-y", *address).returncode == 0
+        assert "no cache 'default'" in command("cache", "status", *address).stderr
 
 
 def test_a_full_disk_is_named_and_a_closed_pipe_is_not():

@@ -115,7 +115,8 @@ def listening(answer):
             thread.join()
 
 
-def test_a_listener_that_is_silent_is_no_cluster():
+def test_a_listener_that_is_silent_is_no_cluster(monkeypatch):
+    monkeypatch.setattr("genai_ray.cluster.runtime.probe.ANSWER_WITHIN_S", 1.0)
     with listening(lambda connection: None) as address:
         *_, last = check_cluster(address)
     said = f"something listens at {address}, which --address names, but does not answer as Ray"

@@ -33,8 +33,8 @@ def test_the_list_cuts_no_id_in_a_terminal(columns):
     assert [line.split()[0] for line in lines if line[1:2].strip()] == ModelCatalog.default().ids()
 
 
-def test_the_list_has_a_line_for_each_model_in_a_pipe():
-    _, *lines = run("models", "list").stdout.splitlines()
+def test_the_list_has_a_line_for_each_model_in_a_pipe(command):
+    _, *lines = command("models", "list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ModelCatalog.default().ids()
     assert next(line for line in lines if "waifu2x-x2" in line).split() == [
         *("waifu2x-x2", "upscaling", "x2", "BSD-3-Clause", "AND", "MIT", "2.2", "MB"),
@@ -42,8 +42,8 @@ def test_the_list_has_a_line_for_each_model_in_a_pipe():
     assert next(line for line in lines if "websr-x2-s" in line).endswith(" kB ")
 
 
-def test_a_packaged_model_needs_no_download():
-    done = run("models", "pull", "rife")
+def test_a_packaged_model_needs_no_download(command):
+    done = command("models", "pull", "rife")
     assert (done.returncode, "needs no download" in done.stderr) == (0, True)
     assert Path(done.stdout.strip()) == ModelCatalog.default().path("rife")
 

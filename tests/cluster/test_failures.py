@@ -13,13 +13,13 @@ import pytest
 import ray
 
 from genai_ray import InferenceSession, ModelCache, errors
-from genai_ray.cluster import SessionRequest, cache_names, connect, disconnect, open_session, session_actor
+from genai_ray.cluster import SessionRequest, cache_names, disconnect, open_session, session_actor
 from genai_ray.cluster.messages import LoadRequest
 from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.cluster.truth import is_reported, report, wait_until_true
-from tests.crashes import trace_crashes
 from tests.processes import is_alive, wait_until
+from tests.rays import connect_tests
 
 pytestmark = pytest.mark.cluster
 
@@ -290,7 +290,7 @@ def test_nothing_that_is_left_starts_another_ray(ray_session, frames):
         cache.shutdown()
         assert not ray.is_initialized()
     finally:
-        connect()
+        connect_tests()
 
 
 def test_a_client_with_its_own_ray_ends_its_cache_with_its_block(ray_session, frames):
@@ -317,5 +317,4 @@ def test_a_client_with_its_own_ray_ends_its_cache_with_its_block(ray_session, fr
         wait_until(lambda: len(session_names()) == 1)
     finally:
         ModelCache(name="guest").shutdown()
-        connect()
-        trace_crashes()
+        connect_tests()

@@ -1,10 +1,9 @@
-"""Names of models, caches and tensors beyond ASCII, and names that are no text at all: they go through Ray, its metrics
-and its messages."""
+"""Names of models, caches and tensors that are no text: they go through Ray and its messages. Names beyond ASCII in its
+metrics: ``test_status.py``."""
 
 import logging
 import os
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +11,6 @@ import pytest
 from genai_ray import ModelCache, errors
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from tests.caches import ending
-from tests.cluster.test_status import metrics
-from tests.nodes import Nodes
-from tests.processes import wait_until
 from tests.serve.models import add_number
 
 ONE = np.ones(1, np.float32)
@@ -24,34 +20,6 @@ ONE = np.ones(1, np.float32)
 def cache(ray_session):
     with ending(ModelCache(1_000_000_000, name="café")) as cache:
         yield cache
-
-
-@pytest.fixture
-def joined():
-    """A cache on a cluster that was joined: the embedded Ray has no agent that would serve metrics."""
-    with Nodes(), ending(ModelCache(1_000_000_000, name="café")) as cache:
-        yield cache
-
-
-def in_prometheus(text):
-    """Return how a name stands in a series: what is not ASCII as Python writes it, and each backslash twice."""
-    return text.encode("ascii", "backslashreplace").decode().replace("\\", "\\\\")
-
-
-@pytest.mark.cluster
-def test_a_model_with_a_non_ascii_path_loads_and_is_evicted(joined, tmp_path):
-    cache = joined
-    path = tmp_path / "modèle 模型 🎞.onnx"
-    add_number(path, 1)
-    for _ in range(2):
-        cache.load_model(path)
-        assert cache.get_session(path).run({"x": ONE})["y"] == [2]
-        assert cache.loaded_models() == [str(path)]
-        cache.evict(path)
-    assert cache.memory_usage()[0] == 0
-    told = SimpleNamespace(name=in_prometheus(cache.name))
-    wait_until(lambda: metrics(told).get(("evictions_total", in_prometheus(str(path)))) == 2)
-    assert metrics(told)["loads_total", in_prometheus(str(path))] == 2
 
 
 @pytest.mark.cluster

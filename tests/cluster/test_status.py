@@ -2,6 +2,7 @@
 
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from genai_ray.types import ModelBackend, ModelPrecision
 from tests.caches import ending
 from tests.nodes import Nodes
 from tests.processes import rss_anon, rss_watched, wait_until
-from tests.serve.models import value, write
+from tests.serve.models import add_number, value, write
 
 pytestmark = pytest.mark.cluster
 
@@ -49,11 +50,31 @@ def metrics(cache):
 @pytest.fixture
 def joined():
     """A cache on a cluster that was joined: the embedded Ray has no agent that would serve metrics."""
-    with Nodes(), ending(ModelCache(2_000_000_000, name="joined")) as cache:
+    with Nodes(serves_metrics=True), ending(ModelCache(2_000_000_000, name="joined")) as cache:
         yield cache
 
 
-def test_status_and_metrics_say_the_same(joined, frames):
+def in_prometheus(text):
+    """Return how a name stands in a series: what is not ASCII as Python writes it, and each backslash twice."""
+    return text.encode("ascii", "backslashreplace").decode().replace("\\", "\\\\")
+
+
+def check_that_names_beyond_ascii_are_told(path):
+    """A model and a cache with such names; it is loaded and evicted twice."""
+    add_number(path, 1)
+    with ending(ModelCache(1_000_000_000, name="café")) as cache:
+        for _ in range(2):
+            cache.load_model(path)
+            assert cache.get_session(path).run({"x": np.ones(1, np.float32)})["y"] == [2]
+            assert cache.loaded_models() == [str(path)]
+            cache.evict(path)
+        assert cache.memory_usage()[0] == 0
+        told = SimpleNamespace(name=in_prometheus(cache.name))
+        wait_until(lambda: metrics(told).get(("evictions_total", in_prometheus(str(path)))) == 2)
+        assert metrics(told)["loads_total", in_prometheus(str(path))] == 2
+
+
+def test_status_and_metrics_say_the_same(joined, frames, tmp_path):
     cache = joined
     cache.load_model(MODEL)
     session = cache.get_session(MODEL)
@@ -87,6 +108,7 @@ def test_status_and_metrics_say_the_same(joined, frames):
     assert seen["budget_bytes", ""] == device.budget_bytes
     assert seen["load_seconds_count", MODEL] == 1
     assert seen["age_at_eviction_seconds_count", OTHER] == 1
+    check_that_names_beyond_ascii_are_told(tmp_path / "modèle 模型 🎞.onnx")
 
 
 @pytest.mark.parametrize("size", [(144, 176), pytest.param((480, 640), marks=pytest.mark.longest)], ids=str)

@@ -27,7 +27,6 @@ from genai_ray.tune import REFERENCE, Way, choose_way, tune_model
 from genai_ray.video import Encoding
 from tests.caches import ending
 from tests.nodes import LOGICAL_GPUS, Nodes
-from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write
 
 MODEL = "websr-x2-s"
@@ -198,15 +197,15 @@ def test_a_video_of_a_folder_goes_on_as_it_began(ray_session, records, tmp_path,
     assert [use.backend for use in report.models] == ["onnx"]
 
 
-def test_the_forecast_says_what_would_be_chosen(records, tmp_path, clip):
+def test_the_forecast_says_what_would_be_chosen(records, tmp_path, clip, command):
     prefer(records, EXACT)
     before = sorted(tmp_path.iterdir())
     forecast = forecast_videos(clip, tmp_path / "b.mkv", models=MODEL, options=AUTO)
     told = forecast.to_dict()
     assert (told["choice"]["backend"], told["choice"]["origin"]) == ("openvino", "recorded")
     assert told["frames"] == NUM_FRAMES
-    command = ["enhance", clip, "-o", tmp_path / "b.mkv", "-m", MODEL, "--dry-run", "--backend", "auto"]
-    done = run(*command, "--device", "cpu")
+    words = ["enhance", clip, "-o", tmp_path / "b.mkv", "-m", MODEL, "--dry-run", "--backend", "auto"]
+    done = command(*words, "--device", "cpu")
     assert "openvino fp32, recorded: websr-x2-s" in done.stdout, done.stderr
     assert sorted(tmp_path.iterdir()) == before
 
@@ -241,6 +240,6 @@ def test_options_that_do_not_fit_are_refused(tmp_path, clip, options, words):
         enhance_videos(clip, tmp_path / "b.mkv", models=MODEL, options=EnhanceOptions(**options))
 
 
-def test_the_command_refuses_auto_precision_alone(tmp_path, clip):
-    done = run("enhance", clip, "-o", tmp_path / "b.mkv", "-m", MODEL, "--precision", "auto")
+def test_the_command_refuses_auto_precision_alone(tmp_path, clip, command):
+    done = command("enhance", clip, "-o", tmp_path / "b.mkv", "-m", MODEL, "--precision", "auto")
     assert (done.returncode, "Pass --backend auto" in done.stderr) == (2, True), done.stderr

@@ -28,7 +28,7 @@ from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
 from genai_ray.video import Encoding, plan_video
 from tests.caches import ending
 from tests.enhance.moving import frames_of, pan, write_frames
-from tests.processes import kill, run, start, wait_until
+from tests.processes import kill, start, wait_until
 
 LOSSLESS = Encoding(codec="ffv1")
 BRIGHT = 5
@@ -299,28 +299,28 @@ def test_a_text_names_some_frames_and_counts_the_others(samples):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_the_command_names_wrong_frames_and_a_killed_job_goes_on(models, tmp_path):
+def test_the_command_names_wrong_frames_and_a_killed_job_goes_on(ray_session, command, models, tmp_path):
     frames = pan(120, size=(320, 180), step=(3, 1))
     frames[41] = frames[41] // 4 + 190
     clip = write_frames(tmp_path / "a.mkv", frames)
-    command = ["enhance", clip, "--encoder-preset", "ultrafast", "--segment-frames", 6, "--json"]
-    failed = run(*command, "-o", tmp_path / "failed.mkv", "-m", models / "black.onnx")
+    words = ["enhance", clip, "--encoder-preset", "ultrafast", "--segment-frames", 6, "--json"]
+    failed = command(*words, "-o", tmp_path / "failed.mkv", "-m", models / "black.onnx")
     assert failed.returncode == 1
     assert "segment 6 has wrong frames: frame 41" in failed.stderr
     assert json.loads(failed.stdout.splitlines()[-1])["error"]["class"] == "QualityError"
-    command += ["-m", models / "fp16.onnx", "--precision", "fp16"]
-    whole = run(*command, "-o", tmp_path / "whole.mkv")
+    words += ["-m", models / "fp16.onnx", "--precision", "fp16"]
+    whole = command(*words, "-o", tmp_path / "whole.mkv")
     assert whole.returncode == 0, whole.stderr
     report = json.loads(whole.stdout.splitlines()[-1])
     assert (report["frames_checked"], report["segments_recomputed"], report["segments_failed"]) == (120, 1, 0)
     output = tmp_path / "b.mkv"
-    job = start(*command, "-o", output)
+    job = start(*words, "-o", output)
     work = output.with_name(output.name + ".genai-ray")
     wait_until(lambda: len(list(work.glob("*.nut"))) >= 8, job)
     kill(job.pid)
     job.communicate()
     assert not output.exists()
-    again = run(*command, "-o", output)
+    again = command(*words, "-o", output)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["segments_reused"] >= 8
     assert output.read_bytes() == (tmp_path / "whole.mkv").read_bytes()

@@ -22,7 +22,7 @@ from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.files import sweep_folders
 from genai_ray.tables import ResultTable
 from genai_ray.video import Encoding, plan_video
-from tests.processes import ROOT, descendants, is_alive, kill, run, start, wait_until
+from tests.processes import ROOT, descendants, is_alive, kill, start, wait_until
 from tests.video.clips import write
 
 FAST = Encoding(preset="ultrafast", crf=30)
@@ -341,13 +341,14 @@ def test_a_result_published_but_not_recorded_is_known_again(ray_session, clips, 
 
 
 @pytest.mark.cluster
-def test_a_killed_job_of_many_goes_on(tmp_path):
+def test_a_killed_job_of_many_goes_on(ray_session, command, tmp_path):
+    """It goes on in another Ray than it began in."""
     clips, out = tmp_path / "clips", tmp_path / "out"
     clips.mkdir()
     out.mkdir()
     for number in range(12):
         write(clips / f"{number:02d}.mkv", pts=list(range(20)), tracks=0)
-    command = [
+    words = [
         "enhance",
         clips,
         "-o",
@@ -360,14 +361,14 @@ def test_a_killed_job_of_many_goes_on(tmp_path):
         8,
         "--json",
     ]
-    job = start(*command)
+    job = start(*words)
     wait_until(lambda: len(list(out.glob("*.mkv"))) >= 3, job)
     children = descendants(job.pid)
     kill(job.pid)
     job.communicate()
     wait_until(lambda: not any(is_alive(pid) for pid in children))
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mkv")}
-    done = run(*command)
+    done = command(*words)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (done.returncode, report["clips_failed"], report["frames"]) == (0, 0, 240)
@@ -378,14 +379,14 @@ def test_a_killed_job_of_many_goes_on(tmp_path):
 
 
 @pytest.mark.cluster
-def test_exit_codes_failures_and_progress_lines(tmp_path):
+def test_exit_codes_failures_and_progress_lines(ray_session, command, tmp_path):
     clips, out = tmp_path / "clips", tmp_path / "out"
     clips.mkdir()
     out.mkdir()
     write(clips / "a.mkv", size=(640, 360), pts=list(range(300)), tracks=0)
     (clips / "bad.mkv").write_bytes(b"no video" * 100)
-    command = ["enhance", clips, "-o", out, "--model", "waifu2x-x2", "--encoder-preset", "ultrafast"]
-    job = start(*command)
+    words = ["enhance", clips, "-o", out, "--model", "waifu2x-x2", "--encoder-preset", "ultrafast"]
+    job = start(*words)
     first = job.stderr.readline()
     os.killpg(job.pid, signal.SIGINT)
     _, told = job.communicate()
@@ -393,9 +394,10 @@ def test_exit_codes_failures_and_progress_lines(tmp_path):
     assert " of 2 videos" in first
     assert job.returncode == 130
     assert "results.parquet; the same job goes on from there" in told
-    assert [run("enhance", clips / "bad.mkv", clips / "bad.mkv", "-o", out, "--model", MODEL).returncode] == [2]
+    assert command("enhance", clips / "bad.mkv", clips / "bad.mkv", "-o", out, "--model", MODEL).returncode == 2
     (clips / "a.mkv").write_bytes(b"no video" * 50)
-    assert run(*command).returncode == 1
-    done = run(*command, "--max-failures", 2)
+    words[words.index("waifu2x-x2")] = MODEL
+    assert command(*words).returncode == 1
+    done = command(*words, "--max-failures", 2)
     assert done.returncode == 0
     assert "bad.mkv" in "".join(done.stdout.split())  # lines are folded

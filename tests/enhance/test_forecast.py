@@ -22,7 +22,6 @@ from genai_ray.enhance.job.trial import (
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.video import Encoding
-from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write
 
 OPTIONS = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=16)
@@ -124,10 +123,10 @@ def test_what_is_done_is_left_out(ray_session, folder):
     assert (forecast.frames, forecast.expected_s) == (0, None)
 
 
-def test_the_command(folder):
-    command = ["enhance", folder / "clips" / "a.mp4", "-o", folder / "b.mp4", "--model", "websr-x2-s", "--dry-run"]
-    told = run(*command)
+def test_the_command(folder, command):
+    words = ["enhance", folder / "clips" / "a.mp4", "-o", folder / "b.mp4", "--model", "websr-x2-s", "--dry-run"]
+    told = command(*words)
     assert told.returncode == 0, told.stderr
     assert f"96x64 -> 192x128, {NUM_FRAMES} frames out" in told.stdout
-    assert json.loads(run(*command, "--json").stdout)["segments"] == 1
+    assert json.loads(command(*words, "--json").stdout)["segments"] == 1
     assert sorted(path.name for path in folder.iterdir()) == ["clips", "out"]

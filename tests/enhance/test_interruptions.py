@@ -33,7 +33,8 @@ from tests.video.clips import write
 
 pytestmark = pytest.mark.cluster
 
-MODEL = ["--model", "websr-x2-l", "--encoder-preset", "ultrafast", "--segment-frames", 6, "--json"]
+SEGMENT_FRAMES, NUM_FRAMES = 3, 60
+MODEL = ["--model", "websr-x2-l", "--encoder-preset", "ultrafast", "--segment-frames", SEGMENT_FRAMES, "--json"]
 
 
 RAY_ENDS = re.compile(r"core_worker_process\.cc:\d+: The core worker has already been shutdown\..* will exit")
@@ -46,15 +47,21 @@ def segments(output):
     return sorted(output.with_name(output.name + ".genai-ray").glob("*.nut"))
 
 
+def has_segments(output, count):
+    return len(segments(output)) >= count
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("clip") / "a.mkv", size=(320, 180), pts=list(range(120)), options={"g": "6"})
+    """Twenty segments, each of which takes a while: there is time to look for the moment to end a job."""
+    pts = list(range(NUM_FRAMES))
+    return write(tmp_path_factory.mktemp("clip") / "a.mkv", size=(320, 180), pts=pts, options={"g": "3"})
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source):
+def undisturbed(ray_session, source):
     output = source.with_name("undisturbed.mkv")
-    assert run("enhance", source, "-o", output, *MODEL).returncode == 0
+    enhance_videos(source, output, models="websr-x2-l", options=options(SEGMENT_FRAMES))
     return output.read_bytes()
 
 
@@ -69,44 +76,69 @@ def environment(temporary):
     return {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"} | {"TMPDIR": str(temporary)}
 
 
-@pytest.mark.parametrize("after", [1, pytest.param(8, marks=[pytest.mark.slow, pytest.mark.longest])])
-def test_a_killed_job_goes_on_where_it_stopped(source, undisturbed, tmp_path, after):
-    output = tmp_path / "b.mkv"
-    job = start("enhance", source, "-o", output, *MODEL)
-    wait_until(lambda: len(segments(output)) >= after, job)
-    children = descendants(job.pid)
+def end_by_kill(job):
     kill(job.pid)
     job.communicate()
-    assert not output.exists()
-    wait_until(lambda: not any(is_alive(pid) for pid in children))
-    kept = len(segments(output))
-    assert kept >= after
-    done = run("enhance", source, "-o", output, *MODEL)
-    report = json.loads(done.stdout)
-    assert (report["segments"], report["segments_reused"]) == (20, kept)
-    assert report["frames"] == 120
-    assert output.read_bytes() == undisturbed
-    assert list(tmp_path.iterdir()) == [output]
 
 
-def test_ctrl_c_ends_everything_and_keeps_finished_segments(source, undisturbed, tmp_path, temporary):
-    output = tmp_path / "b.mkv"
-    job = start("enhance", source, "-o", output, *MODEL, env=environment(temporary))
-    wait_until(lambda: len(segments(output)) >= 2, job)
-    children = descendants(job.pid)
+def end_by_ctrl_c(job):
     os.killpg(job.pid, signal.SIGINT)  # as a terminal does: to the whole group
     out, err = job.communicate()
     assert (job.returncode, json.loads(out)["error"]["message"]) == (130, "interrupted")
     assert "interrupted" in err
     assert "Traceback" not in err
-    wait_until(lambda: not any(is_alive(pid) for pid in children))
-    assert list(temporary.glob("genai-ray-*")) == []
-    assert not output.exists()
+
+
+def end_by_sigterm(job):
+    os.kill(job.pid, signal.SIGTERM)
+    out, err = job.communicate(timeout=DEADLINE_S)
+    assert (job.returncode, json.loads(out)["error"]["message"]) == (143, "ended by SIGTERM"), err
+    assert "ended by SIGTERM" in err
+    assert "***" not in err
+    assert "Traceback" not in err
+
+
+def end_by_death_of_its_node(job):
+    kill(wait_for(job, "raylet/raylet"))
+    out, err = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 1, err
+    assert not out or "has died" in json.loads(out)["error"]["message"]  # Ray may end the process from below Python
+    stages = ("planning", "starting", "enhancing:", "joining:")
+    told = [line for line in err.splitlines() if not line.startswith(stages)]
+    if not out:  # Ray has ended the process from below Python: then its C++ may say so first, beside other threads
+        told = [line for line in told if not RAY_ENDS.search(line)]
+    assert (
+        told.pop()
+        == "error: the Ray node that this process started has died. Run the same again: finished segments are kept."
+    )
+    assert all("finished segments are kept in" in line for line in told), err  # and none of Ray's own words
+
+
+def test_a_job_goes_on_where_it_stopped_whatever_ended_it(source, undisturbed, tmp_path, temporary):
+    """One job, ended in four ways, each time when two more segments are finished: nothing of them is lost, nothing else
+    is left, and the bytes are those of a job that nobody disturbed."""
+    output, kept = tmp_path / "b.mkv", {}
     work = output.with_name(output.name + ".genai-ray")
-    assert {path.suffix for path in work.iterdir()} == {".nut"}
-    report = json.loads(run("enhance", source, "-o", output, *MODEL).stdout)
-    assert report["segments_reused"] >= 2
+    command = ["enhance", source, "-o", output, *MODEL]
+    for end in (end_by_kill, end_by_ctrl_c, end_by_sigterm, end_by_death_of_its_node):
+        job = start(*command, env=environment(temporary))
+        wait_until(partial(has_segments, output, len(kept) + 2), job)
+        before, children = stamps(output), descendants(job.pid)
+        end(job)
+        wait_until(partial(are_gone, children))
+        assert not output.exists()
+        assert kept.items() <= before.items() <= stamps(output).items(), end
+        kept = stamps(output)
+        if end in (end_by_ctrl_c, end_by_sigterm):  # also what the job before left when it was killed
+            assert list(temporary.glob("genai-ray-*")) == []
+            assert {path.suffix for path in work.iterdir()} == {".nut"}
+    done = run(*command, env=environment(temporary))
+    report = json.loads(done.stdout)
+    assert (report["segments"], report["segments_reused"], report["frames"]) == (20, len(kept), NUM_FRAMES)
     assert output.read_bytes() == undisturbed
+    assert list(tmp_path.iterdir()) == [output]
+    # What Ray left if it ended the process at once, the next job has removed.
+    assert list(temporary.glob("genai-ray-*")) == []
 
 
 def test_ctrl_c_at_the_start_leaves_nothing(source, tmp_path):
@@ -147,9 +179,9 @@ def test_a_killed_worker_and_a_killed_session_change_no_byte(ray_session, source
         killing("ray::_run_", 1, lambda: segments(output)) as workers,
         killing("ray::SessionActor", 1, lambda: segments(output)) as sessions,
     ):
-        report = enhance_videos(source, output, models="websr-x2-l", options=options(6))
+        report = enhance_videos(source, output, models="websr-x2-l", options=options(SEGMENT_FRAMES))
     assert len(workers) == len(sessions) == 1
-    assert report.frames == 120
+    assert report.frames == NUM_FRAMES
     assert output.read_bytes() == undisturbed
 
 
@@ -226,46 +258,30 @@ def test_a_machine_that_is_held_up_for_seconds_loses_nothing(source, undisturbed
     os.kill(raylet, signal.SIGCONT)
     out, err = job.communicate(timeout=DEADLINE_S)
     assert job.returncode == 0, err
-    assert json.loads(out)["frames"] == 120
+    assert json.loads(out)["frames"] == NUM_FRAMES
     assert output.read_bytes() == undisturbed
 
 
+@pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.parametrize(
     "has_come",
     [
-        lambda job, output: len(segments(output)) >= 2,
-        pytest.param(lambda job, output: find(job, "ray::CacheActor"), marks=[pytest.mark.slow, pytest.mark.longest]),
-        pytest.param(lambda job, output: find(job, "ray::SessionActor"), marks=[pytest.mark.slow, pytest.mark.longest]),
-        pytest.param(lambda job, output: len(segments(output)) >= 19, marks=[pytest.mark.slow, pytest.mark.longest]),
+        lambda job, output: find(job, "ray::CacheActor"),
+        lambda job, output: find(job, "ray::SessionActor"),
+        lambda job, output: len(segments(output)) >= 19,
     ],
-    ids=["segments", "cache", "session", "end"],
+    ids=["cache", "session", "end"],
 )
 def test_a_dead_node_of_its_own_ends_the_job_with_an_error(source, undisturbed, tmp_path, temporary, has_come):
     output = tmp_path / "b.mkv"
     job = start("enhance", source, "-o", output, *MODEL, env=environment(temporary))
     wait_until(lambda: has_come(job, output), job)
     kept, children = len(segments(output)), descendants(job.pid)
-    kill(wait_for(job, "raylet/raylet"))
-    out, err = job.communicate(timeout=DEADLINE_S)
-    assert job.returncode == 1, err
-    assert not out or "has died" in json.loads(out)["error"]["message"]  # Ray may end the process from below Python
-    stages = ("planning", "starting", "enhancing:", "joining:")
-    told = [line for line in err.splitlines() if not line.startswith(stages)]
-    if not out:  # Ray has ended the process from below Python: then its C++ may say so first, beside other threads
-        told = [line for line in told if not RAY_ENDS.search(line)]
-    assert (
-        told.pop()
-        == "error: the Ray node that this process started has died. Run the same again: finished segments are kept."
-    )
-    assert all("finished segments are kept in" in line for line in told), err  # and none of Ray's own words
+    end_by_death_of_its_node(job)
     wait_until(partial(are_gone, children))
-    assert (
-        json.loads(run("enhance", source, "-o", output, *MODEL, env=environment(temporary)).stdout)["segments_reused"]
-        >= kept
-    )
-    assert (
-        list(temporary.glob("genai-ray-*")) == []
-    )  # what Ray left if it ended the process at once, the next job has removed
+    done = run("enhance", source, "-o", output, *MODEL, env=environment(temporary))
+    assert json.loads(done.stdout)["segments_reused"] >= kept
     assert output.read_bytes() == undisturbed
 
 
@@ -290,31 +306,16 @@ print("not ended")
     assert done.stderr == "error: the Ray node that this process started has died\n"
 
 
-@pytest.mark.parametrize(
-    "has_come",
-    [
-        pytest.param(lambda job, output: find(job, "raylet/raylet"), marks=[pytest.mark.slow, pytest.mark.longest]),
-        lambda job, output: len(segments(output)) >= 2,
-    ],
-    ids=["start", "segments"],
-)
-def test_sigterm_ends_everything_without_a_crash_dump(source, tmp_path, temporary, has_come):
-    output = tmp_path / "b.mkv"
-    job = start("enhance", source, "-o", output, *MODEL, env=environment(temporary))
-    wait_until(lambda: has_come(job, output), job)
-    kept, children = len(segments(output)), descendants(job.pid)
-    os.kill(job.pid, signal.SIGTERM)
-    out, err = job.communicate(timeout=DEADLINE_S)
-    assert (job.returncode, json.loads(out)["error"]["message"]) == (143, "ended by SIGTERM"), err
-    assert "ended by SIGTERM" in err
-    assert "***" not in err
-    assert "Traceback" not in err
+@pytest.mark.slow
+@pytest.mark.longest
+def test_sigterm_at_the_start_leaves_nothing(source, tmp_path, temporary):
+    job = start("enhance", source, "-o", tmp_path / "b.mkv", *MODEL, env=environment(temporary))
+    wait_until(lambda: find(job, "raylet/raylet"), job)
+    children = descendants(job.pid)
+    end_by_sigterm(job)
     wait_until(partial(are_gone, children))
     assert list(temporary.glob("genai-ray-*")) == []
-    assert not output.exists()
-    work = output.with_name(output.name + ".genai-ray")
-    assert [path.suffix for path in work.glob("*")] == [".nut"] * len(segments(output))
-    assert len(segments(output)) >= kept
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".nut"}
 
 
 def test_odd_folders_terminals_and_homes_change_nothing(tmp_path, temporary):
@@ -393,7 +394,7 @@ def test_ten_moments_of_death_change_no_byte_and_undo_nothing(source, undisturbe
     out, err = job.communicate()
     assert job.returncode == 0, err
     report = json.loads(out)
-    assert (report["frames"], report["segments"], report["segments_reused"]) == (120, 20, len(kept))
+    assert (report["frames"], report["segments"], report["segments_reused"]) == (NUM_FRAMES, 20, len(kept))
     assert output.read_bytes() == undisturbed
     assert list(tmp_path.iterdir()) == [output]
 

@@ -12,10 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from genai_ray import EnhanceOptions, InferenceSession, QualityValidator, enhance_videos, errors
+from genai_ray import EnhanceOptions, InferenceSession, ModelCache, QualityValidator, enhance_videos, errors
+from genai_ray.cluster import cache_names
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.video import Encoding
-from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write, write_cut
 from tests.video.matrix import add_extras
 
@@ -160,25 +160,20 @@ def bad_models(tmp_path_factory):
         (["--model", "{models}/corrupt.onnx"], "corrupt.onnx is not a usable ONNX file"),
         (["--model", "changed"], "sha256"),
         pytest.param(
-            ["--model", "websr-x2-s", "--max-memory", "1000000"],
+            ["--model", "websr-x2-s", "--max-memory", "1000000", "--cache", "small"],
             "1000000 bytes, the most that one session of this cache can have",
-            marks=pytest.mark.slow,  # these two start Ray
+            marks=pytest.mark.slow,  # these two ask the cache
         ),
         pytest.param(["--model", "websr-x2-s", "--device", "cuda"], "NVIDIA", marks=pytest.mark.slow),
     ],
 )
-def test_models_that_cannot_be_had(bad_models, tmp_path, options, words):
+def test_models_that_cannot_be_had(ray_session, command, bad_models, tmp_path, monkeypatch, options, words):
+    monkeypatch.setenv("GENAI_RAY_MODELS", str(bad_models))
     source = write(tmp_path / "a.mp4", tracks=0)
     options = [option.format(models=bad_models) for option in options]
-    done = run(
-        "enhance",
-        source,
-        "-o",
-        tmp_path / "b.mp4",
-        *options,
-        "--json",
-        env=os.environ | {"GENAI_RAY_MODELS": str(bad_models)},
-    )
+    done = command("enhance", source, "-o", tmp_path / "b.mp4", *options, "--json")
+    if "small" in cache_names():
+        ModelCache(name="small").shutdown()
     assert done.returncode == 1, done.stderr
     assert words in " ".join(done.stderr.split()), done.stderr
     assert words in json.loads(done.stdout)["error"]["message"]
@@ -197,10 +192,11 @@ def test_seconds_do_not_count_what_a_shell_did_before(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_profile_is_read_and_its_options_overridden(tmp_path):
+def test_a_profile_is_read_and_its_options_overridden(ray_session, command, tmp_path):
     source = write(tmp_path / "a.mp4", pts=list(range(20)), options={"g": "5"})
     profile = tmp_path / "mine.yaml"
     profile.write_text("name: mine\nsegment_frames: 5\nmax_memory_bytes: 1000000000\nthreads: 2\n")
+    cache = ModelCache(1_000_000_000, name="mine")
     options = [
         "--model",
         "websr-x2-s",
@@ -210,12 +206,18 @@ def test_a_profile_is_read_and_its_options_overridden(tmp_path):
         profile,
         "--work-dir",
         tmp_path,
+        "--cache",
+        cache.name,
         "--json",
     ]
-    report = json.loads(run("enhance", source, "-o", tmp_path / "b.mp4", *options).stdout)
+    report = json.loads(command("enhance", source, "-o", tmp_path / "b.mp4", *options).stdout)
     assert (report["frames"], report["segments"]) == (20, 4)
     report = json.loads(
-        run("enhance", source, "-o", tmp_path / "b.mp4", *options, "--segment-frames", 10, "--overwrite").stdout
+        command("enhance", source, "-o", tmp_path / "b.mp4", *options, "--segment-frames", 10, "--overwrite").stdout
     )
     assert (report["frames"], report["segments"]) == (20, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "mine.yaml"]
+    profile.write_text("name: mine\nmax_memory_bytes: 1000000001\n")
+    refused = command("enhance", source, "-o", tmp_path / "c.mp4", *options)
+    assert (refused.returncode, "budget" in refused.stderr) == (2, True), refused.stderr
+    cache.shutdown()

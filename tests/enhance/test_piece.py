@@ -4,7 +4,6 @@ refused."""
 import functools
 import json
 import subprocess
-from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -28,8 +27,7 @@ from genai_ray.enhance.plan.options import check_models
 from genai_ray.enhance.plan.piece import Place, parse_piece, parse_place, take_piece
 from genai_ray.enhance.plan.timeline import retime
 from genai_ray.video import Encoding, SegmentWriter, decode_segment, plan_video
-from tests.enhance.test_same_bytes import ray_of
-from tests.processes import descendants, is_alive, kill, killing, run, start, wait_until
+from tests.processes import descendants, is_alive, kill, run, start, wait_until
 from tests.video.clips import write
 from tests.video.identity import decode
 from tests.video.matrix import CLIPS, NUM_FRAMES, add_extras, add_sound, add_video, make, write_sound
@@ -545,30 +543,6 @@ def test_a_manifest_says_which_piece(ray_session, kind, tmp_path):
     report = enhance_videos(manifest, tmp_path / "out", models="websr-x2-s", options=FAST)
     assert [(video.frames, video.error) for video in report.videos] == [(5, ""), (4, ""), (NUM_FRAMES, "")]
     assert report.outputs[2] == str(tmp_path / "out" / "3.preview.mkv")
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_workers_and_deaths_change_no_byte_of_a_piece(tmp_path):
-    source = write(tmp_path / "a.mp4", size=(320, 180), pts=list(range(90)), options={"g": "12", "bf": "2"})
-    options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=6, start="0.5", end="f80")
-    options = replace(options, size="400x400", fit="pad", input_height=90)
-    output = tmp_path / "b.mp4"
-    work = tmp_path / "b.mp4.genai-ray"
-
-    def result(kills):
-        with killing("ray::_run_", kills, lambda: any(work.glob("*.nut")) and any(work.glob("*.partial"))):
-            report = enhance_videos(source, output, models="websr-x2-s", options=options)
-        assert report.frames == 67
-        data = output.read_bytes()
-        output.unlink()
-        return data
-
-    with ray_of(1):
-        alone = result(0)
-    with ray_of(4):
-        assert result(0) == alone
-        assert result(1) == alone
 
 
 @pytest.mark.cluster

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from genai_ray import EnhanceOptions, enhance_videos, errors
+from genai_ray import EnhanceOptions, ModelCache, enhance_videos, errors
 from genai_ray.enhance.distribution.shared_folders import SharedFolders, find_shared_folders
 from genai_ray.enhance.plan.clip_target import resolve_targets
 from genai_ray.files import identify_folder
@@ -76,49 +76,6 @@ def test_an_input_that_is_missing_is_the_fault_of_its_clip_alone(ray_session, cl
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_segments_of_a_node_without_the_folder_are_brought_home(clips, tmp_path, caplog):
-    expected, out = tmp_path / "expected", tmp_path / "out"
-    expected.mkdir()
-    out.mkdir()
-    # The head has no CPU: every step begins on the other node, which sees the clips and has an empty folder in the
-    # place of the results.
-    with Nodes(head_cpus=0) as nodes:
-        node = nodes.add()
-        enhance_videos(clips, expected, models=MODEL, options=OPTIONS)
-        enhance_videos(clips / "a.mkv", expected / "one.mkv", models=MODEL, options=OPTIONS)
-        nodes.remove(node)
-        with nodes.apart(out), caplog.at_level(logging.WARNING, "genai_ray"):
-            several = enhance_videos(clips, out, models=MODEL, options=OPTIONS)
-            one = enhance_videos(clips / "a.mkv", out / "one.mkv", models=MODEL, options=OPTIONS)
-    assert (several.frames, several.clips_failed, one.frames) == (70, 0, 40)
-    assert min(several.segments, one.segments) > 2
-    assert sum("not every node has the folders" in record.message for record in caplog.records) == 2
-    for name in ("a.mkv", "b.mkv", "one.mkv"):
-        assert (out / name).read_bytes() == (expected / name).read_bytes()
-    assert sorted(path.name for path in out.iterdir()) == ["a.mkv", "b.mkv", "one.mkv", "results.parquet"]
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_the_death_of_such_a_node_changes_no_byte(clips, tmp_path):
-    out, options = tmp_path / "out", replace(OPTIONS, segment_frames=4)
-    out.mkdir()
-    with Nodes(head_cpus=0) as nodes, nodes.apart(out) as process, ThreadPoolExecutor(1) as thread:
-        job = thread.submit(enhance_videos, clips / "a.mkv", out / "a.mkv", models=MODEL, options=options)
-        wait_until(lambda: any(out.glob("*/*.nut")) or job.done())
-        assert not job.done()
-        for pid in descendants(process.pid):
-            kill(pid)
-        nodes.add()
-        report = job.result()
-        enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=options)
-    assert (report.frames, report.segments_reused) == (40, 0)
-    assert (out / "a.mkv").read_bytes() == (tmp_path / "a.mkv").read_bytes()
-    assert [path.name for path in out.iterdir()] == ["a.mkv"]
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
 def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch):
     """As of a video of many hours: plans of these clips are no small values where Ray counts what takes 100 bytes as
     large."""
@@ -136,15 +93,67 @@ def test_a_long_plan_outlives_the_node_that_made_it(clips, tmp_path, monkeypatch
     assert (report.frames, report.clips_failed) == (70, 0)
 
 
+@pytest.fixture(scope="module")
+def idle_head():
+    """A cluster whose head has no CPU: every step begins on another node."""
+    with Nodes(head_cpus=0) as several:
+        yield several
+
+
+@pytest.fixture
+def headed(idle_head):
+    """That cluster, without other nodes."""
+    yield idle_head
+    ModelCache().shutdown()
+    idle_head.clear()
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_node_without_the_input_is_named(clips, tmp_path):
+def test_segments_of_a_node_without_the_folder_are_brought_home(headed, clips, tmp_path, caplog):
+    """A node that sees the clips and has an empty folder in the place of the results."""
+    expected, out = tmp_path / "expected", tmp_path / "out"
+    expected.mkdir()
+    out.mkdir()
+    node = headed.add()
+    enhance_videos(clips, expected, models=MODEL, options=OPTIONS)
+    enhance_videos(clips / "a.mkv", expected / "one.mkv", models=MODEL, options=OPTIONS)
+    headed.remove(node)
+    with headed.apart(out), caplog.at_level(logging.WARNING, "genai_ray"):
+        several = enhance_videos(clips, out, models=MODEL, options=OPTIONS)
+        one = enhance_videos(clips / "a.mkv", out / "one.mkv", models=MODEL, options=OPTIONS)
+    assert (several.frames, several.clips_failed, one.frames) == (70, 0, 40)
+    assert min(several.segments, one.segments) > 2
+    assert sum("not every node has the folders" in record.message for record in caplog.records) == 2
+    for name in ("a.mkv", "b.mkv", "one.mkv"):
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["a.mkv", "b.mkv", "one.mkv", "results.parquet"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_death_of_such_a_node_changes_no_byte(headed, clips, tmp_path):
+    out, options = tmp_path / "out", replace(OPTIONS, segment_frames=4)
+    out.mkdir()
+    with headed.apart(out) as process, ThreadPoolExecutor(1) as thread:
+        job = thread.submit(enhance_videos, clips / "a.mkv", out / "a.mkv", models=MODEL, options=options)
+        wait_until(lambda: any(out.glob("*/*.nut")) or job.done())
+        assert not job.done()
+        for pid in descendants(process.pid):
+            kill(pid)
+        headed.add()
+        report = job.result()
+        enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=options)
+    assert (report.frames, report.segments_reused) == (40, 0)
+    assert (out / "a.mkv").read_bytes() == (tmp_path / "a.mkv").read_bytes()
+    assert [path.name for path in out.iterdir()] == ["a.mkv"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_node_without_the_input_is_named(headed, clips, tmp_path):
     before = set(threading.enumerate())  # endpoints of other tests of this process have some
-    with (
-        Nodes(head_cpus=0) as nodes,
-        nodes.apart(clips),
-        pytest.raises(errors.VideoError, match=r"a\.mkv: no such file on node"),
-    ):
+    with headed.apart(clips), pytest.raises(errors.VideoError, match=r"a\.mkv: no such file on node"):
         enhance_videos(clips / "a.mkv", tmp_path / "a.mkv", models=MODEL, options=OPTIONS)
     assert list(tmp_path.iterdir()) == []
     new = set(threading.enumerate()) - before

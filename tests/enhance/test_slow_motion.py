@@ -1,9 +1,7 @@
 """Slow motion: the frames of a factor in the times of the source, N times as long; with sound, texts and chapters."""
 
 import functools
-import json
 import subprocess
-from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -13,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_ray import EnhanceOptions, enhance_videos, errors, verify_video
+from genai_ray import EnhanceOptions, errors
 from genai_ray.enhance.job.clip_plan import examine_clip
 from genai_ray.enhance.job.segment_store import key_segments
 from genai_ray.enhance.plan.clip_target import resolve_targets
@@ -25,9 +23,7 @@ from genai_ray.video.joining.samples import Stretch, find_window
 from genai_ray.video.track_options import AUDIO_WORDS
 from tests.enhance.moving import frames_of, pan, write_frames
 from tests.enhance.test_retime import PLANS, plan_of
-from tests.enhance.test_same_bytes import ray_of
 from tests.enhance.test_sound import heard, likeness_db, make, merge, noise, result, shown
-from tests.processes import killing
 from tests.video.clips import write
 from tests.video.matrix import make as make_clip
 
@@ -257,45 +253,3 @@ def test_a_manifest_and_the_endpoint_take_the_same_words(tmp_path):
     request = VideoRequest(models=("rife",), sources=("rife",), **take_clip_options(asked))
     assert EnhanceOptions(**take_clip_options(request)) == EnhanceOptions(slow_motion=4, audio="stretch")
     assert "stretch" in AUDIO_WORDS
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_workers_and_deaths_change_no_byte_and_the_record_agrees(tmp_path):
-    """A piece of a clip of variable rate with sound, resized, slowed down with its sound, with a record."""
-    pts = [0, 1, 2, 5, 6, 7, 8, 9, 12, *range(13, 36)]
-    source = write(tmp_path / "a clip.mp4", pts=pts, options={"g": "6", "bf": "2"})
-    options = EnhanceOptions(
-        encoding=FAST, segment_frames=4, start="f2", end="f14", height=100, slow_motion=3, audio="stretch",
-        check="strict",
-    )  # fmt: skip
-    output, work = tmp_path / "b.mp4", tmp_path / "b.mp4.genai-ray"
-
-    def made(kills):
-        with killing("ray::_run_", kills, lambda: any(work.glob("*.nut")) and any(work.glob("*.partial"))):
-            report = enhance_videos(source, output, models="rife", options=replace(options, overwrite=True))
-        assert report.frames == 36
-        data = output.read_bytes()
-        output.unlink()
-        return data
-
-    with ray_of(1):
-        alone = made(0)
-        output.write_bytes(alone)
-        assert verify_video(output, source, sample="100%").passed
-        record = json.loads(output.with_name("b.mp4.record.json").read_text())
-        assert (record["options"]["slow_motion"], record["options"]["audio"]) == (3, "stretch")
-        output.unlink()
-    with ray_of(4):
-        assert made(0) == alone
-        assert made(1) == alone
-    output.write_bytes(alone)
-    own = plan_video(source)
-    bounds = [(time - own.pts[2]) * own.info.time_base for time in own.pts[2:15]]
-    wanted = [3 * a + step * (b - a) for a, b in pairwise(bounds) for step in range(3)]
-    times, frames = frames_of(output)
-    assert (times, frames.shape[1]) == (wanted, 100)
-    got, starts = heard(output)
-    length = 3 * float(bounds[-1]) * 16000
-    assert abs(got.shape[1] - length) <= 2048
-    assert starts <= 0

@@ -25,9 +25,7 @@ from genai_ray.enhance.plan.timeline import retime
 from genai_ray.video import Encoding, SegmentWriter, check_result, decode_segment, parse_track_options, plan_video
 from genai_ray.video.codecs import SOUND_CODECS, SUFFIXES
 from genai_ray.video.track_options import AUDIO_WORDS
-from tests.enhance.test_same_bytes import ray_of
 from tests.enhance.test_tracks import add_unknown, packets
-from tests.processes import killing
 from tests.video.clips import write
 from tests.video.matrix import picture
 
@@ -837,24 +835,3 @@ def test_a_manifest_says_which_tracks(ray_session, clip, tmp_path):
     assert [names(place) for place in report.outputs] == [["aac", "alac"], [], ["flac"]]
     assert any("is encoded as ALAC" in note for note in report.videos[0].notes)
     assert len(set(report.videos[0].notes)) == len(report.videos[0].notes)
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_workers_and_deaths_change_no_byte_of_encoded_sound(clip, tmp_path):
-    source = clip("two.mkv", "aac", "flac")
-    options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=4, start="0.1", end="1.1")
-    output, work = tmp_path / "b.webm", tmp_path / "b.webm.genai-ray"
-
-    def made(kills):
-        with killing("ray::_run_", kills, lambda: any(work.glob("*.nut")) and any(work.glob("*.partial"))):
-            enhance_videos(source, output, models="rife", options=replace(options, encoding=Encoding(preset="8")))
-        data = output.read_bytes()
-        output.unlink()
-        return data
-
-    with ray_of(1):
-        alone = made(0)
-    with ray_of(4):
-        assert made(0) == alone
-        assert made(1) == alone

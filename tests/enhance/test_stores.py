@@ -10,7 +10,9 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
+from genai_ray import EnhanceOptions, enhance_videos
 from genai_ray.files import find_facts, list_names
+from genai_ray.video import Encoding
 from tests.processes import run
 from tests.video.clips import NUM_FRAMES, write
 
@@ -75,13 +77,14 @@ def bucket(request):
 
 
 @pytest.fixture(scope="module")
-def enhanced(in_shared_ray, tmp_path_factory):
+def enhanced(ray_session, tmp_path_factory):
     """Clips in a folder of this machine, and what becomes of them."""
     clips, local = (tmp_path_factory.mktemp(name) for name in ("clips", "local"))
     (clips / "below").mkdir()
     write(clips / "a.mp4")
     write(clips / "below" / "b.mkv", tracks=0, options={"g": "8"})
-    assert run("enhance", clips, "-o", local, *OPTIONS, env=in_shared_ray).returncode == 0
+    options = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=16)
+    assert enhance_videos(clips, local, models="websr-x2-s", options=options).clips_failed == 0
     return clips, local
 
 

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from fractions import Fraction
 from itertools import combinations
 
@@ -396,12 +394,8 @@ def test_the_miss_rate_is_what_counting_gives(segments, wrong, sampled):
     assert miss_rate(segments, wrong, sampled) == pytest.approx(missed / len(samples))
 
 
-def test_the_command_says_what_differs(in_shared_ray, clips, copy):
-    def call(*words):
-        command = [sys.executable, "-m", "genai_ray.cli", "verify", *map(str, words)]
-        return subprocess.run(command, check=False, env=in_shared_ray, capture_output=True, text=True, timeout=300)
-
-    done = call(clips / "b.mp4", "--source", clips / "a.mkv", "--seed", 1)
+def test_the_command_says_what_differs(ray_session, command, clips, copy):
+    done = command("verify", clips / "b.mp4", "--source", clips / "a.mkv", "--seed", 1)
     assert done.returncode == 0, done.stderr
     for words in (
         "1 of 3 segments computed again, seed 1",
@@ -410,7 +404,7 @@ def test_the_command_says_what_differs(in_shared_ray, clips, copy):
     ):
         assert words in done.stdout
     remux(copy, tag="")
-    done = call(copy, "--json")
+    done = command("verify", copy, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["failures"] == ["the file names no record in its metadata"]
 

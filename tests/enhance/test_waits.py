@@ -12,8 +12,8 @@ import pytest
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.enhance.job import job, scheduler
 from genai_ray.video import Encoding
-from tests.enhance.test_same_bytes import ray_of
 from tests.processes import descendants, is_alive, kill, start, title, wait_until
+from tests.rays import ray_of
 from tests.video.clips import write
 
 MODEL = [

@@ -77,7 +77,7 @@ def serve(*options, repository=None, ports=None, wait=True, stays=False, **said)
     return served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(tmp_path_factory):
     repository = tmp_path_factory.mktemp("repository")
     write_repository(repository)

@@ -11,7 +11,7 @@ import pytest
 from genai_ray import InferenceSession, ModelBackend, ModelPrecision, SessionLimits, errors
 from genai_ray.tune import REFERENCE, Measured, Way, candidates, choose_way, find_tuning, tune_model
 from genai_ray.tune.measure import PART_PX
-from tests.processes import ROOT, run
+from tests.processes import ROOT
 from tests.session.test_any_model import save, value
 
 FP32, BF16, FP16, AUTO = (ModelPrecision(word) for word in ("fp32", "bf16", "fp16", "auto"))
@@ -212,6 +212,16 @@ def test_a_record_is_used_by_the_next_run(folder):
     assert path.suffix == ".json"
 
 
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A record of ``websr-x2-s`` for FP32 and frames of 32x32: its name and its text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place := tmp_path_factory.mktemp("record")))
+        tune_model("websr-x2-s", (32, 32), precision=FP32, device="cpu")
+    (path,) = (place / "genai_ray" / "tuned").iterdir()
+    return path.name, path.read_text()
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -223,15 +233,22 @@ def test_a_record_is_used_by_the_next_run(folder):
         (lambda text: text.replace('"numpy=', '"numpy=0.'), "other versions"),
     ],
 )
-def test_a_damaged_or_old_record_is_measured_anew(folder, caplog, damage, words):
-    tune_model("websr-x2-s", (32, 32), precision=FP32, device="cpu")
-    (path,) = folder.iterdir()
-    whole = path.read_text()
-    path.write_text(damage(whole))
-    assert path.read_text() != whole
-    assert not tune_model("websr-x2-s", (32, 32), precision=FP32, device="cpu").is_recorded
+def test_a_damaged_or_old_record_is_not_used(folder, record, caplog, damage, words):
+    name, whole = record
+    folder.mkdir(parents=True)
+    (folder / name).write_text(whole)
+    assert find_tuning("websr-x2-s", (32, 32), precision=FP32, device="cpu").is_recorded
+    (folder / name).write_text(damage(whole))
+    assert (folder / name).read_text() != whole
+    assert find_tuning("websr-x2-s", (32, 32), precision=FP32, device="cpu") is None
     assert words in caplog.text
-    assert str(path) in caplog.text
+    assert str(folder / name) in caplog.text
+
+
+def test_a_damaged_record_is_measured_anew(folder, record):
+    folder.mkdir(parents=True)
+    (folder / record[0]).write_text("[]")
+    assert not tune_model("websr-x2-s", (32, 32), precision=FP32, device="cpu").is_recorded
     assert tune_model("websr-x2-s", (32, 32), precision=FP32, device="cpu").is_recorded
 
 
@@ -252,8 +269,8 @@ def test_a_record_that_cannot_be_written_is_told(folder, caplog):
     assert "cannot be written" in caplog.text
 
 
-def test_the_command(folder):
-    done = run("tune", "websr-x2-s", "--size", "64x48", "--device", "cpu")
+def test_the_command(folder, command):
+    done = command("tune", "websr-x2-s", "--size", "64x48", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     head, *rows, end = done.stdout.splitlines()
     assert head.split() == ["backend", "precision", "frames/s", "dB", "MB"]
@@ -262,7 +279,7 @@ def test_the_command(folder):
     assert end.startswith("websr-x2-s, 64x48 in parts of 64x48, on ")
     assert "trying openvino fp32" in done.stderr
     told = json.loads(
-        run("tune", "websr-x2-s", "--size", "64x48", "--device", "cpu", "--min-quality-db", "120", "--json").stdout
+        command("tune", "websr-x2-s", "--size", "64x48", "--device", "cpu", "--min-quality-db", "120", "--json").stdout
     )
     assert (told["size"], told["min_quality_db"], len(told["tried"])) == ([64, 48], 120, 4)
     assert told["chosen"] == told["chosen_fp32"]
@@ -272,7 +289,7 @@ def test_the_command(folder):
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("asked", "words"),
     [
         (["no-such-model"], "no-such-model"),
         (["websr-x2-s", "--size", "large"], "WIDTHxHEIGHT"),
@@ -284,8 +301,8 @@ def test_the_command(folder):
         (["websr-x2-s", "--device", "tpu"], "auto, cpu, cuda"),
     ],
 )
-def test_bad_input_is_refused(folder, command, words):
-    done = run("tune", *command)
+def test_bad_input_is_refused(folder, command, asked, words):
+    done = command("tune", *asked)
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
     assert not folder.exists()
 

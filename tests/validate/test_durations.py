@@ -12,7 +12,6 @@ import pytest
 from genai_ray import EnhanceOptions, enhance_videos, errors
 from genai_ray.validate import validate_videos
 from genai_ray.validate.durations import find_duration
-from tests.processes import run
 from tests.validate.test_validate import FRAMES, noisy, write
 
 
@@ -149,13 +148,13 @@ def test_a_row_of_another_file_is_not_believed(clips, tmp_path):
         assert find_duration(candidate, 24)[0] == expected
 
 
-def test_the_command_takes_seconds(clips):
-    done = run("validate", *clips, "--metrics", "psnr", "--seconds-per-frame", "0.5,-", "--json")
+def test_the_command_takes_seconds(clips, command):
+    done = command("validate", *clips, "--metrics", "psnr", "--seconds-per-frame", "0.5,-", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)["candidates"]
     assert [one["seconds_per_frame"] for one in told] == [0.5, None]
     assert len(told[0]["worst_frames"]) == 2
     for wrong in ("0.5", "0.5,x", "0.5,0", "0.5,nan"):
-        done = run("validate", *clips, "--seconds-per-frame", wrong)
+        done = command("validate", *clips, "--seconds-per-frame", wrong)
         assert done.returncode == 2
         assert "one for each candidate" in " ".join(done.stderr.split())

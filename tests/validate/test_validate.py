@@ -21,7 +21,6 @@ from genai_ray.quality import reduce_frame, vmaf_per_frame
 from genai_ray.validate import validate_videos
 from genai_ray.validate.clips import open_clip
 from genai_ray.video import encode_png, encode_png16, plan_video, read_picture
-from tests.processes import run
 
 RNG = np.random.default_rng(11)
 FRAMES = RNG.integers(0, 256, (24, 48, 64, 3), np.uint8)
@@ -320,27 +319,27 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
             validate_videos(reference, candidates, **options)
 
 
-def test_the_command_prints_and_writes(files, tmp_path):
+def test_the_command_prints_and_writes(files, tmp_path, command):
     paths, frames = files
     page, table = tmp_path / "new" / "report.html", tmp_path / "report.csv"
     pair = [paths["reference"], paths["bad"]]
-    done = run("validate", *pair, "--json", "--html", page, "--csv", table)
+    done = command("validate", *pair, "--json", "--html", page, "--csv", table)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     expected = genai_ray.psnr(FRAMES, frames["bad"])
     assert told["candidates"][0]["pooled"]["psnr"]["psnr_of_mean_mse"] == pytest.approx(expected)
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert len(table.read_text().splitlines()) == 25
-    shown = run("validate", *pair, "--metrics", "psnr")
+    shown = command("validate", *pair, "--metrics", "psnr")
     assert f"of mean MSE {expected:.2f}" in " ".join(shown.stdout.split())
-    failed = run("validate", paths["reference"], paths["reference"])
+    failed = command("validate", paths["reference"], paths["reference"])
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "the reference itself" in failed.stderr
     for wrong in (["--metrics", "lpips"], ["--html", page]):
-        refused = run("validate", *pair, *wrong)
+        refused = command("validate", *pair, *wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith("error: ")
-    wrong = run("validate", *pair, "--metrics", "ms_ssim")
+    wrong = command("validate", *pair, "--metrics", "ms_ssim")
     assert "allowed: psnr, ssim, ms-ssim, vmaf" in wrong.stderr
     before = Path(paths["bad"]).read_bytes()
     for wrong, words in (
@@ -349,12 +348,12 @@ def test_the_command_prints_and_writes(files, tmp_path):
         (["--csv", tmp_path], "is a folder"),
         (["--csv", page / "below" / "a.csv"], "cannot be written"),
     ):
-        refused = run("validate", *pair, *wrong)
+        refused = command("validate", *pair, *wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert words in refused.stderr
     assert Path(paths["bad"]).read_bytes() == before
     assert list(tmp_path.rglob("*.partial")) == []
-    silent = run("validate", *pair, "--html", page, "--overwrite", "--quiet")
+    silent = command("validate", *pair, "--html", page, "--overwrite", "--quiet")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
 
 

@@ -1,5 +1,6 @@
 """Every encoder of a result; more than 8 bits and HDR tags from end to end; what is refused at the start."""
 
+import json
 import os
 import subprocess
 import sys
@@ -324,41 +325,62 @@ def test_every_encoder_gives_the_same_bytes_again(codec, tmp_path):
     assert bytes_of[0] == bytes_of[1] == bytes_of[2]
 
 
-@pytest.mark.parametrize("size", [(96, 64), (352, 32), (64, 128)], ids=str)
-def test_bytes_do_not_depend_on_what_memory_held_before(size, tmp_path):
-    """x265 reads memory that nothing was written to in pictures of one row or column of blocks; glibc fills it with
-    what it is told."""
-    source = write(tmp_path / "a.mkv", tracks=0, options={"g": "10"}, size=size)
-    program = """
-import sys
+COPIES = """
+import json, sys
 from pathlib import Path
 from genai_ray.video import Encoding
-from tests.video.test_codecs import identity
-identity(Path(sys.argv[1]), Path(sys.argv[2]), Encoding(codec="libx265"), segment_frames=10)
+from tests.video.identity import identity
+for source, target, codec, options in json.loads(sys.argv[1]):
+    identity(Path(source), Path(target), Encoding(codec=codec), **options)
 """
-    for fill in ("0", "85", "170"):
-        command = [sys.executable, "-c", program, str(source), str(tmp_path / f"{fill}.mp4")]
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=os.environ | {"MALLOC_PERTURB_": fill})
-    assert len({(tmp_path / f"{fill}.mp4").read_bytes() for fill in ("0", "85", "170")}) == 1
 
 
-@pytest.mark.parametrize("num_frames", [1, 2])
-@pytest.mark.parametrize("codec", [name for name in CODECS if name not in ("png", "mjpeg")])
-def test_a_segment_of_few_frames_is_always_written(codec, num_frames, tmp_path):
+def copy_in_filled_memory(fill, copies):
+    """Decode and encode again, (source, target, codec, options) each, in a process whose memory glibc fills with what
+    it is told."""
+    said = json.dumps([(str(source), str(target), codec, options) for source, target, codec, options in copies])
+    environment = os.environ | {"MALLOC_PERTURB_": str(fill)}
+    done = subprocess.run(
+        [sys.executable, "-c", COPIES, said], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_bytes_do_not_depend_on_what_memory_held_before(tmp_path):
+    """x265 reads memory that nothing was written to in pictures of one row or column of blocks."""
+    sources = {
+        size: write(tmp_path / f"{size}.mkv", tracks=0, options={"g": "10"}, size=size)
+        for size in ((96, 64), (352, 32), (64, 128))
+    }
+    fills = (0, 85, 170)
+    for fill in fills:
+        copy_in_filled_memory(
+            fill,
+            [
+                (source, tmp_path / f"{size} {fill}.mp4", "libx265", {"segment_frames": 10})
+                for size, source in sources.items()
+            ],
+        )
+    for size in sources:
+        assert len({(tmp_path / f"{size} {fill}.mp4").read_bytes() for fill in fills}) == 1, size
+
+
+def test_a_segment_of_few_frames_is_always_written(tmp_path):
     """x265 takes the decode times of one frame or two from memory that nothing was written to: filled so, they are
     after the frames' own."""
-    target = tmp_path / f"b{CODECS[codec].suffixes[0]}"
-    source = write(tmp_path / "a.mkv", codec="ffv1", tracks=0, pts=[40, 80][:num_frames])
-    program = """
-import sys
-from pathlib import Path
-from genai_ray.video import Encoding
-from tests.video.test_codecs import identity
-identity(Path(sys.argv[1]), Path(sys.argv[2]), Encoding(codec=sys.argv[3]))
-"""
-    command = [sys.executable, "-c", program, str(source), str(target), codec]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"MALLOC_PERTURB_": "1"})
-    assert len(plan_video(target).pts) == num_frames
+    written = {
+        (codec, count): tmp_path / f"{codec} {count}{CODECS[codec].suffixes[0]}"
+        for codec in CODECS
+        if codec not in ("png", "mjpeg")
+        for count in (1, 2)
+    }
+    sources = {
+        count: write(tmp_path / f"{count}.mkv", codec="ffv1", tracks=0, pts=[40, 80][:count]) for count in (1, 2)
+    }
+    copy_in_filled_memory(1, [(sources[count], target, codec, {}) for (codec, count), target in written.items()])
+    assert {what: len(plan_video(target).pts) for what, target in written.items()} == {
+        (codec, count): count for codec, count in written
+    }
 
 
 def test_options_of_a_list_are_joined_and_others_replaced(tmp_path):

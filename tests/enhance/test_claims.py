@@ -275,7 +275,7 @@ def test_a_job_whose_output_was_taken_ends(ray_session, clips, tmp_path, monkeyp
         enhance_videos(
             source,
             tmp_path / "out" / "c.mkv",
-            models="websr-x2-l",
+            models=MODEL,
             options=OPTIONS,
             on_progress=lambda _: lock.unlink(missing_ok=True),
         )

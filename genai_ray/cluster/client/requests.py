@@ -42,14 +42,14 @@ def to_request(model: str | Path | SessionRequest) -> tuple[SessionRequest, Mode
         else SessionRequest(str(model), ModelBackend.ONNX, ModelPrecision.FP32)
     )
     check_precision(request.backend, request.precision)
-    spec, _ = find_model(request.model)
-    check_tile_size(spec, request.tile_size_px)
-    if not is_text(spec.model_id):
+    if not is_text(request.model):  # before its inspection, which cannot open it either
         raise ModelLoadError(
-            f"{spec.model_id}: the path is not UTF-8 text",
+            f"{request.model}: the path is not UTF-8 text",
             "UTF-8, which Ray can carry",
             "Rename the file or its folder.",
         )
+    spec, _ = find_model(request.model)
+    check_tile_size(spec, request.tile_size_px)
     return replace(request, model=spec.model_id), spec
 
 

@@ -89,7 +89,7 @@ def test_replicas_of_two_endpoints_share_no_port(served):
 
 
 def infer_slowly(port, results):
-    frames = np.random.default_rng(0).integers(0, 256, (2, 270, 480, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (1, 180, 320, 3), np.uint8)  # replicas wait five seconds for it
     with triton.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=120) as client:
         tensor = triton.InferInput("frames", frames.shape, "UINT8")
         tensor.set_data_from_numpy(frames)

@@ -10,7 +10,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from genai_ray.cluster import CacheOptions, disconnect
-from genai_ray.cluster.runtime.connect import _few_processes
+from genai_ray.cluster.runtime.node import few_processes
 from tests.crashes import trace_crashes
 from tests.processes import descendants, kill, wait_until
 from tests.rays import connect_tests
@@ -35,7 +35,7 @@ class Nodes:
 
     def __init__(self, head_cpus=2, *, serves_metrics=False):
         self._head_cpus = head_cpus
-        self._processes = contextlib.nullcontext if serves_metrics else _few_processes
+        self._processes = contextlib.nullcontext if serves_metrics else few_processes
 
     def __enter__(self):
         self._was_connected = ray.is_initialized()

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from genai_ray.cluster import connect, disconnect
-from genai_ray.cluster.runtime.connect import _few_processes
+from genai_ray.cluster.runtime.node import few_processes
 from tests.crashes import trace_crashes
 
 IDLE_WORKERS = ("RAY_num_workers_soft_limit", "8")
@@ -40,7 +40,7 @@ def without_ray():
 def ray_of(num_cpus):
     """Another Ray in the place of the tests' own: so many tasks at once."""
     with without_ray():
-        with pytest.MonkeyPatch.context() as patch, _few_processes():
+        with pytest.MonkeyPatch.context() as patch, few_processes():
             patch.setenv(*IDLE_WORKERS)
             ray.init(
                 address="local",

@@ -112,7 +112,7 @@ def test_an_endpoint_whose_node_dies_ends_and_says_so():
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.longest)])
-def test_a_killed_endpoint_is_cleaned_up_and_a_signal_lets_it_end(number):
+def test_a_killed_endpoint_is_cleared_and_a_signal_lets_it_end(number):
     """What a killed one left goes at the next start. A signal ends that one: what is computed ends, and nothing is
     left."""
     killed = serve("--replicas", 1, "--model", "waifu2x-x2")

@@ -267,5 +267,5 @@ class Description:
     """Whether it takes no new requests, and ends when those in flight are done."""
     predecessor: str | None = None
     """Name of the session whose process it has taken over; None if its process is its own."""
-    excess_bytes: int = 0
-    """Bytes that its process kept of earlier sessions, beyond what a new one grows by."""
+    inherited_bytes: int = 0
+    """Bytes that its process kept of earlier sessions, beyond those of a new one."""

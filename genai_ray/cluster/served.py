@@ -11,7 +11,7 @@ from genai_ray.cluster.messages import LoadRequest, RetentionInfo
 from genai_ray.errors import ResourceExhaustedError
 from genai_ray.session import InferenceSession
 
-__all__ = ["GROWTH_BYTES", "HOT_FOR_S", "HOT_QUEUE", "Served", "open_growing", "open_session"]
+__all__ = ["GROWTH_BYTES", "HOT_FOR_S", "HOT_QUEUE", "Served", "excess_of", "open_growing", "open_session"]
 
 GROWTH_BYTES = 5_000_000
 """By how much a warm session grows with use, in heaps of Ray's threads: 2 MB in 26 requests, 5 in 500, 9 in 8,000. On a
@@ -39,6 +39,18 @@ DRAIN_MOST_S = 1.0
 """A retired session may end after this, even if calls still come."""
 
 
+def excess_of(inherited_bytes: int) -> int:
+    """Return what is reserved in addition for a session in a used process: less has grown already, as it would anyway.
+
+    Args:
+        inherited_bytes: Bytes that the process kept of earlier sessions, beyond those of a new one.
+
+    Returns:
+        Those of them beyond ``GROWTH_BYTES``.
+    """
+    return max(inherited_bytes - GROWTH_BYTES, 0)
+
+
 @dataclass(slots=True, eq=False)
 class Served:
     """A session of a process. Everything here ends with it: the next session of the process has its own."""
@@ -51,8 +63,8 @@ class Served:
     """Bytes that counted against the budgets of the cache when it started to load."""
     predecessor: str | None = None
     """Name of the session that the process served before; None for the first one."""
-    excess_bytes: int = 0
-    """Bytes that the process kept of earlier sessions, beyond what a new one grows by; part of what is reserved."""
+    inherited_bytes: int = 0
+    """Bytes that the process kept of earlier sessions, beyond those of a new one."""
     session: InferenceSession | None = None
     """None until it has loaded, and when it is closed."""
     is_closed: bool = False
@@ -134,7 +146,7 @@ def open_session(
     floor_bytes = served.load_request.request.floor_bytes
     is_gpu = process_bytes is None
     if floor_bytes is not None:
-        room = floor_bytes - (0 if process_bytes is None else process_bytes + served.excess_bytes)
+        room = floor_bytes - (0 if process_bytes is None else process_bytes + excess_of(served.inherited_bytes))
         for share in FLOOR_SHARES:
             try:
                 return _open(served, int(share * room), reserve, is_gpu=is_gpu)

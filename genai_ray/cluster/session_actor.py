@@ -157,7 +157,7 @@ class SessionActor:
             return kept if is_given_back and self._loads < MAX_LOADS and not self._has_failed else None
 
     @ray.method(concurrency_group="load")
-    def reopen(self, name: str, load_request: LoadRequest, reserved_bytes: int, excess_bytes: int) -> None:
+    def reopen(self, name: str, load_request: LoadRequest, reserved_bytes: int, inherited_bytes: int) -> None:
         """Become the process of another session, which loads nothing by itself; the one before it is closed.
 
         Specs of models are read again, as a new process reads them.
@@ -166,7 +166,7 @@ class SessionActor:
             name: Name of the new session.
             load_request: Which session.
             reserved_bytes: Bytes that count against the budgets of the cache.
-            excess_bytes: Those of them that this process kept of earlier sessions.
+            inherited_bytes: Bytes that this process kept of earlier sessions, beyond those of a new one.
 
         Raises:
             InferenceError: If the session before it is still open.
@@ -176,7 +176,7 @@ class SessionActor:
             if not before.is_closed:
                 raise InferenceError(f"process {self._started.pid} still serves {before.name}", do="Close it first.")
             ModelCatalog.forget()
-            self._served = Served(name, load_request, reserved_bytes, before.name, excess_bytes)
+            self._served = Served(name, load_request, reserved_bytes, before.name, inherited_bytes)
             if self._timer is not None:
                 self._timer.cancel()
 
@@ -291,7 +291,7 @@ class SessionActor:
             retention=served.retention,
             retired=served.retired,
             predecessor=served.predecessor,
-            excess_bytes=served.excess_bytes,
+            inherited_bytes=served.inherited_bytes,
         )
 
     @ray.method(concurrency_group="control")

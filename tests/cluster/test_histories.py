@@ -59,8 +59,11 @@ TURNS = 40
 """Turns of the event loop after which nothing happens any more before the clock moves."""
 
 
-EVICTION = ("try_retire", "drain", "close", "reopen", "load")
+TAKEOVER = ("try_retire", "close", "reopen", "load")
 """The steps by which a session leaves its process to another one."""
+
+EVICTION = ("drain", *TAKEOVER)
+"""These, and that of a session whose process ends."""
 
 
 class NoProcesses:
@@ -161,7 +164,7 @@ class Processes:
         self.expect(record.held_bytes >= record.reserved_bytes, f"{record.name} is reserved more than Ray holds")
         self.count += 1
         node, _, word = device.device_id.partition("/")
-        started = Started(node, None if word == CPU else word.removeprefix("gpu"), self.count, 80 * MB)
+        started = Started(node, None if word == CPU else word.removeprefix("gpu"), self.count, PROCESS_BYTES)
         record.handle = Handle(self, self.count)
         if node not in self.nodes:  # it died, and the cache has not heard of it
             raise RayActorError
@@ -196,10 +199,10 @@ class Processes:
         """The session that a process serves; None if it is dead."""
         return next((name for name, found in self.alive.items() if found.started.pid == pid), None)
 
-    def reopen(self, old, name, load_request, reserved_bytes, excess_bytes):
+    def reopen(self, old, name, load_request, reserved_bytes, inherited_bytes):
         """A process becomes that of another session."""
-        excess = max(self.closed.pop(old) - FRESH_BYTES, 0)
-        self.expect(excess_bytes == excess, f"{name}: {excess_bytes} instead of {excess} bytes were kept")
+        kept = max(self.closed.pop(old) - PROCESS_BYTES, 0)
+        self.expect(inherited_bytes == kept, f"{name}: {inherited_bytes} instead of {kept} bytes were kept")
         held = self.alive[old].held_bytes
         self.expect(held >= reserved_bytes, f"{name} is reserved more than the {held} that Ray holds")
         for call in self.pending("watch"):
@@ -216,7 +219,7 @@ class Processes:
             retention=RetentionInfo(),
             retired=False,
             predecessor=old,
-            excess_bytes=excess_bytes,
+            inherited_bytes=inherited_bytes,
         )
 
     def die(self, name):
@@ -262,8 +265,8 @@ class Processes:
         return answer
 
 
-FRESH_BYTES = 80 * MB + GROWTH_BYTES
-"""What a new process takes that has been used."""
+PROCESS_BYTES = 80 * MB
+"""What a new process takes."""
 
 USED = {}
 """When each session was last used, and how often."""
@@ -595,7 +598,7 @@ class CacheMachine(RuleBasedStateMachine):
                 slot = self.ledger.slots[name]
                 assert (slot.device_id, slot.held_bytes) == (was.device_id, was.held_bytes)
                 assert was.name != name or (slot.key, slot.floor_bytes) == (was.key, was.floor_bytes)
-                assert (slot.predecessor, slot.excess_bytes) == (found.predecessor, found.excess_bytes)
+                assert (slot.predecessor, slot.inherited_bytes) == (found.predecessor, found.inherited_bytes)
                 if found.retired:
                     assert slot.state is SlotState.RETIRING
                     assert (found.measured_bytes or 0) <= slot.reserved_bytes <= was.reserved_bytes
@@ -801,7 +804,7 @@ def test_the_third_session_takes_over_the_process_of_the_first(full):
     assert (full.processes.count, full.book.counts["reuses"]) == (2, 1)
 
 
-@pytest.mark.parametrize("step", EVICTION)
+@pytest.mark.parametrize("step", TAKEOVER)
 def test_a_process_that_dies_while_it_is_taken_over_is_replaced(full, step):
     (waiter,) = full.waiters
     go_on(full, until=step)
@@ -819,7 +822,6 @@ def test_a_process_that_dies_while_it_is_taken_over_is_replaced(full, step):
     ("step", "within_s"),
     [
         ("try_retire", eviction.ANSWER_WITHIN_S),
-        ("drain", eviction.ANSWER_WITHIN_S),
         ("close", eviction.CLOSE_WITHIN_S),
         ("reopen", loading.REOPEN_WITHIN_S),
     ],
@@ -830,8 +832,7 @@ def test_a_process_that_hangs_while_it_is_taken_over_is_ended(full, step, within
     full.time_passes(within_s + 1)
     go_on(full)
     assert "model-3" in waiter.task.result().replicas[0].name
-    is_revived = step == "drain"  # it was at work, and is asked again
-    assert (full.processes.count, full.book.counts["reuses"]) == ((2, 1) if is_revived else (3, 0))
+    assert (full.processes.count, full.book.counts["reuses"]) == (3, 0)
     assert full.book.counts["evictions"] == (step != "try_retire")
 
 
@@ -840,13 +841,25 @@ def test_what_a_process_keeps_is_reserved_and_not_remembered(full):
     full.chance = SimpleNamespace(random=lambda: 0.6)
     go_on(full, until="load")
     (slot,) = full.records(SlotState.LOADING)
-    assert (slot.reserved_bytes, slot.excess_bytes) == (467 * MB, 7 * MB)  # 92 MB were kept, of 85 that are usual
+    assert (slot.reserved_bytes, slot.inherited_bytes) == (467 * MB, 12 * MB)  # of which 5 are growth
     go_on(full)
     (session,) = waiter.task.result().replicas
     asked = full.book.records[session.name].load_request
     known = full.cache._sizes.expected(asked.digest, asked.request, CPU, 0)
     assert full.ledger.slots[session.name].reserved_bytes - known == 7 * MB
     assert full.book.counts["reuses"] == 1
+
+
+def test_what_a_process_has_grown_by_is_not_reserved_twice(full):
+    """It kept 3 MB of earlier sessions: of the 5 MB by which every session grows 2 are left."""
+    full.chance = SimpleNamespace(random=lambda: 0.15)
+    (waiter,) = full.waiters
+    go_on(full)
+    (session,) = waiter.task.result().replicas
+    slot, found = full.ledger.slots[session.name], full.processes.alive[session.name]
+    assert (found.inherited_bytes, slot.reserved_bytes) == (3 * MB, found.measured_bytes + GROWTH_BYTES - 3 * MB)
+    asked = full.book.records[session.name].load_request
+    assert full.cache._sizes.expected(asked.digest, asked.request, CPU, 0) == slot.reserved_bytes
 
 
 def test_what_a_process_keeps_may_be_part_of_what_was_given(machine):
@@ -859,7 +872,7 @@ def test_what_a_process_keeps_may_be_part_of_what_was_given(machine):
     machine.wait(LoadRequest(models[3], "given-3", 200 * MB), CLOCK.now_s + 60.0)
     go_on(machine, until="load")
     (slot,) = machine.records(SlotState.LOADING)
-    assert (slot.reserved_bytes, slot.held_bytes, slot.excess_bytes) == (300 * MB, 300 * MB, 7 * MB)
+    assert (slot.reserved_bytes, slot.held_bytes, slot.inherited_bytes) == (300 * MB, 300 * MB, 12 * MB)
     go_on(machine)
 
 
@@ -878,6 +891,22 @@ def test_a_session_of_another_runtime_takes_over_no_process(full):
     go_on(full)
     assert "other" in waiter.task.result().replicas[0].name
     assert (full.processes.count, full.book.counts["reuses"]) == (3, 1)
+
+
+def test_a_session_that_does_not_drain_is_used_again(full):
+    go_on(full)
+    other = replace(MODELS[1], model="other", backend=ModelBackend.OPENVINO)
+    full.wait(LoadRequest(other, "other", 360 * MB), CLOCK.now_s + 60.0)
+    (waiter,) = full.waiters
+    go_on(full, until="drain")
+    (call,) = full.processes.pending("drain")
+    evicted = full.book.counts["evictions"]
+    full.time_passes(eviction.ANSWER_WITHIN_S + 1)
+    assert full.book.counts["evictions"] == evicted
+    assert call.name in full.processes.alive
+    go_on(full)
+    assert "other" in waiter.task.result().replicas[0].name
+    assert full.book.counts["evictions"] == evicted + 1
 
 
 def test_a_node_that_leaves_during_a_takeover_costs_nothing(full):
@@ -934,7 +963,7 @@ def test_sessions_go_in_order_whoever_leaves_its_process(crowded, first, second)
     assert "model-4" in waiter.task.result().replicas[0].name
 
 
-@pytest.mark.parametrize("step", EVICTION)
+@pytest.mark.parametrize("step", TAKEOVER)
 def test_a_cache_that_dies_during_a_takeover_knows_all(full, step):
     go_on(full, until=step)
     full.cache_starts_again(Chosen(sorted(full.processes.alive)))
@@ -954,6 +983,19 @@ def test_a_load_that_fails_in_a_used_process_is_tried_anew(full):
     assert (full.processes.count, full.book.counts["reuses"], full.book.counts["failures"]) == (3, 0, 0)
 
 
+def test_a_load_that_kills_every_process_is_given_up(full):
+    """The death of a used process says nothing of the model; three of new ones do."""
+    (waiter,) = full.waiters
+    for _ in range(1 + loading.MAX_TRIES):
+        assert not waiter.task.done()
+        go_on(full, until="load")
+        full.load_fails(Chosen(full.processes.pending("load")[0]), dies=True)
+    with pytest.raises(errors.ResourceExhaustedError, match="model-3 ended while it loaded"):
+        full.drive(waiter.task)
+    full.waiters.clear()
+    assert (full.processes.count, full.book.counts["reuses"]) == (2 + loading.MAX_TRIES, 0)
+
+
 def test_a_used_process_that_fails_after_a_restart_is_replaced(full):
     go_on(full, until="load")
     full.cache_starts_again(Chosen(sorted(full.processes.alive)))
@@ -966,12 +1008,75 @@ def test_a_used_process_that_fails_after_a_restart_is_replaced(full):
 
 def test_a_process_that_holds_memory_back_is_ended(full):
     full.chance = SimpleNamespace(random=lambda: 0.9)
+    go_on(full, until="drain")
+    assert full.book.counts["evictions"] == 1  # it is closed, and still answers calls on their way
     go_on(full, until="end")
     (call,) = full.processes.pending("end")
     assert "model-0" in call.name
     assert full.ledger.slots[call.name].is_retiring  # its bytes are not free before its process is gone
     go_on(full)
     assert (full.processes.count, full.book.counts["reuses"]) == (3, 0)
+
+
+@pytest.fixture
+def in_use(machine):
+    """One node with room for four sessions of 230 MB, which all have loaded; and others that may be asked for."""
+    machine.teardown()
+    machine.begin_history(1000, EvictionPolicy.LRU, SimpleNamespace(random=lambda: 0.6))
+    machine.node_comes(kind=0, budget=3000, unit=1)
+    machine.node_dies(Chosen("node0"), is_told_first=True)
+    machine.others_asked = [replace(MODELS[0], model=f"other-{number}") for number in range(3)]
+    for number in (0, 1, 3, 4):
+        machine.ask(number, count=1, within_s=60.0, predicted=150, is_explicit=False)
+        machine.work_is_done(40)
+    assert len(machine.records(SlotState.READY)) == 4
+    return machine
+
+
+def test_a_load_evicts_nothing_before_its_turn(in_use):
+    for model in in_use.others_asked:
+        in_use.wait(LoadRequest(model, model.model, 150 * MB), CLOCK.now_s + 60.0)
+    in_use.drive()
+    assert len(in_use.processes.pending("try_retire")) == eviction.LOADS_AT_ONCE == 2
+    assert len(in_use.records(SlotState.READY)) == 2
+    (last,) = in_use.book.of_key(key_of(in_use.others_asked[-1]))
+    assert "2 others are loaded first" in str(last.blocked)
+    go_on(in_use, until="load")
+    assert len(in_use.records(SlotState.READY)) == 2
+    in_use.goes_on(in_use.processes.pending("load")[0])
+    assert len(in_use.processes.pending("try_retire")) == 1
+    go_on(in_use)
+    assert all(waiter.task.result() for waiter in in_use.waiters)
+    assert in_use.book.counts["reuses"] == 3
+
+
+def test_a_load_by_name_waits_for_no_turn(in_use):
+    for model in in_use.others_asked:
+        in_use.wait(LoadRequest(model, model.model, 150 * MB, is_explicit=True), CLOCK.now_s + 60.0)
+    in_use.drive()
+    assert len(in_use.processes.pending("try_retire")) == 3
+    go_on(in_use)
+
+
+@pytest.mark.parametrize(("min_stay_s", "stays_s"), [(5.0, 2.0), (1.0, 1.0)])
+def test_a_model_stays_twice_as_long_as_it_took_to_come(in_use, min_stay_s, stays_s):
+    """The sessions came in within a second."""
+    in_use.cache._evictor._min_stay_s = min_stay_s
+    asked = [LoadRequest(model, model.model, 150 * MB) for model in in_use.others_asked]
+    in_use.wait(asked[0], CLOCK.now_s + 60.0)
+    early = in_use.loop.create_task(in_use.cache.acquire(replace(asked[1], within_s=0.5)))
+    in_use.time_passes(0.6)
+    words = rf"model-0, which was loaded less than {stays_s:g} s ago.*larger budget, or lower min_stay_s"
+    with pytest.raises(errors.ResourceExhaustedError, match=words):
+        in_use.drive(early)
+    in_use.time_passes(stays_s - 0.6 - 0.1)
+    assert in_use.processes.pending("try_retire") == []
+    in_use.wait(replace(asked[2], is_explicit=True), CLOCK.now_s + 60.0)
+    in_use.drive()
+    assert len(in_use.processes.pending("try_retire")) == 1
+    in_use.time_passes(0.2)
+    assert len(in_use.processes.pending("try_retire")) == 2
+    go_on(in_use)
 
 
 def test_nothing_starts_on_a_dead_node_not_yet_missed(machine):

@@ -406,4 +406,4 @@ def test_calls_for_an_earlier_session_reach_no_later_one(start, frames):
     assert [ray.get(actor.progress.remote(name, "tag")) for name in (old, "new")] == [0, 3]
     found = ray.get(actor.describe.remote())
     assert (found.name, found.retired, found.retention) == ("new", False, RetentionInfo())
-    assert (found.predecessor, found.reserved_bytes, found.excess_bytes) == (old, 1000, 10)
+    assert (found.predecessor, found.reserved_bytes, found.inherited_bytes) == (old, 1000, 10)

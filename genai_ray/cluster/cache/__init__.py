@@ -4,7 +4,8 @@
 * ``actor``: ``CacheActor`` answers the calls, and adopts existing sessions when its process starts again.
 * ``session_table``: ``SessionRecord``, the cache's record of a session, and the table of all of them.
 * ``loading``: ``Loader`` joins requests for one session, starts its process, loads it, and remembers failures.
-* ``eviction``: ``Evictor`` finds a place, and retires idle sessions for it; a new one may take over the process.
+* ``eviction``: ``Evictor`` finds a place, and retires idle sessions for it.
+* ``reuse``: which process is used again, and what is reserved for it.
 * ``session_actors``: the processes of sessions, as actors of Ray.
 * ``leases``: ``Leases`` keeps the models of jobs loaded.
 * ``maintenance``: nodes that come and go, replicas, idle sessions; ``autoscaling`` asks Ray for nodes.

@@ -430,7 +430,7 @@ def enter(found: Description, table: SessionTable, leases: Leases) -> SessionRec
         return None
     load_request = LoadRequest(found.request, found.digest)
     record = SessionRecord(load_request, name=name, started=found.started, is_adopted=True, is_begun=True)
-    record.predecessor, record.excess_bytes = found.predecessor, found.excess_bytes
+    record.predecessor, record.inherited_bytes = found.predecessor, found.inherited_bytes
     for lease_id in found.retention.leases:
         leases.adopt(lease_id, load_request)
     if found.retention.is_pinned:

@@ -27,7 +27,8 @@ class CacheOptions:
     policy: EvictionPolicy = EvictionPolicy.LRU
     """Which idle session leaves first: ``lru``, or ``gdsf``, which weighs what it costs to load it again."""
     min_stay_s: float = 5.0
-    """A load never evicts a model younger than this; it waits. ``load_model`` does not wait. 0 for no limit."""
+    """Most seconds for which a loaded model is safe from loads that requests cause: it stays twice as long as it took
+    to come, and no longer than this. Such a load waits; ``load_model`` does not. 0 for no limit."""
     idle_release_s: float | None = None
     """Sessions idle for this long retire. None for never; on a growing cluster for 300 s, so that nodes become free."""
     can_grow: bool = False

@@ -14,33 +14,28 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import RayError
 
-from genai_ray.cluster.cache.session_actors import ANSWER_WITHIN_S, CLOSE_WITHIN_S
+from genai_ray.cluster.cache.reuse import find_donor, with_excess
+from genai_ray.cluster.cache.session_actors import ANSWER_WITHIN_S, CLOSE_WITHIN_S, recency_of
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
-from genai_ray.cluster.devices import CPU, LOGICAL_GPU
-from genai_ray.cluster.messages import Key, Recency
+from genai_ray.cluster.messages import Recency
 from genai_ray.cluster.placement import Ledger, Need, Plan, Record, Slot, SlotState, check_fits, plan, plan_all
 from genai_ray.errors import BackendUnavailableError, DeadlineExceededError, ResourceExhaustedError
-from genai_ray.types import ModelBackend, ModelPrecision
 
-__all__ = ["Evictor"]
+__all__ = ["LOADS_AT_ONCE", "STAY_LOADS", "Evictor"]
 
 _log = logging.getLogger(__name__)
 
+LOADS_AT_ONCE = 2
+"""Most loads at the same time on the CPU of one node. A load that nobody asked for by name evicts nothing before its
+turn: what it evicts can serve requests until then."""
+
+STAY_LOADS = 2.0
+"""A session stays this many times as long as it took to come, at most ``min_stay_s``: loads that nobody asked for by
+name take at most a third of the time of its place."""
+
 _RETRY_S = 0.1
-
-
-async def _recency_of(record: SessionRecord) -> Recency:
-    """Ask a session for its recency; ask again while Ray cannot reach it, since its process may be alive."""
-    handle = record.handle
-    while True:
-        try:
-            recency: Recency = await handle.recency.remote()
-        except ActorUnavailableError:
-            await asyncio.sleep(_RETRY_S)
-        else:
-            return recency
 
 
 class Evictor:
@@ -49,7 +44,7 @@ class Evictor:
     Args:
         table: Sessions and bytes.
         need_of: What a session needs, as things are now.
-        min_stay_s: A load that was not asked for by name never evicts a session that loaded less than this ago.
+        min_stay_s: Most seconds that a session is safe from loads that were not asked for by name; see ``STAY_LOADS``.
         on_evicted: Told of every evicted session, before it is removed.
         on_revived: Told of every session that refused to go: a pin may have passed to it meanwhile.
     """
@@ -114,24 +109,20 @@ class Evictor:
             plans = self.plan(needs)
             if plans is None:
                 return self._block(group, "all sessions are in use, pinned or leased")
+            if self._waits_for_turn(group, plans):
+                return self._block(group, f"{LOADS_AT_ONCE} others are loaded first")
             victims = dict.fromkeys(name for found in plans for name in found.victims)
             unknown = [name for name in victims if name not in asked]
             if not unknown:
                 break
             asked.update(unknown)
             await asyncio.gather(*(self.ask(name) for name in unknown))
-        youngest = max((ledger.slots[name].arrived_s for name in victims), default=0.0)
-        is_explicit = any(record.load_request.is_explicit for record in group)
-        if time.monotonic() - youngest < self._min_stay_s and not is_explicit:
-            return self._block(
-                group,
-                f"it would evict a model loaded less than {self._min_stay_s:g} s ago: "
-                "more models are used in turn than there is room for",
-                "Give the cache a larger budget, or lower min_stay_s.",
-            )
+        too_young = self._too_young(group, victims)
+        if too_young is not None:
+            return self._block(group, *too_young)
         rooms = {record.name: room for record, room in zip(waiting, zip(needs, plans, strict=True), strict=True)}
         self._rooms.update(rooms)
-        donor = self._donor_of(waiting[0], needs[0], plans[0]) if len(waiting) == 1 else None
+        donor = find_donor(ledger, waiting[0], needs[0], plans[0]) if len(waiting) == 1 else None
         try:
             return await self._evict(group, victims, donor, needs) and self._reserve(group, waiting, rooms, donor)
         finally:
@@ -141,25 +132,31 @@ class Evictor:
             if closed is not None:  # nobody has taken its process over
                 await self.end(closed)
 
-    def _donor_of(self, record: SessionRecord, need: Need, found: Plan) -> str | None:
-        """Return the victim whose process a session takes over.
+    def _waits_for_turn(self, group: Sequence[SessionRecord], plans: Sequence[Plan]) -> bool:
+        """Tell whether others are loaded first; a lease takes all its models at once, whoever loads."""
+        if any(record.load_request.is_explicit or not record.is_begun for record in group):
+            return False
+        return any(found.victims and self._num_loading(found.device_id) >= LOADS_AT_ONCE for found in plans)
 
-        Not on a real GPU, where a process keeps a CUDA context, nor for a request that may end its process.
-        """
-        ledger = self._table.ledger
-        if record.needs_new_process or record.key.alone or not _is_reusable(record.key):
+    def _too_young(self, group: Sequence[SessionRecord], victims: Iterable[str]) -> tuple[str, str] | None:
+        """Return why loads that nobody asked for by name evict nothing yet, and what to do; None if they may."""
+        if any(record.load_request.is_explicit for record in group):
             return None
-        if ledger.devices[found.device_id].kind not in (CPU, LOGICAL_GPU):
-            return None
-        fitting = [
-            slot
-            for slot in map(ledger.slots.__getitem__, found.victims)
-            if slot.device_id == found.device_id
-            and not slot.key.alone
-            and _is_reusable(slot.key)
-            and ledger.can_take_over(need, slot.name, found.victims)
-        ]
-        return min(fitting, key=lambda slot: slot.held_bytes).name if fitting else None
+        for victim in map(self._table.ledger.slots.__getitem__, victims):
+            stay_s = min(STAY_LOADS * victim.came_in_s, self._min_stay_s)
+            if time.monotonic() - victim.arrived_s < stay_s:
+                words = f"it would evict {victim.key.model}, which was loaded less than {stay_s:.3g} s ago: "
+                do = "Give the cache a larger budget, or lower min_stay_s."
+                return words + "more models are used in turn than there is room for", do
+        return None
+
+    def _num_loading(self, device_id: str) -> int:
+        """Count the sessions that load on a device, and those for which others are evicted there."""
+        slots = self._table.ledger.slots
+        loading = sum(slot.state is SlotState.LOADING and slot.device_id == device_id for slot in slots.values())
+        return loading + sum(
+            name not in slots and found.device_id == device_id for name, (_, found) in self._rooms.items()
+        )
 
     async def _evict(
         self, group: Sequence[SessionRecord], victims: Iterable[str], donor: str | None, needs: Sequence[Need]
@@ -171,7 +168,7 @@ class Evictor:
             if victim is not None and not await self.retire(name, is_closed=name == donor):
                 return self._block(group, f"{victim.key.model}, the next to be evicted, is at work")
         closed = self._closed(donor)
-        if closed is not None and not ledger.can_take_over(_with_excess(needs[0], closed), closed.name):
+        if closed is not None and not ledger.can_take_over(with_excess(needs[0], closed), closed.name):
             await self.end(closed)
         return True
 
@@ -201,7 +198,7 @@ class Evictor:
             need, found = rooms[record.name]
             try:
                 if closed is not None:
-                    self._table.take_over(record, closed, _with_excess(need, closed))
+                    self._table.take_over(record, closed, with_excess(need, closed))
                 else:
                     ledger.reserve(record, need, found.device_id, time.monotonic())
             except (ResourceExhaustedError, KeyError):  # a session grew, or the device left, during the evictions
@@ -364,7 +361,7 @@ class Evictor:
         if record is None:
             return None
         try:
-            recency = await asyncio.wait_for(_recency_of(record), ANSWER_WITHIN_S)
+            recency = await asyncio.wait_for(recency_of(record), ANSWER_WITHIN_S)
         except TimeoutError:
             return None
         except RayError:
@@ -434,7 +431,8 @@ class Evictor:
             asked = record.handle.try_retire.remote(name, recency.use_count if finish_within_s is None else None)
             is_retired = await asyncio.wait_for(asked, ANSWER_WITHIN_S)
             drain_within_s = ANSWER_WITHIN_S if finish_within_s is None else finish_within_s
-            if not is_retired or not await self._drain(record, drain_within_s):
+            is_idle = is_closed or (is_retired and await self._drain(record, drain_within_s))
+            if not is_retired or not is_idle:
                 table.revive(record)
                 self._on_revived(record)
                 return False
@@ -444,8 +442,7 @@ class Evictor:
         table.counts["evictions"] += 1
         self._on_evicted(record)
         if is_closed:
-            with contextlib.suppress(RayError, TimeoutError):  # then it is ended
-                record.kept_bytes = await asyncio.wait_for(record.handle.close.remote(name), CLOSE_WITHIN_S)
+            await self._close(record)
         if record.kept_bytes is None:
             await self.end(record)
         return True
@@ -458,6 +455,13 @@ class Evictor:
         """
         await self._table.end(record)
         self._table.drop(record)
+
+    async def _close(self, record: SessionRecord) -> None:
+        """Close a session that is retired and idle; if its process is not fit, let it answer calls on their way."""
+        with contextlib.suppress(RayError, TimeoutError):  # then it is ended
+            record.kept_bytes = await asyncio.wait_for(record.handle.close.remote(record.name), CLOSE_WITHIN_S)
+            if record.kept_bytes is None:
+                await asyncio.wait_for(record.handle.drain.remote(record.name), ANSWER_WITHIN_S)
 
     async def _drain(self, record: SessionRecord, within_s: float) -> bool:
         """Wait until a retired session has computed what it had; take it back into use if that takes too long."""
@@ -477,16 +481,6 @@ class Evictor:
                 do,
             )
         return False
-
-
-def _is_reusable(key: Key) -> bool:
-    """Tell whether a process serves sessions of this kind in turn: no other one was tested."""
-    return (key.backend, key.precision) == (ModelBackend.ONNX.value, ModelPrecision.FP32.value)
-
-
-def _with_excess(need: Need, closed: SessionRecord) -> Need:
-    """Add to a need what the process of a closed session kept, unless the caller gave enough for that as well."""
-    return replace(need, num_bytes=need.num_bytes + max(closed.left_bytes - need.spare_bytes, 0))
 
 
 def _plan_on(ledger: Ledger[Record], needs: Sequence[Need]) -> list[Plan] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ray.exceptions import RayError
 
 from genai_ray.backends.gpu import WORKSPACE_BYTES
-from genai_ray.cluster.cache.eviction import Evictor
+from genai_ray.cluster.cache.eviction import LOADS_AT_ONCE, Evictor
 from genai_ray.cluster.cache.measured_sizes import SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.session_actors import REOPEN_WITHIN_S, MisplacedError, to_load_error
@@ -21,7 +21,7 @@ from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, allowed_kinds, device_of
 from genai_ray.cluster.messages import Key, LoadRequest, key_of
 from genai_ray.cluster.placement import Device, Need
-from genai_ray.cluster.served import GROWTH_BYTES
+from genai_ray.cluster.served import GROWTH_BYTES, excess_of
 from genai_ray.errors import (
     BackendUnavailableError,
     CacheClosedError,
@@ -44,9 +44,6 @@ BACKOFF_S = 1.5
 FAILING_FOR_S = 60.0
 """After a final failure, requests for the model are refused this long, except ``load_model``; after that of a replica,
 no other replica is tried on its device."""
-
-LOADS_AT_ONCE = 2
-"""Loads at the same time on the CPU of one node; one on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +260,13 @@ class Loader:
         # an adopted session loads already, or has loaded
         async with contextlib.nullcontext() if record.is_adopted else turns[device.device_id]:
             warm_bytes, load_s = await asyncio.wait_for(record.handle.load.remote(), self._load_within_s)
-        # the arena of a GPU may take what is reserved but for this; the next load must find the same room
-        measured = warm_bytes + (GROWTH_BYTES if device.kind in (CPU, LOGICAL_GPU) else WORKSPACE_BYTES)
+        if device.kind in (CPU, LOGICAL_GPU):
+            measured = warm_bytes + max(GROWTH_BYTES - record.inherited_bytes, 0)  # a used process has grown already
+        else:  # the arena may take what is reserved but for this; the next load must find the same room
+            measured = warm_bytes + WORKSPACE_BYTES
         if not record.is_placed:
             raise ResourceExhaustedError(f"{record.key.model} was dropped while it loaded")
-        remembered = measured - record.excess_bytes  # in a new process it takes that
+        remembered = measured - excess_of(record.inherited_bytes)  # in a new process it takes that
         self._sizes.remember(record.load_request.digest, record.load_request.request, device.kind, remembered)
         ledger.settle(record.name, measured, load_s, time.monotonic())
         if table.lacks_pin(record):
@@ -303,7 +302,7 @@ class Loader:
         device = self._device_of(record)
         if record.predecessor is not None:
             reopened = record.handle.reopen.remote(
-                record.name, record.load_request, record.reserved_bytes, record.excess_bytes
+                record.name, record.load_request, record.reserved_bytes, record.inherited_bytes
             )
             await asyncio.wait_for(reopened, REOPEN_WITHIN_S)
             return

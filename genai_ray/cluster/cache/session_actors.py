@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from genai_ray.cluster.cache.session_table import SessionProcesses, SessionRecord
 from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU, Started
-from genai_ray.cluster.messages import Description
+from genai_ray.cluster.messages import Description, Recency
 from genai_ray.cluster.placement import Device
 from genai_ray.cluster.session_actor import CONCURRENCY_GROUPS, SessionActor
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
@@ -31,6 +31,7 @@ __all__ = [
     "end_sessions",
     "fuller_gpus",
     "is_there",
+    "recency_of",
     "session_names",
     "start_session",
     "steer",
@@ -56,6 +57,7 @@ GONE_WITHIN_S = 10.0
 """A killed process is taken for gone after this: a stopped one takes Ray 5 s."""
 
 _LOOK_EVERY_S = 0.02
+_RETRY_S = 0.1
 
 
 class MisplacedError(Exception):
@@ -104,6 +106,27 @@ async def is_there(record: SessionRecord) -> bool:
     except (RayError, TimeoutError):
         return False
     return found.name == record.name and not found.retired
+
+
+async def recency_of(record: SessionRecord) -> Recency:
+    """Ask a session for its recency; ask again while Ray cannot reach it, since its process may be alive.
+
+    Args:
+        record: The session; it has started.
+
+    Returns:
+        What it says.
+
+    Raises:
+        RayError: If it is dead.
+    """
+    while True:
+        try:
+            recency: Recency = await record.handle.recency.remote()
+        except ActorUnavailableError:
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return recency
 
 
 class RaySessions(SessionProcesses):

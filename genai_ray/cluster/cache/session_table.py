@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from genai_ray.cluster.devices import Started
 from genai_ray.cluster.messages import Key, LoadRequest, SessionRequest, key_of
 from genai_ray.cluster.placement import Device, Ledger, Need, Slot, SlotState
-from genai_ray.cluster.served import GROWTH_BYTES
 from genai_ray.errors import DeadlineExceededError, GenAIRayError
 
 __all__ = ["SessionProcesses", "SessionRecord", "SessionTable"]
@@ -38,8 +37,8 @@ class SessionRecord(Slot):
     """Name of the session whose process it has taken over; None if its process is its own."""
     kept_bytes: int | None = None
     """Bytes that its process holds, which is closed and may serve another session; None for any other."""
-    excess_bytes: int = 0
-    """Bytes that its process kept of earlier sessions, beyond what a new one grows by: reserved in addition."""
+    inherited_bytes: int = 0
+    """Bytes that its process kept of earlier sessions, beyond those of a new one."""
     needs_new_process: bool = False
     """Whether it takes over no process: a load in a used one failed."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,10 +72,10 @@ class SessionRecord(Slot):
 
     @property
     def left_bytes(self) -> int:
-        """What its process, which is closed, holds beyond what a new one grows by."""
+        """What its process, which is closed, holds beyond the bytes of a new one."""
         if self.kept_bytes is None or self.started is None:
             return 0
-        return max(self.kept_bytes - self.started.process_bytes - GROWTH_BYTES, 0)
+        return max(self.kept_bytes - self.started.process_bytes, 0)
 
     def new_name(self) -> str:
         """Return a name that was never used.
@@ -210,7 +209,7 @@ class SessionTable:
         self._remove(record)
         record.name = record.new_name()
         record.handle = record.started = record.predecessor = None
-        record.excess_bytes = 0
+        record.inherited_bytes = 0
         self.add(record)
 
     def take_over(self, record: SessionRecord, closed: SessionRecord, need: Need) -> None:
@@ -219,14 +218,14 @@ class SessionTable:
         Args:
             record: The session; it has no place.
             closed: The other one.
-            need: What the session takes, with ``closed.left_bytes``.
+            need: What the session takes in that process.
 
         Raises:
             ResourceExhaustedError: As ``Ledger.take_over``; nothing has changed then.
         """
         self.ledger.take_over(record, need, closed.name, time.monotonic())
         record.handle, record.started, record.predecessor = closed.handle, closed.started, closed.name
-        record.excess_bytes = closed.left_bytes
+        record.inherited_bytes = closed.left_bytes
         closed.handle = None  # a task that still holds the record cannot end the process
         self._leave(closed)
 

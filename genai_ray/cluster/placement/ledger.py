@@ -183,6 +183,7 @@ class Ledger(Generic[Record]):
         self._count(slot, max(measured_bytes, slot.floor_bytes) - slot.reserved_bytes, 0)
         slot.state = SlotState.READY
         slot.load_s = load_s
+        slot.came_in_s = max(now_s - slot.arrived_s, load_s)
         slot.arrived_s = now_s
         slot.worth = gdsf_worth(self._inflation, slot.uses, load_s, slot.reserved_bytes)
         self._arrange(slot)
@@ -363,7 +364,7 @@ class Ledger(Generic[Record]):
         slot.last_used_s = now_s
         slot.is_pinned = slot.is_surplus = slot.is_online = False
         slot.uses = 0
-        slot.load_s = slot.worth = 0.0
+        slot.load_s = slot.came_in_s = slot.worth = 0.0
         self.slots[slot.name] = slot
         self._by_key.setdefault(slot.key, {})[slot.name] = slot
         self._count(slot, num_bytes, held_bytes)

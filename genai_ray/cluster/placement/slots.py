@@ -103,6 +103,8 @@ class Slot:
     """Known uses."""
     load_s: float = 0.0
     """Seconds that it took to load and warm."""
+    came_in_s: float = 0.0
+    """Seconds from its reservation until it was ready: the start of its process, if it has a new one, and its load."""
     worth: float = 0.0
     """What it is worth to the policy ``gdsf``."""
 

@@ -1035,6 +1035,7 @@ def in_use(machine):
 def test_a_load_evicts_nothing_before_its_turn(in_use):
     for model in in_use.others_asked:
         in_use.wait(LoadRequest(model, model.model, 150 * MB), CLOCK.now_s + 60.0)
+    tasks = [waiter.task for waiter in in_use.waiters[-3:]]
     in_use.drive()
     assert len(in_use.processes.pending("try_retire")) == eviction.LOADS_AT_ONCE == 2
     assert len(in_use.records(SlotState.READY)) == 2
@@ -1044,9 +1045,9 @@ def test_a_load_evicts_nothing_before_its_turn(in_use):
     assert len(in_use.records(SlotState.READY)) == 2
     in_use.goes_on(in_use.processes.pending("load")[0])
     assert len(in_use.processes.pending("try_retire")) == 1
-    tasks = [waiter.task for waiter in in_use.waiters]
     go_on(in_use)
-    assert len([task.result() for task in tasks]) == 3
+    names = [task.result().replicas[0].name for task in tasks]
+    assert [model.model in name for model, name in zip(in_use.others_asked, names, strict=True)] == [True] * 3
 
 
 def test_a_load_by_name_waits_for_no_turn(in_use):

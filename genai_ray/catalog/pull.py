@@ -60,7 +60,8 @@ def pull_model(spec: ModelSpec, folder: Path, *, progress: Callable[[int, int | 
         have = part.stat().st_size if part.exists() else 0
         cause = getattr(exc, "reason", None)
         why = describe_error(cause if isinstance(cause, OSError) else exc)
-        do = f"{have} bytes are kept in {part}; repeat the command to continue."
+        kept = f"{have} bytes are kept in {part}; repeat the command to continue."
+        do = kept if have else "Repeat the command when the server can be reached."
         raise ModelLoadError(f"{spec.url}: {why}", do=do) from exc
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

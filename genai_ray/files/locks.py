@@ -84,8 +84,9 @@ class Lock:
         more: More facts to store in it.
 
     Raises:
-        ConfigError: If another live process, or another job of this process, has the lock.
-        VideoError: If it, or its folder, cannot be written.
+        ConfigError: If another live process, or another job of this process, has the lock; or its folder cannot be
+            made.
+        VideoError: If it cannot be written.
     """
 
     def __init__(self, place: str, what: str, more: Mapping[str, Any] | None = None) -> None:
@@ -115,7 +116,7 @@ class Lock:
                 os.makedirs(os.path.dirname(place), exist_ok=True)
             except OSError as exc:
                 why = describe_error(exc)
-                raise VideoError(f"{what} is not writable: {why}", do="Choose another place.") from exc
+                raise ConfigError(f"{what} is not writable: {why}", do="Choose another place.") from exc
         raise ConfigError(f"{what} is in use by other jobs", do="Wait until they have ended.")
 
     def renew(self) -> bool:

@@ -237,7 +237,9 @@ def test_a_lock_of_another_machine_counts_while_it_is_renewed(claim, clips, tmp_
 
 
 def test_a_folder_that_cannot_be_made_is_not_in_use():
-    with pytest.raises(errors.VideoError, match=r"^work folder /proc/none is not writable: No such file or directory:"):
+    with pytest.raises(
+        errors.ConfigError, match=r"^work folder /proc/none is not writable: No such file or directory:"
+    ):
         Lock(f"/proc/none/{LOCK}", "work folder /proc/none")
 
 

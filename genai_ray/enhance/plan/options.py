@@ -235,7 +235,7 @@ def check_models(models: Paths, options: EnhanceOptions, *, has_sequence: bool =
         raise ConfigError(
             "no model is given",
             describe_tasks(),
-            "Pass --model (models=[...]); `genai-ray models show ID` says what one is.",
+            "Pass --preset balanced, or --model ID (models=[...]); `genai-ray models show ID` says what one is.",
         )
     if options.max_memory_bytes is not None:
         parse_bytes(options.max_memory_bytes)
@@ -314,7 +314,7 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions, *, 
     known = _params_of(specs)
     for name, value in options.params.items():
         if name not in known:
-            raise ConfigError(f"param {name!r}", f"params of these models: {', '.join(sorted(known)) or 'none'}")
+            raise ConfigError(f"param {name!r}, which no model of the chain has", ", ".join(sorted(known)) or "none")
         known[name].read(name, value)
 
 

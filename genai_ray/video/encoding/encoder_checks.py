@@ -10,7 +10,15 @@ import av
 import numpy as np
 
 from genai_ray.errors import ConfigError
-from genai_ray.video.codecs import CODEC_ALIASES, CODECS, IMAGE_SUFFIXES, SUFFIXES, TABLE_SUFFIX, keep_scheduling
+from genai_ray.video.codecs import (
+    ANIMATION_SUFFIXES,
+    CODEC_ALIASES,
+    CODECS,
+    IMAGE_SUFFIXES,
+    SUFFIXES,
+    TABLE_SUFFIX,
+    keep_scheduling,
+)
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import explain
 from genai_ray.video.encoding.encode import Encoding, choose_pixel_format, encoder_options, holds_alpha
@@ -45,8 +53,9 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
     encoding = encoding.fit(suffix)
     known = (*SUFFIXES, *IMAGE_SUFFIXES, TABLE_SUFFIX)
     if suffix not in known:
+        got = f"an output ending in {suffix!r}" if suffix else "an output without a suffix"
         do = "" if suffix else "End the name of a folder with /."
-        raise ConfigError(f"an output ending in {suffix or 'nothing'!r}", " or ".join(known), do)
+        raise ConfigError(got, ", ".join((*known, *ANIMATION_SUFFIXES)), do)
     if encoding.encoder not in CODECS and not is_hardware(encoding.encoder):
         do = f"In hardware, if the machine has it: {', '.join(HARDWARE_CODECS)}."
         raise ConfigError(f"codec {encoding.codec!r}", ", ".join((*CODECS, *CODEC_ALIASES)), do)

@@ -158,6 +158,8 @@ def watch(
             if number == times:
                 break
             time.sleep(every)
+    if not console.is_terminal:
+        print()  # Rich ends the last line on terminals alone
 
 
 def _show(status: CacheStatus, as_json: bool) -> None:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from genai_ray.backends import RuntimeOptions
 from genai_ray.backends.cuda import start_context
-from genai_ray.backends.gpu import GpuMeter, list_gpus, name_gpu, read_gpu, visible_gpus
+from genai_ray.backends.gpu import GpuMeter, count_gpus, name_gpu, read_gpu, visible_gpus
 from genai_ray.backends.providers import (
     CPU,
     CUDA,
@@ -55,7 +55,7 @@ def choose_device() -> str:
     Returns:
         ``cuda:0`` or ``cpu``.
     """
-    if not _count_gpus():
+    if not _count_visible():
         _log.info("device auto: chose cpu (no NVIDIA GPU is visible)")
         return "cpu"
     if CUDA not in ort.get_available_providers() or _missing_library(CUDA):
@@ -140,9 +140,9 @@ def say_what_is_missing(provider: str) -> str:
             "uninstall both, then install one"
         )
     if provider in _LIBRARIES:
-        if not list_gpus():
+        if not count_gpus():
             words.append("no NVIDIA GPU or driver is visible (NVML finds none)")
-        elif not _count_gpus():
+        elif not _count_visible():
             words.append(f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r} hides every GPU")
         if provider in ort.get_available_providers() and (missing := _missing_library(provider)):
             package = "'tensorrt-cu13<11'" if provider == TENSORRT and "nvinfer" in missing else "'genai-ray[cuda]'"
@@ -170,7 +170,7 @@ def _check_available(backend: ModelBackend, device: str) -> str:
             f"ONNX Runtime has no {wanted}", f"the providers it has: {there}", say_what_is_missing(wanted)
         )
     if wanted in _LIBRARIES:
-        has_gpu = bool(_count_gpus())
+        has_gpu = bool(_count_visible())
         if has_gpu:
             os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML and Ray count GPUs in this order
         if has_gpu and wanted == TENSORRT:  # FP32 is FP32; the provider has no option for it, libraries read this once
@@ -221,9 +221,9 @@ def _meter_of(gpu: str, index: int) -> GpuMeter:
     return meter
 
 
-def _count_gpus() -> int:
+def _count_visible() -> int:
     """Count the GPUs that CUDA shows to this process."""
-    return len(visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), len(list_gpus())))
+    return len(visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), count_gpus()))
 
 
 @functools.cache
@@ -232,7 +232,7 @@ def _missing_library(provider: str) -> str | None:
     library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{_LIBRARIES[provider]}.so"
     if not library.exists():  # other names on Windows; the check of get_providers() finds it there
         return None
-    if list_gpus():
+    if count_gpus():
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot find
             ort.preload_dlls(cuda=True, cudnn=True, directory="")
     try:

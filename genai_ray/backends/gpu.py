@@ -22,6 +22,7 @@ __all__ = [
     "GpuMeter",
     "GpuState",
     "arena_limit",
+    "count_gpus",
     "list_gpus",
     "name_gpu",
     "read_gpu",
@@ -87,18 +88,32 @@ def read_gpu(gpu: str) -> GpuState:
         )
 
 
-def list_gpus() -> list[GpuState]:
-    """List the GPUs that the driver shows, whether CUDA may use them or not.
+def count_gpus() -> int:
+    """Count the GPUs that the driver shows, whether CUDA may use them or not.
 
     Returns:
-        Their states, by index; none if there is no driver.
+        The number; 0 if there is no driver.
     """
     try:
         with _nvml() as nvml:
-            count = int(nvml.nvmlDeviceGetCount())
+            return int(nvml.nvmlDeviceGetCount())
     except BackendUnavailableError:
-        return []
-    return [read_gpu(str(index)) for index in range(count)]
+        return 0
+
+
+def list_gpus() -> list[GpuState]:
+    """List the GPUs that the driver shows.
+
+    Returns:
+        Their states, by index; one that does not answer is left out, and the log says why.
+    """
+    found = []
+    for index in range(count_gpus()):
+        try:
+            found.append(read_gpu(str(index)))
+        except BackendUnavailableError as exc:
+            _log.warning("GPU %d does not answer: %s", index, exc)
+    return found
 
 
 def visible_gpus(chosen: str | None, count: int) -> tuple[str, ...]:
@@ -132,7 +147,7 @@ def name_gpu(device: str) -> str:
     Raises:
         BackendUnavailableError: If CUDA shows no such device to this process.
     """
-    with _nvml() as nvml:
+    with _nvml() as nvml:  # says why, if there is no driver
         gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), int(nvml.nvmlDeviceGetCount()))
     index = int(device.partition(":")[2] or 0)
     if index >= len(gpus):

@@ -14,7 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genai_ray.backends import resolve_device
-from genai_ray.backends.gpu import read_gpu, visible_gpus
+from genai_ray.backends.gpu import count_gpus, read_gpu, visible_gpus
 from genai_ray.cluster.placement import Device
 from genai_ray.errors import BackendUnavailableError, ConfigError, ResourceExhaustedError
 from genai_ray.session import processor_kind
@@ -282,10 +282,17 @@ def name_processor(gpu: str | None) -> str:
 
 def _probe_gpus(count: int) -> list[tuple[str, str, int]]:
     """Return (id, kind, bytes) of every GPU that Ray counts on this node; runs there."""
-    names = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES") or None, count)
-    try:
-        states = [(name, read_gpu(name)) for name in names[:count]]
-    except BackendUnavailableError as exc:
-        _log.warning("Ray counts %d GPUs on this node and NVML finds none (%s): no session is placed there", count, exc)
-        return []
-    return [(name, state.name, state.total_bytes) for name, state in states]
+    names = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES") or None, count_gpus())[:count]
+    found = []
+    for name in names:
+        try:
+            state = read_gpu(name)
+        except BackendUnavailableError as exc:
+            _log.warning("GPU %s of this node does not answer: no session is placed there: %s", name, exc)
+        else:
+            found.append((name, state.name, state.total_bytes))
+    if len(names) < count:
+        _log.warning(
+            "Ray counts %d GPUs on this node and NVML finds %d: no session is placed on others", count, len(names)
+        )
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.backends.gpu import list_gpus
+from genai_ray.backends.gpu import count_gpus
 from genai_ray.doctor.findings import Finding, State
 from genai_ray.doctor.machine import UNTESTED
 from genai_ray.errors import BackendUnavailableError, GenAIRayError
@@ -68,7 +68,7 @@ def check_runtimes() -> Iterator[Finding]:
         yield Finding(TOPIC, _REFERENCE.name, State.BROKEN, exc.got, exc.do)
         return
     yield Finding(TOPIC, _REFERENCE.name, State.OK, f"ran {MODEL}")
-    has_gpu = bool(list_gpus())
+    has_gpu = bool(count_gpus())
     for runtime in _RUNTIMES:
         if runtime.platforms and sys.platform not in runtime.platforms:
             continue

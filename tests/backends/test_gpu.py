@@ -20,7 +20,7 @@ from genai_ray.backends.gpu import (
     GpuMeter,
     GpuState,
     arena_limit,
-    list_gpus,
+    count_gpus,
     name_gpu,
     visible_gpus,
 )
@@ -124,7 +124,7 @@ def test_gpus_have_the_numbers_that_cuda_gives_them(chosen, expected):
     assert visible_gpus(chosen, 3) == expected
 
 
-@pytest.mark.skipif(bool(list_gpus()), reason="this machine has a GPU")
+@pytest.mark.skipif(bool(count_gpus()), reason="this machine has a GPU")
 def test_no_gpu_is_an_error_and_never_the_cpu(monkeypatch):
     with pytest.raises(errors.BackendUnavailableError, match="NVML"):
         name_gpu("cuda:0")

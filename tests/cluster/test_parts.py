@@ -12,10 +12,11 @@ from collections import Counter
 import pytest
 
 from genai_ray import SessionLimits, errors
+from genai_ray.backends.gpu import count_gpus
 from genai_ray.cluster.cache.measured_sizes import SizeMemory, shape_bucket, sizes_file
 from genai_ray.cluster.cache.session_actors import fuller_gpus
 from genai_ray.cluster.client.router import REFRESH_S, Route
-from genai_ray.cluster.devices import CPU, Started, allowed_kinds, device_of
+from genai_ray.cluster.devices import CPU, Started, _probe_gpus, allowed_kinds, device_of
 from genai_ray.cluster.messages import Acquired, LoadRequest, Replica, SessionRequest, key_of
 from genai_ray.cluster.placement import Device
 from genai_ray.cluster.served import HOT_QUEUE, Served, open_growing
@@ -155,6 +156,15 @@ def test_a_session_that_outgrows_its_bytes_asks_for_more_first():
         with pytest.raises(errors.ResourceExhaustedError, match="warm-up"):
             open_with(need, limit, served)
         assert served.reserved_bytes == left
+
+
+def test_gpus_that_only_ray_counts_take_no_sessions(caplog, monkeypatch):
+    if count_gpus():
+        pytest.skip("this machine has a GPU")
+    for chosen in ("", "0,1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert _probe_gpus(2) == []
+    assert caplog.text.count("Ray counts 2 GPUs on this node and NVML finds 0") == 2
 
 
 def test_requests_with_kinds_or_alone_have_their_own_entries():

@@ -8,7 +8,7 @@ import pytest
 
 from genai_ray import ModelBackend
 from genai_ray.backends import execution
-from genai_ray.backends.gpu import list_gpus, read_gpu
+from genai_ray.backends.gpu import count_gpus, read_gpu
 
 DEVICE = "cuda:0"
 
@@ -18,7 +18,7 @@ def gpu():
     """Return NVML's state of the GPU before anything was loaded."""
     is_demanded = "GENAI_RAY_NEEDS_GPU" in os.environ
     has_device = any(Path("/dev").glob("nvidia[0-9]*"))  # also if the driver is broken
-    if not (is_demanded or has_device or list_gpus()):
+    if not (is_demanded or has_device or count_gpus()):
         pytest.skip("this machine has no NVIDIA GPU")
     before = read_gpu("0")
     execution.open_gpu(ModelBackend.ONNX, DEVICE)  # says what is missing

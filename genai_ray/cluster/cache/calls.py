@@ -25,7 +25,8 @@ class CacheOptions:
     """
 
     policy: EvictionPolicy = EvictionPolicy.LRU
-    """Which idle session leaves first: ``lru``, or ``gdsf``, which weighs what it costs to load it again."""
+    """Which idle session leaves first: ``lru``, or ``gdsf``, which weighs what it costs to load it again and is
+    experimental."""
     min_stay_s: float = 5.0
     """Most seconds for which a loaded model is safe from loads that requests cause: it stays twice as long as it took
     to come, and no longer than this. Such a load waits; ``load_model`` does not. 0 for no limit."""
@@ -33,12 +34,12 @@ class CacheOptions:
     """Sessions idle for this long retire. None for never; on a growing cluster for 300 s, so that nodes become free."""
     can_grow: bool = False
     """Whether Ray's autoscaler adds nodes on demand: sessions without a place then wait for one. Not needed if the
-    autoscaler tells Ray what it may add."""
+    autoscaler tells Ray what it may add. Experimental."""
     load_within_s: float = 300.0
     """Most seconds that one try of a load may take."""
     replicas_per_device: int = 1
     """Most sessions of a hot model on one device, if other devices have no room. More than 1 only if several were
-    measured to be faster than one, which runs a frame on each core of a CPU and two on a GPU already."""
+    measured to be faster than one, which runs a frame on each core of a CPU and two on a GPU already; experimental."""
 
     logical_gpu_bytes: int | None = None
     """Every GPU that Ray counts is a logical one of so many bytes, and its sessions compute on the CPU: to try

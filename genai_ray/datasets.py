@@ -18,6 +18,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.extensions import FixedShapeTensorFormat
+from ray.util.debug import log_once
 
 from genai_ray.cluster import check_inside, connect, own_folders
 from genai_ray.cluster.runtime.replies import wait_for
@@ -40,7 +41,11 @@ PLANS_IN_FLIGHT = 256
 @describe_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSelection:
-    """Which frames of each video are read: those that meet every condition."""
+    """Which frames of each video are read: those that meet every condition.
+
+    Raises:
+        ConfigError: If a value is of another type than its field, or not in its range.
+    """
 
     every: int = 1
     """1 for every frame, 2 for every second one, and so on, from the first."""
@@ -51,6 +56,10 @@ class FrameSelection:
 
     def __post_init__(self) -> None:
         take_fields(self)
+        if self.every < 1:
+            raise ConfigError(f"every={self.every}", "1 or more")
+        if any(not 0 <= start < stop for start, stop in self.ranges_s):
+            raise ConfigError(f"ranges {self.ranges_s}", "pairs of seconds, 0 or more, the second above the first")
 
     def indices(self, plan: VideoPlan) -> list[int]:
         """Choose frames from a plan.
@@ -116,12 +125,8 @@ def read_videos(
     unknown = sorted(set(columns or ()) - set(FRAME_COLUMNS))
     if unknown or (columns is not None and not columns):
         raise ConfigError(f"columns {unknown or '()'}", ", ".join(FRAME_COLUMNS))
-    if batch_size < 1 or segment_frames < 1 or selection.every < 1:
-        raise ConfigError(
-            f"batch_size={batch_size}, segment_frames={segment_frames}, every={selection.every}", "1 or more each"
-        )
-    if any(not 0 <= start < stop for start, stop in selection.ranges_s):
-        raise ConfigError(f"ranges {selection.ranges_s}", "pairs of seconds, 0 or more, the second above the first")
+    if batch_size < 1 or segment_frames < 1:
+        raise ConfigError(f"batch_size={batch_size}, segment_frames={segment_frames}", "1 or more each")
     places = [to_place(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not places:
         raise ConfigError("at least one video is required")
@@ -143,6 +148,7 @@ def _hush() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
+    log_once("ray_data_progress_manager_disabled")  # its warning that there are no bars, which this package turns off
 
 
 def _list(place: str) -> list[str]:

@@ -140,18 +140,18 @@ def new_figure(width_in: float, height_in: float) -> Any:
         BackendUnavailableError: If matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  an extra
+        from matplotlib import figure  # noqa: PLC0415  an extra
     except ImportError as exc:
         do = "Install it with: pip install matplotlib"
         raise BackendUnavailableError("matplotlib is not installed", "the extra 'notebooks'", do) from exc
 
-    class Shown(Figure):
+    class Figure(figure.Figure):
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
             self.savefig(file, format="png")
             return file.getvalue()
 
-    return Shown(figsize=(width_in, height_in), layout="constrained")
+    return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
 def draw_pictures(pictures: Mapping[str, npt.NDArray[Any]], *, columns: int = 4) -> Any:

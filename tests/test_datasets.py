@@ -154,8 +154,6 @@ def test_chosen_frames_equal_those_of_a_whole_decode(clips):
         ({"columns": ["picture"]}, errors.ConfigError, "picture"),
         ({"columns": []}, errors.ConfigError, "columns"),
         ({"batch_size": 0}, errors.ConfigError, "batch_size=0"),
-        ({"selection": FrameSelection(every=0)}, errors.ConfigError, "every=0"),
-        ({"selection": FrameSelection(ranges_s=((2, 1),))}, errors.ConfigError, "ranges"),
         ({"paths": []}, errors.ConfigError, "at least one video is required"),
         ({"paths": "missing.mp4"}, errors.VideoError, "missing.mp4: no such file"),
         ({"paths": "*.webm"}, errors.VideoError, "no video matches"),
@@ -165,6 +163,13 @@ def test_what_is_refused(ray_session, clips, arguments, kind, words):
     paths = arguments.pop("paths", clips)
     with pytest.raises(kind, match=words.replace("*", r"\*")):
         read_videos(paths, **arguments)
+
+
+def test_a_selection_is_checked_when_it_is_made():
+    with pytest.raises(errors.ConfigError, match="every=0; allowed: 1 or more"):
+        FrameSelection(every=0)
+    with pytest.raises(errors.ConfigError, match=r"ranges \(\(2, 1\),\); allowed: pairs of seconds"):
+        FrameSelection(ranges_s=((2, 1),))
 
 
 def test_ray_data_tells_of_its_runs_in_its_log_alone(ray_session, clips, monkeypatch):

@@ -84,6 +84,7 @@ def test_a_session_compares_a_frame_and_shows_itself(frames):
         assert "<td>model_id</td><td>websr-x2-s</td>" in session._repr_html_()
         with pytest.raises(errors.InvalidInputError, match="one frame"):
             session.compare(frames)
+    assert repr(figure).startswith("<Figure size ")
     assert picture_of(figure).width > 500
 
 
@@ -91,6 +92,9 @@ def test_a_catalog_and_a_result_show_themselves(frames):
     catalog = ModelCatalog.default()
     assert repr(catalog) == f"ModelCatalog({len(catalog.ids())} models)"
     assert all(f"<td>{model}</td>" in catalog._repr_html_() for model in catalog.ids())
+    assert repr(QualityValidator(frames, ssim=0.9, source=frames)) == (
+        "QualityValidator(threshold_db=30, ssim=0.9, source checks)"
+    )
     result = QualityValidator(frames, threshold_db=30.0).validate(frames)
     assert repr(result).startswith("ValidationResult(passed=True, psnr=inf, score=1, num_frames=3")
     assert "None" not in repr(result)

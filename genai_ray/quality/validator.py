@@ -85,6 +85,13 @@ class QualityValidator:
             source = SourceChecks()
         self.checks = source if source is None or isinstance(source, SourceChecks) else SourceChecks(frames=source)
 
+    def __repr__(self) -> str:
+        psnr = {} if self.reference is None else {"threshold_db": self.threshold_db}
+        limits = ", ".join(f"{name}={least:g}" for name, least in (psnr | self.thresholds).items())
+        return (
+            f"QualityValidator({limits}{', ' * bool(limits and self.checks)}{'source checks' if self.checks else ''})"
+        )
+
     def validate(self, output: Any) -> ValidationResult:
         """Measure a result.
 

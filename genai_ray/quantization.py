@@ -187,6 +187,12 @@ def _check(spec: ModelSpec, path: Path, name: str) -> None:
         raise ConfigError(
             f"{spec.model_id}, with {kind}, in int8", f"models of any size for {', '.join(TASKS)}", "Use fp32."
         )
+    if spec.picture_params:
+        raise ConfigError(
+            f"{spec.model_id}, which takes a picture {spec.picture_params[0]!r}, in int8",
+            "models of frames alone: ranges for one picture are not those for others",
+            "Use fp32.",
+        )
     if weight_files(path):
         raise ConfigError(f"{spec.model_id}, with weights in other files, in int8", "models of one file", "Use fp32.")
     imports = read_header(path).opset_import
@@ -218,7 +224,7 @@ def _feeds_of(spec: ModelSpec, path: Path, parts: list[npt.NDArray[Any]]) -> lis
     before, _ = frame_ends(header, spec, parts[0].dtype)
     names = [tensor.name for tensor in graph_inputs(header)]
     height, width = parts[0].shape[1:3]
-    params = {name: np.asarray(param.default, np.float32) for name, param in spec.params.items()}
+    params = {name: param.to_array() for name, param in spec.params.items()}
     runtime = open_runtime(before.SerializeToString(), RuntimeOptions())
     try:
         feeds: list[Tensors] = []

@@ -7,6 +7,7 @@ and Ray's are) and are never written in place. The module does not know any runt
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -33,6 +34,7 @@ __all__ = [
     "ModelPrecision",
     "ModelPreset",
     "ModelTask",
+    "ParamPicture",
     "Params",
     "PictureFormat",
     "SceneDetector",
@@ -49,8 +51,8 @@ __all__ = [
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 """Frames of the contract of this module."""
 
-Params: TypeAlias = Mapping[str, float | Sequence[float]]
-"""Extra inputs of models by name: a number, or the numbers of a vector."""
+Params: TypeAlias = "Mapping[str, float | Sequence[float] | Frames | ParamPicture]"
+"""Extra inputs of models by name: a number, the numbers of a vector, or a picture (H, W, 3)."""
 
 FRAME_DTYPES: tuple[np.dtype[np.generic], ...] = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 """The dtypes a frame may have."""
@@ -297,6 +299,68 @@ class ValidationResult:
 
     def _repr_html_(self) -> str:
         return to_html("ValidationResult", self._measured())
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ParamPicture:
+    """A picture as an extra input of a model; hashable, and equal to others with the same pixels.
+
+    Raises:
+        InvalidInputError: If the pixels are not one frame of the contract.
+    """
+
+    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    """RGB, (H, W, 3); float32 in [0, 1] is rounded to 16 bits. It becomes an array of its own, which is read-only."""
+    digest: str = ""
+    """sha256 of its size, dtype and pixels, hexadecimal; always computed."""
+
+    def __post_init__(self) -> None:
+        pixels = check_frames(self.pixels)[0]
+        if np.ndim(self.pixels) != 3:
+            raise InvalidInputError(f"{len(self.pixels)} frames", "one picture, (H, W, 3)")
+        pixels = np.rint(pixels * 65535.0).astype(np.uint16) if pixels.dtype == np.float32 else pixels.copy()
+        pixels.flags.writeable = False
+        object.__setattr__(self, "pixels", pixels)
+        facts = f"{pixels.shape} {pixels.dtype.name} ".encode()
+        object.__setattr__(self, "digest", hashlib.sha256(facts + pixels.tobytes()).hexdigest())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        height, width, _ = self.pixels.shape
+        return width, height
+
+    def resized(self, width: int, height: int) -> ParamPicture:
+        """Resize it, whatever its shape: linear interpolation, with a filter that is wider the more it is reduced.
+
+        Args:
+            width: In pixels.
+            height: In pixels.
+
+        Returns:
+            A picture of the same dtype; itself if it has that size.
+        """
+        if self.size == (width, height):
+            return self
+        rows, columns = (_linear_weights(*sides) for sides in zip(self.pixels.shape[:2], (height, width), strict=True))
+        values = np.einsum("yr,rcx,zc->yzx", rows, self.pixels, columns, optimize=True)
+        return ParamPicture(np.rint(values).astype(self.pixels.dtype))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ParamPicture) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return "picture of {}x{}".format(*self.size)
+
+
+def _linear_weights(size: int, wanted: int) -> npt.NDArray[np.float32]:
+    """Return the weights (wanted, size) of a triangle around each pixel's centre; each row adds up to 1."""
+    centres = (np.arange(wanted)[:, None] + 0.5) * size / wanted
+    weights = np.maximum(1 - np.abs(np.arange(size) + 0.5 - centres) / max(size / wanted, 1.0), 0)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
 def full_range(dtype: npt.DTypeLike) -> float:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genai_ray.display import describe_fields
 from genai_ray.errors import InvalidInputError
-from genai_ray.types import ModelBackend, ModelPreset, ModelTask
+from genai_ray.types import Frames, ModelBackend, ModelPreset, ModelTask, ParamPicture, full_range
 
 __all__ = ["ModelSpec", "ParamSpec", "ParamValue", "TensorSpec", "TileSpec"]
 
@@ -40,15 +42,25 @@ class TensorSpec(_Frozen):
     """Width in pixels if the graph fixes it; None for any width."""
 
 
-ParamValue: TypeAlias = float | tuple[float, ...]
-"""A number, or the numbers of a vector."""
+_Numbers: TypeAlias = float | tuple[float, ...]
+
+ParamValue: TypeAlias = _Numbers | ParamPicture
+"""A number, the numbers of a vector, or a picture."""
+
+MAX_PARAM_PICTURE_PX = 512
+"""Longest side of a picture for an input of any size: what networks of style were trained with, and a bound for the
+memory of a run."""
 
 
 class ParamSpec(_Frozen):
-    """One extra input of a model that is no picture: a number, such as FFDNet's sigma, or a vector of numbers."""
+    """One extra input of a model that is no frame.
 
-    default: ParamValue
-    """Value if the caller gives none, in the model's own unit."""
+    A number, such as FFDNet's sigma, a vector of numbers, or a picture, such as one whose style is taken.
+    """
+
+    default: _Numbers
+    """Value if the caller gives none, in the model's own unit. For a picture, which users must give, the grey in [0, 1]
+    of the one that models are tried with."""
     minimum: float
     """Smallest sensible value, also of each number of a vector."""
     maximum: float
@@ -59,6 +71,10 @@ class ParamSpec(_Frozen):
     full_scale: Annotated[float, Field(gt=1)] | None = None
     """Users may also give the value on a scale with this maximum: 255 means that 15 is 15/255. Such values are 1 or
     more, so ``maximum`` must be below 1. None if there is no such scale."""
+    picture: TensorSpec | None = None
+    """How a picture becomes the model's input, whose name is that of the param; it is resized to the height and width
+    that the graph fixes, whatever its shape, and its longest side to 512 px at most if it fixes neither. None for
+    numbers."""
     description: str = ""
     """What it does, with its unit."""
 
@@ -69,21 +85,26 @@ class ParamSpec(_Frozen):
         given = len(self.default) if isinstance(self.default, tuple) else None
         if given != self.size:
             raise ValueError(f"a default of {given or 'one'} numbers for a param of size {self.size}")
+        if self.picture is not None and (self.picture.channels != 3 or (self.size, self.full_scale) != (None, None)):
+            raise ValueError("a picture has three channels, and neither a size nor a full_scale")
         return self
 
-    def read(self, name: str, value: float | Sequence[float]) -> ParamValue:
+    def read(self, name: str, value: float | Sequence[float] | Frames | ParamPicture) -> ParamValue:
         """Check a value that a user gave, and convert it. A value that was converted before stays as it is.
 
         Args:
             name: Name of the param, for the error.
-            value: In the model's own unit, or on the scale of ``full_scale``; any sequence for a vector.
+            value: In the model's own unit, or on the scale of ``full_scale``; any sequence for a vector; for a picture
+                a ``ParamPicture``, or RGB (H, W, 3) as uint8, uint16 or float32 in [0, 1].
 
         Returns:
-            The value in the model's own unit.
+            The value in the model's own unit; a picture in the size of the model's input.
 
         Raises:
-            InvalidInputError: If it is out of its limits, or a vector has another size.
+            InvalidInputError: If it is out of its limits, a vector has another size, or it is no picture for a picture.
         """
+        if self.picture is not None:
+            return self._read_picture(name, value)
         try:
             given = _numbers_of(value)
         except (TypeError, ValueError):
@@ -93,14 +114,35 @@ class ParamSpec(_Frozen):
         if (len(given) if isinstance(given, tuple) else None) != self.size:
             got = f"{len(given)} numbers" if isinstance(given, tuple) else f"{given:g}"
             raise InvalidInputError(f"param {name}={got}", self.describe_limits())
-        own = self.in_own_unit(given)
+        own = self._in_own_unit(given)
         for number, converted in zip(_listed(given), _listed(own), strict=True):
             if not self.minimum <= converted <= self.maximum:
                 raise InvalidInputError(f"param {name}={number:g}", self.describe_limits())
         return own
 
-    def in_own_unit(self, value: float | Sequence[float]) -> ParamValue:
-        """Convert a value that a user gave.
+    def _read_picture(self, name: str, value: Any) -> ParamPicture:
+        given = value
+        if isinstance(value, np.ndarray):
+            try:
+                given = ParamPicture(value)
+            except InvalidInputError as exc:
+                raise InvalidInputError(f"param {name}={exc.got}", self.describe_limits()) from exc
+        if not isinstance(given, ParamPicture):
+            do = f"Pass --param {name}=@FILE.png, an array (H, W, 3) in Python, or data:image/png;base64,... over HTTP."
+            raise InvalidInputError(f"param {name}={str(value)[:40]}", self.describe_limits(), do)
+        return self._fit(given)
+
+    def _fit(self, given: ParamPicture) -> ParamPicture:
+        """Resize a picture for the model's input."""
+        width, height = given.size
+        fixed = self.picture or TensorSpec()
+        shrunk = min(MAX_PARAM_PICTURE_PX / max(width, height), 1.0)
+        return given.resized(
+            fixed.width or max(round(width * shrunk), 1), fixed.height or max(round(height * shrunk), 1)
+        )
+
+    def in_own_unit(self, value: float | Sequence[float] | Frames | ParamPicture) -> ParamValue:
+        """Convert a value that a user gave, and that ``read`` accepts.
 
         Args:
             value: In the model's own unit, or on the scale of ``full_scale``.
@@ -108,18 +150,40 @@ class ParamSpec(_Frozen):
         Returns:
             The value in the model's own unit.
         """
-        given = _numbers_of(value)
+        if self.picture is not None:
+            return self._read_picture("", value)
+        return self._in_own_unit(_numbers_of(value))
+
+    def _in_own_unit(self, given: _Numbers) -> _Numbers:
         return tuple(map(self._convert, given)) if isinstance(given, tuple) else self._convert(given)
 
     def _convert(self, number: float) -> float:
         return number / self.full_scale if self.full_scale is not None and number >= 1 else number
 
+    def to_array(self, value: ParamValue | None = None) -> npt.NDArray[np.float32]:
+        """Return what the input of ``fuse_frames`` gets for a value.
+
+        Args:
+            value: From ``read``; None for the default.
+
+        Returns:
+            float32: [] for a number, [size] for a vector, (H, W, 3) in [0, 1] for a picture.
+        """
+        if isinstance(value, ParamPicture):
+            return np.asarray(value.pixels / full_range(value.pixels.dtype), np.float32)
+        if value is None and self.picture is not None:
+            sides = self.picture.height or MAX_PARAM_PICTURE_PX, self.picture.width or MAX_PARAM_PICTURE_PX
+            return np.full((*sides, 3), self.default, np.float32)
+        return np.asarray(self.default if value is None else value, np.float32)
+
     def describe_default(self) -> str:
         """Return the default, rounded.
 
         Returns:
-            Such as ``0.0588``, or ``0.5,0.5`` for a vector.
+            Such as ``0.0588``, ``0.5,0.5`` for a vector, or ``none`` for a picture.
         """
+        if self.picture is not None:
+            return "none"
         return ",".join(f"{number:.3g}" for number in _listed(self.default))
 
     def describe_limits(self) -> str:
@@ -128,6 +192,11 @@ class ParamSpec(_Frozen):
         Returns:
             Such as ``from 0 to 0.294, or 1 to 75 of 255``, or ``26 numbers, each from 0 to 1``.
         """
+        if self.picture is not None:
+            width, height = self.picture.width, self.picture.height
+            if not (width and height):
+                return f"a picture, whose sides become at most {MAX_PARAM_PICTURE_PX} px"
+            return f"a picture, which becomes {width}x{height}"
         text = f"from {self.minimum:.3g} to {self.maximum:.3g}"
         if self.size is not None:
             text = f"{self.size} numbers, each {text}"
@@ -136,13 +205,13 @@ class ParamSpec(_Frozen):
         return f"{text}, or 1 to {self.maximum * self.full_scale:.3g} of {self.full_scale:.3g}"
 
 
-def _numbers_of(value: Any) -> ParamValue:
+def _numbers_of(value: Any) -> _Numbers:
     """Return a tuple for anything that has several values, and a number for the rest."""
     is_vector = isinstance(value, Iterable) and not isinstance(value, str)
     return tuple(map(float, value)) if is_vector else float(value)
 
 
-def _listed(value: ParamValue) -> tuple[float, ...]:
+def _listed(value: _Numbers) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -194,7 +263,7 @@ class ModelSpec(_Frozen):
     outputs: tuple[TensorSpec, ...] = ()
     """The image output; further outputs of the graph are ignored."""
     params: dict[str, ParamSpec] = {}
-    """Extra inputs that are no pictures, by their name in the graph."""
+    """Extra inputs that are no frames, by their name in the graph."""
     scale: Annotated[int, Field(ge=1)] = 1
     """Output pixels per input pixel along each axis."""
     size_multiple: Annotated[int, Field(ge=1)] = 1
@@ -234,6 +303,11 @@ class ModelSpec(_Frozen):
     def is_image_model(self) -> bool:
         """Whether it takes and returns frames."""
         return bool(self.inputs and self.outputs)
+
+    @property
+    def picture_params(self) -> tuple[str, ...]:
+        """Names of the extra inputs that are pictures, which users must give."""
+        return tuple(name for name, param in self.params.items() if param.picture is not None)
 
     @property
     def is_fixed_size(self) -> bool:

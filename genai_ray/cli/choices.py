@@ -29,6 +29,7 @@ from genai_ray.types import (
 
 if TYPE_CHECKING:
     from genai_ray.catalog import JobProfile
+    from genai_ray.types import ParamPicture
 
 __all__ = [
     "PIPE",
@@ -260,8 +261,10 @@ def parse_devices(word: str) -> int | None:
     return int(word)
 
 
-def parse_params(pairs: list[str] | None, refused: str) -> dict[str, float | tuple[float, ...]]:
-    """Read options of the form NAME=VALUE: a number or a fraction such as 15/255, numbers with commas, or @FILE.npy.
+def parse_params(pairs: list[str] | None, refused: str) -> dict[str, float | tuple[float, ...] | ParamPicture]:
+    """Read options of the form NAME=VALUE: a number or a fraction such as 15/255, numbers with commas, or @FILE.
+
+    A file is one of numpy.save with numbers, NAME.npy, or a picture, NAME.png, .jpg, .jpeg or .webp.
 
     Args:
         pairs: The words; None for none.
@@ -273,7 +276,10 @@ def parse_params(pairs: list[str] | None, refused: str) -> dict[str, float | tup
     Raises:
         ConfigError: If a word has another form, or a file cannot be read.
     """
-    allowed = "NAME=VALUE with a number, such as sigma=15, numbers for a vector, such as 0,0.5,1, or its @FILE.npy"
+    allowed = (
+        "NAME=VALUE with a number, such as sigma=15, numbers for a vector, such as 0,0.5,1, or its @FILE.npy, or a "
+        "picture as @FILE.png"
+    )
     return parse_pairs(pairs, _parse_value, refused, allowed)
 
 
@@ -308,9 +314,12 @@ def parse_pairs(
     return parsed
 
 
-def _parse_value(word: str) -> float | tuple[float, ...]:
+def _parse_value(word: str) -> float | tuple[float, ...] | ParamPicture:
     if word.startswith("@"):
-        return _read_vector(word[1:])
+        from genai_ray.video import PICTURE_PARAM_SUFFIXES, load_param_picture
+
+        is_picture = word.lower().endswith(PICTURE_PARAM_SUFFIXES)
+        return load_param_picture(word[1:]) if is_picture else _read_vector(word[1:])
     return tuple(map(_parse_number, word.split(","))) if "," in word else _parse_number(word)
 
 
@@ -322,9 +331,8 @@ def _read_vector(path: str) -> tuple[float, ...]:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as exc:
-        raise ConfigError(
-            f"{path} cannot be read as an array: {describe_error(exc)}", "a file that numpy.save wrote"
-        ) from exc
+        allowed = "a file that numpy.save wrote, or the name of a picture: .png, .jpg, .jpeg or .webp"
+        raise ConfigError(f"{path} cannot be read as an array: {describe_error(exc)}", allowed) from exc
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
         raise ConfigError(f"{path} is no array of numbers", "a file that numpy.save wrote")
     return tuple(array.ravel().astype(float).tolist())

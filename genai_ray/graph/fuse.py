@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from genai_ray.catalog import ModelSpec, TensorSpec
+from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
 from genai_ray.errors import ModelLoadError
 from genai_ray.graph.model import Graph, free_batch, graph_inputs, graphs_of, walk_nodes
 from genai_ray.types import ModelTask, full_range
@@ -40,8 +40,9 @@ def fuse_frames(model: Graph, spec: ModelSpec, dtype: npt.DTypeLike) -> Graph:
 
     Returns:
         A model with the input ``frames`` [N, H, W, 3] (``frames0`` and ``frames1`` for interpolation), one float32
-        input for each param under its own name, [] for a number and [size] for a vector, and the output ``output``
-        [N, s*H, s*W, C]; frames are of ``dtype``. Only a runtime can tell whether it runs.
+        input for each param under its own name, [] for a number, [size] for a vector and [H, W, 3] in [0, 1] for a
+        picture, and the output ``output`` [N, s*H, s*W, C]; frames are of ``dtype``. Only a runtime can tell whether it
+        runs.
 
     Raises:
         ModelLoadError: If the graph has inputs that are neither images nor params, differs from the spec, or has an
@@ -191,7 +192,7 @@ class _Builder:
         first = "frames" if self.spec.batchable else 1
         inputs = [helper.make_tensor_value_info(end, self.kind, [first, "height", "width", 3]) for end in ends]
         inputs += [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [] if param.size is None else [param.size])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, _shape_of(name, param))
             for name, param in self.spec.params.items()
         ]
         result = helper.make_tensor_value_info("output", self.kind, [first, "out_height", "out_width", channels])
@@ -201,7 +202,6 @@ class _Builder:
         del graph.value_info[:]
 
     def _before(self, end: str, name: str, tensor: TensorSpec, kind: int) -> None:
-        low, high = tensor.value_range
         is_resized = self.spec.is_resized
         value = self._node("Cast", end, to=TensorProto.FLOAT) if self.kind != TensorProto.FLOAT else end
         if tensor.layout == "nchw" or is_resized or tensor.channels == 1:
@@ -218,25 +218,48 @@ class _Builder:
                 mode="linear",
                 antialias=1,
             )
-        # One multiplication and one addition apply both the range and the normalisation.
-        gain = np.float64((high - low) / self.peak) / np.asarray(tensor.std or 1.0, np.float64)
-        shift = (low - np.asarray(tensor.mean or 0.0, np.float64)) / np.asarray(tensor.std or 1.0, np.float64)
         is_last = tensor.layout == "nhwc" and not (is_resized or tensor.channels == 1)
-        shape = (1, 1, 1, -1) if is_last else (1, -1, 1, 1)
-        if np.any(gain != 1):
-            value = self._node("Mul", value, self._constant(np.atleast_1d(gain).reshape(shape).astype(np.float32)))
-        if np.any(shift != 0):
-            value = self._node("Add", value, self._constant(np.atleast_1d(shift).reshape(shape).astype(np.float32)))
+        value = self._normalise(value, tensor, self.peak, is_last=is_last)
         if tensor.layout == "nhwc" and (is_resized or tensor.channels == 1):
             value = self._node("Transpose", value, perm=[0, 2, 3, 1])
         if kind != TensorProto.FLOAT:
             value = self._node("Cast", value, to=kind)
         self._rename_input(name, value)
 
+    def _normalise(self, value: str, tensor: TensorSpec, peak: float, *, is_last: bool) -> str:
+        """Convert values from 0 to ``peak`` to those of a tensor; channels are its last axis, or the second."""
+        low, high = tensor.value_range
+        # One multiplication and one addition apply both the range and the normalisation.
+        gain = np.float64((high - low) / peak) / np.asarray(tensor.std or 1.0, np.float64)
+        shift = (low - np.asarray(tensor.mean or 0.0, np.float64)) / np.asarray(tensor.std or 1.0, np.float64)
+        shape = (1, 1, 1, -1) if is_last else (1, -1, 1, 1)
+        if np.any(gain != 1):
+            value = self._node("Mul", value, self._constant(np.atleast_1d(gain).reshape(shape).astype(np.float32)))
+        if np.any(shift != 0):
+            value = self._node("Add", value, self._constant(np.atleast_1d(shift).reshape(shape).astype(np.float32)))
+        return value
+
+    def _picture(self, name: str, tensor: TensorSpec) -> str:
+        """Convert a picture (H, W, 3) in [0, 1] to one row of a tensor."""
+        shape = self._node("Concat", self._constant(np.array([1], np.int64)), self._axes(name, 0, 3), axis=0)
+        value = self._node("Reshape", name, shape)
+        if tensor.layout == "nchw":
+            value = self._node("Transpose", value, perm=[0, 3, 1, 2])
+        return self._normalise(value, tensor, 1.0, is_last=tensor.layout == "nhwc")
+
     def _param(self, name: str, value: onnx.ValueInfoProto, frames: str) -> None:
-        """Expand a number or a vector to the shape of the graph's input; a free first axis gets one for each frame."""
+        """Bring a param to the shape of the graph's input; a free first axis gets one for each frame."""
         dims = value.type.tensor_type.shape.dim
         kind = value.type.tensor_type.elem_type
+        picture = self.spec.params[name].picture
+        if picture is not None:
+            spread = self._picture(name, picture)
+            if self.spec.batchable and not dims[0].dim_value:
+                ones = self._constant(np.ones(3, np.int64))
+                counts = self._node("Concat", self._axes(frames, 0, 1), ones, axis=0)
+                spread = self._node("Tile", spread, counts)
+            self._rename_input(name, spread if kind == TensorProto.FLOAT else self._node("Cast", spread, to=kind))
+            return
         spread = name
         if self.spec.params[name].size is not None:
             spread = self._node(
@@ -330,6 +353,13 @@ class _Builder:
             for index, used in enumerate(node.input):
                 if used == name:
                     node.input[index] = value
+
+
+def _shape_of(name: str, param: ParamSpec) -> list[int | str]:
+    """Return the shape of a param's input."""
+    if param.picture is not None:
+        return [param.picture.height or f"{name}_height", param.picture.width or f"{name}_width", 3]
+    return [] if param.size is None else [param.size]
 
 
 def _opset_of(model: Graph) -> int:

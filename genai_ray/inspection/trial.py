@@ -50,6 +50,10 @@ _MAX_MINIMUM_PX = 64
 _MAX_VECTOR = 4096
 """Most numbers of an extra input that is taken for a vector."""
 _COLOURS = (1, 3)
+_PICTURE_CHANNELS = 3
+_PICTURE_TRIAL_PX = 64
+_OTHER_TRIAL_PX = (96, 48)
+"""Height and width of a second picture that is no neighbouring frame."""
 _CLEAR_RATIO = 1.3
 
 
@@ -144,17 +148,55 @@ class _Trial:
         images = [info for info in self.runtime.inputs if _layout_of(info) is not None]
         params = [info for info in self.runtime.inputs if info not in images and _vector_size(info) is not None]
         rest = [info.name for info in self.runtime.inputs if info not in images and info not in params]
-        if rest or len(images) not in (1, 2) or (len(images) == 2 and images[0].shape != images[1].shape):
+        pictures = self._find_pictures(images, params) if not rest and len(images) == 2 else []
+        images = [info for info in images if info not in pictures]
+        if rest or len(images) not in (1, 2):
             shapes = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in self.runtime.inputs) or "none"
             self.unsure.append(f"whether it is an image model at all; its inputs are: {shapes}")
             return spec
         inputs = tuple(_describe_input(info) for info in images)
+        extra = [info for info in self.runtime.inputs if info in params or info in pictures]
         spec = spec.model_copy(
-            update={"inputs": inputs, "params": {info.name: _describe_param(info) for info in params}}
+            update={"inputs": inputs, "params": {info.name: _describe_param(info, info in pictures) for info in extra}}
         )
         for info in params:
             self.unsure.append(f"the default and range of the extra input {info.name!r}")
+        for info in pictures:
+            self.unsure.append(f"whether the extra input {info.name!r} is a picture such as one of a style")
         return self._try_sizes(spec)
+
+    def _find_pictures(self, images: list[TensorInfo], params: list[TensorInfo]) -> list[TensorInfo]:
+        """Return the one of two images that is no frame but an extra input; none if both are neighbouring frames.
+
+        It is the second, unless only the first has a fixed size. Two frames have one size: an extra picture has another
+        shape in the graph, or the model takes it in another size and gives a picture of the first one's size.
+        """
+        sizes = [(tensor.height, tensor.width) for tensor in map(_describe_input, images)]
+        other = images[0 if None not in sizes[0] and None in sizes[1] else 1]
+        if _describe_input(other).channels != _PICTURE_CHANNELS:
+            return []
+        if sizes[0] != sizes[1] or _layout_of(images[0]) != _layout_of(images[1]):
+            return [other]
+        if sizes[0] != (None, None):
+            return []
+        return [other] if self._takes_other_size(images, params) else []
+
+    def _takes_other_size(self, images: list[TensorInfo], params: list[TensorInfo]) -> bool:
+        """Tell whether a model of two images of any size takes a second one of another size than the first one's."""
+        first, second = map(_describe_input, images)
+        feeds = {info.name: _param_feed(_describe_param(info, False), info, 1, 1.0) for info in params}
+        for tensor, sides in ((first, (_PICTURE_TRIAL_PX, _PICTURE_TRIAL_PX)), (second, _OTHER_TRIAL_PX)):
+            shape = (1, *sides, tensor.channels) if tensor.layout == "nhwc" else (1, tensor.channels, *sides)
+            feeds[str(tensor.name)] = np.full(
+                shape, 0.5, next(info.dtype for info in images if info.name == tensor.name)
+            )
+        try:
+            outputs = self._timed(feeds, self.runtime, _PICTURE_TRIAL_PX**2)
+        except (InferenceError, InvalidInputError):
+            return False
+        shapes = [array.shape for array in outputs.values() if np.ndim(array) == 4]
+        made = {shape[1:3] if shape[-1] in _COLOURS and shape[1] not in _COLOURS else shape[2:4] for shape in shapes}
+        return any(height == width and height % _PICTURE_TRIAL_PX == 0 for height, width in made)
 
     def _try_sizes(self, spec: ModelSpec) -> ModelSpec:
         """Run the model; its output decides on scale, multiple, output and task."""
@@ -178,6 +220,7 @@ class _Trial:
         is_mask = channels == 1 and spec.inputs[0].channels == 3
         high = self._guess_range(spec, index, is_mask, scale)
         inputs = tuple(tensor.model_copy(update={"value_range": (0.0, high)}) for tensor in spec.inputs)
+        params = {name: _with_range(param, high) for name, param in spec.params.items()}
         out = TensorSpec(
             name=self.runtime.outputs[index].name,
             layout=layout,
@@ -187,7 +230,9 @@ class _Trial:
             width=fixed[1],
         )
         task = self._guess_task(len(inputs), scale, is_mask)
-        spec = spec.model_copy(update={"inputs": inputs, "outputs": (out,), "scale": scale, "task": task})
+        spec = spec.model_copy(
+            update={"inputs": inputs, "outputs": (out,), "scale": scale, "task": task, "params": params}
+        )
         if any(fixed):
             return spec
         multiple = next((m for m in _MULTIPLES if self._is_exact_at(spec, m)), None)
@@ -314,7 +359,7 @@ class _Trial:
             names = ("frames",) if len(spec.inputs) == 1 else ("frames0", "frames1")
             size = spec.inputs[0].height or self.size_px, spec.inputs[0].width or self.size_px
             feeds: dict[str, npt.NDArray[Any]] = {name: np.zeros((1, *size, 3), np.uint8) for name in names}
-            scalars = {name: np.asarray(param.default, np.float32) for name, param in spec.params.items()}
+            scalars = {name: param.to_array() for name, param in spec.params.items()}
             self._timed(feeds | scalars, fused, size[0] * size[1])
         except (InferenceError, InvalidInputError) as exc:
             return self._refuse_frames(spec, exc)
@@ -365,16 +410,7 @@ class _Trial:
             info = infos[tensor.name or self.runtime.inputs[position].name]
             feeds[info.name] = np.ascontiguousarray(array).astype(info.dtype)
         for name, param in spec.params.items():
-            shape = [
-                count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(infos[name].shape)
-            ]
-            value = np.asarray(param.default, infos[name].dtype)
-            one = (
-                value.reshape([1, *shape[1:]] if shape and infos[name].shape[0] is None else shape)
-                if value.ndim
-                else value
-            )
-            feeds[name] = np.ascontiguousarray(np.broadcast_to(one, shape))
+            feeds[name] = _param_feed(param, infos[name], count, high)
         try:
             outputs = self._timed(feeds, self.runtime, count * height * width)
             return [array if isinstance(array, np.ndarray) else np.empty(0) for array in outputs.values()]
@@ -407,7 +443,35 @@ def _vector_size(info: TensorInfo) -> int | None:
     return numbers[0] if len(numbers) == 1 and numbers[0] is not None and numbers[0] <= _MAX_VECTOR else None
 
 
-def _describe_param(info: TensorInfo) -> ParamSpec:
+def _param_feed(param: ParamSpec, info: TensorInfo, count: int, high: float | None) -> npt.NDArray[Any]:
+    """Return what the model's own input gets for the default of a param, for so many frames, white being ``high``."""
+    sides = iter((_PICTURE_TRIAL_PX, _PICTURE_TRIAL_PX))
+    shape = [count if index == 0 and axis is None else axis or 1 for index, axis in enumerate(info.shape)]
+    value = np.asarray(param.default, info.dtype)
+    if param.picture is not None:
+        white = high if high is not None else param.picture.value_range[1]
+        shape[1:] = [next(sides) if axis is None else axis for axis in info.shape[1:]]
+        return np.full(shape, value * white, info.dtype)
+    one = value.reshape([1, *shape[1:]] if shape and info.shape[0] is None else shape) if value.ndim else value
+    return np.ascontiguousarray(np.broadcast_to(one, shape))
+
+
+def _with_range(param: ParamSpec, high: float) -> ParamSpec:
+    """Return a param whose picture has the value range of frames."""
+    if param.picture is None:
+        return param
+    return param.model_copy(update={"picture": param.picture.model_copy(update={"value_range": (0.0, high)})})
+
+
+def _describe_param(info: TensorInfo, is_picture: bool) -> ParamSpec:
+    if is_picture:
+        return ParamSpec(
+            default=0.5,
+            minimum=0.0,
+            maximum=1.0,
+            picture=_describe_input(info),
+            description="a picture such as a style",
+        )
     size = _vector_size(info) or 1
     default = 0.5 if size == 1 else (0.5,) * size
     return ParamSpec(

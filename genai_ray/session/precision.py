@@ -79,7 +79,7 @@ def _run_calibration(model: Graph, spec: ModelSpec, options: RuntimeOptions) -> 
         feeds: dict[str, npt.NDArray[Any]] = {"frames": frames[:1]}
         if len(spec.inputs) == 2:
             feeds = {"frames0": frames[:1], "frames1": frames[1:]}
-        feeds |= {name: np.asarray(param.default, np.float32) for name, param in spec.params.items()}
+        feeds |= {name: param.to_array() for name, param in spec.params.items()}
         return runtime.run(feeds)["output"]
     finally:
         runtime.close()

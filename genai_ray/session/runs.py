@@ -196,14 +196,14 @@ def pad_frames(frames: Array, height_px: int, width_px: int, edge_px: int = 0) -
 
 
 def run_frames(
-    runtime: RuntimeSession, frames: Array, scalars: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: RunPool
+    runtime: RuntimeSession, frames: Array, extra: Mapping[str, Array], out: Array, *, plan: RunPlan, pool: RunPool
 ) -> int:
     """Run frames through a fused model.
 
     Args:
         runtime: A model after ``graph.fuse_frames``.
         frames: Frames (N, H, W, 3), C-contiguous, of the fused model's dtype; may be read-only.
-        scalars: Extra inputs by name, shape ().
+        extra: Extra inputs by name, as ``ParamSpec.to_array`` makes them.
         out: Gets the results: (N, s*H, s*W, C), or N - 1 frames for pairs; C-contiguous.
         plan: How to cut the frames.
         pool: Makes the calls; its size limits how many run at once.
@@ -217,7 +217,7 @@ def run_frames(
     tiles = plan.tiles(frames.shape[1], frames.shape[2], len(out) + pool.num_pending)
     calls = _group(len(out), tiles, plan)
     futures: list[Future[None]] = [
-        pool.submit(_run_parts, runtime, frames, scalars, out, parts, plan, is_online=plan.is_online) for parts in calls
+        pool.submit(_run_parts, runtime, frames, extra, out, parts, plan, is_online=plan.is_online) for parts in calls
     ]
     done, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:
@@ -248,7 +248,7 @@ def _group(count: int, tiles: Sequence[Tile | None], plan: RunPlan) -> list[list
 def _run_parts(
     runtime: RuntimeSession,
     frames: Array,
-    scalars: Mapping[str, Array],
+    extra: Mapping[str, Array],
     out: Array,
     parts: Sequence[_Part],
     plan: RunPlan,
@@ -259,13 +259,13 @@ def _run_parts(
     if tile is None:
         window = slice(first, first + len(parts))
         whole = {name: frames[window.start + shift : window.stop + shift] for shift, name in enumerate(names)}
-        runtime.run(whole | dict(scalars), {"output": out[window]})
+        runtime.run(whole | dict(extra), {"output": out[window]})
         return
     tiles = [(index, tile) for index, tile in parts if tile is not None]
     feeds = {name: _cut(frames[shift:], tiles) for shift, name in enumerate(names)}
     size = (length * plan.scale for length in tile.shape)
     result = np.empty((len(tiles), *size, out.shape[3]), out.dtype)
-    runtime.run(feeds | dict(scalars), {"output": result})
+    runtime.run(feeds | dict(extra), {"output": result})
     for part, (index, tile) in zip(result, tiles, strict=True):
         kept = part[tile.rows.kept_of_tile(plan.scale), tile.columns.kept_of_tile(plan.scale)]
         out[index, tile.rows.kept_of_frame(plan.scale), tile.columns.kept_of_frame(plan.scale)] = kept

@@ -150,7 +150,8 @@ class InferenceSession(Shown):
         Args:
             frames: (N, H, W, 3) or one frame (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1]; never written to.
             params: Extra inputs of the model by name, in the units of its spec: 15 or 15/255 for ``sigma`` of ffdnet,
-                a sequence of numbers for a vector. Others have their defaults.
+                a sequence of numbers for a vector, an array (H, W, 3) for a picture. Others have their defaults; that
+                of a picture is grey.
             is_online: Whether a request waits for the result: its runs overtake those of batch jobs.
 
         Returns:
@@ -164,7 +165,7 @@ class InferenceSession(Shown):
         """
         started = time.perf_counter()
         batch = self._check(frames)
-        scalars = self._scalars(params or {})
+        extra = self._extra_inputs(params or {})
         height, width = batch.shape[1:3]
         padded = pad_frames(batch, *padded_size(self.spec, height, width), self.spec.edge_px)
         self._check_room(padded)
@@ -174,7 +175,7 @@ class InferenceSession(Shown):
         channels = 1 if self.spec.task is ModelTask.BACKGROUND_REMOVAL else 3
         out = np.empty((count, padded.shape[1] * scale, padded.shape[2] * scale, channels), batch.dtype)
         with self._variants.use(batch.dtype.name, self._frames_bytes) as runtime:
-            calls = run_frames(runtime, padded, scalars, out, plan=self._plan(is_online), pool=self._pool)
+            calls = run_frames(runtime, padded, extra, out, plan=self._plan(is_online), pool=self._pool)
         if padded is not batch:
             edge = self.spec.edge_px * scale
             out = np.ascontiguousarray(out[:, edge : edge + height * scale, edge : edge + width * scale])
@@ -350,16 +351,16 @@ class InferenceSession(Shown):
             raise InvalidInputError(f"{len(batch)} frame for interpolation", "at least two neighbours, (N, H, W, 3)")
         return batch
 
-    def _scalars(self, params: Params) -> dict[str, npt.NDArray[np.float32]]:
+    def _extra_inputs(self, params: Params) -> dict[str, npt.NDArray[np.float32]]:
         unknown = sorted(set(params) - set(self.spec.params))
         if unknown:
             raise InvalidInputError(
                 f"params {unknown} for {self.spec.model_id}", f"{sorted(self.spec.params) or 'none'}"
             )
-        scalars = {}
-        for name, param in self.spec.params.items():
-            scalars[name] = np.asarray(param.read(name, params.get(name, param.default)), np.float32)
-        return scalars
+        return {
+            name: param.to_array(param.read(name, params[name]) if name in params else None)
+            for name, param in self.spec.params.items()
+        }
 
     def _warm_raw(self, shapes: Shapes) -> None:
         try:

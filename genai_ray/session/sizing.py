@@ -398,12 +398,15 @@ def bytes_per_px(fused: Graph, spec: ModelSpec) -> float:
     Returns:
         Bytes per input pixel.
     """
-    side = -(-128 // spec.size_multiple) * spec.size_multiple
+    # What a picture beside the frames takes does not grow with them: it is shared by the pixels of a larger one.
+    side = -(-(512 if spec.picture_params else 128) // spec.size_multiple) * spec.size_multiple
     fixed = fixed_tile(spec)[0]
     height = fixed[0] or side
     width = fixed[1] or side
     names = ("frames0", "frames1") if spec.task is ModelTask.INTERPOLATION else ("frames",)
-    return RUN_BYTES_FACTOR * activation_bytes(fused, dict.fromkeys(names, (1, height, width, 3))) / (height * width)
+    shapes = dict.fromkeys(names, (1, height, width, 3))
+    shapes |= {name: spec.params[name].to_array().shape for name in spec.picture_params}
+    return RUN_BYTES_FACTOR * activation_bytes(fused, shapes) / (height * width)
 
 
 def raw_run_bytes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:

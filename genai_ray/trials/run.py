@@ -14,10 +14,11 @@ import numpy.typing as npt
 from genai_ray.catalog import ModelSpec
 from genai_ray.display import format_bytes, format_count
 from genai_ray.enhance import EnhanceOptions, forecast_videos
-from genai_ray.enhance.plan.options import check_models, convert_params
+from genai_ray.enhance.plan.options import check_given, check_models, convert_params
 from genai_ray.errors import ConfigError
 from genai_ray.evaluation.degrade import add_noise, enlarge, shrink
 from genai_ray.files import temporary_folder, to_place
+from genai_ray.inspection import find_model
 from genai_ray.quality import psnr
 from genai_ray.session import InferenceSession, SessionLimits
 from genai_ray.tune import time_infer
@@ -117,8 +118,9 @@ def try_models(
     options = options or EnhanceOptions()
     if not models:
         raise ConfigError("no model to compare", "one or more")
-    specs = [check_models(model, replace(options, params={}))[0] for model in models]
+    specs = [find_model(model)[0] for model in models]
     for spec in specs:
+        check_given(check_models(spec.model_id, own := _own_params(spec, options)), [own])
         if spec.task not in SHOWN_TASKS:
             raise ConfigError(f"model {spec.model_id} for {spec.task}", f"models for {', '.join(SHOWN_TASKS)}")
     unknown = sorted(set(options.params).difference(*(spec.params for spec in specs)))
@@ -134,9 +136,12 @@ def try_models(
     for spec in specs:
         if on_model is not None:
             on_model(spec.model_id)
-        params = {name: value for name, value in options.params.items() if name in spec.params}
-        trials.append(_try_model(video, spec, frames, convert_params([spec], replace(options, params=params))))
+        trials.append(_try_model(video, spec, frames, convert_params([spec], _own_params(spec, options))))
     return Trials(str(to_place(video)), tuple(frame.pts_seconds for frame in shown), frames, tuple(trials))
+
+
+def _own_params(spec: ModelSpec, options: EnhanceOptions) -> EnhanceOptions:
+    return replace(options, params={name: value for name, value in options.params.items() if name in spec.params})
 
 
 def _check_size(reader: VideoReader, count: int, specs: Sequence[ModelSpec]) -> None:

@@ -48,9 +48,24 @@ from genai_ray.video.pictures.frame_files import (
     read_pictures,
     write_pictures,
 )
+from genai_ray.video.pictures.param_pictures import (
+    PICTURE_PARAM_SUFFIXES,
+    decode_param_picture,
+    is_picture_text,
+    load_param_picture,
+    parse_picture_text,
+    to_picture_text,
+)
 from genai_ray.video.pictures.picture_writer import check_images, write_images
 from genai_ray.video.pipes.pipe import PipeSink, PipeSource, open_pipe
-from genai_ray.video.reading.decode import DecodedFrame, StoredFrame, decode_frames, decode_segment, decode_stored
+from genai_ray.video.reading.decode import (
+    DecodedFrame,
+    StoredFrame,
+    count_repeats,
+    decode_frames,
+    decode_segment,
+    decode_stored,
+)
 from genai_ray.video.reading.deinterlace import CYCLE, KEPT, Deinterlacing
 from genai_ray.video.reading.digest import compare_frames, digest_part, digest_ranges, read_record_name
 from genai_ray.video.reading.plan import Segment, VideoPlan, cut_segments, plan_video
@@ -73,6 +88,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "KEPT",
     "LIMITED",
+    "PICTURE_PARAM_SUFFIXES",
     "PICTURE_SUFFIXES",
     "SOURCE_SUFFIXES",
     "SUFFIXES",
@@ -101,8 +117,10 @@ __all__ = [
     "choose_pixel_format",
     "compare_frames",
     "count_frames",
+    "count_repeats",
     "cut_segments",
     "decode_frames",
+    "decode_param_picture",
     "decode_pixels",
     "decode_png16",
     "decode_segment",
@@ -123,14 +141,17 @@ __all__ = [
     "folder_of_pictures",
     "holds_alpha",
     "is_picture",
+    "is_picture_text",
     "is_sequence",
     "join_segments",
     "list_hardware",
+    "load_param_picture",
     "measure_least",
     "measure_part",
     "measure_rest",
     "open_pipe",
     "open_writer",
+    "parse_picture_text",
     "parse_track_options",
     "plan_source",
     "plan_video",
@@ -141,6 +162,7 @@ __all__ = [
     "read_timecode",
     "resample",
     "scale_alpha",
+    "to_picture_text",
     "validate_encoding",
     "weigh_segments",
     "write_images",

@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from genai_ray import ModelCatalog
 from genai_ray.serve.deployment.ports import find_free_ports
 from tests.serve.conftest import serve
+from tests.serve.test_web import application
+from tests.session.test_pictures import SUNSET, png, save_style
 from tests.video.clips import write
 
 pytestmark = pytest.mark.browser
@@ -419,3 +422,24 @@ def test_a_token_is_asked_for_and_kept_for_this_tab_alone(browser, picture, tmp_
             page.wait_for_selector("#sign-in:visible")
     finally:
         assert endpoint.end() == 0
+
+
+def test_a_picture_that_a_model_takes_is_chosen_as_a_file(ray_session, browser, tmp_path):
+    (tmp_path / "models").mkdir()
+    save_style(tmp_path / "models" / "style.onnx")
+    (tmp_path / "in.png").write_bytes(png(SUNSET))
+    (tmp_path / "a style.png").write_bytes(png(SUNSET))
+    with (
+        application(tmp_path / "videos", tmp_path / "models") as app,
+        opened(browser, SimpleNamespace(http=app.url.removeprefix("http://"))) as page,
+    ):
+        page.wait_for_selector("#model:enabled")
+        page.select_option("#model", "style")
+        page.set_input_files("#file", tmp_path / "in.png")
+        page.wait_for_selector("#error:visible")
+        assert "Choose a picture for style" in page.get_by_role("alert").inner_text()
+        page.set_input_files("#param-style", tmp_path / "a style.png")
+        with page.expect_response("**/v1/enhance**") as response:
+            page.click("#run")
+        assert response.value.status == 200
+        page.wait_for_selector("#compare:visible")

@@ -193,7 +193,7 @@ def test_format_quality_and_greyness(app):
     grey = saved(Image.fromarray(PIXELS).convert("L"), "JPEG")
     result = image_of(enhance(app, "model=websr-x2-s", grey))
     assert (result.format, result.mode, result.size) == ("JPEG", "L", (104, 72))
-    small, large = (enhance(app, f"model=websr-x2-s&format=webp&quality={quality}", grey) for quality in (5, 95))
+    small, large = (enhance(app, f"model=websr-x2-s&format=webp&image_quality={quality}", grey) for quality in (5, 95))
     assert small[2]["Content-Type"] == "image/webp"
     assert len(small[1]) < len(large[1])
 
@@ -217,7 +217,7 @@ PICTURE = saved(Image.fromarray(PIXELS))
         ("", PICTURE, 400, "a query without model"),
         ("model=", PICTURE, 400, "a query without model"),
         ("model=websr-x2-s&model=websr-x2-m", PICTURE, 400, "'model' twice"),
-        ("model=websr-x2-s&size=3", PICTURE, 400, "'size' in the query; allowed: format, model, params, quality"),
+        ("model=websr-x2-s&size=3", PICTURE, 400, "'size' in the query; allowed: format, image_quality, model, params"),
         ("model=websr-x2-s&params=sigma", PICTURE, 400, "NAME=NUMBER"),
         ("model=websr-x2-s&params=sigma=nan", PICTURE, 400, "NAME=NUMBER"),
         ("model=ffdnet&params=0.1", PICTURE, 400, "NAME=NUMBER"),
@@ -229,8 +229,8 @@ PICTURE = saved(Image.fromarray(PIXELS))
         ("model=websr-x2-s&params=sigma=1", PICTURE, 400, "'sigma' for websr-x2-s"),
         ("model=ffdnet&params=sigma=0.7", PICTURE, 400, "1 to 75 of 255"),
         ("model=websr-x2-s&format=gif", PICTURE, 400, "format='gif'; allowed: 'png', 'jpeg' or 'webp'"),
-        ("model=websr-x2-s&format=jpeg&quality=high", PICTURE, 400, "a valid integer"),
-        ("model=websr-x2-s&quality=50", PICTURE, 400, "quality for png"),
+        ("model=websr-x2-s&format=jpeg&image_quality=high", PICTURE, 400, "a valid integer"),
+        ("model=websr-x2-s&image_quality=50", PICTURE, 400, "quality for png"),
         ("model=rife", PICTURE, 400, "rife (interpolation) for one picture"),
         ("model=../../etc/passwd", PICTURE, 404, "no model"),
         ("model=websr-x2-s", b"not a picture", 400, "no picture"),

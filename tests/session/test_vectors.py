@@ -174,7 +174,7 @@ def test_manifests_have_vectors_as_text_or_lists(tmp_path, style):
     for word in ("@weights.npy", "a", "", "0,,1"):
         rows["param.style"] = [word]
         pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
-        with pytest.raises(errors.ConfigError, match=r"param.style .*a number, or the numbers of a vector"):
+        with pytest.raises(errors.ConfigError, match=r"param.style .*a number, the numbers of a vector"):
             resolve_targets(tmp_path / "a.parquet", tmp_path / "out", EnhanceOptions())
 
 

@@ -24,7 +24,7 @@ from genai_ray.enhance.job.trial import (
     try_chain,
 )
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
-from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_given, check_models, convert_params
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import find_source_facts
 from genai_ray.inspection import find_model
@@ -125,6 +125,7 @@ def forecast_videos(
     options = options or EnhanceOptions()
     targets = resolve_targets(inputs, output, options)
     specs = check_models(models, options, has_sequence=targets.has_sequence)
+    check_given(specs, (target.options(options) for target in targets))
     options = convert_params(specs, options)
     results = Results(targets.folder) if targets.folder is not None else None
     choice = _choose_first(targets, specs, options, results) if options.backend is ModelBackend.AUTO else None

@@ -43,7 +43,7 @@ from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.scheduler import DO_AGAIN, Scheduler
 from genai_ray.enhance.job.segment_store import discard_partials, node_kind
 from genai_ray.enhance.plan.clip_target import ClipTarget, Targets, resolve_targets
-from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_given, check_models, convert_params
 from genai_ray.enhance.plan.timeline import DEFAULT_FACTOR, count_results
 from genai_ray.enhance.segment.needs import find_requests
 from genai_ray.enhance.segment.segment import JobContext
@@ -90,8 +90,7 @@ def enhance_videos(
     """Enhance one video or many with one model or a chain; frames, times, colour tags, audio and subtitles are kept.
 
     A result appears under its name only when it is whole. An interrupted job leaves its finished segments in
-    ``<output>.genai-ray``; the same call again goes on from there, and skips the videos that are done in
-    ``results.parquet``.
+    ``<output>.genai-ray``; the same call again goes on from there, and skips what ``results.parquet`` has as done.
 
     Args:
         inputs: Files of videos or pictures, folders, patterns or URIs, one or several, or numbered pictures such as
@@ -121,6 +120,7 @@ def enhance_videos(
     options = options or EnhanceOptions()
     targets = resolve_targets(inputs, output, options)
     specs = check_models(models, options, has_sequence=targets.has_sequence)
+    check_given(specs, (target.options(options) for target in targets))
     options = convert_params(specs, options)
     with telling(on_progress) as shown:
         return _Job(targets, specs, options, shown, started_at).run()

@@ -26,7 +26,7 @@ from genai_ray.enhance.job.job import REQUEST_WITHIN_S
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress
 from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.plan.background import Background
-from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_models, convert_params
+from genai_ray.enhance.plan.options import EnhanceOptions, Paths, check_given, check_models, convert_params
 from genai_ray.enhance.plan.pace import Pace, plan_pace
 from genai_ray.enhance.plan.size import FrameSizes, plan_sizes
 from genai_ray.enhance.plan.timeline import Moment, split_chain
@@ -133,6 +133,7 @@ def enhance_pipe(
     check_pipe_options(options)
     _check_blocking(source, sink)
     specs = check_models(models, options)
+    check_given(specs, [options])
     options = convert_params(specs, options)
     tell = on_progress or (lambda _: None)
     tell(Progress(0, 0, "planning"))

@@ -23,8 +23,8 @@ from genai_ray.enhance.plan.background import Background
 from genai_ray.enhance.plan.options import EnhanceOptions
 from genai_ray.enhance.segment.segment import SegmentResult
 from genai_ray.errors import ConfigError, GenAIRayError, VideoError
-from genai_ray.types import ModelBackend, ModelPrecision
-from genai_ray.video import Encoding, VideoPlan
+from genai_ray.types import ModelBackend, ModelPrecision, ParamPicture
+from genai_ray.video import Encoding, VideoPlan, is_picture_text, parse_picture_text, to_picture_text
 
 __all__ = [
     "RECORD_FORMAT",
@@ -243,6 +243,8 @@ def options_of(record: Mapping[str, Any], *, is_trusted: bool = True) -> Enhance
 def _to_plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, ParamPicture):
+        return to_picture_text(value)
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
     if is_dataclass(value) and not isinstance(value, type):
@@ -257,6 +259,8 @@ def _to_plain(value: Any) -> Any:
 def _from_plain(name: str, value: Any) -> Any:
     if name == "encoding":
         return Encoding(**value)
+    if name == "params":
+        return {key: parse_picture_text(one) if is_picture_text(one) else one for key, one in value.items()}
     if name == "background" and value is not None:
         return Background(**value | {"colour": tuple(value["colour"])})
     if name in ("start", "end", "duration", "fps") and isinstance(value, str) and "/" in value:

@@ -43,7 +43,7 @@ from genai_ray.inspection import hash_model
 from genai_ray.scenes import MODEL
 from genai_ray.session import processor_kind
 from genai_ray.tune import Way
-from genai_ray.types import ModelBackend, ModelTask
+from genai_ray.types import ModelBackend, ModelTask, ParamPicture
 from genai_ray.video import VideoPlan
 
 __all__ = [
@@ -385,7 +385,7 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "precision": options.precision.value,
             "min_quality_db": options.min_quality_db,
             "device": [options.device, *sorted(options.device_kinds)],
-            "params": dict(sorted(options.params.items())),
+            "params": {name: _plain_param(value) for name, value in sorted(options.params.items())},
             "encoding": repr(replace(options.encoding, options=dict(sorted(options.encoding.options.items())))),
             "piece": repr(options.piece),
             "size": repr(options.result_size),
@@ -401,6 +401,10 @@ def _common(specs: Sequence[ModelSpec], options: EnhanceOptions) -> dict[str, An
             "allow_truncated": options.allow_truncated,
         },
     }
+
+
+def _plain_param(value: Any) -> Any:
+    return {"picture": value.digest} if isinstance(value, ParamPicture) else value
 
 
 def _models_of(specs: Sequence[ModelSpec], options: EnhanceOptions) -> Sequence[ModelSpec]:

@@ -16,7 +16,7 @@ from genai_ray.enhance.plan.fields import check_fields
 from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.size import ResultSize, parse_size
 from genai_ray.enhance.plan.timeline import TIMESTEP, check_chain, check_rate, has_mask, parse_rate
-from genai_ray.errors import ConfigError
+from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
 from genai_ray.tune import check_quality
@@ -28,17 +28,19 @@ from genai_ray.types import (
     ModelBackend,
     ModelPrecision,
     ModelTask,
+    ParamPicture,
     Params,
     SceneDetector,
     parse_bytes,
     take_fields,
 )
-from genai_ray.video import Encoding, TrackOptions, parse_track_options
+from genai_ray.video import Encoding, TrackOptions, is_picture_text, parse_picture_text, parse_track_options
 
 __all__ = [
     "EnhanceOptions",
     "Paths",
     "check_chain_options",
+    "check_given",
     "check_models",
     "convert_params",
     "describe_tasks",
@@ -69,7 +71,8 @@ class EnhanceOptions:
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     params: Params = field(default_factory=dict)
-    """Extra inputs by name, a number or a sequence of numbers, for every model of the chain that has one of that name.
+    """Extra inputs by name, for every model of the chain that has one of that name: a number, a sequence of numbers, or
+    a picture as a ``ParamPicture`` or an array (H, W, 3), which is resized to what the model takes and must be given.
     If the catalog names a scale for users, values of 1 or more are on that scale: ``sigma`` of ffdnet may be 15, for
     15/255."""
     encoding: Encoding = field(default_factory=Encoding)
@@ -207,7 +210,7 @@ class EnhanceOptions:
             raise ConfigError(f"encoding={self.encoding!r}", "an Encoding, such as Encoding(codec='hevc')")
         if not isinstance(self.params, Mapping):
             raise ConfigError(
-                f"params={self.params!r}", "numbers by name, such as {'sigma': 15}, or sequences of numbers"
+                f"params={self.params!r}", "numbers by name, such as {'sigma': 15}, sequences of numbers, or pictures"
             )
 
 
@@ -318,6 +321,27 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions, *, 
         known[name].read(name, value)
 
 
+def check_given(specs: Sequence[ModelSpec], options: Iterable[EnhanceOptions]) -> None:
+    """Refuse a job whose models take pictures beside the frames that are not given.
+
+    Args:
+        specs: The chain.
+        options: The options of each video; only read if a model takes such a picture.
+
+    Raises:
+        ConfigError: If one is not given.
+    """
+    needed = [(spec, name) for spec in specs for name in spec.picture_params]
+    for own in options if needed else ():
+        for spec, name in needed:
+            if name not in own.params:
+                raise ConfigError(
+                    f"model {spec.model_id} without its picture {name!r}",
+                    spec.params[name].describe_limits(),
+                    f"Pass --param {name}=@FILE.png (params={{{name!r}: array}}).",
+                )
+
+
 def _check_scenes(specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
     is_asked = options.scene_threshold is not None or options.scene_detector is not SceneDetector.AUTO
     if is_asked and all(spec.task is not ModelTask.INTERPOLATION for spec in specs):
@@ -359,19 +383,25 @@ def _params_of(specs: Sequence[ModelSpec]) -> dict[str, ParamSpec]:
     }
 
 
-def read_param(column: str, value: Any) -> float | tuple[float, ...]:
+def read_param(column: str, value: Any) -> float | tuple[float, ...] | ParamPicture:
     """Read a model's param from a manifest.
 
     Args:
         column: Its column, for the error.
-        value: A number, or numbers with commas or as a list; never a file's name, since manifests come from others.
+        value: A number, numbers with commas or as a list, or the text of a picture, as ``parse_picture_text`` takes it;
+            never a file's name, since manifests come from others.
 
     Returns:
-        A number, or a tuple for a vector.
+        A number, a tuple for a vector, or a picture.
 
     Raises:
-        ConfigError: If it is neither.
+        ConfigError: If it is none of them.
     """
+    if is_picture_text(value):
+        try:
+            return parse_picture_text(value)
+        except InvalidInputError as exc:
+            raise ConfigError(f"{column}: {exc.got}", exc.allowed, exc.do) from exc
     is_vector = "," in value if isinstance(value, str) else isinstance(value, Iterable)
     try:
         if not is_vector:
@@ -380,6 +410,6 @@ def read_param(column: str, value: Any) -> float | tuple[float, ...]:
     except (TypeError, ValueError):
         raise ConfigError(
             f"{column} {str(value)[:40]!r} of a manifest",
-            "a number, or the numbers of a vector such as 0,0.5,1",
-            "A file of numbers is for --param.",
+            "a number, the numbers of a vector such as 0,0.5,1, or a picture as data:image/png;base64,",
+            "Names of files are for --param.",
         ) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -348,7 +349,8 @@ class Engine:
         try:
             async with asyncio.timeout(within_s):
                 if _is_for_frames(request):
-                    frames, params = check_frame_request(request, target.metadata)
+                    check = functools.partial(check_frame_request, request, target.metadata)
+                    frames, params = await self.call(check) if spec.picture_params else check()
                     check_frame_sizes(frames, spec.scale, self.profile)
                     return {OUTPUT: await self._calls.infer(target, frames, params, deadline)}
                 feeds = check_feeds(request, target.metadata)

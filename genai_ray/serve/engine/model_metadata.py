@@ -23,6 +23,7 @@ from genai_ray.serve.engine.inference import DATATYPES, InferRequest, Tensor, Te
 from genai_ray.serve.engine.limits import RETRY_LATER
 from genai_ray.serve.engine.repository import ServedModel
 from genai_ray.types import ModelTask, check_frames
+from genai_ray.video import is_picture_text, parse_picture_text
 
 __all__ = [
     "FRAMES",
@@ -314,6 +315,10 @@ def check_frame_request(request: InferRequest, metadata: ModelMetadata) -> tuple
     least = 2 if spec.task is ModelTask.INTERPOLATION else 1
     if len(frames) < least:
         raise InvalidInputError(f"{len(frames)} frames for {spec.model_id}", f"{least} or more")
+    return frames, _check_params(request, spec)
+
+
+def _check_params(request: InferRequest, spec: ModelSpec) -> dict[str, ParamValue]:
     params: dict[str, ParamValue] = {}
     for name, value in request.parameters.items():
         if name in _RESERVED or name.startswith("triton_"):
@@ -321,15 +326,26 @@ def check_frame_request(request: InferRequest, metadata: ModelMetadata) -> tuple
         param = spec.params.get(name)
         if param is None:
             raise InvalidInputError(f"parameter {name[:40]!r} for {spec.model_id}", f"{sorted(spec.params) or 'none'}")
+        if param.picture is not None:
+            sent: Any = parse_picture_text(value) if is_picture_text(value) else value
+            params[name] = param.read(name, sent)
+            continue
         if param.size is not None:
-            given: Any = value.split(",") if isinstance(value, str) else value
+            given: Any = value.split(",") if isinstance(value, str) and not is_picture_text(value) else value
             params[name] = param.read(name, given)
             continue
         if isinstance(value, str | bool) or not abs(value) <= sys.float_info.max:
             got = f"parameter {name}={value!r:.40} for {spec.model_id}"
             raise InvalidInputError(got, f"a number {param.describe_limits()}")
         params[name] = param.read(name, float(value))
-    return frames, params
+    missing = [name for name in spec.picture_params if name not in params]
+    if missing:
+        raise InvalidInputError(
+            f"no parameter {missing[0]!r} for {spec.model_id}",
+            f"{spec.params[missing[0]].describe_limits()}, as data:image/png;base64,...",
+            f"Over /v1/enhance and /v1/videos, send it as the file param.{missing[0]} of a form.",
+        )
+    return params
 
 
 def to_outputs(

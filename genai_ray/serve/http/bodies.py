@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,9 @@ _IDLE_S = 30.0
 """Most seconds for each ``_LEAST_BYTES`` of a body, and for its rest. A slower client would keep a place for hours."""
 _LEAST_BYTES = 240_000
 _MAX_FIELDS = 16
+_PARAM_PREFIX = "param."
+"""How the names of a form's pictures for models begin."""
+_MAX_PICTURE_BYTES = 32 * 1024**2
 _UNPACK_BYTES = 4 * 1024**2
 """How much is unpacked at once, before the limits are checked again."""
 
@@ -87,51 +90,56 @@ async def read_body(request: Request, max_bytes: int, share: Share | None = None
     return body if encoding in ("", "identity") else await _unpack(body, encoding, max_bytes, share)
 
 
-async def read_file(request: Request, max_bytes: int, share: Share) -> bytes:
+async def read_file(request: Request, max_bytes: int, share: Share) -> tuple[bytes, dict[str, bytes]]:
     """Read a file into memory.
 
     Args:
-        request: A request whose body is the file, or a form with one file.
+        request: A request whose body is the file, or a form with one file, and a file ``param.NAME`` for each picture
+            that a model takes beside it.
         max_bytes: Most bytes of the body.
         share: Counts the bytes as they arrive.
 
     Returns:
-        The file.
+        The file, and the files of pictures by NAME.
 
     Raises:
-        InvalidInputError: If it is a broken form, or one with no or several files.
+        InvalidInputError: If it is a broken form, one with no or several files, or a picture is too large.
         TooManyRequestsError: If all requests together hold too many bytes.
         DeadlineExceededError: If it arrives too slowly.
         HTTPException: 413 if it is larger.
     """
-    async with _form_file(request, max_bytes, share) as upload:
-        if upload is not None:
-            return await upload.read()
+    async with _form_file(request, max_bytes, share) as sent:
+        if sent is not None:
+            upload, pictures = sent
+            return await upload.read(), await _read_pictures(pictures)
     async with _patient() as patience:
-        return b"".join([chunk async for chunk in _limited(request, max_bytes, patience, share)])
+        return b"".join([chunk async for chunk in _limited(request, max_bytes, patience, share)]), {}
 
 
-async def save_file(request: Request, max_bytes: int, path: Path) -> str:
+async def save_file(request: Request, max_bytes: int, path: Path) -> tuple[str, dict[str, bytes]]:
     """Write a file to disk as it arrives.
 
     Args:
-        request: A request whose body is the file, or a form with one file.
+        request: As for ``read_file``.
         max_bytes: Most bytes of the body.
         path: Where to write it; if this fails, the caller removes it.
 
     Returns:
-        The client's name for it, which may be empty.
+        The client's name for it, which may be empty, and the files of pictures by NAME.
 
     Raises:
-        InvalidInputError: If it is empty, a broken form, or one with no or several files.
+        InvalidInputError: If it is empty, a broken form, one with no or several files, or a picture is too large.
         DeadlineExceededError: If it arrives too slowly.
         HTTPException: 413 if it is larger, 507 if the disk is full.
     """
     name = ""
+    pictures: dict[str, bytes] = {}
     with on_disk(), path.open("wb") as file:
-        async with _form_file(request, max_bytes) as upload:
-            if upload is not None:
+        async with _form_file(request, max_bytes) as sent:
+            if sent is not None:
+                upload, others = sent
                 name = upload.filename or ""
+                pictures = await _read_pictures(others)
                 while chunk := await upload.read(_WRITE_BYTES):
                     await asyncio.to_thread(file.write, chunk)
             else:
@@ -139,7 +147,7 @@ async def save_file(request: Request, max_bytes: int, path: Path) -> str:
                     await _write(file, _limited(request, max_bytes, patience))
     if path.stat().st_size == 0:
         raise InvalidInputError("an empty body", "a file, as the body or in a form")
-    return name
+    return name, pictures
 
 
 @contextlib.contextmanager
@@ -268,9 +276,18 @@ async def _drain(request: Request, chunks: AsyncIterator[bytes] | None = None) -
                 patience.reschedule(min(end_s, loop.time() + _DRAIN_IDLE_S))
 
 
+async def _read_pictures(pictures: Mapping[str, UploadFile]) -> dict[str, bytes]:
+    for name, upload in pictures.items():
+        if (upload.size or 0) > _MAX_PICTURE_BYTES:
+            raise InvalidInputError(f"a picture {name[:40]!r} of {upload.size} bytes", f"{_MAX_PICTURE_BYTES} bytes")
+    return {name: await upload.read() for name, upload in pictures.items()}
+
+
 @contextlib.asynccontextmanager
-async def _form_file(request: Request, max_bytes: int, share: Share | None = None) -> AsyncIterator[UploadFile | None]:
-    """Read a form with one file; None if the body is no form."""
+async def _form_file(
+    request: Request, max_bytes: int, share: Share | None = None
+) -> AsyncIterator[tuple[UploadFile, dict[str, UploadFile]] | None]:
+    """Read a form with one file, and pictures by the names of their params; None if the body is no form."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         yield None
         return
@@ -284,11 +301,14 @@ async def _form_file(request: Request, max_bytes: int, share: Share | None = Non
         except (KeyError, ValueError) as exc:
             raise InvalidInputError("a broken form", "multipart/form-data with a boundary and one file") from exc
     try:
-        values = [value for _, value in form.multi_items()]
-        files = [value for value in values if isinstance(value, UploadFile)]
-        if len(files) != 1 or len(values) != 1:
-            got = f"a form with {len(files)} files and {len(values) - len(files)} fields"
-            raise InvalidInputError(got, "one file, and everything else in the query")
-        yield files[0]
+        items = form.multi_items()
+        sent = [(name, value) for name, value in items if isinstance(value, UploadFile)]
+        files = [value for name, value in sent if not name.startswith(_PARAM_PREFIX)]
+        pictures = {name.removeprefix(_PARAM_PREFIX): value for name, value in sent if name.startswith(_PARAM_PREFIX)}
+        if len(files) != 1 or len(items) != 1 + len(pictures):
+            got = f"a form with {len(sent)} files and {len(items) - len(sent)} fields"
+            allowed = "one file, one file param.NAME for each picture of a model, and everything else in the query"
+            raise InvalidInputError(got, allowed)
+        yield files[0], pictures
     finally:
         await form.close()

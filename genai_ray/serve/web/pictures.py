@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -49,7 +50,12 @@ _LISTED_WITHIN_S = 5.0
 """Most seconds that a list of models waits for the metadata of new files."""
 
 SCHEMAS: dict[str, Schema] = {
-    "UploadForm": {"type": "object", "required": ["file"], "properties": {"file": FILE}},
+    "UploadForm": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": FILE},
+        "patternProperties": {"^param\\.": FILE | {"description": "A picture that a model takes beside the file."}},
+    },
     "Models": record(
         models=list_of(
             {
@@ -80,7 +86,7 @@ class _PictureQuery(Query):
     params: Params = Field(default_factory=dict)
     format: Literal["png", "jpeg", "webp"] | SkipJsonSchema[None] = None
     """Format of the result; that of the picture by default."""
-    quality: Annotated[int, Field(ge=1, le=100)] | SkipJsonSchema[None] = None
+    image_quality: Annotated[int, Field(ge=1, le=100)] | SkipJsonSchema[None] = None
     """Quality of JPEG and WebP; 92 by default."""
 
 
@@ -181,7 +187,7 @@ class _Api:
     async def _enhance(self, request: Request, share: Share) -> Response:
         engine = self._engine
         query = parse_query(request, _PictureQuery)
-        body = await read_file(request, engine.profile.max_body_bytes, share)
+        body, sent = await read_file(request, engine.profile.max_body_bytes, share)
         target = await engine.find(query.model)
         spec = target.metadata.spec
         _check_task(spec)
@@ -196,15 +202,15 @@ class _Api:
                 began = time.perf_counter()
                 picture = await engine.call(lambda: decode_picture(body, max_pixels=max_pixels))
             format_name = query.format or _usual_format(picture, spec)
-            picture = _fit(picture, spec, format_name, query.quality)
+            picture = _fit(picture, spec, format_name, query.image_quality)
             frames = to_frames(picture, spec)
             self._check_bytes(frames, spec)
             decoded = time.perf_counter()
-            output = await self._infer(target, frames, query.params, deadline)
+            output = await self._infer(target, frames, _to_words(query.params, sent), deadline)
             inferred = time.perf_counter()
             async with _until(deadline, f"encoded within {within_s:g} s"):
                 result = await engine.call(
-                    lambda: encode_picture(apply_output(picture, spec, output), format_name, query.quality)
+                    lambda: encode_picture(apply_output(picture, spec, output), format_name, query.image_quality)
                 )
             ended = time.perf_counter()
             await share.wait_for_result(len(result), max(0.0, deadline - asyncio.get_running_loop().time()))
@@ -236,8 +242,7 @@ class _Api:
             what = f"a result of {width}x{height} with {depth}, {num_bytes} bytes"
             raise InvalidInputError(what, f"{most} bytes", "Send a smaller picture, or one of 8 bits without alpha.")
 
-    async def _infer(self, target: Target, frames: Array, params: Mapping[str, ParamValue], deadline: float) -> Array:
-        words = {name: ",".join(map(repr, v)) if isinstance(v, tuple) else v for name, v in params.items()}
+    async def _infer(self, target: Target, frames: Array, words: Mapping[str, Any], deadline: float) -> Array:
         left_us = max(1, round((deadline - asyncio.get_running_loop().time()) * 1e6))
         asked = InferRequest(
             (Tensor(FRAMES, datatype_of(frames), frames),), parameters={FRAMES: True, "timeout": left_us, **words}
@@ -286,6 +291,13 @@ def _fit(picture: Picture, spec: ModelSpec, format_name: str, quality: int | Non
         picture = replace(picture, alpha=None)
     check_encoding(picture, (width, height), format_name, quality)
     return picture
+
+
+def _to_words(params: Mapping[str, ParamValue], pictures: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return params as parameters of a request for inference."""
+    words = {name: ",".join(map(repr, value)) if isinstance(value, tuple) else value for name, value in params.items()}
+    files = {name: base64.b64encode(file).decode() for name, file in pictures.items()}
+    return words | {name: f"data:image/png;base64,{file}" for name, file in files.items()}
 
 
 def _takes_pictures(spec: ModelSpec) -> bool:

@@ -17,8 +17,8 @@ from genai_ray.enhance import EnhanceOptions, EnhanceReport, enhance_videos
 from genai_ray.errors import GenAIRayError
 from genai_ray.files import fetch_untrusted
 from genai_ray.serve.http.routes import COUNT, NAME, TEXT, Schema, list_of, record
-from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, Params
-from genai_ray.video import Encoding, check_container
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
+from genai_ray.video import Encoding, check_container, is_picture_text, parse_picture_text
 
 __all__ = ["SCHEMAS", "SOURCE", "TRIES", "VideoJob", "VideoRequest", "VideoRunner", "explain_failure", "read_job"]
 
@@ -50,9 +50,15 @@ def take_clip_options(asked: object) -> dict[str, Any]:
         asked: A query or a ``VideoRequest``.
 
     Returns:
-        Values by name; words as they are, which ``EnhanceOptions`` reads.
+        Values by name, pictures among the params decoded; words as they are, which ``EnhanceOptions`` reads.
+
+    Raises:
+        InvalidInputError: If a picture is none.
     """
-    return {name: getattr(asked, name) for name in _CLIP_OPTIONS}
+    options = {name: getattr(asked, name) for name in _CLIP_OPTIONS}
+    params = options["params"].items()
+    read = {name: parse_picture_text(value) if is_picture_text(value) else value for name, value in params}
+    return options | {"params": read}
 
 
 def take_encoding_options(asked: object) -> dict[str, Any]:
@@ -83,8 +89,8 @@ class VideoRequest:
     """``auto``, ``cpu`` or ``cuda``."""
     device_kinds: tuple[str, ...] = ()
     """Words of which the kind of a device must have one; empty for any."""
-    params: Params = field(default_factory=dict)
-    """Extra inputs of the models."""
+    params: Mapping[str, float | Sequence[float] | str] = field(default_factory=dict)
+    """Extra inputs of the models; pictures as ``to_picture_text`` writes them."""
     check: str = "default"
     """How closely frames are compared with those of the source."""
     name: str = "video"

@@ -8,11 +8,12 @@ import functools
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Concatenate, Literal, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import Headers
@@ -23,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.plan.clip_target import RECORD_SUFFIX
-from genai_ray.enhance.plan.options import check_models
+from genai_ray.enhance.plan.options import check_given, check_models
 from genai_ray.enhance.plan.size import check_sides
 from genai_ray.errors import ConfigError, GenAIRayError, InvalidInputError, VideoError
 from genai_ray.files import is_of_this_machine, open_below
@@ -34,8 +35,8 @@ from genai_ray.serve.http.queries import Params, Query, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, Operation, ref
 from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest, take_clip_options, take_encoding_options
 from genai_ray.serve.web.video_jobs import VideoDesk, VideoJobs
-from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision
-from genai_ray.video import Encoding, check_container, validate_encoding
+from genai_ray.types import CheckLevel, ModelBackend, ModelPrecision, ParamPicture
+from genai_ray.video import Encoding, check_container, decode_param_picture, to_picture_text, validate_encoding
 
 __all__ = ["check_uri", "video_operations"]
 
@@ -51,6 +52,8 @@ _RATE = re.compile(r"[0-9]{1,6}([./][0-9]{1,6})?")
 _ID = re.compile(r"[0-9a-f]{32}")
 _RENEW_EVERY_S = 15.0
 _RETRY_AFTER_S = "1"
+_GREY = ParamPicture(np.full((1, 1, 3), 128, np.uint8))
+"""Stands for a picture that will come with the body."""
 
 
 class _VideoQuery(Query):
@@ -213,7 +216,9 @@ class _Api:
         async with hold_place(request, self._engine.admission):
             query = parse_query(request, _VideoQuery)
             targets = [await self._engine.find(name) for name in query.model]
-            await self._engine.call(_check_job, targets, query)
+            is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+            expected = {name for target in targets for name in target.metadata.spec.picture_params} if is_form else ()
+            await self._engine.call(_check_job, targets, query, dict.fromkeys(expected, _GREY))
             length = request.headers.get("content-length", "")
             max_bytes = self._options.max_video_bytes
             if query.uri is not None:
@@ -236,7 +241,13 @@ class _Api:
         try:
             with on_disk():
                 folder.mkdir(mode=0o700, parents=True)
-            sent = await self._save(request, folder) if query.uri is None else PurePath(urlsplit(query.uri).path).name
+            pictures: dict[str, ParamPicture] = {}
+            if query.uri is None:
+                sent, files = await self._save(request, folder)
+                pictures = await self._engine.call(_read_pictures, targets, files)
+                await self._engine.call(_check_job, targets, query, pictures)
+            else:
+                sent = PurePath(urlsplit(query.uri).path).name
             serving = targets[0].model.serving
             asked = VideoRequest(
                 models=tuple(target.model.name for target in targets),
@@ -250,7 +261,8 @@ class _Api:
                 suffix=f".{query.format}",
                 uri=query.uri,
                 cache_name=self._engine.profile.cache,
-                **take_clip_options(query),
+                **take_clip_options(query)
+                | {"params": query.params | {name: to_picture_text(one) for name, one in pictures.items()}},
                 **take_encoding_options(query),
             )
             with on_disk():
@@ -328,16 +340,17 @@ class _Api:
             raise HTTPException(_NOT_FOUND, text)
         return path
 
-    async def _save(self, request: Request, folder: Path) -> str:
-        """Write the uploaded video into its job's folder, check it, and return its file name."""
+    async def _save(self, request: Request, folder: Path) -> tuple[str, dict[str, bytes]]:
+        """Write the uploaded video into its job's folder, check it, and return its name and the files of pictures."""
         partial = folder / "sent.partial"
-        name = PurePath(await save_file(request, self._options.max_video_bytes, partial))
+        sent, pictures = await save_file(request, self._options.max_video_bytes, partial)
+        name = PurePath(sent)
         path = partial.rename(folder / f"{SOURCE}{name.suffix if _SUFFIX.fullmatch(name.suffix) else '.bin'}")
         try:
             await self._engine.call(check_container, path)
         except VideoError as exc:
             raise InvalidInputError(exc.got.replace(str(path), name.name or "the body"), exc.allowed) from exc
-        return name.name
+        return name.name, pictures
 
     async def _find(self, request: Request) -> VideoJob:
         parse_query(request, Query)
@@ -375,7 +388,20 @@ class _Download(FileResponse):
             await JSONResponse({"error": f"Range: {reason}"}, refused[0]["status"], headers)(scope, receive, send)
 
 
-def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
+def _read_pictures(targets: Sequence[Target], files: Mapping[str, bytes]) -> dict[str, ParamPicture]:
+    """Decode the pictures of a form, in the sizes that the models take."""
+    pictures = {}
+    known = {name: param for target in targets for name, param in target.metadata.spec.params.items()}
+    for name, body in files.items():
+        if name not in known:
+            raise InvalidInputError(f"a picture for the param {name[:40]!r}", f"{sorted(known) or 'none'}")
+        fitted = known[name].read(name, decode_param_picture(body))
+        if isinstance(fitted, ParamPicture):
+            pictures[name] = fitted
+    return pictures
+
+
+def _check_job(targets: Sequence[Target], query: _VideoQuery, pictures: Mapping[str, ParamPicture]) -> None:
     """Refuse at once what ``enhance_videos`` would refuse later."""
     ways = {
         (way.backend, way.precision, way.device, way.device_kinds) for way in (one.model.serving for one in targets)
@@ -392,7 +418,7 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         backend=ModelBackend(backend),
         precision=ModelPrecision(precision),
         device=device,
-        **take_clip_options(query),
+        **take_clip_options(query) | {"params": {**query.params, **pictures}},
         encoding=Encoding(**take_encoding_options(query)),
     )
     has_alpha = options.background is not None and options.background.kind == "alpha"
@@ -402,5 +428,6 @@ def _check_job(targets: Sequence[Target], query: _VideoQuery) -> None:
         )
     validate_encoding(options.encoding, f".{query.format}", has_alpha=has_alpha)
     options.tracks.check(f".{query.format}")
-    check_models([target.source for target in targets], options)
+    specs = check_models([target.source for target in targets], options)
+    check_given(specs, [options])
     check_sides(options.result_size, options.encoding.fit(f".{query.format}"))

@@ -96,6 +96,7 @@ function paramField(name, param) {
   const id = `param-${name}`;
   const scale = param.full_scale ?? 1;
   if (param.size) return vectorField(id, name, param);
+  if (param.picture) return pictureField(id, name, param);
   const [least, most, usual] = [param.minimum, param.maximum, param.default].map((value) => rounded(value * scale));
   const input = element("input", { id, name, type: "number", min: least, max: most, step: "any", value: usual });
   input.dataset.scale = scale;
@@ -111,11 +112,31 @@ function vectorField(id, name, param) {
   return element("div", { className: "field" }, element("label", { htmlFor: id, textContent: name }), input, element("p", { className: "hint", textContent: hint }));
 }
 
+/** A field for a picture that a model takes beside the file, such as one whose style is taken. */
+function pictureField(id, name, param) {
+  const input = element("input", { id, name, type: "file", accept: "image/png,image/jpeg,image/webp" });
+  const hint = `${capital(param.description)}${param.description ? ": " : ""}a PNG, JPEG or WebP file. Choose it first, or press Enhance again.`;
+  return element("div", { className: "field" }, element("label", { htmlFor: id, textContent: name }), input, element("p", { className: "hint", textContent: hint }));
+}
+
+/** What to send for some of the chosen models: the file alone, or a form with the pictures that they take beside it. */
+function bodyOf(chosen, sent) {
+  const names = new Set(chosen.flatMap((model) => Object.keys(paramsOf(model))));
+  const inputs = [...$("params").querySelectorAll("input[type=file]")].filter((input) => names.has(input.name));
+  const missing = inputs.find((input) => !input.files.length);
+  if (missing) throw new Error(`Choose a picture for ${missing.name}.`);
+  if (!inputs.length) return sent;
+  const form = new FormData();
+  form.set("file", sent, sent.name || "file");
+  for (const input of inputs) form.set(`param.${input.name}`, input.files[0]);
+  return form;
+}
+
 /** The query for some of the chosen models; values below 1 of a scaled param are shares for the server. */
 function query(chosen) {
   const words = new URLSearchParams(chosen.map((model) => ["model", model.name]));
   const names = new Set(chosen.flatMap((model) => Object.keys(paramsOf(model))));
-  const params = [...$("params").querySelectorAll("input")]
+  const params = [...$("params").querySelectorAll("input:not([type=file])")]
     .filter((input) => names.has(input.name) && input.value !== "")
     .map((input) => `${input.name}=${input.type === "text" ? input.value.trim() : input.valueAsNumber < 1 ? input.valueAsNumber / input.dataset.scale : input.value}`);
   if (params.length) words.set("params", params.join(","));
@@ -189,7 +210,7 @@ async function runPicture(signal) {
     const words = query([model]);
     const format = place < chosen.length - 1 ? "png" : resultFormat(chosen);
     if (format) words.set("format", format);
-    const response = await ask(`v1/enhance?${words}`, { method: "POST", body: passed.picture, signal });
+    const response = await ask(`v1/enhance?${words}`, { method: "POST", body: bodyOf([model], passed.picture), signal });
     passed.picture = await response.blob();
     passed.infer += Number(/infer;dur=([\d.]+)/.exec(response.headers.get("Server-Timing"))?.[1] ?? 0);
     passed.runtimes.add(`${response.headers.get("X-Backend")} ${response.headers.get("X-Precision")}`);
@@ -237,7 +258,7 @@ async function runVideo(signal) {
   for (const name of typed) if ($(name).value.trim()) words.set(name, $(name).value.trim());
   for (const name of ["audio", "subtitles", "deinterlace"]) words.set(name, $(name).value);
   if ($("preview").checked) words.set("preview", "true");
-  let job = await json(`v1/videos?${words}`, { method: "POST", body: file, signal });
+  let job = await json(`v1/videos?${words}`, { method: "POST", body: bodyOf(chosen, file), signal });
   const here = job.links.self.slice(1);
   try {
     while (job.state === "queued" || job.state === "running") {

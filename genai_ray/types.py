@@ -175,10 +175,7 @@ class SceneDetector(StrEnum):
 _Word = TypeVar("_Word", bound=StrEnum)
 _WORDS: dict[str, type[StrEnum]] = {
     kind.__name__: kind
-    for kind in (
-        *(CheckLevel, Deinterlace, FieldOrder, Fit, ModelBackend, ModelPrecision, ModelTask),
-        SceneDetector,
-    )
+    for kind in (CheckLevel, Deinterlace, FieldOrder, Fit, ModelBackend, ModelPrecision, ModelTask, SceneDetector)
 }
 _PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "True or False"),
@@ -410,16 +407,14 @@ def check_frames(frames: object, *, channels: tuple[int, ...] = (3,)) -> npt.NDA
     if frames.size == 0:
         raise InvalidInputError(f"empty frames of shape {frames.shape}", "at least one frame of at least one pixel")
     if frames.dtype == np.float32:
-        low = float(frames.min())
-        high = float(frames.max())
+        low, high = float(frames.min()), float(frames.max())
         if not (low >= 0.0 and high <= limit):  # NaN fails this too
             raise InvalidInputError(
                 f"float32 frames with values from {low} to {high}",
                 "finite values in [0, 1]",
                 "Divide and clip them first.",
             )
-    batch = frames if frames.ndim == 4 else frames[None]
-    return np.ascontiguousarray(batch)
+    return np.ascontiguousarray(frames if frames.ndim == 4 else frames[None])
 
 
 _BYTE_UNITS = {"b": 1} | {

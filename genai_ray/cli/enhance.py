@@ -17,7 +17,6 @@ from genai_ray.cli.choices import (
     Manner,
     Preset,
     Task,
-    check_inputs,
     choose_models,
     flag,
     load_profile,
@@ -87,7 +86,7 @@ def enhance(
     ] = None,
     param: Annotated[
         list[str] | None,
-        option(group=Group.COMMON, help="A param of the model, such as sigma=15.", metavar="NAME=VALUE"),
+        option(group=Group.COMMON, help="A param of the model: sigma=15, style=@FILE.png.", metavar="NAME=VALUE"),
     ] = None,
     overwrite: Annotated[
         bool, flag("--overwrite", "-y", group=Group.COMMON, help="Replace an existing output.")
@@ -300,19 +299,15 @@ def enhance(
     ] = None,
     video_bitrate: Annotated[
         str | None,
-        option(
-            group=Group.ENCODING,
-            help="Instead of --crf: bits per second of the pictures on average, such as 4M or 4000k.",
-            metavar="RATE",
-        ),
+        option(group=Group.ENCODING, help="Instead of --crf: bits per second on average: 4M, 4000k.", metavar="RATE"),
     ] = None,
     max_size: Annotated[
         str | None,
-        option(
-            group=Group.ENCODING,
-            help="Instead of --crf: most bytes of the whole result, which it fills to 95 % or more: 500MB, 480MiB.",
-            metavar="SIZE",
-        ),
+        option(group=Group.ENCODING, help="Instead of --crf: bytes of the result, 95 to 100 %: 500MB.", metavar="SIZE"),
+    ] = None,
+    image_quality: Annotated[
+        int | None,
+        option(group=Group.ENCODING, help="Of JPEG and WebP pictures, from 1 to 100.", metavar="N", default="92"),
     ] = None,
     bit_depth: Annotated[
         int | None, option(group=Group.ENCODING, help="8 or 10.", metavar="BITS", default="as the source")
@@ -435,7 +430,6 @@ def enhance(
     """Enhance videos or pictures with a model or a chain of models; sound, subtitles, times and colours are kept."""
     from genai_ray.enhance import Encoding, EnhanceOptions, parse_background, parse_rate
 
-    check_inputs(inputs, is_any_enough=True)
     models, base = choose_models(model, preset, task), load_profile(profile)
     options = EnhanceOptions(
         backend=ModelBackend(backend) if backend else base.backend,
@@ -473,6 +467,7 @@ def enhance(
             crf=crf,
             video_bitrate=video_bitrate,
             max_size=max_size,
+            image_quality=image_quality,
             threads=threads if threads is not None else base.threads,
             bit_depth=bit_depth,
             options=parse_pairs(encoder_option, str, "--encoder-option", "NAME=VALUE, such as tune=film"),

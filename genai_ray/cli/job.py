@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from genai_ray.cli.choices import Manner
+from genai_ray.cli.choices import Manner, check_inputs
 from genai_ray.cli.pipe import is_pipe, run_pipe
 from genai_ray.cli.progress import choose_bar, stopping
 from genai_ray.cli.tables import print_failures, print_forecast, print_report
@@ -40,6 +40,7 @@ def run_job(inputs: Sequence[str], output: str, models: Sequence[str], options: 
     Raises:
         GenAIRayError: As ``enhance_videos``, of a dry run as ``forecast_videos``.
     """
+    check_inputs(inputs, is_any_enough=True)
     from genai_ray.enhance import enhance_videos, forecast_videos
 
     if is_pipe(inputs, output, is_forecast=manner.is_dry_run):

@@ -15,7 +15,7 @@ from rich.table import Table
 from genai_ray.cli.choices import check_inputs, flag, option
 from genai_ray.cli.help import Command, CommandGroup
 from genai_ray.cli.tables import add_row, wide_console
-from genai_ray.cli.targets import check_targets, write_target
+from genai_ray.cli.targets import check_targets, write_pair
 from genai_ray.display import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def quantize(
     files = {"--output": output} if spec_file == output else {"--output": output, "the spec": spec_file}
     check_targets(files, [clip, model], may_replace=overwrite)
     made = quantize_model(model, clip, output.name, min_quality_db=min_quality_db)
-    write_target(spec_file, made.spec_text().encode())
-    write_target(output, made.data)
+    write_pair(output, made.data, spec_file, made.spec_text().encode())
     if as_json:
         print(json.dumps(made.to_dict() | {"output": str(output)}, allow_nan=False))
         return

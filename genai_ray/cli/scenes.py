@@ -84,11 +84,12 @@ def scenes(
     check_inputs([video])
     _check_options(edl=edl, split=split, as_json=as_json, output=output, encoding=(codec, crf), timecode=timecode)
     check_probability(probability)
-    folder = output if output is not None else Path(f"{Path(video).stem}-scenes")
+    folder = output or Path()
     encoding = Encoding(codec=codec, crf=crf)
     if split:
-        from genai_ray.enhance import check_split, split_video  # takes seconds
+        from genai_ray.enhance import check_split, name_scene_folder, split_video  # takes seconds
 
+        folder = output if output is not None else Path(name_scene_folder(video))
         check_split(video, folder, encoding=encoding, overwrite=overwrite)
     if edl:  # a list of one scene shows whether there can be one, before minutes of searching
         build_edl(list_scenes(plan_source(video, any_format=any_format), ()), counting=timecode.value)

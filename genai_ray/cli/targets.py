@@ -9,7 +9,7 @@ from pathlib import Path
 
 from genai_ray.errors import ConfigError
 
-__all__ = ["check_targets", "write_target"]
+__all__ = ["check_targets", "write_pair", "write_target"]
 
 
 def check_targets(files: Mapping[str, Path], inputs: Sequence[str], *, may_replace: bool) -> None:
@@ -72,3 +72,39 @@ def write_target(file: Path, data: bytes) -> None:
             publish(partial, str(file))
         finally:
             discard(partial)
+
+
+def write_pair(file: Path, data: bytes, beside: Path, text: bytes) -> None:
+    """Write a file and the one that describes it: both, or none, so that neither stands beside an older other one.
+
+    The file that is replaced is moved away first, so that if the process dies there may be no file, but never one with
+    the description of another.
+
+    Args:
+        file: An existing one is replaced.
+        data: Its bytes.
+        beside: The file that describes it, in the same folder; an existing one is replaced.
+        text: Its bytes.
+
+    Raises:
+        VideoError: If one cannot be written; then both are as they were.
+    """
+    from genai_ray.files import discard, file_errors
+
+    older = [(one, one.with_name(f".{one.name}.{os.getpid()}.old")) for one in (file, beside)]
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for one, old in older:
+            if one.exists():
+                with file_errors(str(one), "replacing"):
+                    one.replace(old)
+                moved.append((one, old))
+        write_target(beside, text)
+        write_target(file, data)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        for one, old in reversed(moved):
+            old.replace(one)
+        raise
+    for _, old in moved:
+        discard(old)

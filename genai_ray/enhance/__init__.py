@@ -16,7 +16,7 @@ from genai_ray.enhance.job.forecast import ClipForecast, JobForecast, forecast_v
 from genai_ray.enhance.job.job import enhance_videos
 from genai_ray.enhance.job.pipe import enhance_pipe
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress
-from genai_ray.enhance.job.split import SceneFile, check_split, split_video
+from genai_ray.enhance.job.split import SceneFile, check_split, name_scene_folder, split_video
 from genai_ray.enhance.job.verify import VerifyReport, verify_video
 from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.options import EnhanceOptions
@@ -39,6 +39,7 @@ __all__ = [
     "enhance_pipe",
     "enhance_videos",
     "forecast_videos",
+    "name_scene_folder",
     "parse_background",
     "parse_rate",
     "split_video",

@@ -263,7 +263,7 @@ def _plan_animation(path: str, animation: Animation, digest: str, segment_frames
     base = Fraction(1, lcm(*(duration_s.denominator for duration_s in animation.durations_s)))
     units = [int(duration_s / base) for duration_s in animation.durations_s]
     *times, end = accumulate(units, initial=0)
-    info = _describe(animation, 8, Fraction(len(units)) / (end * base), has_alpha=animation.has_alpha)
+    info = _describe(animation, animation.bit_depth, Fraction(len(units)) / (end * base), has_alpha=animation.has_alpha)
     source = PictureSource(
         (path,),
         animation.format,

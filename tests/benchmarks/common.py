@@ -55,11 +55,11 @@ def median(values: list[float]) -> float:
     return float(statistics.median(values))
 
 
-def write_small(source: Path, target: Path, seconds: float, size: tuple[int, int]) -> int:
-    """Write the first seconds of a clip in a smaller size; return how many frames these are."""
+def write_small(source: Path, target: Path, seconds: float, size: tuple[int, int], **options: str) -> int:
+    """Write the first seconds of a clip in a smaller size, with options of x264; return how many frames these are."""
     with av.open(str(source)) as box, av.open(str(target), "w") as sink:
         stream = sink.add_stream(
-            "libx264", rate=box.streams.video[0].average_rate, options={"crf": "18", "g": "120", "bf": "0"}
+            "libx264", rate=box.streams.video[0].average_rate, options={"crf": "18", "g": "120", "bf": "0"} | options
         )
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         count = 0

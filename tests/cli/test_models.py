@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from genai_ray import ModelBackend, ModelCatalog
+from genai_ray import ModelBackend, ModelCatalog, errors, files
 from genai_ray.backends import resolve_device
 from genai_ray.catalog import ModelSpec
 from genai_ray.catalog.spec import ParamSpec
+from genai_ray.cli.targets import write_pair
 from genai_ray.enhance import EnhanceOptions
 from genai_ray.enhance.plan.options import check_models, convert_params
 from genai_ray.evaluation import ModelEvaluation
@@ -155,6 +156,40 @@ def test_an_interrupted_evaluation_leaves_no_process():
     _, said = process.communicate()
     assert (process.returncode, "Traceback" in said) == (130, False), said
     assert not is_alive(child)
+
+
+def test_a_model_and_its_spec_are_written_both_or_not_at_all(tmp_path, monkeypatch):
+    model, spec = tmp_path / "a.onnx", tmp_path / "a.yaml"
+    publish = files.publish
+
+    def write(number):
+        write_pair(model, b"model %d" % number, spec, b"spec %d" % number)
+
+    def fail_at(name):
+        def publish_some(source, place):
+            if place.endswith(name):
+                raise errors.VideoError(f"writing {place}: no space left")
+            publish(source, place)
+
+        monkeypatch.setattr(files, "publish", publish_some)
+
+    for name in ("onnx", "yaml"):
+        fail_at(name)
+        with pytest.raises(errors.VideoError, match="no space"):
+            write(1)
+        assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(files, "publish", publish)
+    write(1)
+    for name in ("onnx", "yaml"):
+        fail_at(name)
+        with pytest.raises(errors.VideoError, match="no space"):
+            write(2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.yaml"]
+        assert (model.read_bytes(), spec.read_bytes()) == (b"model 1", b"spec 1")
+    monkeypatch.setattr(files, "publish", publish)
+    write(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.yaml"]
+    assert (model.read_bytes(), spec.read_bytes()) == (b"model 2", b"spec 2")
 
 
 def test_quantize_writes_the_model_and_its_spec(command, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from genai_ray import errors, split_video
+from genai_ray.enhance import name_scene_folder
 from genai_ray.scenes import list_scenes
 from genai_ray.video import plan_video
 from tests.enhance.moving import frames_of, pan, write_frames
@@ -65,6 +66,12 @@ def test_what_is_refused(clip, command, words, told):
     done = command("scenes", *(word.format(clip=clip) for word in words))
     assert (done.returncode, told in done.stderr) == (2, True), done.stderr
     assert list(clip.parent.iterdir()) == [clip]
+
+
+def test_the_usual_folder_is_named_after_the_video_alone():
+    for path in ("a cut.mkv", "/x/a cut.mkv", "https://x.org/a cut.mkv?sig=1.2&b=/c.d"):
+        assert name_scene_folder(path) == "a cut-scenes"
+    assert name_scene_folder("what?.mkv") == "what?-scenes"  # a file may have this name
 
 
 def test_files_of_scenes_have_exactly_their_frames_and_sound(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from av.video.frame import PictureType
 
@@ -17,6 +18,7 @@ from genai_ray.enhance.plan.fields import plan_fields
 from genai_ray.enhance.plan.options import check_models
 from genai_ray.types import Deinterlace
 from genai_ray.video import Encoding, plan_video, weigh_segments
+from tests.enhance.moving import write_frames
 from tests.processes import descendants, is_alive, kill, start, wait_until
 from tests.rays import ray_of
 from tests.video.clips import repeatable, write
@@ -90,6 +92,21 @@ def test_too_little_is_refused_with_the_smallest_that_would_do(settings, name, u
     assert smallest.endswith(unit)
     assert examine(source, tmp_path / "b.mp4", **{name: smallest}).timeline.budgets
     assert list(tmp_path.iterdir()) == []
+
+
+def test_noise_is_refused_or_doubted_at_the_start(tmp_path):
+    """It takes many bits even at the lowest quality, and a model's more or fewer than a filter's."""
+    source = tmp_path / "noise.mkv"
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), np.uint8)
+    write_frames(source, pixels)
+    planned = examine(source, tmp_path / "a.mkv", video_bitrate="74k")
+    assert any("enlarged by a filter. If the models' pictures need more" in note for note in planned.notes)
+    with pytest.raises(
+        errors.ConfigError, match=r"video_bitrate 36000 for 192x128 with libx264; allowed: \d+k or more"
+    ):
+        examine(source, tmp_path / "a.mkv", video_bitrate="36k")
+    planned = examine(source, tmp_path / "a.mkv", video_bitrate="500k")
+    assert not any("filter" in note for note in planned.notes)
 
 
 def test_a_result_that_is_too_large_or_too_small_is_told():

@@ -22,6 +22,7 @@ from genai_ray.video.pictures import animation_writer
 from genai_ray.video.pictures.animations import decode_animation, read_animation
 from genai_ray.video.pictures.images import decode_picture, encode_picture
 from tests.processes import kill, start, wait_until
+from tests.rays import ray_of
 from tests.video.clips import write
 
 MODEL = "websr-x2-s"
@@ -114,6 +115,8 @@ ROWS = {
     "opaque.jpg": ("opaque.png", {}),
     "deep.jpg": ("deepgrey.png", {}),
     "sized.png": ("my photo.jpg", {"width": "63"}),
+    "small.jpg": ("my photo.jpg", {"image_quality": "40"}),
+    "small.webp": ("a.webp", {"image_quality": "20"}),
     "a.gif": ("a.gif", {}),
     "a.apng": ("a.gif", {}),
     "a.webp": ("a.webp", {}),
@@ -153,7 +156,7 @@ def job(ray_session, tmp_path_factory):
     """All rows as one job: folder of sources, folder of results, and the report of each by name."""
     folder = tmp_path_factory.mktemp("pictures")
     make_sources(folder)
-    names = ("uri", "output", "codec", "preset", "fps", "start", "end", "width", "segment_frames")
+    names = ("uri", "output", "codec", "preset", "fps", "start", "end", "width", "segment_frames", "image_quality")
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
@@ -169,7 +172,7 @@ def session():
         yield opened
 
 
-def as_the_endpoint(session, body, kind):
+def as_the_endpoint(session, body, kind, quality=None):
     """Return what ``POST /v1/enhance`` makes of a file, by its own steps."""
     picture = decode_picture(body, max_pixels=LIMIT)
     frames = to_frames(picture, session.spec)
@@ -177,7 +180,7 @@ def as_the_endpoint(session, body, kind):
     if kind == "jpeg" and result.alpha is not None:
         assert result.alpha.min() == np.iinfo(result.alpha.dtype).max
         result = type(result)(result.rgb, None, result.is_grey, kind, result.icc_profile)
-    return encode_picture(result, kind)
+    return encode_picture(result, kind, quality)
 
 
 @pytest.mark.slow
@@ -213,6 +216,14 @@ def test_notes_say_what_is_converted(job):
     assert told["deep.jpg"].notes == ("16 bits per component were reduced to 8, which jpeg holds",)
     assert told["alpha.png"].notes == ()
     assert told["photo.png"].size_in == (SIZE[1], SIZE[0])
+
+
+@pytest.mark.slow
+def test_a_quality_is_that_of_the_encoder(job, session):
+    folder, results, _ = job
+    body = (folder / "my photo.jpg").read_bytes()
+    assert (results / "small.jpg").read_bytes() == as_the_endpoint(session, body, "jpeg", 40)
+    assert (results / "small.webp").stat().st_size < (results / "a.webp").stat().st_size
 
 
 @pytest.mark.slow
@@ -254,6 +265,27 @@ def test_segments_change_no_byte(job):
     _, results, _ = job
     assert (results / "again.gif").read_bytes() == (results / "frames.gif").read_bytes()
     assert (results / "a2.apng").read_bytes() == (results / "a.apng").read_bytes()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_workers_change_no_byte_of_pictures(here, tmp_path):
+    names = ("uri", "output", "fps")
+    rows = [("frames/%05d.png", "out/%d.jpg", ""), ("frames/%05d.png", "a.webp", "24"), ("a.gif", "b.apng", "")]
+    rows += [("my photo.jpg", "c.webp", ""), ("alpha.png", "d.png", "")]
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, *((here / source, *more) for source, *more in rows)])
+
+    def results(num_cpus):
+        folder = tmp_path / str(num_cpus)
+        with ray_of(num_cpus):
+            enhance_videos(tmp_path / "rows.csv", folder, models=MODEL, options=EnhanceOptions(segment_frames=1))
+        files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".parquet"]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    alone = results(1)
+    assert len(alone) == 6 + 4
+    assert results(4) == alone
 
 
 @pytest.mark.slow
@@ -329,6 +361,17 @@ def here(tmp_path_factory):
         ("my photo.jpg", "b.mp4", {"streams": "eng"}, "streams 'eng' of .*pictures have neither sound"),
         ("my photo.jpg", "b.png", {"encoding": Encoding(codec="h264")}, "codec h264 for .*the suffix says"),
         ("my photo.jpg", "b.jpg", {"encoding": Encoding(crf=18)}, r"crf 18 for .*the suffix says"),
+        (
+            "my photo.jpg",
+            "b.jpg",
+            {"encoding": Encoding(image_quality=101)},
+            "image quality 101; allowed: from 1 to 10",
+        ),
+        ("my photo.jpg", "b.jpg", {"encoding": Encoding(image_quality=0)}, "image quality 0; allowed: from 1"),
+        ("my photo.jpg", "b.png", {"encoding": Encoding(image_quality=90)}, r"image quality 90 for .*\.jpg, \.jpeg, "),
+        ("a.gif", "b.gif", {"encoding": Encoding(image_quality=90)}, "image quality 90 for .*pictures and anim"),
+        ("clip.mkv", "new/%d.jpg", {"encoding": Encoding(image_quality=90)}, "frames of a video as JPEG have"),
+        ("clip.mkv", "b.mp4", {"encoding": Encoding(image_quality=90)}, "videos have --crf"),
         ("my photo.jpg", "b.png", {"start": "1"}, "a piece of .*which is one picture"),
         ("my photo.jpg", "b.png", {"fps": 24}, "without a model that adds frames"),
         ("my photo.jpg", "my photo.jpg", {}, "is an input"),

@@ -20,6 +20,7 @@ from genai_ray.enhance.plan.timeline import retime
 from genai_ray.enhance.segment.chain import BATCHES_AHEAD
 from genai_ray.video import Encoding, open_pipe, parse_track_options, plan_video
 from genai_ray.video.colour import planes_of
+from genai_ray.video.pipes.pipe import _NUT_INDEX
 from tests.enhance.moving import pan, write_frames
 from tests.enhance.test_checks import FAULTS, save_model
 from tests.enhance.test_retime import PLANS, plan_of
@@ -237,6 +238,20 @@ def test_damaged_nut_is_an_error_after_whole_frames(tmp_path):
     source = opened(nut(tmp_path)[:-3000])
     count = len(list(source.frames()))
     assert count < 5
+    assert source.failure is not None
+
+
+def test_nut_that_is_cut_after_its_pictures_is_an_error(tmp_path):
+    """FFmpeg gives a packet of sound that is cut off as if it were whole."""
+    data = nut(tmp_path, pts=[0, 1, 2, 3, 4])
+    whole = opened(data)
+    assert (len(list(whole.frames())), whole.failure) == (5, None)
+    index = data.rindex(_NUT_INDEX)
+    for end in (index - 40, index):
+        source = opened(data[:end])
+        assert len(list(source.frames())) == 5
+        assert str(source.failure).startswith("the pipe: cut off: it ends without an index")
+        assert "--allow-truncated" in str(source.failure)
 
 
 # --- times ------------------------------------------------------------------------------------------------------------

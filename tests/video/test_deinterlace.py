@@ -295,10 +295,26 @@ def test_single_fields_are_not_taken_for_frames(tmp_path):
         tmp_path / "a.mkv", codec="libx265", tracks=0, options={"x265-params": "interlace=tff:log-level=error"}
     )
     plan, (note,) = planned(path, "auto")
-    assert note == "not deinterlaced: each picture of this hevc stream is a single field"
+    assert note.startswith("not deinterlaced: each picture of this hevc stream is a single field; --deinterlace frame")
     assert plan.deinterlacing is None
     with pytest.raises(errors.VideoError, match=r"is a single field; allowed: frames that hold both.*ffmpeg -i"):
         planned(path, "field")
+
+
+def test_a_format_that_the_filter_lacks_is_told_at_the_start(tmp_path):
+    path = write(tmp_path / "a.mkv", codec="ffv1", pix_fmt="gray10le", tracks=0)
+    plan, (note,) = planned(path, "auto")
+    assert note == "no frame is deinterlaced, even if one is flagged: FFmpeg's bwdif does not take gray10le of 96x64"
+    assert plan.deinterlacing is None
+    assert len(decoded(plan)) == NUM_FRAMES
+    with pytest.raises(errors.VideoError, match="pixel format gray10le"):
+        planned(path, "frame")
+
+
+def test_film_that_is_none_is_doubted(clip):
+    _, notes = planned(clip("mbaff"), "ivtc")
+    assert [note for note in notes if note.startswith("this does not look like telecined film: of ")] == [notes[-1]]
+    assert "--deinterlace frame or field" in notes[-1]
 
 
 FILM_RATE = Fraction(24000, 1001)

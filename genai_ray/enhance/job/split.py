@@ -27,7 +27,7 @@ from genai_ray.video import (
     validate_encoding,
 )
 
-__all__ = ["SceneFile", "check_split", "split_video"]
+__all__ = ["SceneFile", "check_split", "name_scene_folder", "split_video"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,26 @@ def check_split(
     return encoding
 
 
+def name_scene_folder(path: str) -> str:
+    """Return the usual folder of scenes.
+
+    Args:
+        path: Path or URI of the video.
+
+    Returns:
+        ``VIDEO-scenes`` in the working folder for a ``VIDEO.mp4`` anywhere.
+    """
+    return f"{_split_name(path)[0]}-scenes"
+
+
+def _split_name(path: str) -> tuple[str, str]:
+    """Return the name of a video and its suffix; the query of a URI belongs to neither."""
+    return os.path.splitext(os.path.basename(path.partition("?")[0] if is_remote(path) else path))
+
+
 def _name(path: str, folder: str | Path, index: int, count: int) -> Path:
     """Return the file of one of so many scenes."""
-    stem, suffix = os.path.splitext(os.path.basename(path.partition("?")[0] if is_remote(path) else path))
+    stem, suffix = _split_name(path)
     suffix = suffix.lower() if suffix.lower() in SUFFIXES else SUFFIXES[0]
     return Path(folder, f"{stem}-{index + 1:0{max(3, len(str(count)))}d}{suffix}")
 

@@ -185,7 +185,8 @@ def finish_clip(plan: ClipPlan, results: Mapping[int, SegmentResult], seconds: f
         record = folder / "record.json"
         told = _read_notes(plan, results) if plan.making else ()
         tell = functools.partial(_write_record, plan, told, record) if plan.making else None
-        notes = write_result(timeline.result, parts, counts, output, tell)
+        quality = plan.options.encoding.image_quality
+        notes = write_result(timeline.result, parts, counts, output, tell, image_quality=quality)
         facts = whole.stat()
         filled = _note_size(plan, parts, facts.st_size)
         info = timeline.plan.info
@@ -231,6 +232,8 @@ def write_result(
     counts: Sequence[int],
     output: Path,
     record: Callable[[VideoPlan], str] | None = None,
+    *,
+    image_quality: int | None = None,
 ) -> tuple[str, ...]:
     """Write a result from its finished segments; it appears under its name only when it is whole.
 
@@ -241,6 +244,7 @@ def write_result(
         output: A video file, a picture, an animation, a pattern such as ``frames/%06d.png``, or a .parquet file;
             replaced if it exists.
         record: As ``join_segments``; for a video file only.
+        image_quality: Quality of a JPEG or WebP picture, from 1 to 100; None for 92.
 
     Returns:
         Notes: what the result has no place for.
@@ -251,7 +255,7 @@ def write_result(
     _check_counts(plan, counts)
     suffix = output.suffix.lower()
     if suffix in ANIMATION_SUFFIXES or (suffix in IMAGE_SUFFIXES and plan.pictures is not None):
-        return write_images(plan, parts, counts, output)
+        return write_images(plan, parts, counts, output, image_quality)
     if suffix in IMAGE_SUFFIXES:
         return write_pictures(plan, parts, counts, output)
     if suffix == TABLE_SUFFIX:

@@ -23,8 +23,16 @@ FULL_SIZE_SHARE = 0.95
 SHARE_BY_TIME = Fraction(1, 5)
 """Of the bytes, what segments get by their length; the rest by the bytes of the source's packets in them."""
 
+MEASURED_BITS_PER_PX = 0.25
+"""With less for each pixel, it is measured whether pictures can be so small: noise takes half of it even with the
+highest factor."""
+
 LOW_BITS_PER_PX = 0.05
-"""With less for each pixel, it is measured whether pictures can be so small."""
+"""With less, what is measured is the limit. Of pictures that need more, it may be nearly twice what is needed, because
+a filter enlarges their noise in another way than a model does; or half of it."""
+
+_UNSURE = 2
+"""By how much what is measured may be wrong of noise."""
 
 
 def give_budgets(
@@ -57,12 +65,12 @@ def give_budgets(
         room = most - rest
     else:
         room = int(_read_rate(encoding) * seconds / 8)
-    _check_room(timeline, size, encoding, room, rest)
+    doubts = _check_room(timeline, size, encoding, room, rest)
     budgets = divide_bytes(room, lengths, weigh_segments(timeline.plan))
     note = f"pictures get {8 * room / seconds / 1000:.0f} kb/s on average"
     if encoding.max_size is not None:
         note = f"size: of {most:,} bytes, {rest:,} are for sound, subtitles and the container; {note}"
-    return replace(timeline, budgets=budgets), (note,)
+    return replace(timeline, budgets=budgets), (note, *doubts)
 
 
 def divide_bytes(room: int, lengths: Sequence[int], weights: Sequence[int]) -> tuple[int, ...]:
@@ -130,28 +138,34 @@ def _lengths(result: VideoPlan) -> list[int]:
     return [ends[segment.stop] - ends[segment.start] for segment in result.segments]
 
 
-def _check_room(timeline: Timeline, size: tuple[int, int], encoding: Encoding, room: int, rest: int) -> None:
-    """Refuse a size that pictures of the lowest quality exceed."""
+def _check_room(timeline: Timeline, size: tuple[int, int], encoding: Encoding, room: int, rest: int) -> tuple[str, ...]:
+    """Refuse a size that pictures of the lowest quality exceed; return a note if they may exceed it."""
     result = timeline.result
     pixels = size[0] * size[1] * len(result.pts)
-    if 8 * room >= LOW_BITS_PER_PX * pixels:
-        return
+    if 8 * room >= MEASURED_BITS_PER_PX * pixels:
+        return ()
     least = measure_least(timeline.plan, result, size, encoding)
-    if room >= least:
-        return
+    surely = least if 8 * room < LOW_BITS_PER_PX * pixels else least // _UNSURE
+    if room >= surely:
+        if room >= _UNSURE * least:
+            return ()
+        what = f"size: pictures get {room:,} bytes; {least:,} were measured for a few frames of the lowest quality"
+        return (
+            f"{what}, enlarged by a filter. If the models' pictures need more than they get, the job fails at its end",
+        )
     do = "Or make the result smaller, with --height (height=...), or shorter."
     if encoding.max_size is None:
         seconds = float(sum(_lengths(result)) * result.info.time_base)
-        rate = -(-8 * least // max(int(seconds * 1000), 1))
+        rate = -(-8 * surely // max(int(seconds * 1000), 1))
         raise ConfigError(
             f"{result.path}: video_bitrate {encoding.video_bitrate} for {size[0]}x{size[1]} with {encoding.encoder}",
             f"{rate}k or more",
             do,
         )
-    allowed = rest + least
+    allowed = rest + surely
     raise ConfigError(
         f"{result.path}: max_size {encoding.max_size} bytes; sound, subtitles and container take {rest:,}, and "
-        f"pictures of {size[0]}x{size[1]} with {encoding.encoder} {least:,} or more",
+        f"pictures of {size[0]}x{size[1]} with {encoding.encoder} {surely:,} or more",
         f"{-(-allowed // 1000)}kB or more",
         do,
     )

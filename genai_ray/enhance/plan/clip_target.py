@@ -57,7 +57,7 @@ MAX_NAME_BYTES = 255
 NAME_FIELDS = ("folder", "stem", "suffix", "index")
 """Fields of a name template."""
 
-_ENCODING_COLUMNS = ("codec", "preset", "crf", "video_bitrate", "max_size", "bit_depth", "threads")
+_ENCODING_COLUMNS = ("codec", "preset", "crf", "video_bitrate", "max_size", "image_quality", "bit_depth", "threads")
 _WORD_COLUMNS = ("codec", "preset")
 """Of these, columns that stay strings even if they look like numbers, such as the presets of AV1."""
 _OPTION_COLUMNS = (

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
 from genai_ray.errors import ConfigError, VideoError
 from genai_ray.types import Deinterlace, FieldOrder
-from genai_ray.video import CYCLE, KEPT, Deinterlacing, VideoInfo, VideoPlan, check_deinterlacing, cut_segments
+from genai_ray.video import (
+    CYCLE,
+    KEPT,
+    Deinterlacing,
+    VideoInfo,
+    VideoPlan,
+    check_deinterlacing,
+    count_repeats,
+    cut_segments,
+)
 
 __all__ = ["check_fields", "count_made", "plan_fields", "stored_at"]
 
 _MAX_TIME_BASE = 2**31 - 1
 """Largest denominator of a time base: containers store it in 32 bits."""
+
+_LEAST_MOVING = 4
+"""Groups of frames with motion of which telecine is told."""
 
 _APART = ("hevc",)
 """Codecs whose interlaced pictures are single fields, not frames of two."""
@@ -91,7 +104,8 @@ def plan_fields(
         return plan, ()
     if info.is_interlaced and info.codec in _APART:
         if how is Deinterlace.AUTO:
-            return plan, (f"not deinterlaced: each picture of this {info.codec} stream is a single field",)
+            hint = "--deinterlace frame says how to weave them"
+            return plan, (f"not deinterlaced: each picture of this {info.codec} stream is a single field; {hint}",)
         raise VideoError(
             f"{plan.path}: each picture of this {info.codec} stream is a single field",
             "frames that hold both fields",
@@ -102,15 +116,32 @@ def plan_fields(
     # Pictures that say which field is first know it better than the stream, and may differ from each other.
     known = None if info.is_interlaced and info.flags_fields else info.field_order
     deinterlacing = Deinterlacing(means, every, order or known)
-    if every or info.is_interlaced:
+    try:
         check_deinterlacing(plan.path, deinterlacing, info.pix_fmt, (info.width, info.height))
+    except VideoError:
+        if every or info.is_interlaced:
+            raise
+        # Now, because a frame that is flagged may come after hours.
+        kind = f"{info.pix_fmt} of {info.width}x{info.height}"
+        return plan, (f"no frame is deinterlaced, even if one is flagged: FFmpeg's bwdif does not take {kind}",)
     notes = _describe(info, how, order, deinterlacing.order)
     planned = replace(plan, info=replace(info, is_interlaced=False), deinterlacing=deinterlacing)
     if how is Deinterlace.FIELD:
         planned = _double(planned, segment_frames)
     if how is Deinterlace.IVTC:
         planned = _find_film(planned, segment_frames)
+        notes = (*notes, *_doubt_film(plan, deinterlacing))
     return planned, notes
+
+
+def _doubt_film(plan: VideoPlan, deinterlacing: Deinterlacing) -> Iterator[str]:
+    """Say that a video does not look like telecined film."""
+    repeating, moving = count_repeats(plan, deinterlacing)
+    if moving >= _LEAST_MOVING and 2 * repeating < moving:
+        yield (
+            f"this does not look like telecined film: of {moving} groups of five frames that were tried, {repeating} "
+            "repeat a frame; one of five is left out all the same, which --deinterlace frame or field does not"
+        )
 
 
 def _describe(info: VideoInfo, how: Deinterlace, order: FieldOrder | None, used: FieldOrder | None) -> tuple[str, ...]:

@@ -32,6 +32,12 @@ __all__ = [
 NUMBERED_SUFFIXES = (*IMAGE_SUFFIXES, ".webp")
 """Files of numbered pictures."""
 
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+"""Pictures that have a quality."""
+
+MAX_QUALITY = 100
+"""The best quality of a picture."""
+
 
 def is_picture_target(source: str, output: str) -> bool:
     """Tell whether a result is written as pictures are: one picture, an animation, or pictures of pictures.
@@ -145,8 +151,9 @@ def check_picture_options(source: str, output: str, options: EnhanceOptions) -> 
         options: The options of this input.
 
     Raises:
-        ConfigError: If sound, subtitles or fields are asked of pictures, an encoder's option for a picture, or alpha
-            for a JPEG file; if a sequence gets no rate; or if files of the output's suffix cannot be numbered.
+        ConfigError: If sound, subtitles or fields are asked of pictures, an encoder's option for a picture, a quality
+            for other files than JPEG and WebP pictures or out of its range, or alpha for a JPEG file; if a sequence
+            gets no rate; or if files of the output's suffix cannot be numbered.
     """
     suffix = os.path.splitext(output)[1].lower()
     if is_picture(source):
@@ -164,9 +171,18 @@ def check_picture_options(source: str, output: str, options: EnhanceOptions) -> 
             "a number of pictures per second",
             "Pass --fps 24 (fps=24), or number the results: out/%05d.png.",
         )
+    encoding = options.encoding
+    quality = encoding.image_quality
+    if quality is not None and not (is_picture_target(source, output) and suffix in LOSSY_SUFFIXES):
+        raise ConfigError(
+            f"image quality {quality} for {output}",
+            f"pictures and animations ending in {', '.join(LOSSY_SUFFIXES)}",
+            "Leave it out: frames of a video as JPEG have FFmpeg's quality 2 of 31, and videos have --crf.",
+        )
+    if quality is not None and not 1 <= quality <= MAX_QUALITY:
+        raise ConfigError(f"image quality {quality}", f"from 1 to {MAX_QUALITY}")
     if not is_picture_target(source, output):
         return
-    encoding = options.encoding
     names = {"codec": encoding.codec, "preset": encoding.preset, "crf": encoding.crf, "bit depth": encoding.bit_depth}
     names |= {"video bitrate": encoding.video_bitrate, "max size": encoding.max_size}
     given = [f"{name} {value}" for name, value in {**names, **encoding.options}.items() if value is not None]

@@ -68,6 +68,8 @@ class Encoding:
     max_size: int | str | None = None
     """Most bytes of the whole result, with sound and subtitles, instead of ``crf``: a number, or text such as
     ``500MB``; it gets at least 95 % of that. H.264, HEVC and AV1. None for a constant rate factor."""
+    image_quality: int | None = None
+    """Quality of results that are JPEG or WebP files, from 1 to 100; None for 92."""
     threads: int = 1
     """Encoder threads of one segment; never automatic, because x264's bytes depend on it."""
     bit_depth: int | None = None

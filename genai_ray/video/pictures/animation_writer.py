@@ -112,7 +112,12 @@ def check_webp(size: tuple[int, int], count: int) -> None:
 
 
 def write_animation(
-    frames: Iterator[Picture], durations_s: Sequence[Fraction], plays: int, path: Path, format_name: str
+    frames: Iterator[Picture],
+    durations_s: Sequence[Fraction],
+    plays: int,
+    path: Path,
+    format_name: str,
+    quality: int | None = None,
 ) -> None:
     """Write an animation.
 
@@ -122,6 +127,7 @@ def write_animation(
         plays: How often it is played; ``FOR_EVER`` for no end.
         path: The file.
         format_name: A key of ``ANIMATED``.
+        quality: Quality of WebP, from 1 to 100; None for 92.
 
     Raises:
         VideoError: If it is too large for WebP's encoder.
@@ -133,7 +139,7 @@ def write_animation(
         elif format_name == "png":
             _write_png(frames, durations_s, plays, file)
         else:
-            _write_webp(frames, durations_s, plays, file)
+            _write_webp(frames, durations_s, plays, file, quality or DEFAULT_QUALITY)
 
 
 def _limit(duration_s: Fraction, most: int) -> Fraction:
@@ -240,7 +246,9 @@ def _chunks_of(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
-def _write_webp(frames: Iterator[Picture], durations_s: Sequence[Fraction], plays: int, file: BinaryIO) -> None:
+def _write_webp(
+    frames: Iterator[Picture], durations_s: Sequence[Fraction], plays: int, file: BinaryIO, quality: int
+) -> None:
     images: list[Image.Image] = []
     profile = None
     for picture in frames:
@@ -258,6 +266,6 @@ def _write_webp(frames: Iterator[Picture], durations_s: Sequence[Fraction], play
         append_images=images[1:],
         duration=[int(duration_s / unit_s) for duration_s in durations_s],
         loop=plays,
-        quality=DEFAULT_QUALITY,
+        quality=quality,
         **options,
     )

@@ -21,6 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from genai_ray.errors import InvalidInputError
+from genai_ray.types import full_range
+from genai_ray.video.pictures.frame_files import to_deep_pixels
 from genai_ray.video.pictures.images import open_image
 
 __all__ = ["FOR_EVER", "UNSAID_S", "Animation", "decode_animation", "is_animation", "read_animation"]
@@ -62,6 +64,8 @@ class Animation:
     """How often it is played; ``FOR_EVER`` for no end."""
     has_alpha: bool
     """Whether a pixel of a frame is transparent."""
+    bit_depth: int
+    """8, or 16 of an APNG."""
     icc_profile: bytes | None
     """Colour profile; None without one."""
     losses: tuple[str, ...]
@@ -107,15 +111,13 @@ def read_animation(body: bytes, *, max_pixels: int) -> Animation:
         else:
             durations_s = [_read_duration(frame, kind) for frame in _walk(image)]
         plays = _read_plays(image)
-        opaque = [bool((frame[..., 3] == 255).all()) for frame in _compose(image, body)]
+        opaque = [bool((frame[..., 3] == full_range(frame.dtype)).all()) for frame in _compose(image, body)]
         if len(opaque) != len(durations_s):
             raise InvalidInputError(
                 f"a damaged animation: {len(durations_s)} frames, of which {len(opaque)} decode", "a whole one"
             )
         unsaid = durations_s.count(Fraction(0))
         losses = [f"{unsaid} frames have no duration: each is shown for 0.1 s, as players do"] if unsaid else []
-        if kind == "png" and body[_PNG_DEPTH_AT] == _DEEP_BITS:
-            losses.append("16 bits per component were reduced to 8: animations are read with 8")
         if lcm(*(duration_s.denominator for duration_s in durations_s)) > _MOST_UNITS_PER_S:
             durations_s = [max(round(one * 1000), 1) * _WEBP_UNIT_S if one else one for one in durations_s]
             losses.append("durations were rounded to milliseconds: they have no common unit of 32 bits")
@@ -125,6 +127,7 @@ def read_animation(body: bytes, *, max_pixels: int) -> Animation:
             tuple(duration_s or UNSAID_S for duration_s in durations_s),
             plays,
             not all(opaque),
+            _DEEP_BITS if kind == "png" and body[_PNG_DEPTH_AT] == _DEEP_BITS else 8,
             image.info.get("icc_profile"),
             tuple(losses),
         )
@@ -140,7 +143,7 @@ def decode_animation(body: bytes, start: int, stop: int, *, max_pixels: int) -> 
         max_pixels: Most pixels that a frame may have.
 
     Yields:
-        RGBA (H, W, 4), uint8, C-contiguous; alpha is straight.
+        RGBA (H, W, 4), uint8, or uint16 of an APNG of 16 bits, C-contiguous; alpha is straight.
 
     Raises:
         InvalidInputError: If it is damaged.
@@ -150,7 +153,7 @@ def decode_animation(body: bytes, start: int, stop: int, *, max_pixels: int) -> 
 
 
 def _compose(image: Image.Image, body: bytes) -> Iterator[Array]:
-    """Decode the frames in order, as a player shows them: RGBA (H, W, 4), uint8.
+    """Decode the frames in order, as a player shows them: RGBA (H, W, 4), uint8 or uint16.
 
     FFmpeg composes GIF and APNG: Pillow (12) blends alpha with itself, clears to an opaque background, and clips 16
     bits. FFmpeg reads no animated WebP, and no grey PNG of less than 8 bits.
@@ -163,9 +166,19 @@ def _compose(image: Image.Image, body: bytes) -> Iterator[Array]:
     try:
         with av.open(io.BytesIO(body), "r", format=_DEMUXERS[kind]) as box:
             for picture in box.decode(video=0):
-                yield np.ascontiguousarray(picture.to_ndarray(format="rgba"))
+                is_deep = kind == "png" and body[_PNG_DEPTH_AT] == _DEEP_BITS
+                yield _to_rgba(picture) if is_deep else np.ascontiguousarray(picture.to_ndarray(format="rgba"))
     except av.error.FFmpegError as exc:
         raise InvalidInputError(f"a damaged animation: {exc.strerror}", "a whole one") from exc
+
+
+def _to_rgba(picture: av.VideoFrame) -> Array:
+    """Return a picture of 16 bits as RGBA (H, W, 4), uint16."""
+    pixels = to_deep_pixels(picture)
+    channels = pixels.shape[2]
+    rgb = pixels[..., :3] if channels > 2 else np.repeat(pixels[..., :1], 3, axis=2)
+    alpha = pixels[..., -1:] if channels in (2, 4) else np.full_like(pixels[..., :1], full_range(pixels.dtype))
+    return np.concatenate([rgb, alpha], axis=2)
 
 
 def _walk(image: Image.Image) -> Iterator[Image.Image]:

@@ -33,6 +33,7 @@ __all__ = [
     "folder_of_pictures",
     "read_picture",
     "read_pictures",
+    "to_deep_pixels",
     "write_pictures",
 ]
 
@@ -190,7 +191,21 @@ def decode_png16(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     Raises:
         InvalidInputError: If it is not such a file, is damaged, or has more pixels.
     """
-    frame = _decode(data, "png", max_pixels)
+    return to_deep_pixels(_decode(data, "png", max_pixels))
+
+
+def to_deep_pixels(frame: av.VideoFrame) -> npt.NDArray[np.uint16]:
+    """Return the pixels of a decoded PNG of 16 bits per component.
+
+    Args:
+        frame: As FFmpeg's decoder of PNG or APNG gives it.
+
+    Returns:
+        As ``decode_png16``.
+
+    Raises:
+        InvalidInputError: If it has another depth.
+    """
     channels = _CHANNELS.get(frame.format.name)
     if channels is None:
         raise InvalidInputError(f"a PNG of {frame.format.name}", ", ".join(_CHANNELS))

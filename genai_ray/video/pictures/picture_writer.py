@@ -85,7 +85,9 @@ def _check_animation(plan: VideoPlan, size: tuple[int, int], kind: str) -> None:
     round_durations(_times_of(plan), kind)
 
 
-def write_images(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path) -> tuple[str, ...]:
+def write_images(
+    plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], output: Path, quality: int | None = None
+) -> tuple[str, ...]:
     """Write a result from its finished segments, which hold PNG packets.
 
     Args:
@@ -93,6 +95,7 @@ def write_images(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], 
         parts: Files of the segments in order.
         counts: Frames in each of them.
         output: A file, or the pattern of numbered files, whose folder is created.
+        quality: Quality of JPEG and WebP, from 1 to 100; None for 92.
 
     Returns:
         Notes on what is converted or left out.
@@ -112,14 +115,14 @@ def write_images(plan: VideoPlan, parts: Sequence[Path], counts: Sequence[int], 
         if has_number(output.name):
             output.parent.mkdir()
             for number, picture in enumerate(frames, source.first_number):
-                (output.parent / (output.name % number)).write_bytes(encode_picture(picture, kind))
+                (output.parent / (output.name % number)).write_bytes(encode_picture(picture, kind, quality))
         elif sum(counts) == 1 and kind != "gif":
-            output.write_bytes(encode_picture(next(frames), kind))
+            output.write_bytes(encode_picture(next(frames), kind, quality))
         else:
             times_s = _times_of(plan)[: sum(counts) + 1]
             durations_s = round_durations(times_s, kind)
             plays = min(source.plays, ANIMATED[kind].max_plays) if source.is_animation else FOR_EVER
-            write_animation(frames, durations_s, plays, output, kind)
+            write_animation(frames, durations_s, plays, output, kind, quality)
             told = tuple(_describe_times(times_s, durations_s, kind))
             if source.is_animation and plays < source.plays:
                 told = (*told, f"the animation is played {plays} times, not {source.plays}: {kind} can say no more")

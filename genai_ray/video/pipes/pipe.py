@@ -25,6 +25,9 @@ from genai_ray.video.track_options import TrackOptions
 __all__ = ["NutSource", "PipeSink", "PipeSource", "Y4mSource", "open_pipe"]
 
 _NUT_MAGIC = b"nut/multimedia container\0"
+_NUT_INDEX = b"NX\xdd\x67\x2f\x23\xe6\x4e"
+"""How the index begins, which FFmpeg writes after the last packet. Its demuxer gives a packet that is cut off as if it
+were whole, so that this alone tells a stream that ended from one that was cut."""
 
 
 class PipeSink(Protocol):
@@ -205,8 +208,9 @@ class NutSource:
     def __init__(self, source: BinaryIO, magic: bytes, name: str, tracks: TrackOptions, *, has_tracks: bool) -> None:
         self._name = name
         self.failure: VideoError | None = None
+        self._pipe = _Forward(magic, source)
         with _naming(name):
-            self._container: InputContainer = av.open(_Forward(magic, source), "r", format="nut")
+            self._container: InputContainer = av.open(self._pipe, "r", format="nut")
         if not self._container.streams.video:
             raise VideoError(f"{name}: no video stream", "a video")
         self._stream = main_stream(self._container)
@@ -285,6 +289,15 @@ class NutSource:
             return
         except (av.FFmpegError, OSError) as exc:
             self.failure = VideoError(f"{self._name}: it cannot be read to its end: {explain(exc)}")
+            return
+        finally:
+            self._find_cut()
+
+    def _find_cut(self) -> None:
+        """Note that the stream has no index at its end."""
+        if self.failure is None and self._pipe.has_ended and not self._pipe.has_index:
+            do = "Pass --allow-truncated (allow_truncated=True) if it was written without one."
+            self.failure = VideoError(f"{self._name}: cut off: it ends without an index", "a whole NUT", do)
 
 
 class _NutSink:
@@ -338,12 +351,21 @@ class _Forward:
     def __init__(self, magic: bytes, source: Any) -> None:
         self._magic = magic
         self._source = source
+        self._last = b""
+        self.has_ended = False
+        """Whether all of it was read."""
+        self.has_index = False
+        """Whether the index of a NUT was among it."""
 
     def read(self, count: int) -> bytes:
         if self._magic:
             magic, self._magic = self._magic[:count], self._magic[count:]
             return magic
         data: bytes = self._source.read1(count)
+        self.has_ended = not data
+        joint = self._last + data
+        self.has_index = self.has_index or _NUT_INDEX in joint
+        self._last = joint[1 - len(_NUT_INDEX) :]
         return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import functools
 from collections import Counter, deque
@@ -21,14 +22,15 @@ from genai_ray.types import Deinterlace
 from genai_ray.video.colour import count_outside, planes_of, read_alpha, to_rgb, to_small_rgb
 from genai_ray.video.container import open_video
 from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
-from genai_ray.video.reading.deinterlace import deinterlace
+from genai_ray.video.reading.deinterlace import CYCLE, Deinterlacing, deinterlace
 from genai_ray.video.reading.plan import Segment, VideoPlan
-from genai_ray.video.reading.telecine import undo_telecine
+from genai_ray.video.reading.telecine import count_repeating, undo_telecine
 
 __all__ = [
     "COUNT_EVERY",
     "DecodedFrame",
     "StoredFrame",
+    "count_repeats",
     "decode_frames",
     "decode_from",
     "decode_segment",
@@ -36,6 +38,9 @@ __all__ = [
     "decode_stored",
     "to_arrays",
 ]
+
+_TRIAL_FRAMES = 6 * CYCLE + 1
+"""Pictures of a part that is looked at for repetitions."""
 
 SEEK_TRIES = 2
 """Key frames to which decoding seeks before it starts at the beginning of the file."""
@@ -167,6 +172,27 @@ def decode_segment_small(
     for _, picture, _ in _pictures(plan, segment, allow_truncated):
         small = to_small_rgb(picture, plan.info.colour, (width, height))
         yield np.rot90(small[:, ::-1] if plan.info.is_mirrored else small, turns)
+
+
+def count_repeats(plan: VideoPlan, deinterlacing: Deinterlacing) -> tuple[int, int]:
+    """Look at three parts of a video for the repetitions that telecine leaves, one in each five pictures.
+
+    Args:
+        plan: The stored pictures of the whole video.
+        deinterlacing: How they are deinterlaced.
+
+    Returns:
+        (fives with motion and a repetition, fives with motion); parts that do not decode count as nothing.
+    """
+    count = len(plan.pts)
+    decode = functools.partial(_stored_pictures, plan, allow_truncated=True)
+    repeating = moving = 0
+    for start in sorted({max(count - _TRIAL_FRAMES, 0) * part // 4 for part in (1, 2, 3)}):
+        stop = min(start + _TRIAL_FRAMES, count)
+        with contextlib.suppress(VideoError):
+            found = count_repeating(plan.path, decode, start, stop, count, deinterlacing)
+            repeating, moving = repeating + found[0], moving + found[1]
+    return repeating, moving
 
 
 def _pictures(plan: VideoPlan, segment: Segment, allow_truncated: bool) -> Iterator[tuple[int, av.VideoFrame, bool]]:

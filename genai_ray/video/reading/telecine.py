@@ -12,8 +12,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import av
+import numpy as np
+import numpy.typing as npt
 
 from genai_ray.types import Deinterlace
 from genai_ray.video.reading.deinterlace import (
@@ -28,9 +31,15 @@ from genai_ray.video.reading.deinterlace import (
     list_steps,
 )
 
-__all__ = ["check_deinterlacing", "undo_telecine"]
+__all__ = ["check_deinterlacing", "count_repeating", "undo_telecine"]
 
 _DECIMATE: Steps = (("decimate", f"cycle={CYCLE}"),)
+
+_MOVING_LEVELS = 1.0
+"""Mean difference of neighbours, in levels of 255, from which five frames count as moving."""
+
+_REPEATED_SHARE = 0.5
+"""A picture is a repetition if it differs from the one before by less than this share of what the others do."""
 
 
 def check_deinterlacing(path: str, deinterlacing: Deinterlacing, pix_fmt: str, size: tuple[int, int]) -> None:
@@ -80,6 +89,38 @@ def undo_telecine(
             return
         if position >= start:
             yield position, picture
+
+
+def count_repeating(
+    path: str, decode: StoredPictures, start: int, stop: int, count: int, deinterlacing: Deinterlacing
+) -> tuple[int, int]:
+    """Count fives of neighbouring pictures, and those with a repetition, as telecine leaves one in each.
+
+    Args:
+        path: The file, for errors.
+        decode: Gives stored pictures.
+        start: Position of the first picture.
+        stop: One past that of the last one.
+        count: Stored pictures of the whole video.
+        deinterlacing: How they are deinterlaced.
+
+    Returns:
+        (fives with motion and a repetition, fives with motion).
+
+    Raises:
+        VideoError: As ``undo_telecine``.
+    """
+    lumas = [_luma(picture) for _, picture in _match_fields(path, decode, count, deinterlacing, start, stop)]
+    changes = [float(np.abs(one - two).mean()) for one, two in pairwise(lumas)]
+    fives = [sorted(changes[at : at + CYCLE]) for at in range(0, len(changes) - CYCLE + 1, CYCLE)]
+    moving = [five for five in fives if five[CYCLE // 2] > _MOVING_LEVELS]
+    return sum(five[0] < _REPEATED_SHARE * five[CYCLE // 2] for five in moving), len(moving)
+
+
+def _luma(picture: av.VideoFrame) -> npt.NDArray[np.int16]:
+    plane = picture.planes[0]  # planar YUV of 8 bits, which the filter takes
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    return rows[:, : plane.width].astype(np.int16)
 
 
 def _match_fields(

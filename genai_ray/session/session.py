@@ -150,8 +150,7 @@ class InferenceSession(Shown):
         Args:
             frames: (N, H, W, 3) or one frame (H, W, 3), RGB, uint8, uint16 or float32 in [0, 1]; never written to.
             params: Extra inputs of the model by name, in the units of its spec: 15 or 15/255 for ``sigma`` of ffdnet,
-                a sequence of numbers for a vector, an array (H, W, 3) for a picture. Others have their defaults; that
-                of a picture is grey.
+                a sequence of numbers for a vector, (H, W, 3) for a picture. Others have their defaults: grey pictures.
             is_online: Whether a request waits for the result: its runs overtake those of batch jobs.
 
         Returns:

@@ -38,7 +38,7 @@ def test_the_list_has_a_line_for_each_model_in_a_pipe(command):
     _, *lines = command("models", "list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ModelCatalog.default().ids()
     assert next(line for line in lines if "waifu2x-x2" in line).split() == [
-        *("waifu2x-x2", "upscaling", "x2", "BSD-3-Clause", "AND", "MIT", "2.2", "MB"),
+        *("waifu2x-x2", "upscaling", "x2", "BSD-3-Clause", "AND", "MIT", "2.21", "MB"),
     ]
     assert next(line for line in lines if "websr-x2-s" in line).endswith(" kB ")
 

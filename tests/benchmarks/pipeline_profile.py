@@ -10,16 +10,16 @@ To look deeper into a step: ``py-spy record --subprocesses -o profile.svg -- gen
 import os
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from common import CLIPS, genai_ray, keep, write_small
 from watching import Run, run_watched
 
-MODELS = {"websr-x2-s": 40.0, "websr-x2-l": 20.0, "esrgan-2x": 4.0}
+MODELS = {"websr-x2-s": 8.0, "websr-x2-l": 5.0, "esrgan-2x": 1.5}
 """Seconds of the clip for each."""
 SIZE = (320, 180)
-RAY = ("/raylet", "/gcs_server")
 TASK = {
     "decode": "FFmpeg decodes",
     "to_rgb": "frames become RGB",
@@ -36,10 +36,12 @@ TASK = {
 }
 OTHERS = {
     "session_cpu_ms": "the session's process, CPU ms",
-    "runtime_ms": "a call of the runtime, ms",
-    "around_cpu_ms": "of the session's process: everything but the runtime, CPU ms",
-    "ray_cpu_ms": "Ray's own processes, CPU ms",
-    "job_cpu_ms": "the whole job, CPU ms, with its start",
+    "runtime_cpu_ms": "of that the runtime, CPU ms",
+    "tasks_cpu_ms": "the processes of tasks, CPU ms, with their start",
+    "cache_cpu_ms": "the process of the cache, CPU ms, with its start",
+    "driver_cpu_ms": "the command's process, CPU ms, with its start",
+    "ray_cpu_ms": "Ray's own processes, CPU ms, with their start",
+    "job_cpu_ms": "the whole job, CPU ms",
     "job_s": "the whole job, seconds",
 }
 WATCHED = {
@@ -51,7 +53,10 @@ WATCHED = {
         ["PendingCall.result", "time", "wait"],
     ],
     "genai_ray.enhance.segment.checks": [["SegmentChecks.add", "time", "check"]],
-    "genai_ray.video.encoding.encode": [["SegmentWriter.write_picture", "time", "encode"]],
+    "genai_ray.video.encoding.encode": [
+        ["SegmentWriter.write_picture", "time", "encode"],
+        ["SegmentWriter._end", "time", "encode"],
+    ],
     "genai_ray.enhance.job.steps": [
         ["_hashed", "time", "hash"],
         ["run_segment", "time", "rest"],
@@ -82,15 +87,25 @@ def add_up(notes: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     return sums
 
 
+def process_of(title: str) -> str:
+    """Return which of the processes of a job has a title."""
+    if title.startswith("ray::CacheActor"):
+        return "cache"
+    if title.startswith("ray::SessionActor"):
+        return "session"
+    return "tasks" if title.startswith("ray::") else "ray"
+
+
 def measure(model: str, clip: Path, frames: int, folder: Path) -> dict[str, Any]:
     """Run one job; return CPU ms for a frame and the share of the time of the tasks, by step."""
     run = run_watched(genai_ray("enhance", clip, "-o", folder / "out.mkv", "-y", "-m", model, "-q"), WATCHED)
     task = add_up(last_of(run, "task"))
     (session,), (loaded,) = last_of(run, "session"), last_of(run, "loaded")
-    in_session = add_up([session])
     whole = sum(seconds for seconds, _ in task.values())
     steps = {step: task.get(step, (0.0, 0.0)) for step in TASK}
-    ray = sum(cpu_s for pid, cpu_s in run.cpu_s.items() if run.titles[pid].split(" ")[0].endswith(RAY))
+    by_process: defaultdict[str, float] = defaultdict(float)
+    for pid, cpu_s in run.cpu_s.items():
+        by_process["driver" if pid == run.pid else process_of(run.titles[pid])] += 1000 * cpu_s / frames
     return {
         "frames": frames,
         "size": list(SIZE),
@@ -99,9 +114,8 @@ def measure(model: str, clip: Path, frames: int, folder: Path) -> dict[str, Any]
             for step, (seconds, cpu_s) in steps.items()
         },
         "session_cpu_ms": 1000 * (session["cpu_s"] - loaded["cpu_s"]) / frames,
-        "runtime_ms": 1000 * in_session["runtime"][0] / frames,
-        "around_cpu_ms": 1000 * (session["cpu_s"] - loaded["cpu_s"] - in_session["runtime"][1]) / frames,
-        "ray_cpu_ms": 1000 * ray / frames,
+        "runtime_cpu_ms": 1000 * (add_up([session])["runtime"][1] - add_up([loaded])["runtime"][1]) / frames,
+        **{f"{name}_cpu_ms": by_process[name] for name in ("tasks", "cache", "driver", "ray")},
         "job_cpu_ms": 1000 * sum(run.cpu_s.values()) / frames,
         "job_s": run.ended_at - run.began_at,
     }

@@ -140,12 +140,12 @@ def new_figure(width_in: float, height_in: float) -> Any:
         BackendUnavailableError: If matplotlib is not installed.
     """
     try:
-        from matplotlib import figure  # noqa: PLC0415  an extra
+        from matplotlib.figure import Figure as Base  # noqa: PLC0415  an extra
     except ImportError as exc:
         do = "Install it with: pip install matplotlib"
         raise BackendUnavailableError("matplotlib is not installed", "the extra 'notebooks'", do) from exc
 
-    class Figure(figure.Figure):
+    class Figure(Base):
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
             self.savefig(file, format="png")

@@ -19,13 +19,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.errors import BackendUnavailableError, ConfigError, InvalidInputError
+from genai_ray.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    InferenceError,
+    InvalidInputError,
+    ResourceExhaustedError,
+)
 from genai_ray.types import ModelBackend, ModelPrecision
 
 # Set before onnxruntime is imported: its import would write an id of this device, and look up its maker's host.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
+    "RUN_ERRORS",
     "RuntimeOptions",
     "RuntimeSession",
     "TensorInfo",
@@ -36,6 +43,9 @@ __all__ = [
     "open_runtime",
     "resolve_device",
 ]
+
+RUN_ERRORS = (InferenceError, InvalidInputError, ResourceExhaustedError)
+"""What ``RuntimeSession.run`` raises."""
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """Arrays by the name of a graph's input or output."""

@@ -457,7 +457,7 @@ class SessionActor:
         try:
             yield usable
         except (InvalidInputError, ResourceExhaustedError):
-            raise  # it did not reach the runtime: a frame may be too large for what is reserved
+            raise  # the runtime is as it was: a frame may be too large for what is reserved
         except BaseException:
             self._has_failed = True
             raise

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from genai_ray.backends import RuntimeOptions, RuntimeSession, TensorInfo, open_runtime
+from genai_ray.backends import RUN_ERRORS, RuntimeOptions, RuntimeSession, TensorInfo, open_runtime
 from genai_ray.catalog import ModelSpec, ParamSpec, TensorSpec
-from genai_ray.errors import GenAIRayError, InferenceError, InvalidInputError, ModelLoadError, ModelNotFoundError
+from genai_ray.errors import GenAIRayError, ModelLoadError, ModelNotFoundError
 from genai_ray.graph import (
     WHOLE_FILE_BYTES,
     Graph,
@@ -192,7 +192,7 @@ class _Trial:
             )
         try:
             outputs = self._timed(feeds, self.runtime, _PICTURE_TRIAL_PX**2)
-        except (InferenceError, InvalidInputError):
+        except RUN_ERRORS:
             return False
         shapes = [array.shape for array in outputs.values() if np.ndim(array) == 4]
         made = {shape[1:3] if shape[-1] in _COLOURS and shape[1] not in _COLOURS else shape[2:4] for shape in shapes}
@@ -361,7 +361,7 @@ class _Trial:
             feeds: dict[str, npt.NDArray[Any]] = {name: np.zeros((1, *size, 3), np.uint8) for name in names}
             scalars = {name: param.to_array() for name, param in spec.params.items()}
             self._timed(feeds | scalars, fused, size[0] * size[1])
-        except (InferenceError, InvalidInputError) as exc:
+        except RUN_ERRORS as exc:
             return self._refuse_frames(spec, exc)
         finally:
             fused.close()
@@ -414,7 +414,7 @@ class _Trial:
         try:
             outputs = self._timed(feeds, self.runtime, count * height * width)
             return [array if isinstance(array, np.ndarray) else np.empty(0) for array in outputs.values()]
-        except (InferenceError, InvalidInputError):
+        except RUN_ERRORS:
             return None
 
 

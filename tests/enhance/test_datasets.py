@@ -244,7 +244,7 @@ def write_list(manifest, **columns):
         (lambda t: [t / "clips"], {"name": "{title}"}, errors.ConfigError, "{folder}, {stem}"),
         (lambda t: [t / "clips"], {"name": "{stem"}, errors.ConfigError, "template"),
         (lambda t: [t / "clips"], {"name": "same.mp4"}, errors.ConfigError, "two inputs for"),
-        (lambda t: [t / "clips"], {"name": "{stem}.avi"}, errors.ConfigError, ".mp4 or .mkv"),
+        (lambda t: [t / "clips"], {"name": "{stem}.avi"}, errors.ConfigError, ".mp4, .mkv"),
         (lambda t: [t / "clips" / "*.webm"], {}, errors.VideoError, "no video matches"),
         (lambda t: [t / "out"], {}, errors.VideoError, "no video matches"),
         (

@@ -92,7 +92,7 @@ def bad(tmp_path, samples):
         ("cut.mp4", "nowhere", [], 2, "End the name of a folder with /"),
         ("cut.mp4", "cut.mp4", [], 2, "is an input"),
         ("cut.mp4", "there.mp4", [], 2, "--overwrite"),
-        ("cut.mp4", "out.avi", [], 2, ".mp4 or .mkv"),
+        ("cut.mp4", "out.avi", [], 2, ".mp4, .mkv"),
         ("cut.mp4", "out.mp4", ["--model", "websr-x2"], 2, "Did you mean"),
         ("cut.mp4", "out.mp4", ["--model", "rife", "--model", "rife"], 2, "one model that adds frames"),
         (

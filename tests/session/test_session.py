@@ -251,7 +251,7 @@ def test_tiles_that_fill_batches_as_on_a_gpu_give_the_same_bits(model_id):
         tiles = plan.tiles(230, 300, 1)
         assert {tile.shape for tile in tiles} == {(160, 160)}
         out = np.zeros_like(expected)
-        calls = run_frames(runtime, frames, tiled._scalars({}), out, plan=plan, pool=tiled._pool)
+        calls = run_frames(runtime, frames, tiled._extra_inputs({}), out, plan=plan, pool=tiled._pool)
         assert calls == -(-3 * len(tiles) // 4)
         np.testing.assert_array_equal(out, expected)
 

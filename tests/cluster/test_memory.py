@@ -14,6 +14,7 @@ from genai_ray import InferenceSession, ModelCache
 from tests.caches import ending
 from tests.nodes import Nodes
 from tests.processes import is_alive, wait_until
+from tests.rays import without_ray
 
 pytestmark = pytest.mark.cluster
 
@@ -23,6 +24,14 @@ SHARE = 0.2
 """Of the machine's memory: what is free above what is used now before Ray begins to kill."""
 
 
+@pytest.fixture
+def alone():
+    """What the tests' own Ray holds would be free again while the test runs."""
+    with without_ray():
+        yield
+
+
+@pytest.mark.usefixtures("alone")
 def test_no_request_is_lost_when_ray_kills_for_memory(monkeypatch, frames):
     info = {
         name: int(rest.split()[0]) * 1024

@@ -133,7 +133,7 @@ def open_session(
 
     Args:
         served: Which session; on a GPU ``reserved_bytes`` grows with what the cache reserves.
-        process_bytes: Bytes that its process takes without a model; None on a GPU, of which a new process takes none.
+        process_bytes: Bytes that its process takes without a model; None on a GPU, which it does not use then.
         reserve: Reserves so many more bytes later on.
         ask: Asks the cache to reserve so many bytes in all.
 

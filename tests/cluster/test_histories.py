@@ -841,7 +841,7 @@ def test_what_a_process_keeps_is_reserved_and_not_remembered(full):
     full.chance = SimpleNamespace(random=lambda: 0.6)
     go_on(full, until="load")
     (slot,) = full.records(SlotState.LOADING)
-    assert (slot.reserved_bytes, slot.inherited_bytes) == (467 * MB, 12 * MB)  # of which 5 are growth
+    assert (slot.reserved_bytes, slot.inherited_bytes) == (467 * MB, 12 * MB)  # 5 of the 12 are growth
     go_on(full)
     (session,) = waiter.task.result().replicas
     asked = full.book.records[session.name].load_request

@@ -133,7 +133,7 @@ class Evictor:
                 await self.end(closed)
 
     def _waits_for_turn(self, group: Sequence[SessionRecord], plans: Sequence[Plan]) -> bool:
-        """Tell whether others are loaded first; a lease takes all its models at once, whoever loads."""
+        """Tell whether others are loaded first; a lease takes all its models at once, even if others load."""
         if any(record.load_request.is_explicit or not record.is_begun for record in group):
             return False
         return any(found.victims and self._num_loading(found.device_id) >= LOADS_AT_ONCE for found in plans)

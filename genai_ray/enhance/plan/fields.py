@@ -27,7 +27,7 @@ _MAX_TIME_BASE = 2**31 - 1
 """Largest denominator of a time base: containers store it in 32 bits."""
 
 _LEAST_MOVING = 4
-"""Groups of frames with motion of which telecine is told."""
+"""Groups of frames with motion by which telecine is recognised."""
 
 _APART = ("hevc",)
 """Codecs whose interlaced pictures are single fields, not frames of two."""

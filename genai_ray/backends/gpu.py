@@ -213,28 +213,31 @@ class GpuMeter:
 
 
 def arena_limit(reserved_bytes: int, *, context_bytes: int, weight_bytes: int) -> int:
-    """Return ``gpu_mem_limit`` of ONNX Runtime: it limits the arena, and not what lies beside it.
+    """Return ``gpu_mem_limit`` of ONNX Runtime: it limits the arena and the weights, and not what lies beside them.
+
+    Weights have allocations of their own, which ONNX Runtime counts; with fewer bytes than they take it has no limit.
 
     Args:
         reserved_bytes: Bytes of the GPU that the session may take in all.
         context_bytes: What its process took before the model was opened: the CUDA context.
-        weight_bytes: The model's weights, which the session keeps outside of the arena.
+        weight_bytes: The model's weights.
 
     Returns:
-        Bytes that are left, less ``WORKSPACE_BYTES``.
+        Bytes that context and ``WORKSPACE_BYTES`` leave.
 
     Raises:
-        ResourceExhaustedError: If nothing useful is left.
+        ResourceExhaustedError: If nothing useful is left beside the weights.
     """
-    beside = context_bytes + weight_bytes + WORKSPACE_BYTES
-    if reserved_bytes - beside < LEAST_ARENA_BYTES:
+    limit = reserved_bytes - context_bytes - WORKSPACE_BYTES
+    if limit - weight_bytes < LEAST_ARENA_BYTES:
         raise ResourceExhaustedError(
             f"{reserved_bytes} bytes of a GPU",
-            f"{beside + LEAST_ARENA_BYTES} or more: {context_bytes} for the CUDA context, {weight_bytes} for weights, "
+            f"{context_bytes + weight_bytes + WORKSPACE_BYTES + LEAST_ARENA_BYTES} or more: "
+            f"{context_bytes} for the CUDA context, {weight_bytes} for weights, "
             f"{WORKSPACE_BYTES} for workspace, {LEAST_ARENA_BYTES} for tensors",
             "Give it more bytes.",
         )
-    return reserved_bytes - beside
+    return limit
 
 
 @contextlib.contextmanager

@@ -59,8 +59,13 @@ _DTYPES = {
     "tensor(bool)": np.bool_,
     "tensor(bfloat16)": np.uint16,
 }
-_NO_MEMORY = ("Failed to allocate memory", "is smaller than requested bytes", "out of memory", "bad_alloc")
-"""Words of an arena that has reached its limit, of CUDA, and of the C++ library."""
+_NO_MEMORY = (
+    *("failed to allocate memory", "is smaller than requested bytes"),  # an arena that has reached its limit
+    *("out of memory", "alloc_failed", "allocation_failed"),  # CUDA, cuBLAS, cuDNN
+    *("outofmemory", "could not be allocated"),  # TensorRT
+    "bad_alloc",  # the C++ library
+)
+"""Words of a lack of memory, in small letters."""
 _BFLOAT16 = 16
 """ONNX's number for bfloat16. numpy has no such type: arrays hold the same bits as uint16."""
 
@@ -334,7 +339,7 @@ def _run_errors() -> Iterator[None]:
 
 def _check_memory(exc: Exception, what: str) -> None:
     """Raise ``ResourceExhaustedError`` if ONNX Runtime failed for want of memory."""
-    if isinstance(exc, MemoryError) or any(word in str(exc) for word in _NO_MEMORY):
+    if isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in _NO_MEMORY):
         raise ResourceExhaustedError(
             f"{what} needs more memory than ONNX Runtime may take: {_first_line(exc)}",
             do="Give the model more bytes, or smaller runs.",

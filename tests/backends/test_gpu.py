@@ -1,6 +1,7 @@
 """What of the path to a GPU needs no GPU: bytes of the device, options of providers, names of engines, host memory."""
 
 import mmap
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from genai_ray import ModelBackend, ModelCatalog, errors
 from genai_ray.backends import RuntimeOptions, execution, open_runtime
@@ -98,10 +100,10 @@ def test_memory_that_others_gave_back_is_not_negative():
     assert meter.measure() == 0
 
 
-def test_the_arena_gets_what_context_weights_and_workspace_leave():
-    assert arena_limit(2_000 * MB, context_bytes=450 * MB, weight_bytes=50 * MB) == 1_500 * MB - WORKSPACE_BYTES
+def test_weights_and_arena_get_what_context_and_workspace_leave():
+    assert arena_limit(2_000 * MB, context_bytes=450 * MB, weight_bytes=50 * MB) == 1_550 * MB - WORKSPACE_BYTES
     least = 500 * MB + WORKSPACE_BYTES + LEAST_ARENA_BYTES
-    assert arena_limit(least, context_bytes=450 * MB, weight_bytes=50 * MB) == LEAST_ARENA_BYTES
+    assert arena_limit(least, context_bytes=450 * MB, weight_bytes=50 * MB) == 50 * MB + LEAST_ARENA_BYTES
     with pytest.raises(
         errors.ResourceExhaustedError, match=f"allowed: {least} or more: 450000000 for the CUDA context"
     ):
@@ -297,22 +299,56 @@ def test_host_blocks_are_used_again():
     assert allocate.counts == {"allocated": 3, "freed": 3}
 
 
-def test_an_arena_at_its_limit_is_a_lack_of_bytes():
-    """ONNX Runtime's arena on a CPU says the same as that on a GPU."""
+def open_in_arena(folder, weight_bytes):
+    """Open a model of two tensors of the size of its input, and of weights that the environment's arena reserves."""
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # else the weights are folded
+    for name in ("use_env_allocators", "use_device_allocator_for_initializers", "disable_prepacking"):
+        settings.add_session_config_entry(f"session.{name}", "1")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
+    weights = [
+        numpy_helper.from_array(np.ones(weight_bytes // 4, np.float32), "w"),
+        helper.make_tensor("i", 7, [], [0]),
+    ]
+    nodes = [helper.make_node("Exp", ["x"], ["e"]), helper.make_node("Gather", ["w", "i"], ["g"])]
+    nodes.append(helper.make_node("Add", ["e", "g"], ["y"]))
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    path = folder / "model.onnx"
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    return ort.InferenceSession(str(path), settings, providers=[CPU])
+
+
+def test_the_limit_of_an_arena_counts_weights(tmp_path):
+    """ONNX Runtime's arena on a CPU is that of a GPU. With more weights than its limit it has none."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, ort.OrtArenaCfg(4 * MB, 1, -1, -1))
-    settings = ort.SessionOptions()
-    settings.add_session_config_entry("session.use_env_allocators", "1")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
-    nodes = [helper.make_node("Exp", ["x"], ["z"]), helper.make_node("Exp", ["z"], ["y"])]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
-    session = ort.InferenceSession(model.SerializeToString(), settings, providers=[CPU])
-    assert session.run(None, {"x": np.zeros(1000, np.float32)})[0].shape == (1000,)
     words = "a run needs more memory than ONNX Runtime may take"
-    with pytest.raises(errors.ResourceExhaustedError, match=words), _run_errors():
-        session.run(None, {"x": np.zeros(4 * MB, np.float32)})
+    small = np.zeros(50_000, np.float32)
+    for weight_bytes, too_large in ((3 * MB, 300_000), (4000, 1_200_000), (6 * MB, None)):
+        session = open_in_arena(tmp_path, weight_bytes)
+        assert session.run(None, {"x": small})[0].shape == small.shape
+        if too_large is None:
+            assert session.run(None, {"x": np.zeros(5 * MB, np.float32)})[0].shape == (5 * MB,)
+        else:
+            with pytest.raises(errors.ResourceExhaustedError, match=words), _run_errors():
+                session.run(None, {"x": np.zeros(too_large, np.float32)})
+        del session  # and its weights
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&handle);",
+        "CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0",
+        "Error Code 2: OutOfMemory (Requested size was 1073741824 bytes.)",
+    ],
+)
+def test_no_memory_of_a_gpu_is_a_lack_of_bytes(words):
+    with pytest.raises(errors.ResourceExhaustedError, match=re.escape(words)), _run_errors():
+        raise ort_errors.Fail(f"[ONNXRuntimeError] : 1 : FAIL : {words}")
 
 
 def test_sums_and_powers_stay_in_fp32_on_a_gpu():

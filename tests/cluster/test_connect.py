@@ -396,6 +396,34 @@ def test_an_own_cluster_is_private_and_leaves_nothing(place):
     assert [*base.iterdir(), *other.iterdir()] == []
 
 
+_INTERRUPT = """
+import os, signal, threading
+import psutil
+from genai_ray import ModelCache
+
+def interrupt():
+    while not any(child.name() == "raylet" for child in psutil.Process().children()):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+try:
+    ModelCache(10**9)
+except KeyboardInterrupt:
+    print([child.name() for child in psutil.Process().children(recursive=True)], os.listdir(os.environ["TMPDIR"]))
+with ModelCache(10**9) as cache:
+    print(cache.is_embedded, cache.loaded_models())
+"""
+
+
+def test_a_start_that_is_interrupted_leaves_nothing_and_the_next_one_works(place):
+    home, base = home_with(place, None), place / "a"
+    for folder in (home, base):
+        folder.mkdir(exist_ok=True)
+    done = run_python(_INTERRUPT, HOME=home, TMPDIR=base)
+    assert done.stdout.splitlines() == ["[] []", "True []"], done.stderr
+
+
 def test_a_long_temporary_path_works_and_the_token_is_private(place):
     home, long = home_with(place, TOKEN), place / ("long" * 30)
     long.mkdir()

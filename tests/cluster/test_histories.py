@@ -280,9 +280,11 @@ class CacheMachine(RuleBasedStateMachine):
         policy=st.sampled_from(EvictionPolicy),
         chance=st.randoms(use_true_random=True),
         is_full=st.booleans(),
+        min_stay_s=st.sampled_from((0.0, 3.0)),
     )
-    def begin_history(self, total, policy, chance, is_full=False):
+    def begin_history(self, total, policy, chance, is_full=False, min_stay_s=0.0):
         self.chance = chance
+        self.min_stay_s = min_stay_s
         CLOCK.begin()
         USED.clear()
         self.loop = Loop()
@@ -297,7 +299,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.work_is_done(40)
 
     def open(self):
-        options = CacheOptions(policy=self.policy, min_stay_s=0.0)
+        options = CacheOptions(policy=self.policy, min_stay_s=self.min_stay_s)
         self.cache = actor.CacheActor("cache", self.total, options, self.processes)
         self.book, self.leases = self.cache._table, self.cache._leases
         self.ledger = self.book.ledger

@@ -230,11 +230,11 @@ def _start() -> None:
         _guards.append(
             Guard([info.process.pid for kind in ("raylet", "gcs_server") for info in node.all_processes.get(kind, ())])
         )
-    except GenAIRayError:
+    except BaseException as exc:  # also Ctrl-C
         disconnect()
-        raise
-    except Exception as exc:  # Ray raises a plain Exception if its node does not answer in time
-        disconnect()
+        if isinstance(exc, GenAIRayError) or not isinstance(exc, Exception):
+            raise
+        # Ray raises a plain Exception if its node does not answer in time
         raise ResourceExhaustedError(
             f"Ray did not start: {str(exc).strip(' .')}", do="If the machine is busy, try again later."
         ) from exc

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -68,7 +68,8 @@ def undisturbed() -> Iterator[None]:
     """Keep this process's handler of SIGTERM while Ray starts: Ray's own aborts the process, with a crash dump.
 
     If there is no handler, SIGTERM raises ``SystemExit(143)``, so that cleanup runs. Arguments of the command line that
-    are not text do not harm Ray, which records them.
+    are not text do not harm Ray, which records them. The first Ctrl-C counts when the block has ended: after a start
+    that was interrupted, the next one would end the process from below Python. The second one counts at once.
 
     Yields:
         Nothing.
@@ -83,13 +84,40 @@ def undisturbed() -> Iterator[None]:
     if is_main:
         signal.signal(signal.SIGTERM, own)
         utils.set_sigterm_handler = lambda _: None
+    with _late_interrupt() if is_main else nullcontext():
+        try:
+            yield
+        finally:
+            utils.set_sigterm_handler = set_handler
+            utils.get_entrypoint_name = name_entrypoint
+            if is_main:
+                signal.signal(signal.SIGTERM, own)  # Ray's was installed from below Python
+
+
+@contextmanager
+def _late_interrupt() -> Iterator[None]:
+    """Hold the first SIGINT back until the block has ended, if this process has a handler for it."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):
+        yield
+        return
+    is_held = False
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        nonlocal is_held
+        if is_held:
+            signal.signal(signal.SIGINT, before)
+            signal.raise_signal(signal.SIGINT)
+        is_held = True
+
+    signal.signal(signal.SIGINT, hold)
     try:
         yield
     finally:
-        utils.set_sigterm_handler = set_handler
-        utils.get_entrypoint_name = name_entrypoint
-        if is_main:
-            signal.signal(signal.SIGTERM, own)  # Ray's was installed from below Python
+        if signal.getsignal(signal.SIGINT) is hold:
+            signal.signal(signal.SIGINT, before)
+            if is_held:
+                signal.raise_signal(signal.SIGINT)
 
 
 def hush(*, is_quiet: bool) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from genai_ray.errors import ConfigError, FrameNotFoundError, GenAIRayError, InvalidInputError, ModelNotFoundError
 
@@ -119,7 +119,7 @@ def tell_stop(code: int) -> None:
         code: Its exit code; nothing is said for any that is not of ``STOPS``.
     """
     if code in STOPS:
-        print(describe_stop(code), end="")
+        print(describe_stop(code), end="", file=_stream())
         print(STOPS[code][1], file=sys.stderr)
 
 
@@ -144,9 +144,13 @@ def _to_line(message: str, kind: str, got: str, allowed: str = "", do: str = "")
 def _tell_json(message: str, kind: str, got: str, allowed: str = "", do: str = "") -> None:
     if has_word("--json"):
         with suppress(OSError):  # standard output may be what failed
-            is_video = sys.argv.count("-") > 1  # from pipe to pipe
-            stream = sys.stderr if is_video else sys.stdout
-            print(_to_line(message, kind, got, allowed, do), end="", file=stream, flush=True)
+            print(_to_line(message, kind, got, allowed, do), end="", file=_stream(), flush=True)
+
+
+def _stream() -> TextIO:
+    """Return where JSON goes: not where a video goes, from pipe to pipe."""
+    is_video = sum(word in ("-", "-o-", "--output=-") for word in sys.argv) > 1
+    return sys.stderr if is_video else sys.stdout
 
 
 def _tell_os_error(error: OSError) -> None:

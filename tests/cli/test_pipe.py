@@ -24,11 +24,24 @@ def test_words_of_the_command_that_make_no_sense(command):
         assert message in ended.stderr
 
 
-def test_errors_do_not_leave_through_the_pipe(command):
-    ended = command("enhance", "-", "-o", "-", "--model", "websr-x2-s", "--preset", "fast", "--json")
+@pytest.mark.parametrize("output", [["-o", "-"], ["-o-"], ["--output=-"]])
+def test_errors_do_not_leave_through_the_pipe(command, output):
+    ended = command("enhance", "-", *output, "--model", "websr-x2-s", "--preset", "fast", "--json")
     line, words = ended.stderr.splitlines()
     assert (ended.returncode, ended.stdout, json.loads(line)["error"]["class"]) == (2, "", "ConfigError")
     assert words == f"error: {json.loads(line)['error']['message']}"
+
+
+def test_an_interruption_does_not_leave_through_the_pipe(command, monkeypatch):
+    monkeypatch.setattr("genai_ray.cli.pipe._pipes", interrupt)
+    ended = command("enhance", "-", "-o", "-", "--model", "websr-x2-s", "--json")
+    line, words = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout, json.loads(line)["error"]["class"]) == (130, "", "KeyboardInterrupt")
+    assert words == "interrupted"
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_a_pipe_that_does_not_block_has_not_ended():

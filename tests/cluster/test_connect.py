@@ -96,7 +96,7 @@ def cluster(place, client_port):
         "--include-dashboard=false",
         "--block",
     ]
-    command += ["--object-store-memory=100000000", "--memory=500000000", "--disable-usage-stats"]
+    command += ["--object-store-memory=100000000", "--memory=550000000", "--disable-usage-stats"]
     command += [f"--ray-client-server-port={client_port}"]
     folder = place / "there"
     folder.mkdir()

@@ -416,7 +416,7 @@ with ModelCache(10**9) as cache:
 """
 
 
-def test_a_start_that_is_interrupted_leaves_nothing_and_the_next_one_works(place):
+def test_after_an_interrupted_start_the_next_one_works(place):
     home, base = home_with(place, None), place / "a"
     for folder in (home, base):
         folder.mkdir(exist_ok=True)

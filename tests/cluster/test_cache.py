@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from genai_ray import BatchInference, InferenceSession, ModelCache, errors
+from genai_ray.cluster import connect
 from tests.caches import ending
 
 MODELS = ["websr-x2-s", "websr-x2-m", "websr-x2-l"]
@@ -156,3 +157,12 @@ def test_a_batch_for_a_loaded_model_does_not_ask_the_cache(cache, frames):
     with ending(ModelCache(1_000_000_000, name="another")) as another:
         batch.process_batch(another, list(frames))
         assert another.loaded_models() == ["websr-x2-s"]
+
+
+def test_the_address_of_another_cluster_is_refused(ray_session):
+    own = ray.get_runtime_context().gcs_address
+    for address in (own, f"127.0.0.1:{own.rpartition(':')[2]}", "auto", None):
+        assert connect(address) is False
+    for address in ("ray://127.0.0.1:10001", "127.0.0.1:9"):
+        with pytest.raises(errors.ConfigError, match=f"address {address}, as this process is connected to .* already"):
+            connect(address)

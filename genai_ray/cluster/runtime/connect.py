@@ -77,11 +77,13 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         Whether this call started a cluster for this process, which ``disconnect`` ends.
 
     Raises:
-        ConfigError: If the named cluster does not answer, or none runs and none may be started.
+        ConfigError: If the named cluster does not answer, this process is connected to another one, or none runs and
+            none may be started.
         ResourceExhaustedError: If Ray cannot be started on this machine.
     """
     if ray.is_initialized():
         check_process()
+        _check_connected_to(address)
         return False
     asked = address or os.environ.get("RAY_ADDRESS")
     wanted = find_running() if not asked or asked == _ANY else asked
@@ -128,6 +130,31 @@ def check_process() -> None:
         raise ConfigError(got, "a process that was not forked after that", "Start processes by 'spawn'.")
 
 
+def _check_connected_to(address: str | None) -> None:
+    """Refuse the address of another cluster than that of this process, which has one at a time."""
+    if not address or address == _ANY:
+        return
+    client: Any = ray.util.client.ray
+    if client.is_connected() or address.startswith(CLIENT):
+        is_same, connected = client.is_connected() and address.startswith(CLIENT), "another cluster"
+    else:
+        connected = ray.get_runtime_context().gcs_address
+        (host, port), (own_host, own_port) = (_numbers(each) for each in (address, connected))
+        # Ray replaces a name of loopback by the node's own number.
+        is_same = port == own_port and (host == own_host or host.startswith("127."))
+    if not is_same:
+        do = "Leave the address out, or end that connection first by ray.shutdown()."
+        raise ConfigError(f"address {address}, as this process is connected to {connected} already", do=do)
+
+
+def _numbers(address: str) -> tuple[str, str]:
+    """Host by number, and port, of ``host:port``."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        host = socket.gethostbyname(host)
+    return host, port
+
+
 def check_inside(what: str, address: str | None = None) -> None:
     """Refuse what Ray Client cannot do: this process must be on a machine of the cluster.
 
@@ -139,7 +166,7 @@ def check_inside(what: str, address: str | None = None) -> None:
         ConfigError: If this process is connected by ``ray://``, or would be.
     """
     client: Any = ray.util.client.ray
-    wanted = "" if ray.is_initialized() else address or os.environ.get("RAY_ADDRESS", "")
+    wanted = address or ("" if ray.is_initialized() else os.environ.get("RAY_ADDRESS", ""))
     if client.is_connected() or wanted.startswith(CLIENT):
         do = "Run this on a machine of the cluster with RAY_ADDRESS=HEAD:6379, or send it there: ray job submit."
         raise ConfigError(f"{what} over {CLIENT}", "ModelCache, its sessions and enhance_videos", do)

@@ -3,6 +3,7 @@
 import json
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -97,3 +98,15 @@ def test_files_of_scenes_have_exactly_their_frames_and_sound(tmp_path):
         split_video(scenes_of(source, [6]), tmp_path / "out")
     with pytest.raises(errors.ConfigError, match="a folder of this machine"):
         split_video(scenes_of(source, [6]), "s3://bucket/out")
+
+
+def test_files_of_scenes_have_all_packets_of_sound_together(tmp_path):
+    """Sound of 1.6 s beside pictures of 1.2 s, whose last scene is one frame."""
+    source = write(tmp_path / "a.mkv", codec="libx264", size=(64, 48), pts=list(range(30)), tracks=1)
+    files = split_video(scenes_of(source, [6, 7, 28]), tmp_path / "out")
+
+    def sound_of(path):
+        with av.open(str(path)) as box:
+            return [bytes(packet) for packet in box.demux(box.streams.audio[0]) if packet.size and packet.pts >= 0]
+
+    assert [packet for file in files for packet in sound_of(file.path)] == sound_of(source)

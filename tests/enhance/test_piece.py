@@ -230,7 +230,7 @@ def test_a_duration_is_that_of_the_trim_filter(name, start, length, clip):
         wanted = [frame.pts for frame in trim(decode(source), box.streams.video[0], words)]
     plan, _ = taken(source, start=start, duration=length)
     assert list(whole.pts[plan.first : plan.stop]) == wanted
-    assert abs(plan.span[1] - plan.span[0] - Fraction(length)) <= plan.info.time_base / 2
+    assert abs(plan.span.end - plan.span.begin - Fraction(length)) <= plan.info.time_base / 2
 
 
 @pytest.mark.parametrize("name", ["h264-mp4-b-frames", "h264-mp4-late-start", "h264-mkv-open-gop", "vp9-webm"])
@@ -268,7 +268,7 @@ def test_frames_may_be_counted(clip, first, length, most):
     result = plan.from_zero()
     base = plan.info.time_base
     assert [time + whole.pts[first] for time in result.pts] == list(whole.pts[first:stop])
-    assert (result.pts[-1] + result.duration) * base == plan.span[1] - plan.span[0]
+    assert (result.pts[-1] + result.duration) * base == plan.span.end - plan.span.begin
 
 
 def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
@@ -355,6 +355,24 @@ def test_an_edit_list_cuts_sound_at_the_sample(codec, tmp_path):
     assert len(wanted) == 23520
     assert 0 <= len(got) - len(wanted) < 5000  # decoders may give the rest of the last packet, which is not shown
     assert np.abs(got[: len(wanted)].astype(float) - wanted).max() <= (1e-4 if codec in ("aac", "ac3") else 0)
+
+
+@pytest.mark.parametrize("start", ["f10", "f29"])
+@pytest.mark.parametrize("codec", ["aac", "flac", "libopus", "pcm_s16le"])
+def test_sound_goes_on_to_its_end_if_no_end_is_asked_for(codec, start, tmp_path):
+    """Sound of 1.6 s beside pictures of 1.2 s; in MP4 and MOV to the sample, in Matroska to the packet."""
+    begin = Fraction(start[1:]) / 25
+    for suffix in (".mkv", ".mov" if codec == "pcm_s16le" else ".mp4"):
+        source = write_all(tmp_path / f"a{suffix}", [codec], frames=30)
+        output = tmp_path / f"b{suffix}"
+        _, notes = cut(source, output, Encoding(codec="libx264", preset="ultrafast"), start=start)
+        made = packets(output, "audio")
+        theirs = [part for part in packets(source, "audio") if part[2] > begin]
+        assert made[-1][0] == theirs[-1][0]
+        assert abs(made[-1][2] - (theirs[-1][2] - begin)) <= Fraction(1, 1000)
+        if suffix == ".mkv":
+            late = float((theirs[-1][2] - Fraction(6, 5)) * 1000)
+            assert any(f"ends {late:.1f} ms after them" in note for note in notes), notes
 
 
 def write_gap(path, codec):
@@ -485,7 +503,8 @@ def test_the_pictures_of_the_result_are_those_of_the_piece(name, suffix, clip, t
         assert abs(got * result.info.time_base - want) <= unit / 2
     if suffix == ".mp4":
         assert (
-            result.pts[-1] + result.duration == (timeline.plan.span[1] - timeline.plan.span[0]) / result.info.time_base
+            result.pts[-1] + result.duration
+            == (timeline.plan.span.end - timeline.plan.span.begin) / result.info.time_base
         )
     luma = [np.asarray(memoryview(frame.planes[0])) for frame in decode(source)[9:31]]
     assert all(

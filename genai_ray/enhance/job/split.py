@@ -153,7 +153,8 @@ def _check_free(paths: Sequence[Path]) -> None:
 
 def _write(scenes: SceneList, scene: Scene, path: Path, common: EnhanceOptions) -> SceneFile:
     """Write the file of one scene; it appears under its name only when it is whole."""
-    options = replace(common, start=f"f{scene.start}", end=f"f{scene.stop}")
+    is_last = scene.stop == len(scenes.plan.pts)
+    options = replace(common, start=f"f{scene.start}", end=None if is_last else f"f{scene.stop}")
     timeline, sizes, _ = lay_timeline(scenes.plan, (), options)
     info = timeline.result.info
     encoding = options.encoding

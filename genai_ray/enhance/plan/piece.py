@@ -16,6 +16,7 @@ from typing import Any
 from genai_ray.enhance.plan.fields import count_made, stored_at
 from genai_ray.errors import ConfigError
 from genai_ray.video import Segment, VideoPlan, cut_segments
+from genai_ray.video.reading.plan import Span
 
 __all__ = ["PREVIEW_S", "Piece", "Place", "parse_piece", "parse_place", "take_piece"]
 
@@ -158,7 +159,10 @@ def take_piece(plan: VideoPlan, piece: Piece | None, *, segment_frames: int) -> 
     keys = tuple(key - first for key in plan.keys[before:] if key < stop)
     cut = cut_segments(stop - first, keys, segment_frames)
     segments = tuple(Segment(part.index, part.start + first, part.stop + first) for part in cut)
-    taken = replace(plan, segments=segments, span=(plan.pts[first] * base, end * base))
+    tracks_end = end * base
+    if not piece.is_preview and piece.end is None and piece.duration is None:
+        tracks_end = max([tracks_end, *(Fraction(ends_s) for _, _, ends_s in plan.tracks_s)])
+    taken = replace(plan, segments=segments, span=Span(plan.pts[first] * base, end * base, tracks_end))
     place = (
         f"piece: frames {stored_at(plan, first)} to {stored_at(plan, stop - 1)} of {clock.num_stored}, "
         f"from {clock.say(plan.pts[first])} to {clock.say(end)} of the source"

@@ -15,6 +15,8 @@ from typing import Any
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
 
+from genai_ray.video.reading.plan import Span
+
 __all__ = ["Excerpt", "cut_chapters", "drop_statistics"]
 
 _STATISTICS = ("bps", "duration", "number_of_", "_statistics")
@@ -32,17 +34,17 @@ _MOST_APART_S = Fraction(1)
 limit."""
 
 
-def cut_chapters(source: InputContainer, span: tuple[Fraction, Fraction]) -> Any:
+def cut_chapters(source: InputContainer, span: Span) -> Any:
     """Cut the chapters of a source to a piece.
 
     Args:
         source: The source, open.
-        span: Begin and end of the piece, in seconds of the source's times.
+        span: The piece.
 
     Returns:
         Chapters as PyAV takes them: those that lie partly within the piece, from zero.
     """
-    begin, end = span
+    begin, end = span.begin, span.end
     chapters = []
     chapter: Any
     for chapter in source.chapters():
@@ -78,7 +80,9 @@ class _Track:
     begin: int
     """Begin of the piece: this time becomes zero."""
     end: int
-    """End of the piece."""
+    """End of what is kept of the track."""
+    pictures_end: int
+    """End of the piece's pictures."""
     preroll: int | None
     """How long before the begin packets are needed; None for the packet before."""
     lead: int = 0
@@ -96,7 +100,7 @@ class Excerpt:
     """The packets of a piece, of all copied tracks.
 
     Args:
-        span: Begin and end of the piece, in seconds of the source's times.
+        span: The piece.
         source: The source, open.
         sink: The result.
         copies: Its copied streams by the source's index; tags about the whole track are removed from them.
@@ -104,7 +108,7 @@ class Excerpt:
 
     def __init__(
         self,
-        span: tuple[Fraction, Fraction],
+        span: Span,
         source: InputContainer,
         sink: OutputContainer,
         copies: Mapping[int, Stream],
@@ -153,7 +157,7 @@ class Excerpt:
             elif not self._has_edit_lists:
                 starts_ms, stops_ms = (
                     float(time * track.unit * 1000)
-                    for time in (track.first + track.lead, track.last - (track.end - track.begin))
+                    for time in (track.first + track.lead, track.last - (track.pictures_end - track.begin))
                 )
                 yield (
                     f"{track.name} is cut to whole packets: it begins {_say(starts_ms)} the pictures "
@@ -199,7 +203,7 @@ class Excerpt:
         track.last = time - track.begin + (packet.duration or 0)
 
 
-def _describe(stream: Any, span: tuple[Fraction, Fraction]) -> _Track:
+def _describe(stream: Any, span: Span) -> _Track:
     unit = Fraction(stream.time_base)
     is_cover = bool(stream.disposition & Disposition.attached_pic)
     codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else ""
@@ -208,8 +212,9 @@ def _describe(stream: Any, span: tuple[Fraction, Fraction]) -> _Track:
         name=f"{stream.type} stream {stream.index}",
         kind="cover" if is_cover else stream.type,
         unit=unit,
-        begin=round(span[0] / unit),
-        end=round(span[1] / unit),
+        begin=round(span.begin / unit),
+        end=round(span.tracks_end / unit),
+        pictures_end=round(span.end / unit),
         preroll=None if preroll_s is None else math.ceil(preroll_s / unit),
         lead=math.ceil(_read_pre_skip(bytes(stream.codec_context.extradata or b"")) / unit) if codec == "opus" else 0,
     )

@@ -162,7 +162,7 @@ def _begin_at_zero(plan: VideoPlan, source: InputContainer, sink: OutputContaine
     base = plan.info.time_base
     discontinuous = cast(Any, Flags.ts_discont).value
     if plan.span is not None:
-        return plan.span[0], plan
+        return plan.span.begin, plan
     if plan.slow_motion > 1:
         units = plan.begins_s * plan.slow_motion // base
         return units * base / plan.slow_motion, replace(plan, pts=tuple(time - units for time in plan.pts))

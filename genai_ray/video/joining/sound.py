@@ -26,7 +26,7 @@ from av.stream import Stream
 from genai_ray.video.codecs import SOUND_CODECS, SoundCodec
 from genai_ray.video.container import open_video
 from genai_ray.video.joining.samples import Converter
-from genai_ray.video.reading.plan import VideoPlan
+from genai_ray.video.reading.plan import Span, VideoPlan
 
 __all__ = ["SoundEncoder", "SoundRecipe", "plan_sound", "read_layout", "read_sound"]
 
@@ -129,7 +129,7 @@ def read_sound(plan: VideoPlan, index: int) -> Any:
         VideoError: If the source does not open.
     """
     begins_s = next((begin_s for track, begin_s, _ in plan.tracks_s if track == index), 0.0)
-    wanted_s = begins_s if plan.span is None else max(begins_s, float(plan.span[0]))
+    wanted_s = begins_s if plan.span is None else max(begins_s, float(plan.span.begin))
     for goes_there in (True, False) if wanted_s > _PREROLL_S else (False,):
         with open_video(plan.path, any_format=plan.any_format) as container:
             stream: Any = container.streams[index]
@@ -237,7 +237,7 @@ class SoundEncoder:
         source: The track of the source.
         recipe: From ``plan_sound``.
         late: Seconds of the source's times by which all times move.
-        span: Begin and end of the piece, in seconds of the source's times; None for all of it.
+        span: The piece; None for all of it.
         ends_s: When the last picture ends, in seconds of the result: silence is not encoded beyond it.
     """
 
@@ -247,7 +247,7 @@ class SoundEncoder:
         source: Any,
         recipe: SoundRecipe,
         late: Fraction,
-        span: tuple[Fraction, Fraction] | None,
+        span: Span | None,
         ends_s: Fraction,
     ) -> None:
         self.stream: Stream = _add_stream(sink, recipe)
@@ -259,7 +259,7 @@ class SoundEncoder:
         self._late = late
         self._span = span
         self._first = None if span is None else 0
-        self._stop = None if span is None else round((span[1] - span[0]) * self._per_s)
+        self._stop = None if span is None else round((span.tracks_end - span.begin) * self._per_s)
         self._last = round(ends_s * recipe.rate)
         self._run: _Run | None = None
         self._held: Any = None
@@ -287,9 +287,9 @@ class SoundEncoder:
         if self._span is not None and time is not None:
             time_s = time * packet.time_base
             ends_s = time_s + (packet.duration * packet.time_base if packet.duration else _LONGEST_S)
-            if ends_s < self._span[0] - _PREROLL_S or time_s >= self._span[1]:
+            if ends_s < self._span.begin - _PREROLL_S or time_s >= self._span.tracks_end:
                 return
-            is_early = time_s < self._span[0]
+            is_early = time_s < self._span.begin
         try:
             frames = _decode(self._source.codec_context, packet)
         except av.FFmpegError:  # damaged, or in the midst of what belongs together

@@ -183,7 +183,7 @@ class SubtitleConverter:
         for text in [text for text in self._open if time_s is None or text.start_s < time_s]:
             self._open.remove(text)
             stop_s = min(text.start_s + _LONGEST_S, max(self._ends_s, text.start_s) if time_s is None else time_s)
-            if self._span is None or (text.start_s < self._span[1] and stop_s > self._span[0]):
+            if self._span is None or (text.start_s < self._span.tracks_end and stop_s > self._span.begin):
                 self._num_endless += 1
             made += self._show(text, stop_s)
         return made
@@ -192,7 +192,7 @@ class SubtitleConverter:
         """Begin to show what of a text is within the piece."""
         start_s = text.start_s
         if self._span is not None:
-            start_s, stop_s = max(start_s, self._span[0]), min(stop_s, self._span[1])
+            start_s, stop_s = max(start_s, self._span.begin), min(stop_s, self._span.tracks_end)
             if start_s >= stop_s:
                 return []
         lines = [_drop_drawing(line) for line in text.lines]

@@ -24,7 +24,7 @@ from genai_ray.video.reading.packets import Decoded, Kind, PacketReader, decode_
 from genai_ray.video.reading.truncation import is_whole
 from genai_ray.video.track_options import TrackOptions
 
-__all__ = ["PictureSource", "Segment", "VideoPlan", "cut_segments", "plan_video"]
+__all__ = ["PictureSource", "Segment", "Span", "VideoPlan", "cut_segments", "plan_video"]
 
 END_TOLERANCE_S = 1.0
 """If a container's duration exceeds its last packet by more than this, its end is missing."""
@@ -72,6 +72,19 @@ class PictureSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a video, half-open, in seconds of the file's times."""
+
+    begin: Fraction
+    """The time of its first frame."""
+    end: Fraction
+    """When its last frame ends."""
+    tracks_end: Fraction
+    """When the other tracks end: with the pictures, or, if the piece goes on to the end of the video, at their own
+    end."""
+
+
+@dataclass(frozen=True, slots=True)
 class VideoPlan:
     """Every frame of a video, known before any is decoded."""
 
@@ -106,9 +119,8 @@ class VideoPlan:
     the file's times."""
     any_format: bool = False
     """Whether the file may name other files, as playlists do."""
-    span: tuple[Fraction, Fraction] | None = None
-    """Begin and end, half-open, of the piece that ``segments`` cover, in seconds of the file's times; the begin is the
-    time of its first frame. None for the whole video."""
+    span: Span | None = None
+    """The piece that ``segments`` cover; None for the whole video."""
     tracks: TrackOptions = field(default_factory=TrackOptions)
     """What is asked of the tracks beside the pictures."""
     deinterlacing: Deinterlacing | None = None
@@ -133,7 +145,7 @@ class VideoPlan:
     @property
     def clock_s(self) -> float:
         """What a player's clock shows when the piece begins; 0 for the whole video."""
-        return float(self.span[0] - self.begins_s) if self.span is not None else 0.0
+        return float(self.span.begin - self.begins_s) if self.span is not None else 0.0
 
     def seconds_of(self, index: int) -> float:
         """Return when a frame is shown.
@@ -158,7 +170,7 @@ class VideoPlan:
         if self.span is None:
             return False
         begin_s, end_s = next(((begin_s, end_s) for track, begin_s, end_s in self.tracks_s if track == index), (0, 0))
-        return end_s <= self.span[0] or begin_s >= self.span[1]
+        return end_s <= self.span.begin or begin_s >= self.span.tracks_end
 
     def from_zero(self) -> VideoPlan:
         """Return the plan of a result with the same frames.
@@ -173,7 +185,7 @@ class VideoPlan:
         return replace(
             self,
             pts=pts,
-            duration=int((self.span[1] - self.span[0]) / self.info.time_base) - pts[-1],
+            duration=int((self.span.end - self.span.begin) / self.info.time_base) - pts[-1],
             segments=tuple(Segment(part.index, part.start - first, part.stop - first) for part in self.segments),
         )
 

@@ -68,7 +68,8 @@ from genai_ray.video.reading.decode import (
 )
 from genai_ray.video.reading.deinterlace import CYCLE, KEPT, Deinterlacing
 from genai_ray.video.reading.digest import compare_frames, digest_part, digest_ranges, read_record_name
-from genai_ray.video.reading.plan import Segment, VideoPlan, cut_segments, plan_video
+from genai_ray.video.reading.plan import VideoPlan, plan_video
+from genai_ray.video.reading.ranges import Segment, cut_segments
 from genai_ray.video.reading.reader import VideoFrame, VideoFrames, VideoReader
 from genai_ray.video.reading.telecine import check_deinterlacing
 from genai_ray.video.source import (

@@ -28,7 +28,8 @@ from genai_ray.video.info import BT709, HD_LINES, LIMITED, SMPTE170M, UNSPECIFIE
 from genai_ray.video.pictures.animations import Animation, decode_animation, is_animation, read_animation
 from genai_ray.video.pictures.images import PictureFacts, decode_picture, describe_picture
 from genai_ray.video.reading.decode import DecodedFrame, decode_segment, decode_segment_small
-from genai_ray.video.reading.plan import PictureSource, Segment, VideoPlan, cut_segments, plan_video
+from genai_ray.video.reading.plan import PictureSource, VideoPlan, plan_video
+from genai_ray.video.reading.ranges import Segment, cut_segments
 
 __all__ = ["decode_small", "decode_source", "describe_source", "is_picture", "is_sequence", "plan_source"]
 

@@ -16,7 +16,7 @@ from typing import Any
 from genai_ray.enhance.plan.fields import count_made, stored_at
 from genai_ray.errors import ConfigError
 from genai_ray.video import Segment, VideoPlan, cut_segments
-from genai_ray.video.reading.plan import Span
+from genai_ray.video.reading.ranges import Span
 
 __all__ = ["PREVIEW_S", "Piece", "Place", "parse_piece", "parse_place", "take_piece"]
 

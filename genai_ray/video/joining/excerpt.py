@@ -15,7 +15,7 @@ from typing import Any
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
 
-from genai_ray.video.reading.plan import Span
+from genai_ray.video.reading.ranges import Span
 
 __all__ = ["Excerpt", "cut_chapters", "drop_statistics"]
 

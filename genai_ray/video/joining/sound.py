@@ -26,7 +26,8 @@ from av.stream import Stream
 from genai_ray.video.codecs import SOUND_CODECS, SoundCodec
 from genai_ray.video.container import open_video
 from genai_ray.video.joining.samples import Converter
-from genai_ray.video.reading.plan import Span, VideoPlan
+from genai_ray.video.reading.plan import VideoPlan
+from genai_ray.video.reading.ranges import Span
 
 __all__ = ["SoundEncoder", "SoundRecipe", "plan_sound", "read_layout", "read_sound"]
 

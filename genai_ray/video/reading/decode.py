@@ -23,7 +23,8 @@ from genai_ray.video.colour import count_outside, planes_of, read_alpha, to_rgb,
 from genai_ray.video.container import open_video
 from genai_ray.video.info import VideoInfo, build_decoder, decode_packet, main_stream
 from genai_ray.video.reading.deinterlace import CYCLE, Deinterlacing, deinterlace
-from genai_ray.video.reading.plan import Segment, VideoPlan
+from genai_ray.video.reading.plan import VideoPlan
+from genai_ray.video.reading.ranges import Segment
 from genai_ray.video.reading.telecine import count_repeating, undo_telecine
 
 __all__ = [

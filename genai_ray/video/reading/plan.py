@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -21,10 +20,11 @@ from genai_ray.video.container import open_video, read_sound_starts
 from genai_ray.video.info import VideoInfo, describe_video, main_stream
 from genai_ray.video.reading.deinterlace import Deinterlacing
 from genai_ray.video.reading.packets import Decoded, Kind, PacketReader, decode_times
+from genai_ray.video.reading.ranges import Segment, Span, cut_segments
 from genai_ray.video.reading.truncation import is_whole
 from genai_ray.video.track_options import TrackOptions
 
-__all__ = ["PictureSource", "Segment", "Span", "VideoPlan", "cut_segments", "plan_video"]
+__all__ = ["PictureSource", "VideoPlan", "plan_video"]
 
 END_TOLERANCE_S = 1.0
 """If a container's duration exceeds its last packet by more than this, its end is missing."""
@@ -33,18 +33,6 @@ _MAX_DENOMINATOR = 2**31 - 1
 """Largest denominator of a time base: containers store it in 32 bits."""
 
 _TRANSPORT_PACKET_BYTES = (188, 192, 204)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A half-open range of frames in display order."""
-
-    index: int
-    """Position in the plan."""
-    start: int
-    """First frame."""
-    stop: int
-    """One past the last frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +57,6 @@ class PictureSource:
     """Number of the first of numbered results: of a sequence that of its first picture."""
     losses: tuple[str, ...] = ()
     """What was converted, dropped or assumed in reading, a sentence each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A piece of a video, half-open, in seconds of the file's times."""
-
-    begin: Fraction
-    """The time of its first frame."""
-    end: Fraction
-    """When its last frame ends."""
-    tracks_end: Fraction
-    """When the other tracks end: with the pictures, or, if the piece goes on to the end of the video, at their own
-    end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,33 +453,3 @@ def _ends_within_packet(path: str) -> bool:
     """Tell whether a transport stream ends within a packet; without an index, no other truncation can be seen."""
     facts = find_facts(path)
     return facts is not None and facts.size > 0 and all(facts.size % size for size in _TRANSPORT_PACKET_BYTES)
-
-
-def cut_segments(count: int, keys: tuple[int, ...], most: int) -> tuple[Segment, ...]:
-    """Cut evenly, at key frames if they are near, and less often if more frames would be dropped than kept.
-
-    Args:
-        count: Frames to cut.
-        keys: Positions of key frames, ascending; the first may be negative: decoding of frame 0 starts there.
-        most: Most frames in a segment, if key frames allow it.
-
-    Returns:
-        The segments, which begin at 0 and end at ``count``.
-    """
-    number = -(-count // most)
-    while True:
-        cuts = [0]
-        for index in range(1, number):
-            wanted = round(count * index / number)
-            slack = max(count // number // 4, 1)
-            near = keys[bisect.bisect_left(keys, wanted - slack) : bisect.bisect_right(keys, wanted)]
-            cut = near[-1] if near else wanted
-            if cut > cuts[-1]:
-                cuts.append(cut)
-        dropped = sum(cut - keys[max(bisect.bisect_right(keys, cut) - 1, 0)] for cut in cuts) if keys else 0
-        if number == 1 or dropped <= count:
-            break
-        number -= 1
-    return tuple(
-        Segment(index, start, stop) for index, (start, stop) in enumerate(zip(cuts, [*cuts[1:], count], strict=True))
-    )

@@ -17,7 +17,8 @@ from genai_ray.display import describe_fields, format_array, format_count, to_ht
 from genai_ray.errors import FrameNotFoundError, VideoError
 from genai_ray.video.info import VideoInfo
 from genai_ray.video.reading.decode import SEEK_BEYOND_FRAMES, DecodedFrame, decode_frames, decode_segment
-from genai_ray.video.reading.plan import Segment, plan_video
+from genai_ray.video.reading.plan import plan_video
+from genai_ray.video.reading.ranges import Segment
 
 __all__ = ["VideoFrame", "VideoFrames", "VideoReader"]
 

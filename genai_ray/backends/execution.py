@@ -170,6 +170,7 @@ def _check_available(backend: ModelBackend, device: str) -> str:
             f"ONNX Runtime has no {wanted}", f"the providers it has: {there}", say_what_is_missing(wanted)
         )
     if wanted in _LIBRARIES:
+        ort.set_default_logger_severity(3)  # else it warns at each session that its provider is no plugin
         has_gpu = bool(_count_visible())
         if has_gpu:
             os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML and Ray count GPUs in this order
@@ -240,6 +241,7 @@ def _missing_library(provider: str) -> str | None:
             _load_tensorrt()
         ctypes.CDLL(str(library.parent / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(library))
+        ctypes.CDLL("libcudnn.so.9")  # the provider loads without it, and fails at the first convolution
     except OSError as exc:
         return str(exc)
     return None

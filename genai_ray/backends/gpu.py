@@ -18,6 +18,7 @@ from typing import Any
 from genai_ray.errors import BackendUnavailableError, ResourceExhaustedError
 
 __all__ = [
+    "LEAST_ARENA_BYTES",
     "WORKSPACE_BYTES",
     "GpuMeter",
     "GpuState",

@@ -124,8 +124,8 @@ class SessionActor:
                     raise
                 served.last_use_s = time.monotonic()
                 served.load_s = served.last_use_s - began_at
-                served.measured_bytes = self._bytes()
                 served.session = session
+                served.measured_bytes = self._bytes()
             return served.measured_bytes, served.load_s
 
     @ray.method(concurrency_group="load")

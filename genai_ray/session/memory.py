@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from genai_ray.backends.execution import open_gpu
-from genai_ray.backends.gpu import GpuMeter
+from genai_ray.backends.gpu import LEAST_ARENA_BYTES, WORKSPACE_BYTES, GpuMeter
 from genai_ray.session.process import anonymous_bytes
 from genai_ray.types import ModelBackend
 
@@ -42,6 +42,18 @@ class SessionMemory:
         now = anonymous_bytes() if self._meter is None else self._meter.added_bytes
         self._peak = max(self._peak, now - self._before)
         return self._peak
+
+    def copy_bytes(self, num_bytes: int) -> int:
+        """Predict what another copy of a model takes beside it: on a GPU the context is there, but no workspace.
+
+        Args:
+            num_bytes: What the model takes, the context included.
+
+        Returns:
+            Bytes.
+        """
+        own_bytes = 0 if self._meter is None else WORKSPACE_BYTES + LEAST_ARENA_BYTES
+        return num_bytes - self.context_bytes + own_bytes
 
     def measure(self) -> None:
         """Measure when a load or warm-up has ended: a driver may tell only what all programs take together."""

@@ -463,13 +463,13 @@ class InferenceSession(Shown):
         run_bytes = raw_run_bytes(self._path, shapes)
         if self._opener.is_shared:  # the runs of frames have taken their share of the same memory
             return self.num_runs * max(run_bytes - self._run_bytes(*self._largest_run()), 0)
-        return self._loaded_bytes - self._memory.context_bytes + self.num_runs * run_bytes
+        return self._memory.copy_bytes(self._loaded_bytes) + self.num_runs * run_bytes
 
     def _frames_bytes(self) -> int:
         """Predict what frames of another dtype take in addition."""
         if self._opener.is_shared:
             return self.num_runs * ends_bytes(self.spec, *self._largest_run())
-        return (self._warm_bytes or self._loaded_bytes) - self._memory.context_bytes
+        return self._memory.copy_bytes(self._warm_bytes or self._loaded_bytes)
 
     def _may_take(self, num_bytes: int) -> bool:
         if self.limits.reserve is not None:

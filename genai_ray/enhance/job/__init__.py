@@ -2,6 +2,7 @@
 
 * ``pipe``: ``enhance_pipe``, from pipe to pipe, without the rest.
 * ``job``: ``enhance_videos``. ``forecast``: what a job would do, with a ``trial`` on some frames.
+* ``job_cache``: the cache of a job.
 * ``claims``: the outputs that one job alone may write.
 * ``scheduler``: which step of which video runs next, and the steps as Ray tasks.
 * ``clip_plan``: ``ClipPlan``, what is planned for a video. ``steps``: begin, segments and end of a video as functions.

@@ -38,6 +38,7 @@ from genai_ray.enhance.job.clip_plan import (
     open_clip,
     settle_requests,
 )
+from genai_ray.enhance.job.job_cache import REQUEST_WITHIN_S
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress, ProgressMeter
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.scheduler import DO_AGAIN, Scheduler
@@ -59,9 +60,6 @@ __all__ = ["enhance_videos"]
 _log = logging.getLogger(__name__)
 
 PROGRESS_PERIOD_S = 0.5
-
-REQUEST_WITHIN_S = 24 * 3600.0
-"""A batch of large frames may take hours on a CPU; a session that hangs is found by its silence long before."""
 
 KINDS_EVERY_S = 5.0
 """How often the cache is asked which devices have the models, if several may have them."""

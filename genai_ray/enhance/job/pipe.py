@@ -18,11 +18,11 @@ from typing import BinaryIO
 import numpy as np
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import Lease, ModelCache, disconnect, uses_gpu
+from genai_ray.cluster import Lease, uses_gpu
 from genai_ray.enhance.job.choice import Choice, choose_on_cluster
 from genai_ray.enhance.job.clip_outcome import ClipOutcome
 from genai_ray.enhance.job.clip_plan import settle_requests
-from genai_ray.enhance.job.job import REQUEST_WITHIN_S
+from genai_ray.enhance.job.job_cache import job_cache
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress
 from genai_ray.enhance.job.segment_store import node_kind
 from genai_ray.enhance.plan.background import Background
@@ -141,12 +141,8 @@ def enhance_pipe(
     pipe = open_pipe(buffered, NAME, options.tracks, has_tracks=options.slow_motion is None)
     flow = _plan_flow(pipe, sink, specs, options)
     tell(Progress(0, 0, "starting", notes=flow.notes))
-    cache = ModelCache(
-        options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S
-    )
-    is_own = cache.is_embedded
     choice: Choice | None = None
-    try:
+    with job_cache(options) as cache:
         requests = find_requests(pipe.info, specs, options)
         if options.backend is ModelBackend.AUTO:
             tell(Progress(0, 0, "measuring"))
@@ -158,12 +154,6 @@ def enhance_pipe(
             sessions = options.replicas or len(cache.status().devices)
             flow.run(job, sessions, tell)
             uses = _uses_of(lease)
-    finally:
-        if is_own:
-            cache.shutdown()
-        cache.close()
-        if is_own:
-            disconnect()
     return flow.report(started_at, uses, choice)
 
 

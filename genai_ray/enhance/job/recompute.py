@@ -15,8 +15,9 @@ import ray
 from ray.exceptions import RayError
 
 from genai_ray.catalog import ModelSpec
-from genai_ray.cluster import UNKNOWN_PROCESSOR, ModelCache, disconnect, uses_gpu
+from genai_ray.cluster import UNKNOWN_PROCESSOR, uses_gpu
 from genai_ray.enhance.job.clip_plan import plan_timeline
+from genai_ray.enhance.job.job_cache import job_cache
 from genai_ray.enhance.job.records import build_note, describe_source, expand_times, find_late
 from genai_ray.enhance.job.segment_store import hash_of_model, list_versions, node_kind
 from genai_ray.enhance.plan.budget import give_budgets
@@ -39,9 +40,6 @@ TOLERANCE_DB = 30.0
 
 TASKS_SHARE = 0.4
 """Most of the cluster's ``memory`` for segments, as in a job."""
-
-REQUEST_WITHIN_S = 24 * 3600.0
-"""As in a job: a batch of large frames may take hours on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +134,7 @@ class Recomputation:
         if other:
             return Again((), (other,))
         timeline, _ = give_budgets(timeline, sizes.result, options.encoding, suffix)
-        cache = ModelCache(None, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S)
-        is_own = cache.is_embedded
-        try:
+        with job_cache(options) as cache:
             is_gpu = uses_gpu(options.device, options.backend)
             kind = node_kind(is_gpu=is_gpu)
             timeline, _ = plan_cuts(timeline, specs, options, sizes, is_gpu=is_gpu)
@@ -146,12 +142,6 @@ class Recomputation:
             with cache.lease(requests), temporary_folder("verify") as folder:
                 job = JobContext(specs, requests, options, cache, f"verify-{folder.name}", kind)
                 return self._compare_all(_compute(timeline, sizes, indices, job), indices, job, folder)
-        finally:
-            if is_own:
-                cache.shutdown()
-            cache.close()
-            if is_own:
-                disconnect()
 
     def _compare_source(self, timeline: Timeline) -> str:
         """Return what differs of the source; empty if nothing does."""

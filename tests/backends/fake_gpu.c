@@ -1,7 +1,8 @@
-/* Plays NVIDIA's driver and CUDA's libraries on a machine without a GPU: one GPU whose memory is that of the host, and
-   whose kernels compute nothing. It has FAKE_GPU_BYTES, of which each process takes 300 MB for its context; with
-   FAKE_GPU_HIDES_PROCESSES, NVML does not tell what a process takes. Processes share the GPU by the file
-   FAKE_GPU_STATE. The test adds the functions that do nothing. */
+/* Plays NVIDIA's driver and CUDA's libraries on a machine without a GPU: FAKE_GPU_COUNT GPUs, or one, whose memory is
+   that of the host, and whose kernels compute nothing. Each has FAKE_GPU_BYTES, of which each process takes 300 MB for
+   its context; with FAKE_GPU_HIDES_PROCESSES, NVML does not tell what a process takes. Processes share the GPUs by the
+   file FAKE_GPU_STATE. A process uses the first one of CUDA_VISIBLE_DEVICES, an index or a UUID that ends in one. The
+   test adds the functions that do nothing. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -13,7 +14,7 @@ typedef unsigned long long u64;
 
 enum { OUT_OF_MEMORY = 2, INSUFFICIENT_SIZE = 7, ALIGNMENT = 256, MOST = 64 };
 
-struct owner { int pid; u64 used; };
+struct owner { int pid, gpu; u64 used; };
 
 static const u64 context = 300000000;
 static struct owner *owners;
@@ -35,10 +36,16 @@ static void share(void) {
 
 static int is_alive(struct owner *one) { return one->pid && !kill(one->pid, 0); }
 
-static u64 used(void) {
+static int index_of(const char *name) { /* of the first word */
+    return name && *name ? name[strcspn(name, ",") - 1] - '0' : 0;
+}
+
+static int mine(void) { return index_of(getenv("CUDA_VISIBLE_DEVICES")); }
+
+static u64 used(int gpu) {
     u64 sum = 0;
     share();
-    for (int i = 0; i < MOST; i++) sum += is_alive(owners + i) ? owners[i].used : 0;
+    for (int i = 0; i < MOST; i++) sum += is_alive(owners + i) && owners[i].gpu == gpu ? owners[i].used : 0;
     return sum;
 }
 
@@ -49,6 +56,7 @@ static u64 *own(void) { /* creates the context */
     for (int i = 0; i < MOST; i++) {
         int before = owners[i].pid;
         if (!is_alive(owners + i) && __sync_bool_compare_and_swap(&owners[i].pid, before, getpid())) {
+            owners[i].gpu = mine();
             owners[i].used = context;
             return &owners[i].used;
         }
@@ -76,8 +84,8 @@ static int release(void *at, u64 *counter) {
 u64 fake_gpu_host_bytes(void) { return host; }
 
 int cudaMalloc(void **at, size_t size) {
-    u64 *mine = own();
-    return used() + size > total() ? OUT_OF_MEMORY : allocate(at, size, mine);
+    u64 *counter = own();
+    return used(mine()) + size > total() ? OUT_OF_MEMORY : allocate(at, size, counter);
 }
 
 int cudaFree(void *at) { return release(at, own()); }
@@ -92,7 +100,7 @@ int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *str
     return cudaMemcpy(to, from, size, kind);
 }
 
-int cudaMemGetInfo(size_t *left, size_t *all) { return *all = total(), *left = total() - used(), 0; }
+int cudaMemGetInfo(size_t *left, size_t *all) { return *all = total(), *left = total() - used(mine()), 0; }
 
 int cudaGetDeviceCount(int *count) { return *count = 1, 0; }
 
@@ -120,19 +128,26 @@ int nvmlInitWithFlags(unsigned flags) { return 0; }
 
 int nvmlShutdown(void) { return 0; }
 
-int nvmlDeviceGetCount_v2(unsigned *count) { return *count = 1, 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    const char *told = getenv("FAKE_GPU_COUNT");
+    return *count = told ? atoi(told) : 1, 0;
+}
 
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { return *device = 0, 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { return *device = (void *)(long)index, 0; }
+
+int nvmlDeviceGetHandleByUUID(const char *name, void **device) {
+    return nvmlDeviceGetHandleByIndex_v2(index_of(name), device);
+}
 
 int nvmlDeviceGetMemoryInfo(void *device, struct memory *told) {
-    return *told = (struct memory){total(), total() - used(), used()}, 0;
+    return *told = (struct memory){total(), total() - used((long)device), used((long)device)}, 0;
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struct process *told) {
     *count = 0;
     share();
     for (int i = 0; i < MOST && !getenv("FAKE_GPU_HIDES_PROCESSES"); i++) {
-        if (!is_alive(owners + i)) continue;
+        if (!is_alive(owners + i) || owners[i].gpu != (long)device) continue;
         if (told) told[*count] = (struct process){owners[i].pid, owners[i].used};
         *count += 1;
     }

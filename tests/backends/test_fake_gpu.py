@@ -49,8 +49,8 @@ path = save(Path(sys.argv[1]), nodes, inputs, [value("y", ["n"]), value("g", [1]
 def feeds(size):
     return {"x": np.arange(size, dtype=np.float32), "i": np.zeros(1, np.int64)}
 
-def used():
-    return read_gpu("0").used_bytes
+def used(gpu="0"):
+    return read_gpu(gpu).used_bytes
 
 told = {}
 """
@@ -78,11 +78,13 @@ def libraries(tmp_path_factory):
 def compute(libraries, tmp_path):
     """Run code in a process that sees the GPU; return what it tells."""
 
+    environment = {"LD_LIBRARY_PATH": str(libraries), "XDG_CACHE_HOME": str(tmp_path), "RAY_ADDRESS": "local"}
+
     def call(code, **said):
         done = subprocess.run(
             [sys.executable, "-c", BEGIN + code + "\nprint(json.dumps(told))", tmp_path / "model.onnx"],
             cwd=ROOT,
-            env=os.environ | {"LD_LIBRARY_PATH": str(libraries), "XDG_CACHE_HOME": str(tmp_path)} | said,
+            env=os.environ | environment | said,
             capture_output=True,
             text=True,
             check=False,
@@ -225,6 +227,41 @@ with ModelCache() as cache:
     assert first == again == told["loads"][0][1] + WORKSPACE_BYTES
     assert given == 700_000_000
     assert told["left"] == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("visible", ["", "1,0", "GPU-1,GPU-0"])
+def test_each_session_has_the_gpu_that_it_was_given(compute, tmp_path, visible):
+    """Two sessions that do not fit on one GPU, whatever CUDA and Ray call it."""
+    chosen = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    told = compute(
+        """
+import shutil
+from genai_ray import ModelCache
+
+other = path.with_name("other.onnx")
+shutil.copy(path, other)
+with ModelCache() as cache:
+    told["kinds"] = [device.kind for device in cache.status().devices]
+    for model in (path, other):
+        cache.load_model(model, memory_bytes=5000 * MB)
+        cache.get_session(model, device="cuda").run(feeds(MB))
+    told["sessions"] = [
+        (entry.placed_on.partition("/gpu")[2], entry.session["visible_gpus"], entry.session["memory_bytes"])
+        for entry in cache.status().models
+    ]
+    told["seen"] = {gpu: used(gpu) for gpu in ("0", "1")}
+""",
+        FAKE_GPU_STATE=str(tmp_path / "gpu"),
+        FAKE_GPU_COUNT="2",
+        **chosen,
+    )
+    assert told["kinds"] == ["cpu", "Fake GPU", "Fake GPU"]
+    names = visible.split(",") if visible else ["0", "1"]
+    assert sorted(place for place, _, _ in told["sessions"]) == sorted(names)
+    for place, seen_there, taken in told["sessions"]:
+        assert seen_there == place
+        assert told["seen"][place[-1]] == taken
 
 
 def test_a_gpu_without_cudnn_is_not_chosen(compute, libraries):

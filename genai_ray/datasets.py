@@ -24,6 +24,7 @@ from genai_ray.cluster import check_inside, connect, own_folders
 from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
+from genai_ray.fields import refuse_unknown
 from genai_ray.files import expand, to_place
 from genai_ray.frames import FRAME_COLUMNS, build_index, build_table
 from genai_ray.types import take_fields
@@ -39,6 +40,7 @@ PLANS_IN_FLIGHT = 256
 
 
 @describe_fields
+@refuse_unknown
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSelection:
     """Which frames of each video are read: those that meet every condition.

@@ -10,6 +10,7 @@ FILES = sorted((ROOT / "genai_ray").rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "display": 1,
+    "fields": 1,
     "progress": 1,
     "types": 1,
     "files": 1,

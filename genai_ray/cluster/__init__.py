@@ -29,6 +29,7 @@ from genai_ray.cluster.messages import SessionRequest, key_of
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.cluster.runtime.connect import (
     check_inside,
+    check_own_gpu,
     connect,
     disconnect,
     has_own_node_died,
@@ -55,6 +56,7 @@ __all__ = [
     "SessionRequest",
     "cache_names",
     "check_inside",
+    "check_own_gpu",
     "connect",
     "disconnect",
     "find_cluster",

@@ -9,6 +9,7 @@ import pytest
 
 import genai_ray
 from genai_ray import ModelCatalog
+from genai_ray.backends.gpu import count_gpus
 from genai_ray.catalog import load_spec
 from genai_ray.errors import VideoError
 from genai_ray.files import open_folder
@@ -73,6 +74,15 @@ def test_models_are_listed_and_shown(command, tmp_path):
 )
 def test_wrong_use_is_exit_code_2_and_says_what_to_do(command, arguments, words):
     is_refused_with(command, arguments, words)
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_ray_starts(tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": str(tmp_path)}
+    done = run("enhance", CLIP, "-o", tmp_path / "b.mp4", "-m", "websr-x2-s", "--device", "cuda", env=env)
+    assert done.returncode == 1
+    assert "asked for device 'cuda'; allowed: cpu, since this machine has no NVIDIA GPU" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cluster_that_is_not_there_is_wrong_use():

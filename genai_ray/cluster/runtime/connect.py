@@ -17,14 +17,16 @@ import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
+from genai_ray.backends.gpu import count_gpus
 from genai_ray.cluster.runtime.driver import Guard, Job, hush, undisturbed
 from genai_ray.cluster.runtime.node import few_processes
 from genai_ray.cluster.runtime.token import CLIENT, check_token, forget_token, make_token, use_token
-from genai_ray.errors import ConfigError, GenAIRayError, ResourceExhaustedError
+from genai_ray.errors import BackendUnavailableError, ConfigError, GenAIRayError, ResourceExhaustedError
 from genai_ray.files import cache_folder, describe_error, make_folder, remove_folder, sweep_folders, temporary_base
 
 __all__ = [
     "check_inside",
+    "check_own_gpu",
     "check_process",
     "connect",
     "disconnect",
@@ -170,6 +172,25 @@ def check_inside(what: str, address: str | None = None) -> None:
     if client.is_connected() or wanted.startswith(CLIENT):
         do = "Run this on a machine of the cluster with RAY_ADDRESS=HEAD:6379, or send it there: ray job submit."
         raise ConfigError(f"{what} over {CLIENT}", "ModelCache, its sessions and enhance_videos", do)
+
+
+def check_own_gpu(device: str, address: str | None) -> None:
+    """Refuse a GPU on a machine without one before Ray is started there, and on no other.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        address: As ``connect``, which is called afterwards.
+
+    Raises:
+        BackendUnavailableError: If ``device`` is a GPU, and this machine alone would be used and has none.
+    """
+    if device in ("auto", "cpu") or ray.is_initialized() or count_gpus():
+        return
+    asked = address or os.environ.get("RAY_ADDRESS") or find_running()
+    if asked in (None, "local"):
+        raise BackendUnavailableError(
+            f"asked for device {device!r}", "cpu, since this machine has no NVIDIA GPU", "Use device='cpu'."
+        )
 
 
 def disconnect() -> None:

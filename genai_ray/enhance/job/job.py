@@ -38,7 +38,7 @@ from genai_ray.enhance.job.clip_plan import (
     open_clip,
     settle_requests,
 )
-from genai_ray.enhance.job.job_cache import REQUEST_WITHIN_S
+from genai_ray.enhance.job.job_cache import open_cache
 from genai_ray.enhance.job.report import EnhanceReport, ModelUse, Progress, ProgressMeter
 from genai_ray.enhance.job.results import Results
 from genai_ray.enhance.job.scheduler import DO_AGAIN, Scheduler
@@ -198,9 +198,7 @@ class _Job:
         tag = f"enhance-{uuid.uuid4().hex[:12]}"
         self._tell("starting")
         with _node_death_named():
-            cache = ModelCache(
-                options.max_memory_bytes, name=options.cache_name, address=options.address, deadline_s=REQUEST_WITHIN_S
-            )
+            cache = open_cache(options)
         say_if_node_dies(DO_AGAIN)
         router = router_of(cache)
         router.tag = tag

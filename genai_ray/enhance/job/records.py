@@ -41,13 +41,11 @@ __all__ = [
 RECORD_FORMAT = "genai-ray record 1"
 """What a record's field ``format`` says."""
 
-_UNUSED = frozenset(
-    {
-        *("address", "any_format", "batch_size", "cache_name", "fail_fast"),
-        *("max_memory_bytes", "name", "overwrite", "replicas", "work_dir"),
-    }
-)
-"""Options that no frame depends on."""
+_RECORDED = {item.name for item in fields(EnhanceOptions)} - {
+    *("address", "any_format", "batch_size", "cache_name", "fail_fast"),
+    *("max_memory_bytes", "name", "overwrite", "replicas", "work_dir"),
+}
+"""Options that frames depend on."""
 
 
 def describe_making(specs: Sequence[ModelSpec], options: EnhanceOptions, request: SessionRequest) -> dict[str, Any]:
@@ -69,7 +67,7 @@ def describe_making(specs: Sequence[ModelSpec], options: EnhanceOptions, request
         "backend": request.backend.value,
         "precision": request.precision.value,
         "options": {
-            item.name: _to_plain(getattr(options, item.name)) for item in fields(options) if item.name not in _UNUSED
+            item.name: _to_plain(getattr(options, item.name)) for item in fields(options) if item.name in _RECORDED
         },
         "versions": list(list_versions(request.backend)),
     }
@@ -222,8 +220,7 @@ def options_of(record: Mapping[str, Any], *, is_trusted: bool = True) -> Enhance
         ConfigError: If an option has a wrong value, or the encoder's options are not trusted.
     """
     try:
-        strange = sorted(_UNUSED & set(record["options"]))
-        if strange:
+        if strange := sorted(set(record["options"]) - _RECORDED):
             raise VideoError(f"a record with the option {strange[0]!r}, which no record has", RECORD_FORMAT)
         found = {name: _from_plain(name, value) for name, value in record["options"].items()}
         found |= {"backend": record["backend"], "precision": record["precision"], "min_quality_db": None}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
+from genai_ray.fields import refuse_unknown
 from genai_ray.types import full_range
 
 __all__ = ["Background", "compose", "parse_background"]
@@ -29,8 +30,11 @@ LINES_PER_RADIUS_PX = 36
 _FLOOR = 1e-3
 """Weight of the subject in the blur around it, so that no sum of weights is 0."""
 
+_KINDS = ("alpha", "blur", "colour", "mask")
+
 
 @describe_fields
+@refuse_unknown
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
     """What is behind the subject."""
@@ -41,6 +45,15 @@ class Background:
     """RGB in [0, 255], for the kind ``colour``."""
     radius_px: int | None = None
     """Radius of the blur in pixels of the result; None for a 36th of its height."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ConfigError(f"background kind {self.kind!r}", ", ".join(_KINDS))
+        colour: Any = self.colour
+        if not (isinstance(colour, tuple) and len(colour) == 3 and set(colour) <= set(range(256))):
+            raise ConfigError(f"background colour {colour!r}", "(red, green, blue), whole numbers from 0 to 255")
+        if self.radius_px is not None and not 1 <= self.radius_px <= MAX_RADIUS_PX:
+            raise ConfigError(f"background radius_px={self.radius_px!r}", f"1 to {MAX_RADIUS_PX}, or None")
 
 
 _PLAIN_WORDS = {"alpha": Background(kind="alpha"), "blur": Background(kind="blur"), "mask": Background(kind="mask")}

@@ -17,6 +17,7 @@ from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.size import ResultSize, parse_size
 from genai_ray.enhance.plan.timeline import TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.fields import refuse_unknown
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
 from genai_ray.tune import check_quality
@@ -52,6 +53,7 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 @describe_fields
+@refuse_unknown
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnhanceOptions:
     """The options of an ``enhance`` job: everything except inputs, output and models.
@@ -59,7 +61,8 @@ class EnhanceOptions:
     Words are taken for members: ``backend="openvino"``, ``background="blur"``; numbers for rates: ``fps=60``.
 
     Raises:
-        ConfigError: If a value is of another type than its field, or no word of it.
+        ConfigError: If a name is not known, a value is of another type than its field, no word of it or out of its
+            range, or values contradict each other.
     """
 
     backend: ModelBackend = ModelBackend.ONNX
@@ -212,6 +215,13 @@ class EnhanceOptions:
             raise ConfigError(
                 f"params={self.params!r}", "numbers by name, such as {'sigma': 15}, sequences of numbers, or pictures"
             )
+        if self.max_memory_bytes is not None:
+            parse_bytes(self.max_memory_bytes)
+        if self.replicas is not None and self.replicas < 1:
+            raise ConfigError(f"{self.replicas} devices", "1 or more, or all")
+        if self.batch_size < 1 or self.segment_frames < 1:
+            raise ConfigError(f"batch_size={self.batch_size}, segment_frames={self.segment_frames}", "1 or more each")
+        _ = self.piece, self.tracks, self.result_size  # they raise
 
 
 def check_models(models: Paths, options: EnhanceOptions, *, has_sequence: bool = False) -> tuple[ModelSpec, ...]:
@@ -240,13 +250,7 @@ def check_models(models: Paths, options: EnhanceOptions, *, has_sequence: bool =
             describe_tasks(),
             "Pass --preset balanced, or --model ID (models=[...]); `genai-ray models show ID` says what one is.",
         )
-    if options.max_memory_bytes is not None:
-        parse_bytes(options.max_memory_bytes)
     _check_backend(options)
-    if options.replicas is not None and options.replicas < 1:
-        raise ConfigError(f"{options.replicas} devices", "1 or more, or all")
-    if options.batch_size < 1 or options.segment_frames < 1:
-        raise ConfigError(f"batch_size={options.batch_size}, segment_frames={options.segment_frames}", "1 or more each")
     specs = tuple(find_model(model)[0] for model in models)
     for spec in specs:
         check_tile_size(spec, options.tile_size_px)
@@ -303,7 +307,6 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions, *, 
         ConfigError: If no model has a param of that name, no model uses an option, or one is out of its range.
         InvalidInputError: If a param is out of its range.
     """
-    _ = options.piece, options.tracks, options.result_size  # they raise
     check_fields(options.deinterlace, options.field_order)
     _check_scenes(specs, options)
     check_rate(specs, options.factor, options.fps, options.slow_motion, has_sequence=has_sequence)

@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError, InvalidInputError
+from genai_ray.fields import refuse_unknown
 from genai_ray.types import parse_bit_rate, parse_bytes, take_fields
 from genai_ray.video.codecs import (
     CODEC_ALIASES,
@@ -51,6 +52,7 @@ __all__ = [
 
 
 @describe_fields
+@refuse_unknown
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
     """How results are encoded; a segment's bytes depend on all of it."""

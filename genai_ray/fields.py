@@ -1,0 +1,54 @@
+"""Options by name: what a class of options says of a name that it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import sys
+from typing import Any, TypeVar
+
+from genai_ray.errors import ConfigError
+
+__all__ = ["refuse_unknown"]
+
+Class = TypeVar("Class", bound=type)
+
+
+def refuse_unknown(owner: Class) -> Class:
+    """Make a dataclass refuse unknown names in the words of this package.
+
+    Args:
+        owner: The dataclass.
+
+    Returns:
+        The same class.
+
+    Raises:
+        ConfigError: From the class, if a name is not known: where it belongs, or which ones are like it.
+    """
+    make: Any = vars(owner)["__init__"]
+
+    @functools.wraps(make)
+    def init(self: Any, *args: Any, **given: Any) -> None:
+        known = {field.name for field in dataclasses.fields(owner)}
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{name}= of {owner.__name__}", *_find_place(owner, name, sorted(known)))
+        make(self, *args, **given)
+
+    setattr(owner, "__init__", init)  # noqa: B010 - mypy refuses the plain form
+    return owner
+
+
+def _find_place(owner: type, name: str, known: list[str]) -> tuple[str, str]:
+    """Return what is allowed, and what to do."""
+    names = vars(sys.modules[owner.__module__])
+    for field in dataclasses.fields(owner):
+        for word in str(field.type).split(" | "):
+            kind = names.get(word)
+            if dataclasses.is_dataclass(kind) and name in {one.name for one in dataclasses.fields(kind)}:
+                return f"{field.name}={word}({name}=...)", ""
+    if like := difflib.get_close_matches(name, known):
+        return "", f"Did you mean {' or '.join(like)}?"
+    return ", ".join(known), ""

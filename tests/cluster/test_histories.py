@@ -1052,6 +1052,29 @@ def test_a_load_evicts_nothing_before_its_turn(in_use):
     assert [model.model in name for model, name in zip(in_use.others_asked, names, strict=True)] == [True] * 3
 
 
+def test_who_waits_for_a_turn_survives_the_node_or_gives_up(in_use):
+    """Of two that wait, one has no time; the node on which others load dies, and the rest goes to another one."""
+    in_use.node_comes(kind=0, budget=4000, unit=1)
+    models = [*in_use.others_asked, replace(MODELS[0], model="hasty")]
+    for model, within_s in zip(models, (60.0, 60.0, 60.0, 0.5), strict=True):
+        in_use.wait(LoadRequest(model, model.model, 150 * MB), CLOCK.now_s + within_s)
+        in_use.drive()
+    tasks = [waiter.task for waiter in in_use.waiters[-4:]]
+    go_on(in_use, until="load")
+    (node,) = {slot.device_id.partition("/")[0] for slot in in_use.records(SlotState.LOADING)}
+    in_use.time_passes(0.6)
+    with pytest.raises(errors.ResourceExhaustedError, match="2 others are loaded first"):
+        in_use.drive(tasks.pop())
+    assert in_use.book.of_key(key_of(models.pop())) == []
+    in_use.node_dies(Chosen(node), is_told_first=False)
+    go_on(in_use)
+    places = {slot.device_id for slot in in_use.records(SlotState.READY)}
+    assert len(places) == 1
+    assert not places & {f"{node}/{CPU}"}
+    names = [task.result().replicas[0].name for task in tasks]
+    assert [model.model in name for model, name in zip(models, names, strict=True)] == [True] * 3
+
+
 def test_a_load_by_name_waits_for_no_turn(in_use):
     for model in in_use.others_asked:
         in_use.wait(LoadRequest(model, model.model, 150 * MB, is_explicit=True), CLOCK.now_s + 60.0)

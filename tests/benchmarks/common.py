@@ -55,17 +55,24 @@ def median(values: list[float]) -> float:
     return float(statistics.median(values))
 
 
-def write_small(source: Path, target: Path, seconds: float, size: tuple[int, int], **options: str) -> int:
-    """Write the first seconds of a clip in a smaller size, with options of x264; return how many frames these are."""
+def write_small(
+    source: Path, target: Path, seconds: float, size: tuple[int, int], every: int = 1, **options: str
+) -> int:
+    """Write the first seconds of a clip in a smaller size, or one of ``every`` so many frames of them, with options of
+    x264; return how many frames these are."""
     with av.open(str(source)) as box, av.open(str(target), "w") as sink:
         stream = sink.add_stream(
-            "libx264", rate=box.streams.video[0].average_rate, options={"crf": "18", "g": "120", "bf": "0"} | options
+            "libx264",
+            rate=box.streams.video[0].average_rate / every,
+            options={"crf": "18", "g": "120", "bf": "0"} | options,
         )
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         count = 0
-        for frame in box.decode(video=0):
+        for index, frame in enumerate(box.decode(video=0)):
             if frame.time >= seconds:
                 break
+            if index % every:
+                continue
             sink.mux(stream.encode(frame.reformat(*size)))
             count += 1
         sink.mux(stream.encode(None))

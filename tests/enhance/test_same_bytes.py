@@ -14,8 +14,9 @@ from tests.enhance.moving import frames_of
 from tests.enhance.test_sound import heard, make
 from tests.processes import killing
 from tests.rays import ray_of, without_ray
+from tests.session.test_pictures import SUNSET, save_style
 from tests.video.clips import write
-from tests.video.test_deinterlace import TOP
+from tests.video.test_deinterlace import TOP, write_telecined
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -38,6 +39,10 @@ SOUND = EnhanceOptions(encoding=Encoding(preset="8"), segment_frames=4, start="0
 SLOW = EnhanceOptions(
     encoding=FAST, segment_frames=4, start="f2", end="f14", height=100, slow_motion=3, audio="stretch", check="strict"
 )
+FILM_FRAMES = 44
+"""Of 54 of video: decimate drops one of five."""
+FILM = EnhanceOptions(encoding=Encoding(preset="slow"), segment_frames=6, deinterlace="ivtc", height=480)
+STYLE = EnhanceOptions(encoding=Encoding(preset="slow"), segment_frames=6, params={"style": SUNSET}, check="strict")
 SLOW_PTS = [0, 1, 2, 5, 6, 7, 8, 9, 12, *range(13, 36)]
 JOBS = {
     name: ("plain.mkv", "websr-x2-s", EnhanceOptions(encoding=encoding, segment_frames=6, check="strict"), 60)
@@ -47,6 +52,8 @@ JOBS = {
     "fields.mp4": ("fields.mp4", "websr-x2-s", FIELDS, 69),
     "sound.webm": ("sound.mkv", "rife", SOUND, 50),
     "slow.mp4": ("a slow clip.mp4", "rife", SLOW, 36),
+    "film.mp4": ("film.mkv", "websr-x2-s", FILM, FILM_FRAMES),
+    "style.mp4": ("plain.mkv", "style.onnx", STYLE, 60),
 }
 """By the name of its result: source, model, options, and how many frames it makes."""
 TRIES = 5
@@ -61,6 +68,8 @@ def sources(tmp_path_factory):
     write(folder / "piece.mp4", size=size, pts=list(range(90)), options=two)
     write(folder / "fields.mp4", size=size, pts=list(range(45)), options=TOP)
     make(folder / "sound.mkv", "aac", "flac")
+    write_telecined(folder / "film.mkv")
+    save_style(folder / "style.onnx")
     write(folder / "a slow clip.mp4", pts=SLOW_PTS, options={"g": "6", "bf": "2"})
     return folder
 
@@ -70,6 +79,7 @@ def made(name, sources, folder, kills=0):
     is told of a file is checked, too: the file names its record."""
     source, model, options, frames = JOBS[name]
     output, work = folder / name, folder / f"{name}.genai-ray"
+    model = sources / model if model.endswith(".onnx") else model
     for _ in range(TRIES):
         with (
             killing("ray::_run_", kills, lambda: any(work.glob("*.nut")) and any(work.glob("*.partial")))

@@ -230,6 +230,8 @@ def test_a_text_is_the_picture_and_wrong_ones_are_refused(style):
     huge = np.zeros((2049, 2048, 3), np.uint8)
     with pytest.raises(errors.InvalidInputError, match="a picture of 2048x2049"):
         params_of(style=text_of(huge))
+    with pytest.raises(errors.InvalidInputError, match="a picture of 8193x1; allowed: sides of at most 8192 px"):
+        params_of(style=text_of(np.zeros((1, 8193, 3), np.uint8)))
 
 
 def test_manifests_hold_the_picture_and_name_no_files(tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.types import ParamPicture, full_range
-from genai_ray.video.pictures.images import FORMATS, Picture, decode_picture, encode_picture
+from genai_ray.video.pictures.images import FORMATS, Picture, decode_picture, encode_picture, measure_picture
 
 __all__ = [
     "PICTURE_PARAM_SUFFIXES",
@@ -27,6 +28,8 @@ MAX_PIXELS = 2**26
 """Most pixels of a file of one's own."""
 MAX_STRANGERS_PIXELS = 2**22
 """Most pixels of one that may come from strangers: models take a few hundred pixels a side."""
+_LONGEST_SIDE = 4
+"""Longest side, in sides of the square with the most pixels: resizing needs memory for its product with the new one."""
 _START = re.compile(r"data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE)
 _WHAT = "a PNG, JPEG or WebP file without alpha"
 
@@ -41,7 +44,7 @@ def load_param_picture(path: str | Path) -> ParamPicture:
         The picture.
 
     Raises:
-        ConfigError: If it cannot be read, is no such file, has alpha, or has more than 2**26 pixels.
+        ConfigError: If it cannot be read, is no such file, has alpha, or has more than 2**26 pixels or 2**15 on a side.
     """
     try:
         return decode_param_picture(Path(path).read_bytes(), MAX_PIXELS)
@@ -73,7 +76,7 @@ def parse_picture_text(text: str) -> ParamPicture:
 
     Raises:
         InvalidInputError: If it is no such text, or the file is none of ``load_param_picture`` with at most 2**22
-            pixels.
+            pixels and 2**13 on a side.
     """
     found = _START.match(text)
     try:
@@ -109,8 +112,13 @@ def decode_param_picture(body: bytes, max_pixels: int = MAX_STRANGERS_PIXELS) ->
         The picture.
 
     Raises:
-        InvalidInputError: If it is no such file, has alpha, or has more pixels.
+        InvalidInputError: If it is no such file, has alpha, has more pixels, or has a side of more than four times the
+            square root of ``max_pixels``.
     """
+    size = measure_picture(body, max_pixels=max_pixels)
+    longest = _LONGEST_SIDE * math.isqrt(max_pixels)
+    if max(size.width, size.height) > longest:
+        raise InvalidInputError(f"a picture of {size.width}x{size.height}", f"sides of at most {longest} px")
     picture = decode_picture(body, max_pixels=max_pixels)
     if picture.alpha is not None and bool((picture.alpha != full_range(picture.alpha.dtype)).any()):
         raise InvalidInputError("a picture that is transparent in places", _WHAT, "Put it on a background first.")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from genai_ray import InferenceSession, ModelCache, errors
 from genai_ray.catalog import ServeProfile, dump_spec
@@ -313,6 +313,31 @@ def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):
         [2],
     ]
     assert [status for status, _, _ in answers].index(400) == 3
+    ModelCache(name="people").shutdown()
+
+
+def test_a_request_too_large_for_memory_fails_alone(models, ray_session):
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["size"], keepdims=1),
+        helper.make_node("ConstantOfShape", ["size"], ["blank"]),
+        helper.make_node("ReduceSum", ["blank"], ["zero"], keepdims=0),
+        helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["numbers", "zero"], ["y"]),
+    ]
+    write_model(models / "blank.onnx", nodes, [value("x", "INT64", ("n",))], [value("y", "FP32", ("n",))])
+    (models / "blank.serve.yaml").write_text("max_batch_size: 4\nbatch_wait_timeout_s: 10.0\n")
+
+    def infer(size):
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [size]}]}).encode()
+        return ask(app, "POST", "/v2/models/blank/infer", body)
+
+    with application(models.parent / "videos", models) as app, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(infer, (1, 2, 10**15, 3)))
+        figures = app.engine.statistics.counts_of("blank", "1").to_json()
+    assert [status for status, _, _ in answers] == [200, 200, 503, 200], answers
+    assert "memory" in json.loads(answers[2][1])["error"]
+    assert [json.loads(answers[index][1])["outputs"][0]["data"] for index in (0, 1, 3)] == [[1], [2], [3]]
+    assert figures["execution_count"] == 3  # each of them alone, as the merged call failed
     ModelCache(name="people").shutdown()
 
 

@@ -50,6 +50,9 @@ FRAMES_TOGETHER = 8
 LATE = 2.0
 """An item with less time left than this many calls take is refused: it would be late, and delay the next ones."""
 
+_REQUEST_ERRORS = (InvalidInputError, InferenceError, ResourceExhaustedError)
+"""What one request of a call may be at fault for."""
+
 _FIRST_CALL_S = 0.05
 _GROWTH = 1.25
 
@@ -304,35 +307,50 @@ class SessionCalls:
     async def _call(
         self, target: Target, compute: Compute, requests: Sequence[_Request]
     ) -> Sequence[Results | Exception]:
-        """Compute requests in one call; one by one if that fails, or if the model's first axis is not a batch."""
+        """Compute requests in one call; one by one if that fails, or if the model's first axis is not a batch.
+
+        If there is no session for them, all fail at once: each would wait for it again.
+        """
+        is_online = target.model.serving.request_class == "online"
+        source = _SessionSource(router_of(self._cache), self._profile.request_timeout_s, is_online)
+        call = functools.partial(self._call_session, target, compute, source)
         if len(requests) == 1:
-            return [await self._call_session(target, compute, requests[0].feeds, requests)]
+            return [await call(requests[0].feeds, requests)]
         names = requests[0].feeds
         feeds = {name: np.concatenate([request.feeds[name] for request in requests]) for name in names}
         rows = [_num_rows(request.feeds) or 1 for request in requests]
-        with contextlib.suppress(InvalidInputError, InferenceError):
-            results = await self._call_session(target, compute, feeds, requests)
+        try:
+            results = await call(feeds, requests)
+        except _REQUEST_ERRORS:
+            if source.has_refused:
+                raise
+        else:
             if all(np.shape(array)[:1] == (sum(rows),) for array in results.values()):
                 parts = {name: np.split(array, np.cumsum(rows)[:-1]) for name, array in results.items()}
                 return [{name: parts[name][index] for name in parts} for index in range(len(requests))]
         alone: list[Results | Exception] = []
         for request in requests:
             try:
-                alone.append(await self._call_session(target, compute, request.feeds, [request]))
-            except (InvalidInputError, InferenceError) as exc:
+                alone.append(await call(request.feeds, [request]))
+            except _REQUEST_ERRORS as exc:
+                if source.has_refused:
+                    raise
                 alone.append(exc)
         return alone
 
     async def _call_session(
-        self, target: Target, compute: Compute, feeds: dict[str, Array], requests: Sequence[_Request]
+        self,
+        target: Target,
+        compute: Compute,
+        source: _SessionSource,
+        feeds: dict[str, Array],
+        requests: Sequence[_Request],
     ) -> Results:
         """Make one call of the model's session, and count it.
 
         The call may take as long as any request, even if its clients have gone: the session computes it anyway, and
         would get ever more to do if other calls took its place.
         """
-        is_online = target.model.serving.request_class == "online"
-        source = _SessionSource(router_of(self._cache), self._profile.request_timeout_s, is_online)
         started = time.perf_counter_ns()
         results = await compute(CachedSession(source, target.request, target.metadata.spec), feeds)
         taken_ns = time.perf_counter_ns() - started
@@ -351,6 +369,8 @@ class _SessionSource:
         self.deadline_s = deadline_s
         self.is_online = is_online
         self.tag: str | None = None
+        self.has_refused = False
+        """Whether a session was asked for in vain."""
         self.pick = router.pick
         self.knows = router.knows
         self.dismiss = router.dismiss
@@ -361,7 +381,11 @@ class _SessionSource:
     ) -> tuple[str, Any]:
         try:
             return self._router.acquire(request, spec, lost, self.deadline_s if within_s is None else within_s)
+        except ResourceExhaustedError:
+            self.has_refused = True
+            raise
         except DeadlineExceededError as exc:
+            self.has_refused = True
             raise ResourceExhaustedError(f"{request.model} was not loaded in time", do=RETRY_LATER) from exc
 
 

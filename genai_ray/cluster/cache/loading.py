@@ -224,9 +224,11 @@ class Loader:
                 before = error
                 error = to_load_error(exc, record.key.model)
                 tries += 1
-                if not await self._prepare_next_try(record, device_id, exc, tries):
+                is_chance = isinstance(exc, MisplacedError) and time.monotonic() < until_s
+                wait_s = BACKOFF_S * tries if is_chance or tries < MAX_TRIES else 0.0
+                if not await self._prepare_next_try(record, device_id, exc, wait_s):
                     break
-                if isinstance(exc, MisplacedError) and time.monotonic() < until_s:
+                if is_chance:
                     error = before
                     tries -= 1  # what Ray chose says nothing of the model
                 elif device_id not in self._table.ledger.devices:
@@ -351,7 +353,7 @@ class Loader:
         self._table.rename(record)
         return True
 
-    async def _prepare_next_try(self, record: SessionRecord, device_id: str, exc: Exception, tries: int) -> bool:
+    async def _prepare_next_try(self, record: SessionRecord, device_id: str, exc: Exception, wait_s: float) -> bool:
         """End what failed, and prepare another try, on another device first; false if it would fail in the same way."""
         _log.warning("%s did not load on %s: %s", record.key.model, device_id, exc)
         self._metrics.failed(record.key.model)
@@ -375,7 +377,7 @@ class Loader:
                     return False
         self._table.rename(record)
         if not is_deterministic:
-            await asyncio.sleep(BACKOFF_S * tries)  # a node that has died is reported within this
+            await asyncio.sleep(wait_s)  # a node that has died is reported within this
         return True
 
     def _has_other_device(self, record: SessionRecord) -> bool:

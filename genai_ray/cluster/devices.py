@@ -103,13 +103,14 @@ def name_nodes() -> dict[str, str]:
     return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
 
 
-def memory_of(node: str, resources: dict[str, float], has_budget: bool) -> list[Device]:
+def memory_of(node: str, resources: dict[str, float], has_budget: bool, spare_bytes: int = 0) -> list[Device]:
     """Return the device that a node's memory is.
 
     Args:
         node: Its id.
         resources: What Ray has of it.
         has_budget: Whether the cache was given a budget for the whole cluster.
+        spare_bytes: Bytes of a process that is kept ready there.
 
     Returns:
         The device; none if Ray has no memory there.
@@ -118,7 +119,10 @@ def memory_of(node: str, resources: dict[str, float], has_budget: bool) -> list[
     share = CPU_SHARE if has_budget else CPU_DEFAULT_SHARE
     unit = MEMORY_UNIT_BYTES
     capacity = memory // unit * unit
-    return [Device(f"{node[:12]}/{CPU}", node, CPU, int(memory * share), capacity, unit)] if capacity else []
+    if not capacity:
+        return []
+    budget = max(int(memory * share) - spare_bytes, 0)
+    return [Device(f"{node[:12]}/{CPU}", node, CPU, budget, capacity, unit, spare_bytes=spare_bytes)]
 
 
 @contextlib.contextmanager

@@ -303,6 +303,8 @@ def test_the_guard_can_be_turned_off_and_options_are_checked(make_cache, frames)
         {"load_within_s": 0},
         {"replicas_per_device": 0},
         {"replicas_per_device": 1.5},
+        {"spare_processes": 2},
+        {"spare_processes": True},
     ):
         with pytest.raises(errors.ConfigError, match=str(next(iter(wrong.values())))):
             CacheOptions(**wrong)

@@ -93,10 +93,12 @@ class CacheActor(CacheCalls):
         self._opened()  # calls that need to know all sessions wait for it
         if budget_bytes not in (None, self._table.ledger.total_bytes):
             await self._open()
-        if budget_bytes is not None and budget_bytes != self._table.ledger.budget_bytes:
+        ledger = self._table.ledger
+        known = ledger.budget_bytes if ledger.total_bytes is None else ledger.total_bytes
+        if budget_bytes not in (None, known):
             raise ConfigError(
                 f"cache {self._name!r} with a budget of {budget_bytes} bytes",
-                f"{self._table.ledger.budget_bytes} bytes, which it has",
+                f"{known} bytes, which it has",
                 "Use another name.",
             )
         if options is not None and options != self._options:
@@ -229,7 +231,7 @@ class CacheActor(CacheCalls):
             budget_bytes=ledger.budget_bytes,
             **table.counts,
             process_bytes={kind: self._sizes.process_bytes(kind) for kind in kinds},
-            devices=describe_devices(table),
+            devices=describe_devices(table, self._maintenance.spares.pids),
             models=await describe_sessions(table),
             history={model: dict(counts) for model, counts in table.history.items()},
             leases=len(self._leases),

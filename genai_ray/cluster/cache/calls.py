@@ -40,6 +40,8 @@ class CacheOptions:
     replicas_per_device: int = 1
     """Most sessions of a hot model on one device, if other devices have no room. More than 1 only if several were
     measured to be faster than one, which runs a frame on each core of a CPU and two on a GPU already; experimental."""
+    spare_processes: int = 0
+    """Processes that are kept ready on each node for the next session that needs a new one: 0 or 1. Its bytes count."""
 
     logical_gpu_bytes: int | None = None
     """Every GPU that Ray counts is a logical one of so many bytes, and its sessions compute on the CPU: to try
@@ -56,6 +58,8 @@ class CacheOptions:
                 raise ConfigError(f"{name}={value}", "more than 0")
         if type(self.replicas_per_device) is not int or self.replicas_per_device < 1:
             raise ConfigError(f"replicas_per_device={self.replicas_per_device}", "a whole number, 1 or more")
+        if type(self.spare_processes) is not int or self.spare_processes not in (0, 1):
+            raise ConfigError(f"spare_processes={self.spare_processes}", "0 or 1")
 
 
 class CacheCalls(Protocol):

@@ -19,7 +19,8 @@ from genai_ray.cluster.cache.leases import Leases
 from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
-from genai_ray.cluster.devices import find_gpus, memory_of, nodes_alive
+from genai_ray.cluster.cache.spares import Spares
+from genai_ray.cluster.devices import CPU, find_gpus, memory_of, nodes_alive
 from genai_ray.cluster.messages import Key, LoadRequest, Recency, key_of
 from genai_ray.cluster.placement import Device, SlotState
 from genai_ray.errors import BackendUnavailableError, ConfigError, GenAIRayError
@@ -79,6 +80,7 @@ class Maintenance:
         self._leases = leases
         self._begin = begin
         self._options = options
+        self.spares = Spares(table)
         self._asked_s = 0.0
         self._spreading = asyncio.Lock()
         self._nodes: set[str] = set()
@@ -116,7 +118,8 @@ class Maintenance:
         """Add the memory of a new node and its GPUs at the same time: a session that may use either gets a GPU."""
         gpus = await self._probe(node, resources)
         has_budget = self._table.ledger.total_bytes is not None
-        for device in (*memory_of(node, resources, has_budget), *gpus):
+        spare_bytes = self._options.spare_processes * self._loader.process_bytes(CPU)
+        for device in (*memory_of(node, resources, has_budget, spare_bytes), *gpus):
             self._table.ledger.add_device(device)
         self._nodes.add(node)
         self._table.notify()
@@ -157,10 +160,9 @@ class Maintenance:
             is_due = time.monotonic() - self._asked_s >= ASK_EVERY_S
             await self._ask(None if is_due else self._replicated(), metrics if is_due else None)
 
+        steps = [self.look_at_nodes, self._leases.expire, self.spread, ask, self.spares.look]
         # each by itself: a session that does not answer must not delay the news of a node that died
-        await asyncio.gather(
-            *(self._repeat(step) for step in (self.look_at_nodes, self._leases.expire, self.spread, ask))
-        )
+        await asyncio.gather(*(self._repeat(step) for step in steps))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:

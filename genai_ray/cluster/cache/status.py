@@ -39,6 +39,10 @@ class DeviceStatus:
     """Bytes that a new session may take."""
     budget_bytes: int
     """Most bytes of all sessions on it together."""
+    spare_bytes: int = 0
+    """Bytes that are kept for its spare process, beside the budget; 0 for none."""
+    spare_pid: int | None = None
+    """Its spare process, which the next session takes; None if there is none at the moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +173,12 @@ class CacheStatus:
         return asdict(self)
 
 
-def describe_devices(table: SessionTable) -> tuple[DeviceStatus, ...]:
+def describe_devices(table: SessionTable, spares: Mapping[str, int]) -> tuple[DeviceStatus, ...]:
     """Return the state of the devices.
 
     Args:
         table: Sessions and bytes.
+        spares: Spare processes by node.
 
     Returns:
         One entry a device.
@@ -187,6 +192,8 @@ def describe_devices(table: SessionTable) -> tuple[DeviceStatus, ...]:
             held_bytes=device.held_bytes,
             free_bytes=device.free_bytes,
             budget_bytes=device.budget_bytes,
+            spare_bytes=device.spare_bytes,
+            spare_pid=spares.get(device.node) if device.spare_bytes else None,
         )
         for device in table.ledger.devices.values()
     )

@@ -28,6 +28,9 @@ DEADLINE_S = 3600.0
 EVICT_WITHIN_S = 60.0
 """Most seconds that ``evict`` waits until a model is idle."""
 
+_PRELOAD = "genai_ray.cluster.session_actor"
+"""What the process of a session imports."""
+
 
 class ModelCache:
     """Client of one cache of the cluster. The cache runs each model in a process of its own, within a budget of bytes.
@@ -72,7 +75,7 @@ class ModelCache:
         if not is_text(name):
             raise ConfigError(f"cache name {name}", "UTF-8 text")
         self.name = name
-        self.is_embedded = connect(address)
+        self.is_embedded = connect(address, preload=_PRELOAD if options and options.spare_processes else "")
         self._connection = Connection(name, budget_bytes, options, deadline_s, is_new=self.is_embedded)
         self._router = Router(self._connection, deadline_s, is_online=is_online)
 

@@ -37,7 +37,7 @@ class Ledger(Generic[Record]):
     """Every device and every session of a cache, and the budgets."""
 
     total_bytes: int | None = None
-    """Most bytes of all sessions of the cluster together; None for the sum of the devices' budgets."""
+    """Most bytes of all sessions and spare processes of the cluster; None for the sum of the devices' budgets."""
     policy: EvictionPolicy = EvictionPolicy.LRU
     """Which idle session is evicted first."""
     devices: dict[str, Device] = field(default_factory=dict)
@@ -56,8 +56,10 @@ class Ledger(Generic[Record]):
 
     @property
     def budget_bytes(self) -> int:
-        """Most bytes of all sessions together."""
-        return self._device_bytes if self.total_bytes is None else self.total_bytes
+        """Most bytes of all sessions together; spare processes take the rest of ``total_bytes``."""
+        if self.total_bytes is None:
+            return self._device_bytes
+        return max(self.total_bytes - sum(device.spare_bytes for device in self.devices.values()), 0)
 
     def add_device(self, device: Device) -> None:
         """Add a device without sessions.

@@ -53,6 +53,8 @@ class Device:
     """Bytes of its sessions."""
     held_bytes: int = 0
     """Bytes that Ray holds for its sessions."""
+    spare_bytes: int = 0
+    """Bytes of its spare process, which the budget leaves free."""
 
     @property
     def free_bytes(self) -> int:

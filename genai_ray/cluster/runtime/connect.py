@@ -57,6 +57,7 @@ _ENVIRONMENT = {
 }
 _DO_START = "Start one with `ray start --head`, or leave the address out."
 _SHORT = "/tmp"
+_PRELOAD = "RAY_preload_python_modules"
 _MAX_ADDRESS = 300
 """Letters of ``host:port``."""
 _MAX_PATH_BYTES = 43
@@ -67,13 +68,14 @@ _connected_by = 0
 """Process id of the process that connected to Ray; this one may be a fork of it."""
 
 
-def connect(address: str | None = None, *, start: bool = True) -> bool:
+def connect(address: str | None = None, *, start: bool = True, preload: str = "") -> bool:
     """Make sure that this process is connected to Ray.
 
     Args:
         address: A cluster's address, ``host:port`` or ``ray://host:port``; ``auto`` for one running on this machine;
             None for ``RAY_ADDRESS``, one running on this machine, or one of our own.
         start: Whether a cluster may be started.
+        preload: Module that every process of a cluster that is started imports before it is asked for anything.
 
     Returns:
         Whether this call started a cluster for this process, which ``disconnect`` ends.
@@ -113,7 +115,7 @@ def connect(address: str | None = None, *, start: bool = True) -> bool:
         raise ConfigError("no Ray cluster is running on this machine", "a running one", do)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    _start()
+    _start(preload)
     return True
 
 
@@ -255,7 +257,7 @@ def _note_process() -> None:
     _connected_by = os.getpid()
 
 
-def _start() -> None:
+def _start(preload: str) -> None:
     base = os.environ.get("RAY_TMPDIR") or temporary_base()
     sweep_folders(base, _SHORT)
     cache_folder()  # warns here if it cannot be written: nobody sees the log of Ray's processes
@@ -265,10 +267,11 @@ def _start() -> None:
         folder = _make_folder(base)
         make_token(folder.parent)
         hush(is_quiet=True)
-        with _on_loopback(), few_processes(), undisturbed():
+        job = Job()
+        with _on_loopback(), few_processes(), undisturbed(), _preloading(preload, job):
             ray.init(
                 address="local",
-                job_config=Job(),
+                job_config=job,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
@@ -286,6 +289,24 @@ def _start() -> None:
         raise ResourceExhaustedError(
             f"Ray did not start: {str(exc).strip(' .')}", do="If the machine is busy, try again later."
         ) from exc
+
+
+@contextlib.contextmanager
+def _preloading(module: str, job: Job) -> Iterator[None]:
+    """Have Ray's processes import a module of ours first.
+
+    Not if this process has the package from a folder that they only learn of with their job: they might find another
+    version of it.
+    """
+    folder = str(Path(__file__).parents[3])
+    if not module or _PRELOAD in os.environ or folder in job._py_driver_sys_path:
+        yield
+        return
+    os.environ[_PRELOAD] = module
+    try:
+        yield
+    finally:
+        del os.environ[_PRELOAD]
 
 
 def _make_folder(base: str) -> Path:

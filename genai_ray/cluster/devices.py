@@ -24,6 +24,7 @@ __all__ = [
     "CPU",
     "GPU_UNITS",
     "LOGICAL_GPU",
+    "SPARE_BYTES",
     "Started",
     "allowed_kinds",
     "device_of",
@@ -57,6 +58,10 @@ MEMORY_UNIT_BYTES = 10_000_000
 """Ray holds a multiple of this for a session on a CPU, so that sessions of about one size can use the same process:
 what is measured of one model differs by some MB from load to load. A session takes at least 80 MB, so that the rounding
 takes no more than what ``CPU_SHARE`` leaves of a node's memory."""
+
+SPARE_BYTES = 100_000_000
+"""What counts for a process that is kept ready: with the imports of a session it takes about 80 MB. Always the same, so
+that a cache that starts again has the budgets that it had."""
 
 GPU_UNITS = 10_000
 """Parts of a GPU: the smallest share that Ray can reserve is one of them."""

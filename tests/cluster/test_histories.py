@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from ray.exceptions import RayActorError
 
 from genai_ray import errors
-from genai_ray.cluster.cache import CacheOptions, actor, eviction, leases, loading, maintenance, session_table
+from genai_ray.cluster.cache import CacheOptions, actor, eviction, leases, loading, maintenance, session_table, spares
 from genai_ray.cluster.cache.measured_sizes import SizeMemory
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.devices import CPU, LOGICAL_GPU, MEMORY_UNIT_BYTES, Started
@@ -77,6 +77,9 @@ class NoProcesses:
 
     async def kill_and_wait(self, record):
         pass
+
+    async def process_ids(self, node):
+        await asyncio.Event().wait()
 
 
 class Clock:
@@ -142,7 +145,7 @@ class Processes:
     def __init__(self, nodes):
         self.nodes = nodes
         self.alive, self.killed, self.closed, self.calls, self.count = {}, set(), {}, [], 0
-        self.violations = []
+        self.idle, self.violations = {}, []
 
     def expect(self, is_so, what):
         """Note what must not be; an exception would only be taken by the cache for that of a process."""
@@ -162,10 +165,13 @@ class Processes:
     async def start(self, record, device, free):
         self.expect(free[device] >= record.held_bytes, f"Ray has {free[device]} for {record.held_bytes}")
         self.expect(record.held_bytes >= record.reserved_bytes, f"{record.name} is reserved more than Ray holds")
-        self.count += 1
         node, _, word = device.device_id.partition("/")
-        started = Started(node, None if word == CPU else word.removeprefix("gpu"), self.count, PROCESS_BYTES)
-        record.handle = Handle(self, self.count)
+        pid = self.idle.pop(node, None)
+        if pid is None:
+            self.count += 1
+            pid = self.count
+        started = Started(node, None if word == CPU else word.removeprefix("gpu"), pid, PROCESS_BYTES)
+        record.handle = Handle(self, pid)
         if node not in self.nodes:  # it died, and the cache has not heard of it
             raise RayActorError
         asked = record.load_request
@@ -184,6 +190,19 @@ class Processes:
         )
         await self.later(record.name, "start")
         return started
+
+    async def process_ids(self, node):
+        if node not in self.nodes:
+            raise ConnectionError
+        busy = {found.started.pid for found in self.alive.values() if found.started.node == node}
+        return frozenset(busy | {self.idle[node]} if node in self.idle else busy)
+
+    async def start_spare(self, node):
+        if node not in self.nodes:
+            raise ConnectionError
+        self.expect(node not in self.idle, f"a second spare process on {node}")
+        self.count += 1
+        self.idle[node] = self.count
 
     def kill(self, record):
         if record.handle is not None:
@@ -281,9 +300,10 @@ class CacheMachine(RuleBasedStateMachine):
         chance=st.randoms(use_true_random=True),
         is_full=st.booleans(),
         min_stay_s=st.sampled_from((0.0, 3.0)),
+        spare=st.sampled_from((0, 60)),
     )
-    def begin_history(self, total, policy, chance, is_full=False, min_stay_s=0.0):
-        self.chance = chance
+    def begin_history(self, total, policy, chance, is_full=False, min_stay_s=0.0, spare=0):
+        self.chance, self.spare = chance, spare * MB
         self.min_stay_s = min_stay_s
         CLOCK.begin()
         USED.clear()
@@ -476,6 +496,15 @@ class CacheMachine(RuleBasedStateMachine):
     def idle_replicas_retire(self):
         self.spawn(self.cache._maintenance._ask(None, None))
 
+    @rule()
+    def spare_processes_are_looked_at(self):
+        self.spawn(self.cache._maintenance.spares.look())
+
+    @precondition(lambda self: self.processes.idle)
+    @rule(data=st.data())
+    def a_spare_process_dies(self, data):
+        del self.processes.idle[self.draw(data, sorted(self.processes.idle))]
+
     def spawn(self, work):
         self.others.append(self.loop.create_task(work))
         self.drive()
@@ -551,7 +580,10 @@ class CacheMachine(RuleBasedStateMachine):
     def enter(self, name):
         for word, kind, budget, unit, share in self.nodes[name]:
             capacity = budget // unit * unit
-            self.ledger.add_device(Device(f"{name}/{word}", name, kind, int(share * budget), capacity, unit))
+            spare = self.spare if kind == CPU else 0
+            self.ledger.add_device(
+                Device(f"{name}/{word}", name, kind, int(share * budget) - spare, capacity, unit, spare_bytes=spare)
+            )
         self.book.notify()
         self.drive()
 
@@ -561,6 +593,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Its processes die with it, before the cache hears of the node or afterwards."""
         node = self.draw(data, sorted(self.nodes)[1:])  # the first one has the cache
         del self.nodes[node]
+        self.processes.idle.pop(node, None)
         on_it = [name for name, found in self.processes.alive.items() if found.started.node == node]
 
         async def hear():
@@ -574,7 +607,7 @@ class CacheMachine(RuleBasedStateMachine):
         if not is_told_first:
             self.drive(hear())
 
-    @precondition(lambda self: self.processes.alive and not self.has_grown())
+    @precondition(lambda self: self.processes.alive and not self.has_grown() and not self.is_over())
     @rule(data=st.data())
     def cache_starts_again(self, data):
         """The sessions say what they are, in any order; clients ask again, and holders tell of their leases."""
@@ -588,6 +621,7 @@ class CacheMachine(RuleBasedStateMachine):
         for name in list(self.processes.killed):  # before
             self.processes.die(name)
         self.processes.calls.clear()
+        self.processes.idle.clear()  # Ray keeps them no longer
         self.open()
         for name in self.nodes:
             self.enter(name)
@@ -634,6 +668,10 @@ class CacheMachine(RuleBasedStateMachine):
 
     # What holds at every instant
 
+    def is_over(self):
+        """Whether the sessions take more than the budget: a node has come, and its spare process counts."""
+        return self.ledger.used_bytes > self.ledger.budget_bytes
+
     def has_grown(self, device_id=None):
         """Whether a session, of one device or of any, took more than was reserved: others go for it, or it ends."""
         loaded = (
@@ -651,7 +689,10 @@ class CacheMachine(RuleBasedStateMachine):
             assert device.used_bytes <= device.budget_bytes or self.has_grown(device.device_id)
             assert device.held_bytes == sum(slot.held_bytes for slot in slots) <= device.capacity_bytes
         assert self.ledger.used_bytes == sum(slot.reserved_bytes for slot in self.ledger.slots.values())
-        assert self.ledger.used_bytes <= self.ledger.budget_bytes or self.has_grown()
+        with_spare = [device for device in self.ledger.devices.values() if device.spare_bytes]
+        most = self.ledger.budget_bytes if self.total is None else self.total
+        there = sum(device.node in self.processes.idle for device in with_spare) * self.spare if self.total else 0
+        assert self.ledger.used_bytes + there <= most or self.has_grown()
 
     @invariant()
     def no_process_was_asked_for_what_it_cannot_do(self):
@@ -711,7 +752,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def own_clock(monkeypatch, tmp_path):
-    for module in (actor, session_table, eviction, leases, loading, maintenance):
+    for module in (actor, session_table, eviction, leases, loading, maintenance, spares):
         monkeypatch.setattr(module, "time", CLOCK)
     monkeypatch.setattr(actor, "sizes_file", lambda: tmp_path / f"{CLOCK.history}.json")
     monkeypatch.setattr(session_table, "uuid", CLOCK)

@@ -148,17 +148,6 @@ class Loader:
         """
         return max(self._expected_on(record, kind), record.floor_bytes)
 
-    def process_bytes(self, kind: str) -> int:
-        """Return what a process without a model takes, by what is known now.
-
-        Args:
-            kind: Kind of device.
-
-        Returns:
-            Bytes.
-        """
-        return self._sizes.process_bytes(kind)
-
     def _expected_on(self, record: SessionRecord, kind: str) -> int:
         asked = record.load_request
         return self._sizes.expected(asked.digest, asked.request, kind, asked.predicted_bytes)

@@ -20,7 +20,7 @@ from genai_ray.cluster.cache.loading import Loader
 from genai_ray.cluster.cache.metrics import CacheMetrics
 from genai_ray.cluster.cache.session_table import SessionRecord, SessionTable
 from genai_ray.cluster.cache.spares import Spares
-from genai_ray.cluster.devices import CPU, find_gpus, memory_of, nodes_alive
+from genai_ray.cluster.devices import SPARE_BYTES, find_gpus, memory_of, nodes_alive
 from genai_ray.cluster.messages import Key, LoadRequest, Recency, key_of
 from genai_ray.cluster.placement import Device, SlotState
 from genai_ray.errors import BackendUnavailableError, ConfigError, GenAIRayError
@@ -118,7 +118,7 @@ class Maintenance:
         """Add the memory of a new node and its GPUs at the same time: a session that may use either gets a GPU."""
         gpus = await self._probe(node, resources)
         has_budget = self._table.ledger.total_bytes is not None
-        spare_bytes = self._options.spare_processes * self._loader.process_bytes(CPU)
+        spare_bytes = self._options.spare_processes * SPARE_BYTES
         for device in (*memory_of(node, resources, has_budget, spare_bytes), *gpus):
             self._table.ledger.add_device(device)
         self._nodes.add(node)

@@ -18,6 +18,7 @@ from genai_ray.cluster.cache.session_table import SessionProcesses, SessionRecor
 from genai_ray.cluster.devices import CPU, GPU_UNITS, LOGICAL_GPU, Started
 from genai_ray.cluster.messages import Description, Recency
 from genai_ray.cluster.placement import Device
+from genai_ray.cluster.runtime.workers import process_ids, start_process
 from genai_ray.cluster.session_actor import CONCURRENCY_GROUPS, SessionActor
 from genai_ray.errors import DeadlineExceededError, GenAIRayError, ResourceExhaustedError
 
@@ -55,6 +56,9 @@ START_WITHIN_S = 60.0
 
 GONE_WITHIN_S = 10.0
 """A killed process is taken for gone after this: a stopped one takes Ray 5 s."""
+
+KEEP_SPARE_S = 600
+"""Ray keeps a spare process at least this long; it is how long one stays after its cache has ended."""
 
 _LOOK_EVERY_S = 0.02
 _RETRY_S = 0.1
@@ -170,6 +174,14 @@ class RaySessions(SessionProcesses):
             return
         while _is_running(started.pid) and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_EVERY_S)  # callers are told up to 26 ms before the process is gone
+
+    @override
+    async def process_ids(self, node: str) -> frozenset[int]:
+        return await asyncio.to_thread(process_ids, node)
+
+    @override
+    async def start_spare(self, node: str) -> None:
+        await asyncio.to_thread(start_process, node, KEEP_SPARE_S)
 
 
 def start_session(record: SessionRecord, cache: str, device: Device) -> None:

@@ -122,6 +122,26 @@ class SessionProcesses(Protocol):
             record: The session; one that has no process yet is left alone.
         """
 
+    async def process_ids(self, node: str) -> frozenset[int]:
+        """Return the processes of a node that have started, with or without work.
+
+        Args:
+            node: Id of the node.
+
+        Raises:
+            ConnectionError: If the node does not say.
+        """
+
+    async def start_spare(self, node: str) -> None:
+        """Have a process started that the next session on a node takes; returns before it is there.
+
+        Args:
+            node: Id of the node.
+
+        Raises:
+            ConnectionError: If the node does not do so.
+        """
+
 
 class SessionTable:
     """All sessions of a cache, those that wait for room included, and the ledger of those that have a place.

@@ -8,15 +8,10 @@ import time
 from dataclasses import dataclass
 
 from genai_ray.cluster.cache.session_table import SessionTable
-from genai_ray.cluster.runtime.workers import process_ids, start_process
 
 __all__ = ["Spares"]
 
 _log = logging.getLogger(__name__)
-
-KEEP_S = 600
-"""Ray keeps a spare process at least this long; then the next look finds it gone and asks for another. It is also how
-long one stays after its cache was shut down."""
 
 START_WITHIN_S = 30.0
 """A spare process that is not there after this is asked for again."""
@@ -50,20 +45,24 @@ class Spares:
 
     async def look(self) -> None:
         """See whether each node has its spare process; ask for those that are missing, unless a session loads."""
-        nodes = {device.node for device in self._table.ledger.devices.values() if device.spare_bytes}
-        for node in set(self.pids) - nodes:
-            del self.pids[node]
-        await asyncio.gather(*(self._look_at(node) for node in nodes))
+        places = {device.node: device for device in self._table.ledger.devices.values() if device.spare_bytes}
+        for node in (self.pids.keys() | self._asked.keys()) - places.keys():
+            self.pids.pop(node, None)
+            self._asked.pop(node, None)
+        await asyncio.gather(*(self._look_at(node, device.device_id) for node, device in places.items()))
 
-    async def _look_at(self, node: str) -> None:
+    async def _look_at(self, node: str, device_id: str) -> None:
+        ledger = self._table.ledger
         try:
-            there = await asyncio.to_thread(process_ids, node)
+            there = await self._table.processes.process_ids(node)
             self._note(node, there)
             is_loading = any(not record.ready.is_set() for record in self._table.records.values())
-            if node in self.pids or node in self._asked or is_loading:
+            if node in self.pids or node in self._asked or is_loading or device_id not in ledger.devices:
+                return
+            if ledger.excess_bytes(device_id) > 0:  # a node that comes leaves the others less
                 return
             self._asked[node] = _Asked(there, time.monotonic() + START_WITHIN_S)
-            await asyncio.to_thread(start_process, node, KEEP_S)
+            await self._table.processes.start_spare(node)
             self._refused.discard(node)
         except ConnectionError as exc:
             if node not in self._refused:

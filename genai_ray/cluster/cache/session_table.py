@@ -128,6 +128,9 @@ class SessionProcesses(Protocol):
         Args:
             node: Id of the node.
 
+        Returns:
+            Their ids.
+
         Raises:
             ConnectionError: If the node does not say.
         """

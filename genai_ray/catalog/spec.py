@@ -160,11 +160,14 @@ class ParamSpec(_Frozen):
     def _convert(self, number: float) -> float:
         return number / self.full_scale if self.full_scale is not None and number >= 1 else number
 
-    def to_array(self, value: ParamValue | None = None) -> npt.NDArray[np.float32]:
+    def to_array(
+        self, value: ParamValue | None = None, *, side_px: int = MAX_PARAM_PICTURE_PX
+    ) -> npt.NDArray[np.float32]:
         """Return what the input of ``fuse_frames`` gets for a value.
 
         Args:
             value: From ``read``; None for the default.
+            side_px: Height and width of the default picture, as far as the graph fixes none, in pixels.
 
         Returns:
             float32: [] for a number, [size] for a vector, (H, W, 3) in [0, 1] for a picture.
@@ -172,7 +175,7 @@ class ParamSpec(_Frozen):
         if isinstance(value, ParamPicture):
             return np.asarray(value.pixels / full_range(value.pixels.dtype), np.float32)
         if value is None and self.picture is not None:
-            sides = self.picture.height or MAX_PARAM_PICTURE_PX, self.picture.width or MAX_PARAM_PICTURE_PX
+            sides = self.picture.height or side_px, self.picture.width or side_px
             return np.full((*sides, 3), self.default, np.float32)
         return np.asarray(self.default if value is None else value, np.float32)
 

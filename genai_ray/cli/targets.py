@@ -91,20 +91,22 @@ def write_pair(file: Path, data: bytes, beside: Path, text: bytes) -> None:
     """
     from genai_ray.files import discard, file_errors
 
-    older = [(one, one.with_name(f".{one.name}.{os.getpid()}.old")) for one in (file, beside)]
-    moved: list[tuple[Path, Path]] = []
+    replaced = [one for one in (file, beside) if one.exists()]
+    moved: dict[Path, Path] = {}
     try:
-        for one, old in older:
-            if one.exists():
-                with file_errors(str(one), "replacing"):
-                    one.replace(old)
-                moved.append((one, old))
+        for one in replaced:
+            old = one.with_name(f".{one.name}.{os.getpid()}.old")
+            with file_errors(str(one), "replacing"):
+                one.replace(old)
+            moved[one] = old
         write_target(beside, text)
         write_target(file, data)
     except BaseException:
-        beside.unlink(missing_ok=True)
-        for one, old in reversed(moved):
-            old.replace(one)
+        for one in (beside, file):
+            if one in moved:
+                moved[one].replace(one)
+            elif one not in replaced:
+                one.unlink(missing_ok=True)
         raise
-    for _, old in moved:
+    for old in moved.values():
         discard(old)

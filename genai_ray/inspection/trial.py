@@ -359,8 +359,8 @@ class _Trial:
             names = ("frames",) if len(spec.inputs) == 1 else ("frames0", "frames1")
             size = spec.inputs[0].height or self.size_px, spec.inputs[0].width or self.size_px
             feeds: dict[str, npt.NDArray[Any]] = {name: np.zeros((1, *size, 3), np.uint8) for name in names}
-            scalars = {name: param.to_array() for name, param in spec.params.items()}
-            self._timed(feeds | scalars, fused, size[0] * size[1])
+            params = {name: param.to_array(side_px=_PICTURE_TRIAL_PX) for name, param in spec.params.items()}
+            self._timed(feeds | params, fused, size[0] * size[1])
         except RUN_ERRORS as exc:
             return self._refuse_frames(spec, exc)
         finally:

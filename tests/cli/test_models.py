@@ -187,6 +187,13 @@ def test_a_model_and_its_spec_are_written_both_or_not_at_all(tmp_path, monkeypat
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.yaml"]
         assert (model.read_bytes(), spec.read_bytes()) == (b"model 1", b"spec 1")
     monkeypatch.setattr(files, "publish", publish)
+    for name in ("onnx", "yaml"):
+        blocking = tmp_path / f".a.{name}.{os.getpid()}.old"
+        blocking.mkdir()
+        with pytest.raises(errors.VideoError, match="replacing"):
+            write(2)
+        assert (model.read_bytes(), spec.read_bytes()) == (b"model 1", b"spec 1")
+        blocking.rmdir()
     write(2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.yaml"]
     assert (model.read_bytes(), spec.read_bytes()) == (b"model 2", b"spec 2")

@@ -15,6 +15,7 @@ from tests.video.clips import write
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (24, 36, 3), np.uint8)
 BODY = png(PIXELS)
+TWICE = "param 'style' both in the query and as the file param.style; allowed: one of them"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,9 @@ def test_a_picture_as_text_reaches_the_model(app):
         ([part(BODY, "other")], "model=style", "parameter 'other' for style.onnx; allowed: ['style']"),
         ([part(BODY)], "model=websr-x2-s", "parameter 'style' for websr-x2-s; allowed: none"),
         ([part(BODY)], "model=weights", "style=data:image/png"),
+        ([part(BODY)], "model=style&params=style=1", TWICE),
+        ([part(BODY)], "model=weights&params=style=0,0,0,0,1", TWICE),
+        ([], "model=websr-x2-s&params=priority=3", "parameter 'priority' for websr-x2-s; allowed: none"),
         ([part(BODY), part(BODY)], "model=style", "a form with 3 files and 0 fields; allowed: one file"),
     ],
 )
@@ -83,6 +87,19 @@ def test_wrong_forms_are_refused(app, more, query, words):
     body, headers = both(*more)
     told = refusal(enhance(app, query, body, **headers), 400)
     assert words in told
+
+
+@pytest.mark.parametrize("query", ["model=style&params=style=1", "model=weights&params=style=0,0,0,0,1"])
+def test_a_param_of_a_video_may_come_once(app, tmp_path, query):
+    clip = write(tmp_path / "a.mkv", codec="ffv1", size=(36, 24), pts=[0, 1], tracks=0, pix_fmt="yuv444p")
+    body, kind = form(('name="file"; filename="a.mkv"', clip.read_bytes()), part(BODY))
+    assert TWICE in refusal(ask(app, "POST", f"/v1/videos?{query}", body, **{"Content-Type": kind}), 400)
+
+
+def test_a_uri_brings_no_picture(app):
+    kind = {"Content-Type": "multipart/form-data; boundary=a"}
+    told = refusal(ask(app, "POST", "/v1/videos?model=style&uri=file:///a.mkv", b"", **kind), 400)
+    assert "without its picture 'style'" in told
 
 
 @pytest.mark.slow

@@ -6,10 +6,11 @@ import json
 import pickle
 
 import numpy as np
+import onnx
 import pyarrow
 import pyarrow.csv
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from PIL import Image
 
 from genai_ray import Encoding, EnhanceOptions, InferenceSession, ModelBackend, enhance_videos, errors, verify_video
@@ -110,6 +111,16 @@ def test_a_picture_is_found_and_reaches_the_model(tmp_path, shape, size):
         assert distance(session.infer(FRAMES[0]), np.rint(FRAMES[0] / 2).astype(np.uint8)) <= 1
 
 
+def test_all_trial_runs_take_a_small_picture(tmp_path):
+    path = save_style(tmp_path / "style.onnx", ("n", 3, 64, "b"))
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 3, 64, 64), np.float32), "none"))
+    model.graph.node.insert(0, helper.make_node("Add", ["style", "none"], ["small"]))
+    model.graph.node[1].input[0] = "small"
+    onnx.save(model, path)
+    assert inspect_model(path).picture_params == ("style",)
+
+
 def test_the_picture_may_come_first_and_neighbours_stay_so(tmp_path):
     found = inspect_model(save_style(tmp_path / "first.onnx", first="style"))
     assert ([tensor.name for tensor in found.inputs], found.picture_params) == (["x"], ("style",))
@@ -185,6 +196,11 @@ def test_files_of_the_command_line(tmp_path, style):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "clear.png").write_bytes(png(np.zeros((4, 4, 4), np.uint8)))
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "long.png").write_bytes(png(np.zeros((1, 32769, 3), np.uint8)))
+    with pytest.raises(errors.ConfigError, match="picture of 32769x1; allowed: sides of at most 32768 px"):
+        parse_params([f"style=@{tmp_path / 'long.png'}"], "--param")
+    with pytest.raises(errors.ConfigError, match=r"clear\.png .*Put it on a background first"):
+        parse_params([f"style=@{tmp_path / 'clear.png'}"], "--param")
     for name in ("none", "text", "clear", "folder"):
         with pytest.raises(errors.ConfigError, match=f"{name}.png cannot be read as a picture.*a PNG, JPEG or WebP"):
             parse_params([f"style=@{tmp_path / name}.png"], "--param")

@@ -213,6 +213,15 @@ def test_few_and_many_bits_of_grey_are_the_right_levels(depth, is_palette):
     assert not read_animation(body, max_pixels=LIMIT).has_alpha
 
 
+def test_deep_frames_that_are_blended_are_refused(tmp_path):
+    body = write(tmp_path / "a", draw(3, has_alpha=True, levels=9, dtype=np.uint16), HUNDREDTHS[:3], "png")
+    at = body.rindex(b"fcTL")
+    control = body[at : at + 29] + b"\1"  # the last byte says how a frame is blended
+    over = body[:at] + control + struct.pack(">I", zlib.crc32(control)) + body[at + 34 :]
+    with pytest.raises(InvalidInputError, match=r"frames that FFmpeg cannot blend, such as .*; allowed: 8 bits"):
+        read_animation(over, max_pixels=LIMIT)
+
+
 def _write_grey_apng(samples, depth, *, is_palette):
     """Write an APNG of two equal frames of grey levels, of any depth."""
     height, width = samples.shape
@@ -223,7 +232,7 @@ def _write_grey_apng(samples, depth, *, is_palette):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     def control(number):
-        return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, width, height, 0, 0, 1, 10, 0, 0))
+        return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, width, height, 0, 0, 1, 10, 0, depth == 16))
 
     greys = [round(255 * level / (2**depth - 1)) for level in range(2**depth)] if is_palette else []
     return b"".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, TypeVar, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
@@ -10,7 +11,7 @@ from starlette.requests import Request
 
 from genai_ray.errors import InvalidInputError
 
-__all__ = ["Params", "Query", "parse_query"]
+__all__ = ["Params", "Query", "check_given_once", "parse_query"]
 
 Parsed = TypeVar("Parsed", bound="Query")
 
@@ -56,6 +57,22 @@ def parse_query(request: Request, kind: type[Parsed]) -> Parsed:
             raise cause from exc
         allowed = error["msg"].removeprefix("Input should be ")
         raise InvalidInputError(f"{name}={str(error['input'])[:40]!r}", allowed) from exc
+
+
+def check_given_once(params: Collection[str], pictures: Collection[str]) -> None:
+    """Refuse an extra input of a model that comes twice.
+
+    Args:
+        params: Names of those in the query.
+        pictures: Names of those that are files of the form.
+
+    Raises:
+        InvalidInputError: If a name is in both.
+    """
+    for name in params:
+        if name in pictures:
+            got = f"param {name[:40]!r} both in the query and as the file param.{name[:40]}"
+            raise InvalidInputError(got, "one of them", "Leave it out of params=..., or leave the file out.")
 
 
 def _parse_params(text: str) -> dict[str, float | tuple[float, ...]]:

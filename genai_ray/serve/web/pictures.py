@@ -27,7 +27,7 @@ from genai_ray.serve.engine.model_metadata import FRAMES, Target
 from genai_ray.serve.engine.repository import ServedModel
 from genai_ray.serve.http.bodies import hold_place, read_file
 from genai_ray.serve.http.errors import without_folders
-from genai_ray.serve.http.queries import Params, Query, parse_query
+from genai_ray.serve.http.queries import Params, Query, check_given_once, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, NAME, TEXT, Operation, Schema, list_of, map_of, record, ref
 from genai_ray.types import ModelBackend, ModelPrecision, ModelPreset, ModelTask, full_range
 from genai_ray.video.pictures.images import (
@@ -191,6 +191,7 @@ class _Api:
         target = await engine.find(query.model)
         spec = target.metadata.spec
         _check_task(spec)
+        words = _to_words(query.params, sent, spec)
         max_pixels = engine.profile.people.max_image_pixels
         within_s = engine.profile.request_timeout_s
         deadline = asyncio.get_running_loop().time() + within_s
@@ -206,7 +207,7 @@ class _Api:
             frames = to_frames(picture, spec)
             self._check_bytes(frames, spec)
             decoded = time.perf_counter()
-            output = await self._infer(target, frames, _to_words(query.params, sent), deadline)
+            output = await self._infer(target, frames, words, deadline)
             inferred = time.perf_counter()
             async with _until(deadline, f"encoded within {within_s:g} s"):
                 result = await engine.call(
@@ -293,8 +294,13 @@ def _fit(picture: Picture, spec: ModelSpec, format_name: str, quality: int | Non
     return picture
 
 
-def _to_words(params: Mapping[str, ParamValue], pictures: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return params as parameters of a request for inference."""
+def _to_words(params: Mapping[str, ParamValue], pictures: Mapping[str, bytes], spec: ModelSpec) -> dict[str, Any]:
+    """Return params as parameters of a request for inference, whose own parameters are none of them."""
+    check_given_once(params, pictures)
+    unknown = next((name for name in (*params, *pictures) if name not in spec.params), None)
+    if unknown is not None:
+        got = f"parameter {unknown[:40]!r} for {spec.model_id}"
+        raise InvalidInputError(got, f"{sorted(spec.params) or 'none'}")
     words = {name: ",".join(map(repr, value)) if isinstance(value, tuple) else value for name, value in params.items()}
     files = {name: base64.b64encode(file).decode() for name, file in pictures.items()}
     return words | {name: f"data:image/png;base64,{file}" for name, file in files.items()}

@@ -31,7 +31,7 @@ from genai_ray.files import is_of_this_machine, open_below
 from genai_ray.serve.engine.engine import Engine
 from genai_ray.serve.engine.model_metadata import Target
 from genai_ray.serve.http.bodies import hold_place, on_disk, save_file
-from genai_ray.serve.http.queries import Params, Query, parse_query
+from genai_ray.serve.http.queries import Params, Query, check_given_once, parse_query
 from genai_ray.serve.http.routes import BINARY, FILE, JSON, Operation, ref
 from genai_ray.serve.web.video_job import SOURCE, VideoJob, VideoRequest, take_clip_options, take_encoding_options
 from genai_ray.serve.web.video_jobs import VideoDesk, VideoJobs
@@ -216,7 +216,9 @@ class _Api:
         async with hold_place(request, self._engine.admission):
             query = parse_query(request, _VideoQuery)
             targets = [await self._engine.find(name) for name in query.model]
-            is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+            is_form = query.uri is None and request.headers.get("content-type", "").lower().startswith(
+                "multipart/form-data"
+            )
             expected = {name for target in targets for name in target.metadata.spec.picture_params} if is_form else ()
             await self._engine.call(_check_job, targets, query, dict.fromkeys(expected, _GREY))
             length = request.headers.get("content-length", "")
@@ -244,6 +246,7 @@ class _Api:
             pictures: dict[str, ParamPicture] = {}
             if query.uri is None:
                 sent, files = await self._save(request, folder)
+                check_given_once(query.params, files)
                 pictures = await self._engine.call(_read_pictures, targets, files)
                 await self._engine.call(_check_job, targets, query, pictures)
             else:

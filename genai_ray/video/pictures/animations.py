@@ -19,6 +19,8 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import Blend as PngBlend
+from PIL.PngImagePlugin import PngImageFile
 
 from genai_ray.errors import InvalidInputError
 from genai_ray.types import full_range
@@ -168,6 +170,10 @@ def _compose(image: Image.Image, body: bytes) -> Iterator[Array]:
             for picture in box.decode(video=0):
                 is_deep = kind == "png" and body[_PNG_DEPTH_AT] == _DEEP_BITS
                 yield _to_rgba(picture) if is_deep else np.ascontiguousarray(picture.to_ndarray(format="rgba"))
+    except av.error.PatchWelcomeError as exc:
+        do = "Save it with 8 bits per component, or with whole frames that replace those before."
+        got = "frames that FFmpeg cannot blend, such as those of an APNG of 16 bits with alpha"
+        raise InvalidInputError(got, "8 bits for such frames", do) from exc
     except av.error.FFmpegError as exc:
         raise InvalidInputError(f"a damaged animation: {exc.strerror}", "a whole one") from exc
 
@@ -186,6 +192,8 @@ def _walk(image: Image.Image) -> Iterator[Image.Image]:
     hidden = int(bool(image.info.get("default_image", False)))
     for index in range(hidden, getattr(image, "n_frames", 1)):
         image.seek(index)
+        if isinstance(image, PngImageFile) and image.mode == "I;16":
+            image.blend_op = PngBlend.OP_SOURCE  # grey has nothing to blend, and Pillow (12) fails to
         image.load()
         yield image
 

@@ -48,9 +48,10 @@ def load_param_picture(path: str | Path) -> ParamPicture:
     """
     try:
         return decode_param_picture(Path(path).read_bytes(), MAX_PIXELS)
-    except (OSError, InvalidInputError) as exc:
-        why = exc.got if isinstance(exc, InvalidInputError) else exc.strerror or str(exc)
-        raise ConfigError(f"{path} cannot be read as a picture: {why}", _WHAT) from exc
+    except InvalidInputError as exc:
+        raise ConfigError(f"{path} cannot be read as a picture: {exc.got}", exc.allowed, exc.do) from exc
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read as a picture: {exc.strerror or exc}", _WHAT) from exc
 
 
 def is_picture_text(value: Any) -> TypeGuard[str]:

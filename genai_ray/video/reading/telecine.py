@@ -110,7 +110,7 @@ def count_repeating(
     Raises:
         VideoError: As ``undo_telecine``.
     """
-    lumas = [_luma(picture) for _, picture in _match_fields(path, decode, count, deinterlacing, start, stop)]
+    lumas = (_luma(picture) for _, picture in _match_fields(path, decode, count, deinterlacing, start, stop))
     changes = [float(np.abs(one - two).mean()) for one, two in pairwise(lumas)]
     fives = [sorted(changes[at : at + CYCLE]) for at in range(0, len(changes) - CYCLE + 1, CYCLE)]
     moving = [five for five in fives if five[CYCLE // 2] > _MOVING_LEVELS]

@@ -14,6 +14,8 @@ from common import CLIPS, PeakMemory, genai_ray, keep, write_small
 from memory_length import SIZE, repeat
 
 MODEL = ("--model", "websr-x2-s")
+COMMON = ("--json", "--segment-frames", "24")
+"""So short that the minute, too, keeps all processes busy: a job of few segments starts fewer of them."""
 FILTERS = {
     "frame": (*MODEL, "--deinterlace", "frame"),
     "field": (*MODEL, "--deinterlace", "field"),
@@ -41,7 +43,7 @@ def main(
         for name in filters.split(","):
             for source in (part, whole):
                 output = Path(folder, f"{source.stem}-{name}.out.mkv")
-                done = PeakMemory(genai_ray("enhance", source, "-o", output, "--json", *FILTERS[name]))
+                done = PeakMemory(genai_ray("enhance", source, "-o", output, *COMMON, *FILTERS[name]))
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 peaks[f"{name}_{source.stem}"] = done.peak_bytes

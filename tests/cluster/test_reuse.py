@@ -16,6 +16,7 @@ from onnx import helper
 from genai_ray import CacheOptions, InferenceSession, ModelCache, errors
 from genai_ray.catalog import ModelCatalog, dump_spec
 from genai_ray.cluster import SessionRequest, open_session, served, session_actor
+from genai_ray.cluster.client.connection import cache_names
 from genai_ray.cluster.messages import Caller, LoadRequest, RetentionInfo, Retired
 from genai_ray.inspection import find_model
 from genai_ray.types import ModelBackend, ModelPrecision
@@ -32,6 +33,14 @@ SLOW_TO_LOAD = SessionRequest(
     MODELS[2], ModelBackend.ONNX, ModelPrecision.FP32, floor_bytes=SHARE, max_frame=(720, 1280), max_batch=1
 )
 """Its warm-up computes for so long that a signal arrives while it loads."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone(ray_session):
+    """End the caches that other files have left in the tests' Ray: what Ray holds is compared with one cache."""
+    for name in cache_names():
+        ModelCache(name=name).shutdown()
+    wait_until(lambda: held_by_ray() == pytest.approx((0, 0), abs=1e5))
 
 
 @pytest.fixture

@@ -785,8 +785,15 @@ def test_videos_count_from_their_first_byte_to_their_removal(ray_session, clip, 
         assert "2 videos are being sent, wait or run; allowed: 2" in refusal(answer, 429)
         assert answer[2]["Retry-After"]
         sending.pop().close()  # it is not counted any more
-        wait_until(lambda: len(list(app.folder.glob("*/"))) == 1)
-        jobs = [submit(app, "model=websr-x2-s&format=mkv", video)]
+        answers = []
+        wait_until(
+            lambda: (
+                answers.append(ask(app, "POST", "/v1/videos?model=websr-x2-s&format=mkv", video))
+                or answers[-1][0] != 429
+            )
+        )
+        assert answers[-1][0] == 202, answers[-1][1]
+        jobs = [json.loads(answers[-1][1])["id"]]
         sending[0].sendall(video[10:])
         assert sending[0].recv(12) == b"HTTP/1.1 202"
         sending[0].close()

@@ -34,7 +34,8 @@ def refuse_unknown(owner: Class) -> Class:
         known = {field.name for field in dataclasses.fields(owner)}
         for name in given:
             if name not in known:
-                raise ConfigError(f"{name}= of {owner.__name__}", *_find_place(owner, name, sorted(known)))
+                public = sorted(one for one in known if not one.startswith("_"))
+                raise ConfigError(f"{name}= of {owner.__name__}", *_find_place(owner, name, public))
         make(self, *args, **given)
 
     setattr(owner, "__init__", init)  # noqa: B010 - mypy refuses the plain form

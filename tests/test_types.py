@@ -17,6 +17,7 @@ from genai_ray import (
     errors,
 )
 from genai_ray.catalog import JobProfile, ServeProfile
+from genai_ray.cluster.messages import SessionRequest
 from genai_ray.enhance import EnhanceOptions, enhance_videos
 from genai_ray.types import parse_bytes
 
@@ -92,6 +93,9 @@ def test_words_and_numbers_are_taken_as_what_they_mean():
         ),
         (lambda: EnhanceOptions(seize="1x1"), "seize= of EnhanceOptions. Did you mean size?"),
         (lambda: Encoding(zzz=1), "zzz= of Encoding; allowed: bit_depth, codec, crf, "),
+        (lambda: CacheOptions(min_stay=1), "min_stay= of CacheOptions. Did you mean min_stay_s?"),
+        (lambda: SessionLimits(tile_px=1), "tile_px= of SessionLimits. Did you mean tile_size_px?"),
+        (lambda: SessionRequest("m", "onnx", "fp32", zzz=1), "zzz= of SessionRequest; allowed: backend, "),
         (lambda: EnhanceOptions(duration=-1), "duration -1; allowed: from 0"),
         (lambda: EnhanceOptions(start=3, end=2), "end 2 s of a piece from 3 s; allowed: an end after its start"),
         (lambda: EnhanceOptions(size="0x2"), "width 0; allowed: from 1 to"),

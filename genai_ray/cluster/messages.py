@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from genai_ray.cluster.devices import Started
 from genai_ray.display import describe_fields
+from genai_ray.fields import refuse_unknown
 from genai_ray.session import SessionLimits, Shapes
 from genai_ray.types import ModelBackend, ModelPrecision
 
@@ -33,6 +34,7 @@ LEASE_TTL_S = 15.0
 
 
 @describe_fields
+@refuse_unknown
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
     """Which session a client asks for."""

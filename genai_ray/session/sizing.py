@@ -13,6 +13,7 @@ import numpy as np
 from genai_ray.catalog import ModelSpec
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
+from genai_ray.fields import refuse_unknown
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, take_fields
 
@@ -64,6 +65,7 @@ GPU_RUN_BATCH = 4
 
 
 @describe_fields
+@refuse_unknown
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
     """What a session may take; every field is None or empty by default, which means automatic."""

@@ -10,12 +10,14 @@ from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest,
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
+from genai_ray.fields import refuse_unknown
 from genai_ray.types import take_fields, take_word
 
 __all__ = ["CacheCalls", "CacheOptions"]
 
 
 @describe_fields
+@refuse_unknown
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
     """How a new cache behaves; one that is there already keeps what it has.

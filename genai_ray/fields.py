@@ -28,14 +28,13 @@ def refuse_unknown(owner: Class) -> Class:
         ConfigError: From the class, if a name is not known: where it belongs, or which ones are like it.
     """
     make: Any = vars(owner)["__init__"]
+    known = {field.name for field in dataclasses.fields(owner)}
 
     @functools.wraps(make)
     def init(self: Any, *args: Any, **given: Any) -> None:
-        known = {field.name for field in dataclasses.fields(owner)}
-        for name in given:
-            if name not in known:
-                public = sorted(one for one in known if not one.startswith("_"))
-                raise ConfigError(f"{name}= of {owner.__name__}", *_find_place(owner, name, public))
+        for name in given.keys() - known:
+            public = sorted(one for one in known if not one.startswith("_"))
+            raise ConfigError(f"{name}= of {owner.__name__}", *_find_place(owner, name, public))
         make(self, *args, **given)
 
     setattr(owner, "__init__", init)  # noqa: B010 - mypy refuses the plain form

@@ -39,7 +39,8 @@ MAX_TRIES = 3
 """A load that fails this often is remembered as failing."""
 
 BACKOFF_S = 1.5
-"""Wait before the second try, if the process that loads has died; twice as long before the third."""
+"""Wait before the second try, if the process that loads has died, and after the last one; twice as long before the
+third."""
 
 FAILING_FOR_S = 60.0
 """After a final failure, requests for the model are refused this long, except ``load_model``; after that of a replica,
@@ -225,7 +226,8 @@ class Loader:
                 error = to_load_error(exc, record.key.model)
                 tries += 1
                 is_chance = isinstance(exc, MisplacedError) and time.monotonic() < until_s
-                wait_s = BACKOFF_S * tries if is_chance or tries < MAX_TRIES else 0.0
+                # the wait after the last try is for the news that its node has died
+                wait_s = BACKOFF_S * (tries if is_chance or tries < MAX_TRIES else 1)
                 if not await self._prepare_next_try(record, device_id, exc, wait_s):
                     break
                 if is_chance:

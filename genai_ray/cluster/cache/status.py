@@ -42,7 +42,7 @@ class DeviceStatus:
     spare_bytes: int = 0
     """Bytes that are kept for its spare process, beside the budget; 0 for none."""
     spare_pid: int | None = None
-    """Its spare process, which the next session takes; None if there is none at the moment."""
+    """Its spare process, which the next session takes, unless Ray gives it to a task; None if there is none now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ def refuse_unknown(owner: Class) -> Class:
             raise ConfigError(f"{name}= of {owner.__name__}", *_find_place(owner, name, public))
         make(self, *args, **given)
 
-    setattr(owner, "__init__", init)  # noqa: B010 - mypy refuses the plain form
+    made: Any = owner
+    made.__init__ = init
     return owner
 
 

@@ -24,7 +24,7 @@ from genai_ray.cluster import check_inside, connect, own_folders
 from genai_ray.cluster.runtime.replies import wait_for
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
-from genai_ray.fields import refuse_unknown
+from genai_ray.fields import check_ranges, refuse_unknown
 from genai_ray.files import expand, to_place
 from genai_ray.frames import FRAME_COLUMNS, build_index, build_table
 from genai_ray.types import take_fields
@@ -58,8 +58,7 @@ class FrameSelection:
 
     def __post_init__(self) -> None:
         take_fields(self)
-        if self.every < 1:
-            raise ConfigError(f"every={self.every}", "1 or more")
+        check_ranges(self, every=(1, math.inf))
         if any(not 0 <= start < stop for start, stop in self.ranges_s):
             raise ConfigError(f"ranges {self.ranges_s}", "pairs of seconds, 0 or more, the second above the first")
 

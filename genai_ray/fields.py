@@ -1,16 +1,17 @@
-"""Options by name: what a class of options says of a name that it lacks."""
+"""Classes of options: what they say of a name that they lack, and of a number out of its range."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
+import math
 import sys
 from typing import Any, TypeVar
 
 from genai_ray.errors import ConfigError
 
-__all__ = ["refuse_unknown"]
+__all__ = ["check_ranges", "refuse_unknown"]
 
 Class = TypeVar("Class", bound=type)
 
@@ -40,6 +41,23 @@ def refuse_unknown(owner: Class) -> Class:
     made: Any = owner
     made.__init__ = init
     return owner
+
+
+def check_ranges(options: Any, **ranges: tuple[float, float]) -> None:
+    """Check numbers of a dataclass; None passes.
+
+    Args:
+        options: The dataclass, whose fields have their types.
+        ranges: Least and largest value of a field by its name; ``math.inf`` for no largest.
+
+    Raises:
+        ConfigError: If one is out of its range, or no number.
+    """
+    for name, (least, largest) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= largest:
+            allowed = f"{least:g} or more" if largest == math.inf else f"from {least:g} to {largest:g}"
+            raise ConfigError(f"{name}={value}", allowed)
 
 
 def _find_place(owner: type, name: str, known: list[str]) -> tuple[str, str]:

@@ -37,6 +37,7 @@ __all__ = [
     "RuntimeSession",
     "TensorInfo",
     "Tensors",
+    "check_device",
     "check_feeds",
     "check_precision",
     "open_frames",
@@ -227,6 +228,24 @@ def check_feeds(inputs: tuple[TensorInfo, ...], feeds: Tensors) -> None:
             )
 
 
+def check_device(device: str) -> str:
+    """Check the name of a device.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
+
+    Returns:
+        It without its index.
+
+    Raises:
+        ConfigError: If it is another name.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "gpu") or (index and not index.isdigit()):
+        raise ConfigError(f"device {device!r}", "auto, cpu, cuda or cuda:INDEX")
+    return kind
+
+
 def resolve_device(device: str, backend: ModelBackend = ModelBackend.ONNX) -> str:
     """Choose a device for ``auto``, and log it once; return any other device as it is.
 
@@ -241,9 +260,7 @@ def resolve_device(device: str, backend: ModelBackend = ModelBackend.ONNX) -> st
         ConfigError: If the device has another name.
         BackendUnavailableError: If the backend does not compute on such a device.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "gpu") or (index and not index.isdigit()):
-        raise ConfigError(f"device {device!r}", "auto, cpu, cuda or cuda:INDEX")
+    kind = check_device(device)
     if backend is ModelBackend.OPENVINO and kind not in ("auto", "cpu"):
         raise BackendUnavailableError(
             f"backend 'openvino' on device {device!r}", "auto or cpu", "Use backend onnx for an NVIDIA GPU."

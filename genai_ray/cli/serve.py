@@ -32,7 +32,8 @@ def serve(
         int | None, option(help="Port for gRPC, 0 for none.", metavar="PORT", default="8001", min=0, max=65535)
     ] = None,
     model: Annotated[
-        list[str] | None, option(help="Offer only these models of the catalog.", metavar="ID", default="all")
+        list[str] | None,
+        option("--model", "-m", help="Offer only these models of the catalog.", metavar="ID", default="all"),
     ] = None,
     model_repository: Annotated[
         str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,7 +14,7 @@ import numpy as np
 from genai_ray.catalog import ModelSpec
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
-from genai_ray.fields import refuse_unknown
+from genai_ray.fields import check_ranges, refuse_unknown
 from genai_ray.graph import Graph, activation_bytes, fuse_frames, read_header, weight_bytes
 from genai_ray.types import ModelBackend, ModelPrecision, ModelTask, take_fields
 
@@ -93,6 +94,11 @@ class SessionLimits:
 
     def __post_init__(self) -> None:
         take_fields(self)
+        most = math.inf
+        check_ranges(self, max_bytes=(1, most), device_bytes=(1, most), max_batch=(1, most), tile_size_px=(0, most))
+        sides = () if self.max_frame is None else self.max_frame
+        if len(sides) not in (0, 2) or not all(isinstance(side, Integral) and side > 0 for side in sides):
+            raise ConfigError(f"max_frame={self.max_frame!r}", "(height, width), whole numbers of pixels, or None")
 
 
 def can_tile(spec: ModelSpec) -> bool:

@@ -24,7 +24,6 @@ from genai_ray.video.colour import resample, scale_alpha
 from genai_ray.video.container import check_container, describe_libraries, read_timecode
 from genai_ray.video.encoding.bounded import Budget, measure_part, open_writer
 from genai_ray.video.encoding.encode import (
-    Encoding,
     SegmentWriter,
     choose_pixel_format,
     describe_losses,
@@ -32,6 +31,7 @@ from genai_ray.video.encoding.encode import (
     holds_alpha,
 )
 from genai_ray.video.encoding.encoder_checks import list_hardware, validate_encoding
+from genai_ray.video.encoding.settings import Encoding
 from genai_ray.video.info import LIMITED, Colour, HdrMetadata, VideoInfo, describe_video
 from genai_ray.video.joining.budget import measure_least, measure_rest, weigh_segments
 from genai_ray.video.joining.join import count_frames, join_segments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from genai_ray.cluster.messages import Acquired, Key, LeaseRequest, LoadRequest,
 from genai_ray.cluster.placement import EvictionPolicy
 from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError
-from genai_ray.fields import refuse_unknown
+from genai_ray.fields import check_ranges, refuse_unknown
 from genai_ray.types import take_fields, take_word
 
 __all__ = ["CacheCalls", "CacheOptions"]
@@ -52,16 +53,11 @@ class CacheOptions:
     def __post_init__(self) -> None:
         take_fields(self)
         object.__setattr__(self, "policy", take_word(EvictionPolicy, self.policy, "policy"))
-        if self.min_stay_s < 0:
-            raise ConfigError(f"min_stay_s={self.min_stay_s}", "0 or more")
+        check_ranges(self, min_stay_s=(0, math.inf), replicas_per_device=(1, math.inf), spare_processes=(0, 1))
         for name in ("idle_release_s", "load_within_s", "logical_gpu_bytes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value}", "more than 0")
-        if type(self.replicas_per_device) is not int or self.replicas_per_device < 1:
-            raise ConfigError(f"replicas_per_device={self.replicas_per_device}", "a whole number, 1 or more")
-        if type(self.spare_processes) is not int or self.spare_processes not in (0, 1):
-            raise ConfigError(f"spare_processes={self.spare_processes}", "0 or 1")
 
 
 class CacheCalls(Protocol):

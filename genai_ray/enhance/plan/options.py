@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from genai_ray.backends import check_precision, resolve_device
+from genai_ray.backends import check_device, check_precision, resolve_device
 from genai_ray.catalog import ModelCatalog, ModelSpec, ParamSpec
 from genai_ray.display import describe_fields
 from genai_ray.enhance.plan.background import Background, parse_background
 from genai_ray.enhance.plan.fields import check_fields
 from genai_ray.enhance.plan.piece import Piece, parse_piece
 from genai_ray.enhance.plan.size import ResultSize, parse_size
-from genai_ray.enhance.plan.timeline import TIMESTEP, check_chain, check_rate, has_mask, parse_rate
+from genai_ray.enhance.plan.timeline import MAX_FACTOR, MAX_FPS, TIMESTEP, check_chain, check_rate, has_mask, parse_rate
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.fields import refuse_unknown
+from genai_ray.fields import check_ranges, refuse_unknown
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
-from genai_ray.tune import check_quality
+from genai_ray.tune import MAX_QUALITY_DB, MIN_QUALITY_DB
 from genai_ray.types import (
     CheckLevel,
     Deinterlace,
@@ -217,10 +218,22 @@ class EnhanceOptions:
             )
         if self.max_memory_bytes is not None:
             parse_bytes(self.max_memory_bytes)
-        if self.replicas is not None and self.replicas < 1:
-            raise ConfigError(f"{self.replicas} devices", "1 or more, or all")
-        if self.batch_size < 1 or self.segment_frames < 1:
-            raise ConfigError(f"batch_size={self.batch_size}, segment_frames={self.segment_frames}", "1 or more each")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise ConfigError(f"{self.fps} frames per second", f"above 0, up to {MAX_FPS}")
+        check_ranges(
+            self,
+            min_quality_db=(MIN_QUALITY_DB, MAX_QUALITY_DB),
+            tile_size_px=(0, math.inf),
+            factor=(2, MAX_FACTOR),
+            slow_motion=(2, MAX_FACTOR),
+            scene_threshold=(0, 1),
+            batch_size=(1, math.inf),
+            segment_frames=(1, math.inf),
+            replicas=(1, math.inf),
+        )
+        check_device(self.device)
+        _check_backend(self)
+        check_fields(self.deinterlace, self.field_order)
         _ = self.piece, self.tracks, self.result_size  # they raise
 
 
@@ -250,7 +263,11 @@ def check_models(models: Paths, options: EnhanceOptions, *, has_sequence: bool =
             describe_tasks(),
             "Pass --preset balanced, or --model ID (models=[...]); `genai-ray models show ID` says what one is.",
         )
-    _check_backend(options)
+    if ModelBackend.AUTO is options.backend:
+        resolve_device(options.device)
+    else:
+        check_precision(options.backend, options.precision)
+        resolve_device(options.device, options.backend)
     specs = tuple(find_model(model)[0] for model in models)
     for spec in specs:
         check_tile_size(spec, options.tile_size_px)
@@ -260,14 +277,11 @@ def check_models(models: Paths, options: EnhanceOptions, *, has_sequence: bool =
 
 
 def _check_backend(options: EnhanceOptions) -> None:
-    """Check that backend, precision and device go together."""
+    """Check that backend, precision and least quality go together."""
     backend, precision = options.backend, options.precision
     if ModelBackend.AUTO is backend:
         if precision not in (ModelPrecision.FP32, ModelPrecision.AUTO):
             raise ConfigError(f"precision {precision.value!r} of backend 'auto'", "fp32 or auto")
-        if options.min_quality_db is not None:
-            check_quality(options.min_quality_db)
-        resolve_device(options.device)
         return
     if ModelPrecision.AUTO is precision:
         raise ConfigError(f"precision 'auto' of backend {backend.value!r}", "backend 'auto'", "Pass --backend auto.")
@@ -277,8 +291,6 @@ def _check_backend(options: EnhanceOptions) -> None:
             "backend 'auto'",
             "Pass --backend auto, or no --min-quality-db: every other precision must reach 40 dB.",
         )
-    check_precision(backend, precision)
-    resolve_device(options.device, backend)
 
 
 def describe_tasks() -> str:
@@ -307,7 +319,6 @@ def check_chain_options(specs: Sequence[ModelSpec], options: EnhanceOptions, *, 
         ConfigError: If no model has a param of that name, no model uses an option, or one is out of its range.
         InvalidInputError: If a param is out of its range.
     """
-    check_fields(options.deinterlace, options.field_order)
     _check_scenes(specs, options)
     check_rate(specs, options.factor, options.fps, options.slow_motion, has_sequence=has_sequence)
     options.tracks.check_speed(int(options.slow_motion or 1))
@@ -353,8 +364,6 @@ def _check_scenes(specs: Sequence[ModelSpec], options: EnhanceOptions) -> None:
         )
     if options.scene_threshold is None:
         return
-    if not 0 <= options.scene_threshold <= 1:
-        raise ConfigError(f"scene threshold {options.scene_threshold}", "from 0 to 1")
     if options.scene_detector is SceneDetector.TRANSNETV2:
         raise ConfigError(
             f"scene threshold {options.scene_threshold} with scene detector 'transnetv2'",

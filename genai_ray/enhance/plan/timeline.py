@@ -194,7 +194,7 @@ def check_rate(
             given.
 
     Raises:
-        ConfigError: If several are given, one is out of its range, or no model of the chain adds frames.
+        ConfigError: If several are given, or no model of the chain adds frames.
     """
     asked = {"factor": factor, "fps": fps, "slow motion": slow_motion}
     given = [f"{name} {value}" for name, value in asked.items() if value is not None]
@@ -203,11 +203,6 @@ def check_rate(
     is_rate = has_sequence and fps is not None
     if len(given) > 1 + is_rate:
         raise ConfigError(" and ".join(given), "one of them")
-    for name, value in (("factor", factor), ("slow motion", slow_motion)):
-        if value is not None and value not in range(2, MAX_FACTOR + 1):
-            raise ConfigError(f"{name} {value}", f"a whole number from 2 to {MAX_FACTOR}")
-    if fps is not None and not 0 < fps <= MAX_FPS:
-        raise ConfigError(f"{fps} frames per second", f"above 0, up to {MAX_FPS}")
     if not adds_frames(specs) and len(given) > is_rate:
         raise ConfigError(f"{given[0]} without a model that adds frames", "a chain with one", "Add --model rife.")
 

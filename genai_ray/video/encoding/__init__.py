@@ -1,6 +1,6 @@
 """From frames to the file of a segment.
 
-* ``encode``: writes a segment. ``bounded``: writes one of at most so many bytes.
+* ``settings``: what users ask for. ``encode``: writes a segment. ``bounded``: writes one of at most so many bytes.
 * ``hardware``: encoders in hardware. ``encoder_checks``: tries an encoder and its settings before the job.
 """
 

@@ -21,7 +21,8 @@ from av.video.frame import PictureType
 
 from genai_ray.video.codecs import CODECS, Codec, fixed_options
 from genai_ray.video.container import av_errors
-from genai_ray.video.encoding.encode import Encoding, SegmentWriter
+from genai_ray.video.encoding.encode import SegmentWriter
+from genai_ray.video.encoding.settings import Encoding
 from genai_ray.video.info import VideoInfo
 
 __all__ = ["FULL_SHARE", "BoundedWriter", "Budget", "Search", "measure_part", "open_writer", "read_sizes"]

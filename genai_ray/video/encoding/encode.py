@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +16,9 @@ import numpy.typing as npt
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from genai_ray.display import describe_fields
 from genai_ray.errors import ConfigError, InvalidInputError
-from genai_ray.fields import refuse_unknown
-from genai_ray.types import parse_bit_rate, parse_bytes, take_fields
 from genai_ray.video.codecs import (
-    CODEC_ALIASES,
     CODECS,
-    DEFAULT_CODECS,
     X265_DELAY_FRAMES,
     bound_options,
     fixed_options,
@@ -33,14 +27,14 @@ from genai_ray.video.codecs import (
 )
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import av_errors
-from genai_ray.video.encoding.hardware import find_codec, find_device, is_hardware, name_input
-from genai_ray.video.info import YCGCO, Colour, HdrMetadata, VideoInfo
+from genai_ray.video.encoding.hardware import find_codec, find_device, name_input
+from genai_ray.video.encoding.settings import Encoding
+from genai_ray.video.info import YCGCO, Colour, VideoInfo
 
 # Errors only: SVT-AV1 would print its settings and the thread's priority whenever it is opened.
 os.environ.setdefault("SVT_LOG", "1")
 
 __all__ = [
-    "Encoding",
     "SegmentWriter",
     "add_encoder",
     "choose_pixel_format",
@@ -49,84 +43,6 @@ __all__ = [
     "find_side_step",
     "holds_alpha",
 ]
-
-
-@describe_fields
-@refuse_unknown
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoding:
-    """How results are encoded; a segment's bytes depend on all of it."""
-
-    codec: str | None = None
-    """FFmpeg's name of the encoder, or h264, hevc, av1, vp9, prores, jpeg; None for the default of the output's
-    suffix. Of encoders in hardware the name, such as h264_nvenc: their bytes are not promised to be the same again."""
-    preset: str | None = None
-    """The encoder's preset (VP9: cpu-used, ProRes: profile); None for medium, 8 (AV1), 4 (VP9), hq (ProRes)."""
-    crf: float | None = None
-    """Constant rate factor; None for 18 (H.264), 20 (HEVC), 24 (AV1, VP9); FFV1, ProRes and pictures have none."""
-    video_bitrate: int | str | None = None
-    """Bits per second of the pictures on average over the whole result, instead of ``crf``: a number, or text such as
-    ``4M``; H.264, HEVC, AV1, and encoders in hardware. None for a constant rate factor."""
-    max_size: int | str | None = None
-    """Most bytes of the whole result, with sound and subtitles, instead of ``crf``: a number, or text such as
-    ``500MB``; it gets at least 95 % of that. H.264, HEVC and AV1. None for a constant rate factor."""
-    image_quality: int | None = None
-    """Quality of results that are JPEG or WebP files, from 1 to 100; None for 92."""
-    threads: int = 1
-    """Encoder threads of one segment; never automatic, because x264's bytes depend on it."""
-    bit_depth: int | None = None
-    """Bits per component; None for the depth of the source, or the closest that the encoder supports."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """More options of the encoder by FFmpeg's names; they override other options, and are appended to lists such as
-    x264-params."""
-
-    def __post_init__(self) -> None:
-        take_fields(self)
-        if self.video_bitrate is not None:
-            object.__setattr__(self, "video_bitrate", parse_bit_rate(self.video_bitrate, "video_bitrate"))
-        if self.max_size is not None:
-            object.__setattr__(self, "max_size", parse_bytes(self.max_size, "max_size"))
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether each segment is encoded for a number of bytes."""
-        return self.max_size is not None or (self.video_bitrate is not None and not self.is_in_hardware)
-
-    @property
-    def is_in_hardware(self) -> bool:
-        """Whether hardware encodes: its bytes are not promised to be the same again."""
-        return is_hardware(self.encoder)
-
-    @property
-    def encoder(self) -> str:
-        """FFmpeg's name of the encoder."""
-        return CODEC_ALIASES.get(self.codec, self.codec) if self.codec else "libx264"
-
-    @property
-    def has_alpha(self) -> bool:
-        """Whether the encoder stores alpha."""
-        return bool(find_codec(self.encoder).alpha_formats)
-
-    @property
-    def has_hdr(self) -> bool:
-        """Whether the encoder stores HDR10's static metadata."""
-        return bool(hdr_options(self.encoder, HdrMetadata(None, None, (1, 1))))
-
-    @property
-    def has_full_range(self) -> bool:
-        """Whether players read full-range numbers of it as such; ProRes has no tag for them."""
-        return self.encoder != "prores_ks"
-
-    def fit(self, suffix: str) -> Encoding:
-        """Set the default encoder of an output's suffix if no encoder is set.
-
-        Args:
-            suffix: Suffix of the output, lower case, with its dot.
-
-        Returns:
-            The settings with a codec.
-        """
-        return replace(self, codec=self.codec or DEFAULT_CODECS.get(suffix, "libx264"))
 
 
 def holds_alpha(encoding: Encoding, suffix: str) -> bool:
@@ -231,7 +147,7 @@ def encoder_options(
     Returns:
         Options by FFmpeg's names.
     """
-    rate = parse_bit_rate(encoding.video_bitrate, "video_bitrate") if encoding.video_bitrate is not None else None
+    rate = None if encoding.video_bitrate is None else int(encoding.video_bitrate)
     options = find_codec(encoding.encoder).options(encoding.preset, encoding.crf, rate)
     parts = [fixed_options(encoding.encoder, encoding.threads, pix_fmt, size), bound_options(encoding.encoder, size)]
     if info is not None and info.hdr is not None:

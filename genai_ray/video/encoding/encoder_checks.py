@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from genai_ray.errors import ConfigError
 from genai_ray.video.codecs import (
     ANIMATION_SUFFIXES,
-    CODEC_ALIASES,
     CODECS,
     IMAGE_SUFFIXES,
     SUFFIXES,
@@ -21,14 +19,12 @@ from genai_ray.video.codecs import (
 )
 from genai_ray.video.colour import JFIF, from_rgb
 from genai_ray.video.container import explain
-from genai_ray.video.encoding.encode import Encoding, choose_pixel_format, encoder_options, holds_alpha
-from genai_ray.video.encoding.hardware import HARDWARE_CODECS, find_codec, find_device, is_hardware, name_input
+from genai_ray.video.encoding.encode import choose_pixel_format, encoder_options, holds_alpha
+from genai_ray.video.encoding.hardware import HARDWARE_CODECS, find_codec, find_device, name_input
+from genai_ray.video.encoding.settings import Encoding
 from genai_ray.video.info import logging_at
 
 __all__ = ["list_hardware", "validate_encoding"]
-
-_RATE_OPTIONS = ("b", "crf", "qp", "cq", "global_quality", "rc", "pass", "stats", "bitrate", "tbr")
-"""Options of encoders that set a rate or a quality, also within lists such as x264-params."""
 
 _SIDE = 128
 _HARDWARE_SIDE = 256
@@ -56,9 +52,6 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
         got = f"an output ending in {suffix!r}" if suffix else "an output without a suffix"
         do = "" if suffix else "End the name of a folder with /."
         raise ConfigError(got, ", ".join((*known, *ANIMATION_SUFFIXES)), do)
-    if encoding.encoder not in CODECS and not is_hardware(encoding.encoder):
-        do = f"In hardware, if the machine has it: {', '.join(HARDWARE_CODECS)}."
-        raise ConfigError(f"codec {encoding.codec!r}", ", ".join((*CODECS, *CODEC_ALIASES)), do)
     codec = find_codec(encoding.encoder)
     if encoding.encoder not in av.codecs_available:
         raise ConfigError(
@@ -67,48 +60,21 @@ def validate_encoding(encoding: Encoding, suffix: str, *, has_alpha: bool = Fals
         )
     if suffix not in codec.suffixes:
         raise ConfigError(f"{encoding.codec} in {suffix}", " or ".join(codec.suffixes))
-    if encoding.preset is not None and encoding.preset not in codec.presets:
-        raise ConfigError(
-            f"preset {encoding.preset!r}", ", ".join(codec.presets) or f"no preset: {encoding.codec} has none"
-        )
-    if encoding.crf is not None and (codec.max_crf is None or not 0 <= encoding.crf <= codec.max_crf):
-        raise ConfigError(
-            f"crf {encoding.crf}",
-            f"no crf: {encoding.codec} has none" if codec.max_crf is None else f"from 0 to {codec.max_crf}",
-        )
-    _check_rate(encoding, suffix)
-    if encoding.threads < 1:
-        raise ConfigError(f"encoder threads {encoding.threads}", "1 or more")
+    _check_budget(encoding, suffix)
     if has_alpha and not holds_alpha(encoding, suffix):
         raise ConfigError(f"alpha with {encoding.codec} in {suffix}", " or ".join(codec.alpha_suffixes))
     _try_encoder(encoding, choose_pixel_format(encoding, (128, 128), "yuv420p", has_alpha=has_alpha))
 
 
-def _check_rate(encoding: Encoding, suffix: str) -> None:
-    """Refuse bit rates and sizes that contradict other options, or that the encoder does not take."""
-    given = {"crf": encoding.crf, "video_bitrate": encoding.video_bitrate, "max_size": encoding.max_size}
-    asked = [name for name, value in given.items() if value is not None]
-    if len(asked) > 1:
-        raise ConfigError(" and ".join(asked), "one of them")
-    if encoding.video_bitrate is None and encoding.max_size is None:
-        return
+def _check_budget(encoding: Encoding, suffix: str) -> None:
+    """Refuse bit rates and sizes that the encoder does not take."""
     takers = [name for name, codec in CODECS.items() if codec.crf_halving and suffix in codec.suffixes]
     if encoding.is_in_hardware and encoding.max_size is not None:
         do = "Or pass --video-bitrate (video_bitrate=...): its size is not measured."
         raise ConfigError(f"max_size with {encoding.codec}", " or ".join(takers), do)
-    if not encoding.is_in_hardware and not find_codec(encoding.encoder).crf_halving:
-        raise ConfigError(f"{asked[0]} with {encoding.codec}", " or ".join(takers) or "an output with a bit rate")
-    rivals = [name for name in _list_options(encoding) if name in _RATE_OPTIONS]
-    if rivals:
-        raise ConfigError(f"{asked[0]} and encoder option {rivals[0]!r}", "one of them")
-
-
-def _list_options(encoding: Encoding) -> Iterator[str]:
-    """Name the options that the user gave to the encoder, those within lists too."""
-    for name, value in encoding.options.items():
-        yield name
-        if name.endswith("-params"):
-            yield from (part.partition("=")[0].strip() for part in value.split(":"))
+    if encoding.has_budget and not find_codec(encoding.encoder).crf_halving:
+        name = "video_bitrate" if encoding.max_size is None else "max_size"
+        raise ConfigError(f"{name} with {encoding.codec}", " or ".join(takers) or "an output with a bit rate")
 
 
 def _try_encoder(encoding: Encoding, pix_fmt: str) -> None:

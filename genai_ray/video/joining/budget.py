@@ -15,7 +15,8 @@ from genai_ray.video.codecs import CODECS
 from genai_ray.video.colour import resample
 from genai_ray.video.container import open_video
 from genai_ray.video.encoding.bounded import measure_part, read_sizes
-from genai_ray.video.encoding.encode import Encoding, SegmentWriter
+from genai_ray.video.encoding.encode import SegmentWriter
+from genai_ray.video.encoding.settings import Encoding
 from genai_ray.video.info import main_stream
 from genai_ray.video.joining.join import join_segments
 from genai_ray.video.reading.plan import VideoPlan

@@ -23,8 +23,9 @@ from genai_ray.display import format_count
 from genai_ray.errors import ConfigError
 from genai_ray.video.codecs import CODECS, SOUND_CODECS, SOUND_FOR, SUFFIXES, TEXT_FOR, keep_scheduling
 from genai_ray.video.container import explain, open_video
-from genai_ray.video.encoding.encode import Encoding, add_encoder, choose_pixel_format
+from genai_ray.video.encoding.encode import add_encoder, choose_pixel_format
 from genai_ray.video.encoding.hardware import find_codec
+from genai_ray.video.encoding.settings import Encoding
 from genai_ray.video.info import main_stream
 from genai_ray.video.joining.excerpt import drop_statistics
 from genai_ray.video.joining.metadata import read_metadata

@@ -439,6 +439,9 @@ def test_a_picture_that_a_model_takes_is_chosen_as_a_file(ray_session, browser, 
         page.wait_for_selector("#error:visible")
         assert "Choose a picture for style" in page.get_by_role("alert").inner_text()
         page.set_input_files("#param-style", tmp_path / "a style.png")
+        page.select_option("#model", "websr-x2-s")
+        assert not page.locator("#param-style").count()
+        page.select_option("#model", "style")  # the picture is still chosen
         with page.expect_response("**/v1/enhance**") as response:
             page.click("#run")
         assert response.value.status == 200

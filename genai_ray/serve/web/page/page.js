@@ -16,6 +16,7 @@ const TASKS = {
 
 let file = null;
 let models = new Map();
+const fields = new Map(); // of params, by name and limits
 let running = null; // AbortController of what is computed now
 
 const isVideo = () => file !== null && (file.type.startsWith("video/") || /\.(mkv|mov|avi|ts|mp4|webm)$/i.test(file.name));
@@ -84,12 +85,19 @@ function chooseModels() {
     $(`${select.id}-hint`).textContent = model ? model.purpose || model.description : "This server offers no model for pictures or clips.";
   }
   const params = new Map(chain().flatMap((model) => Object.entries(paramsOf(model))));
-  $("params").replaceChildren(...[...params].map(([name, param]) => paramField(name, param)));
+  $("params").replaceChildren(...[...params].map(([name, param]) => fieldOf(name, param)));
   refresh();
 }
 
 /** What people may set; the time between two frames follows from the rate of the result. */
 const paramsOf = (model) => (model.task === "interpolation" ? {} : model.params);
+
+/** The field of a param: the same one as before, so that what was typed or chosen in it stays. */
+function fieldOf(name, param) {
+  const key = JSON.stringify([name, param]);
+  if (!fields.has(key)) fields.set(key, paramField(name, param));
+  return fields.get(key);
+}
 
 /** A field in the catalog's unit: a param with a full scale of 255 is shown and sent as 15, not as 15/255. */
 function paramField(name, param) {

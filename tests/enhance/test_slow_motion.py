@@ -208,7 +208,7 @@ def test_texts_and_chapters_are_as_long(suffix, start, clip, tmp_path):
     ("models", "options", "words"),
     [
         ("rife", {"slow_motion": 1}, "slow_motion=1; allowed: from 2 to 16"),
-        ("rife", {"slow_motion": 17}, "slow motion 17"),
+        ("rife", {"slow_motion": 17}, "slow_motion=17"),
         ("rife", {"slow_motion": 2, "factor": 2}, "factor 2 and slow motion 2; allowed: one of them"),
         ("rife", {"slow_motion": 2, "fps": 60}, "fps 60 and slow motion 2"),
         ("websr-x2-s", {"slow_motion": 2}, "Add --model rife"),

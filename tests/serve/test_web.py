@@ -512,7 +512,7 @@ def test_jobs_that_wait_are_cancelled_too_and_there_are_so_many(ray_session, tmp
         ("model=websr-x2-s&max_size=big", b"x", 400, "max_size=big; allowed: bytes as a whole number"),
         ("model=websr-x2-s&video_bitrate=4MB", b"x", 400, "such as 4M or 4000k"),
         ("model=websr-x2-s&crf=20&max_size=1MB", b"x", 400, "crf and max_size; allowed: one of them"),
-        ("model=websr-x2-s&crf=nan", b"x", 400, "crf nan; allowed: from 0 to 51"),
+        ("model=websr-x2-s&crf=nan", b"x", 400, "crf=nan; allowed: from 0 to 63"),
         ("model=websr-x2-s&codec=h264_vaapi", b"x", 400, "codec 'h264_vaapi', which"),
         ("model=websr-x2-s&codec=png", b"x", 400, "png in .mp4"),
         ("model=ffdnet&params=sigma=0.1,0.2", b"x", 400, "param sigma=2 numbers"),

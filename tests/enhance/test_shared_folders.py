@@ -70,7 +70,7 @@ def test_an_input_that_is_missing_is_the_fault_of_its_clip_alone(ray_session, cl
         report = enhance_videos(tmp_path / "list.csv", tmp_path, models=MODEL, options=OPTIONS)
     failed, _ = report.videos
     assert (report.clips_failed, failed.error_class) == (1, "VideoError")
-    assert "none.mkv: no such file on node" in failed.error
+    assert failed.error.endswith("none.mkv: no such file. Check the spelling and the folder.")
     assert not caplog.records
 
 

@@ -148,12 +148,16 @@ def check_there(source: str) -> None:
         source: Path or URI; a URI is not checked.
 
     Raises:
-        VideoError: If this node lacks it; names the node.
+        VideoError: If this node lacks it; names the node if there are others.
     """
-    if not is_remote(source) and find_source_facts(source) is None:
-        raise VideoError(
-            f"{source}: no such file on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is."
-        )
+    if is_remote(source) or find_source_facts(source) is not None:
+        return
+    nodes: Any = ray.nodes
+    if not ray.is_initialized() or sum(node["Alive"] for node in nodes()) == 1:
+        raise VideoError(f"{source}: no such file", do="Check the spelling and the folder.")
+    raise VideoError(
+        f"{source}: no such file on node {os.uname().nodename}", _ALLOWED, "Move it, or run the job where it is."
+    )
 
 
 def _identified(folder: str) -> tuple[str, str]:

@@ -361,13 +361,6 @@ def here(tmp_path_factory):
         ("my photo.jpg", "b.mp4", {"streams": "eng"}, "streams 'eng' of .*pictures have neither sound"),
         ("my photo.jpg", "b.png", {"encoding": Encoding(codec="h264")}, "codec h264 for .*the suffix says"),
         ("my photo.jpg", "b.jpg", {"encoding": Encoding(crf=18)}, r"crf 18 for .*the suffix says"),
-        (
-            "my photo.jpg",
-            "b.jpg",
-            {"encoding": Encoding(image_quality=101)},
-            "image quality 101; allowed: from 1 to 10",
-        ),
-        ("my photo.jpg", "b.jpg", {"encoding": Encoding(image_quality=0)}, "image quality 0; allowed: from 1"),
         ("my photo.jpg", "b.png", {"encoding": Encoding(image_quality=90)}, r"image quality 90 for .*\.jpg, \.jpeg, "),
         ("a.gif", "b.gif", {"encoding": Encoding(image_quality=90)}, "image quality 90 for .*pictures and anim"),
         ("clip.mkv", "new/%d.jpg", {"encoding": Encoding(image_quality=90)}, "frames of a video as JPEG have"),

@@ -59,7 +59,6 @@ def test_the_order_of_encoder_options_does_not_count(plan):
         replace(BASE, encoding=replace(BASE.encoding, bit_depth=10)),
         replace(BASE, backend=ModelBackend.OPENVINO),
         replace(BASE, backend=ModelBackend.AUTO),
-        replace(BASE, min_quality_db=50.0),
         replace(BASE, precision=ModelPrecision.FP16),
         replace(BASE, device="cpu"),
         replace(BASE, device_kinds=("L4",)),
@@ -87,6 +86,11 @@ def test_the_order_of_encoder_options_does_not_count(plan):
 )
 def test_whatever_changes_bytes_changes_the_key(plan, other):
     assert not set(keys(plan, other)) & set(keys(plan))
+
+
+def test_another_least_quality_changes_the_key(plan):
+    auto = replace(BASE, backend=ModelBackend.AUTO)
+    assert not set(keys(plan, replace(auto, min_quality_db=50.0))) & set(keys(plan, auto))
 
 
 def test_whatever_changes_no_byte_keeps_the_key(plan):

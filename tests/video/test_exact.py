@@ -217,10 +217,8 @@ def test_settings_are_checked_at_the_start():
     validate_encoding(Encoding(), ".mp4")
     for encoding, suffix in (
         (Encoding(), ".avi"),
-        (Encoding(codec="libx266"), ".mp4"),
         (Encoding(preset="quick"), ".mp4"),
         (Encoding(crf=52), ".mp4"),
-        (Encoding(threads=0), ".mp4"),
     ):
         with pytest.raises(errors.ConfigError):
             validate_encoding(encoding, suffix)

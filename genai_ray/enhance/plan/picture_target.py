@@ -179,8 +179,6 @@ def check_picture_options(source: str, output: str, options: EnhanceOptions) -> 
             f"pictures and animations ending in {', '.join(LOSSY_SUFFIXES)}",
             "Leave it out: frames of a video as JPEG have FFmpeg's quality 2 of 31, and videos have --crf.",
         )
-    if quality is not None and not 1 <= quality <= MAX_QUALITY:
-        raise ConfigError(f"image quality {quality}", f"from 1 to {MAX_QUALITY}")
     if not is_picture_target(source, output):
         return
     names = {"codec": encoding.codec, "preset": encoding.preset, "crf": encoding.crf, "bit depth": encoding.bit_depth}

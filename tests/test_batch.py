@@ -67,6 +67,7 @@ def test_a_dataset_is_mapped_in_order(cache, clip, expected):
     assert status["runtime_calls"] - calls == sum(math.ceil(n / status["run_batch"]) for n in (3, 1, 3, 1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [(1, 4), 2])
 def test_map_sets_what_ray_data_needs(cache, clip, expected, concurrency):
     tables = [table_of(clip[start : start + 2], start) for start in range(0, 10, 2)]
@@ -78,6 +79,7 @@ def test_map_sets_what_ray_data_needs(cache, clip, expected, concurrency):
     assert np.array_equal(np.concatenate(from_column(result.column("output"))), expected)
 
 
+@pytest.mark.slow
 def test_map_passes_on_every_option(cache, clip):
     noisy = ray.data.from_arrow(table_of(clip[:2], 0))
     batch = BatchInference("ffdnet", params={"sigma": 0.2}, cache_name=cache.name)
@@ -208,6 +210,7 @@ def test_batches_of_every_format_are_taken_and_given_back_in_it(cache, clip, is_
         assert min(result["latency_ms"].to_pylist() if name == "pyarrow" else result["latency_ms"]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"batch_size": None}, {"batch_format": "pandas"}, {"batch_format": "pyarrow", "batch_size": None}]
 )
@@ -252,6 +255,7 @@ def test_what_no_batch_may_be_is_said(cache, clip):
         batch(pa.table({"frame": nothing}))
 
 
+@pytest.mark.slow
 def test_results_as_png_are_the_frames_and_small_in_parquet(cache, clip, expected, tmp_path):
     batch, small = (
         BatchInference(MODEL, batch_size=4, cache_name=cache.name),

@@ -88,6 +88,7 @@ def test_receptive_field_of_the_graph_agrees_with_the_catalog(model_id):
         assert reach.stride == known.tile_stride
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_id", ["websr-x2-s", "waifu2x-x2", "esrgan-2x", "ffdnet"])
 def test_a_smaller_radius_would_not_do(model_id, tmp_path):
     spec = CATALOG.get(model_id)

@@ -47,6 +47,7 @@ def file(made, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_weights_are_int8_and_the_figures_are_of_other_frames(made):
     graph = onnx.load_from_string(made.data).graph
     kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4]
@@ -150,6 +151,7 @@ def test_a_clip_of_one_frame_is_refused(tmp_path):
         quantize_model("websr-x2-s", short, "a.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [2, 5])
 def test_clips_of_few_frames(tmp_path, frames):
     short = write(tmp_path / "short.mkv", size=(34, 26), pts=list(range(frames)), tracks=0)
@@ -158,6 +160,7 @@ def test_clips_of_few_frames(tmp_path, frames):
     assert found.frames_measured >= 1
 
 
+@pytest.mark.slow
 def test_openvino_computes_it_too(file, clip, made):
     """With the same bits in every run, in tiles, and with any number of threads."""
     openvino = ModelBackend.OPENVINO

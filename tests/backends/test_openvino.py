@@ -64,6 +64,7 @@ def test_every_packaged_model_runs():
     assert RUN == PACKAGED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_id", "precision"), CASES)
 def test_promises_hold_bit_for_bit(model_id, precision):
     """The same in every run, with one thread and with two; batches equal single frames, and tiles the whole frame."""
@@ -266,6 +267,7 @@ def reserve_further_shapes():
         assert session.memory_bytes - warm < asked < 2 * warm
 
 
+@pytest.mark.slow
 def test_a_session_reserves_further_shapes_and_nothing_else():
     run_alone(reserve_further_shapes)
 

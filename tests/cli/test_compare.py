@@ -24,6 +24,7 @@ def clip(tmp_path_factory):
     return write(tmp_path_factory.mktemp("clip") / "a b.mp4", tracks=0)
 
 
+@pytest.mark.slow
 def test_the_sheet_the_page_and_the_table(clip, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("compare", clip, "--models", "websr-x2-s,esrgan-4x", "--at", "0.2s,1")
@@ -59,6 +60,7 @@ def check_page(text):
         assert sizes == [(384, 256), (192, 128), (384, 256)]
 
 
+@pytest.mark.slow
 def test_measurements_are_those_of_the_models(clip):
     trials = try_models(clip, ["websr-x2-s", "ffdnet"], at_s=[0.5], options=EnhanceOptions(params={"sigma": 15}))
     larger, cleaner = trials.models

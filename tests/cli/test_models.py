@@ -199,6 +199,7 @@ def test_a_model_and_its_spec_are_written_both_or_not_at_all(tmp_path, monkeypat
     assert (model.read_bytes(), spec.read_bytes()) == (b"model 2", b"spec 2")
 
 
+@pytest.mark.slow
 def test_quantize_writes_the_model_and_its_spec(command, tmp_path):
     clip = write(tmp_path / "clip.mkv", tracks=0)
     place = tmp_path / "new folder" / "my model.onnx"

@@ -56,6 +56,7 @@ def test_a_killed_session_is_replaced_unnoticed(cache, frames):
     assert np.array_equal(session.infer(frames), before)
 
 
+@pytest.mark.slow
 def test_an_evicted_session_is_loaded_again_unnoticed(cache, frames):
     session = cache.get_session("websr-x2-s")
     before = session.infer(frames)
@@ -143,6 +144,7 @@ def test_batches_of_several_shapes_come_back_in_order(cache, frames):
         BatchInference("websr-x2-s").process_batch(cache, [])
 
 
+@pytest.mark.slow
 def test_a_batch_for_a_loaded_model_does_not_ask_the_cache(cache, frames):
     client, batch = ModelCache(name=cache.name, deadline_s=20.0), BatchInference("websr-x2-s", batch_size=2)
     with pytest.raises(AttributeError):

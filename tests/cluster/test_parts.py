@@ -213,6 +213,7 @@ with InferenceSession({model!r}, threads=2, limits=SessionLimits(max_frame=(144,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["websr-x2-s", "waifu2x-x2", "esrgan-2x"])
 def test_bytes_are_predicted_from_the_file(model):
     spec, path = find_model(model)

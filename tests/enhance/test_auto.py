@@ -197,6 +197,7 @@ def test_a_video_of_a_folder_goes_on_as_it_began(ray_session, records, tmp_path,
     assert [use.backend for use in report.models] == ["onnx"]
 
 
+@pytest.mark.slow
 def test_the_forecast_says_what_would_be_chosen(records, tmp_path, clip, command):
     prefer(records, EXACT)
     before = sorted(tmp_path.iterdir())

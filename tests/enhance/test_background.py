@@ -100,6 +100,7 @@ def masks(clip):
         return session.infer(frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "suffix", "apart"), [("ffv1", ".mkv", 0), ("prores", ".mov", 3), ("vp9", ".webm", 12)]
 )

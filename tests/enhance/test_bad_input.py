@@ -19,6 +19,7 @@ from tests.video.test_bad_input import spoil, write_changing
 OPTIONS = EnhanceOptions(encoding=Encoding(preset="ultrafast"), segment_frames=10)
 
 
+@pytest.mark.slow
 def test_bad_files_are_named_and_harm_no_other(ray_session, tmp_path):
     clips, out = tmp_path / "clips", tmp_path / "out"
     clips.mkdir()

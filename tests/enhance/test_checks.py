@@ -97,6 +97,7 @@ def options(**others):
     return EnhanceOptions(encoding=LOSSLESS, segment_frames=4, **others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "measured"), [("nan", "colour_shift"), ("black", "colour_shift"), ("exchanged", "block_shift")]
 )
@@ -112,6 +113,7 @@ def test_a_frame_that_is_wrong_twice_fails_its_video(ray_session, models, source
     assert not (tmp_path / "b.mkv").exists()
 
 
+@pytest.mark.slow
 def test_a_frame_that_is_wrong_in_fp16_alone_is_computed_again(ray_session, models, source, tmp_path):
     report = enhance_videos(
         source, tmp_path / "b.mkv", models=models / "fp16.onnx", options=options(precision=ModelPrecision.FP16)
@@ -231,6 +233,7 @@ def test_a_segment_computed_again_is_kept_for_the_next_job(ray_session, models, 
     assert (tmp_path / "b.mkv").read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_passed_stricter_checks_is_kept_for_laxer_ones(ray_session, models, source, tmp_path):
     """Segment 1 is wrong in FP16 alone: it was computed again, so it is not what a job without checks makes."""
     strict = options(precision=ModelPrecision.FP16, check="strict")
@@ -254,6 +257,7 @@ def test_what_passed_stricter_checks_is_kept_for_laxer_ones(ray_session, models,
     assert (tmp_path / "b.mkv").read_bytes() == (tmp_path / "c.mkv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_try_without_room_says_so(ray_session, models, source, tmp_path, monkeypatch):
     """The cache is full of a session that is leased, as by the job itself."""
     monkeypatch.setattr(segment, "RELOAD_WITHIN_S", 2.0)

@@ -195,6 +195,7 @@ def test_a_folder_that_other_jobs_remove_is_made_again(tmp_path):
     assert failures == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "output", "made"),
     [("a.mkv", "out/c.mkv", ["c.mkv"]), ("*.mkv", "out", ["a.mkv", "b.mkv", "results.parquet"])],

@@ -49,6 +49,7 @@ def finish_segments(source, output, options):
     return sorted(Path(target.work_dir.removeprefix("local://")).glob("*.nut"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["", "local://"])
 def test_damaged_segments_are_computed_again(ray_session, tmp_path, scheme):
     source, options = (

@@ -53,6 +53,7 @@ def test_a_job_is_foreseen_and_nothing_is_written(folder):
         forecast_videos(folder / "clips" / "bad.mp4", folder / "b.mp4", models="websr-x2-s")
 
 
+@pytest.mark.slow
 def test_chains_that_add_frames_and_masks_are_foreseen(folder):
     chain = ["rife", "websr-x2-s", "selfie-segmentation"]
     options = replace(OPTIONS, size="200x200", fit="pad", input_height=32)
@@ -101,6 +102,7 @@ def test_an_import_that_fails_is_no_measurement(monkeypatch):
         _measure_import()
 
 
+@pytest.mark.slow
 def test_the_trial_measures_each_part(folder):
     (target,) = resolve_targets(folder / "clips" / "a.mp4", folder / "b.mp4", OPTIONS)
     chain = ["ffdnet", "rife", "websr-x2-s"]
@@ -123,6 +125,7 @@ def test_what_is_done_is_left_out(ray_session, folder):
     assert (forecast.frames, forecast.expected_s) == (0, None)
 
 
+@pytest.mark.slow
 def test_the_command(folder, command):
     words = ["enhance", folder / "clips" / "a.mp4", "-o", folder / "b.mp4", "--model", "websr-x2-s", "--dry-run"]
     told = command(*words)

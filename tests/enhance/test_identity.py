@@ -35,6 +35,7 @@ def nothing(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_that_changes_nothing_changes_nothing(ray_session, nothing, name, tmp_path):
     source, output = make(name, tmp_path), tmp_path / "b.mkv"

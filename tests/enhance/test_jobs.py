@@ -27,6 +27,7 @@ def pictures(path):
         return [frame.to_ndarray(format="rgb24") for frame in box.decode(video=0)]
 
 
+@pytest.mark.slow
 def test_a_chain_passes_every_frame_through_every_model(ray_session, tmp_path):
     source = write(tmp_path / "a.mkv")
     options = EnhanceOptions(encoding=FAST, segment_frames=16, params={"sigma": 0.1}, batch_size=4)

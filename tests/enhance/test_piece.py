@@ -185,6 +185,7 @@ def test_pieces_that_a_video_lacks_are_refused(options, words, tmp_path):
 # --- which frames ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLIPS)
 def test_frames_are_those_of_the_trim_filter(name, clip):
     source = clip(name)
@@ -357,6 +358,7 @@ def test_an_edit_list_cuts_sound_at_the_sample(codec, tmp_path):
     assert np.abs(got[: len(wanted)].astype(float) - wanted).max() <= (1e-4 if codec in ("aac", "ac3") else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["f10", "f29"])
 @pytest.mark.parametrize("codec", ["aac", "flac", "libopus", "pcm_s16le"])
 def test_sound_goes_on_to_its_end_if_no_end_is_asked_for(codec, start, tmp_path):
@@ -390,6 +392,7 @@ def write_gap(path, codec):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["aac", "libmp3lame", "flac"])
 @pytest.mark.parametrize("start", ["3.8", "4.12"])
 def test_sound_before_a_gap_is_not_kept(codec, start, tmp_path):

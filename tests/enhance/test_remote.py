@@ -81,6 +81,7 @@ def test_a_lost_server_is_an_error_with_file_and_position(clips):
         plan_video(f"{address}/long.mkv")  # nobody is there any more
 
 
+@pytest.mark.slow
 def test_a_job_from_a_server_to_a_store(ray_session, clips, tmp_path):
     """``local://`` is a store to fsspec, and one that every process sees."""
     folder = tmp_path / "bucket"

@@ -55,6 +55,7 @@ def record_of(path):
     return path.with_name(path.name + ".record.json")
 
 
+@pytest.mark.slow
 def test_a_record_says_what_was_made_of_what(clips):
     content = record_of(clips / "b.mp4").read_bytes()
     record = json.loads(content)

@@ -133,6 +133,7 @@ def test_frames_are_spread_and_come_in_batches(clip, frames):
     assert len(np.unique(everything.reshape(frames, -1), axis=0)) == frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_id", ["websr-x2-s", "ffdnet", "rife"])
 def test_measurements_are_those_of_the_models(clip, model_id, here):
     spec, _ = find_model(model_id)

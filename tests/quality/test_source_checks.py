@@ -205,6 +205,7 @@ def test_a_table_brings_its_source_along(clip):
         QualityValidator(None).validate(output)
 
 
+@pytest.mark.slow
 def test_whole_videos_are_compared(clip, samples, tmp_path):
     small, large = (samples / f"bigbuckbunny-{lines}p.mp4" for lines in (360, 720))
     copy = tmp_path / "copy.mp4"

@@ -131,6 +131,7 @@ def test_the_index_survives_a_file_without_a_state(models, ray_session, monkeypa
     asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_bad_files_harm_no_other_model(models, ray_session):  # noqa: F811
     (models / "bad.serve.yaml").write_text("max_batch: 4\n")
     add_number(models / "bad.onnx", 1)
@@ -201,6 +202,7 @@ def test_the_memory_of_an_inspection_counts_in_ray(models, ray_session, monkeypa
     asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_a_slow_disk_holds_no_other_request(models, ray_session, monkeypatch):  # noqa: F811
     def hang(place):
         if "many" in str(place):
@@ -227,6 +229,7 @@ def test_a_slow_disk_holds_no_other_request(models, ray_session, monkeypatch):  
     ModelCache(name="people").shutdown()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_replaced_is_served_anew(models, ray_session):  # noqa: F811
     def load(name):
         assert ask(app, "POST", f"/v2/repository/models/{name}/load", b"{}")[0] == 200
@@ -259,6 +262,7 @@ def test_a_model_that_is_replaced_is_served_anew(models, ray_session):  # noqa: 
         assert infer(app, "one", [-3], "third") == [3]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_kept_is_replaced_and_kept_on(models, ray_session):  # noqa: F811
     def kept():
         return [

@@ -75,6 +75,7 @@ def compare(mine, other):
             compare(field.message_type, twin.message_type)
 
 
+@pytest.mark.slow
 def test_what_the_server_says(client):
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -85,6 +86,7 @@ def test_what_the_server_says(client):
     assert config["input"][0] == {"name": "a", "data_type": "TYPE_FP32", "dims": ["-1", "4"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("datatype", ELEMENTS)
 def test_every_datatype_raw(client, datatype):
     if datatype == "BYTES":

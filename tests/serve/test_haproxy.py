@@ -152,6 +152,7 @@ def test_slow_headers_and_bodies_are_refused_with_json(tmp_path):
         assert answer(ports[0], "POST", body=b"x" * 100).told == b"{}"
 
 
+@pytest.mark.slow
 def test_a_response_slower_than_the_client_timeout_arrives(tmp_path):
     with running(tmp_path, wait_s=4.0) as (ports, _):
         assert answer(ports[0], "POST", body=b"x").status == 200

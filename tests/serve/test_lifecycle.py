@@ -43,6 +43,7 @@ def listens(port):
         return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_a_second_endpoint_on_the_same_port_is_told_whose_it_is(served):
     done = run("serve", "--port", find_free_ports(1)[0], "--grpc-port", served.grpc_port)
     assert done.returncode == 2

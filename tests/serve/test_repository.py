@@ -65,6 +65,7 @@ def place(models, request):
         store.rm("/models", recursive=True)
 
 
+@pytest.mark.slow
 def test_a_repository_of_any_kind_offers_the_same(place):
     repository = Repository(place, ())
     assert {model.name: list(model.versions) for model in repository.models()} == {
@@ -126,6 +127,7 @@ def test_a_link_is_a_model_by_its_own_name(models, caplog):
         assert repository.get(name).stamp() != before
 
 
+@pytest.mark.slow
 def test_an_unload_is_of_all_versions_even_without_their_files(models, ray_session):
     with application(models.parent / "videos", models) as app, ending(ModelCache(name="people")) as cache:
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
@@ -242,6 +244,7 @@ def test_a_model_is_warmed_with_the_shapes_of_its_options(models, ray_session):
         assert (status, "warmup_shapes.0.x.1: Input should be greater than 0" in told) == (503, True), told
 
 
+@pytest.mark.slow
 def test_index_and_ready_speak_of_the_requests_own_sessions(models, ray_session):
     """A batch job's session of the same model, in another precision or for another device, is none of them."""
     shutil.copyfile(WEBSR, models / "picture.onnx")
@@ -266,6 +269,7 @@ def test_index_and_ready_speak_of_the_requests_own_sessions(models, ray_session)
             assert told() == wanted, text
 
 
+@pytest.mark.slow
 def test_a_model_computes_in_openvino_and_says_so(models, ray_session):
     shutil.copyfile(WEBSR, models / "picture.onnx")
     for name in ("picture", "one"):
@@ -290,6 +294,7 @@ def test_a_model_computes_in_openvino_and_says_so(models, ray_session):
     ModelCache(name="people").shutdown()
 
 
+@pytest.mark.slow
 def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):
     nodes = [helper.make_node("Gather", ["table", "x"], ["y"])]
     table = numpy_helper.from_array(np.arange(4, dtype=np.float32), "table")
@@ -316,6 +321,7 @@ def test_one_bad_request_fails_no_other_of_its_call(models, ray_session):
     ModelCache(name="people").shutdown()
 
 
+@pytest.mark.slow
 def test_a_request_too_large_for_memory_fails_alone(models, ray_session):
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["size"], keepdims=1),

@@ -181,6 +181,7 @@ def test_alpha_that_is_the_same_everywhere_stays_so(app):
     assert "alpha as jpeg" in refusal(enhance(app, "model=websr-x2-s&format=jpeg", saved(opaque)), 400)
 
 
+@pytest.mark.slow
 def test_a_denoiser_leaves_alpha_alone_and_takes_params(app):
     alpha = RNG.integers(0, 256, PIXELS.shape[:2], np.uint8)
     body = saved(Image.fromarray(np.dstack([PIXELS, alpha])))
@@ -430,6 +431,7 @@ def test_a_piece_is_enhanced_as_by_hand(app, clip, tmp_path, query, options, fra
     assert result == Path(report.outputs[0]).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_form_may_carry_the_video_and_its_name(app, clip):
     body, kind = form(('name="file"; filename="../holiday.mkv"', clip.read_bytes()))
     job = finish(app, submit(app, "model=websr-x2-s", body, **{"Content-Type": kind}))
@@ -443,6 +445,7 @@ def test_checks_are_as_asked(app, clip):
     assert "only check=strict makes one" in refusal(ask(app, "GET", f"/v1/videos/{job['id']}/record"), 409)
 
 
+@pytest.mark.slow
 def test_a_strict_job_serves_its_record(app, clip, tmp_path):
     job = finish(app, submit(app, "model=websr-x2-s&check=strict&name=my%20clip.mkv", clip.read_bytes()))
     names = []
@@ -611,6 +614,7 @@ def test_a_subject_in_front_of_nothing_in_webm(app, clip):
     assert (job["state"], job["error"], job["report"]["frames"]) == ("done", None, 2)
 
 
+@pytest.mark.slow
 def test_a_video_is_fetched_from_an_allowed_folder(app, clip):
     job = finish(app, submit(app, f"model=websr-x2-s&uri={clip.as_uri()}"))
     assert (job["state"], job["name"], job["report"]["frames"]) == ("done", "a.mkv", 24)
@@ -619,6 +623,7 @@ def test_a_video_is_fetched_from_an_allowed_folder(app, clip):
     assert job["error"].endswith("none.mkv: no such file")
 
 
+@pytest.mark.slow
 def test_any_name_of_a_file_is_fetched_as_its_uri_says(app, clip):
     folder = app.clips / "Best of #2"
     folder.mkdir()
@@ -628,6 +633,7 @@ def test_any_name_of_a_file_is_fetched_as_its_uri_says(app, clip):
         assert (job["state"], job["error"]) == ("done", None)
 
 
+@pytest.mark.slow
 def test_a_folder_of_jobs_is_one_server_s_at_a_time(ray_session, clip, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()

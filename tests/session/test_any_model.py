@@ -82,6 +82,7 @@ def check_raw(path, feeds):
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("opset", "channels"), [(7, 3), (7, 1), (8, 3), (9, 3), (10, 1), (11, 3), (13, 1), (14, 1), (15, 3), (21, 1)]
 )
@@ -97,6 +98,7 @@ def test_frames_and_raw_tensors_in_any_operator_set(tmp_path, opset, channels):
             assert np.array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [["n", 1, 1, 1], ["n"], [1], []])
 @pytest.mark.parametrize("opset", [7, 13])
 def test_an_extra_input_takes_one_value_for_all_frames(tmp_path, opset, shape):
@@ -132,6 +134,7 @@ def test_a_model_of_half_precision_takes_frames(tmp_path):
         assert np.abs(half.infer(FRAMES).astype(np.int32) - usual.infer(FRAMES)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "scale", "batch"),
     [((48, 64), 2, 1), ((64, 64), 2, "n"), ((64, "w"), 1, 1), (("h", 48), 2, 1), ((48, 64), 1, "n")],
@@ -265,6 +268,7 @@ def odd_graphs(folder):
     )
 
 
+@pytest.mark.slow
 def test_the_runtime_is_the_judge_of_a_graph(tmp_path):
     for path, feeds in odd_graphs(tmp_path):
         expected = run_plain(path, feeds)

@@ -78,6 +78,7 @@ def distance(found, expected):
     return np.abs(found.astype(np.int16) - expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "size"),
     [

@@ -119,6 +119,7 @@ def test_a_second_load_parses_nothing(tmp_path, folder, monkeypatch):
     assert np.array_equal(again, frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".json", ".onnx", ".weights"])
 def test_a_damaged_or_foreign_file_is_made_again(suffix, tmp_path, folder):
     path = save_product(tmp_path / "product.onnx", 0)

@@ -256,6 +256,7 @@ def test_tiles_that_fill_batches_as_on_a_gpu_give_the_same_bits(model_id):
         np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [ModelPrecision.FP32, ModelPrecision.FP16])
 def test_a_session_keeps_to_its_bytes_in_any_precision(precision):
     with InferenceSession(

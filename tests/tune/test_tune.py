@@ -193,6 +193,7 @@ def save_loop(path):
     return path
 
 
+@pytest.mark.slow
 def test_a_record_is_used_by_the_next_run(folder):
     size = (64, 64)
     assert find_tuning("websr-x2-s", size, device="cpu") is None
@@ -269,6 +270,7 @@ def test_a_record_that_cannot_be_written_is_told(folder, caplog):
     assert "cannot be written" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_command(folder, command):
     done = command("tune", "websr-x2-s", "--size", "64x48", "--device", "cpu")
     assert done.returncode == 0, done.stderr

@@ -105,6 +105,7 @@ def check_tags(info, result, path):
     assert result.bit_depth == min(info.bit_depth, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_identity_keeps_pictures_times_tags_and_sound(name, suffix, clip, tmp_path, record_property):

@@ -219,6 +219,8 @@ class SoundCodec:
     """Bits per second for each channel; 0 if the encoder is lossless."""
     max_bit_rate: int = 10**9
     """Most bits per second of a track."""
+    min_rate: int = 0
+    """Least samples per second that the outputs take."""
 
     def bit_rate(self, rate: int, channels: int) -> int:
         """Return the bit rate that a track gets.
@@ -254,7 +256,14 @@ SOUND_CODECS = {
         channel_bit_rate=96_000,
         max_bit_rate=640_000,
     ),
-    "mp3": SoundCodec(encoder="libmp3lame", name="MP3", suffixes=_MOV, formats=("fltp",), channel_bit_rate=96_000),
+    "mp3": SoundCodec(
+        encoder="libmp3lame",
+        name="MP3",
+        suffixes=_MOV,
+        formats=("fltp",),
+        channel_bit_rate=96_000,
+        min_rate=16_000,  # lower ones are MPEG-2.5, which MP4 does not know
+    ),
     "opus": SoundCodec(encoder="libopus", name="Opus", suffixes=_WEB, formats=("flt",), channel_bit_rate=64_000),
     "alac": SoundCodec(encoder="alac", name="ALAC", suffixes=_MOV, formats=("s16p", "s32p"), bits=(16, 24)),
     "flac": SoundCodec(encoder="flac", name="FLAC", suffixes=(".mp4", ".mkv"), formats=("s16", "s32"), bits=(16, 24)),

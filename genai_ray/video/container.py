@@ -35,6 +35,31 @@ CONTAINERS = (
 
 _OWN_PACKETS = "MP4, MOV, Matroska, WebM, AVI, MPEG and others that hold their own packets"
 
+_HEAD_BYTES = 256
+_TEXT = "not a video but text"
+_COPY_AGAIN = "Copy or download it again."
+_REPAIR = "If the recording itself was cut short, a repair tool for MP4 can make the index anew."
+_PAGE = (
+    "not a video but a web page",
+    "Download the video itself: this is the page around it, or an error of the server.",
+)
+_PICTURE = ("not a video but a picture", "Pictures are read as .png, .jpg, .webp and .gif: name it so, or convert it.")
+_ARCHIVE = ("not a video but an archive", "Unpack it first.")
+_OTHERS = (
+    (b"<!doctype html", *_PAGE),
+    (b"<html", *_PAGE),
+    (b"version https://git-lfs", "not a video but a pointer of Git LFS", "Fetch the file itself: git lfs pull."),
+    (b"\x89png", *_PICTURE),
+    (b"\xff\xd8\xff", *_PICTURE),
+    (b"ii*\0", *_PICTURE),  # TIFF
+    (b"mm\0*", *_PICTURE),
+    (b"bm", *_PICTURE),
+    (b"pk\3\4", *_ARCHIVE),
+    (b"\x1f\x8b", *_ARCHIVE),
+    (b"7z\xbc\xaf", *_ARCHIVE),
+)
+"""Begins of files that are often taken for videos, in lower case: what they are, and what to do."""
+
 
 def describe_libraries() -> tuple[str, frozenset[str]]:
     """Say which FFmpeg this is.
@@ -116,15 +141,16 @@ def open_video(
         try:
             container: InputContainer = stack.enter_context(av.open(source, options={**limits, **(options or {})}))
         except av.FFmpegError as exc:
-            if limits and isinstance(exc, av.ArgumentError):  # FFmpeg's error for a format that is not in the whitelist
+            found, do = _recognise(place)
+            # FFmpeg's error for a format that is not in the whitelist
+            if limits and isinstance(exc, av.ArgumentError) and found in ("", _TEXT):
                 do = (
                     "Playlists and similar files name other files and hosts: "
                     "pass --any-format (any_format=True) if you trust this one."
                 )
                 raise VideoError(f"{place}: a format that is not read", _OWN_PACKETS, do) from exc
-            raise VideoError(
-                f"{place}: not a video, or cut before its index ({explain(exc)})", "a file that FFmpeg can read"
-            ) from exc
+            got = found or "not a video, or damaged at its begin"
+            raise VideoError(f"{place}: {got} ({explain(exc)})", _OWN_PACKETS, do) from exc
         if not _moving_pictures(container):
             raise VideoError(
                 f"{place}: no video stream ({len(container.streams.audio)} audio streams)", "a file with a video stream"
@@ -134,6 +160,21 @@ def open_video(
                 f"unsupported video codec in {place}", "the codecs of this FFmpeg", "Convert it to another codec first."
             )
         yield container
+
+
+def _recognise(place: str) -> tuple[str, str]:
+    """Say what a file is that FFmpeg does not open, and what to do; "" if it is nothing known."""
+    with open_to_read(place) as file:
+        head = file.read(_HEAD_BYTES)
+    if not head.strip(b"\0"):
+        return "not a video but zeros", _COPY_AGAIN
+    if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free"):
+        return "cut before its index (moov), or damaged", f"{_COPY_AGAIN} {_REPAIR}"
+    start = head.lstrip().lower()
+    for begin, found, do in _OTHERS:
+        if start.startswith(begin):
+            return found, do
+    return ("", _COPY_AGAIN) if b"\0" in head or not head.isascii() else (_TEXT, "")
 
 
 def _limits(*, is_remote: bool) -> dict[str, str]:

@@ -272,11 +272,14 @@ def describe_stream(container: InputContainer, stream: VideoStream, frame: av.Vi
     flags_fields = codec.codec.canonical_name in _FLAGGING or field_order is None
     side_data = _side_data_of(frame)
     rotation, is_mirrored = _read_orientation(frame, side_data)
+    rate, guessed = stream.average_rate, stream.guessed_rate
+    if not rate or (guessed and rate > 2 * guessed):  # FFmpeg's demuxer of raw DV gives the unit of times
+        rate = guessed
     return VideoInfo(
         width=frame.width,
         height=frame.height,
         time_base=Fraction(stream.time_base or Fraction(1, 1000)),
-        average_rate=Fraction(stream.average_rate or stream.guessed_rate or 25),
+        average_rate=Fraction(rate or 25),
         codec=codec.name,
         pix_fmt=frame.format.name,
         bit_depth=frame.format.components[0].bits,

@@ -144,7 +144,7 @@ WANTED: dict[str, list[LoadRequest]] = {name: [want(compared=False)] for name in
     "f_anim.webp": [want(frames=10, compared=False)],
     "pal.apng": [want(compared=False)],
     # what no file can be made of
-    "raw.h264": [want(refused="has no time. Remux the file first")],
+    "raw.h264": [want(refused="frames without a time. Remux the file first")],
     "size_1x7.mkv": [want(refused="the file is empty")],
     "f_f32.mkv": [want(refused="pixel format gbrpf32le")],
 }

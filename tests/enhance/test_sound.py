@@ -259,6 +259,7 @@ def test_a_track_of_the_wanted_codec_is_copied(clip, tmp_path):
         ("mono", 44100, "opus", (48000, 1)),
         ("stereo", 96000, "ac3", (48000, 2)),
         ("stereo", 22050, "mp3", (22050, 2)),
+        ("mono", 8000, "mp3", (16000, 1)),
     ],
 )
 def test_channels_stay_and_rates_change_only_if_they_must(layout, rate, word, made, clip, tmp_path):

@@ -90,6 +90,25 @@ def test_a_file_without_frames(tmp_path):
         plan_video(tmp_path / "a.mkv")
 
 
+@pytest.mark.parametrize(
+    ("content", "found", "do"),
+    [
+        (b"\0\0\0\x20ftypisom" + bytes(20) + b"\0\0\2\0mdat" + b"x" * 99, r"cut before its index \(moov\)", "repair"),
+        (b"\n<!DOCTYPE html>\n<html><body>403</body></html>", "but a web page", "Download the video itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "but a pointer of Git LFS", "git lfs pull"),
+        (b'{"error": "access denied"}', "but text", ""),
+        (bytes(5000), "but zeros", "Copy or download it again"),
+        (b"PK\3\4" + b"x" * 99, "but an archive", "Unpack it first"),
+        (b"II*\0" + b"\x08\0\0\0" + bytes(99), "but a picture", "convert it"),
+        (bytes(range(1, 256)) * 9, "or damaged at its begin", "Copy or download it again"),
+    ],
+)
+def test_what_is_no_video_is_told_by_what_it_is(content, found, do, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(errors.VideoError, match=rf"a\.mp4: .*{found}.*; allowed: MP4, MOV, .*{do}"):
+        plan_video(tmp_path / "a.mp4")
+
+
 @pytest.mark.parametrize(("promise", "is_cut"), [(NUM_FRAMES + 59, True), (10, False), (0, False)])
 def test_a_header_that_lies_about_frames(promise, is_cut, tmp_path):
     path = write(tmp_path / "a.avi", codec="mpeg4", tracks=0)

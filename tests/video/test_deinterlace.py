@@ -295,7 +295,7 @@ def test_single_fields_are_not_taken_for_frames(tmp_path):
         tmp_path / "a.mkv", codec="libx265", tracks=0, options={"x265-params": "interlace=tff:log-level=error"}
     )
     plan, (note,) = planned(path, "auto")
-    assert note.startswith("not deinterlaced: each picture of this hevc stream is a single field; --deinterlace frame")
+    assert note.startswith("not deinterlaced: each picture of this hevc stream is a single field. Weave them first:")
     assert plan.deinterlacing is None
     with pytest.raises(errors.VideoError, match=r"is a single field; allowed: frames that hold both.*ffmpeg -i"):
         planned(path, "field")

@@ -16,7 +16,7 @@ from genai_ray.video.colour import to_rgb
 from genai_ray.video.reading.packets import Kind, PacketReader, decode_times
 from tests.video.clips import NUM_FRAMES, write
 from tests.video.fields import write_fields
-from tests.video.identity import decode
+from tests.video.identity import decode, identity
 
 FIELDS = ["frame"] * 5 + ["fields"] * 12 + ["frame", "fields"] * 4
 
@@ -331,3 +331,60 @@ def test_a_damaged_picture_with_error_minus_one_is_one_frame(tmp_path):
     )
     decoded = decode_times(str(path))
     assert (len(decoded.shown), len(decoded.failed)) == (NUM_FRAMES - 1, 1)
+
+
+def test_pictures_before_the_first_time_are_no_frames(tmp_path):
+    """``ffmpeg -ss ... -c copy`` cuts an open group of pictures so that Matroska has no time for its first pictures,
+    which do not decode."""
+    options = {"x265-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0:log-level=error"}
+    whole = write(tmp_path / "a.mkv", codec="libx265", options=options, tracks=0)
+    path, keys, first = tmp_path / "b.mkv", 0, 0
+    with (
+        av.open(str(whole)) as source,
+        av.open(str(path), "w", container_options={"avoid_negative_ts": "disabled"}) as sink,
+    ):
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            keys += packet.is_keyframe
+            if keys < 2 or not packet.size:
+                continue
+            first = packet.pts if packet.is_keyframe and keys == 2 else first
+            packet.pts, packet.dts = packet.pts - first, packet.dts - first
+            packet.stream = stream
+            sink.mux_one(packet)
+    timeless = sum(packet.pts is None for packet in packets_of(path))
+    assert timeless > 0
+    assert check(path).skipped == timeless
+
+
+def test_a_file_that_cannot_be_searched_is_decoded_from_its_begin(tmp_path):
+    """FFmpeg finds no key frames of VC-2 in Matroska."""
+    path = write(tmp_path / "a.mkv", codec="vc2", tracks=0, options={"b": "20000000"})
+    with av.open(str(path)) as box, pytest.raises(av.FFmpegError):
+        box.seek(800, stream=box.streams.video[0])
+    check(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_raw_dv_has_its_rate_and_its_timecode(suffix, tmp_path):
+    """FFmpeg gives 60,000 frames a second as its average rate, which timecode tracks cannot hold."""
+    path, rate = tmp_path / "a.dv", Fraction(30000, 1001)
+    with av.open(str(path), "w") as sink:
+        sink.metadata["timecode"] = "01:02:03:04"
+        video, sound = sink.add_stream("dvvideo", rate=rate), sink.add_stream("pcm_s16le", rate=48000, layout="stereo")
+        video.width, video.height, video.pix_fmt = 720, 480, "yuv411p"
+        for index in range(9):
+            picture = av.VideoFrame.from_ndarray(np.full((480, 720), 60 + index, np.uint8), format="gray")
+            picture.pts, picture.time_base = index, 1 / rate
+            sink.mux(video.encode(picture.reformat(format="yuv411p")))
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1602), np.int16), format="s16", layout="stereo")
+            silence.rate, silence.pts, silence.time_base = 48000, index * 1602, Fraction(1, 48000)
+            sink.mux(sound.encode(silence))
+        sink.mux(video.encode(None))
+    output = tmp_path / f"b{suffix}"
+    plan, _ = identity(path, output, Encoding(preset="ultrafast"), segment_frames=4)
+    assert plan.info.average_rate == rate
+    assert len(plan_video(output).pts) == len(plan.pts)
+    with av.open(str(output)) as box:
+        kept = {**box.metadata, **{key: value for one in box.streams for key, value in one.metadata.items()}}
+    assert {key.lower(): value for key, value in kept.items()}["timecode"]

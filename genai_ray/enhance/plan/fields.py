@@ -103,14 +103,11 @@ def plan_fields(
     if plan.pictures is not None or how is Deinterlace.OFF:
         return plan, ()
     if info.is_interlaced and info.codec in _APART:
+        got = f"each picture of this {info.codec} stream is a single field"
+        do = f"Weave them first: ffmpeg -i {plan.path} -vf weave -flags +ildct+ilme -c:a copy woven.mkv"
         if how is Deinterlace.AUTO:
-            hint = "--deinterlace frame says how to weave them"
-            return plan, (f"not deinterlaced: each picture of this {info.codec} stream is a single field; {hint}",)
-        raise VideoError(
-            f"{plan.path}: each picture of this {info.codec} stream is a single field",
-            "frames that hold both fields",
-            f"Weave them first: ffmpeg -i {plan.path} -vf weave -flags +ildct+ilme -c:a copy woven.mkv",
-        )
+            return plan, (f"not deinterlaced: {got}. {do}",)
+        raise VideoError(f"{plan.path}: {got}", "frames that hold both fields", do)
     every = how is not Deinterlace.AUTO or not info.flags_fields
     means = Deinterlace.FRAME if how is Deinterlace.AUTO else how
     # Pictures that say which field is first know it better than the stream, and may differ from each other.

@@ -35,6 +35,9 @@ _MILLISECOND = Fraction(1, 1000)
 MAX_MOVIE_SCALE = 1_000_000
 """Most units in a second of MP4's edit lists for the sake of sound: an hour still has 32 bits."""
 
+_MAX_TIMECODE_RATE = 255
+"""Most frames in a second of MP4's timecode tracks, which store the number in a byte."""
+
 MAX_PAUSE_S = 60
 """If the first time of a source is later than this, its times are those of a clock."""
 
@@ -264,6 +267,13 @@ def _add_video(
         stream.codec_context.codec_tag = "hvc1"  # Apple's players do not know hev1, FFmpeg's default
     if template.codec_context.codec.canonical_name == "prores" and sink.format.name == "mov":
         stream.codec_context.codec_tag = template.codec_context.codec_tag  # of the profile: ap4h has alpha, apch none
+    kept = {key: value for key, value in source.metadata.items() if key not in TECHNICAL_KEYS}
+    if sink.format.name in ("mp4", "mov") and "timecode" in kept:
+        if plan.info.average_rate > _MAX_TIMECODE_RATE:
+            del kept["timecode"]
+        elif not is_opaque:
+            stream.codec_context.framerate = plan.info.average_rate  # of the track that is made of it
+    sink.metadata.update(kept)
     if plan.info.rotation:
         stream.set_display_rotation(plan.info.rotation)
     original = main_stream(source)
@@ -271,7 +281,6 @@ def _add_video(
         {key: value for key, value in read_metadata(original).items() if key in ("language", "title")}
     )
     stream.disposition = original.disposition
-    sink.metadata.update({key: value for key, value in source.metadata.items() if key not in TECHNICAL_KEYS})
     return stream
 
 

@@ -211,7 +211,7 @@ def plan_sound(frame: Any, name: str, times: int = 1) -> SoundRecipe | None:
 
 def _choose_rate(codec: SoundCodec, wanted: int) -> int:
     """Return the rate of the source, else the next higher one that the encoder has, else its highest."""
-    known = av.Codec(codec.encoder, "w").audio_rates
+    known = [rate for rate in av.Codec(codec.encoder, "w").audio_rates or () if rate >= codec.min_rate]
     if not known or wanted in known:
         return wanted
     return min((rate for rate in known if rate > wanted), default=max(known))

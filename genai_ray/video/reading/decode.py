@@ -371,7 +371,10 @@ def decode_from(plan: VideoPlan, start: int, *, keys_only: bool = False) -> Iter
                 decoder.skip_frame = "NONKEY"
             packets: Iterator[av.Packet[Any]] = container.demux(stream)
             if key > 0:
-                container.seek(plan.decoded_pts[key], stream=stream, backward=True, any_frame=False)
+                try:
+                    container.seek(plan.decoded_pts[key], stream=stream, backward=True, any_frame=False)
+                except av.FFmpegError:  # the file has no index; if it cannot be read, decoding says so
+                    continue
                 packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
                 first = next(packets, None)
                 if first is None or first.pts is None or first.pts > plan.decoded_pts[start]:

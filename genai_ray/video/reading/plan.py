@@ -189,6 +189,8 @@ class _Packets:
     """Packets that an edit list hides."""
     parts: int = 0
     """Packets that are not frames of their own: second fields and hidden pictures."""
+    timeless: int = 0
+    """Packets without a time; their frames are not shown, or the file is refused."""
     last_s: float = 0.0
     """End of the last packet of any stream."""
     is_cut: bool = False
@@ -202,7 +204,7 @@ class _Packets:
 
     @property
     def count(self) -> int:
-        return len(self.times) + self.discarded + self.parts
+        return len(self.times) + self.discarded + self.parts + self.timeless
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,8 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         shown = _trust_packets(packets, first, is_counted=is_avi and stream.codec_context.has_b_frames)
         if not packets.is_telling or len(set(shown.times)) != len(shown.times):
             decoded = decode_times(path, any_format=any_format)
+            if packets.timeless and None in decoded.shown:
+                raise _no_time(path)
             shown = _follow_decoder(path, packets, shown, decoded, is_avi=is_avi, unit_s=info.time_base)
         whole = _count_all(path, packets, stream, container)
         promised = _count_promised(container, stream, whole, shown.times[-1])
@@ -271,7 +275,7 @@ def plan_video(path: str | Path, *, segment_frames: int = 128, any_format: bool 
         keys=keys,
         is_counted=shown.is_counted,
         content_hash=packets.digest,
-        skipped=sum(time < shown.times[0] for time, _, _ in packets.times),
+        skipped=packets.timeless + sum(time < shown.times[0] for time, _, _ in packets.times),
         num_frames_from_header=promised - (whole - len(pts)) if promised is not None else None,
         truncated=_find_cut(whole, promised, is_cut, packets.last_s, ends_s),
         segments=cut_segments(len(pts), keys, segment_frames),
@@ -310,12 +314,13 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
             continue
         found.is_cut = bool(packet.is_corrupt)
         time = packet.pts if packet.pts is not None else packet.dts
-        if time is None:
-            raise VideoError(
-                f"{path}: packet {len(found.times)} has no time", do="Remux the file first, for instance to .mkv."
-            )
         data = bytes(packet)
         kind = reader.read(data)
+        if time is None:  # of a cut open group of pictures; the decoder tells whether it shows them
+            digest.update(data)
+            found.timeless += 1
+            found.is_telling = False
+            continue
         if packet.is_discard:  # outside the edit list: no player shows it
             found.discarded += 1
             continue
@@ -332,12 +337,16 @@ def _read_packets(path: str, container: InputContainer, stream: VideoStream) -> 
         latest = time if latest is None else max(latest, time)
         found.times.append((time, packet.duration or 0, packet.is_keyframe))
     if not found.times:
-        raise VideoError(f"{path}: no frames")
+        raise VideoError(f"{path}: no frames") if not found.timeless else _no_time(path)
     spans_s = {index: (float(first * unit), float(last * unit)) for index, (first, last, unit) in spans.items()}
     found.last_s = max([0.0, *(end_s for _, end_s in spans_s.values())])
     found.tracks_s = {index: span_s for index, span_s in spans_s.items() if index != stream.index}
     found.digest = digest.hexdigest()
     return found
+
+
+def _no_time(path: str) -> VideoError:
+    return VideoError(f"{path}: frames without a time", do="Remux the file first, for instance to .mkv.")
 
 
 def _trust_packets(packets: _Packets, first: int | None, *, is_counted: bool) -> _Shown:

@@ -357,7 +357,7 @@ def test_pictures_before_the_first_time_are_no_frames(tmp_path):
     assert check(path).skipped == timeless
 
 
-def test_a_file_that_cannot_be_searched_is_decoded_from_its_begin(tmp_path):
+def test_a_file_without_an_index_is_decoded(tmp_path):
     """FFmpeg finds no key frames of VC-2 in Matroska."""
     path = write(tmp_path / "a.mkv", codec="vc2", tracks=0, options={"b": "20000000"})
     with av.open(str(path)) as box, pytest.raises(av.FFmpegError):

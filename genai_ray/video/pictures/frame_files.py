@@ -66,7 +66,11 @@ def folder_of_pictures(output: Path) -> Path:
         ConfigError: If the file name does not have exactly one number, such as %06d, or the folder's name has one.
     """
     if len(_NUMBER.findall(output.name)) != 1 or output.name.count("%") != 1 or "%" in str(output.parent):
-        raise ConfigError(f"{output} for frames", f"one number in the file name, such as frames/%06d{output.suffix}")
+        raise ConfigError(
+            f"{output} for frames of a video",
+            f"one number in the file name, such as frames/%06d{output.suffix}",
+            "An input that is one picture is named .png, .jpg, .webp or .gif: convert others first.",
+        )
     return output.parent
 
 

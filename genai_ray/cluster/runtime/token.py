@@ -11,8 +11,8 @@ from ray._private.authentication import authentication_token_setup as ray_tokens
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
 # An extension without a stub.
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError, RayError
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 
 from genai_ray.errors import ConfigError
 from genai_ray.files import home_folder
@@ -27,8 +27,10 @@ _DO = "Put the cluster's token into ~/.ray/auth_token, or into RAY_AUTH_TOKEN."
 CLIENT = "ray://"
 """What an address of Ray Client begins with: a process of the head runs what this one calls."""
 
+_METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 _CLIENT_METHOD = "/ray.rpc.RayletDriver/ClusterInfo"
-_CLIENT_WITHIN_S = 10.0
+"""The first call of a client of either kind; neither needs a request."""
+_WITHIN_S = 10.0
 
 _forgotten: list[str] = []
 """Variables of the environment that ``make_token`` set."""
@@ -144,26 +146,21 @@ def check_token(address: str) -> None:
     Raises:
         ConfigError: If the cluster requires a token, and this user has none or another one.
     """
-    try:
-        if address.startswith(CLIENT):
-            _ask_client(address.removeprefix(CLIENT))
-        else:
-            GcsClient(address=address)
-    except AuthenticationError as exc:
+    if _is_refused(address):
         answer = "refuses this user's token" if _has_token() else "requires a token, and this user has none"
-        raise ConfigError(f"the Ray cluster at {address} {answer}", "the token that it was started with", _DO) from exc
-    except (RayError, OSError, RuntimeError):  # ray.init tries more than once, and reports other errors
-        return
+        raise ConfigError(f"the Ray cluster at {address} {answer}", "the token that it was started with", _DO)
 
 
-def _ask_client(address: str) -> None:
-    """Make a call of Ray Client, which checks the token before anything else."""
+def _is_refused(address: str) -> bool:
+    """Make one call, as Ray's own client would; any other error is for Ray, which tries more than once."""
     import grpc  # noqa: PLC0415 (0.1 s in each process)
+    from ray._private.grpc_utils import init_grpc_channel  # noqa: PLC0415
 
-    token = AuthenticationTokenLoader.instance().get_token_for_http_header(ignore_auth_mode=True)
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
+    method = _CLIENT_METHOD if address.startswith(CLIENT) else _METHOD
+    options = [("grpc.enable_http_proxy", 0)]  # as Ray's own
+    with init_grpc_channel(address.removeprefix(CLIENT), options) as channel:
         try:
-            channel.unary_unary(_CLIENT_METHOD)(b"", timeout=_CLIENT_WITHIN_S, metadata=tuple(token.items()))
+            channel.unary_unary(method)(b"", timeout=_WITHIN_S)
         except grpc.RpcError as exc:
-            if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise AuthenticationError(str(exc.details())) from exc
+            return bool(exc.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False

@@ -14,7 +14,7 @@ __all__ = ["check_cluster"]
 TOPIC = "cluster"
 
 _PUT_TOKEN = "Put the cluster's token into ~/.ray/auth_token, or into RAY_AUTH_TOKEN."
-_CLOSE = "End it, run `ray get-auth-token --generate`, and start it again with `ray start --head`."
+_CLOSE = "End it, run `ray get-auth-token --generate`, and start it again with `RAY_AUTH_MODE=token ray start --head`."
 
 
 def check_cluster(address: str | None) -> Iterator[Finding]:

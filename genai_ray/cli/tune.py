@@ -81,15 +81,17 @@ def _draw(tuning: Tuning, chosen: Way, exact: Way, least_db: float) -> Table:
     table = Table(box=None)
     table.add_column("backend", no_wrap=True)
     table.add_column("precision", no_wrap=True)
-    for name in ("frames/s", "dB", "MB"):
+    for name in ("frames/s", "dB", "MB", "runs", "batch", "tile"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for one in tuning.measured:
         way = one.way
-        figures = ("", "", "")
+        figures = ("",) * 6
         if not one.refused:
             quality = "" if one.precision_db is None else f"{one.precision_db:.0f}"
-            figures = (f"{tuning.frames_per_s(one):.2f}", quality, f"{one.memory_bytes / 1e6:.0f}")
+            tile = "whole" if one.tile_size_px is None else f"{one.tile_size_px}"
+            speed, megabytes = f"{tuning.frames_per_s(one):.2f}", f"{one.memory_bytes / 1e6:.0f}"
+            figures = (speed, quality, megabytes, f"{one.num_runs}", f"{one.run_batch}", tile)
         add_row(table, way.backend.value, way.precision.value, *figures, _remark(one, chosen, exact, least_db))
     return table
 

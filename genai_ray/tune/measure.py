@@ -117,14 +117,16 @@ def measure_ways(
                 refused[way] = str(exc)
         seconds = _take_turns(sessions, frames)
         quality = {way: session.status()["precision_db"] for way, session in sessions.items()}
+    settings = {way: (one.num_runs, one.run_batch, one.tile_size_px) for way, one in sessions.items()}
     return tuple(
         Measured(way, refused=refused[way])
         if way in refused
         else Measured(
             way,
-            pixels_per_s=pixels / min(seconds[way]),
-            precision_db=None if way == REFERENCE else float(quality[way]),
-            memory_bytes=memory[way],
+            pixels / min(seconds[way]),
+            None if way == REFERENCE else float(quality[way]),
+            memory[way],
+            *settings[way],
         )
         for way in ways
     )

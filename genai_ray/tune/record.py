@@ -21,7 +21,7 @@ __all__ = ["RecordKey", "library_versions", "read_record", "write_record"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _VERSIONED = ("genai-ray", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 
 
@@ -100,6 +100,9 @@ def _parse(entry: dict[str, Any]) -> Measured:
         pixels_per_s=float(entry["pixels_per_s"]),
         precision_db=None if quality is None else float(quality),
         memory_bytes=int(entry["memory_bytes"]),
+        num_runs=int(entry["num_runs"]),
+        run_batch=int(entry["run_batch"]),
+        tile_size_px=None if entry["tile_size_px"] is None else int(entry["tile_size_px"]),
         refused=str(entry["refused"]),
     )
     is_whole = found.pixels_per_s > 0 and (found.precision_db is None) is (way == REFERENCE)

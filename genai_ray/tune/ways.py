@@ -63,6 +63,12 @@ class Measured:
     """PSNR from the reference on calibration frames, ``inf`` for equal values; None for the reference itself."""
     memory_bytes: int = 0
     """Bytes that the session added to its process while it was measured."""
+    num_runs: int = 0
+    """Runtime calls that the session makes at the same time, which share the threads of its device."""
+    run_batch: int = 0
+    """Frames in one runtime call."""
+    tile_size_px: int | None = None
+    """Longest side of a tile in pixels, halo included, if memory allows it; None for whole frames."""
     refused: str = ""
     """Why the model does not run in this way; empty if it does."""
 
@@ -90,6 +96,9 @@ class Measured:
             "pixels_per_s": self.pixels_per_s,
             "precision_db": "inf" if is_equal else self.precision_db,
             "memory_bytes": self.memory_bytes,
+            "num_runs": self.num_runs,
+            "run_batch": self.run_batch,
+            "tile_size_px": self.tile_size_px,
             "refused": self.refused,
         }
 

@@ -9,6 +9,7 @@ import openvino as ov
 import pytest
 
 from genai_ray import InferenceSession, ModelBackend, ModelPrecision, SessionLimits, errors
+from genai_ray.session import count_cores
 from genai_ray.tune import REFERENCE, Measured, Way, candidates, choose_way, find_tuning, tune_model
 from genai_ray.tune.measure import PART_PX
 from tests.processes import ROOT
@@ -138,8 +139,13 @@ def test_what_is_measured_is_real(folder, monkeypatch, model_id, size):
             assert one == Measured(one.way, refused=str(refusal.value))
             continue
         with InferenceSession(model_id, **options) as session:
-            quality = session.status()["precision_db"]
-        assert one.precision_db == (None if one.way == REFERENCE else pytest.approx(float(quality)))
+            told = session.status()
+        assert (one.num_runs, one.run_batch, one.tile_size_px) == (
+            told["num_runs"],
+            told["run_batch"],
+            told["tile_size_px"],
+        )
+        assert one.precision_db == (None if one.way == REFERENCE else pytest.approx(float(told["precision_db"])))
         assert one.memory_bytes >= 0  # a process that has used much memory before need not grow
         seconds, pixels = zip(*calls[one.way], strict=True)
         assert len(seconds) >= 2
@@ -230,7 +236,7 @@ def record(tmp_path_factory):
         (lambda text: "[]", "damaged"),
         (lambda text: text.replace('"pixels_per_s": ', '"pixels_per_s": -'), "damaged"),
         (lambda text: text.replace('"openvino"', '"openmind"'), "damaged"),
-        (lambda text: text.replace('"format": 1', '"format": 0'), "other versions"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "other versions"),
         (lambda text: text.replace('"numpy=', '"numpy=0.'), "other versions"),
     ],
 )
@@ -275,7 +281,8 @@ def test_the_command(folder, command):
     done = command("tune", "websr-x2-s", "--size", "64x48", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     head, *rows, end = done.stdout.splitlines()
-    assert head.split() == ["backend", "precision", "frames/s", "dB", "MB"]
+    assert head.split() == ["backend", "precision", "frames/s", "dB", "MB", "runs", "batch", "tile"]
+    assert rows[0].split()[4:7] == [f"{count_cores()}", "1", "256"]  # the reference has no dB
     assert [row.split()[:2] for row in rows] == [str(way).split() for way in candidates(AUTO, is_gpu=False)]
     assert sum(row.rstrip().endswith("chosen") for row in rows) == 1
     assert end.startswith("websr-x2-s, 64x48 in parts of 64x48, on ")

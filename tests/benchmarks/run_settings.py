@@ -1,6 +1,7 @@
 """What tile sizes, batches and threads give beside those that a session chooses by itself: one session for each setting
 of one model, runtime and number format; the sessions take turns on the same frames. Each setting's results are compared
-bit for bit with those of the session's own choice.
+bit for bit with those of the session's own choice. In frames of 176x144 all tiles are the whole frame: what they differ
+by is the noise.
 
 Processor time of all threads counts: a job keeps every core busy, so its speed follows from the work for one frame.
 Wall-clock time is kept too; it depends more on what else runs on the machine.
@@ -29,6 +30,8 @@ LARGE_FRAMES = 2
 """The same of more than ``LARGE_PX`` pixels, which are not measured in batches of more."""
 LARGE_PX = 500_000
 TURNS = 5
+TURN_S = 0.5
+"""A turn repeats the call for at least this long."""
 MIN_TURNS = 3
 WITHIN_S = 150.0
 """After so many seconds only the fewest turns are made."""
@@ -97,11 +100,16 @@ def measure(model_id: str, size: tuple[int, int], way: str) -> dict[str, dict[st
         for turn in range(TURNS):
             if turn >= MIN_TURNS and time.perf_counter() - start > WITHIN_S:
                 break
-            for name, one in sessions.items():
+            names = list(sessions)
+            for name in names[turn:] + names[:turn]:
+                one = sessions[name]
                 began, worked = time.perf_counter(), time.process_time()
-                one.infer(frames)
-                found[name]["cpu_ms"].append(round(1e3 * (time.process_time() - worked) / count, 2))
-                found[name]["wall_ms"].append(round(1e3 * (time.perf_counter() - began) / count, 2))
+                done = 0
+                while time.perf_counter() - began < TURN_S:
+                    one.infer(frames)
+                    done += count
+                found[name]["cpu_ms"].append(round(1e3 * (time.process_time() - worked) / done, 2))
+                found[name]["wall_ms"].append(round(1e3 * (time.perf_counter() - began) / done, 2))
     for one in found.values():
         for kind in ("cpu", "wall"):  # of the same turn: what else runs on the machine changes from turn to turn
             pairs = zip(found["own choice"][f"{kind}_ms"], one[f"{kind}_ms"], strict=True)
@@ -111,18 +119,19 @@ def measure(model_id: str, size: tuple[int, int], way: str) -> dict[str, dict[st
 
 def main(model_id: str, size: str, *ways: str) -> None:
     width, height = map(int, size.split("x"))
-    path = RESULTS / "run_settings.json"
-    kept = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases: dict[str, dict[str, object]] = {}
     rows = []
     for way in ways:
         case = f"{model_id} {size} {way.replace('-', ' ')}"
         found = measure(model_id, (height, width), way)
-        kept[case] = {"load_average": os.getloadavg(), "settings": found}
+        cases[case] = {"load_average": os.getloadavg(), "settings": found}
         for name, one in found.items():
             bits = "" if one["same_bits"] else "  OTHER BITS"
             speeds = f"{one['cpu_speed']:.3f} x by processor time ({one['wall_speed']:.3f} x by the clock)"
             rows.append((f"{case}: {name}", f"{median(one['cpu_ms']):9.2f} ms  {speeds}  {one['mb']:.0f} MB{bits}"))
-    keep("run_settings", {"cases": kept}, rows)
+    path = RESULTS / "run_settings.json"
+    kept = json.loads(path.read_text())["cases"] if path.exists() else {}
+    keep("run_settings", {"cases": kept | cases}, rows)
 
 
 if __name__ == "__main__":

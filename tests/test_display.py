@@ -82,6 +82,7 @@ def test_a_session_compares_a_frame_and_shows_itself(frames):
         assert np.array_equal(figure.axes[1].images[0].get_array(), session.infer(frames[0]))
         assert repr(session) == "InferenceSession(websr-x2-s, onnx, fp32, cpu)"
         assert "<td>model_id</td><td>websr-x2-s</td>" in session._repr_html_()
+        assert re.search(r"<td>memory_bytes</td><td>[\d.]+ MB</td>", session._repr_html_())
         with pytest.raises(errors.InvalidInputError, match="one frame"):
             session.compare(frames)
     assert repr(figure).startswith("<Figure size ")

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from genai_ray.display import draw_pictures, to_html
+from genai_ray.display import draw_pictures, format_bytes, to_html
 from genai_ray.errors import InvalidInputError
 from genai_ray.types import Frames, Params
 
@@ -45,4 +45,13 @@ class Shown:
 
     def _repr_html_(self: _Session) -> str:
         status = self.status()
-        return to_html(repr(self), [(name, value) for name, value in status.items() if value not in (None, [], "")])
+        return to_html(
+            repr(self), [(name, _say(name, value)) for name, value in status.items() if value not in (None, [], "")]
+        )
+
+
+def _say(name: str, value: Any) -> Any:
+    """Return a value of ``status()`` as people read it."""
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    return f"{value:.4g}" if isinstance(value, float) else value

@@ -15,6 +15,7 @@ from tests.enhance.test_sound import heard, make
 from tests.processes import killing
 from tests.rays import ray_of, without_ray
 from tests.session.test_pictures import SUNSET, save_style
+from tests.session.test_vectors import save_style as save_vector
 from tests.video.clips import write
 from tests.video.test_deinterlace import TOP, write_telecined
 
@@ -43,6 +44,7 @@ FILM_FRAMES = 44
 """Of 54 of video: decimate drops one of five."""
 FILM = EnhanceOptions(encoding=Encoding(preset="slow"), segment_frames=6, deinterlace="ivtc", height=480)
 STYLE = EnhanceOptions(encoding=Encoding(preset="slow"), segment_frames=6, params={"style": SUNSET}, check="strict")
+VECTOR = EnhanceOptions(encoding=FAST, segment_frames=6, params={"style": (0.5, 0, 0.25, 1, 0)}, check="strict")
 SLOW_PTS = [0, 1, 2, 5, 6, 7, 8, 9, 12, *range(13, 36)]
 JOBS = {
     name: ("plain.mkv", "websr-x2-s", EnhanceOptions(encoding=encoding, segment_frames=6, check="strict"), 60)
@@ -54,6 +56,7 @@ JOBS = {
     "slow.mp4": ("a slow clip.mp4", "rife", SLOW, 36),
     "film.mp4": ("film.mkv", "websr-x2-s", FILM, FILM_FRAMES),
     "style.mp4": ("plain.mkv", "style.onnx", STYLE, 60),
+    "vector.mp4": ("plain.mkv", "vector.onnx", VECTOR, 60),
 }
 """By the name of its result: source, model, options, and how many frames it makes."""
 TRIES = 5
@@ -70,6 +73,7 @@ def sources(tmp_path_factory):
     make(folder / "sound.mkv", "aac", "flac")
     write_telecined(folder / "film.mkv")
     save_style(folder / "style.onnx")
+    save_vector(folder / "vector.onnx", [1, 5])
     write(folder / "a slow clip.mp4", pts=SLOW_PTS, options={"g": "6", "bf": "2"})
     return folder
 

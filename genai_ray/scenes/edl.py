@@ -1,8 +1,4 @@
-"""Scenes as an edit decision list in the format CMX 3600, with timecodes of SMPTE ST 12-1.
-
-A timecode counts frames in whole frames per second. At 30000/1001 and 60000/1001 that runs 3.6 s an hour behind the
-clock; drop-frame timecode leaves out two numbers (four at 60000/1001) at the start of each minute but every tenth.
-"""
+"""Scenes as an edit decision list in the format CMX 3600."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from genai_ray.errors import ConfigError
 from genai_ray.scenes.scenes import SceneList
-from genai_ray.video import VideoPlan, read_timecode
+from genai_ray.video import DROP_RATES, Timecode, VideoPlan, is_non_drop, read_timecode
 
 __all__ = ["MAX_EVENTS", "Counting", "build_edl"]
 
@@ -25,9 +21,6 @@ MAX_EVENTS = 999
 
 MAX_RATE = 99
 """A timecode has two digits for frames."""
-
-_DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))
-_TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d)")
 
 
 def build_edl(scenes: SceneList, *, counting: Counting = "auto") -> str:
@@ -49,16 +42,16 @@ def build_edl(scenes: SceneList, *, counting: Counting = "auto") -> str:
     """
     path = scenes.path
     rate = _find_rate(scenes.plan)
-    tag = _TIMECODE.fullmatch(read_timecode(path, any_format=scenes.plan.any_format) or "")
-    is_drop = rate in _DROP_RATES and (tag is None or tag[4] != ":")
+    tag = read_timecode(path, any_format=scenes.plan.any_format) or ""
+    is_drop = rate in DROP_RATES and not is_non_drop(tag)
     if counting != "auto":
         is_drop = counting == "drop"
-    if is_drop and rate not in _DROP_RATES:
+    if is_drop and rate not in DROP_RATES:
         raise ConfigError(
             f"{path}: drop-frame timecode at {rate} frames per second", "30000/1001 or 60000/1001 frames per second"
         )
-    clock = _Timecode(round(rate), is_drop)
-    begin = clock.count(tuple(int(tag[group]) for group in (1, 2, 3, 5))) if tag is not None else 0
+    clock = Timecode(round(rate), is_drop)
+    begin = clock.count(tag) or 0
     name = re.sub(r"[\x00-\x1f\x7f]", "?", os.path.basename(path))
     lines = [f"TITLE: {os.path.splitext(name)[0]}", f"FCM: {'DROP' if is_drop else 'NON-DROP'} FRAME", ""]
     for scene in scenes:
@@ -67,31 +60,6 @@ def build_edl(scenes: SceneList, *, counting: Counting = "auto") -> str:
         lines.append(f"{scene.index + 1:03d}  AX       V     C        {' '.join((*source, *record))}")
         lines.append(f"* FROM CLIP NAME: {name}")
     return "\n".join(lines) + "\n"
-
-
-class _Timecode:
-    """Converts between frames and timecodes, which begin again after 24 hours."""
-
-    def __init__(self, rate: int, is_drop: bool) -> None:
-        self._rate = rate
-        self._dropped = rate // 15 if is_drop else 0
-        self._mark = ";" if is_drop else ":"
-
-    def write(self, frame: int) -> str:
-        """Return the timecode of a frame."""
-        minute = 60 * self._rate - self._dropped
-        tens, rest = divmod(frame, 10 * minute + self._dropped)
-        minutes = max(rest - self._dropped, 0) // minute
-        number = frame + self._dropped * (9 * tens + minutes)
-        seconds, frames = divmod(number, self._rate)
-        hours, minutes, seconds = seconds // 3600 % 24, seconds // 60 % 60, seconds % 60
-        return f"{hours:02d}:{minutes:02d}:{seconds:02d}{self._mark}{frames:02d}"
-
-    def count(self, parts: tuple[int, ...]) -> int:
-        """Return the frame of a timecode: hours, minutes, seconds and frames."""
-        hours, minutes, seconds, frames = parts
-        minutes += 60 * hours
-        return (60 * minutes + seconds) * self._rate + frames - self._dropped * (minutes - minutes // 10)
 
 
 def _find_rate(plan: VideoPlan) -> Fraction:

@@ -5,9 +5,10 @@ plan; a worker decodes its range from the original file and checks the frames ag
 
 What all rooms know: ``container`` opens files and maps PyAV's errors; ``info`` describes a stream and builds its
 decoder, with ``units`` (units of H.264 and HEVC); ``colour`` converts frames to RGB and back; ``codecs`` lists
-encoders; ``track_options`` says what is asked of the tracks. The rooms, in the order of data: ``reading`` (a video to
-frames), ``pictures`` (files of pictures), ``encoding`` (frames to the file of a segment), ``joining`` (segments to the
-result), ``pipes`` (what cannot be planned). Each has a map. ``source`` plans and decodes whatever a job reads.
+encoders; ``track_options`` says what is asked of the tracks; ``timecode`` counts frames as editors do. The rooms, in
+the order of data: ``reading`` (a video to frames), ``pictures`` (files of pictures), ``encoding`` (frames to the file
+of a segment), ``joining`` (segments to the result), ``pipes`` (what cannot be planned). Each has a map. ``source``
+plans and decodes whatever a job reads.
 """
 
 from genai_ray.video.codecs import (
@@ -80,11 +81,13 @@ from genai_ray.video.source import (
     is_sequence,
     plan_source,
 )
+from genai_ray.video.timecode import DROP_RATES, Timecode, is_non_drop
 from genai_ray.video.track_options import TrackOptions, parse_track_options
 
 __all__ = [
     "ANIMATION_SUFFIXES",
     "CYCLE",
+    "DROP_RATES",
     "IMAGE_SOURCE_SUFFIXES",
     "IMAGE_SUFFIXES",
     "KEPT",
@@ -105,6 +108,7 @@ __all__ = [
     "Segment",
     "SegmentWriter",
     "StoredFrame",
+    "Timecode",
     "TrackOptions",
     "VideoFrame",
     "VideoFrames",
@@ -141,6 +145,7 @@ __all__ = [
     "find_side_step",
     "folder_of_pictures",
     "holds_alpha",
+    "is_non_drop",
     "is_picture",
     "is_picture_text",
     "is_sequence",

@@ -36,6 +36,7 @@ __all__ = [
     "is_alpha_beside",
     "logging_at",
     "main_stream",
+    "rate_of",
 ]
 
 RGB = 0
@@ -256,6 +257,21 @@ def describe_video(path: str, *, any_format: bool = False) -> tuple[VideoInfo, i
         return describe_stream(container, stream, frame), frame.pts
 
 
+def rate_of(stream: VideoStream) -> Fraction:
+    """Return the average frame rate of a stream.
+
+    Args:
+        stream: The stream.
+
+    Returns:
+        Frames per second; 25 if FFmpeg does not know it.
+    """
+    rate, guessed = stream.average_rate, stream.guessed_rate
+    if not rate or (guessed and rate > 2 * guessed):  # FFmpeg's demuxer of raw DV gives the unit of times
+        rate = guessed
+    return Fraction(rate or 25)
+
+
 def describe_stream(container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> VideoInfo:
     """Read the facts of a stream from its header and its first frame.
 
@@ -272,14 +288,11 @@ def describe_stream(container: InputContainer, stream: VideoStream, frame: av.Vi
     flags_fields = codec.codec.canonical_name in _FLAGGING or field_order is None
     side_data = _side_data_of(frame)
     rotation, is_mirrored = _read_orientation(frame, side_data)
-    rate, guessed = stream.average_rate, stream.guessed_rate
-    if not rate or (guessed and rate > 2 * guessed):  # FFmpeg's demuxer of raw DV gives the unit of times
-        rate = guessed
     return VideoInfo(
         width=frame.width,
         height=frame.height,
         time_base=Fraction(stream.time_base or Fraction(1, 1000)),
-        average_rate=Fraction(rate or 25),
+        average_rate=rate_of(stream),
         codec=codec.name,
         pix_fmt=frame.format.name,
         bit_depth=frame.format.components[0].bits,

@@ -588,3 +588,26 @@ def test_a_killed_piece_goes_on_where_it_stopped(tmp_path):
     assert (report["frames"], report["segments_reused"]) == (79, kept)
     assert kept >= 1
     assert output.read_bytes() == (tmp_path / "undisturbed.mkv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("rate", "first", "moved"),
+    [(Fraction(25), "01:00:59:20", "01:01:00:20"), (Fraction(30000, 1001), "00:59:59;20", "01:00:00;20")],
+)
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+def test_a_piece_begins_at_its_own_timecode(rate, first, moved, suffix, tmp_path):
+    source = tmp_path / "a.mxf"
+    with av.open(str(source), "w", options={"timecode": first} if ";" in first else {}) as sink:
+        sink.metadata["timecode"] = first
+        stream = sink.add_stream("mpeg2video", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv422p"
+        for index in range(45):
+            picture = av.VideoFrame.from_ndarray(np.full((64, 96), 60 + index, np.uint8), format="gray")
+            picture.pts, picture.time_base = index, 1 / rate
+            sink.mux(stream.encode(picture.reformat(format="yuv422p")))
+        sink.mux(stream.encode(None))
+    output = tmp_path / f"b{suffix}"
+    cut(source, output, Encoding(preset="ultrafast"), start=f"f{round(rate)}", end="f40")
+    with av.open(str(output)) as box:
+        kept = {**box.metadata, **{key: value for one in box.streams for key, value in one.metadata.items()}}
+    assert {key.lower(): value for key, value in kept.items()}["timecode"] == moved

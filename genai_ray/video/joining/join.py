@@ -20,13 +20,14 @@ from av.video.stream import VideoStream
 from genai_ray.errors import VideoError
 from genai_ray.files import sync_file
 from genai_ray.video.container import av_errors, open_video, read_sound_starts
-from genai_ray.video.info import is_alpha_beside, main_stream
+from genai_ray.video.info import is_alpha_beside, main_stream, rate_of
 from genai_ray.video.joining.excerpt import Excerpt, cut_chapters
 from genai_ray.video.joining.metadata import TECHNICAL_KEYS, describe_lost_metadata, read_metadata
 from genai_ray.video.joining.order import Order, rescale
 from genai_ray.video.joining.tracks import Tracks, add_tracks
 from genai_ray.video.reading.digest import name_record
 from genai_ray.video.reading.plan import VideoPlan
+from genai_ray.video.timecode import move_timecode
 
 __all__ = ["count_frames", "join_segments"]
 
@@ -268,6 +269,8 @@ def _add_video(
     if template.codec_context.codec.canonical_name == "prores" and sink.format.name == "mov":
         stream.codec_context.codec_tag = template.codec_context.codec_tag  # of the profile: ap4h has alpha, apch none
     kept = {key: value for key, value in source.metadata.items() if key not in TECHNICAL_KEYS}
+    if plan.span is not None and "timecode" in kept:
+        kept["timecode"] = _move_timecode(kept["timecode"], source, plan.span.begin)
     if sink.format.name in ("mp4", "mov") and "timecode" in kept:
         if plan.info.average_rate > _MAX_TIMECODE_RATE:
             del kept["timecode"]
@@ -282,6 +285,14 @@ def _add_video(
     )
     stream.disposition = original.disposition
     return stream
+
+
+def _move_timecode(text: str, source: InputContainer, begin: Fraction) -> str:
+    """Return the timecode of a piece's first frame, from that of the file's."""
+    original = main_stream(source)
+    rate = rate_of(original)
+    first = Fraction(original.start_time or 0) * Fraction(original.time_base or 1)
+    return move_timecode(text, round((begin - first) * rate), rate) or text
 
 
 def _video_packets(parts: Sequence[_Part], plan: VideoPlan, stream: Stream) -> Iterator[tuple[float, Any]]:

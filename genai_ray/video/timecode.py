@@ -31,7 +31,14 @@ class Timecode:
         self._mark = ";" if is_drop else ":"
 
     def write(self, frame: int) -> str:
-        """Return the timecode of a frame."""
+        """Write the timecode of a frame.
+
+        Args:
+            frame: Its number, from 0 at midnight.
+
+        Returns:
+            Such as ``01:00:00:00``, or ``01:00:00;00`` for drop-frame.
+        """
         minute = 60 * self._rate - self._dropped
         tens, rest = divmod(frame, 10 * minute + self._dropped)
         minutes = max(rest - self._dropped, 0) // minute
@@ -41,7 +48,14 @@ class Timecode:
         return f"{hours:02d}:{minutes:02d}:{seconds:02d}{self._mark}{frames:02d}"
 
     def count(self, text: str) -> int | None:
-        """Return the frame of a timecode; None if it is none."""
+        """Read a timecode.
+
+        Args:
+            text: Such as ``01:00:00:00``; a semicolon or a dot before the frames is taken too.
+
+        Returns:
+            The number of its frame, from 0 at midnight; None if it is no timecode.
+        """
         found = _TIMECODE.fullmatch(text)
         if found is None:
             return None

@@ -125,7 +125,6 @@ def test_words_and_numbers_are_taken_as_what_they_mean():
         (lambda: Encoding(bit_depth=7), "bit_depth=7; allowed: from 8 to 16"),
         (lambda: Encoding(crf=20, max_size="5MB"), "crf and max_size; allowed: one of them"),
         (lambda: Encoding(options={"x264-params": 5}), "options={'x264-params': 5}; allowed: text by name"),
-        (lambda: SessionLimits(max_bytes=0), "max_bytes=0; allowed: 1 or more"),
         (lambda: SessionLimits(max_batch=0), "max_batch=0; allowed: 1 or more"),
         (lambda: SessionLimits(max_frame=(0, 64)), "max_frame=(0, 64); allowed: (height, width), whole numbers"),
         (lambda: SessionLimits(max_frame=(64,)), "max_frame=(64,); allowed: (height, width), whole numbers"),

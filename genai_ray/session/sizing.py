@@ -95,7 +95,8 @@ class SessionLimits:
     def __post_init__(self) -> None:
         take_fields(self)
         most = math.inf
-        check_ranges(self, max_bytes=(1, most), device_bytes=(1, most), max_batch=(1, most), tile_size_px=(0, most))
+        # What a cache has left for a session may be less than nothing: loading it says how much it needs.
+        check_ranges(self, max_batch=(1, most), tile_size_px=(0, most))
         sides = () if self.max_frame is None else self.max_frame
         if len(sides) not in (0, 2) or not all(isinstance(side, Integral) and side > 0 for side in sides):
             raise ConfigError(f"max_frame={self.max_frame!r}", "(height, width), whole numbers of pixels, or None")

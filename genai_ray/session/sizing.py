@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -97,8 +97,9 @@ class SessionLimits:
         most = math.inf
         # What a cache has left for a session may be less than nothing: loading it says how much it needs.
         check_ranges(self, max_batch=(1, most), tile_size_px=(0, most))
-        sides = () if self.max_frame is None else self.max_frame
-        if len(sides) not in (0, 2) or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        sides: Any = self.max_frame
+        is_size = isinstance(sides, Sequence) and len(sides) == 2
+        if sides is not None and not (is_size and all(isinstance(side, Integral) and int(side) > 0 for side in sides)):
             raise ConfigError(f"max_frame={self.max_frame!r}", "(height, width), whole numbers of pixels, or None")
 
 

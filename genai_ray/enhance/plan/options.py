@@ -21,7 +21,7 @@ from genai_ray.errors import ConfigError, InvalidInputError
 from genai_ray.fields import check_ranges, refuse_unknown
 from genai_ray.inspection import find_model
 from genai_ray.session import check_tile_size
-from genai_ray.tune import MAX_QUALITY_DB, MIN_QUALITY_DB
+from genai_ray.tune import check_quality
 from genai_ray.types import (
     CheckLevel,
     Deinterlace,
@@ -222,7 +222,6 @@ class EnhanceOptions:
             raise ConfigError(f"{self.fps} frames per second", f"above 0, up to {MAX_FPS}")
         check_ranges(
             self,
-            min_quality_db=(MIN_QUALITY_DB, MAX_QUALITY_DB),
             tile_size_px=(0, math.inf),
             factor=(2, MAX_FACTOR),
             slow_motion=(2, MAX_FACTOR),
@@ -231,6 +230,8 @@ class EnhanceOptions:
             segment_frames=(1, math.inf),
             replicas=(1, math.inf),
         )
+        if self.min_quality_db is not None:
+            check_quality(self.min_quality_db)
         check_device(self.device)
         _check_backend(self)
         check_fields(self.deinterlace, self.field_order)
